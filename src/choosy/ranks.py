@@ -1,0 +1,133 @@
+"""The ranks of a run behind four verbs. The only file that imports torch.distributed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+class Ranks(Protocol):
+    """What a round needs to know of the processes that play it together."""
+
+    rank: int
+    size: int
+
+    def gather(self, mine: Sequence[T]) -> list[T]:
+        """Everybody's items, on every rank, in order of rank."""
+        ...
+
+    def once(self, act: Callable[[], T]) -> T:
+        """Act on rank 0 alone and give every rank the result; its error is raised on every rank."""
+        ...
+
+
+def shard(items: Sequence[T], ranks: Ranks) -> list[T]:
+    """This rank's share of the items: every size-th one, so that shares differ by at most one.
+
+    Example:
+        >>> shard("abcde", OneRank())
+        ['a', 'b', 'c', 'd', 'e']
+    """
+    return list(items[ranks.rank :: ranks.size])
+
+
+class OneRank:
+    """A run on one process."""
+
+    rank = 0
+    size = 1
+
+    def gather(self, mine: Sequence[T]) -> list[T]:
+        return list(mine)
+
+    def once(self, act: Callable[[], T]) -> T:
+        return act()
+
+
+class TorchRanks:
+    """A run on the processes of torch.distributed's default group."""
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+
+    def gather(self, mine: Sequence[T]) -> list[T]:
+        shares: list[Any] = [None] * self.size
+        dist.all_gather_object(shares, list(mine))
+        return [item for share in shares for item in share]
+
+    def once(self, act: Callable[[], T]) -> T:
+        box: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                box[0] = act()
+            except Exception as error:  # it must reach the ranks that wait, whatever it is
+                box[1] = error
+        dist.broadcast_object_list(box, src=0)
+        if box[1] is not None:
+            raise box[1]
+        result: T = box[0]
+        return result
+
+
+class FakeRanks:
+    """One of `size` ranks that are threads of this process: collectives without torch.distributed, for tests.
+
+    Example:
+        >>> FakeRanks.play(3, lambda ranks: ranks.gather([ranks.rank]))
+        [[0, 1, 2], [0, 1, 2], [0, 1, 2]]
+    """
+
+    def __init__(self, rank: int, size: int, board: list[Any], barrier: threading.Barrier) -> None:
+        self.rank = rank
+        self.size = size
+        self._board = board
+        self._barrier = barrier
+
+    @staticmethod
+    def play(size: int, program: Callable[[FakeRanks], T]) -> list[T]:
+        """Run the program on every rank and return the results in order of rank."""
+        board: list[Any] = [None] * size
+        barrier = threading.Barrier(size)
+        results: list[Any] = [None] * size
+        errors: list[BaseException] = []
+
+        def run(rank: int) -> None:
+            try:
+                results[rank] = program(FakeRanks(rank, size, board, barrier))
+            except BaseException as error:
+                errors.append(error)
+                barrier.abort()
+
+        threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0])
+        return results
+
+    def _exchange(self, mine: Any) -> list[Any]:
+        self._board[self.rank] = mine
+        self._barrier.wait()
+        everybody = list(self._board)
+        self._barrier.wait()
+        return everybody
+
+    def gather(self, mine: Sequence[T]) -> list[T]:
+        return [item for share in self._exchange(list(mine)) for item in share]
+
+    def once(self, act: Callable[[], T]) -> T:
+        result: T = self._exchange(act() if self.rank == 0 else None)[0]
+        return result
+
+
+def current_ranks() -> Ranks:
+    """The ranks of the process group this process is in, or the one rank it is alone."""
+    return TorchRanks() if dist.is_available() and dist.is_initialized() else OneRank()

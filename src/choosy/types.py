@@ -1,0 +1,124 @@
+"""The words of Choosy as plain frozen data: Message, Prompt, Response, Pair, Candidates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Literal
+
+Verdict = Literal["first", "second", "tie", "invalid"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the policy is asked.
+
+    Attributes:
+        id: Stable name of the prompt: from the data, else `content_id` of what is asked.
+        text: What a person or a labeler reads. Of a conversation, the turns as text.
+        messages: The conversation, if the prompt is one; empty for a plain prompt that is continued as it stands.
+    """
+
+    id: str
+    text: str
+    messages: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One answer to a prompt.
+
+    Attributes:
+        text: The answer as text, special tokens removed.
+        ids: Its token ids; the end-of-sequence token is the last of them exactly when `finished`.
+        finished: Whether the policy ended it (False: cut at the length limit).
+        logp: Summed log-probability under the policy that sampled it; nan if not known.
+        logp_ref: The same under the reference; nan if not known.
+        reward: The labeler's score, once bought; larger is better.
+        gold: The score that came with the data; only the `dataset` labeler may read it.
+    """
+
+    text: str
+    ids: tuple[int, ...] = ()
+    finished: bool = True
+    logp: float = math.nan
+    logp_ref: float = math.nan
+    reward: float | None = None
+    gold: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two responses of one prompt with a bought preference between them, by position in `Candidates.responses`.
+
+    Attributes:
+        chosen: Position of the preferred response.
+        rejected: Position of the other one.
+        weight: Factor on this pair's loss.
+        utility: How much the selector expected this label to teach (larger = bought first); nan without a selector.
+        source: Who said so: the labeler's name.
+        round: The round in which the pair was made.
+    """
+
+    chosen: int
+    rejected: int
+    weight: float = 1.0
+    utility: float = math.nan
+    source: str = ""
+    round: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """One prompt with its N responses, and the pairs that were made of them.
+
+    Attributes:
+        prompt: The prompt.
+        responses: Its responses.
+        prompt_ids: The prompt's token ids, chat template applied.
+        round: The round in which the responses were sampled (0 for given data).
+        utility: How much the prompt selector expected fresh responses to teach; nan without a selector.
+        pairs: The labeled pairs.
+        weight: The weight that came with the data's row, if any.
+    """
+
+    prompt: Prompt
+    responses: tuple[Response, ...]
+    prompt_ids: tuple[int, ...] = ()
+    round: int = 0
+    utility: float = math.nan
+    pairs: tuple[Pair, ...] = ()
+    weight: float | None = None
+
+
+def content_id(*parts: str) -> str:
+    """A short stable name for contents: the same parts give the same id on every machine.
+
+    Example:
+        >>> content_id("user", "hello") == content_id("user", "hello") != content_id("userhello")
+        True
+    """
+    digest = blake2b(digest_size=8)
+    for part in parts:
+        raw = part.encode()
+        digest.update(len(raw).to_bytes(8, "big") + raw)
+    return digest.hexdigest()
+
+
+def seed_of(*parts: str | int) -> int:
+    """A 63-bit seed that is a function of its parts alone, so that it depends on no rank, order or history.
+
+    Example:
+        >>> seed_of(0, "round", 3) == seed_of(0, "round", 3)
+        True
+    """
+    return int(content_id(*map(str, parts)), 16) >> 1
