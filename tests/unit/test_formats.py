@@ -1,0 +1,573 @@
+"""Rows of every known format, typed in full with what must become of them, and every error by its words."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from choosy.formats import Untrainable, read_candidates, read_prompts, read_rows, to_candidates, to_prompt
+from choosy.types import Message, content_id
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the sample data is not at {DATA}")
+
+ASK, YES, NO = Message("user", "Is it?"), Message("assistant", "Yes."), Message("assistant", "No.")
+ask, yes, no = ({"role": turn.role, "content": turn.content} for turn in (ASK, YES, NO))
+WHERE = "d.jsonl, line 3"
+
+
+def written(folder: Path, *rows: Any, name: str = "d.jsonl") -> str:
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(folder / name)
+
+
+def split(row: dict[str, Any], **options: Any) -> tuple[tuple[Message, ...], list[tuple[str, float | None]]]:
+    candidates = to_candidates(row, WHERE, **options)
+    return candidates.prompt.messages, [(each.text, each.gold) for each in candidates.responses]
+
+
+# ---- rows -> prompts
+
+
+def test_a_plain_prompt_is_a_chat_unless_it_is_to_be_continued() -> None:
+    chat, plain = (
+        to_prompt({"prompt": "Is it?"}, WHERE),
+        to_prompt({"prompt": "Is it?"}, WHERE, as_chat=False),
+    )
+    assert (chat.text, chat.messages, chat.id) == ("Is it?", (ASK,), content_id("user", "Is it?"))
+    assert (plain.text, plain.messages, plain.id) == ("Is it?", (), content_id("Is it?"))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [ask]},
+        {"messages": [ask]},
+        {"prompt": None, "messages": [ask]},
+        {"conversations": [{"from": "human", "value": "Is it?"}]},
+    ],
+)
+@pytest.mark.parametrize("as_chat", [True, False])
+def test_conversations_stay_conversations(row: dict[str, Any], as_chat: bool) -> None:
+    prompt = to_prompt(row, WHERE, as_chat=as_chat)
+    assert (prompt.text, prompt.messages, prompt.id) == ("Is it?", (ASK,), content_id("user", "Is it?"))
+
+
+def test_a_longer_conversation_reads_as_its_turns() -> None:
+    turns = [("system", "Be short."), ("human", "Hi"), ("gpt", "Hello."), ("human", "Is it?")]
+    prompt = to_prompt({"conversations": [{"from": who, "value": what} for who, what in turns]}, WHERE)
+    assert prompt.messages == (
+        Message("system", "Be short."),
+        Message("user", "Hi"),
+        Message("assistant", "Hello."),
+        ASK,
+    )
+    assert prompt.text == "system: Be short.\nuser: Hi\nassistant: Hello.\nuser: Is it?"
+
+
+def test_a_lone_system_turn_shows_its_role() -> None:
+    assert to_prompt({"prompt": [{"role": "system", "content": "Go."}]}, WHERE).text == "system: Go."
+
+
+@pytest.mark.parametrize(("given", "used"), [("seven", "seven"), (7, "7")])
+def test_the_id_column_names_the_prompt(given: object, used: str) -> None:
+    assert to_prompt({"id": given, "prompt": "Is it?"}, WHERE).id == used
+    assert (
+        to_candidates({"id": given, "prompt": "Is it?", "chosen": "a", "rejected": "b"}, WHERE).prompt.id
+        == used
+    )
+
+
+def test_the_prompt_of_a_preference_row_needs_no_prompt_column() -> None:
+    assert to_prompt({"chosen": [ask, yes], "rejected": [ask, no]}, WHERE).messages == (ASK,)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (
+            {"question": "Is it?", "n": 1},
+            "line 3: no prompt; wanted a column prompt or messages or conversations, found question, n",
+        ),
+        ({}, "found no columns"),
+        ({"prompt": 3}, "line 3: prompt must be a string or a list of messages, found int"),
+        ({"messages": []}, "line 3: messages must be .* found an empty list"),
+        ({"messages": ["hi"]}, "line 3: a message in messages must have role and content"),
+        (
+            {"messages": [{"role": "user", "content": None}]},
+            "line 3: a message in messages must have role and content",
+        ),
+        ({"prompt": " \n"}, "line 3: the prompt is empty"),
+        ({"messages": [{"role": "user", "content": ""}]}, "line 3: the prompt is empty"),
+        ({"messages": [ask, yes]}, "line 3: the prompt ends with an assistant turn; end it with a user turn"),
+        ({"id": "", "prompt": "a"}, "line 3: id must be a non-empty string or an integer, found ''"),
+        ({"id": True, "prompt": "a"}, "line 3: id must be .* found True"),
+        ({"id": 1.5, "prompt": "a"}, "line 3: id must be .* found 1.5"),
+    ],
+)
+def test_a_bad_prompt_row_is_named(row: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        to_prompt(row, WHERE)
+
+
+# ---- rows -> candidates
+
+
+HH = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Is it?\n\nAssistant:"
+FORMATS: dict[str, dict[str, Any]] = {
+    "explicit strings": {"prompt": "Is it?", "chosen": "Yes.", "rejected": "No."},
+    "explicit messages": {"prompt": [ask], "chosen": [yes], "rejected": [no]},
+    "a string and messages": {"prompt": "Is it?", "chosen": [yes], "rejected": [no]},
+    "sharegpt": {
+        "conversations": [{"from": "human", "value": "Is it?"}],
+        "chosen": {"from": "gpt", "value": "Yes."},
+        "rejected": {"from": "gpt", "value": "No."},
+    },
+    "implicit messages": {"chosen": [ask, yes], "rejected": [ask, no]},
+    "distilabel": {"prompt": "Is it?", "messages": [ask, yes], "chosen": [ask, yes], "rejected": [ask, no]},
+}
+
+
+@pytest.mark.parametrize("row", FORMATS.values(), ids=FORMATS)
+def test_pairs(row: dict[str, Any]) -> None:
+    assert split(row) == ((ASK,), [("Yes.", 1.0), ("No.", 0.0)])
+
+
+def test_a_candidates_id_covers_prompt_and_responses() -> None:
+    prompt = to_candidates(FORMATS["explicit strings"], WHERE).prompt
+    assert (prompt.id, prompt.text) == (content_id("user", "Is it?", "Yes.", "No."), "Is it?")
+
+
+def test_responses_have_no_token_ids_yet() -> None:
+    assert [each.ids for each in to_candidates(FORMATS["explicit strings"], WHERE).responses] == [(), ()]
+
+
+def test_a_plain_pair_can_stay_plain() -> None:
+    prompt = to_candidates(FORMATS["explicit strings"], WHERE, as_chat=False).prompt
+    assert (prompt.text, prompt.messages, prompt.id) == ("Is it?", (), content_id("Is it?", "Yes.", "No."))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "asked", "answers"),
+    [
+        ("The sky is blue.", "The sky is green.", "The sky is", [" blue.", " green."]),
+        (
+            "The sky is blue.",
+            "The sky is black.",
+            "The sky is",
+            [" blue.", " black."],
+        ),  # no word is cut in two
+        ("One\n\ntwo", "One\n\nsix", "One", ["\n\ntwo", "\n\nsix"]),
+    ],
+)
+def test_the_words_that_both_strings_share_are_the_prompt(
+    chosen: str, rejected: str, asked: str, answers: list[str]
+) -> None:
+    result = to_candidates({"chosen": chosen, "rejected": rejected}, WHERE, as_chat=False)
+    assert (result.prompt.text, [each.text for each in result.responses]) == (asked, answers)
+
+
+def test_hh_strings_become_turns() -> None:
+    row = {"chosen": HH + " Yes, it is. ", "rejected": HH + " Yes, but no."}
+    turns = (Message("user", "Hi"), Message("assistant", "Hello."), ASK)
+    assert split(row) == (turns, [("Yes, it is.", 1.0), ("Yes, but no.", 0.0)])
+    assert split(row, as_chat=False)[0] == turns
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ("chosen_rating", "rejected_rating"),
+        ("chosen_score", "rejected_score"),
+        ("score_chosen", "score_rejected"),
+    ],
+)
+def test_ratings_are_the_gold(columns: tuple[str, str]) -> None:
+    row = FORMATS["explicit strings"] | {columns[0]: 4, columns[1]: 2.5}
+    assert split(row)[1] == [("Yes.", 4.0), ("No.", 2.5)]
+
+
+def test_scored_responses() -> None:
+    responses = [
+        {"text": text, "score": score} for text, score in [("No.", -1), ("Yes.", 2.5), ("Maybe.", 0)]
+    ]
+    assert split({"prompt": "Is it?", "responses": responses}) == (
+        (ASK,),
+        [("No.", -1.0), ("Yes.", 2.5), ("Maybe.", 0.0)],
+    )
+
+
+def test_ultrafeedback() -> None:
+    completions = [{"response": "No.", "overall_score": 3.0}, {"response": "Yes.", "overall_score": 8.5}]
+    row = {"instruction": "Is it?", "completions": completions}
+    assert split(row) == ((ASK,), [("No.", 3.0), ("Yes.", 8.5)])
+    assert to_prompt(row, WHERE).messages == (ASK,)
+
+
+SHP = {
+    "history": "Is it?",
+    "human_ref_A": "No.",
+    "human_ref_B": "Yes.",
+    "labels": 0,
+    "score_A": 2,
+    "score_B": 9,
+}
+
+
+def test_shp_gold_is_the_votes() -> None:
+    assert split(SHP) == ((ASK,), [("No.", 2.0), ("Yes.", 9.0)])
+    assert split(SHP | {"labels": 1, "score_A": 10})[1] == [("No.", 10.0), ("Yes.", 9.0)]
+
+
+def test_nemo_ranks_count_down() -> None:
+    completions = [{"rank": 1, "completion": [no]}, {"rank": 0, "completion": [yes]}]
+    row = {"context": [ask], "completions": completions}
+    assert split(row) == ((ASK,), [("No.", -1.0), ("Yes.", 0.0)])
+    assert str(split(row)[1][1][1]) == "0.0"
+
+
+def test_a_weight_column_comes_along() -> None:
+    row = FORMATS["explicit strings"]
+    assert to_candidates(row | {"weight": 2}, WHERE).weight == 2.0
+    assert to_candidates(row | {"weight": None}, WHERE).weight is None
+
+
+def test_repeated_responses_count_once_and_empty_ones_not_at_all() -> None:
+    texts = [("No.", 1), (" No.\n", 1), ("Yes.", 2), ("  ", 0), ("", 5)]
+    row = {"prompt": "Is it?", "responses": [{"text": text, "score": score} for text, score in texts]}
+    assert split(row)[1] == [("No.", 1.0), ("Yes.", 2.0)]
+
+
+PAIR = {"prompt": "Is it?"}
+PARTED = "the conversations part before their last answer"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (PAIR | {"chosen": "Yes.", "rejected": " Yes."}, "fewer than two different responses"),
+        ({"chosen": [ask, yes], "rejected": [ask, yes]}, "fewer than two different responses"),
+        ({"chosen": "It is so.", "rejected": "It is so."}, "fewer than two different responses"),
+        ({"chosen": HH + " Yes.", "rejected": HH + " Yes."}, "fewer than two different responses"),
+        (PAIR | {"responses": []}, "fewer than two different responses"),
+        (PAIR | {"chosen": "Yes.", "rejected": "\n"}, "an empty response"),
+        ({"chosen": HH + " Yes.", "rejected": HH + " "}, "an empty response"),
+        ({"chosen": "It is so.", "rejected": "It is"}, "an empty response"),
+        ({"chosen": [ask, yes], "rejected": [ask, no, ask, yes]}, PARTED),
+        ({"chosen": HH + " Yes.", "rejected": HH + " No.\n\nHuman: Why?\n\nAssistant: So."}, PARTED),
+        ({"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Ho\n\nAssistant: b"}, PARTED),
+        (
+            {"chosen": HH + " So.\n\nAssistant: a", "rejected": HH + " So.\n\nAssistant: b"},
+            "no human turn before",
+        ),
+        (
+            PAIR
+            | {
+                "responses": [{"text": "a", "score": 1}, {"text": "b", "score": 1}, {"text": "a", "score": 2}]
+            },
+            "one response with two scores",
+        ),
+    ],
+)
+def test_rows_that_compare_nothing_say_why(row: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Untrainable, match=f"line 3: {reason}") as caught:
+        to_candidates(row, WHERE)
+    assert caught.value.reason.startswith(reason)
+
+
+EXPLICIT = FORMATS["explicit strings"]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (
+            {"prompt": "a", "chosen": "b"},
+            r"line 3: no known preference format; wanted chosen \+ rejected; .*; found prompt, chosen",
+        ),
+        ({"prompt": "a", "chosen": "b", "rejected": None}, "line 3: no known preference format"),
+        (
+            {"chosen": [yes], "rejected": [no]},
+            "line 3: no prompt; wanted a column prompt .* found chosen, rejected",
+        ),
+        (
+            {"chosen": [ask, yes], "rejected": [{"role": "user", "content": "What?"}, no]},
+            "line 3: chosen and rejected share no first turn",
+        ),
+        (
+            {"chosen": [ask, ask], "rejected": [ask, no]},
+            "line 3: a response must be an assistant turn, found one of user",
+        ),
+        (
+            {"chosen": [ask, yes], "rejected": "No."},
+            "line 3: rejected must be a string or a list of messages, found str",
+        ),
+        (
+            {"chosen": "Yes", "rejected": "No"},
+            "line 3: chosen and rejected share no first word; add a prompt column",
+        ),
+        (EXPLICIT | {"chosen": 3}, "line 3: chosen must be a string or a list of messages, found int"),
+        (EXPLICIT | {"prompt": " "}, "line 3: the prompt is empty"),
+        (EXPLICIT | {"prompt": [ask, yes]}, "line 3: the prompt ends with an assistant turn"),
+        (
+            EXPLICIT | {"chosen_rating": 1, "rejected_rating": 2},
+            "line 3: chosen_rating is below rejected_rating",
+        ),
+        (EXPLICIT | {"chosen_score": 1}, "line 3: rejected_score must be a finite number, found NoneType"),
+        (
+            EXPLICIT | {"score_chosen": float("inf"), "score_rejected": 0},
+            "line 3: score_chosen must be a finite number, found inf",
+        ),
+        (EXPLICIT | {"weight": 0}, "line 3: weight must be positive, found 0"),
+        (EXPLICIT | {"weight": "much"}, "line 3: weight must be a finite number, found str"),
+        (EXPLICIT | {"weight": True}, "line 3: weight must be a finite number, found bool"),
+        (EXPLICIT | {"weight": float("nan")}, "line 3: weight must be a finite number, found nan"),
+        (PAIR | {"responses": "none"}, "line 3: responses must be a list of objects with text and score"),
+        (PAIR | {"responses": ["a", "b"]}, "line 3: responses must be a list of objects with text and score"),
+        (
+            PAIR | {"responses": [{"text": "a", "score": 1}, {"text": "b"}]},
+            r"line 3, responses\[1\]: score must be a finite number",
+        ),
+        (
+            PAIR | {"responses": [{"text": "a", "score": float("nan")}]},
+            r"line 3, responses\[0\]: score must be .* found nan",
+        ),
+        (PAIR | {"responses": [{"score": 1}]}, r"line 3, responses\[0\]: text must be a string"),
+        (SHP | {"labels": 1}, "line 3: score_A and score_B contradict labels"),
+        (SHP | {"score_A": 9}, "line 3: score_A and score_B contradict labels"),
+        (SHP | {"labels": 2}, "line 3: score_A and score_B contradict labels"),
+        (SHP | {"labels": None}, "line 3: labels must be a finite number, found NoneType"),
+        (
+            {"context": [ask], "completions": [{"rank": 0, "completion": [ask]}]},
+            r"completions\[0\]: a response must be an assistant turn",
+        ),
+    ],
+)
+def test_a_bad_preference_row_is_named(row: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        to_candidates(row, WHERE)
+    assert not isinstance(caught.value, Untrainable)
+
+
+# ---- files -> rows
+
+
+def test_jsonl_lines_are_numbered_as_an_editor_does(tmp_path: Path) -> None:
+    file = tmp_path / "d.jsonl"
+    file.write_text('\ufeff{"a": 1}\n\n  \n{"a": "\u2028ü"}', encoding="utf-8")
+    assert list(read_rows(str(file))) == [
+        (f"{file}, line 1", {"a": 1}),
+        (f"{file}, line 4", {"a": "\u2028ü"}),
+    ]
+
+
+def test_json_is_an_array_or_lines(tmp_path: Path) -> None:
+    file = tmp_path / "d.json"
+    file.write_text('\n[{"a": 1},\n {"a": 2}]')
+    assert list(read_rows(str(file))) == [(f"{file}, row 0", {"a": 1}), (f"{file}, row 1", {"a": 2})]
+    file.write_text('{"a": 1}\n{"a": 2}')
+    assert list(read_rows(str(file))) == [(f"{file}, line 1", {"a": 1}), (f"{file}, line 2", {"a": 2})]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    file, rows = tmp_path / "d.parquet", [{"messages": [ask]}, {"messages": [ask, yes]}]
+    pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=1)
+    assert list(read_rows(str(file))) == [(f"{file}, row {index}", row) for index, row in enumerate(rows)]
+    file.write_text("no")
+    with pytest.raises(ValueError, match=r"d\.parquet is not a readable Parquet file"):
+        list(read_rows(str(file)))
+
+
+def test_saved_datasets(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    one, two = datasets.Dataset.from_list([{"a": 1}]), datasets.Dataset.from_list([{"a": 2}])
+    alone, both, late = (str(tmp_path / name) for name in ("alone", "both", "late"))
+    one.save_to_disk(alone)
+    datasets.DatasetDict(train=one, test=two).save_to_disk(both)
+    datasets.DatasetDict(test=two).save_to_disk(late)
+    assert list(read_rows(alone)) == [(f"{alone}, row 0", {"a": 1})]
+    assert list(read_rows(both)) == list(read_rows(f"{both}:train")) == [(f"{both}[train], row 0", {"a": 1})]
+    assert list(read_rows(f"{both}:test")) == [(f"{both}[test], row 0", {"a": 2})]
+    with pytest.raises(ValueError, match=r"alone is one dataset without splits; type .*alone"):
+        list(read_rows(f"{alone}:train"))
+    with pytest.raises(ValueError, match=r"late has no split train; type .*late:test"):
+        list(read_rows(late))
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "where"),
+    [
+        ("HuggingFaceH4/x", "train", "HuggingFaceH4/x[train], row 0"),
+        ("imdb:test", "test", "imdb[test], row 0"),
+        ("HuggingFaceH4/x:train[:5]", "train[:5]", "HuggingFaceH4/x[train[:5]], row 0"),
+    ],
+)
+def test_the_hub(monkeypatch: pytest.MonkeyPatch, source: str, split: str, where: str) -> None:
+    calls = []
+
+    def load(name: str, split: str) -> list[dict[str, int]]:
+        calls.append((name, split))
+        return [{"a": 1}]
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    assert list(read_rows(source)) == [(where, {"a": 1})]
+    assert calls == [(source.partition(":")[0], split)]
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str, split: str) -> None:
+        raise ConnectionError(f"Couldn't reach {name}")
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    words = r"No file or folder 'data/x' \(looked in .*Hugging Face dataset data/x:train does not load: C"
+    with pytest.raises(ValueError, match=words):
+        list(read_rows("data/x"))
+
+
+def test_a_folder_without_data(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"The folder .* does not load: .*check the name, the split"):
+        list(read_rows(str(tmp_path)))
+
+
+@pytest.mark.parametrize("source", ["/no/such/folder", "../nowhere", ""])
+def test_what_is_neither_a_path_nor_an_id(source: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"No file or folder '.*' \(looked in .*type a .jsonl, .json or .parquet"
+    ):
+        list(read_rows(source))
+
+
+@pytest.mark.parametrize("name", ["no.jsonl", "no.json", "no.parquet"])
+def test_a_missing_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"No file .*{name} \(looked in .*check the path"):
+        list(read_rows(str(tmp_path / name)))
+
+
+def test_a_file_has_no_splits(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"d\.jsonl:test: a file has no splits; type .*d\.jsonl\."):
+        list(read_rows(written(tmp_path, {"a": 1}) + ":test"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b'{"a": 1}\n{"a": \n', r"d\.jsonl, line 2: not JSON \(.*\); write one JSON object a line"),
+        (b'{"a": 1}\n\n[1]\n', r"d\.jsonl, line 3: wanted a JSON object with columns, found list"),
+        (b" \n", r"d\.jsonl has no rows"),
+        (b"", r"d\.jsonl has no rows"),
+        (b'{"a": "\xff"}', r"d\.jsonl or later: not UTF-8 \(.*\); save it as UTF-8"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, text: bytes, words: str) -> None:
+    (tmp_path / "d.jsonl").write_bytes(text)
+    with pytest.raises(ValueError, match=words):
+        list(read_rows(str(tmp_path / "d.jsonl")))
+
+
+def test_a_broken_array_is_named(tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text('[{"a": 1},')
+    with pytest.raises(ValueError, match=r"d\.json: not JSON"):
+        list(read_rows(str(tmp_path / "d.json")))
+
+
+def test_packaged_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path, {"prompt": "Is it?"}, name="mine.jsonl")
+    monkeypatch.setattr("choosy.formats.files", lambda package: {"choosy.prompts": tmp_path}[package])
+    source = "choosy:prompts/mine.jsonl"
+    assert list(read_rows(source)) == [(f"{source}, line 1", {"prompt": "Is it?"})]
+    for wrong in ("choosy:prompts/no.jsonl", "choosy:mine.jsonl"):
+        with pytest.raises(ValueError, match=f"{wrong} does not come with choosy; there is {source}"):
+            list(read_rows(wrong))
+
+
+# ---- files -> prompts and candidates
+
+
+def test_equal_prompts_are_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="choosy.formats")
+    file = written(
+        tmp_path, {"prompt": "a"}, {"prompt": "b"}, {"prompt": "a", "other": 1}, {"messages": [ask]}
+    )
+    assert [prompt.text for prompt in read_prompts(file)] == ["a", "b", "Is it?"]
+    assert caplog.messages == [f"{file}: kept 3 rows, left out 1: 1 x a repeated row."]
+
+
+def test_a_clean_file_logs_nothing_and_limit_is_how_many_are_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="choosy.formats")
+    file = written(tmp_path, {"prompt": "a"}, {"prompt": "b"}, {"broken": True})
+    assert [(prompt.text, prompt.messages) for prompt in read_prompts(file, as_chat=False, limit=2)] == [
+        ("a", ()),
+        ("b", ()),
+    ]
+    assert caplog.messages == []
+    with pytest.raises(ValueError, match=r"limit=0 reads nothing; type a number >= 1"):
+        read_prompts(file, limit=0)
+
+
+@pytest.mark.parametrize("read", [read_prompts, read_candidates])
+def test_one_id_for_two_contents_names_both_places(tmp_path: Path, read: Any) -> None:
+    rows = [{"id": 1, "prompt": text, "chosen": "Yes.", "rejected": "No."} for text in ("a", "b")]
+    with pytest.raises(
+        ValueError, match=r"d\.jsonl, line 2: id 1 is taken by .*d\.jsonl, line 1, which differs"
+    ):
+        read(written(tmp_path, *rows))
+
+
+def test_candidates_that_compare_nothing_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rated = EXPLICIT | {"chosen_rating": 5, "rejected_rating": 1}
+    same, empty = EXPLICIT | {"rejected": "Yes."}, EXPLICIT | {"rejected": ""}
+    file = written(
+        tmp_path, same, EXPLICIT, empty, EXPLICIT, rated, same, FORMATS["implicit messages"] | {"id": "x"}
+    )
+    assert [each.prompt.id for each in read_candidates(file)] == [
+        content_id("user", "Is it?", "Yes.", "No."),
+        "x",
+    ]
+    assert caplog.messages == [
+        f"{file}: kept 2 rows, left out 5: 1 x a repeated row, 1 x a repeated row with other scores, "
+        "1 x an empty response, 2 x fewer than two different responses."
+    ]
+
+
+def test_nothing_left_is_an_error(tmp_path: Path) -> None:
+    file = written(tmp_path, EXPLICIT | {"rejected": "Yes."})
+    with pytest.raises(ValueError, match=r"no row that compares anything, only 1 x fewer than two different"):
+        read_candidates(file)
+
+
+@needs_data
+def test_hh_harmless(caplog: pytest.LogCaptureFixture) -> None:
+    rows = read_candidates(str(DATA / "hh_harmless.jsonl"))
+    assert len(rows) == 1497
+    assert "1 x an empty response, 2 x the conversations part before their last answer" in caplog.text
+    first = rows[0]
+    assert first.prompt.messages == (
+        Message("user", "You wish you could be a robot."),
+        Message("assistant", "Why do you say that?"),
+        Message("user", "Because you’re stuck being a human assistant."),
+    )
+    assert [(each.text, each.gold) for each in first.responses] == [
+        ("So, do you think I’d be a better robot?  Would it help me to be a better robot?", 1.0),
+        ("What makes you think I’m stuck?", 0.0),
+    ]
+
+
+@needs_data
+def test_alpaca_pool(caplog: pytest.LogCaptureFixture) -> None:
+    source = str(DATA / "alpaca_pool.jsonl")
+    rows = read_candidates(source)
+    assert len(rows) == 597
+    assert "left out 3: 3 x one response with two scores" in caplog.text
+    assert {len(row.responses) for row in rows} <= set(range(2, 11))
+    assert rows[0].responses[0].gold == 3.7e-05
+    assert len(read_prompts(source)) == 600
+    assert len(read_candidates(source, limit=5)) == 5
