@@ -1,0 +1,35 @@
+"""The scores that came with the data, handed out as if they were bought: a run that costs nobody anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from choosy.types import Prompt, Response
+
+
+class Dataset:
+    """Scores a response with the score its data row carried; it has none for responses sampled in the run.
+
+    Example:
+        >>> Dataset().score([(Prompt("p", "2+2?"), Response("4", gold=1.0))])
+        [1.0]
+    """
+
+    name = "dataset"
+
+    def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
+        """The gold score of each response.
+
+        Raises:
+            ValueError: A response has no gold score.
+        """
+        return [_gold(prompt, response) for prompt, response in items]
+
+
+def _gold(prompt: Prompt, response: Response) -> float:
+    if response.gold is None:
+        raise ValueError(
+            f"a response of prompt {prompt.id!r} has no score: sampled responses have no gold; "
+            "choose labeler=vader, labeler=function or labeler=reward_model"
+        )
+    return response.gold

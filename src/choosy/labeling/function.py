@@ -1,0 +1,53 @@
+"""Any Python function of two strings as a labeler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import cast
+
+from choosy.types import Prompt, Response
+
+Reward = Callable[[str, str], float]
+
+
+class Function:
+    """Scores a response with your own function, called as `f(prompt_text, response_text)`.
+
+    Args:
+        path: Where the function is: `package.module.callable`.
+        name: The name its labels are kept under. Give a new one when the function changes: labels bought
+            under the old name are then no longer reused.
+
+    Raises:
+        ValueError: There is no such function.
+
+    Example:
+        >>> Function("difflib.get_close_matches").name
+        'function:difflib.get_close_matches'
+    """
+
+    def __init__(self, path: str, *, name: str | None = None) -> None:
+        self.name = name or f"function:{path}"
+        self._reward = _found(path)
+
+    def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
+        """The function's value for each item."""
+        return [float(self._reward(prompt.text, response.text)) for prompt, response in items]
+
+
+def _found(path: str) -> Reward:
+    module, _, attribute = path.rpartition(".")
+    try:
+        function = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"labeler.labeler.path={path!r} names no function ({error}); type package.module.callable, "
+            "e.g. labeler.labeler.path=my_rewards.length, with the folder of my_rewards.py on PYTHONPATH"
+        ) from error
+    if not callable(function):
+        raise ValueError(
+            f"labeler.labeler.path={path!r} is a {type(function).__name__}, which cannot be called; "
+            "name a function of (prompt_text, response_text) that returns a number"
+        )
+    return cast(Reward, function)

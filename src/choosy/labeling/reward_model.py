@@ -1,0 +1,114 @@
+"""A Hugging Face reward model as a labeler: a sequence classifier with its own tokenizer and template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from choosy.types import Prompt, Response
+
+
+class RewardModel:
+    """Scores a response with a sequence classifier; the model is loaded when the first response is scored.
+
+    A model with one output gives its logit, one with two outputs (bad, good) the difference of its logits.
+    Texts that are too long lose their beginning: the response is what is judged.
+
+    Args:
+        model: A Hugging Face id or a directory.
+        batch_size: How many responses go through the model at once.
+        max_length: The most tokens of prompt and response together; the model's own limit holds as well.
+        dtype: The weights' dtype, for instance bfloat16; auto takes the stored one.
+        device: Where it runs, for instance cuda:1; auto takes a GPU if there is one.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        batch_size: int = 16,
+        max_length: int = 1024,
+        dtype: str = "auto",
+        device: str = "auto",
+    ) -> None:
+        self.name = f"reward_model:{model}"
+        self.model = model
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.dtype = dtype
+        self.device = device
+
+    def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
+        """The model's reward for each response; items of like length share a batch."""
+        rows = [self._tokens(prompt, response) for prompt, response in items]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        scores = [0.0] * len(rows)
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            for i, score in zip(batch, self._rewards([rows[i] for i in batch]).tolist(), strict=True):
+                scores[i] = score
+        return scores
+
+    def _tokens(self, prompt: Prompt, response: Response) -> list[int]:
+        _, tokenizer, limit = self._loaded
+        if tokenizer.chat_template is None:
+            text = f"{prompt.text}\n{response.text}"
+        else:
+            turns = [{"role": turn.role, "content": turn.content} for turn in prompt.messages]
+            turns = turns or [{"role": "user", "content": prompt.text}]
+            turns.append({"role": "assistant", "content": response.text})
+            text = tokenizer.apply_chat_template(turns, tokenize=False)
+        plain = tokenizer.chat_template is None  # a template writes the special tokens itself
+        ids: list[int] = tokenizer(text, add_special_tokens=plain, truncation=True, max_length=limit)[
+            "input_ids"
+        ]
+        return ids
+
+    @torch.inference_mode()
+    def _rewards(self, rows: list[list[int]]) -> Tensor:
+        model, tokenizer, _ = self._loaded
+        batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(model.device)
+        logits: Tensor = model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+        ).logits.float()
+        return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any, int]:
+        """The model, its tokenizer, and the most tokens it takes."""
+        tokenizer = AutoTokenizer.from_pretrained(self.model, padding_side="right", truncation_side="left")
+        if tokenizer.pad_token is None and tokenizer.eos_token is None:
+            raise ValueError(
+                f"reward model {self.model}: its tokenizer has neither a pad token nor an end-of-sequence "
+                "token, so responses cannot share a batch; add a pad_token to its tokenizer_config.json"
+            )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            self.model, dtype=self.dtype, output_loading_info=True
+        )
+        if report["missing_keys"]:  # transformers would go on with a random head
+            raise ValueError(
+                f"reward model {self.model}: its weights lack {sorted(report['missing_keys'])}, so its "
+                "scores would be noise; name a model trained for sequence classification"
+            )
+        if model.config.num_labels not in (1, 2):
+            raise ValueError(
+                f"reward model {self.model} has {model.config.num_labels} outputs; "
+                "wanted one (the reward) or two (bad, good)"
+            )
+        config = model.config.get_text_config()
+        config.pad_token_id = tokenizer.pad_token_id  # by it the model finds the last token of each row
+        limits = [
+            self.max_length,
+            tokenizer.model_max_length,
+            getattr(config, "max_position_embeddings", None),
+        ]
+        gpu = "cuda" if torch.cuda.is_available() else "cpu"
+        model.to(gpu if self.device == "auto" else self.device).eval()
+        return model, tokenizer, min(limit for limit in limits if limit)

@@ -1,0 +1,291 @@
+"""The labelers, and the menu entries that build them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+from choosy.labeling import Compares, Scores
+from choosy.labeling.dataset import Dataset
+from choosy.labeling.function import Function
+from choosy.labeling.reward_model import RewardModel
+from choosy.labeling.vader import Vader
+from choosy.ledger import Desk
+from choosy.types import Candidates, Message, Prompt, Response
+
+PROMPT = Prompt("p", "How was the film?")
+MENU = Path(__file__).parents[2] / "conf" / "labeler"
+
+
+# --- VADER, functions, the data's own scores ---
+
+
+def test_vader_prefers_what_sounds_happy() -> None:
+    vader = Vader()
+    good, flat, bad = vader.score(
+        [(PROMPT, Response(t)) for t in ("I love it!", "It has a door.", "I hate it.")]
+    )
+    assert 1 >= good > 0 == flat > bad >= -1
+    assert vader.name.startswith("vader-3.")
+
+
+def test_labelers_score_and_do_not_compare() -> None:
+    for labeler in (Vader(), Dataset(), Function("math.hypot"), RewardModel("not/loaded/yet")):
+        assert isinstance(labeler, Scores)
+        assert not isinstance(labeler, Compares)
+
+
+@pytest.fixture
+def my_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_rewards.py").write_text(
+        "def longer(prompt, response):\n    return len(response) - len(prompt)\n\n\nnumber = 7\n"
+    )
+    (tmp_path / "my_broken.py").write_text("import a_module_that_is_missing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
+
+
+@pytest.mark.usefixtures("my_rewards")
+def test_a_function_gets_the_two_texts() -> None:
+    function = Function("my_rewards.longer")
+    assert function.score([(Prompt("p", "ab"), Response("abcde")), (Prompt("p", "ab"), Response(""))]) == [
+        3.0,
+        -2.0,
+    ]
+    assert function.name == "function:my_rewards.longer"
+    assert Function("my_rewards.longer", name="longer-2").name == "longer-2"
+
+
+@pytest.mark.usefixtures("my_rewards")
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("my_rewards.shorter", r"names no function \(.*no attribute 'shorter'\).*PYTHONPATH"),
+        (
+            "no_such_module.f",
+            r"names no function \(No module named 'no_such_module'\); type package.module.callable",
+        ),
+        ("my_broken.f", r"names no function \(No module named 'a_module_that_is_missing'\)"),
+        ("bare", r"names no function \(Empty module name\); type package.module.callable"),
+        (
+            "my_rewards.number",
+            r"is a int, which cannot be called; name a function of \(prompt_text, response_text\)",
+        ),
+    ],
+)
+def test_a_path_that_names_no_function_says_what_to_type(path: str, words: str) -> None:
+    with pytest.raises(ValueError, match=rf"labeler\.labeler\.path='{path}' {words}"):
+        Function(path)
+
+
+def test_the_data_s_own_scores_are_handed_out() -> None:
+    assert Dataset().score([(PROMPT, Response("a", gold=0.5)), (PROMPT, Response("b", gold=-2.0))]) == [
+        0.5,
+        -2.0,
+    ]
+
+
+def test_a_sampled_response_has_no_score_of_the_data() -> None:
+    with pytest.raises(
+        ValueError, match=r"prompt 'p' has no score: sampled responses have no gold; .*labeler=vader"
+    ):
+        Dataset().score([(PROMPT, Response("a", gold=0.5)), (PROMPT, Response("b"))])
+
+
+# --- reward models: random weights, a vocabulary of letters ---
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz ."
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "\n"]
+TEMPLATE = "{% for m in messages %}{{ m['role'][0] + ' ' + m['content'] + '[SEP]' }}{% endfor %}"
+TEXTS = ["a", "a fine film", "no. no. no. never again.", "zzz", "it was", "a fine film indeed"]
+ITEMS = [(Prompt("p", "how was it"), Response(text)) for text in TEXTS]
+
+
+def save_tokenizer(folder: Path, **options: Any) -> None:
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *LETTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A", special_tokens=[("[CLS]", vocabulary["[CLS]"])]
+    )
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", **options).save_pretrained(folder)
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 40,
+    "initializer_range": 1.0,  # scores far apart
+}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[..., str]:
+    """A reward model in a folder: saved("llama", num_labels=1, pad_token="[PAD]")."""
+
+    def save(kind: str, num_labels: int = 1, **tokenizer: Any) -> str:
+        torch.manual_seed(0)
+        if kind == "bert":
+            BertForSequenceClassification(BertConfig(num_labels=num_labels, **SIZES)).save_pretrained(
+                tmp_path
+            )
+        elif kind == "llama":
+            LlamaForSequenceClassification(LlamaConfig(num_labels=num_labels, **SIZES)).save_pretrained(
+                tmp_path
+            )
+        else:
+            LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(tmp_path)
+        save_tokenizer(tmp_path, **tokenizer)
+        return str(tmp_path)
+
+    return save
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize(
+    "tokens", [{"pad_token": "[PAD]"}, {"eos_token": "[SEP]"}], ids=["pad", "eos as pad"]
+)
+@pytest.mark.parametrize("template", [None, TEMPLATE], ids=["plain", "chat"])
+def test_a_batch_scores_like_one_by_one(
+    saved: Callable[..., str], kind: str, tokens: dict[str, str], template: str | None
+) -> None:
+    folder = saved(kind, chat_template=template, **tokens)
+    alone = RewardModel(folder, batch_size=1).score(ITEMS)
+    assert RewardModel(folder, batch_size=4).score(ITEMS) == pytest.approx(alone, abs=1e-3)
+    assert len({round(score, 4) for score in alone}) == len(ITEMS), "the response matters"
+    assert RewardModel(folder).score(ITEMS[::-1]) == pytest.approx(alone[::-1], abs=1e-3)
+    assert RewardModel(folder).score([]) == []
+
+
+def test_the_score_is_the_logit_of_the_text(saved: Callable[..., str]) -> None:
+    """Without a template the text is prompt, newline, response; the special tokens are the tokenizer's."""
+    folder = saved("bert", pad_token="[PAD]")
+    model = BertForSequenceClassification.from_pretrained(folder).eval()
+    ids = [2, *(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "\n", *LETTERS].index(c) for c in "how was it\nzzz")]
+    expected = model(torch.tensor([ids])).logits[0, 0].item()
+    assert RewardModel(folder).score([ITEMS[3]]) == pytest.approx([expected], abs=1e-3)
+
+
+def test_two_outputs_score_by_their_difference(saved: Callable[..., str]) -> None:
+    folder = saved("llama", num_labels=2, pad_token="[PAD]", chat_template=TEMPLATE)
+    model = LlamaForSequenceClassification.from_pretrained(folder).eval()
+    model.config.pad_token_id = 0
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    text = "u how was it[SEP]a zzz[SEP]"
+    bad, good = model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits[0].tolist()
+    assert RewardModel(folder).score([ITEMS[3]]) == pytest.approx([good - bad], abs=1e-3)
+
+
+def test_a_conversation_goes_through_the_template_turn_by_turn(saved: Callable[..., str]) -> None:
+    labeler = RewardModel(saved("bert", pad_token="[PAD]", chat_template=TEMPLATE))
+    turns = (Message("system", "be kind"), Message("user", "how was it"))
+    one_turn, two_turns, other_text = labeler.score(
+        [
+            (Prompt("p", "how was it"), Response("fine")),
+            (Prompt("p", "how was it", turns), Response("fine")),
+            (Prompt("p", "as a person reads it", turns), Response("fine")),
+        ]
+    )
+    assert one_turn != pytest.approx(two_turns)
+    assert two_turns == pytest.approx(other_text)
+
+
+def test_a_text_that_is_too_long_keeps_its_end(saved: Callable[..., str]) -> None:
+    """The model takes 40 positions, less than max_length: the prompt is cut, the response is read."""
+    labeler = RewardModel(saved("bert", pad_token="[PAD]"))
+    long = Prompt("p", "a" * 200)
+    one, other = labeler.score([(long, Response("zzz")), (long, Response("it was"))])
+    assert one != pytest.approx(other)
+    short = RewardModel(labeler.model, max_length=4).score(
+        [(long, Response("zzz")), (PROMPT, Response("zzz"))]
+    )
+    assert short[0] == pytest.approx(short[1]), "[CLS] z z z"
+
+
+def test_the_model_is_loaded_when_it_is_needed(saved: Callable[..., str]) -> None:
+    labeler = RewardModel(saved("bert", pad_token="[PAD]"), dtype="bfloat16")
+    assert "_loaded" not in vars(labeler)
+    labeler.score(ITEMS)
+    model, _, _ = labeler._loaded
+    assert model.dtype == torch.bfloat16
+    assert not model.training
+    assert labeler.name == f"reward_model:{labeler.model}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "words"),
+    [
+        ("bert", {"num_labels": 3, "pad_token": "[PAD]"}, r"has 3 outputs; wanted one \(the reward\) or two"),
+        ("bert", {}, "neither a pad token nor an end-of-sequence token.*add a pad_token"),
+        (
+            "causal",
+            {"pad_token": "[PAD]"},
+            r"its weights lack \['score.weight'\].*noise; name a model trained",
+        ),
+    ],
+)
+def test_a_model_that_is_no_reward_model_is_an_error(
+    saved: Callable[..., str], kind: str, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        RewardModel(saved(kind, **options)).score(ITEMS)
+
+
+# --- the menu ---
+
+
+@pytest.mark.usefixtures("my_rewards")
+@pytest.mark.parametrize(
+    ("entry", "required", "labeler"),
+    [
+        ("vader", {}, Vader),
+        ("dataset", {}, Dataset),
+        ("function", {"path": "my_rewards.longer"}, Function),
+        ("reward_model", {"model": "not/loaded"}, RewardModel),
+    ],
+)
+def test_every_entry_of_the_menu_is_a_desk(tmp_path: Path, entry: str, required: Any, labeler: type) -> None:
+    config = OmegaConf.create({"run_dir": str(tmp_path), "labeler": OmegaConf.load(MENU / f"{entry}.yaml")})
+    assert config.labeler.budget is None
+    config.labeler.labeler.update(required)
+    config.labeler.budget = 3
+    desk = instantiate(config.labeler)
+    assert isinstance(desk, Desk)
+    assert isinstance(desk.labeler, labeler)
+    assert desk.budget == 3
+    desk.open("a")
+    assert (tmp_path / "ledger.sqlite").exists()
+
+
+def test_the_menu_is_tested_whole() -> None:
+    assert {path.stem for path in MENU.glob("*.yaml")} >= {"vader", "dataset", "function", "reward_model"}
+
+
+def test_the_desk_says_which_response_the_data_did_not_score(tmp_path: Path) -> None:
+    desk = Desk(Dataset(), path=str(tmp_path / "ledger.sqlite"))
+    desk.open("a")
+    with pytest.raises(
+        ValueError, match=r"dataset gave no label for prompt 'p', response 1: 'sampled'.*no gold"
+    ):
+        desk.score([Candidates(PROMPT, (Response("given", gold=1.0), Response("sampled")))])
+    assert desk.spent == 1

@@ -1,0 +1,407 @@
+"""The ledger and its desk: what is paid for is kept, nothing is paid twice, and the budget is exact."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import pickle
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from choosy.labeling import Labeler
+from choosy.ledger import CHUNK, Desk
+from choosy.types import Candidates, Message, Prompt, Response, Verdict
+
+
+class Lengths:
+    """Scores a response by its length, and remembers what it was asked."""
+
+    name = "lengths"
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
+        self.asked += [response.text for _, response in items]
+        return [float(len(response.text)) for _, response in items]
+
+
+class Longer:
+    """Prefers the longer response, and remembers what it was asked."""
+
+    name = "longer"
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+
+    def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> list[Verdict]:
+        self.asked += [(first.text, second.text) for _, first, second in items]
+        return [_longer(first.text, second.text) for _, first, second in items]
+
+
+def _longer(first: str, second: str) -> Verdict:
+    return "tie" if len(first) == len(second) else "first" if len(first) > len(second) else "second"
+
+
+class Scripted:
+    """Answers with what a function of the response says, one response at a time."""
+
+    name = "scripted"
+
+    def __init__(self, answer: Callable[[str], Any]) -> None:
+        self.answer = answer
+
+    def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
+        return [self.answer(response.text) for _, response in items]
+
+
+def given(prompt: str, *responses: str) -> Candidates:
+    return Candidates(Prompt(prompt, f"What about {prompt}?"), tuple(map(Response, responses)))
+
+
+def rewards(candidates: Sequence[Candidates]) -> list[list[float | None]]:
+    return [[response.reward for response in c.responses] for c in candidates]
+
+
+def rows(path: Path, query: str = "SELECT * FROM labels") -> list[Any]:
+    db = sqlite3.connect(path)
+    try:
+        return db.execute(query).fetchall()
+    finally:
+        db.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "deep" / "ledger.sqlite"
+
+
+@pytest.fixture
+def desk(path: Path) -> Callable[..., Desk]:
+    """A desk that is open: desk(labeler, run="a", budget=3)."""
+
+    def opened(labeler: Labeler | None = None, run: str = "a", budget: int | None = None) -> Desk:
+        desk = Desk(labeler or Lengths(), path=str(path), budget=budget)
+        desk.open(run)
+        return desk
+
+    return opened
+
+
+# --- buying and reusing ---
+
+
+def test_scores_come_back_in_place_and_are_rows_of_the_ledger(desk: Callable[..., Desk], path: Path) -> None:
+    counter = desk()
+    asked = [given("p", "a", "bbb"), given("q", "cc")]
+    assert rewards(counter.score(asked)) == [[1.0, 3.0], [2.0]]
+    assert rewards(asked) == [[None, None], [None]]
+    kept = rows(
+        path, "SELECT labeler, kind, prompt_id, prompt, response_first, score, purpose, run, cost FROM labels"
+    )
+    assert kept[1] == ("lengths", "score", "p", "What about p?", "bbb", 3.0, "train", "a", 1.0)
+    assert (counter.spent, counter.reused, counter.evaluation, counter.exhausted) == (3, 0, 0, False)
+
+
+def test_a_label_is_never_bought_twice(desk: Callable[..., Desk]) -> None:
+    counter = desk(first := Lengths())
+    counter.score([given("p", "a", "a", "bb")])
+    counter.score([given("p", "bb", "a")])
+    assert sorted(first.asked) == ["a", "bb"]
+    assert (counter.spent, counter.reused) == (2, 0)
+    other = desk(second := Lengths(), run="b", budget=1)
+    assert rewards(other.score([given("p", "a", "bb", "ccc")])) == [[1.0, 2.0, 3.0]]
+    assert second.asked == ["ccc"]
+    assert (other.spent, other.reused, other.exhausted) == (1, 2, True)
+    assert desk(run="b").reused == 2, "a resumed run reports the same"
+
+
+def test_the_question_is_labeler_conversation_and_response(desk: Callable[..., Desk]) -> None:
+    labeler = Lengths()
+    as_user = Prompt("p", "hi", (Message("user", "hi"),))
+    as_system = Prompt("p", "hi", (Message("system", "hi"),))
+    for prompt in (Prompt("p", "hi"), as_user, as_system, Prompt("renamed", "hi")):
+        desk(labeler).score([Candidates(prompt, (Response("a", ids=(1,), finished=False),))])
+    assert labeler.asked == ["a"] * 3, "roles matter, the prompt's id does not"
+    labeler.name = "lengths-2"
+    desk(labeler).score([Candidates(as_user, (Response("a"),))])
+    assert len(labeler.asked) == 4
+
+
+def test_labels_survive_in_write_ahead_mode(desk: Callable[..., Desk], path: Path) -> None:
+    desk().score([given("p", "a")])
+    assert rows(path, "PRAGMA journal_mode") == [("wal",)]
+
+
+def test_labels_are_committed_before_they_are_used(desk: Callable[..., Desk], path: Path) -> None:
+    """While a chunk is being asked for, the chunks before it can be seen by everybody."""
+    seen: list[int] = []
+
+    class Watching(Lengths):
+        def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
+            seen.append(len(rows(path)))
+            return super().score(items)
+
+    desk(Watching()).score([given(f"p{i}", "a") for i in range(2 * CHUNK + 1)])
+    assert seen == [0, CHUNK, 2 * CHUNK]
+
+
+def test_an_open_desk_travels_in_a_pickle(desk: Callable[..., Desk]) -> None:
+    counter = pickle.loads(pickle.dumps(desk()))
+    assert rewards(counter.score([given("p", "a")])) == [[1.0]]
+    assert counter.spent == 1
+
+
+def test_nothing_asked_is_nothing_bought(desk: Callable[..., Desk]) -> None:
+    counter = desk(budget=1)
+    assert counter.score([]) == []
+    assert counter.compare([]) == []
+    assert counter.score([given("p")]) == [given("p")]
+    assert counter.spent == 0
+
+
+# --- the budget ---
+
+
+def test_a_prompt_is_bought_whole_or_not_at_all_in_the_order_given(desk: Callable[..., Desk]) -> None:
+    counter = desk(labeler := Lengths(), budget=5)
+    got = counter.score([given("p", "a", "bb"), given("q", "a", "bb"), given("r", "a", "bb")])
+    assert rewards(got) == [[1.0, 2.0], [1.0, 2.0], [None, None]]
+    assert len(labeler.asked) == counter.spent == 4
+    assert rewards(counter.score([given("s", "a", "bb"), given("t", "a")])) == [[None, None], [1.0]]
+    assert (counter.spent, counter.exhausted) == (5, True)
+    assert rewards(counter.score([given("u", "a")])) == [[None]]
+    assert rewards(counter.score([given("t", "a"), given("q", "bb")])) == [[1.0], [2.0]], "the ledger is free"
+
+
+def test_a_response_named_twice_costs_once(desk: Callable[..., Desk]) -> None:
+    assert rewards(desk(budget=1).score([given("p", "a", "a")])) == [[1.0, 1.0]]
+
+
+def test_a_resumed_run_goes_on_counting(desk: Callable[..., Desk]) -> None:
+    desk(budget=3).score([given("p", "a", "bb")])
+    again = desk(labeler := Lengths(), budget=3)
+    assert again.spent == 2
+    assert rewards(again.score([given("p", "a", "bb"), given("q", "a", "bb"), given("r", "a")])) == [
+        [1.0, 2.0],
+        [None, None],
+        [1.0],
+    ]
+    assert labeler.asked == ["a"]
+    lowered = desk(budget=1)
+    assert lowered.exhausted
+    assert rewards(lowered.score([given("p", "a", "bb")])) == [[1.0, 2.0]]
+    assert desk(run="another", budget=1).spent == 0
+
+
+@pytest.mark.parametrize("culprit", ["p0", "p1", "q0", "q1", "q2", "r0"])
+def test_a_run_that_broke_anywhere_ends_like_one_that_did_not(tmp_path: Path, culprit: str) -> None:
+    sizes = {"p": 2, "q": 3, "s": 4, "r": 1, "t": 2}
+    asked = [given(name, *(f"{name}{i}" for i in range(size))) for name, size in sizes.items()]
+
+    def fails(text: str) -> float:
+        if text == culprit:
+            raise RuntimeError
+        return float(text[1])
+
+    def opened(answer: Callable[[str], float]) -> Desk:
+        desk = Desk(Scripted(answer), path=str(tmp_path / "ledger.sqlite"), budget=7)
+        desk.open("a")
+        return desk
+
+    with pytest.raises(ValueError, match=culprit):
+        opened(fails).score(asked)
+    resumed = opened(lambda text: float(text[1]))
+    assert resumed.spent == ["p0", "p1", "q0", "q1", "q2", "r0"].index(culprit)
+    assert rewards(resumed.score(asked)) == [[0.0, 1.0], [0.0, 1.0, 2.0], [None] * 4, [0.0], [None] * 2]
+    assert resumed.spent == 6
+
+
+def test_labels_to_evaluate_are_neither_limited_nor_counted(desk: Callable[..., Desk]) -> None:
+    counter = desk(budget=1)
+    assert rewards(counter.score([given("p", "a", "bb")], purpose="evaluate")) == [[1.0, 2.0]]
+    assert (counter.spent, counter.evaluation, counter.exhausted) == (0, 2, False)
+    assert rewards(counter.score([given("q", "a")])) == [[1.0]]
+    assert rewards(counter.score([given("q", "a", "bb")], purpose="evaluate")) == [[1.0, 2.0]]
+    assert (counter.spent, counter.evaluation) == (1, 3)
+
+
+def test_training_on_a_label_that_was_bought_to_evaluate_counts(desk: Callable[..., Desk]) -> None:
+    counter = desk(labeler := Lengths(), budget=2)
+    counter.score([given("p", "a", "bb"), given("q", "a")], purpose="evaluate")
+    got = counter.score([given("p", "a", "bb"), given("q", "a")])
+    assert rewards(got) == [[1.0, 2.0], [None]]
+    assert (counter.spent, counter.evaluation, len(labeler.asked)) == (2, 1, 3)
+
+
+@pytest.mark.parametrize("budget", [0, -1])
+def test_a_budget_that_buys_nothing_is_refused(budget: int) -> None:
+    with pytest.raises(ValueError, match=rf"labeler.budget={budget} buys nothing; .* null for no limit"):
+        Desk(Lengths(), path="unused", budget=budget)
+
+
+# --- comparisons ---
+
+PROMPT = Prompt("p", "Which?")
+A, BB, CC = Response("a"), Response("bb"), Response("cc")
+
+
+def test_verdicts_are_bought_up_to_the_budget(desk: Callable[..., Desk], path: Path) -> None:
+    counter = desk(labeler := Longer(), budget=2)
+    assert (counter.scores, counter.compares) == (False, True)
+    assert counter.compare([(PROMPT, A, BB), (PROMPT, BB, CC), (PROMPT, A, CC)]) == ["second", "tie", None]
+    assert labeler.asked == [("a", "bb"), ("bb", "cc")]
+    kept = rows(path, "SELECT kind, response_first, response_second, score, verdict FROM labels")
+    assert kept[0] == ("compare", "a", "bb", None, "second")
+
+
+def test_a_verdict_is_reused_for_the_question_in_reverse(desk: Callable[..., Desk]) -> None:
+    counter = desk(labeler := Longer())
+    assert counter.compare([(PROMPT, BB, A), (PROMPT, A, BB)]) == ["first", "second"]
+    assert counter.compare([(PROMPT, A, BB), (PROMPT, BB, A)]) == ["second", "first"]
+    assert labeler.asked == [("bb", "a")]
+    assert counter.spent == 1
+
+
+def test_invalid_verdicts_are_kept_and_mirrored_as_they_are(desk: Callable[..., Desk]) -> None:
+    class Undecided:
+        name = "undecided"
+
+        def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> list[Verdict]:
+            return ["invalid"] * len(items)
+
+    counter = desk(Undecided())
+    assert counter.compare([(PROMPT, A, BB)]) + counter.compare([(PROMPT, BB, A)]) == ["invalid", "invalid"]
+    assert counter.spent == 1
+
+
+def test_a_labeler_that_only_scores_compares_by_two_scores(desk: Callable[..., Desk]) -> None:
+    counter = desk(labeler := Lengths(), budget=3)
+    assert (counter.scores, counter.compares) == (True, False)
+    verdicts = counter.compare([(PROMPT, A, BB), (PROMPT, BB, CC), (PROMPT, A, Response("dd"))])
+    assert verdicts == ["second", "tie", None]
+    assert labeler.asked == ["a", "bb", "cc"]
+    assert counter.spent == 3
+
+
+def test_a_labeler_that_only_compares_cannot_score(desk: Callable[..., Desk]) -> None:
+    with pytest.raises(ValueError, match=r"labeler longer only compares.*labeler=vader"):
+        desk(Longer()).score([given("p", "a")])
+
+
+def test_a_labeler_that_does_neither_is_refused() -> None:
+    with pytest.raises(ValueError, match="score or compare; object has not"):
+        Desk(object(), path="unused")  # type: ignore[arg-type]
+
+
+# --- labelers that fail ---
+
+
+def test_an_error_names_its_row_and_keeps_the_rows_before_it(desk: Callable[..., Desk], path: Path) -> None:
+    def fails(text: str) -> float:
+        if text == "x" * 50:
+            raise RuntimeError("the judge is asleep")
+        return 1.0
+
+    words = (
+        rf"scripted gave no label for prompt 'q', response 1: '{'x' * 40}': RuntimeError: the judge is asleep"
+    )
+    with pytest.raises(ValueError, match=words):
+        desk(Scripted(fails)).score([given("p", "a", "b"), given("q", "c", "x" * 50, "d")])
+    assert [text for (text,) in rows(path, "SELECT response_first FROM labels")] == ["a", "b", "c"]
+    mended = desk(Scripted(len))
+    assert mended.spent == 3
+    assert rewards(mended.score([given("q", "c", "x" * 50, "d")])) == [[1.0, 50.0, 1.0]]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None, "0.5"])
+def test_a_score_that_is_no_finite_number_is_an_error(
+    desk: Callable[..., Desk], path: Path, bad: Any
+) -> None:
+    labeler = Scripted(lambda text: bad if text == "bad" else 1.0)
+    words = f"for prompt 'q', response 1: 'bad': wanted a finite number, found {bad!r}.*in the ledger"
+    with pytest.raises(ValueError, match=words):
+        desk(labeler).score([given("p", "a"), given("q", "b", "bad", "c")])
+    assert [text for (text,) in rows(path, "SELECT response_first FROM labels")] == ["a", "b"]
+
+
+def test_a_verdict_that_is_none_of_the_four_is_an_error(desk: Callable[..., Desk]) -> None:
+    class Chatty(Longer):
+        def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> list[Any]:
+            return ["first", "Response A, clearly"]
+
+    counter = desk(Chatty())
+    with pytest.raises(
+        ValueError, match="question 1: 'bb' and 'cc': wanted one of first, second, tie, invalid"
+    ):
+        counter.compare([(PROMPT, A, BB), (PROMPT, BB, CC)])
+    assert counter.spent == 1
+
+
+def test_one_answer_too_few_is_an_error(desk: Callable[..., Desk]) -> None:
+    class Lossy(Lengths):
+        def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
+            return super().score(items)[1:]
+
+    counter = desk(Lossy())
+    with pytest.raises(ValueError, match="gave 1 labels for 2 questions"):
+        counter.score([given("p", "a", "bb")])
+    assert counter.spent == 0, "nobody knows whose they are"
+
+
+# --- the file ---
+
+
+@pytest.mark.parametrize("path", [7, "", "{tmp}", "{tmp}/text.txt", "{tmp}/text.txt/ledger.sqlite"])
+def test_a_path_that_cannot_be_a_ledger_is_an_error(tmp_path: Path, path: Any) -> None:
+    (tmp_path / "text.txt").write_text("This is no database. " * 100)
+    path = path.format(tmp=tmp_path) if isinstance(path, str) else path
+    with pytest.raises(
+        ValueError, match=r"labeler\.path=.* cannot serve as the ledger.*labeler\.path=runs/ledger"
+    ):
+        Desk(Lengths(), path=path).open("a")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.parametrize("locked", ["folder", "file"])
+def test_a_ledger_that_cannot_be_written_is_an_error(
+    desk: Callable[..., Desk], path: Path, locked: str
+) -> None:
+    desk()
+    target = path if locked == "file" else path.parent
+    target.chmod(0o500 if locked == "folder" else 0o400)
+    try:
+        with pytest.raises(ValueError, match=r"cannot serve as the ledger"):
+            desk()
+    finally:
+        target.chmod(0o700)
+
+
+def _buy(path: str, run: str, start: Any) -> None:
+    desk = Desk(Lengths(), path=path)
+    start.wait()
+    desk.open(run)
+    for i in range(10):
+        assert rewards(desk.score([given(f"p{j}", "a", "bb") for j in range(i, i + 3)])) == [[1.0, 2.0]] * 3
+
+
+def test_processes_that_buy_the_same_labels_at_once_share_them(path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(2)
+    processes = [context.Process(target=_buy, args=(str(path), run, start)) for run in "ab"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(rows(path)) == 24
+    desks = [Desk(Lengths(), path=str(path)) for _ in processes]
+    for desk, run in zip(desks, "ab", strict=True):
+        desk.open(run)
+        assert desk.spent + desk.reused == 24, "what a run did not pay for itself, the other one did"
+    assert desks[0].spent + desks[1].spent == 24
