@@ -1,0 +1,250 @@
+"""The stopwatch of a run and what it shows, on a clock that the test winds."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+
+from callbacks import progress as callback
+from callbacks.progress import Progress
+from choosy.progress import PHASES, Phases, PlainDisplay, RichDisplay, Silent, seconds_left
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Diary(Silent):
+    """A display that keeps what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def begin(self, phase, total, unit):
+        self.told.append(("begin", phase, total, unit))
+
+    def advance(self, n):
+        self.told.append(("advance", n))
+
+    def end(self):
+        self.told.append("end")
+
+    def close(self):
+        self.told.append("close")
+
+
+def test_a_phase_gets_the_seconds_it_took_and_the_display_hears_of_it():
+    clock, diary = Clock(), Diary()
+    phases = Phases(diary, clock=clock)
+    clock.now = 5.0  # between phases: nobody's time
+    with phases("sample", total=128, unit="prompts") as tick:
+        clock.now += 2
+        tick(5)
+    assert phases.seconds == dict.fromkeys(PHASES, 0.0) | {"sample": 2.0}
+    assert diary.told == [("begin", "sample", 128, "prompts"), ("advance", 5), "end"]
+
+
+def test_an_inner_phase_pauses_the_outer_one():
+    """1 s of training, 10 s of evaluation within it (3 s of them scoring), 2 s of training: 3, 7, 3."""
+    clock = Clock()
+    phases = Phases(clock=clock)
+    with phases("train"):
+        clock.now += 1
+        with phases("evaluate"):
+            clock.now += 4
+            with phases("score"):
+                clock.now += 3
+            clock.now += 3
+        clock.now += 2
+    assert {name: s for name, s in phases.seconds.items() if s} == {"train": 3, "evaluate": 7, "score": 3}
+
+
+def test_seconds_can_be_read_while_a_phase_is_open():
+    clock = Clock()
+    phases = Phases(clock=clock)
+    with phases("train"):
+        clock.now += 4
+        assert phases.seconds["train"] == 4
+        clock.now += 1
+    assert phases.seconds["train"] == 5
+
+
+def test_an_error_ends_every_open_phase():
+    clock, diary = Clock(), Diary()
+    phases = Phases(diary, clock=clock)
+
+    def fail():
+        clock.now += 2
+        raise KeyError
+
+    with pytest.raises(KeyError), phases("train"), phases("evaluate"):
+        fail()
+    assert diary.told[-2:] == ["end", "end"]
+    with phases("sample"):
+        clock.now += 1
+    assert (phases.seconds["train"], phases.seconds["evaluate"], phases.seconds["sample"]) == (0, 2, 1)
+
+
+def test_an_unknown_phase_is_refused_with_the_known_ones():
+    with (
+        pytest.raises(ValueError, match=r"has the phases sample, score, .* found 'smaple'"),
+        Phases()("smaple"),
+    ):
+        pass
+
+
+def test_the_seconds_survive_a_checkpoint(tmp_path):
+    clock = Clock()
+    phases = Phases(clock=clock)
+    with phases("label"):
+        clock.now += 2.5
+    torch.save(phases.state_dict(), tmp_path / "state.pt")
+    resumed = Phases(clock=clock)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    with resumed("label"):
+        clock.now += 1
+    assert resumed.seconds["label"] == 3.5
+
+
+def test_plain_lines():
+    clock, log = Clock(), io.StringIO()
+    phases = Phases(PlainDisplay(log, clock=clock), clock=clock)
+    with phases("evaluate", total=64, unit="prompts") as tick:
+        clock.now += 3
+        tick(64)
+    phases.display.round(1, 4)
+    with phases("sample", total=128, unit="prompts") as tick:
+        clock.now += 9.1
+        tick(128)
+    with phases("train", total=100, unit="pairs") as tick:
+        clock.now += 60
+        tick(40)
+        with phases("select"):
+            clock.now += 0.5
+    assert log.getvalue().splitlines() == [
+        "start  evaluate  64 prompts  3.0 s",
+        "round 2/4  sample  128 prompts  9.1 s",
+        "round 2/4  select  0.5 s",
+        "round 2/4  train  40/100 pairs  1 min 00 s",
+    ]
+
+
+@pytest.fixture
+def live():
+    clock, screen = Clock(), io.StringIO()
+    console = Console(file=screen, width=110, force_terminal=True, color_system=None)
+    display = RichDisplay(console, clock=clock)
+    yield SimpleNamespace(clock=clock, screen=screen, console=console, display=display)
+    display.close()
+
+
+def drawn(live):
+    paper = Console(file=io.StringIO(), width=live.console.width)
+    paper.print(live.display.line())
+    return paper.file.getvalue().strip()
+
+
+def test_the_live_line_and_its_estimates(live):
+    phases = Phases(live.display, clock=live.clock)
+    phases.display.round(0, 4)
+    with phases("sample", total=128, unit="prompts") as tick:
+        live.clock.now += 3
+        tick(32)
+        line = drawn(live)
+        # 9 s more in this phase, and at least 12 s in each of the three rounds to come
+        assert line.startswith("round 1/4 · sample ━")
+        assert line.endswith(" 32/128 prompts · 0:03<0:09 · run 0:03, at least 0:45 left")
+        live.clock.now += 57
+    phases.display.round(1, 4)
+    with phases("train"):
+        live.clock.now += 10
+        assert drawn(live).endswith(" 0:10 · run 1:10, about 2:50 left")
+
+
+def test_a_narrow_terminal_keeps_the_numbers_and_gives_up_the_bar(live):
+    live.console.width = 58
+    live.display.round(0, 4)
+    live.display.begin("sample", 1280, "responses")
+    live.clock.now += 3
+    live.display.advance(320)
+    assert drawn(live).startswith("round 1/4 · sample 320/1280 responses · 0:03<0:09 · run 0")
+
+
+def test_a_round_leaves_one_line_and_the_terminal_is_given_back(live):
+    phases = Phases(live.display, clock=live.clock)
+    phases.display.round(0, 2)
+    for phase, seconds in {"sample": 9.1, "train": 70}.items():
+        with phases(phase):
+            live.clock.now += seconds
+    with pytest.raises(RuntimeError), phases("evaluate"):
+        raise RuntimeError
+    phases.display.round(0, 2)  # told twice: still the same round
+    phases.display.close()
+    assert live.screen.getvalue().count("round 1/2  sample 9.1 s · train 1 min 10 s") == 1
+    assert live.screen.getvalue().count("\x1b[?25h") == live.screen.getvalue().count(
+        "\x1b[?25l"
+    )  # the cursor
+
+
+def test_nothing_known_nothing_promised():
+    assert seconds_left(3, last_round=None, in_round=2, phase_left=None) is None
+    assert seconds_left(0, last_round=10, in_round=30, phase_left=4) == 4
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    monkeypatch.setattr(callback, "make_display", Diary)
+    data = SimpleNamespace(phases=Phases(clock=Clock()), pairs_this_round=6)
+    return SimpleNamespace(datamodule=data, is_global_zero=True, world_size=1)
+
+
+def test_the_callback_drives_the_train_phase(trainer):
+    progress = Progress()
+    progress.setup(trainer, None, "fit")
+    progress.on_train_epoch_start(trainer, None)
+    for batch in ([1, 2, 3, 4], [5, 6]):
+        progress.on_train_batch_start(trainer, None, batch, 0)
+        progress.on_train_batch_end(trainer, None, None, batch, 0)
+    progress.on_train_epoch_end(trainer, None)
+    progress.on_train_end(trainer, None)
+    told = [("begin", "train", 6, "pairs"), ("advance", 4), ("advance", 2), "end", "close"]
+    assert trainer.datamodule.phases.display.told == told
+
+
+def test_a_run_resumed_in_the_middle_of_an_epoch_is_timed_too(trainer):
+    progress = Progress()
+    progress.setup(trainer, None, "fit")
+    progress.on_train_batch_start(trainer, None, [1], 3)
+    progress.on_train_batch_end(trainer, None, None, [1], 3)
+    assert trainer.datamodule.phases.display.told == [("begin", "train", 6, "pairs"), ("advance", 1)]
+
+
+def test_an_exception_ends_the_phase_and_closes_the_display(trainer):
+    progress = Progress()
+    progress.setup(trainer, None, "fit")
+    progress.on_train_epoch_start(trainer, None)
+    progress.on_exception(trainer, None, KeyboardInterrupt())
+    assert trainer.datamodule.phases.display.told[-2:] == ["end", "close"]
+
+
+def test_the_other_ranks_measure_and_show_nothing(trainer):
+    trainer.is_global_zero = False
+    progress = Progress()
+    progress.setup(trainer, None, "fit")
+    progress.on_train_epoch_start(trainer, None)
+    assert isinstance(trainer.datamodule.phases.display, Silent)
+    assert not isinstance(trainer.datamodule.phases.display, Diary)
+    progress.on_train_epoch_end(trainer, None)
+
+
+def test_a_data_module_without_phases_is_named(trainer):
+    trainer.datamodule = object()
+    with pytest.raises(
+        ValueError, match=r"wants a data module with `phases` .* found object.*~callbacks.progress"
+    ):
+        Progress().setup(trainer, None, "fit")
