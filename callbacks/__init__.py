@@ -1,0 +1,1 @@
+"""Callbacks that choose, evaluate and report, each a Hydra config away."""

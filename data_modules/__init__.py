@@ -1,0 +1,1 @@
+"""Data modules that play one round per epoch."""

@@ -1,0 +1,36 @@
+"""Sampling: from prompts to fresh responses, one protocol, one file an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from choosy.logprobs import Ids
+from choosy.policy import Policy
+from choosy.types import Response
+
+
+class Sampler(Protocol):
+    """Any engine that samples responses from the policy."""
+
+    max_new_tokens: int
+
+    def sample(
+        self,
+        policy: Policy,
+        prompts: Sequence[Ids],
+        seeds: Sequence[Sequence[int]],
+        *,
+        temperature: float | None = None,
+        tick: Callable[[int], None] = lambda n: None,
+    ) -> list[list[Response]]:
+        """One response for each seed of each prompt; the same seed gives the same text.
+
+        Args:
+            policy: Whose responses.
+            prompts: Token ids, chat template applied.
+            seeds: Per prompt one seed a response.
+            temperature: Overrides the engine's own.
+            tick: Called with the number of prompts that are done.
+        """
+        ...

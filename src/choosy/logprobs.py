@@ -1,0 +1,267 @@
+"""Log-probabilities of many responses to one prompt: the hot path of training, scoring and evaluation.
+
+The prompt is computed once for all its responses: one row holds prompt + response 1 + ... + response N, positions
+restart after the prompt, and the mask hides the siblings. Logits exist only where a response token is predicted,
+a chunk at a time.
+
+Axes: B rows, L tokens of a row, T predicted tokens, S responses, D hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+Ids = Sequence[int]
+
+
+class Group(NamedTuple):
+    """The token ids of one prompt and of its responses, each ending as the policy ended it."""
+
+    prompt_ids: Ids
+    response_ids: Sequence[Ids]
+
+    @property
+    def tokens(self) -> int:
+        """Length of the group's row when the prompt is shared."""
+        return len(self.prompt_ids) + sum(max(len(ids) - 1, 0) for ids in self.response_ids)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Groups laid out for one forward pass, and where each response token is predicted."""
+
+    ids_BL: Tensor
+    position_BL: Tensor
+    mask_BLL: Tensor  # True where the query (second axis) may look at the key (third)
+    row_T: Tensor
+    column_T: Tensor
+    target_T: Tensor
+    response_T: Tensor
+    responses: int
+
+    def to(self, device: torch.device) -> Rows:
+        """The same rows on another device."""
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return Rows(**moved)
+
+
+def share_prompt(groups: Sequence[Group]) -> Rows:
+    """One row a group: the prompt once, then every response; a response's last token is only ever a target.
+
+    Raises:
+        ValueError: A prompt without tokens, from which nothing can be predicted.
+    """
+    width = max(group.tokens for group in groups)
+    ids_BL = torch.zeros(len(groups), width, dtype=torch.long)
+    position_BL = torch.zeros(len(groups), width, dtype=torch.long)
+    segment_BL = torch.full((len(groups), width), -1)  # -1 padding, 0 prompt, n = response n
+    rows, columns, targets, owners = [], [], [], []
+    response = 0
+    for b, group in enumerate(groups):
+        at = len(group.prompt_ids)
+        if at == 0:
+            raise ValueError("A prompt has no tokens; give it text, or a tokenizer with a beginning-of-sequence token.")
+        ids_BL[b, :at] = torch.tensor(group.prompt_ids)
+        position_BL[b, :at] = torch.arange(at)
+        segment_BL[b, :at] = 0
+        for n, ids in enumerate(group.response_ids, start=1):
+            inner = max(len(ids) - 1, 0)
+            ids_BL[b, at : at + inner] = torch.tensor(ids[:inner], dtype=torch.long)
+            position_BL[b, at : at + inner] = len(group.prompt_ids) + torch.arange(inner)
+            segment_BL[b, at : at + inner] = n
+            # the prompt's last token predicts the response's first, each later token its successor
+            columns += [len(group.prompt_ids) - 1, *range(at, at + inner)][: len(ids)]
+            rows += [b] * len(ids)
+            targets += list(ids)
+            owners += [response] * len(ids)
+            response += 1
+            at += inner
+    return Rows(
+        ids_BL,
+        position_BL,
+        visible(segment_BL),
+        *(torch.tensor(x, dtype=torch.long) for x in (rows, columns, targets, owners)),
+        responses=response,
+    )
+
+
+def visible(segment_BL: Tensor) -> Tensor:
+    """Which tokens see which: causal, within the own response and the prompt.
+
+    Padding sees padding, lest a row of the softmax be empty.
+
+    Example:
+        >>> visible(torch.tensor([[0, 1, 2]]))[0].int()
+        tensor([[1, 0, 0],
+                [1, 1, 0],
+                [1, 0, 1]], dtype=torch.int32)
+    """
+    query_BL1, key_B1L = segment_BL[:, :, None], segment_BL[:, None, :]
+    related_BLL = (query_BL1 == key_B1L) | ((key_B1L == 0) & (query_BL1 > 0))
+    return related_BLL.tril()
+
+
+def separate(groups: Sequence[Group]) -> list[Group]:
+    """Every response with a prompt of its own: the padded path, for models that cannot share one."""
+    return [Group(group.prompt_ids, [ids]) for group in groups for ids in group.response_ids]
+
+
+class _ChosenTokenLogp(torch.autograd.Function):
+    """log softmax(hidden @ weight.T)[target], a chunk of tokens at a time, in fp32 from the logits on.
+
+    A frozen head needs one pass: d logp / d hidden = weight[target] - softmax @ weight is finished with the forward,
+    and the backward only scales it. A trained head recomputes its logits in the backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, chunk: int) -> Tensor:
+        ready = hidden_TD.requires_grad and not weight_VD.requires_grad
+        logp_T = torch.empty(len(target_T), dtype=torch.float32, device=hidden_TD.device)
+        slope_TD = torch.empty_like(hidden_TD) if ready else None
+        for at in range(0, len(target_T), chunk):
+            part = slice(at, at + chunk)
+            logits_tV = F.linear(hidden_TD[part], weight_VD).float()
+            normalizer_t = logits_tV.logsumexp(-1)
+            logp_T[part] = logits_tV.gather(-1, target_T[part, None]).squeeze(-1) - normalizer_t
+            if slope_TD is not None:
+                soft_tV = logits_tV.sub_(normalizer_t[:, None]).exp_().to(weight_VD.dtype)
+                slope_TD[part] = weight_VD[target_T[part]] - soft_tV @ weight_VD
+        ctx.chunk = chunk
+        ctx.save_for_backward(*([slope_TD] if slope_TD is not None else [hidden_TD, weight_VD, target_T]))
+        return logp_T
+
+    @staticmethod
+    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+        if len(ctx.saved_tensors) == 1:
+            (slope_TD,) = ctx.saved_tensors
+            return slope_TD * grad_T[:, None].to(slope_TD.dtype), None, None, None
+        hidden_TD, weight_VD, target_T = ctx.saved_tensors
+        grad_hidden_TD = torch.empty_like(hidden_TD)
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        for at in range(0, len(target_T), ctx.chunk):
+            part = slice(at, at + ctx.chunk)
+            soft_tV = F.linear(hidden_TD[part], weight_VD).float().softmax(-1)
+            soft_tV.mul_(-grad_T[part, None])
+            soft_tV.scatter_add_(1, target_T[part, None], grad_T[part, None])
+            grad_logits_tV = soft_tV.to(hidden_TD.dtype)
+            grad_hidden_TD[part] = grad_logits_tV @ weight_VD
+            grad_weight_VD += grad_logits_tV.T @ hidden_TD[part]
+        return grad_hidden_TD, grad_weight_VD.to(weight_VD.dtype), None, None
+
+
+def chosen_token_logps(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, *, chunk: int = 256) -> Tensor:
+    """Log-probability of each target token in fp32, without a (T, V) tensor.
+
+    Args:
+        hidden_TD: Last hidden state at the place that predicts each token.
+        weight_VD: The language-model head.
+        target_T: The tokens.
+        chunk: How many tokens have their logits in memory at once.
+    """
+    if torch.is_autocast_enabled(hidden_TD.device.type):
+        weight_VD = weight_VD.to(torch.get_autocast_dtype(hidden_TD.device.type))
+    with torch.autocast(hidden_TD.device.type, enabled=False):
+        logp_T: Tensor = _ChosenTokenLogp.apply(hidden_TD.to(weight_VD.dtype), weight_VD, target_T, chunk)
+    return logp_T
+
+
+def response_logps(model: nn.Module, rows: Rows) -> Tensor:
+    """Summed log-probability (S,) of every response in the rows, in the order of the groups.
+
+    Args:
+        model: A causal language model of transformers, adapters injected.
+        rows: On the model's device.
+    """
+    hidden_BLD = model.get_decoder()(  # type: ignore[operator]
+        input_ids=rows.ids_BL, position_ids=rows.position_BL, attention_mask=rows.mask_BLL[:, None], use_cache=False
+    ).last_hidden_state
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    assert head.bias is None, "a head with a bias takes the padded path"
+    logp_T = chosen_token_logps(hidden_BLD[rows.row_T, rows.column_T], head.weight, rows.target_T)
+    return torch.zeros(rows.responses, device=logp_T.device).index_add(0, rows.response_T, logp_T)
+
+
+def padded_response_logps(model: nn.Module, groups: Sequence[Group]) -> Tensor:
+    """The same by the book: one padded row a response, the model's own mask, positions and logits. Slow and sure."""
+    device = next(model.parameters()).device
+    alone = separate(groups)
+    width = max(len(g.prompt_ids) + len(g.response_ids[0]) for g in alone)
+    ids_SL = torch.zeros(len(alone), width, dtype=torch.long)
+    real_SL = torch.zeros(len(alone), width, dtype=torch.long)
+    answer_SL = torch.zeros(len(alone), width, dtype=torch.bool)
+    for s, (prompt_ids, (ids,)) in enumerate(alone):
+        end = len(prompt_ids) + len(ids)
+        ids_SL[s, :end] = torch.tensor([*prompt_ids, *ids])
+        real_SL[s, :end] = 1
+        answer_SL[s, len(prompt_ids) : end] = True
+    logits_SLV = model(input_ids=ids_SL.to(device), attention_mask=real_SL.to(device), use_cache=False).logits
+    logp_SL = logits_SLV[:, :-1].float().log_softmax(-1).gather(-1, ids_SL[:, 1:, None].to(device)).squeeze(-1)
+    return (logp_SL * answer_SL[:, 1:].to(device)).sum(-1)
+
+
+def can_share_prompt(model: nn.Module, vocabulary: int) -> bool:
+    """Whether the shared-prompt rows give this model the log-probabilities that the padded path gives.
+
+    Sliding windows, state-space layers, ALiBi or capped logits do not survive the sharing; one small forward of
+    both paths tells. Call in the precision that will be used.
+    """
+    generator = torch.Generator().manual_seed(0)
+    draw = torch.randint(0, vocabulary, (40,), generator=generator).tolist()
+    probe = [Group(draw[:9], [draw[9:14], draw[14:15], draw[15:24]]), Group(draw[24:29], [draw[29:33], draw[33:40]])]
+    try:
+        with torch.no_grad():
+            shared_S = response_logps(model, share_prompt(probe).to(next(model.parameters()).device))
+            padded_S = padded_response_logps(model, probe)
+    except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        log.info("This architecture refused shared prompts: %s", error)
+        return False
+    scale = 0.05 if next(model.parameters()).dtype != torch.float32 or torch.is_autocast_enabled("cpu") else 1e-4
+    return bool((shared_S - padded_S).abs().max() <= scale * padded_S.abs().max())
+
+
+def packed(groups: Sequence[Group], tokens_per_step: int) -> Iterator[list[int]]:
+    """Positions of groups in batches of at most about so many tokens, padding included, similar lengths together.
+
+    A group longer than the budget goes alone. Every group is in exactly one batch.
+
+    Example:
+        >>> [sorted(b) for b in packed([Group([1] * n, []) for n in (2, 9, 3, 8)], 18)]
+        [[1, 3], [0, 2]]
+    """
+    order = sorted(range(len(groups)), key=lambda i: (-groups[i].tokens, i))
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) + 1) * groups[batch[0]].tokens > tokens_per_step:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def score_groups(
+    model: nn.Module,
+    groups: Sequence[Group],
+    *,
+    share: bool,
+    tokens_per_step: int,
+    precision: Callable[[], AbstractContextManager[Any]],
+) -> Iterator[tuple[list[int], list[list[float]]]]:
+    """Log-probabilities without gradients, batch by batch: (positions of groups, per group one value a response)."""
+    device = next(model.parameters()).device
+    for batch in packed(groups, tokens_per_step):
+        chosen = [groups[i] for i in batch]
+        with torch.no_grad(), precision():
+            logp_S = response_logps(model, share_prompt(chosen).to(device)) if share else padded_response_logps(model, chosen)
+        flat = iter(logp_S.tolist())
+        yield batch, [[next(flat) for _ in group.response_ids] for group in chosen]

@@ -1,0 +1,387 @@
+"""The policy and its reference: a causal language model with its tokenizer, LoRA or full, and its states.
+
+The reference is a *state of the trainable weights*, not another model: switching to it swaps pointers. Sampling
+swaps in merged weights in the same way, so the exact weights are back afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.helpers import disable_input_dtype_casting
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from choosy import attention as grouped
+from choosy.assets import resolve_model
+from choosy.logprobs import Group, Ids, can_share_prompt, padded_response_logps, response_logps, score_groups, share_prompt
+from choosy.types import Candidates, Prompt, Response
+
+log = logging.getLogger(__name__)
+
+Dtype = Literal["auto", "bfloat16", "float32"]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters, in fp32 on frozen weights.
+
+    Args:
+        r: Rank.
+        alpha: Scale; the update is multiplied by alpha / r.
+        targets: Which layers: `all-linear`, or names.
+    """
+
+    r: int = 16
+    alpha: float = 32
+    targets: str | list[str] = "all-linear"
+
+
+def auto_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the hardware multiplies it, else fp32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    cpu = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
+    fast = cpu.startswith("AVX512") and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _multiplies_bf16()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _multiplies_bf16() -> bool:
+    known = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(has() for has in known if has is not None)
+
+
+class Policy(nn.Module):
+    """A language model that can be sampled, scored, trained, and compared with the reference it started as.
+
+    Args:
+        name: Hub id or folder of a causal language model, or `demo:smollm2`.
+        lora: Adapters to train; None trains all weights, kept in fp32.
+        adapter: Folder of a trained adapter to go on from; the reference is then *this* state.
+        dtype: Precision of the forward pass; auto = bf16 where the hardware multiplies it.
+        attention: Attention implementation of transformers, or `grouped`; auto = grouped on a CPU, else sdpa.
+        share_prompt: Compute a prompt once for all its responses, where the architecture allows it.
+        tokens_per_step: Tokens of a forward pass, padding included.
+        gradient_checkpointing: Recompute activations in the backward: less memory, more time.
+        chat_template: Jinja text that replaces the tokenizer's chat template.
+        revision: Git revision of a hub model.
+        trust_remote_code: Run code that comes with a hub model.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        lora: Lora | None = None,
+        adapter: str | None = None,
+        dtype: Dtype = "auto",
+        attention: str = "auto",
+        share_prompt: bool = True,
+        tokens_per_step: int = 4096,
+        gradient_checkpointing: bool = False,
+        chat_template: str | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        if tokens_per_step < 1:
+            raise ValueError(f"batching.tokens_per_step={tokens_per_step} holds no token; choose at least 1.")
+        if adapter is not None and lora is None:
+            raise ValueError(f"model.adapter={adapter} continues an adapter, but model.lora is null; set model.lora.")
+        self.name = name
+        self.lora = lora
+        self.adapter = adapter
+        self.dtype = dtype
+        self.attention = attention
+        self.share_prompt = share_prompt
+        self.tokens_per_step = tokens_per_step
+        self.gradient_checkpointing = gradient_checkpointing
+        self.chat_template = chat_template
+        self.revision = revision
+        self.trust_remote_code = trust_remote_code
+        self.model: PreTrainedModel | PeftModel | None = None
+        self.initial: dict[str, Tensor] = {}
+        self.reference_state: dict[str, Tensor] = {}
+
+    # -- text and tokens ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, loaded at first use."""
+        hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        tokenizer = AutoTokenizer.from_pretrained(
+            resolve_model(self.name), revision=self.revision, trust_remote_code=self.trust_remote_code
+        )
+        if self.chat_template is not None:
+            tokenizer.chat_template = self.chat_template
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"The tokenizer of {self.name} has no end-of-sequence token, so no response could end.")
+        return tokenizer
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a response."""
+        stops = {self.tokenizer.eos_token_id}
+        if self.model is not None:
+            configured = self.causal_lm.generation_config.eos_token_id if self.causal_lm.generation_config else None
+            stops |= set(configured if isinstance(configured, list) else [configured]) - {None}
+        return frozenset(stops)
+
+    def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
+        """The prompt's token ids: a conversation through the chat template, a plain prompt as it stands.
+
+        A beginning-of-sequence token appears at most once, an end-of-sequence token never at the end.
+
+        Raises:
+            ValueError: A conversation, but no chat template.
+        """
+        if prompt.messages:
+            if not self.tokenizer.chat_template:
+                raise ValueError(
+                    f"Prompt {prompt.id} is a conversation, but the tokenizer of {self.name} has no chat template; "
+                    "give one as model.chat_template, or use plain prompts with data.as_chat=false."
+                )
+            turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
+            ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        else:
+            ids = self.tokenizer(prompt.text).input_ids
+            if ids and ids[-1] == self.tokenizer.eos_token_id:
+                ids = ids[:-1]
+        bos = self.tokenizer.bos_token_id
+        while len(ids) > 1 and bos is not None and bos != self.tokenizer.eos_token_id and ids[0] == ids[1] == bos:
+            ids = ids[1:]
+        return tuple(ids)
+
+    def encode_response(self, text: str) -> tuple[int, ...]:
+        """A given response's token ids, ended as the policy would end it."""
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        return (*ids, self.tokenizer.eos_token_id) if not ids or ids[-1] != self.tokenizer.eos_token_id else tuple(ids)
+
+    def decode(self, ids: Ids) -> str:
+        """Text of response ids, without special tokens."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    # -- weights -----------------------------------------------------------------------------------------------
+
+    def load(self, *, device: torch.device, seed: int) -> None:
+        """Load the weights, add the adapter, and remember this state as the start and the reference."""
+        if self.model is not None:
+            return
+        hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        grouped.register()
+        self.compute_dtype = auto_dtype(device) if self.dtype == "auto" else getattr(torch, self.dtype)
+        implementation = ("grouped" if device.type == "cpu" else "sdpa") if self.attention == "auto" else self.attention
+        model = AutoModelForCausalLM.from_pretrained(
+            resolve_model(self.name),
+            dtype=self.compute_dtype if self.lora else torch.float32,  # full fine-tuning: fp32 master weights
+            attn_implementation=implementation,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+        )
+        switch_off_dropout(model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = self._with_adapter(model)
+        if self.gradient_checkpointing:
+            self.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            if self.lora:
+                self.causal_lm.enable_input_require_grads()
+        self.model.to(device)
+        self.initial = {name: p.detach().clone() for name, p in self.trainable()}
+        self.reference_state = self.initial
+        self.__dict__.pop("stop_ids", None)
+
+    def _with_adapter(self, model: PreTrainedModel) -> PreTrainedModel | PeftModel:
+        if self.lora is None:
+            return model
+        if self.adapter is not None:
+            return PeftModel.from_pretrained(model, self.adapter, is_trainable=True, autocast_adapter_dtype=True)
+        config = LoraConfig(
+            r=self.lora.r, lora_alpha=self.lora.alpha, target_modules=self.lora.targets, task_type="CAUSAL_LM"
+        )
+        return get_peft_model(model, config, autocast_adapter_dtype=True)
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The transformers model, adapters injected."""
+        assert self.model is not None, "load() comes first"
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.causal_lm.parameters()).device
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters of what is trained."""
+        assert self.model is not None, "load() comes first"
+        return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+
+    @torch.no_grad()
+    def restore_start(self) -> None:
+        """Put the weights back to the start of the run."""
+        for name, p in self.trainable():
+            p.copy_(self.initial[name].to(p.device))
+
+    def refer_to_current(self) -> None:
+        """Make the present weights the reference from now on."""
+        self.reference_state = {name: p.detach().clone() for name, p in self.trainable()}
+
+    @contextmanager
+    def _instead(self, weights: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
+        kept = [(p, p.data) for p, _ in weights]
+        try:
+            for p, data in weights:
+                p.data = data
+            yield
+        finally:
+            for p, data in kept:
+                p.data = data
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """The reference's weights within the block, the policy's own again after it."""
+        with self._instead([(p, self.reference_state[name].to(p.device)) for name, p in self.trainable()]):
+            yield
+
+    @contextmanager
+    def for_sampling(self) -> Iterator[None]:
+        """Weights that sample fast within the block: adapter merged, all in the forward's precision."""
+        was_training = self.training
+        with ExitStack() as stack, torch.inference_mode():
+            stack.callback(self.train, was_training)
+            self.eval()
+            stack.enter_context(self._instead(self._sampling_weights()))
+            if isinstance(self.model, PeftModel):
+                stack.enter_context(self.model.disable_adapter())
+            yield
+
+    def _sampling_weights(self) -> list[tuple[nn.Parameter, Tensor]]:
+        if isinstance(self.model, PeftModel):
+            layers = [m for m in self.model.modules() if hasattr(m, "get_delta_weight") and hasattr(m, "base_layer")]
+            merged = []
+            for layer in layers:
+                weight = layer.base_layer.weight
+                delta = layer.get_delta_weight(layer.active_adapter[0] if layer.active_adapter else "default")
+                merged.append((weight, (weight.float() + delta.float()).to(weight.dtype)))
+            return merged
+        return [(p, p.detach().to(self.compute_dtype)) for p in self.causal_lm.parameters()]
+
+    # -- log-probabilities -------------------------------------------------------------------------------------
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """The forward's precision: adapters and master weights are fp32, the products in `dtype`."""
+        if self.compute_dtype == torch.float32:
+            return nullcontext()
+        stack = ExitStack()
+        stack.enter_context(torch.autocast(self.device.type, dtype=self.compute_dtype))
+        if isinstance(self.model, PeftModel):
+            stack.enter_context(disable_input_dtype_casting(self.model))  # autocast casts the adapter instead
+        return stack
+
+    @cached_property
+    def shares_prompts(self) -> bool:
+        """Whether rows share prompts: wanted, and found equal to the padded path on this model."""
+        if not self.share_prompt:
+            return False
+        with self.precision():
+            shares = can_share_prompt(self.causal_lm, len(self.tokenizer))
+        if not shares:
+            log.warning("%s cannot share a prompt between responses; taking the padded path (slower).", self.name)
+        return shares
+
+    def _fits_window(self, groups: Sequence[Group]) -> bool:
+        window = getattr(self.causal_lm.config, "sliding_window", None)
+        return not window or max(group.tokens for group in groups) <= window
+
+    def logps(self, groups: Sequence[Group]) -> Tensor:
+        """Summed log-probability (S,) of every response of the groups, with gradients."""
+        with self.precision():
+            if self.shares_prompts and self._fits_window(groups):
+                return response_logps(self.causal_lm, share_prompt(groups).to(self.device))
+            return padded_response_logps(self.causal_lm, groups)
+
+    def score(
+        self, candidates: Sequence[Candidates], tick: Callable[[int], None] = lambda n: None
+    ) -> list[list[float]]:
+        """Summed log-probability of each response of each candidate, in their order, without gradients."""
+        groups = [Group(c.prompt_ids, [r.ids for r in c.responses]) for c in candidates]
+        if not groups:
+            return []
+        was_training = self.training
+        self.eval()
+        scored: list[list[float]] = [[] for _ in groups]
+        share = self.shares_prompts and self._fits_window(groups)
+        for positions, values in score_groups(
+            self.causal_lm, groups, share=share, tokens_per_step=self.tokens_per_step, precision=self.precision
+        ):
+            for position, of_group in zip(positions, values, strict=True):
+                scored[position] = of_group
+            tick(len(positions))
+        self.train(was_training)
+        return scored
+
+    def score_reference(
+        self, candidates: Sequence[Candidates], tick: Callable[[int], None] = lambda n: None
+    ) -> list[Candidates]:
+        """The candidates with each response's log-probability under the reference."""
+        with self.as_reference():
+            scored = self.score(candidates, tick)
+        return [
+            replace(c, responses=tuple(replace(r, logp_ref=v) for r, v in zip(c.responses, values, strict=True)))
+            for c, values in zip(candidates, scored, strict=True)
+        ]
+
+    @torch.no_grad()
+    def embed(self, responses: Sequence[Response]) -> Tensor:
+        """What each response means to the reference: (N, D), last layer, mean over the response's own tokens."""
+        # the response alone, without its prompt, as REAL's code does (METHODS.md 3.1)
+        rows = share_prompt([Group(r.ids or (self.tokenizer.eos_token_id,), []) for r in responses]).to(self.device)
+        with self.as_reference(), self.precision():
+            hidden_NLD = self.causal_lm.get_decoder()(
+                input_ids=rows.ids_BL, position_ids=rows.position_BL, attention_mask=rows.mask_BLL[:, None], use_cache=False
+            ).last_hidden_state
+        length_N = torch.tensor([max(len(r.ids), 1) for r in responses], device=self.device)
+        own_NL = torch.arange(hidden_NLD.shape[1], device=self.device)[None] < length_N[:, None]
+        mean_ND: Tensor = (hidden_NLD.float() * own_NL[..., None]).sum(1) / length_N[:, None]
+        return mean_ND.cpu()
+
+    def implicit_rewards(self, candidates: Candidates, logps: Sequence[float], beta: float) -> list[float]:
+        """beta * (log pi - log ref) of each response (arXiv 2305.18290, Eq. 5)."""
+        return [beta * (logp - r.logp_ref) for logp, r in zip(logps, candidates.responses, strict=True)]
+
+    # -- what is left behind -----------------------------------------------------------------------------------
+
+    def save(self, folder: str) -> None:
+        """The adapter, or the whole model, with its tokenizer, in Hugging Face format."""
+        assert self.model is not None, "load() comes first"
+        if isinstance(self.model, PeftModel):
+            self.model.save_pretrained(folder)
+        else:
+            self.model.save_pretrained(folder, state_dict={k: v.to(self.compute_dtype) for k, v in self.model.state_dict().items()})
+        self.tokenizer.save_pretrained(folder)
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """Set every dropout of the model to 0: log-probs of policy and reference are compared, noise is not."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout_p", "attn_dropout_p"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def known(logp: float) -> bool:
+    """Whether a log-probability has been computed."""
+    return not math.isnan(logp)

@@ -1,0 +1,279 @@
+"""The pool: every prompt with its responses, rewards and pairs. Arrow in memory, one Parquet file a round on disk.
+
+One row holds one prompt's candidates. A round's file holds the whole pool as it stood after that round, so the
+newest file is all that a resume needs; it is replaced atomically, so a crash leaves the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from choosy.types import Candidates, Pair, Prompt, Response
+
+Keep = Literal["latest", "all"]
+
+PAIR = pa.struct(
+    {
+        "chosen": pa.int32(),
+        "rejected": pa.int32(),
+        "weight": pa.float64(),
+        "utility": pa.float64(),
+        "source": pa.string(),
+        "round": pa.int32(),
+    }
+)
+SCHEMA = pa.schema(
+    {
+        "split": pa.string(),  # train | heldout
+        "prompt_id": pa.string(),
+        "prompt": pa.string(),
+        "origin": pa.string(),  # sampled | reused | heldout
+        "sampled_in": pa.int32(),  # the round that sampled the responses
+        "prompt_utility": pa.float64(),
+        "responses": pa.list_(pa.string()),
+        "rewards": pa.list_(pa.float64()),
+        "logps": pa.list_(pa.float64()),
+        "ref_logps": pa.list_(pa.float64()),
+        "finished": pa.list_(pa.bool_()),
+        "response_ids": pa.list_(pa.list_(pa.int32())),
+        "prompt_ids": pa.list_(pa.int32()),
+        "gold": pa.list_(pa.float64()),
+        "given_weight": pa.float64(),
+        "pairs": pa.list_(PAIR),
+        "chosen": pa.string(),  # text of the first pair, for people who open the table
+        "rejected": pa.string(),
+        "weight": pa.float64(),
+        "utility": pa.float64(),
+        "outcome": pa.float64(),  # held-out rows: 1 win, 0.5 tie, 0 loss against the start policy
+    }
+)
+
+
+class TrainingPair(NamedTuple):
+    """What one pair brings to the loss."""
+
+    prompt_id: str
+    prompt_ids: Sequence[int]
+    chosen_ids: Sequence[int]
+    rejected_ids: Sequence[int]
+    chosen_logp_ref: float
+    rejected_logp_ref: float
+    weight: float
+
+    @property
+    def tokens(self) -> int:
+        """Length of the pair's row when the prompt is shared."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids) - 1, 0) + max(len(self.rejected_ids) - 1, 0)
+
+
+def _null(x: float | None) -> float | None:
+    return None if x is None or math.isnan(x) else x
+
+
+def _nan(x: float | None) -> float:
+    return math.nan if x is None else x
+
+
+def to_row(c: Candidates, *, origin: str, split: str = "train", outcome: float | None = None) -> dict[str, Any]:
+    """One row of the table."""
+    first = c.pairs[0] if c.pairs else None
+    return {
+        "split": split,
+        "prompt_id": c.prompt.id,
+        "prompt": c.prompt.text,
+        "origin": origin,
+        "sampled_in": c.round,
+        "prompt_utility": _null(c.utility),
+        "responses": [r.text for r in c.responses],
+        "rewards": [r.reward for r in c.responses],
+        "logps": [_null(r.logp) for r in c.responses],
+        "ref_logps": [_null(r.logp_ref) for r in c.responses],
+        "finished": [r.finished for r in c.responses],
+        "response_ids": [r.ids for r in c.responses],
+        "prompt_ids": c.prompt_ids,
+        "gold": [r.gold for r in c.responses],
+        "given_weight": c.weight,
+        "pairs": [
+            {
+                "chosen": p.chosen,
+                "rejected": p.rejected,
+                "weight": p.weight,
+                "utility": _null(p.utility),
+                "source": p.source,
+                "round": p.round,
+            }
+            for p in c.pairs
+        ],
+        "chosen": c.responses[first.chosen].text if first else None,
+        "rejected": c.responses[first.rejected].text if first else None,
+        "weight": first.weight if first else None,
+        "utility": _null(first.utility) if first else None,
+        "outcome": outcome,
+    }
+
+
+def from_row(row: Mapping[str, Any]) -> Candidates:
+    """The candidates of one row."""
+    columns = ("responses", "response_ids", "finished", "logps", "ref_logps", "rewards", "gold")
+    return Candidates(
+        Prompt(row["prompt_id"], row["prompt"]),
+        tuple(
+            Response(text, tuple(ids), finished, _nan(logp), _nan(logp_ref), reward, gold)
+            for text, ids, finished, logp, logp_ref, reward, gold in zip(*(row[c] for c in columns), strict=True)
+        ),
+        tuple(row["prompt_ids"]),
+        row["sampled_in"],
+        _nan(row["prompt_utility"]),
+        tuple(Pair(**{**pair, "utility": _nan(pair["utility"])}) for pair in row["pairs"]),
+        row["given_weight"],
+    )
+
+
+class Pool:
+    """What is trained on: an immutable table of candidates and the number of the round that last changed it."""
+
+    def __init__(self, table: pa.Table | None = None, *, round: int = -1) -> None:
+        self.table = SCHEMA.empty_table() if table is None else table
+        self.round = round
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def put(self, fresh: Sequence[Candidates], *, round: int, keep: Keep = "latest") -> Pool:
+        """The pool after a round: fresh candidates replace older ones of the same prompt.
+
+        Args:
+            fresh: Candidates of this round.
+            round: Its number.
+            keep: `latest`: one row a prompt; `all`: earlier rows stay if they have pairs.
+        """
+        fresh_ids = pa.array([c.prompt.id for c in fresh], pa.string())
+        superseded = pc.is_in(self.table["prompt_id"], value_set=fresh_ids)
+        if keep == "all":
+            now = pa.array([f"{c.prompt.id}@{c.round}" for c in fresh], pa.string())
+            stamp = pc.binary_join_element_wise(
+                self.table["prompt_id"], pc.cast(self.table["sampled_in"], pa.string()), "@"
+            )
+            paired = pc.greater(pc.list_value_length(self.table["pairs"]), 0)
+            superseded = pc.and_(superseded, pc.or_(pc.is_in(stamp, value_set=now), pc.invert(paired)))
+        old = self.table.filter(pc.invert(superseded))
+        old = old.set_column(
+            old.schema.get_field_index("origin"), "origin", pa.array(["reused"] * old.num_rows, pa.string())
+        )
+        new = pa.Table.from_pylist([to_row(c, origin="sampled") for c in fresh], schema=SCHEMA)
+        table = pa.concat_tables([old, new]).sort_by([("prompt_id", "ascending"), ("sampled_in", "ascending")])
+        return Pool(table.combine_chunks(), round=round)
+
+    def current(self) -> dict[str, int]:
+        """Row of each prompt's newest candidates."""
+        return {name: i for i, name in enumerate(self.table["prompt_id"].to_pylist())}  # sorted: the newest is last
+
+    def rewards(self, prompt_ids: Iterable[str]) -> list[list[float | None] | None]:
+        """Stored rewards of each prompt's newest responses; None for a prompt never sampled."""
+        row_of, rewards = self.current(), self.table["rewards"]
+        return [rewards[row_of[name]].as_py() if name in row_of else None for name in prompt_ids]
+
+    def candidates(self, rows: Iterable[int] | None = None) -> list[Candidates]:
+        """The candidates of some rows, or of all."""
+        table = self.table if rows is None else self.table.take(pa.array(list(rows), pa.int64()))
+        return [from_row(row) for row in table.to_pylist()]
+
+    def with_rows(self, candidates: Sequence[Candidates]) -> Pool:
+        """The same rows in the same order with other contents, such as new reference log-probs."""
+        assert len(candidates) == len(self)
+        origins = self.table["origin"].to_pylist()
+        rows = [to_row(c, origin=origin) for c, origin in zip(candidates, origins, strict=True)]
+        return Pool(pa.Table.from_pylist(rows, schema=SCHEMA), round=self.round)
+
+    def pair_rows(self, *, round: int | None = None) -> list[tuple[int, int]]:
+        """(row, position in the row's pairs) of every pair, or of those made in one round."""
+        return [
+            (i, j)
+            for i, pairs in enumerate(self.table["pairs"].to_pylist())
+            for j, pair in enumerate(pairs)
+            if round is None or pair["round"] == round
+        ]
+
+    def training_pair(self, row: int, position: int) -> TrainingPair:
+        """One pair as the loss needs it."""
+        (c,) = self.candidates([row])
+        pair = c.pairs[position]
+        chosen, rejected = c.responses[pair.chosen], c.responses[pair.rejected]
+        return TrainingPair(
+            c.prompt.id, c.prompt_ids, chosen.ids, rejected.ids, chosen.logp_ref, rejected.logp_ref, pair.weight
+        )
+
+    # -- disk --------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path, about: Mapping[str, Any], heldout: Sequence[Mapping[str, Any]] = ()) -> Path:
+        """Write the round's file: the pool, the held-out rows, and what is known about the round."""
+        table = pa.concat_tables([self.table, pa.Table.from_pylist(list(heldout), schema=SCHEMA)])
+        return write_table(table, round_file(folder, self.round), about)
+
+    @staticmethod
+    def load(folder: str | Path, round: int) -> tuple[Pool, dict[str, Any]]:
+        """The pool as it stood after a round, and what was written about it.
+
+        Raises:
+            ValueError: The file is missing or damaged; the message names it and the last good one.
+        """
+        path = round_file(folder, round)
+        try:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            good = [f.name for f in sorted(Path(folder).glob("round_*.parquet")) if f != path and is_readable(f)]
+            last = f"the last good one is {good[-1]}" if good else "no other round is there"
+            raise ValueError(f"The pool file {path} cannot be read ({error}); {last}.") from error
+        about = read_about(path)
+        train = table.filter(pc.equal(table["split"], "train"))
+        return Pool(train.combine_chunks(), round=round), about
+
+
+def round_file(folder: str | Path, round: int) -> Path:
+    """Where a round's file lies."""
+    return Path(folder) / f"round_{round:03d}.parquet"
+
+
+def write_table(table: pa.Table, path: Path, about: Mapping[str, Any]) -> Path:
+    """Write a table with its facts so that a reader sees the old file or the new one, never a part."""
+    table = table.replace_schema_metadata({"choosy": json.dumps(about)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with unfinished.open("wb") as file:
+        pq.write_table(table, file, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+    return path
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What was written about a round with its table."""
+    about: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {}).get(b"choosy", b"{}"))
+    return about
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a Parquet file is there and whole."""
+    try:
+        pq.read_metadata(path)
+    except (OSError, pa.ArrowException):
+        return False
+    return True
+
+
+def with_rewards(c: Candidates, rewards: Mapping[int, float]) -> Candidates:
+    """The candidates with the rewards of some responses."""
+    return replace(
+        c, responses=tuple(replace(r, reward=rewards.get(n, r.reward)) for n, r in enumerate(c.responses))
+    )

@@ -1,0 +1,325 @@
+"""One round, top to bottom. The only place that knows the order of things.
+
+choose prompts -> sample -> score -> choose pairs -> label -> weigh and store; training and evaluation follow.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+import torch
+
+from choosy import selection
+from choosy.ledger import Desk
+from choosy.policy import Policy
+from choosy.pool import Keep, Pool, with_rewards
+from choosy.progress import Phases
+from choosy.ranks import Ranks, shard
+from choosy.sampling import Sampler
+from choosy.selection import ChosenPair, Direction
+from choosy.types import Candidates, Pair, Prompt, seed_of
+from choosy.weighting import Weighting
+
+log = logging.getLogger(__name__)
+
+TrainOn = Literal["pool", "round"]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round is played with; selectors read it, nobody writes but `counts`.
+
+    Attributes:
+        number: Of the round, from 0.
+        seed: Of the run.
+        policy: As trained so far; in `for_sampling` or `as_reference` state only inside such a block.
+        sampler: The sampling engine.
+        pool: As the last round left it.
+        ranks: The processes that play together.
+        phases: The stopwatch.
+        beta: Scale of the implicit reward: the loss's beta.
+        counts: This rank's tokens and the like, summed over ranks when the round is over.
+    """
+
+    number: int
+    seed: int
+    policy: Policy
+    sampler: Sampler
+    pool: Pool
+    ranks: Ranks
+    phases: Phases
+    beta: float
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def spread(self, prompts: Sequence[Prompt], utilities_of: Callable[[list[Prompt]], list[float]]) -> list[float]:
+        """Utilities of all prompts, each computed on one rank only; for what is dear to compute."""
+        mine = shard(prompts, self.ranks)
+        found = dict(self.ranks.gather(list(zip((p.id for p in mine), utilities_of(mine), strict=True))))
+        return [found[p.id] for p in prompts]
+
+
+class PromptSelector(Protocol):
+    """Answers slot 1: which prompts are sampled again?
+
+    Attributes:
+        fraction: Share of the prompts to sample; `count` gives a number instead.
+        count: See `fraction`.
+        warmup_rounds: Rounds that sample everything before this selector starts to choose.
+    """
+
+    fraction: float | None
+    count: int | None
+    warmup_rounds: int
+
+    def prompt_utilities(self, prompts: Sequence[Prompt], at: Round) -> list[float]:
+        """How much fresh responses to each prompt would teach: larger = sampled first. The same on every rank."""
+        ...
+
+
+class PairSelector(Protocol):
+    """Answers slot 2: which pairs are labeled?
+
+    Attributes:
+        fraction: Share of the competing pairs to label; `count` gives a number instead.
+        count: See `fraction`.
+        per_prompt: Most pairs of one prompt; None = any number.
+        direction: Which end of the utilities is spent on first.
+    """
+
+    fraction: float | None
+    count: int | None
+    per_prompt: int | None
+    direction: Direction
+
+    def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
+        """Utilities of each candidate's pairs i < j: larger = labeled first. Sees this rank's candidates only."""
+        ...
+
+
+def play_round(
+    at: Round,
+    prompts: Sequence[Prompt],
+    *,
+    sample: Callable[[list[Prompt], Round], list[Candidates]],
+    prompt_selector: PromptSelector | None,
+    pair_selector: PairSelector | None,
+    desk: Desk,
+    weighting: Weighting,
+    keep: Keep,
+) -> Pool:
+    """Play one round up to the training: the pool with what was sampled, labeled and weighed.
+
+    Args:
+        at: What the round is played with.
+        prompts: All that may be asked, in the same order on every rank.
+        sample: Gives each prompt of this rank's share its responses.
+        prompt_selector: Slot 1; None samples every prompt.
+        pair_selector: Slot 2; None scores every response and takes best against worst.
+        desk: Where labels are bought.
+        weighting: The factor on each pair's loss.
+        keep: What the pool keeps of a prompt's earlier rounds.
+    """
+    with at.phases("select"):
+        chosen = choose_prompts(at, prompts, prompt_selector)
+    mine = sample(shard(chosen, at.ranks), at)
+    mine = score(mine, at)
+    with at.phases("select"):
+        pairs, fresh = choose_pairs(at, mine, pair_selector)
+    with at.phases("label", total=len(fresh), unit="prompts") as tick:
+        labeled = label(fresh, pairs, desk, at)
+        tick(len(fresh))
+    weighed = [weigh(c, weighting, at.number) for c in labeled]
+    utility = {p.id: u for p, u in zip(chosen, chosen.utilities, strict=True)}
+    return at.pool.put([replace(c, utility=utility[c.prompt.id]) for c in weighed], round=at.number, keep=keep)
+
+
+class ChosenPrompts(list[Prompt]):
+    """Prompts to sample, in the order of their ids, each with its utility (nan where nothing was chosen)."""
+
+    utilities: list[float]
+
+
+def choose_prompts(at: Round, prompts: Sequence[Prompt], selector: PromptSelector | None) -> ChosenPrompts:
+    """Slot 1: the prompts that get fresh responses this round."""
+    if selector is None or at.number < selector.warmup_rounds:
+        chosen = ChosenPrompts(sorted(prompts, key=lambda p: p.id))
+        chosen.utilities = [math.nan] * len(chosen)
+        return chosen
+    utilities = selector.prompt_utilities(prompts, at)
+    k = selection.quota(len(prompts), fraction=selector.fraction, count=selector.count)
+    names = [p.id for p in prompts]
+    best = selection.largest(utilities, k, names=names, seed=seed_of(at.seed, "prompts", at.number))
+    best.sort(key=lambda i: names[i])
+    chosen = ChosenPrompts(prompts[i] for i in best)
+    chosen.utilities = [utilities[i] for i in best]
+    return chosen
+
+
+def sampled(prompts: Sequence[Prompt], at: Round, *, n: int, encode: Callable[[Prompt], tuple[int, ...]]) -> list[Candidates]:
+    """N fresh responses to each prompt from the present policy; a response's seed is (run, round, prompt, sample)."""
+    ids = [encode(prompt) for prompt in prompts]
+    seeds = [[seed_of(at.seed, "sample", at.number, p.id, sample) for sample in range(n)] for p in prompts]
+    with at.phases("sample", total=len(prompts), unit="prompts") as tick:
+        responses = at.sampler.sample(at.policy, ids, seeds, tick=tick)
+    at.counts["tokens_generated"] += sum(len(r.ids) for of_prompt in responses for r in of_prompt)
+    at.counts["prompts_sampled"] += len(prompts)
+    return [
+        Candidates(prompt, tuple(of_prompt), prompt_ids, at.number)
+        for prompt, of_prompt, prompt_ids in zip(prompts, responses, ids, strict=True)
+    ]
+
+
+def score(candidates: Sequence[Candidates], at: Round) -> list[Candidates]:
+    """Reference log-probs of every response, computed once and kept; what has them already is left as it is."""
+    new = [i for i, c in enumerate(candidates) if any(math.isnan(r.logp_ref) for r in c.responses)]
+    with at.phases("score", total=len(new), unit="prompts") as tick:
+        scored = at.policy.score_reference([candidates[i] for i in new], tick)
+    result = list(candidates)
+    for i, c in zip(new, scored, strict=True):
+        result[i] = c
+    return result
+
+
+def choose_pairs(
+    at: Round, mine: Sequence[Candidates], selector: PairSelector | None
+) -> tuple[list[ChosenPair] | None, list[Candidates]]:
+    """Slot 2: the pairs to label, the most useful first (None: score everything), and everybody's candidates."""
+    if selector is None:
+        return None, sorted(at.ranks.gather(mine), key=lambda c: c.prompt.id)
+    utilities = selector.pair_utilities(mine, at)
+    both = sorted(at.ranks.gather(list(zip(mine, utilities, strict=True))), key=lambda cu: cu[0].prompt.id)
+    fresh = [c for c, _ in both]
+    pairs = selection.choose_pairs(
+        [u for _, u in both],
+        names=[c.prompt.id for c in fresh],
+        seed=seed_of(at.seed, "pairs", at.number),
+        direction=selector.direction,
+        fraction=selector.fraction,
+        count=selector.count,
+        per_prompt=selector.per_prompt,
+        barred=barred(fresh),
+    )
+    return pairs, fresh
+
+
+def barred(candidates: Sequence[Candidates]) -> set[tuple[int, int, int]]:
+    """Pairs that no label shall be bought for: equal texts, and pairs that have one."""
+    bars: set[tuple[int, int, int]] = set()
+    for p, c in enumerate(candidates):
+        bars |= {(p, min(pair.chosen, pair.rejected), max(pair.chosen, pair.rejected)) for pair in c.pairs}
+        positions = selection.pair_positions(len(c.responses))
+        bars |= {(p, i, j) for i, j in positions if c.responses[i].text == c.responses[j].text}
+    return bars
+
+
+def label(fresh: Sequence[Candidates], pairs: list[ChosenPair] | None, desk: Desk, at: Round) -> list[Candidates]:
+    """Buy what was chosen, once for all ranks, and make pairs of the verdicts; ties and invalid ones make none."""
+    name = desk.labeler.name
+
+    def buy() -> list[Candidates]:
+        if pairs is None and desk.scores:
+            order = sorted(range(len(fresh)), key=lambda i: seed_of(at.seed, "label", at.number, fresh[i].prompt.id))
+            bought = dict(zip(order, desk.score([fresh[i] for i in order]), strict=True))
+            return [best_against_worst(bought[i], name, at.number) for i in range(len(fresh))]
+        asked = pairs if pairs is not None else the_only_pairs(fresh, name)
+        return scored_pairs(fresh, asked, desk, at) if desk.scores else compared_pairs(fresh, asked, desk, at)
+
+    return at.ranks.once(buy)
+
+
+def the_only_pairs(fresh: Sequence[Candidates], labeler: str) -> list[ChosenPair]:
+    """Without a pair selector a labeler that only compares can judge two responses, not more."""
+    if any(len(c.responses) > 2 for c in fresh):
+        raise ValueError(
+            f"labeler {labeler} only compares, and {max(len(c.responses) for c in fresh)} responses to a prompt make "
+            "many pairs; choose which to compare with a pair selector such as selector=certainty, or data.responses=2."
+        )
+    skip = barred(fresh)
+    return [ChosenPair(p, 0, 1, math.nan) for p, c in enumerate(fresh) if len(c.responses) == 2 and (p, 0, 1) not in skip]
+
+
+def best_against_worst(c: Candidates, source: str, number: int) -> Candidates:
+    """The pair of the highest against the lowest reward; equal rewards or texts make no pair."""
+    rewards = [r.reward for r in c.responses]
+    if len(rewards) < 2 or any(reward is None for reward in rewards):
+        return c
+    best = max(range(len(rewards)), key=lambda n: rewards[n] or 0.0)
+    worst = min(range(len(rewards)), key=lambda n: rewards[n] or 0.0)
+    if rewards[best] == rewards[worst] or c.responses[best].text == c.responses[worst].text:
+        return c
+    if any({pair.chosen, pair.rejected} == {best, worst} for pair in c.pairs):
+        return c
+    return replace(c, pairs=(*c.pairs, Pair(best, worst, source=source, round=number)))
+
+
+def scored_pairs(fresh: Sequence[Candidates], asked: Sequence[ChosenPair], desk: Desk, at: Round) -> list[Candidates]:
+    """Pairs from two bought scores each: the higher reward is chosen."""
+    halves = [replace(fresh[a.prompt], responses=tuple(fresh[a.prompt].responses[n] for n in (a.i, a.j))) for a in asked]
+    labeled = list(fresh)
+    for a, half in zip(asked, desk.score(halves), strict=True):
+        first, second = (r.reward for r in half.responses)
+        if first is None or second is None:
+            continue
+        c = with_rewards(labeled[a.prompt], {a.i: first, a.j: second})
+        if first != second:
+            chosen, rejected = (a.i, a.j) if first > second else (a.j, a.i)
+            new = Pair(chosen, rejected, utility=a.utility, source=desk.labeler.name, round=at.number)
+            c = replace(c, pairs=(*c.pairs, new))
+        labeled[a.prompt] = c
+    return labeled
+
+
+def compared_pairs(fresh: Sequence[Candidates], asked: Sequence[ChosenPair], desk: Desk, at: Round) -> list[Candidates]:
+    """Pairs from one bought comparison each; the order in which the two are shown is drawn anew for each."""
+    turned = [seed_of(at.seed, "turn", at.number, fresh[a.prompt].prompt.id, a.i, a.j) % 2 == 1 for a in asked]
+    shown = [(a.j, a.i) if turn else (a.i, a.j) for a, turn in zip(asked, turned, strict=True)]
+    questions = [
+        (fresh[a.prompt].prompt, *(fresh[a.prompt].responses[n] for n in order))
+        for a, order in zip(asked, shown, strict=True)
+    ]
+    labeled = list(fresh)
+    for a, (first, second), verdict in zip(asked, shown, desk.compare(questions), strict=True):  # type: ignore[arg-type]
+        if verdict in ("first", "second"):
+            chosen, rejected = (first, second) if verdict == "first" else (second, first)
+            new = Pair(chosen, rejected, utility=a.utility, source=desk.labeler.name, round=at.number)
+            labeled[a.prompt] = replace(labeled[a.prompt], pairs=(*labeled[a.prompt].pairs, new))
+    return labeled
+
+
+def weigh(c: Candidates, weighting: Weighting, number: int) -> Candidates:
+    """The candidates with the weights of the pairs made in this round.
+
+    Raises:
+        ValueError: The weighting needs a reward gap or a given weight, and the pair has none.
+    """
+    new = [p for p, pair in enumerate(c.pairs) if pair.round == number]
+    if not new:
+        return c
+    reward = [math.nan if r.reward is None else r.reward for r in c.responses]
+    gap_B = torch.tensor([reward[c.pairs[p].chosen] - reward[c.pairs[p].rejected] for p in new], dtype=torch.float64)
+    given_B = torch.full_like(gap_B, math.nan if c.weight is None else c.weight)
+    weight_B = weighting(gap_B, given_B)
+    if not bool(torch.isfinite(weight_B).all()):
+        lacks = {"gap": "rewards, which this labeler does not give", "given": "a weight column in the data"}
+        raise ValueError(
+            f"Prompt {c.prompt.id}: the pair's weight is {weight_B.tolist()}; this weighting needs "
+            f"{lacks.get(weighting.needs, 'nothing')}. Choose weighting=uniform, or data or a labeler that bring it."
+        )
+    pairs = list(c.pairs)
+    for p, weight in zip(new, weight_B.tolist(), strict=True):
+        pairs[p] = replace(pairs[p], weight=weight)
+    return replace(c, pairs=tuple(pairs))
+
+
+def rescored(at: Round) -> Pool:
+    """The pool with reference log-probs of a reference that has moved."""
+    rows = list(range(len(at.pool)))
+    mine = shard(rows, at.ranks)
+    with at.phases("score", total=len(mine), unit="prompts") as tick:
+        new = dict(at.ranks.gather(list(zip(mine, at.policy.score_reference(at.pool.candidates(mine), tick), strict=True))))
+    return at.pool.with_rows([new[i] for i in rows])

@@ -1,0 +1,109 @@
+"""How much each pair counts: from the gap of its rewards, or from a column of the data, to a factor on its loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Weighting(Protocol):
+    """Any rule for pair weights.
+
+    Attributes:
+        normalize: Whether the weights are divided by their mean in each batch, which keeps the step size comparable.
+        needs: What a pair must bring: its reward `gap`, a `given` weight, or nothing.
+    """
+
+    normalize: bool
+
+    @property
+    def needs(self) -> Literal["gap", "given", "nothing"]:
+        """What a pair must bring."""
+        ...
+
+    def __call__(self, gap_B: Tensor, given_B: Tensor) -> Tensor:
+        """Weights of B pairs from reward(chosen) - reward(rejected) and the data's own weights; nan = not known."""
+        ...
+
+
+def normalized(weight_B: Tensor) -> Tensor:
+    """Weights with mean 1 (form C of OPTune's weighting); all-zero weights stay zero.
+
+    Example:
+        >>> normalized(torch.tensor([1.0, 3.0]))
+        tensor([0.5000, 1.5000])
+    """
+    return weight_B / weight_B.mean().clamp(min=torch.finfo(weight_B.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Every pair counts 1: plain DPO."""
+
+    normalize: bool = False
+
+    @property
+    def needs(self) -> Literal["gap", "given", "nothing"]:
+        """Nothing."""
+        return "nothing"
+
+    def __call__(self, gap_B: Tensor, given_B: Tensor) -> Tensor:
+        return torch.ones_like(gap_B)
+
+
+@dataclass(frozen=True)
+class RewardGap:
+    """OPTune's wDPO (arXiv 2406.07657): the larger the reward gap of a pair, the larger its weight.
+
+    The paper's exact function is not public; both readings are here.
+
+    Args:
+        form: `sigmoid`: sigmoid(beta2 * gap), in [1/2, 1) (form A); `linear`: beta2 * gap, unbounded (form B).
+        beta2: How strongly the gap counts.
+        clip: Largest weight, for the linear form; None = no limit.
+        normalize: Divide by the batch's mean weight (form C).
+
+    Example:
+        >>> RewardGap(beta2=1.0)(torch.tensor([0.0, 1.25]), torch.ones(2))
+        tensor([0.5000, 0.7773])
+    """
+
+    form: Literal["sigmoid", "linear"] = "sigmoid"
+    beta2: float = 1.0
+    clip: float | None = None
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        if self.form not in ("sigmoid", "linear"):
+            raise ValueError(f"weighting.form={self.form!r} is none of sigmoid, linear.")
+        if not self.beta2 > 0:
+            raise ValueError(f"weighting.beta2={self.beta2} weighs large gaps no more; choose beta2 > 0.")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"weighting.clip={self.clip} leaves no weight; choose clip > 0, or null.")
+
+    @property
+    def needs(self) -> Literal["gap", "given", "nothing"]:
+        """The reward gap."""
+        return "gap"
+
+    def __call__(self, gap_B: Tensor, given_B: Tensor) -> Tensor:
+        weight_B = torch.sigmoid(self.beta2 * gap_B) if self.form == "sigmoid" else self.beta2 * gap_B
+        return weight_B if self.clip is None else weight_B.clamp(max=self.clip)
+
+
+@dataclass(frozen=True)
+class Column:
+    """The weight that each row of the data brings in its `weight` column."""
+
+    normalize: bool = False
+
+    @property
+    def needs(self) -> Literal["gap", "given", "nothing"]:
+        """The data's weight."""
+        return "given"
+
+    def __call__(self, gap_B: Tensor, given_B: Tensor) -> Tensor:
+        return given_B
