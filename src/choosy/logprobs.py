@@ -175,6 +175,24 @@ def chosen_token_logps(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, *
     return logp_T
 
 
+def last_hidden(model: nn.Module, rows: Rows) -> Tensor:
+    """Last hidden state (B, L, D) of every token of the rows, each seeing only what its mask shows.
+
+    Args:
+        model: A causal language model of transformers, adapters injected.
+        rows: On the model's device.
+    """
+    mask_B1LL = rows.mask_BLL[:, None]
+    if model.config._attn_implementation == "eager":  # type: ignore[union-attr]
+        # eager attention adds its mask to the scores; the others select by a boolean one
+        dtype = next(model.parameters()).dtype
+        mask_B1LL = torch.zeros_like(mask_B1LL, dtype=dtype).masked_fill(~mask_B1LL, torch.finfo(dtype).min)
+    hidden_BLD: Tensor = model.get_decoder()(  # type: ignore[operator]
+        input_ids=rows.ids_BL, position_ids=rows.position_BL, attention_mask=mask_B1LL, use_cache=False
+    ).last_hidden_state
+    return hidden_BLD
+
+
 def response_logps(model: nn.Module, rows: Rows) -> Tensor:
     """Summed log-probability (S,) of every response in the rows, in the order of the groups.
 
@@ -182,9 +200,7 @@ def response_logps(model: nn.Module, rows: Rows) -> Tensor:
         model: A causal language model of transformers, adapters injected.
         rows: On the model's device.
     """
-    hidden_BLD = model.get_decoder()(  # type: ignore[operator]
-        input_ids=rows.ids_BL, position_ids=rows.position_BL, attention_mask=rows.mask_BLL[:, None], use_cache=False
-    ).last_hidden_state
+    hidden_BLD = last_hidden(model, rows)
     head = model.get_output_embeddings()  # type: ignore[operator]
     assert head.bias is None, "a head with a bias takes the padded path"
     logp_T = chosen_token_logps(hidden_BLD[rows.row_T, rows.column_T], head.weight, rows.target_T)

@@ -23,7 +23,16 @@ from transformers.utils import logging as hf_logging
 
 from choosy import attention as grouped
 from choosy.assets import resolve_model
-from choosy.logprobs import Group, Ids, can_share_prompt, padded_response_logps, response_logps, score_groups, share_prompt
+from choosy.logprobs import (
+    Group,
+    Ids,
+    can_share_prompt,
+    last_hidden,
+    padded_response_logps,
+    response_logps,
+    score_groups,
+    share_prompt,
+)
 from choosy.types import Candidates, Prompt, Response
 
 log = logging.getLogger(__name__)
@@ -348,9 +357,7 @@ class Policy(nn.Module):
         # the response alone, without its prompt, as REAL's code does (METHODS.md 3.1)
         rows = share_prompt([Group(r.ids or (self.tokenizer.eos_token_id,), []) for r in responses]).to(self.device)
         with self.as_reference(), self.precision():
-            hidden_NLD = self.causal_lm.get_decoder()(
-                input_ids=rows.ids_BL, position_ids=rows.position_BL, attention_mask=rows.mask_BLL[:, None], use_cache=False
-            ).last_hidden_state
+            hidden_NLD = last_hidden(self.causal_lm, rows)
         length_N = torch.tensor([max(len(r.ids), 1) for r in responses], device=self.device)
         own_NL = torch.arange(hidden_NLD.shape[1], device=self.device)[None] < length_N[:, None]
         mean_ND: Tensor = (hidden_NLD.float() * own_NL[..., None]).sum(1) / length_N[:, None]

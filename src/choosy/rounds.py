@@ -160,11 +160,11 @@ def choose_prompts(at: Round, prompts: Sequence[Prompt], selector: PromptSelecto
     return chosen
 
 
-def sampled(prompts: Sequence[Prompt], at: Round, *, n: int, encode: Callable[[Prompt], tuple[int, ...]]) -> list[Candidates]:
+def sampled(prompts: Sequence[Prompt], at: Round, *, n: int, phase: str = "sample") -> list[Candidates]:
     """N fresh responses to each prompt from the present policy; a response's seed is (run, round, prompt, sample)."""
-    ids = [encode(prompt) for prompt in prompts]
-    seeds = [[seed_of(at.seed, "sample", at.number, p.id, sample) for sample in range(n)] for p in prompts]
-    with at.phases("sample", total=len(prompts), unit="prompts") as tick:
+    ids = [at.policy.encode_prompt(prompt) for prompt in prompts]
+    seeds = [[seed_of(at.seed, phase, at.number, p.id, sample) for sample in range(n)] for p in prompts]
+    with at.phases(phase, total=len(prompts), unit="prompts") as tick:
         responses = at.sampler.sample(at.policy, ids, seeds, tick=tick)
     at.counts["tokens_generated"] += sum(len(r.ids) for of_prompt in responses for r in of_prompt)
     at.counts["prompts_sampled"] += len(prompts)

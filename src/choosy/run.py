@@ -113,12 +113,7 @@ class Run:
         Raises:
             ValueError: The folder holds rounds and this is no resume, or it cannot be written to.
         """
-        if not resuming and any(self.rounds_folder.glob("*.parquet")):
-            state = "a finished run" if (self.folder / "summary.json").exists() else "an unfinished run"
-            raise ValueError(
-                f"{self.folder} already holds {state}; choose another name=..., "
-                "or go on with it: the same command with ckpt_path=last."
-            )
+        refuse_used_folder(self.folder, resuming=resuming)
         try:
             self.rounds_folder.mkdir(parents=True, exist_ok=True)
             (probe := self.rounds_folder / ".writable").touch()
@@ -229,3 +224,17 @@ class Run:
             self.pool, _ = Pool.load(self.rounds_folder, state["round"])
         self.phases.load_state_dict(state["phases"])
         self.counts = Counter(state["counts"])
+
+
+def refuse_used_folder(folder: Path, *, resuming: bool) -> None:
+    """A folder that holds rounds is only for going on with them.
+
+    Raises:
+        ValueError: It holds a run, and this is no resume.
+    """
+    if not resuming and any((folder / "rounds").glob("*.parquet")):
+        state = "a finished run" if (folder / "summary.json").exists() else "an unfinished run"
+        raise ValueError(
+            f"{folder} already holds {state}; choose another name=..., "
+            "or go on with it: the same command with ckpt_path=last."
+        )

@@ -119,9 +119,10 @@ def least_rewarded(rewards: Sequence[Sequence[float | None] | None], statistic: 
     known: dict[int, float] = {}
     for i, given in enumerate(rewards):
         if scored := [r for r in given or () if r is not None]:
-            known[i] = -float(of(scored))
-    average = sum(known.values()) / len(known) if known else 0.0
-    first = max(known.values(), default=0.0) + 1.0
+            known[i] = -float(of(scored)) if all(map(math.isfinite, scored)) else math.nan
+    finite = [u for u in known.values() if math.isfinite(u)]  # `largest` names the prompt of any other
+    average = sum(finite) / len(finite) if finite else 0.0
+    first = max(finite, default=0.0) + 1.0
     return [known.get(i, first if given is None else average) for i, given in enumerate(rewards)]
 
 

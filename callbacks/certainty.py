@@ -1,0 +1,45 @@
+"""Active preference learning (arXiv 2402.08114): label the pairs that the implicit reward is most certain about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback
+
+from choosy import selection
+from choosy.rounds import Round
+from choosy.types import Candidates
+
+
+class Certainty(Callback):
+    """Labels the pairs with the largest |difference of implicit rewards|, where an error of the policy shows.
+
+    Args:
+        fraction: Share of the competing pairs to label.
+        count: Number of pairs instead of a share.
+        per_prompt: Most pairs of one prompt; None = any number.
+        direction: `largest` = most certain first; `smallest` = most uncertain; `middle`; `tails`.
+    """
+
+    def __init__(
+        self,
+        fraction: float | None = 0.5,
+        *,
+        count: int | None = None,
+        per_prompt: int | None = 1,
+        direction: selection.Direction = "largest",
+    ) -> None:
+        selection.quota(1, fraction=fraction, count=count)
+        self.fraction = fraction
+        self.count = count
+        self.per_prompt = per_prompt
+        self.direction: selection.Direction = direction
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        trainer.datamodule.use(pairs=self)
+
+    def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
+        logps = at.policy.score(candidates)  # the pass that also gave the reference's: equal policies, gap 0
+        implicit = (at.policy.implicit_rewards(c, logp, at.beta) for c, logp in zip(candidates, logps, strict=True))
+        return [selection.certainty(rewards_N) for rewards_N in implicit]

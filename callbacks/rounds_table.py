@@ -1,0 +1,24 @@
+"""Keeps each round as a table that people can open, and its costs in the loggers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback
+
+
+class RoundsTable(Callback):
+    """Writes rounds/round_NNN.parquet when a round is over, held-out rows included; name it after `WinRate`."""
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        run = trainer.datamodule.run
+        run.counts["pairs_trained"] += trainer.datamodule.pairs_this_round
+        about = run.ranks.once(run.about)
+        costs = {
+            "labels/spent": about["labels"]["spent"],
+            "labels/reused": about["labels"]["reused"],
+            **{k: about[k] for k in ("tokens_generated", "prompts_sampled", "pairs_trained")},
+            **{f"seconds/{phase}": seconds for phase, seconds in about["seconds"].items()},
+        }
+        pl_module.log_dict({k: float(v) for k, v in costs.items()}, rank_zero_only=True)
+        run.write()

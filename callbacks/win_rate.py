@@ -1,0 +1,69 @@
+"""Does the policy answer better than it did at the start? Held-out prompts, before and after each round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lightning.pytorch import Callback
+
+from choosy.evaluation import Evaluation, evaluate, read_start, start_file, write_start
+from choosy.ranks import current_ranks, shard
+from choosy.rounds import Round, sampled
+from choosy.types import Candidates, Prompt
+
+
+class WinRate(Callback):
+    """Compares the policy's answers to held-out prompts with the start policy's, which are sampled once and kept.
+
+    Logged per round: win rate (a tie is half a win), ties, mean reward, KL to the reference, response length.
+    The judge is the data module's labeler; what it is asked here does not count against the label budget.
+
+    Args:
+        every: Evaluate after every so many rounds, and after the last one.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        if every < 1:
+            raise ValueError(f"callbacks.win_rate.every={every} never evaluates; choose at least 1, or ~callbacks.win_rate.")
+        self.every = every
+        self.start: dict[str, Candidates] = {}
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        run, prompts = trainer.datamodule.run, trainer.datamodule.heldout
+        if not prompts:
+            return
+        if not start_file(run.rounds_folder).exists():
+            at = Round(-1, run.seed, pl_module.policy, run.sampler, run.pool, current_ranks(), run.phases, pl_module.loss.beta)
+            answers = self.answers(prompts, at)
+            with run.phases("evaluate"):
+                scored = at.ranks.once(lambda: run.desk.score(answers, purpose="evaluate") if run.desk.scores else answers)
+            if at.ranks.rank == 0:
+                write_start(run.rounds_folder, scored, run.about())
+            at.ranks.gather([])  # nobody reads the file before it is there
+        self.start = {c.prompt.id: c for c in read_start(run.rounds_folder, prompts)}
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        run, prompts, number = trainer.datamodule.run, trainer.datamodule.heldout, trainer.current_epoch
+        last = number + 1 == trainer.max_epochs
+        if not prompts or not ((number + 1) % self.every == 0 or last):
+            return
+        at = Round(number, run.seed, pl_module.policy, run.sampler, run.pool, current_ranks(), run.phases, pl_module.loss.beta)
+        answers = self.answers(prompts, at)
+        with run.phases("evaluate"):
+            result: Evaluation = at.ranks.once(
+                lambda: evaluate([replace(c, prompt=p) for c, p in zip(answers, prompts, strict=True)], self.start, run.desk)
+            )
+        run.evaluation, run.heldout_rows = result.metrics, result.rows
+        pl_module.log_dict({f"heldout/{k}": v for k, v in result.metrics.items() if v is not None}, rank_zero_only=True)
+
+    def answers(self, prompts: Sequence[Prompt], at: Round) -> list[Candidates]:
+        """One answer to each prompt, with its log-probs under policy and reference, on every rank."""
+        mine = sampled(shard(prompts, at.ranks), at, n=1, phase="evaluate")
+        with at.phases("evaluate"):
+            mine = at.policy.score_reference(mine)
+            logps = at.policy.score(mine)
+        mine = [replace(c, responses=(replace(c.responses[0], logp=logp),)) for c, (logp,) in zip(mine, logps, strict=True)]
+        answers = {c.prompt.id: c for c in at.ranks.gather(mine)}
+        return [answers[p.id] for p in prompts]

@@ -1,0 +1,1 @@
+"""The menu: every part of a run, one file an option."""

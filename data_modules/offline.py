@@ -1,0 +1,163 @@
+"""Offline data: responses that are given, of which each round chooses the pairs that are worth a label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch import LightningDataModule
+
+from choosy.batching import PairBatches
+from choosy.data import TooLong, with_tokens, within_limit
+from choosy.formats import read_candidates, read_prompts
+from choosy.ledger import Desk
+from choosy.module import WeightedDPO
+from choosy.progress import Phases
+from choosy.ranks import current_ranks
+from choosy.rounds import PairSelector, PromptSelector, Round, TrainOn
+from choosy.run import Reference, Run
+from choosy.sampling import Sampler
+from choosy.types import Candidates, Prompt
+from choosy.weighting import Weighting
+
+
+class OfflineData(LightningDataModule):
+    """Prompts with given responses, one pair or several scored ones; nothing is generated to train on.
+
+    Each round the selectors choose among the pairs that have no label yet.
+
+    Args:
+        train: Pairs or scored responses, in any format of `choosy.formats`.
+        heldout: Prompts to evaluate on; None = no evaluation.
+        run_dir: Folder of the run.
+        sampler: The engine that samples answers to held-out prompts, and those an entropy filter needs.
+        desk: Where labels are bought.
+        weighting: The factor on each pair's loss.
+        seed: Of the run.
+        rounds: How many are planned.
+        batch_size: Pairs of one optimiser step, over all ranks.
+        epochs_per_round: Passes over the pairs in each round.
+        train_on: All labeled pairs (`pool`), or those labeled in this `round`.
+        reference: The policy at the start (`initial`), or as it was before each round (`previous_round`).
+        max_prompt_tokens: Longest prompt, chat template included.
+        max_response_tokens: Longest response; longer ones are cut.
+        too_long: What happens to longer prompts: `drop` or `error`.
+        as_chat: Make a plain prompt the user's turn of a chat.
+        limit: Most prompts to train on; None = all.
+        heldout_limit: Most prompts to evaluate on; None = all.
+    """
+
+    def __init__(
+        self,
+        train: str,
+        *,
+        run_dir: str,
+        sampler: Sampler,
+        desk: Desk,
+        weighting: Weighting,
+        heldout: str | None = None,
+        seed: int = 0,
+        rounds: int = 1,
+        batch_size: int = 16,
+        epochs_per_round: int = 1,
+        train_on: TrainOn = "pool",
+        reference: Reference = "initial",
+        max_prompt_tokens: int = 512,
+        max_response_tokens: int = 512,
+        too_long: TooLong = "drop",
+        as_chat: bool = True,
+        limit: int | None = None,
+        heldout_limit: int | None = None,
+    ) -> None:
+        super().__init__()
+        if max_response_tokens < 1:
+            raise ValueError(f"data.max_response_tokens={max_response_tokens} leaves no response; choose at least 1.")
+        self.run = Run(
+            run_dir,
+            seed=seed,
+            rounds=rounds,
+            sampler=sampler,
+            desk=desk,
+            weighting=weighting,
+            batch_size=batch_size,
+            epochs_per_round=epochs_per_round,
+            train_on=train_on,
+            keep="latest",
+            reference=reference,
+        )
+        self.train_source = train
+        self.heldout_source = heldout
+        self.max_prompt_tokens = max_prompt_tokens
+        self.max_response_tokens = max_response_tokens
+        self.too_long: TooLong = too_long
+        self.as_chat = as_chat
+        self.limit = limit
+        self.heldout_limit = heldout_limit
+        self.resuming = False
+        self.given: dict[str, Candidates] = {}
+        self.heldout: list[Prompt] = []
+
+    @property
+    def phases(self) -> Phases:
+        """The run's stopwatch."""
+        return self.run.phases
+
+    @property
+    def pairs_this_round(self) -> int:
+        """Pairs that this round's training sees, over all ranks and passes."""
+        return self.run.pairs_this_round
+
+    def use(self, *, prompts: PromptSelector | None = None, pairs: PairSelector | None = None) -> None:
+        """Give a slot its selector; called by the selectors' callbacks."""
+        self.run.use(prompts=prompts, pairs=pairs)
+
+    def setup(self, stage: str) -> None:
+        if self.given:
+            return
+        assert self.trainer is not None
+        policy = cast(WeightedDPO, self.trainer.lightning_module).policy
+        candidates = within_limit(
+            read_candidates(self.train_source, as_chat=self.as_chat, limit=self.limit),
+            policy,
+            limit=self.max_prompt_tokens,
+            too_long=self.too_long,
+            source=self.train_source,
+        )
+        encoded = with_tokens(candidates, policy, max_response_tokens=self.max_response_tokens)
+        self.given = {c.prompt.id: c for c in encoded}
+        if self.heldout_source:
+            prompts = read_prompts(self.heldout_source, as_chat=self.as_chat, limit=self.heldout_limit)
+            self.heldout = within_limit(
+                prompts, policy, limit=self.max_prompt_tokens, too_long=self.too_long, source=self.heldout_source
+            )
+        resuming = self.resuming or self.trainer.ckpt_path is not None
+        current_ranks().once(lambda: self.run.open(resuming=resuming))
+        self.run.desk.open(str(Path(self.run.folder).resolve()))
+
+    def train_dataloader(self) -> PairBatches:
+        """Choose and label this epoch's pairs, then train."""
+        assert self.trainer is not None
+        module = cast(WeightedDPO, self.trainer.lightning_module)
+        number = self.trainer.current_epoch
+        self.run.play(
+            number,
+            [c.prompt for c in self.given.values()],
+            policy=module.policy,
+            sample=self.look_up,
+            ranks=current_ranks(),
+            beta=module.loss.beta,
+        )
+        return self.run.loader(number)
+
+    def look_up(self, prompts: list[Prompt], at: Round) -> list[Candidates]:
+        """The given responses, with what earlier rounds found out about them."""
+        row_of = at.pool.current()
+        known = at.pool.candidates(row_of[p.id] for p in prompts if p.id in row_of)
+        stored = {c.prompt.id: c for c in known}
+        return [stored.get(p.id, self.given[p.id]) for p in prompts]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.run.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.run.load_state_dict(state_dict)

@@ -1,0 +1,155 @@
+"""On-policy data: every epoch plays one round, which samples fresh responses to the chosen prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch import LightningDataModule
+
+from choosy.batching import PairBatches
+from choosy.data import TooLong, within_limit
+from choosy.formats import read_prompts
+from choosy.ledger import Desk
+from choosy.module import WeightedDPO
+from choosy.policy import Policy
+from choosy.pool import Keep
+from choosy.progress import Phases
+from choosy.ranks import current_ranks
+from choosy.rounds import PairSelector, PromptSelector, Round, TrainOn, sampled
+from choosy.run import Reference, Run
+from choosy.sampling import Sampler
+from choosy.types import Candidates, Prompt
+from choosy.weighting import Weighting
+
+
+class OnPolicyData(LightningDataModule):
+    """Prompts in, labeled pairs out, regenerated each round where the selectors think it pays.
+
+    Args:
+        train: Prompts to train on: a JSONL or Parquet file, a `datasets` folder, a hub id, `choosy:prompts/...`.
+        heldout: Prompts to evaluate on, likewise; None = no evaluation.
+        run_dir: Folder of the run.
+        sampler: The sampling engine.
+        desk: Where labels are bought.
+        weighting: The factor on each pair's loss.
+        seed: Of the run.
+        rounds: How many are planned.
+        responses: N, the fresh responses to each chosen prompt.
+        batch_size: Pairs of one optimiser step, over all ranks.
+        epochs_per_round: Passes over the pairs in each round.
+        train_on: All pairs of the `pool`, or those made in this `round`.
+        keep: What the pool keeps of a prompt: its `latest` responses, or `all` that made pairs.
+        reference: The policy at the start (`initial`), or as it was before each round (`previous_round`).
+        max_prompt_tokens: Longest prompt, chat template included.
+        too_long: What happens to longer ones: `drop` or `error`.
+        as_chat: Make a plain prompt the user's turn of a chat.
+        limit: Most prompts to train on; None = all.
+        heldout_limit: Most prompts to evaluate on; None = all.
+    """
+
+    def __init__(
+        self,
+        train: str,
+        *,
+        run_dir: str,
+        sampler: Sampler,
+        desk: Desk,
+        weighting: Weighting,
+        heldout: str | None = None,
+        seed: int = 0,
+        rounds: int = 4,
+        responses: int = 2,
+        batch_size: int = 16,
+        epochs_per_round: int = 1,
+        train_on: TrainOn = "pool",
+        keep: Keep = "latest",
+        reference: Reference = "initial",
+        max_prompt_tokens: int = 512,
+        too_long: TooLong = "drop",
+        as_chat: bool = True,
+        limit: int | None = None,
+        heldout_limit: int | None = None,
+    ) -> None:
+        super().__init__()
+        if responses < 2:
+            raise ValueError(f"data.responses={responses} leaves nothing to compare; choose at least 2.")
+        self.run = Run(
+            run_dir,
+            seed=seed,
+            rounds=rounds,
+            sampler=sampler,
+            desk=desk,
+            weighting=weighting,
+            batch_size=batch_size,
+            epochs_per_round=epochs_per_round,
+            train_on=train_on,
+            keep=keep,
+            reference=reference,
+        )
+        self.train_source = train
+        self.heldout_source = heldout
+        self.responses = responses
+        self.max_prompt_tokens = max_prompt_tokens
+        self.too_long: TooLong = too_long
+        self.as_chat = as_chat
+        self.limit = limit
+        self.heldout_limit = heldout_limit
+        self.resuming = False
+        self.prompts: list[Prompt] = []
+        self.heldout: list[Prompt] = []
+
+    @property
+    def phases(self) -> Phases:
+        """The run's stopwatch."""
+        return self.run.phases
+
+    @property
+    def pairs_this_round(self) -> int:
+        """Pairs that this round's training sees, over all ranks and passes."""
+        return self.run.pairs_this_round
+
+    def use(self, *, prompts: PromptSelector | None = None, pairs: PairSelector | None = None) -> None:
+        """Give a slot its selector; called by the selectors' callbacks."""
+        self.run.use(prompts=prompts, pairs=pairs)
+
+    def setup(self, stage: str) -> None:
+        if self.prompts:
+            return
+        assert self.trainer is not None
+        policy = cast(WeightedDPO, self.trainer.lightning_module).policy
+        self.prompts = self._read(self.train_source, policy, self.limit)
+        self.heldout = self._read(self.heldout_source, policy, self.heldout_limit) if self.heldout_source else []
+        # one rank looks and opens, or a second would find what the first has just made
+        resuming = self.resuming or self.trainer.ckpt_path is not None
+        current_ranks().once(lambda: self.run.open(resuming=resuming))
+        self.run.desk.open(str(Path(self.run.folder).resolve()))
+
+    def _read(self, source: str, policy: Policy, limit: int | None) -> list[Prompt]:
+        prompts = read_prompts(source, as_chat=self.as_chat, limit=limit)
+        return within_limit(prompts, policy, limit=self.max_prompt_tokens, too_long=self.too_long, source=source)
+
+    def train_dataloader(self) -> PairBatches:
+        """Play this epoch's round, then train on its pairs."""
+        assert self.trainer is not None
+        module = cast(WeightedDPO, self.trainer.lightning_module)
+        number = self.trainer.current_epoch
+        self.run.play(
+            number,
+            self.prompts,
+            policy=module.policy,
+            sample=self.sample,
+            ranks=current_ranks(),
+            beta=module.loss.beta,
+        )
+        return self.run.loader(number)
+
+    def sample(self, prompts: list[Prompt], at: Round) -> list[Candidates]:
+        """Fresh responses from the present policy."""
+        return sampled(prompts, at, n=self.responses)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.run.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.run.load_state_dict(state_dict)

@@ -1,0 +1,131 @@
+"""From a composed configuration to a run. The only file that imports Hydra."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from lightning.pytorch import seed_everything
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+
+from choosy import report
+from choosy.run import refuse_used_folder
+
+PROCESSES_FROM_OUTSIDE = ("LOCAL_RANK", "SLURM_PROCID", "PMI_RANK")
+
+
+@hydra.main(version_base="1.3", config_path="pkg://choosy.conf", config_name="train")
+def main(cfg: DictConfig) -> float | None:
+    """Train as configured; what the user can mend is told in a sentence (HYDRA_FULL_ERROR=1 shows the stack)."""
+    try:
+        return train(cfg, Path(HydraConfig.get().runtime.output_dir), multirun=HydraConfig.get().mode == RunMode.MULTIRUN)
+    except (ValueError, MisconfigurationException, InstantiationException) as error:
+        told = innermost(error)
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(told, ValueError | MisconfigurationException):
+            raise
+        sys.exit(f"\n{told}")
+
+
+def train(cfg: DictConfig, run_dir: Path, *, multirun: bool = False) -> float | None:
+    """Play all rounds and return the final held-out win rate, which sweepers maximise."""
+    cfg.run_dir = os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
+    refuse_relaunching_sweep(cfg, multirun)
+    refuse_missing_gpu(cfg)
+    resuming = cfg.ckpt_path is not None
+    refuse_used_folder(run_dir, resuming=resuming)
+    quiet()
+    seed_everything(cfg.seed, workers=True, verbose=False)
+
+    data = instantiate(cfg.data, _convert_="all")
+    module = instantiate(cfg.module, _convert_="all")
+    trainer = instantiate(cfg.trainer, _convert_="all")
+    data.resuming = resuming
+    if trainer.is_global_zero:
+        write_config(cfg, run_dir)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint(cfg.ckpt_path, run_dir), weights_only=True)
+
+    if multirun and trainer.is_global_zero:
+        report.index(run_dir.parent)
+    win_rate = trainer.callback_metrics.get("heldout/win_rate")
+    return None if win_rate is None else float(win_rate)
+
+
+def checkpoint(wanted: str | None, run_dir: Path) -> str | None:
+    """The checkpoint to go on from; a run that was interrupted before its first one goes on from its pool."""
+    if wanted != "last":
+        if wanted is not None and not Path(wanted).exists():
+            raise ValueError(f"ckpt_path={wanted} does not exist; give a file, or `last` with the name of the run.")
+        return wanted
+    last = run_dir / "checkpoints" / "last.ckpt"
+    if last.exists():
+        return str(last)
+    if any((run_dir / "rounds").glob("*.parquet")):
+        return None
+    raise ValueError(f"ckpt_path=last: {run_dir} holds no run to go on with; give its name, as in name=demo ckpt_path=last.")
+
+
+def write_config(cfg: DictConfig, run_dir: Path) -> None:
+    """Keep the resolved configuration, and the overrides that made it, with the run."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    if HydraConfig.initialized():
+        (run_dir / ".hydra").mkdir(exist_ok=True)
+        overrides = OmegaConf.to_yaml(HydraConfig.get().overrides.task)
+        (run_dir / ".hydra" / "overrides.yaml").write_text(overrides)
+
+
+def refuse_relaunching_sweep(cfg: DictConfig, multirun: bool) -> None:
+    """Each process that a strategy launches by itself would run the whole sweep again."""
+    launches = cfg.trainer.get("devices") not in (1, "1") or cfg.trainer.get("num_nodes", 1) != 1
+    from_outside = any(name in os.environ for name in PROCESSES_FROM_OUTSIDE)
+    if multirun and launches and not from_outside:
+        raise ValueError(
+            "-m with several devices: every process that the strategy starts would run the whole sweep again. "
+            "Start each job's processes from outside (torchrun, srun, or hydra/launcher=submitit_slurm), "
+            "or sweep over one device with trainer.devices=1."
+        )
+
+
+def refuse_missing_gpu(cfg: DictConfig) -> None:
+    """A GPU was asked for and there is none."""
+    if cfg.trainer.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ValueError("trainer.accelerator=gpu, but torch finds no GPU; choose trainer=cpu, or install a CUDA build of torch.")
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The error that Hydra wrapped when it built an object."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def quiet() -> None:
+    """Leave the terminal to the run: no banners, no advice that does not apply."""
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*Experiment logs directory.*exists and is not empty.*",
+        ".*Checkpoint directory.*exists and is not empty.*",
+        ".*LeafSpec.*",
+        ".*isinstance.treespec.*",
+        ".*`lr_scheduler.step.*",
+        ".*Found .* module.s. in eval mode.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def compose(overrides: list[str]) -> Any:
+    """The configuration that these overrides give, for tools and tests."""
+    with hydra.initialize_config_module("choosy.conf", version_base="1.3"):
+        return hydra.compose("train", overrides=overrides)

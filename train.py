@@ -1,0 +1,5 @@
+"""python train.py selector=certainty"""
+
+from choosy.main import main
+
+main()
