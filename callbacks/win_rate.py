@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Callback
 
 from choosy.evaluation import Evaluation, evaluate, read_start, start_file, write_start
-from choosy.ranks import current_ranks, shard
+from choosy.module import WeightedDPO
+from choosy.ranks import shard
 from choosy.rounds import Round, sampled
+from choosy.run import Run
 from choosy.types import Candidates, Prompt
 
 
@@ -35,9 +37,9 @@ class WinRate(Callback):
         if not prompts:
             return
         if not start_file(run.rounds_folder).exists():
-            at = Round(-1, run.seed, pl_module.policy, run.sampler, run.pool, current_ranks(), run.phases, pl_module.loss.beta)
-            answers = self.answers(prompts, at)
-            with run.phases("evaluate"):
+            at = self.round(-1, run, pl_module)
+            with run.phases("evaluate", total=len(prompts), unit="start answers") as tick:
+                answers = self.answers(prompts, at, tick)
                 scored = at.ranks.once(lambda: run.desk.score(answers, purpose="evaluate") if run.desk.scores else answers)
             if at.ranks.rank == 0:
                 write_start(run.rounds_folder, scored, run.about())
@@ -49,21 +51,22 @@ class WinRate(Callback):
         last = number + 1 == trainer.max_epochs
         if not prompts or not ((number + 1) % self.every == 0 or last):
             return
-        at = Round(number, run.seed, pl_module.policy, run.sampler, run.pool, current_ranks(), run.phases, pl_module.loss.beta)
-        answers = self.answers(prompts, at)
-        with run.phases("evaluate"):
-            result: Evaluation = at.ranks.once(
-                lambda: evaluate([replace(c, prompt=p) for c, p in zip(answers, prompts, strict=True)], self.start, run.desk)
-            )
+        at = self.round(number, run, pl_module)
+        with run.phases("evaluate", total=len(prompts), unit="answers") as tick:
+            answers = self.answers(prompts, at, tick)
+            result: Evaluation = at.ranks.once(lambda: evaluate(answers, self.start, run.desk))
         run.evaluation, run.heldout_rows = result.metrics, result.rows
         pl_module.log_dict({f"heldout/{k}": v for k, v in result.metrics.items() if v is not None}, rank_zero_only=True)
 
-    def answers(self, prompts: Sequence[Prompt], at: Round) -> list[Candidates]:
+    def round(self, number: int, run: Run, module: WeightedDPO) -> Round:
+        """The policy as it is after a round; -1 is the start."""
+        return Round(number, run.seed, module.policy, run.sampler, run.pool, run.ranks, run.phases, module.loss.beta)
+
+    def answers(self, prompts: Sequence[Prompt], at: Round, tick: Callable[[int], None]) -> list[Candidates]:
         """One answer to each prompt, with its log-probs under policy and reference, on every rank."""
-        mine = sampled(shard(prompts, at.ranks), at, n=1, phase="evaluate")
-        with at.phases("evaluate"):
-            mine = at.policy.score_reference(mine)
-            logps = at.policy.score(mine)
+        mine = sampled(shard(prompts, at.ranks), at, n=1, purpose="evaluate", tick=tick)
+        mine = at.policy.score_reference(mine)
+        logps = at.policy.score(mine)
         mine = [replace(c, responses=(replace(c.responses[0], logp=logp),)) for c, (logp,) in zip(mine, logps, strict=True)]
         answers = {c.prompt.id: c for c in at.ranks.gather(mine)}
         return [answers[p.id] for p in prompts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -149,11 +150,12 @@ class OfflineData(LightningDataModule):
         )
         return self.run.loader(number)
 
-    def look_up(self, prompts: list[Prompt], at: Round) -> list[Candidates]:
+    def look_up(self, prompts: list[Prompt], at: Round, tick: Callable[[int], None]) -> list[Candidates]:
         """The given responses, with what earlier rounds found out about them."""
         row_of = at.pool.current()
         known = at.pool.candidates(row_of[p.id] for p in prompts if p.id in row_of)
         stored = {c.prompt.id: c for c in known}
+        tick(len(prompts))
         return [stored.get(p.id, self.given[p.id]) for p in prompts]
 
     def state_dict(self) -> dict[str, Any]:

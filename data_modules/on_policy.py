@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -144,9 +145,9 @@ class OnPolicyData(LightningDataModule):
         )
         return self.run.loader(number)
 
-    def sample(self, prompts: list[Prompt], at: Round) -> list[Candidates]:
+    def sample(self, prompts: list[Prompt], at: Round, tick: Callable[[int], None]) -> list[Candidates]:
         """Fresh responses from the present policy."""
-        return sampled(prompts, at, n=self.responses)
+        return sampled(prompts, at, n=self.responses, tick=tick)
 
     def state_dict(self) -> dict[str, Any]:
         return self.run.state_dict()

@@ -33,6 +33,7 @@ from choosy.logprobs import (
     score_groups,
     share_prompt,
 )
+from choosy.memory import keep_freed_memory
 from choosy.types import Candidates, Prompt, Response
 
 log = logging.getLogger(__name__)
@@ -188,6 +189,8 @@ class Policy(nn.Module):
             return
         hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         grouped.register()
+        if device.type == "cpu":
+            keep_freed_memory()
         self.compute_dtype = auto_dtype(device) if self.dtype == "auto" else getattr(torch, self.dtype)
         implementation = ("grouped" if device.type == "cpu" else "sdpa") if self.attention == "auto" else self.attention
         model = AutoModelForCausalLM.from_pretrained(

@@ -101,11 +101,14 @@ class PairSelector(Protocol):
         ...
 
 
+Sample = Callable[[list[Prompt], Round, Callable[[int], None]], list[Candidates]]
+
+
 def play_round(
     at: Round,
     prompts: Sequence[Prompt],
     *,
-    sample: Callable[[list[Prompt], Round], list[Candidates]],
+    sample: Sample,
     prompt_selector: PromptSelector | None,
     pair_selector: PairSelector | None,
     desk: Desk,
@@ -126,7 +129,8 @@ def play_round(
     """
     with at.phases("select"):
         chosen = choose_prompts(at, prompts, prompt_selector)
-    mine = sample(shard(chosen, at.ranks), at)
+    with at.phases("sample", total=len(chosen), unit="prompts") as tick:
+        mine = sample(shard(chosen, at.ranks), at, lambda n: tick(n * at.ranks.size))
     mine = score(mine, at)
     with at.phases("select"):
         pairs, fresh = choose_pairs(at, mine, pair_selector)
@@ -160,12 +164,13 @@ def choose_prompts(at: Round, prompts: Sequence[Prompt], selector: PromptSelecto
     return chosen
 
 
-def sampled(prompts: Sequence[Prompt], at: Round, *, n: int, phase: str = "sample") -> list[Candidates]:
+def sampled(
+    prompts: Sequence[Prompt], at: Round, *, n: int, purpose: str = "train", tick: Callable[[int], None] = lambda n: None
+) -> list[Candidates]:
     """N fresh responses to each prompt from the present policy; a response's seed is (run, round, prompt, sample)."""
     ids = [at.policy.encode_prompt(prompt) for prompt in prompts]
-    seeds = [[seed_of(at.seed, phase, at.number, p.id, sample) for sample in range(n)] for p in prompts]
-    with at.phases(phase, total=len(prompts), unit="prompts") as tick:
-        responses = at.sampler.sample(at.policy, ids, seeds, tick=tick)
+    seeds = [[seed_of(at.seed, purpose, at.number, p.id, sample) for sample in range(n)] for p in prompts]
+    responses = at.sampler.sample(at.policy, ids, seeds, tick=tick)
     at.counts["tokens_generated"] += sum(len(r.ids) for of_prompt in responses for r in of_prompt)
     at.counts["prompts_sampled"] += len(prompts)
     return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +14,9 @@ from choosy.policy import Policy
 from choosy.pool import Keep, Pool, is_readable, round_file
 from choosy.progress import Phases
 from choosy.ranks import OneRank, Ranks
-from choosy.rounds import PairSelector, PromptSelector, Round, TrainOn, play_round, rescored
+from choosy.rounds import PairSelector, PromptSelector, Round, Sample, TrainOn, play_round, rescored
 from choosy.sampling import Sampler
-from choosy.types import Candidates, Prompt
+from choosy.types import Prompt
 from choosy.weighting import Weighting
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class Run:
         prompts: Sequence[Prompt],
         *,
         policy: Policy,
-        sample: Callable[[list[Prompt], Round], list[Candidates]],
+        sample: Sample,
         ranks: Ranks,
         beta: float,
     ) -> None:

@@ -1,0 +1,112 @@
+"""The same runs through LightningCLI: `choosy fit --config run.yaml`. The only file that imports jsonargparse."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import set_loader
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from choosy import report
+from choosy.run import refuse_used_folder
+
+USAGE = """choosy fit --config run.yaml   play the run that `python train.py ... --cfg job --resolve > run.yaml` composed
+choosy report RUN_DIR          write and print the report of a run, finished or not
+choosy index SWEEP_DIR         index.csv over the runs of a sweep"""
+
+
+def from_hydra(text: str) -> Any:
+    """YAML as Hydra composes it, in the words of LightningCLI; YAML in those words already stays as it is."""
+    composed = yaml.safe_load(text)
+    if not isinstance(composed, dict) or "module" not in composed:
+        return composed
+    trainer = {k: class_path(v) for k, v in composed["trainer"].items() if k != "_target_"}
+    return {
+        "seed_everything": composed["seed"],
+        "model": class_path(composed["module"]),
+        "data": class_path(composed["data"]),
+        "trainer": trainer,
+        "ckpt_path": composed["ckpt_path"],
+    }
+
+
+def class_path(node: Any) -> Any:
+    """`_target_` with its arguments as `class_path` and `init_args`, all the way down."""
+    if isinstance(node, list):
+        return [class_path(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    arguments = {k: class_path(v) for k, v in node.items() if k not in ("_target_", "_partial_")}
+    return {"class_path": node["_target_"], "init_args": arguments} if "_target_" in node else arguments
+
+
+class ChoosyCLI(LightningCLI):
+    """LightningCLI that goes on with an interrupted run as `train.py` does."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.set_defaults({"trainer.enable_progress_bar": False, "trainer.enable_model_summary": False})
+
+    def before_fit(self) -> None:
+        """Refuse a used folder before anything is spent, and tell the data module of a resume."""
+        resuming = self.config["fit"].get("ckpt_path") is not None
+        refuse_used_folder(self.datamodule.run.folder, resuming=resuming)
+        self.datamodule.resuming = resuming
+
+
+class KeepConfig(SaveConfigCallback):
+    """Writes config.yaml into the run's folder."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.is_global_zero:
+            data.run.folder.mkdir(parents=True, exist_ok=True)
+            text = self.parser.dump(self.config, skip_none=False)
+            (data.run.folder / "config.yaml").write_text(text)
+
+
+def fit(args: list[str] | None = None, *, run: bool = True) -> ChoosyCLI:
+    """Parse, build and (with `run`) train."""
+    from choosy.main import quiet
+
+    quiet()
+    set_loader("choosy", from_hydra)
+    return ChoosyCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=KeepConfig,
+        parser_kwargs={"parser_mode": "choosy"},
+        args=args,
+        run=run,
+    )
+
+
+def main() -> None:
+    """The `choosy` command."""
+    match sys.argv[1:]:
+        case ["report", folder]:
+            found = report.read_run(folder)
+            report.plot(found, Path(folder) / "curves.png")
+            report.html(found, Path(folder) / "report.html")
+            report.console(found)
+        case ["index", folder]:
+            print(report.index(folder))
+        case ["fit", *_] | ["--help" | "-h", *_]:
+            if sys.argv[1] in ("--help", "-h"):
+                print(USAGE)
+                return
+            try:
+                fit()
+            except ValueError as error:
+                sys.exit(f"\n{error}")
+        case _:
+            sys.exit(USAGE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,362 @@
+"""The hot path equals the book: shared prompts against padded rows, chunked logits against dense ones."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from choosy import attention
+from choosy.logprobs import (
+    Group,
+    can_share_prompt,
+    chosen_token_logps,
+    packed,
+    padded_response_logps,
+    response_logps,
+    score_groups,
+    separate,
+    share_prompt,
+    visible,
+)
+
+attention.register()
+
+VOCABULARY = 97
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,  # ten times the usual: with it every token is as likely as any other
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+}
+CONFIGS: dict[str, Callable[..., Any]] = {
+    "llama": lambda **more: transformers.LlamaConfig(**SMALL | more),
+    "qwen2": lambda **more: transformers.Qwen2Config(**SMALL | more),
+    "qwen3": lambda **more: transformers.Qwen3Config(**SMALL | {"head_dim": 8} | more),
+    "gemma": lambda **more: transformers.GemmaConfig(
+        **SMALL | {"head_dim": 8, "num_key_value_heads": 1} | more
+    ),
+    "gemma2": lambda **more: transformers.Gemma2Config(**SMALL | {"head_dim": 8} | more),
+    "phi": lambda **more: transformers.PhiConfig(**SMALL | more),
+    "mistral": lambda **more: transformers.MistralConfig(**SMALL | more),
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=0,
+    ),
+    "bloom": lambda: transformers.BloomConfig(
+        vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2
+    ),
+    "mpt": lambda: transformers.MptConfig(
+        vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=64, initializer_range=0.2
+    ),
+    "mamba": lambda: transformers.MambaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4, initializer_range=0.2
+    ),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Products this small take longer to share between threads than to compute, most of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def tiny(architecture: str, implementation: str = "eager", **more: Any) -> nn.Module:
+    """A random model of two layers in fp32, the same at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(
+            CONFIGS[architecture](**more), attn_implementation=implementation, dtype=torch.float32
+        )
+    if architecture == "phi":
+        model.lm_head.bias = None  # a head with a bias takes the padded path
+    return model.eval()
+
+
+def group(prompt: int, *responses: int, seed: int = 0) -> Group:
+    """A prompt and responses of the given lengths, of random tokens."""
+    rng = random.Random(f"{seed}{prompt}{responses}")
+
+    def draw(n: int) -> list[int]:
+        return [rng.randrange(VOCABULARY) for _ in range(n)]
+
+    return Group(draw(prompt), [draw(n) for n in responses])
+
+
+LENGTHS = (5, 1, 0, 9, 3, 1, 7, 11)  # of responses: one-token and empty ones among them
+ONE_TO_EIGHT = [group(2 * n - 1, *LENGTHS[:n], seed=n) for n in range(1, 9)] + [group(4, 0), group(1, 0, 1)]
+
+
+def values_and_gradients(model: nn.Module, logps: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log-probs (S,), and the gradients of their sum with a different factor on each."""
+    model.zero_grad()
+    logp_S = logps()
+    (logp_S * torch.linspace(-1, 1, len(logp_S))).sum().backward()
+    return logp_S.detach(), {
+        name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
+    }
+
+
+def assert_paths_agree(model: nn.Module, groups: Sequence[Group]) -> None:
+    shared_S, shared = values_and_gradients(model, lambda: response_logps(model, share_prompt(groups)))
+    padded_S, padded = values_and_gradients(model, lambda: padded_response_logps(model, groups))
+    torch.testing.assert_close(shared_S, padded_S, rtol=1e-5, atol=1e-5)
+    assert shared.keys() == padded.keys()
+    for name, gradient in padded.items():
+        scale = max(1.0, gradient.abs().max().item())
+        torch.testing.assert_close(
+            shared[name], gradient, rtol=1e-5, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+# -- shared prompts against padded rows ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped", "sdpa"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma", "gpt2", "phi", "mistral"])
+def test_sharing_the_prompt_changes_neither_values_nor_gradients(
+    architecture: str, implementation: str
+) -> None:
+    assert_paths_agree(tiny(architecture, implementation), ONE_TO_EIGHT)
+
+
+@pytest.mark.parametrize("responses", range(1, 9))
+def test_any_number_of_responses_can_share_a_prompt(responses: int) -> None:
+    assert_paths_agree(tiny("llama", "grouped"), [ONE_TO_EIGHT[responses - 1]])
+
+
+def test_only_trained_parameters_get_gradients() -> None:
+    model = tiny("llama", "grouped").requires_grad_(False)
+    model.get_parameter("model.layers.0.self_attn.q_proj.weight").requires_grad_()
+    assert_paths_agree(model, ONE_TO_EIGHT[:3])
+
+
+def test_siblings_neither_see_nor_move_each_other() -> None:
+    model, (prompt, (first, second)) = tiny("llama", "grouped"), group(5, 4, 6)
+    with torch.no_grad():
+        alone = response_logps(model, share_prompt([Group(prompt, [second])]))[0]
+        after = response_logps(model, share_prompt([Group(prompt, [first, second])]))[1]
+        before = response_logps(model, share_prompt([Group(prompt, [second, first])]))[0]
+    torch.testing.assert_close(after, alone)
+    torch.testing.assert_close(before, alone)
+
+
+def test_an_empty_response_has_log_probability_zero() -> None:
+    groups = [group(3, 0, 2), group(2, 0)]
+    logp_S = response_logps(tiny("llama"), share_prompt(groups))
+    assert (logp_S[0].item(), logp_S[2].item()) == (0.0, 0.0)
+    assert logp_S[1] < -1
+    logp_S.sum().backward()
+
+
+def test_a_padded_row_by_hand() -> None:
+    """log p(7 | 5 6) + log p(8 | 5 6 7), from the model's own logits."""
+    model = tiny("llama")
+    with torch.no_grad():
+        logp_LV = model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits[0].log_softmax(-1)
+        (value,) = padded_response_logps(model, [Group([5, 6], [[7, 8]])])
+    assert value.item() == pytest.approx((logp_LV[1, 7] + logp_LV[2, 8]).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped", "sdpa"])
+def test_an_ordinary_architecture_can_share(implementation: str) -> None:
+    assert can_share_prompt(tiny("llama", implementation), VOCABULARY)
+    assert can_share_prompt(tiny("mistral", implementation, sliding_window=4096), VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "more"),
+    [
+        pytest.param("bloom", {}, id="ALiBi"),
+        pytest.param("mpt", {}, id="ALiBi added in the layer"),
+        pytest.param("mamba", {}, id="state space"),
+        pytest.param("mistral", {"sliding_window": 8}, id="sliding window"),
+        pytest.param("gemma2", {}, id="capped logits"),
+    ],
+)
+def test_what_cannot_share_is_found_out(architecture: str, more: dict[str, Any]) -> None:
+    assert not can_share_prompt(tiny(architecture, **more), VOCABULARY)
+
+
+def test_a_head_with_a_bias_takes_the_padded_path() -> None:
+    model = tiny("phi")
+    model.lm_head.bias = nn.Parameter(torch.ones(VOCABULARY))
+    assert not can_share_prompt(model, VOCABULARY)
+
+
+# -- rows ----------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_two_groups_typed_in_full() -> None:
+    """5 6 | 7 (8) | 9 10 (11) and 1 | 2 (3) | empty: a response's last token is predicted, never read."""
+    rows = share_prompt([Group([5, 6], [[7, 8], [9, 10, 11]]), Group([1], [[2, 3], []])])
+    assert rows.ids_BL.tolist() == [[5, 6, 7, 9, 10], [1, 2, 0, 0, 0]]
+    assert rows.position_BL.tolist() == [[0, 1, 2, 2, 3], [0, 1, 0, 0, 0]]
+    assert rows.mask_BLL.int().tolist() == [
+        [
+            [1, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0],
+            [1, 1, 1, 0, 0],
+            [1, 1, 0, 1, 0],
+            [1, 1, 0, 1, 1],
+        ],
+        [
+            [1, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0],
+            [0, 0, 1, 0, 0],
+            [0, 0, 1, 1, 0],
+            [0, 0, 1, 1, 1],
+        ],
+    ]
+    assert rows.row_T.tolist() == [0, 0, 0, 0, 0, 1, 1]
+    assert rows.column_T.tolist() == [1, 2, 1, 3, 4, 0, 1]
+    assert rows.target_T.tolist() == [7, 8, 9, 10, 11, 2, 3]
+    assert rows.response_T.tolist() == [0, 0, 1, 1, 1, 2, 2]
+    assert rows.responses == 4
+
+
+def test_visible_typed_in_full() -> None:
+    """Two prompt tokens, two of response 1, one of response 2, one of padding."""
+    assert visible(torch.tensor([[0, 0, 1, 1, 2, -1]])).int().tolist() == [
+        [
+            [1, 0, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0],
+            [1, 1, 1, 0, 0, 0],
+            [1, 1, 1, 1, 0, 0],
+            [1, 1, 0, 0, 1, 0],
+            [0, 0, 0, 0, 0, 1],
+        ]
+    ]
+
+
+def test_a_prompt_without_tokens_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="prompt has no tokens; give it text, or a tokenizer with a beginning"
+    ):
+        share_prompt([group(2, 1), Group([], [[1, 2]])])
+
+
+def test_separate_gives_every_response_its_own_prompt() -> None:
+    assert separate([Group([1], [[2], [3, 4]]), Group([5], [[6]])]) == [
+        Group([1], [[2]]),
+        Group([1], [[3, 4]]),
+        Group([5], [[6]]),
+    ]
+
+
+# -- chosen_token_logps --------------------------------------------------------------------------------------
+
+
+def head_inputs(tokens: int = 13) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden states, a head, targets, and an uneven factor on each log-prob."""
+    rng = torch.Generator().manual_seed(0)
+    hidden_TD, weight_VD = torch.randn(tokens, 8, generator=rng), torch.randn(VOCABULARY, 8, generator=rng)
+    target_T = torch.randint(VOCABULARY, (tokens,), generator=rng)
+    return hidden_TD.requires_grad_(), weight_VD, target_T, torch.randn(tokens, generator=rng)
+
+
+def dense(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> Tensor:
+    return (hidden_TD @ weight_VD.T).log_softmax(-1).gather(-1, target_T[:, None]).squeeze(-1)
+
+
+@pytest.mark.parametrize("trained_head", [False, True])
+@pytest.mark.parametrize("chunk", [1, 5, 13, 256])
+def test_chunked_equals_dense(chunk: int, trained_head: bool) -> None:
+    hidden_TD, weight_VD, target_T, factor_T = head_inputs()
+    weight_VD.requires_grad_(trained_head)
+    wanted = [hidden_TD, weight_VD] if trained_head else [hidden_TD]
+    chunked_T = chosen_token_logps(hidden_TD, weight_VD, target_T, chunk=chunk)
+    dense_T = dense(hidden_TD, weight_VD, target_T)
+    torch.testing.assert_close(chunked_T, dense_T)
+    torch.testing.assert_close(
+        torch.autograd.grad(chunked_T @ factor_T, wanted), torch.autograd.grad(dense_T @ factor_T, wanted)
+    )
+
+
+def test_a_trained_head_over_frozen_hidden_states() -> None:
+    hidden_TD, weight_VD, target_T, factor_T = head_inputs()
+    hidden_TD, weight_VD = hidden_TD.detach(), weight_VD.requires_grad_()
+    chunked = torch.autograd.grad(
+        chosen_token_logps(hidden_TD, weight_VD, target_T, chunk=4) @ factor_T, weight_VD
+    )
+    torch.testing.assert_close(
+        chunked, torch.autograd.grad(dense(hidden_TD, weight_VD, target_T) @ factor_T, weight_VD)
+    )
+
+
+@pytest.mark.parametrize("trained_head", [False, True])
+def test_no_token_has_no_log_probability(trained_head: bool) -> None:
+    hidden_TD, weight_VD, target_T, _ = head_inputs(tokens=0)
+    logp_T = chosen_token_logps(hidden_TD, weight_VD.requires_grad_(trained_head), target_T)
+    assert logp_T.shape == (0,)
+    logp_T.sum().backward()
+
+
+@pytest.mark.parametrize("trained_head", [False, True])
+def test_bf16_hidden_states_give_fp32_log_probs(trained_head: bool) -> None:
+    hidden_TD, weight_VD, target_T, factor_T = head_inputs()
+    weight_VD.requires_grad_(trained_head)
+    wanted = [hidden_TD, weight_VD] if trained_head else [hidden_TD]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logp_T = chosen_token_logps(hidden_TD, weight_VD, target_T, chunk=4)
+    dense_T = dense(hidden_TD, weight_VD, target_T)
+    assert logp_T.dtype == torch.float32
+    torch.testing.assert_close(logp_T, dense_T, rtol=0.03, atol=0.1)
+    torch.testing.assert_close(
+        torch.autograd.grad(logp_T @ factor_T, wanted),
+        torch.autograd.grad(dense_T @ factor_T, wanted),
+        rtol=0.05,
+        atol=0.1,
+    )
+
+
+# -- batches of groups ---------------------------------------------------------------------------------------
+
+lengths = st.lists(st.tuples(st.integers(1, 20), st.lists(st.integers(0, 20), max_size=4)), max_size=20)
+
+
+@given(lengths, st.integers(1, 120))
+def test_packed_covers_every_group_once_within_the_budget(
+    shapes: list[tuple[int, list[int]]], budget: int
+) -> None:
+    groups = [Group([0] * prompt, [[0] * n for n in responses]) for prompt, responses in shapes]
+    batches = list(packed(groups, budget))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(groups)))
+    for batch in batches:
+        width = max(groups[i].tokens for i in batch)
+        assert len(batch) * width <= budget or len(batch) == 1
+        assert len(batch) == 1 or share_prompt([groups[i] for i in batch]).ids_BL.numel() <= budget
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("tokens_per_step", [1, 60, 10_000])
+def test_scores_do_not_depend_on_the_packing(share: bool, tokens_per_step: int) -> None:
+    model = tiny("llama", "grouped")
+    scored: dict[int, list[float]] = {}
+    for positions, values in score_groups(
+        model, ONE_TO_EIGHT, share=share, tokens_per_step=tokens_per_step, precision=nullcontext
+    ):
+        scored.update(zip(positions, values, strict=True))
+    expected = iter(padded_response_logps(model, ONE_TO_EIGHT).tolist())
+    for i, of_group in enumerate(ONE_TO_EIGHT):
+        assert scored[i] == pytest.approx([next(expected) for _ in of_group.response_ids], abs=1e-4)
