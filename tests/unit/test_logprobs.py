@@ -74,7 +74,7 @@ CONFIGS: dict[str, Callable[..., Any]] = {
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Products this small take longer to share between threads than to compute, most of all on a busy machine."""
+    """Products this small take longer to share between threads than to compute."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
