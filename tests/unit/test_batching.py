@@ -1,0 +1,154 @@
+"""Batches: the same pairs on any number of ranks, none dropped, resumable between any two."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from choosy.batching import Batch, PairBatches, batch_of, pair_order
+from choosy.pool import Pool
+from choosy.types import Candidates, Pair, Prompt, Response
+
+
+def pool_of(pairs: int) -> Pool:
+    """One pair a prompt, each with a weight and lengths of its own."""
+    return Pool().put(
+        [
+            Candidates(
+                Prompt(f"p{i:02d}", "?"),
+                (
+                    Response("yes", (1,) * (i % 4 + 1), logp_ref=-1.0 - i),
+                    Response("no", (2, 3), logp_ref=-2.0),
+                ),
+                (5,) * (i % 3 + 1),
+                pairs=(Pair(0, 1, weight=1.0 + i),),
+            )
+            for i in range(pairs)
+        ],
+        round=0,
+    )
+
+
+def batches(pairs: int = 11, **how: Any) -> PairBatches:
+    pool = pool_of(pairs)
+    return PairBatches(pool, pool.pair_rows(), **{"batch_size": 4, "seed": 0, "round": 1} | how)
+
+
+def names(batch: Batch) -> list[str]:
+    return [pair.prompt_id for pair in batch.pairs]
+
+
+# -- which pairs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("pairs", "sizes"), [(11, [4, 4, 3]), (8, [4, 4]), (3, [3]), (4, [4])])
+def test_the_short_last_batch_is_kept(pairs: int, sizes: list[int]) -> None:
+    loader = batches(pairs)
+    given = list(loader)
+    assert [len(batch) for batch in given] == [batch.total for batch in given] == sizes
+    assert len(loader) == len(sizes)
+    assert sorted(name for batch in given for name in names(batch)) == [f"p{i:02d}" for i in range(pairs)]
+
+
+def test_every_pass_takes_all_pairs_in_an_order_of_its_own() -> None:
+    given = list(batches(11, passes=2))
+    assert [len(batch) for batch in given] == [4, 4, 3, 4, 4, 3]
+    order = [name for batch in given for name in names(batch)]
+    first, second = order[:11], order[11:]
+    assert sorted(first) == sorted(second)
+    assert first != second
+
+
+def test_the_order_is_a_function_of_seed_and_round() -> None:
+    assert [names(b) for b in batches()] == [names(b) for b in batches()]
+    orders = [
+        pair_order(20, seed=seed, round=round, passes=1) for seed, round in [(0, 0), (0, 1), (1, 0), (1, 1)]
+    ]
+    assert len(set(map(tuple, orders))) == 4
+
+
+def test_without_pairs_there_is_one_empty_batch() -> None:
+    (batch,) = batches(0)
+    assert (len(batch), batch.total, batch.groups, list(batch.parts(100))) == (0, 0, [], [])
+    assert batch.logp_ref_B2.shape == (0, 2)
+
+
+# -- ranks ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_the_ranks_together_take_what_one_takes_alone(size: int, normalize: bool) -> None:
+    alone = list(batches(normalize=normalize))
+    ranks = [list(batches(rank=rank, size=size, normalize=normalize)) for rank in range(size)]
+    assert {len(given) for given in ranks} == {len(alone)}, "every rank takes every step"
+    for whole, *shares in zip(alone, *ranks, strict=True):
+        weight_of = dict(zip(names(whole), whole.weight_B.tolist(), strict=True))
+        together = [
+            (n, w) for share in shares for n, w in zip(names(share), share.weight_B.tolist(), strict=True)
+        ]
+        assert sorted(together) == sorted(weight_of.items())
+        assert {share.total for share in shares} == {whole.total}
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_weights_are_normalised_over_the_whole_batch() -> None:
+    """Weights 1 2 3 6 have the mean 3; rank 0 of 2 holds the first and the third."""
+    pool = pool_of(6)
+    pairs = [pool.training_pair(row, 0) for row in (0, 1, 2, 5)]
+    assert batch_of(pairs, normalize=True).weight_B.tolist() == pytest.approx([1 / 3, 2 / 3, 1, 2])
+    assert batch_of(pairs, rank=0, size=2, normalize=True).weight_B.tolist() == pytest.approx([1 / 3, 1])
+    assert batch_of(pairs).weight_B.tolist() == [1, 2, 3, 6]
+
+
+# -- resuming -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", range(7))
+def test_a_loader_put_back_gives_the_remaining_batches_exactly(given: int) -> None:
+    uninterrupted = [names(batch) for batch in batches(passes=2)]
+    loader = batches(passes=2)
+    steps: Iterator[Batch] = iter(loader)
+    before = [names(next(steps)) for _ in range(given)]
+    resumed = batches(passes=2)
+    resumed.load_state_dict(loader.state_dict())
+    assert before + [names(batch) for batch in resumed] == uninterrupted
+
+
+def test_a_loader_starts_over_after_its_last_batch() -> None:
+    loader = batches()
+    assert [names(batch) for batch in loader] == [names(batch) for batch in loader]
+    assert loader.state_dict() == {"given": 0}
+
+
+# -- contents -------------------------------------------------------------------------------------------
+
+
+def test_a_batch_typed_in_full() -> None:
+    pool = pool_of(2)
+    batch = batch_of([pool.training_pair(0, 0), pool.training_pair(1, 0)])
+    assert batch.groups == [((5,), [(1,), (2, 3)]), ((5, 5), [(1, 1), (2, 3)])]
+    assert batch.logp_ref_B2.tolist() == [[-1.0, -2.0], [-2.0, -2.0]]
+    assert batch.weight_B.tolist() == [1.0, 2.0]
+    assert (len(batch), batch.total) == (2, 2)
+
+
+@pytest.mark.parametrize("tokens_per_step", [1, 12, 1000])
+def test_parts_cover_the_batch_once(tokens_per_step: int) -> None:
+    (batch,) = batches(11, batch_size=11, normalize=True)
+    parts = list(batch.parts(tokens_per_step))
+    assert len(parts) == {1: 11, 1000: 1}.get(tokens_per_step, len(parts))
+    pieces = [(n, w) for part in parts for n, w in zip(names(part), part.weight_B.tolist(), strict=True)]
+    assert sorted(pieces) == sorted(zip(names(batch), batch.weight_B.tolist(), strict=True))
+    assert all(part.total == batch.total == 11 for part in parts)
+    assert math.fsum(part.weight_B.sum().item() for part in parts) == pytest.approx(
+        batch.weight_B.sum().item()
+    )
+    assert all(
+        torch.equal(part.logp_ref_B2[:, 0], torch.tensor([p.chosen_logp_ref for p in part.pairs]))
+        for part in parts
+    )

@@ -1,0 +1,229 @@
+"""The pool: what goes to disk comes back, a round replaces what it sampled, a crash leaves a whole file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from choosy import pool as pool_module
+from choosy.pool import Pool, from_row, read_about, round_file, to_row, with_rewards
+from choosy.types import Candidates, Pair, Prompt, Response
+
+
+def candidates(
+    name: str, round: int = 0, *, rewards: Sequence[float | None] = (None, None), paired: bool = True
+) -> Candidates:
+    """A prompt with one response a reward, and a pair of the first two unless told otherwise."""
+    responses = [
+        Response(f"{name} says {n}", (n, 7), True, -1.5 * n, -2.0 * n, reward)
+        for n, reward in enumerate(rewards)
+    ]
+    pairs = (Pair(0, 1, weight=0.5, utility=0.25, source="vader", round=round),) if paired else ()
+    return Candidates(Prompt(name, f"Ask {name}."), tuple(responses), (1, 2, 3), round, pairs=pairs)
+
+
+def contents(pool: Pool) -> list[tuple[str, int, str]]:
+    """What the table holds: prompt, the round that sampled it, origin."""
+    return [(row["prompt_id"], row["sampled_in"], row["origin"]) for row in pool.table.to_pylist()]
+
+
+ODD = [
+    candidates("plain"),
+    candidates("unpaired", paired=False),
+    candidates("scored", rewards=[0.1, -1e300, None]),
+    Candidates(Prompt("no responses", ""), ()),
+    Candidates(
+        Prompt("everything", "Zwölf Boxkämpfer 🥊\n\0"),
+        (
+            Response("", (), False, math.nan, -3.5, None, 4.0),
+            Response("yes", (5, 6, 2), True, -0.1, math.nan, 0.1 + 0.2, None),
+            Response("no", (9,), True, -1.0, -1.0, -1.0, -4.0),
+        ),
+        (1,),
+        round=3,
+        utility=1 / 3,
+        pairs=(
+            Pair(1, 0, weight=2.5, utility=math.nan, source="vader", round=3),
+            Pair(2, 0, weight=0.0, utility=0.7, source="a judge", round=4),
+        ),
+        weight=0.75,
+    ),
+]
+
+
+# -- rows and files -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("c", ODD, ids=lambda c: c.prompt.id)
+def test_a_row_gives_back_its_candidates(c: Candidates) -> None:
+    (back,) = Pool().put([c], round=c.round).candidates()
+    assert repr(back) == repr(c)  # nan is not equal to itself, but reads the same
+    assert repr(from_row(to_row(c, origin="sampled"))) == repr(c)
+
+
+def test_the_pool_comes_back_from_its_file(tmp_path: Path) -> None:
+    pool = Pool().put(ODD, round=3)
+    about = {"round": 3, "labels": {"spent": 7}, "seconds": {"sample": 0.5}}
+    path = pool.save(tmp_path / "rounds", about)
+    assert path == round_file(tmp_path / "rounds", 3) == tmp_path / "rounds" / "round_003.parquet"
+    loaded, known = Pool.load(tmp_path / "rounds", 3)
+    assert loaded.table.equals(pool.table.replace_schema_metadata(loaded.table.schema.metadata))
+    assert repr(loaded.candidates()) == repr(pool.candidates())
+    assert (loaded.round, known, read_about(path)) == (3, about, about)
+
+
+def test_unknown_numbers_are_null_on_disk_and_nan_in_memory(tmp_path: Path) -> None:
+    unknown = Candidates(Prompt("p", "?"), (Response("a"), Response("b")), pairs=(Pair(0, 1),))
+    pool = Pool().put([unknown], round=0)
+    (row,) = pq.read_table(pool.save(tmp_path, {})).to_pylist()
+    assert (row["prompt_utility"], row["utility"], row["pairs"][0]["utility"]) == (None, None, None)
+    assert row["logps"] == row["ref_logps"] == row["rewards"] == row["gold"] == [None, None]
+    (back,) = Pool.load(tmp_path, 0)[0].candidates()
+    assert math.isnan(back.utility)
+    assert math.isnan(back.pairs[0].utility)
+    assert all(math.isnan(r.logp) and math.isnan(r.logp_ref) and r.reward is None for r in back.responses)
+
+
+def test_people_can_read_the_first_pair_in_the_table() -> None:
+    (row,) = Pool().put([ODD[-1]], round=3).table.to_pylist()
+    assert (row["chosen"], row["rejected"], row["weight"], row["utility"]) == ("yes", "", 2.5, None)
+    (row,) = Pool().put([candidates("unpaired", paired=False)], round=0).table.to_pylist()
+    assert (row["chosen"], row["rejected"], row["weight"]) == (None, None, None)
+
+
+def test_heldout_rows_are_written_and_never_trained_on(tmp_path: Path) -> None:
+    heldout = to_row(candidates("held out"), origin="heldout", split="heldout", outcome=0.5)
+    path = Pool().put([candidates("a")], round=0).save(tmp_path, {}, [heldout])
+    assert [(r["prompt_id"], r["outcome"]) for r in pq.read_table(path).to_pylist()] == [
+        ("a", None),
+        ("held out", 0.5),
+    ]
+    loaded, _ = Pool.load(tmp_path, 0)
+    assert contents(loaded) == [("a", 0, "sampled")]
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Pool().put([candidates("old")], round=0).save(tmp_path, {"labels": 1})
+    before = path.read_bytes()
+
+    def broken(table: Any, file: Any, **_: Any) -> None:
+        file.write(b"PAR1 and then the disk was full")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(pool_module.pq, "write_table", broken)
+    with pytest.raises(OSError, match="No space left"):
+        Pool().put([candidates("new")], round=0).save(tmp_path, {"labels": 2})
+    assert path.read_bytes() == before
+    loaded, about = Pool.load(tmp_path, 0)
+    assert (contents(loaded), about) == ([("old", 0, "sampled")], {"labels": 1})
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty"])
+def test_a_file_that_cannot_be_read_is_named_with_the_last_good_one(tmp_path: Path, damage: str) -> None:
+    for number in (0, 1, 2):
+        path = Pool(round=number).put([candidates("a", number)], round=number).save(tmp_path, {})
+    whole = path.read_bytes()
+    path.unlink() if damage == "missing" else path.write_bytes(
+        whole[: len(whole) // 2] if damage == "cut" else b""
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"pool file .*round_002\.parquet cannot be read .*last good one is round_001\.parquet",
+    ):
+        Pool.load(tmp_path, 2)
+
+
+def test_a_missing_file_with_no_other_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"round_000\.parquet cannot be read .*no other round is there"):
+        Pool.load(tmp_path, 0)
+
+
+# -- rounds ---------------------------------------------------------------------------------------------
+
+
+def test_latest_replaces_what_was_sampled_again() -> None:
+    first = Pool().put([candidates("b"), candidates("a"), candidates("c")], round=0)
+    second = first.put([candidates("b", 1), candidates("d", 1)], round=1)
+    assert contents(first) == [("a", 0, "sampled"), ("b", 0, "sampled"), ("c", 0, "sampled")]
+    assert contents(second) == [
+        ("a", 0, "reused"),
+        ("b", 1, "sampled"),
+        ("c", 0, "reused"),
+        ("d", 1, "sampled"),
+    ]
+    assert (first.round, second.round, len(second)) == (0, 1, 4)
+
+
+def test_all_keeps_the_earlier_rows_that_have_pairs() -> None:
+    first = Pool().put([candidates("a"), candidates("b", paired=False)], round=0, keep="all")
+    second = first.put([candidates("a", 1), candidates("b", 1)], round=1, keep="all")
+    assert contents(second) == [("a", 0, "reused"), ("a", 1, "sampled"), ("b", 1, "sampled")]
+
+
+@pytest.mark.parametrize("keep", ["latest", "all"])
+def test_a_round_played_again_never_duplicates(keep: Any) -> None:
+    pool = Pool().put([candidates("a"), candidates("b")], round=0, keep=keep)
+    once = pool.put([candidates("a", 1)], round=1, keep=keep)
+    twice = once.put([candidates("a", 1)], round=1, keep=keep)
+    assert contents(twice) == contents(once)
+
+
+def test_the_table_does_not_depend_on_the_order_of_the_candidates() -> None:
+    several = [candidates(name, 1) for name in "dbca"]
+    old = Pool().put([candidates("c"), candidates("e")], round=0)
+    assert old.put(several, round=1).table.equals(old.put(several[::-1], round=1).table)
+
+
+def test_an_empty_round_keeps_everything() -> None:
+    pool = Pool().put([candidates("a")], round=0)
+    assert contents(pool.put([], round=1)) == [("a", 0, "reused")]
+    assert contents(Pool().put([], round=0)) == []
+
+
+# -- what is asked of it --------------------------------------------------------------------------------
+
+
+def test_rewards_are_those_of_the_newest_responses() -> None:
+    pool = Pool().put(
+        [candidates("a", rewards=[1.0, 2.0]), candidates("b", rewards=[None, 3.0])], round=0, keep="all"
+    )
+    pool = pool.put([candidates("a", 1, rewards=[5.0, 6.0])], round=1, keep="all")
+    assert pool.rewards(["b", "never sampled", "a"]) == [[None, 3.0], None, [5.0, 6.0]]
+
+
+def test_candidates_of_some_rows_come_in_the_order_asked() -> None:
+    pool = Pool().put([candidates(name) for name in "abc"], round=0)
+    assert [c.prompt.id for c in pool.candidates([2, 0, 2])] == ["c", "a", "c"]
+    assert pool.candidates([]) == []
+
+
+def test_pair_rows_of_the_pool_and_of_a_round() -> None:
+    two = ODD[-1]  # pairs of rounds 3 and 4
+    pool = Pool().put([candidates("a", 3), candidates("b", paired=False), two], round=4)
+    assert pool.pair_rows() == [(0, 0), (2, 0), (2, 1)]
+    assert pool.pair_rows(round=4) == [(2, 1)]
+    assert pool.pair_rows(round=9) == []
+
+
+def test_a_training_pair_is_what_the_loss_needs() -> None:
+    pair = Pool().put([ODD[-1]], round=3).training_pair(0, 1)
+    assert pair == ("everything", (1,), (9,), (), -1.0, -3.5, 0.0)
+    assert pair.tokens == 1  # the prompt; a response's last token is not read
+
+
+def test_other_contents_for_the_same_rows() -> None:
+    pool = Pool().put([candidates("a"), candidates("b")], round=0).put([candidates("b", 1)], round=1)
+    rescored = pool.with_rows([with_rewards(c, {1: 9.0}) for c in pool.candidates()])
+    assert contents(rescored) == contents(pool)
+    assert rescored.round == 1
+    assert rescored.rewards(["a", "b"]) == [[None, 9.0], [None, 9.0]]
+
+
+def test_bought_rewards_join_those_that_are_known() -> None:
+    c = with_rewards(candidates("a", rewards=[1.0, None, None]), {2: -2.0})
+    assert [r.reward for r in c.responses] == [1.0, None, -2.0]
