@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import Callback
 
 from choosy import selection
@@ -50,6 +51,9 @@ class Dissimilarity(Callback):
         responses = [r for c in candidates for r in c.responses]
         if not responses:
             return []
-        embed_ND = at.policy.embed(responses) if self.embedder == "policy" else sentence_embeddings(responses, self.embedder)
+        embed_ND = (
+            at.policy.embed(responses) if self.embedder == "policy" else sentence_embeddings(responses, self.embedder)
+        )
         utilities_of = selection.centroid if self.centroid else selection.dissimilarity
-        return [utilities_of(embed_nD) for embed_nD in embed_ND.split([len(c.responses) for c in candidates])]
+        sizes = [len(c.responses) for c in candidates]
+        return [utilities_of(embed_nD) for embed_nD in torch.split(embed_ND, sizes)]

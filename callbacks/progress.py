@@ -1,5 +1,4 @@
 """Shows a run on the terminal, or in the log, while it happens."""
-# ruff: noqa: D102 - Lightning tells what its hooks mean
 
 from __future__ import annotations
 
@@ -33,13 +32,9 @@ class Progress(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         timed = _timed(trainer)
-        self._tick = self._train.enter_context(
-            timed.phases("train", total=timed.pairs_this_round, unit="pairs")
-        )
+        self._tick = self._train.enter_context(timed.phases("train", total=timed.pairs_this_round, unit="pairs"))
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._tick is None:  # a run resumed in the middle of an epoch gets no on_train_epoch_start
             self.on_train_epoch_start(trainer, pl_module)
 

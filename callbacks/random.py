@@ -45,9 +45,7 @@ class RandomPairs(Callback):
 
     direction: selection.Direction = "largest"
 
-    def __init__(
-        self, fraction: float | None = 0.5, *, count: int | None = None, per_prompt: int | None = 1
-    ) -> None:
+    def __init__(self, fraction: float | None = 0.5, *, count: int | None = None, per_prompt: int | None = 1) -> None:
         selection.quota(1, fraction=fraction, count=count)
         self.fraction = fraction
         self.count = count

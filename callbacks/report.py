@@ -1,5 +1,4 @@
 """Leaves behind what a run has shown: a summary, curves, a page, and the last words on the terminal."""
-# ruff: noqa: D102 - Lightning tells what its hooks mean
 
 from __future__ import annotations
 
@@ -29,9 +28,7 @@ class Report(Callback):
         if not trainer.is_global_zero:
             return
         if not any(self.run_dir.glob("rounds/*.parquet")):
-            rank_zero_warn(
-                f"No report: {self.run_dir} holds no rounds/*.parquet; is callbacks.report.run_dir right?"
-            )
+            rank_zero_warn(f"No report: {self.run_dir} holds no rounds/*.parquet; is callbacks.report.run_dir right?")
             return
         run = report.read_run(self.run_dir)
         if run.finished:

@@ -28,7 +28,9 @@ class WinRate(Callback):
 
     def __init__(self, every: int = 1) -> None:
         if every < 1:
-            raise ValueError(f"callbacks.win_rate.every={every} never evaluates; choose at least 1, or ~callbacks.win_rate.")
+            raise ValueError(
+                f"callbacks.win_rate.every={every} never evaluates; choose at least 1, or ~callbacks.win_rate."
+            )
         self.every = every
         self.start: dict[str, Candidates] = {}
 
@@ -40,7 +42,9 @@ class WinRate(Callback):
             at = self.round(-1, run, pl_module)
             with run.phases("evaluate", total=len(prompts), unit="start answers") as tick:
                 answers = self.answers(prompts, at, tick)
-                scored = at.ranks.once(lambda: run.desk.score(answers, purpose="evaluate") if run.desk.scores else answers)
+                scored = at.ranks.once(
+                    lambda: run.desk.score(answers, purpose="evaluate") if run.desk.scores else answers
+                )
             if at.ranks.rank == 0:
                 write_start(run.rounds_folder, scored, run.about())
             at.ranks.gather([])  # nobody reads the file before it is there
@@ -67,6 +71,8 @@ class WinRate(Callback):
         mine = sampled(shard(prompts, at.ranks), at, n=1, purpose="evaluate", tick=tick)
         mine = at.policy.score_reference(mine)
         logps = at.policy.score(mine)
-        mine = [replace(c, responses=(replace(c.responses[0], logp=logp),)) for c, (logp,) in zip(mine, logps, strict=True)]
+        mine = [
+            replace(c, responses=(replace(c.responses[0], logp=logp),)) for c, (logp,) in zip(mine, logps, strict=True)
+        ]
         answers = {c.prompt.id: c for c in at.ranks.gather(mine)}
         return [answers[p.id] for p in prompts]

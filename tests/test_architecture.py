@@ -41,8 +41,7 @@ def importers(package: str, folder: str = "") -> set[str]:
     return {
         path.relative_to(ROOT).as_posix()
         for path in FILES
-        if path.is_relative_to(ROOT / folder)
-        and any(within(module, package) for module in imported(path.read_text()))
+        if path.is_relative_to(ROOT / folder) and any(within(module, package) for module in imported(path.read_text()))
     }
 
 
@@ -97,9 +96,7 @@ def attributes(path: Path) -> Iterator[str]:
 
 
 def test_nobody_reaches_torch_distributed_without_importing_it() -> None:
-    reaching = {
-        path.name for path in FILES if any(within(name, "torch.distributed") for name in attributes(path))
-    }
+    reaching = {path.name for path in FILES if any(within(name, "torch.distributed") for name in attributes(path))}
     assert reaching <= {"ranks.py"}
 
 

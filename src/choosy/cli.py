@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from choosy import report
 from choosy.run import refuse_used_folder
 
-USAGE = """choosy fit --config run.yaml   play the run that `python train.py ... --cfg job --resolve > run.yaml` composed
+USAGE = """choosy fit --config run.yaml   play what `python train.py ... --cfg job --resolve > run.yaml` composed
 choosy report RUN_DIR          write and print the report of a run, finished or not
 choosy index SWEEP_DIR         index.csv over the runs of a sweep"""
 

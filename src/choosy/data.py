@@ -51,5 +51,7 @@ def with_tokens(candidates: Sequence[Candidates], policy: Policy, *, max_respons
             responses.append(replace(r, ids=ids[:max_response_tokens], finished=short))
         result.append(replace(c, responses=tuple(responses), prompt_ids=policy.encode_prompt(c.prompt)))
     if cut:
-        log.warning("%d given responses are longer than data.max_response_tokens=%d and were cut.", cut, max_response_tokens)
+        log.warning(
+            "%d given responses are longer than data.max_response_tokens=%d and were cut.", cut, max_response_tokens
+        )
     return result

@@ -94,7 +94,7 @@ def read_start(folder: Path, prompts: Sequence[Prompt]) -> list[Candidates]:
     lost = [p.id for p in prompts if p.id not in kept]
     if lost:
         raise ValueError(
-            f"{start_file(folder)} has no answer of the start policy to held-out prompt {lost[0]} ({len(lost)} lack one); "
+            f"{start_file(folder)} has no start answer to held-out prompt {lost[0]} ({len(lost)} lack one); "
             "the held-out prompts of a run must stay the same. Resume with the old ones, or choose another name=..."
         )
     return [kept[p.id] for p in prompts]

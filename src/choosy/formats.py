@@ -233,9 +233,7 @@ def _shp(row: Row, where: str) -> Split:
     label = _number(row, "labels", where)
     score_a, score_b = _number(row, "score_A", where), _number(row, "score_B", where)
     if label not in (0, 1) or (score_a > score_b, score_a < score_b) != (label == 1, label == 0):
-        raise ValueError(
-            f"{where}: score_A and score_B contradict labels (1: A is better, 0: B); correct it."
-        )
+        raise ValueError(f"{where}: score_A and score_B contradict labels (1: A is better, 0: B); correct it.")
     texts = (_answer(row[column], where, column) for column in ("human_ref_A", "human_ref_B"))
     return _asked(row, where, "history"), list(zip(texts, (score_a, score_b), strict=True))
 
@@ -383,9 +381,7 @@ def read_candidates(source: str, *, as_chat: bool = True, limit: int | None = No
     return _read(source, partial(to_candidates, as_chat=as_chat), lambda row: row.prompt.id, limit)
 
 
-def _read(
-    source: str, convert: Callable[[Row, str], T], id_of: Callable[[T], str], limit: int | None
-) -> list[T]:
+def _read(source: str, convert: Callable[[Row, str], T], id_of: Callable[[T], str], limit: int | None) -> list[T]:
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} reads nothing; type a number >= 1, or null for all.")
     kept: dict[str, tuple[str, T]] = {}

@@ -115,16 +115,12 @@ class Ledger:
             rows = {key: db.execute(query, (key,)).fetchone() for key in keys}
         return {key: Label(*row) for key, row in rows.items() if row}
 
-    def write(
-        self, bought: Iterable[tuple[Question, float | Verdict]], *, purpose: Purpose, run: str
-    ) -> None:
+    def write(self, bought: Iterable[tuple[Question, float | Verdict]], *, purpose: Purpose, run: str) -> None:
         """Add labels; where another process was faster, its label stands."""
         rows = []
         for q, answer in bought:
             first, second = (*(response.text for response in q.responses), None)[:2]
-            kind, score, verdict = (
-                ("score", float(answer), None) if second is None else ("compare", None, answer)
-            )
+            kind, score, verdict = ("score", float(answer), None) if second is None else ("compare", None, answer)
             about = (q.key, q.labeler, kind, q.prompt.id, q.prompt.text, first, second)
             rows.append((*about, score, verdict, purpose, run, 1.0, time.time()))
         with self._transaction() as db:
@@ -137,18 +133,14 @@ class Ledger:
             db.executemany(
                 "UPDATE labels SET purpose = 'train' WHERE key = ? AND run = ? AND purpose = 'evaluate'", rows
             )
-            db.executemany(
-                "INSERT OR IGNORE INTO reuses SELECT ?2, key FROM labels WHERE key = ?1 AND run <> ?2", rows
-            )
+            db.executemany("INSERT OR IGNORE INTO reuses SELECT ?2, key FROM labels WHERE key = ?1 AND run <> ?2", rows)
 
     def counts(self, run: str) -> Counts:
         """What the run has bought and reused so far, also before an interruption."""
         bought = "SELECT count(*) FROM labels WHERE run = ?1 AND purpose = "
         reused = "SELECT count(*) FROM reuses WHERE run = ?1"
         with self._transaction() as db:
-            row = db.execute(
-                f"SELECT ({bought} 'train'), ({bought} 'evaluate'), ({reused})", (run,)
-            ).fetchone()
+            row = db.execute(f"SELECT ({bought} 'train'), ({bought} 'evaluate'), ({reused})", (run,)).fetchone()
         return Counts(*row)
 
     @contextmanager
@@ -273,9 +265,7 @@ class Desk:
         served = _affordable(groups, known.keys() - owed if train else known.keys(), left)
         wanted: dict[str, Question] = {}
         for question in (q for group in served for q in group or ()):
-            wanted.setdefault(
-                question.key, question
-            )  # of two that ask the same, the first is put to the labeler
+            wanted.setdefault(question.key, question)  # of two that ask the same, the first is put to the labeler
         self._buy([q for key, q in wanted.items() if key not in known], purpose)
         if train:
             self._ledger.train_on(wanted, run=self._run)
@@ -300,9 +290,7 @@ class Desk:
             good = list(takewhile(_is_label, zip(chunk, answers, strict=False)))
             self._ledger.write(good, purpose=purpose, run=self._run)
             if len(good) < len(chunk):
-                wanted = (
-                    "a finite number" if len(chunk[0].responses) == 1 else f"one of {', '.join(MIRRORED)}"
-                )
+                wanted = "a finite number" if len(chunk[0].responses) == 1 else f"one of {', '.join(MIRRORED)}"
                 raise self._failure(chunk[len(good)], f"wanted {wanted}, found {answers[len(good)]!r}")
 
     def _answers(self, questions: Sequence[Question]) -> Sequence[float | Verdict]:
@@ -319,9 +307,7 @@ class Desk:
         )
 
 
-def _affordable(
-    groups: Iterable[Sequence[Question]], free: Set[str], left: float
-) -> list[Sequence[Question] | None]:
+def _affordable(groups: Iterable[Sequence[Question]], free: Set[str], left: float) -> list[Sequence[Question] | None]:
     """Each group, the first first, if what is left pays all of its labels that are not free; else None."""
     paid: set[str] = set()
     served = []

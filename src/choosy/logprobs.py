@@ -51,8 +51,16 @@ class Rows:
 
     def to(self, device: torch.device) -> Rows:
         """The same rows on another device."""
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        return Rows(**moved)
+        return Rows(
+            self.ids_BL.to(device),
+            self.position_BL.to(device),
+            self.mask_BLL.to(device),
+            self.row_T.to(device),
+            self.column_T.to(device),
+            self.target_T.to(device),
+            self.response_T.to(device),
+            self.responses,
+        )
 
 
 def share_prompt(groups: Sequence[Group]) -> Rows:
@@ -86,13 +94,10 @@ def share_prompt(groups: Sequence[Group]) -> Rows:
             owners += [response] * len(ids)
             response += 1
             at += inner
-    return Rows(
-        ids_BL,
-        position_BL,
-        visible(segment_BL),
-        *(torch.tensor(x, dtype=torch.long) for x in (rows, columns, targets, owners)),
-        responses=response,
+    row_T, column_T, target_T, response_T = (
+        torch.tensor(x, dtype=torch.long) for x in (rows, columns, targets, owners)
     )
+    return Rows(ids_BL, position_BL, visible(segment_BL), row_T, column_T, target_T, response_T, response)
 
 
 def visible(segment_BL: Tensor) -> Tensor:
@@ -141,7 +146,7 @@ class _ChosenTokenLogp(torch.autograd.Function):
         return logp_T
 
     @staticmethod
-    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         if len(ctx.saved_tensors) == 1:
             (slope_TD,) = ctx.saved_tensors
             return slope_TD * grad_T[:, None].to(slope_TD.dtype), None, None, None
@@ -171,7 +176,9 @@ def chosen_token_logps(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, *
     if torch.is_autocast_enabled(hidden_TD.device.type):
         weight_VD = weight_VD.to(torch.get_autocast_dtype(hidden_TD.device.type))
     with torch.autocast(hidden_TD.device.type, enabled=False):
-        logp_T: Tensor = _ChosenTokenLogp.apply(hidden_TD.to(weight_VD.dtype), weight_VD, target_T, chunk)
+        logp_T: Tensor = _ChosenTokenLogp.apply(  # type: ignore[no-untyped-call]
+            hidden_TD.to(weight_VD.dtype), weight_VD, target_T, chunk
+        )
     return logp_T
 
 
@@ -222,7 +229,8 @@ def padded_response_logps(model: nn.Module, groups: Sequence[Group]) -> Tensor:
         answer_SL[s, len(prompt_ids) : end] = True
     logits_SLV = model(input_ids=ids_SL.to(device), attention_mask=real_SL.to(device), use_cache=False).logits
     logp_SL = logits_SLV[:, :-1].float().log_softmax(-1).gather(-1, ids_SL[:, 1:, None].to(device)).squeeze(-1)
-    return (logp_SL * answer_SL[:, 1:].to(device)).sum(-1)
+    summed_S: Tensor = (logp_SL * answer_SL[:, 1:].to(device)).sum(-1)
+    return summed_S
 
 
 def can_share_prompt(model: nn.Module, vocabulary: int) -> bool:
@@ -278,6 +286,10 @@ def score_groups(
     for batch in packed(groups, tokens_per_step):
         chosen = [groups[i] for i in batch]
         with torch.no_grad(), precision():
-            logp_S = response_logps(model, share_prompt(chosen).to(device)) if share else padded_response_logps(model, chosen)
+            logp_S = (
+                response_logps(model, share_prompt(chosen).to(device))
+                if share
+                else padded_response_logps(model, chosen)
+            )
         flat = iter(logp_S.tolist())
         yield batch, [[next(flat) for _ in group.response_ids] for group in chosen]

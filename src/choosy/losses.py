@@ -21,14 +21,12 @@ class PreferenceLoss(Protocol):
 
     beta: float
 
-    def __call__(self, delta_B: Tensor) -> Tensor:
+    def pairwise(self, delta_B: Tensor) -> Tensor:
         """The loss of each pair, unreduced."""
         ...
 
 
-def log_ratio_difference(
-    chosen_B: Tensor, rejected_B: Tensor, chosen_ref_B: Tensor, rejected_ref_B: Tensor
-) -> Tensor:
+def log_ratio_difference(chosen_B: Tensor, rejected_B: Tensor, chosen_ref_B: Tensor, rejected_ref_B: Tensor) -> Tensor:
     """delta_B of the summed log-probabilities of chosen and rejected under policy and reference.
 
     Example:
@@ -47,7 +45,7 @@ def weighted_dpo_loss(delta_B: Tensor, weight_B: Tensor, loss: PreferenceLoss) -
         >>> weighted_dpo_loss(torch.tensor([7.0]), torch.tensor([0.5]), SigmoidLoss())
         tensor([0.2016])
     """
-    return weight_B.detach() * loss(delta_B)
+    return weight_B.detach() * loss.pairwise(delta_B)
 
 
 def _check_beta(beta: float) -> None:
@@ -65,7 +63,7 @@ class SigmoidLoss:
 
     Example:
         >>> import torch
-        >>> SigmoidLoss(beta=0.1)(torch.tensor([7.0, 0.0]))
+        >>> SigmoidLoss(beta=0.1).pairwise(torch.tensor([7.0, 0.0]))
         tensor([0.4032, 0.6931])
     """
 
@@ -77,7 +75,7 @@ class SigmoidLoss:
         if not 0 <= self.label_smoothing <= 0.5:
             raise ValueError(f"loss.label_smoothing={self.label_smoothing} is no share of flipped labels in [0, 0.5].")
 
-    def __call__(self, delta_B: Tensor) -> Tensor:
+    def pairwise(self, delta_B: Tensor) -> Tensor:
         agree_B = -F.logsigmoid(self.beta * delta_B)
         flipped_B = -F.logsigmoid(-self.beta * delta_B)
         return (1 - self.label_smoothing) * agree_B + self.label_smoothing * flipped_B
@@ -89,7 +87,7 @@ class IPOLoss:
 
     Example:
         >>> import torch
-        >>> IPOLoss(beta=0.1)(torch.tensor([7.0]))
+        >>> IPOLoss(beta=0.1).pairwise(torch.tensor([7.0]))
         tensor([4.])
     """
 
@@ -98,7 +96,7 @@ class IPOLoss:
     def __post_init__(self) -> None:
         _check_beta(self.beta)
 
-    def __call__(self, delta_B: Tensor) -> Tensor:
+    def pairwise(self, delta_B: Tensor) -> Tensor:
         return (delta_B - 1 / (2 * self.beta)) ** 2
 
 
@@ -108,7 +106,7 @@ class HingeLoss:
 
     Example:
         >>> import torch
-        >>> HingeLoss(beta=0.1)(torch.tensor([7.0, 20.0]))
+        >>> HingeLoss(beta=0.1).pairwise(torch.tensor([7.0, 20.0]))
         tensor([0.3000, 0.0000])
     """
 
@@ -117,5 +115,5 @@ class HingeLoss:
     def __post_init__(self) -> None:
         _check_beta(self.beta)
 
-    def __call__(self, delta_B: Tensor) -> Tensor:
+    def pairwise(self, delta_B: Tensor) -> Tensor:
         return F.relu(1 - self.beta * delta_B)

@@ -15,8 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import seed_everything
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from choosy import report
@@ -29,7 +29,9 @@ PROCESSES_FROM_OUTSIDE = ("LOCAL_RANK", "SLURM_PROCID", "PMI_RANK")
 def main(cfg: DictConfig) -> float | None:
     """Train as configured; what the user can mend is told in a sentence (HYDRA_FULL_ERROR=1 shows the stack)."""
     try:
-        return train(cfg, Path(HydraConfig.get().runtime.output_dir), multirun=HydraConfig.get().mode == RunMode.MULTIRUN)
+        return train(
+            cfg, Path(HydraConfig.get().runtime.output_dir), multirun=HydraConfig.get().mode == RunMode.MULTIRUN
+        )
     except (ValueError, MisconfigurationException, InstantiationException) as error:
         told = innermost(error)
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(told, ValueError | MisconfigurationException):
@@ -72,7 +74,9 @@ def checkpoint(wanted: str | None, run_dir: Path) -> str | None:
         return str(last)
     if any((run_dir / "rounds").glob("*.parquet")):
         return None
-    raise ValueError(f"ckpt_path=last: {run_dir} holds no run to go on with; give its name, as in name=demo ckpt_path=last.")
+    raise ValueError(
+        f"ckpt_path=last: {run_dir} holds no run to go on with; give its name, as in name=demo ckpt_path=last."
+    )
 
 
 def write_config(cfg: DictConfig, run_dir: Path) -> None:
@@ -100,7 +104,9 @@ def refuse_relaunching_sweep(cfg: DictConfig, multirun: bool) -> None:
 def refuse_missing_gpu(cfg: DictConfig) -> None:
     """A GPU was asked for and there is none."""
     if cfg.trainer.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ValueError("trainer.accelerator=gpu, but torch finds no GPU; choose trainer=cpu, or install a CUDA build of torch.")
+        raise ValueError(
+            "trainer.accelerator=gpu, but torch finds no GPU; choose trainer=cpu, or install a CUDA build of torch."
+        )
 
 
 def innermost(error: BaseException) -> BaseException:

@@ -101,16 +101,18 @@ class WeightedDPO(LightningModule):
             norm = torch.nn.utils.clip_grad_norm_([p for _, p in self.policy.trainable()], self.max_grad_norm)
             self.log("grad_norm", norm, batch_size=batch.total)
         optimizer.step()  # type: ignore[union-attr]
-        self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
+        self.lr_schedulers().step()  # type: ignore[union-attr]
         self.log("loss", total_loss, on_step=True, on_epoch=True, batch_size=batch.total)
         if rewards:
             self.log_dict(preference_metrics(torch.cat(rewards), self.loss.beta), batch_size=batch.total)
 
     # -- checkpoints hold what is trained, and what cannot be loaded again -------------------------------------
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         full = super().state_dict(*args, **kwargs)
-        kept = {f"policy.model.{name}" for name, _ in self.policy.trainable()} if self.policy.model is not None else set()
+        kept = (
+            {f"policy.model.{name}" for name, _ in self.policy.trainable()} if self.policy.model is not None else set()
+        )
         return {name: value for name, value in full.items() if name in kept}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -102,9 +102,7 @@ def _row(cell: str, contents: Iterable[str]) -> str:
 
 def _answer(answer: tuple[str, Side, Side]) -> str:
     prompt, *sides = answer
-    shown = (
-        f'<b class="{escape(trend)}">{escape(reward)}</b>{escape(text)}' for reward, text, trend in sides
-    )
+    shown = (f'<b class="{escape(trend)}">{escape(reward)}</b>{escape(text)}' for reward, text, trend in sides)
     return _row("td", (escape(prompt), *shown))
 
 

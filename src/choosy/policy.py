@@ -7,16 +7,16 @@ swaps in merged weights in the same way, so the exact weights are back afterward
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
@@ -52,7 +52,7 @@ class Lora:
     """
 
     r: int = 16
-    alpha: float = 32
+    alpha: int = 32
     targets: str | list[str] = "all-linear"
 
 
@@ -161,7 +161,7 @@ class Policy(nn.Module):
                     "give one as model.chat_template, or use plain prompts with data.as_chat=false."
                 )
             turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
-            ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+            ids: list[int] = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)  # type: ignore[assignment]
         else:
             ids = self.tokenizer(prompt.text).input_ids
             if ids and ids[-1] == self.tokenizer.eos_token_id:
@@ -178,8 +178,7 @@ class Policy(nn.Module):
 
     def decode(self, ids: Ids) -> str:
         """Text of response ids, without special tokens."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     # -- weights -----------------------------------------------------------------------------------------------
 
@@ -207,8 +206,8 @@ class Policy(nn.Module):
         if self.gradient_checkpointing:
             self.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if self.lora:
-                self.causal_lm.enable_input_require_grads()
-        self.model.to(device)
+                self.causal_lm.enable_input_require_grads()  # type: ignore[no-untyped-call]
+        nn.Module.to(self.model, device)
         self.initial = {name: p.detach().clone() for name, p in self.trainable()}
         self.reference_state = self.initial
         self.__dict__.pop("stop_ids", None)
@@ -227,7 +226,9 @@ class Policy(nn.Module):
     def causal_lm(self) -> PreTrainedModel:
         """The transformers model, adapters injected."""
         assert self.model is not None, "load() comes first"
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        if isinstance(self.model, PeftModel):
+            return cast(PreTrainedModel, self.model.get_base_model())
+        return self.model
 
     @property
     def device(self) -> torch.device:
@@ -280,13 +281,9 @@ class Policy(nn.Module):
 
     def _sampling_weights(self) -> list[tuple[nn.Parameter, Tensor]]:
         if isinstance(self.model, PeftModel):
-            layers = [m for m in self.model.modules() if hasattr(m, "get_delta_weight") and hasattr(m, "base_layer")]
-            merged = []
-            for layer in layers:
-                weight = layer.base_layer.weight
-                delta = layer.get_delta_weight(layer.active_adapter[0] if layer.active_adapter else "default")
-                merged.append((weight, (weight.float() + delta.float()).to(weight.dtype)))
-            return merged
+            layers: list[Any] = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+            weights = [(m.base_layer.weight, m.get_delta_weight(m.active_adapters[0])) for m in layers]
+            return [(weight, (weight.float() + delta.float()).to(weight.dtype)) for weight, delta in weights]
         return [(p, p.detach().to(self.compute_dtype)) for p in self.causal_lm.parameters()]
 
     # -- log-probabilities -------------------------------------------------------------------------------------
@@ -378,7 +375,9 @@ class Policy(nn.Module):
         if isinstance(self.model, PeftModel):
             self.model.save_pretrained(folder)
         else:
-            self.model.save_pretrained(folder, state_dict={k: v.to(self.compute_dtype) for k, v in self.model.state_dict().items()})
+            self.model.save_pretrained(
+                folder, state_dict={k: v.to(self.compute_dtype) for k, v in self.model.state_dict().items()}
+            )
         self.tokenizer.save_pretrained(folder)
 
 
@@ -390,8 +389,3 @@ def switch_off_dropout(model: nn.Module) -> None:
         for name in ("attention_dropout", "dropout_p", "attn_dropout_p"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
-
-
-def known(logp: float) -> bool:
-    """Whether a log-probability has been computed."""
-    return not math.isnan(logp)

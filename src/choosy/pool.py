@@ -274,6 +274,4 @@ def is_readable(path: Path) -> bool:
 
 def with_rewards(c: Candidates, rewards: Mapping[int, float]) -> Candidates:
     """The candidates with the rewards of some responses."""
-    return replace(
-        c, responses=tuple(replace(r, reward=rewards.get(n, r.reward)) for n, r in enumerate(c.responses))
-    )
+    return replace(c, responses=tuple(replace(r, reward=rewards.get(n, r.reward)) for n, r in enumerate(c.responses)))

@@ -1,5 +1,4 @@
 """Where a run's time goes: a stopwatch of its phases, and the displays that it can drive."""
-# ruff: noqa: D102 - what a display's verbs mean is told once, in Display
 
 from __future__ import annotations
 
@@ -132,9 +131,7 @@ class Phases:
         self._steps = Steps(clock)
 
     @contextmanager
-    def __call__(
-        self, phase: str, *, total: int | None = None, unit: str = ""
-    ) -> Iterator[Callable[[int], None]]:
+    def __call__(self, phase: str, *, total: int | None = None, unit: str = "") -> Iterator[Callable[[int], None]]:
         """Measure what happens inside as `phase`; yields a function to call with the number of things done.
 
         An outer phase pauses meanwhile, so that no second is counted twice.

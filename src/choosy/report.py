@@ -106,9 +106,7 @@ def read_run(run_dir: str | Path) -> Run:
     played = sorted(folder.glob("rounds/round_*.parquet"))
     start = folder / "rounds" / "start.parquet"
     if not played and not start.exists():
-        raise ValueError(
-            f"Wanted the folder of a run, with rounds/round_000.parquet; found none in {folder}."
-        )
+        raise ValueError(f"Wanted the folder of a run, with rounds/round_000.parquet; found none in {folder}.")
     told = [_told(path) for path in played]
     first = _told(start) if start.exists() else {}
     evaluated = [path for path, facts in zip(played, told, strict=True) if facts["evaluation"]]
@@ -272,10 +270,7 @@ def console(run: Run, out: Console | None = None) -> None:
     out.print(Text.assemble((f"{duration(total)}  ", "bold"), _labels(run)))
     out.print(
         Text.assemble(
-            *(
-                ("━" * round(s / total * (width - len(seconds))), COLORS[phase])
-                for phase, s in seconds.items()
-            )
+            *(("━" * round(s / total * (width - len(seconds))), COLORS[phase]) for phase, s in seconds.items())
         )
     )
     parts = [Text.assemble(("●", COLORS[phase]), f" {phase} {duration(s)}") for phase, s in seconds.items()]
@@ -297,8 +292,7 @@ def _answers_table(run: Run, width: int) -> Table:
     colors = {"up": "green", "down": "red", "": "dim"}
     for answer in run.answers[:5]:
         cells = [
-            Text.assemble((reward, colors[trend]), "\n", crop(text, 200))
-            for reward, text, trend in _sides(answer)
+            Text.assemble((reward, colors[trend]), "\n", crop(text, 200)) for reward, text, trend in _sides(answer)
         ]
         table.add_row(Text(crop(answer.prompt, 120), "dim"), *cells, end_section=True)
     return table

@@ -165,7 +165,12 @@ def choose_prompts(at: Round, prompts: Sequence[Prompt], selector: PromptSelecto
 
 
 def sampled(
-    prompts: Sequence[Prompt], at: Round, *, n: int, purpose: str = "train", tick: Callable[[int], None] = lambda n: None
+    prompts: Sequence[Prompt],
+    at: Round,
+    *,
+    n: int,
+    purpose: str = "train",
+    tick: Callable[[int], None] = lambda n: None,
 ) -> list[Candidates]:
     """N fresh responses to each prompt from the present policy; a response's seed is (run, round, prompt, sample)."""
     ids = [at.policy.encode_prompt(prompt) for prompt in prompts]
@@ -245,7 +250,9 @@ def the_only_pairs(fresh: Sequence[Candidates], labeler: str) -> list[ChosenPair
             "many pairs; choose which to compare with a pair selector such as selector=certainty, or data.responses=2."
         )
     skip = barred(fresh)
-    return [ChosenPair(p, 0, 1, math.nan) for p, c in enumerate(fresh) if len(c.responses) == 2 and (p, 0, 1) not in skip]
+    return [
+        ChosenPair(p, 0, 1, math.nan) for p, c in enumerate(fresh) if len(c.responses) == 2 and (p, 0, 1) not in skip
+    ]
 
 
 def best_against_worst(c: Candidates, source: str, number: int) -> Candidates:
@@ -264,7 +271,9 @@ def best_against_worst(c: Candidates, source: str, number: int) -> Candidates:
 
 def scored_pairs(fresh: Sequence[Candidates], asked: Sequence[ChosenPair], desk: Desk, at: Round) -> list[Candidates]:
     """Pairs from two bought scores each: the higher reward is chosen."""
-    halves = [replace(fresh[a.prompt], responses=tuple(fresh[a.prompt].responses[n] for n in (a.i, a.j))) for a in asked]
+    halves = [
+        replace(fresh[a.prompt], responses=tuple(fresh[a.prompt].responses[n] for n in (a.i, a.j))) for a in asked
+    ]
     labeled = list(fresh)
     for a, half in zip(asked, desk.score(halves), strict=True):
         first, second = (r.reward for r in half.responses)
@@ -308,7 +317,7 @@ def weigh(c: Candidates, weighting: Weighting, number: int) -> Candidates:
     reward = [math.nan if r.reward is None else r.reward for r in c.responses]
     gap_B = torch.tensor([reward[c.pairs[p].chosen] - reward[c.pairs[p].rejected] for p in new], dtype=torch.float64)
     given_B = torch.full_like(gap_B, math.nan if c.weight is None else c.weight)
-    weight_B = weighting(gap_B, given_B)
+    weight_B = weighting.weigh(gap_B, given_B)
     if not bool(torch.isfinite(weight_B).all()):
         lacks = {"gap": "rewards, which this labeler does not give", "given": "a weight column in the data"}
         raise ValueError(
@@ -326,5 +335,7 @@ def rescored(at: Round) -> Pool:
     rows = list(range(len(at.pool)))
     mine = shard(rows, at.ranks)
     with at.phases("score", total=len(mine), unit="prompts") as tick:
-        new = dict(at.ranks.gather(list(zip(mine, at.policy.score_reference(at.pool.candidates(mine), tick), strict=True))))
+        new = dict(
+            at.ranks.gather(list(zip(mine, at.policy.score_reference(at.pool.candidates(mine), tick), strict=True)))
+        )
     return at.pool.with_rows([new[i] for i in rows])

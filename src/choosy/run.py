@@ -56,7 +56,11 @@ class Run:
         keep: Keep,
         reference: Reference,
     ) -> None:
-        for name, value in (("rounds", rounds), ("batching.batch_size", batch_size), ("epochs_per_round", epochs_per_round)):
+        for name, value in (
+            ("rounds", rounds),
+            ("batching.batch_size", batch_size),
+            ("epochs_per_round", epochs_per_round),
+        ):
             if value < 1:
                 raise ValueError(f"{name}={value} trains nothing; choose {name} >= 1.")
         for name, given, known in (
@@ -119,7 +123,9 @@ class Run:
             (probe := self.rounds_folder / ".writable").touch()
             probe.unlink()
         except OSError as error:
-            raise ValueError(f"The run folder {self.folder} cannot be written to ({error}); choose another run_dir=...") from error
+            raise ValueError(
+                f"The run folder {self.folder} cannot be written to ({error}); choose another run_dir=..."
+            ) from error
         self.desk.open(str(self.folder.resolve()))
 
     def play(

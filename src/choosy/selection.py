@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence, Set
 from itertools import combinations, groupby
+from statistics import fmean
 from typing import Literal, NamedTuple
 
 import torch
@@ -88,7 +89,8 @@ def toward(utilities: Sequence[float], direction: Direction) -> list[float]:
         raise ValueError(f"direction={direction!r} is none of largest, smallest, middle, tails.")
     if not all(map(math.isfinite, utilities)):
         return list(utilities)  # `largest` names the culprit
-    _, group_n, size_g = torch.tensor(utilities, dtype=torch.float64).unique(return_inverse=True, return_counts=True)
+    known = torch.tensor(utilities, dtype=torch.float64)
+    _, group_n, size_g = torch.unique(known, return_inverse=True, return_counts=True)
     rank_g = size_g.cumsum(0) - (size_g + 1) / 2  # mean rank of equal utilities
     from_middle = (rank_g[group_n] - (len(utilities) - 1) / 2).abs()
     distances: list[float] = from_middle.tolist()
@@ -115,11 +117,11 @@ def least_rewarded(rewards: Sequence[Sequence[float | None] | None], statistic: 
     """
     if statistic not in ("mean", "best", "worst"):
         raise ValueError(f"statistic={statistic!r} is none of mean, best, worst.")
-    of = {"mean": lambda scored: sum(scored) / len(scored), "best": max, "worst": min}[statistic]
     known: dict[int, float] = {}
     for i, given in enumerate(rewards):
         if scored := [r for r in given or () if r is not None]:
-            known[i] = -float(of(scored)) if all(map(math.isfinite, scored)) else math.nan
+            of_scored = {"mean": fmean(scored), "best": max(scored), "worst": min(scored)}
+            known[i] = -of_scored[statistic] if all(map(math.isfinite, scored)) else math.nan
     finite = [u for u in known.values() if math.isfinite(u)]  # `largest` names the prompt of any other
     average = sum(finite) / len(finite) if finite else 0.0
     first = max(finite, default=0.0) + 1.0
@@ -208,7 +210,7 @@ def two_means(points_ND: Tensor, seeds: tuple[int, int], max_steps: int = 100) -
     centres_2D = points_ND[list(seeds)]
     for _ in range(max_steps):
         nearest_N = torch.cdist(points_ND, centres_2D).argmin(dim=-1)
-        if nearest_N.unique().numel() < 2:
+        if len(set(nearest_N.tolist())) < 2:
             break  # all points coincide
         moved_2D = torch.stack([points_ND[nearest_N == c].mean(dim=0) for c in (0, 1)])
         if torch.equal(moved_2D, centres_2D):

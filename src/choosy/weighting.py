@@ -24,7 +24,7 @@ class Weighting(Protocol):
         """What a pair must bring."""
         ...
 
-    def __call__(self, gap_B: Tensor, given_B: Tensor) -> Tensor:
+    def weigh(self, gap_B: Tensor, given_B: Tensor) -> Tensor:
         """Weights of B pairs from reward(chosen) - reward(rejected) and the data's own weights; nan = not known."""
         ...
 
@@ -50,7 +50,7 @@ class Uniform:
         """Nothing."""
         return "nothing"
 
-    def __call__(self, gap_B: Tensor, given_B: Tensor) -> Tensor:
+    def weigh(self, gap_B: Tensor, given_B: Tensor) -> Tensor:
         return torch.ones_like(gap_B)
 
 
@@ -67,7 +67,7 @@ class RewardGap:
         normalize: Divide by the batch's mean weight (form C).
 
     Example:
-        >>> RewardGap(beta2=1.0)(torch.tensor([0.0, 1.25]), torch.ones(2))
+        >>> RewardGap(beta2=1.0).weigh(torch.tensor([0.0, 1.25]), torch.ones(2))
         tensor([0.5000, 0.7773])
     """
 
@@ -89,7 +89,7 @@ class RewardGap:
         """The reward gap."""
         return "gap"
 
-    def __call__(self, gap_B: Tensor, given_B: Tensor) -> Tensor:
+    def weigh(self, gap_B: Tensor, given_B: Tensor) -> Tensor:
         weight_B = torch.sigmoid(self.beta2 * gap_B) if self.form == "sigmoid" else self.beta2 * gap_B
         return weight_B if self.clip is None else weight_B.clamp(max=self.clip)
 
@@ -105,5 +105,5 @@ class Column:
         """The data's weight."""
         return "given"
 
-    def __call__(self, gap_B: Tensor, given_B: Tensor) -> Tensor:
+    def weigh(self, gap_B: Tensor, given_B: Tensor) -> Tensor:
         return given_B

@@ -164,9 +164,7 @@ def test_the_real_weights_answer_a_question(home, capfd):
     assert model.dtype == torch.bfloat16
     assert not hasattr(model.config, "quantization_config")
     question = [{"role": "user", "content": "What is the capital of France?"}]
-    ids = tokenizer.apply_chat_template(
-        question, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = model.generate(**ids, max_new_tokens=12, do_sample=False)
     assert "Paris" in tokenizer.decode(answer[0, ids["input_ids"].shape[1] :])
 

@@ -65,9 +65,7 @@ def test_every_pass_takes_all_pairs_in_an_order_of_its_own() -> None:
 
 def test_the_order_is_a_function_of_seed_and_round() -> None:
     assert [names(b) for b in batches()] == [names(b) for b in batches()]
-    orders = [
-        pair_order(20, seed=seed, round=round, passes=1) for seed, round in [(0, 0), (0, 1), (1, 0), (1, 1)]
-    ]
+    orders = [pair_order(20, seed=seed, round=round, passes=1) for seed, round in [(0, 0), (0, 1), (1, 0), (1, 1)]]
     assert len(set(map(tuple, orders))) == 4
 
 
@@ -88,9 +86,7 @@ def test_the_ranks_together_take_what_one_takes_alone(size: int, normalize: bool
     assert {len(given) for given in ranks} == {len(alone)}, "every rank takes every step"
     for whole, *shares in zip(alone, *ranks, strict=True):
         weight_of = dict(zip(names(whole), whole.weight_B.tolist(), strict=True))
-        together = [
-            (n, w) for share in shares for n, w in zip(names(share), share.weight_B.tolist(), strict=True)
-        ]
+        together = [(n, w) for share in shares for n, w in zip(names(share), share.weight_B.tolist(), strict=True)]
         assert sorted(together) == sorted(weight_of.items())
         assert {share.total for share in shares} == {whole.total}
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -145,10 +141,7 @@ def test_parts_cover_the_batch_once(tokens_per_step: int) -> None:
     pieces = [(n, w) for part in parts for n, w in zip(names(part), part.weight_B.tolist(), strict=True)]
     assert sorted(pieces) == sorted(zip(names(batch), batch.weight_B.tolist(), strict=True))
     assert all(part.total == batch.total == 11 for part in parts)
-    assert math.fsum(part.weight_B.sum().item() for part in parts) == pytest.approx(
-        batch.weight_B.sum().item()
-    )
+    assert math.fsum(part.weight_B.sum().item() for part in parts) == pytest.approx(batch.weight_B.sum().item())
     assert all(
-        torch.equal(part.logp_ref_B2[:, 0], torch.tensor([p.chosen_logp_ref for p in part.pairs]))
-        for part in parts
+        torch.equal(part.logp_ref_B2[:, 0], torch.tensor([p.chosen_logp_ref for p in part.pairs])) for part in parts
     )

@@ -76,10 +76,7 @@ def test_a_lone_system_turn_shows_its_role() -> None:
 @pytest.mark.parametrize(("given", "used"), [("seven", "seven"), (7, "7")])
 def test_the_id_column_names_the_prompt(given: object, used: str) -> None:
     assert to_prompt({"id": given, "prompt": "Is it?"}, WHERE).id == used
-    assert (
-        to_candidates({"id": given, "prompt": "Is it?", "chosen": "a", "rejected": "b"}, WHERE).prompt.id
-        == used
-    )
+    assert to_candidates({"id": given, "prompt": "Is it?", "chosen": "a", "rejected": "b"}, WHERE).prompt.id == used
 
 
 def test_the_prompt_of_a_preference_row_needs_no_prompt_column() -> None:
@@ -192,9 +189,7 @@ def test_ratings_are_the_gold(columns: tuple[str, str]) -> None:
 
 
 def test_scored_responses() -> None:
-    responses = [
-        {"text": text, "score": score} for text, score in [("No.", -1), ("Yes.", 2.5), ("Maybe.", 0)]
-    ]
+    responses = [{"text": text, "score": score} for text, score in [("No.", -1), ("Yes.", 2.5), ("Maybe.", 0)]]
     assert split({"prompt": "Is it?", "responses": responses}) == (
         (ASK,),
         [("No.", -1.0), ("Yes.", 2.5), ("Maybe.", 0.0)],
@@ -265,10 +260,7 @@ PARTED = "the conversations part before their last answer"
             "no human turn before",
         ),
         (
-            PAIR
-            | {
-                "responses": [{"text": "a", "score": 1}, {"text": "b", "score": 1}, {"text": "a", "score": 2}]
-            },
+            PAIR | {"responses": [{"text": "a", "score": 1}, {"text": "b", "score": 1}, {"text": "a", "score": 2}]},
             "one response with two scores",
         ),
     ],
@@ -436,9 +428,7 @@ def test_a_folder_without_data(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["/no/such/folder", "../nowhere", ""])
 def test_what_is_neither_a_path_nor_an_id(source: str) -> None:
-    with pytest.raises(
-        ValueError, match=r"No file or folder '.*' \(looked in .*type a .jsonl, .json or .parquet"
-    ):
+    with pytest.raises(ValueError, match=r"No file or folder '.*' \(looked in .*type a .jsonl, .json or .parquet"):
         list(read_rows(source))
 
 
@@ -490,9 +480,7 @@ def test_packaged_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_equal_prompts_are_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="choosy.formats")
-    file = written(
-        tmp_path, {"prompt": "a"}, {"prompt": "b"}, {"prompt": "a", "other": 1}, {"messages": [ask]}
-    )
+    file = written(tmp_path, {"prompt": "a"}, {"prompt": "b"}, {"prompt": "a", "other": 1}, {"messages": [ask]})
     assert [prompt.text for prompt in read_prompts(file)] == ["a", "b", "Is it?"]
     assert caplog.messages == [f"{file}: kept 3 rows, left out 1: 1 x a repeated row."]
 
@@ -514,9 +502,7 @@ def test_a_clean_file_logs_nothing_and_limit_is_how_many_are_kept(
 @pytest.mark.parametrize("read", [read_prompts, read_candidates])
 def test_one_id_for_two_contents_names_both_places(tmp_path: Path, read: Any) -> None:
     rows = [{"id": 1, "prompt": text, "chosen": "Yes.", "rejected": "No."} for text in ("a", "b")]
-    with pytest.raises(
-        ValueError, match=r"d\.jsonl, line 2: id 1 is taken by .*d\.jsonl, line 1, which differs"
-    ):
+    with pytest.raises(ValueError, match=r"d\.jsonl, line 2: id 1 is taken by .*d\.jsonl, line 1, which differs"):
         read(written(tmp_path, *rows))
 
 
@@ -525,9 +511,7 @@ def test_candidates_that_compare_nothing_are_left_out_and_counted(
 ) -> None:
     rated = EXPLICIT | {"chosen_rating": 5, "rejected_rating": 1}
     same, empty = EXPLICIT | {"rejected": "Yes."}, EXPLICIT | {"rejected": ""}
-    file = written(
-        tmp_path, same, EXPLICIT, empty, EXPLICIT, rated, same, FORMATS["implicit messages"] | {"id": "x"}
-    )
+    file = written(tmp_path, same, EXPLICIT, empty, EXPLICIT, rated, same, FORMATS["implicit messages"] | {"id": "x"})
     assert [each.prompt.id for each in read_candidates(file)] == [
         content_id("user", "Is it?", "Yes.", "No."),
         "x",

@@ -38,9 +38,7 @@ MENU = Path(__file__).parents[2] / "conf" / "labeler"
 
 def test_vader_prefers_what_sounds_happy() -> None:
     vader = Vader()
-    good, flat, bad = vader.score(
-        [(PROMPT, Response(t)) for t in ("I love it!", "It has a door.", "I hate it.")]
-    )
+    good, flat, bad = vader.score([(PROMPT, Response(t)) for t in ("I love it!", "It has a door.", "I hate it.")])
     assert 1 >= good > 0 == flat > bad >= -1
     assert vader.name.startswith("vader-3.")
 
@@ -102,9 +100,7 @@ def test_the_data_s_own_scores_are_handed_out() -> None:
 
 
 def test_a_sampled_response_has_no_score_of_the_data() -> None:
-    with pytest.raises(
-        ValueError, match=r"prompt 'p' has no score: sampled responses have no gold; .*labeler=vader"
-    ):
+    with pytest.raises(ValueError, match=r"prompt 'p' has no score: sampled responses have no gold; .*labeler=vader"):
         Dataset().score([(PROMPT, Response("a", gold=0.5)), (PROMPT, Response("b"))])
 
 
@@ -146,13 +142,9 @@ def saved(tmp_path: Path) -> Callable[..., str]:
     def save(kind: str, num_labels: int = 1, **tokenizer: Any) -> str:
         torch.manual_seed(0)
         if kind == "bert":
-            BertForSequenceClassification(BertConfig(num_labels=num_labels, **SIZES)).save_pretrained(
-                tmp_path
-            )
+            BertForSequenceClassification(BertConfig(num_labels=num_labels, **SIZES)).save_pretrained(tmp_path)
         elif kind == "llama":
-            LlamaForSequenceClassification(LlamaConfig(num_labels=num_labels, **SIZES)).save_pretrained(
-                tmp_path
-            )
+            LlamaForSequenceClassification(LlamaConfig(num_labels=num_labels, **SIZES)).save_pretrained(tmp_path)
         else:
             LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(tmp_path)
         save_tokenizer(tmp_path, **tokenizer)
@@ -162,9 +154,7 @@ def saved(tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-@pytest.mark.parametrize(
-    "tokens", [{"pad_token": "[PAD]"}, {"eos_token": "[SEP]"}], ids=["pad", "eos as pad"]
-)
+@pytest.mark.parametrize("tokens", [{"pad_token": "[PAD]"}, {"eos_token": "[SEP]"}], ids=["pad", "eos as pad"])
 @pytest.mark.parametrize("template", [None, TEMPLATE], ids=["plain", "chat"])
 def test_a_batch_scores_like_one_by_one(
     saved: Callable[..., str], kind: str, tokens: dict[str, str], template: str | None
@@ -216,9 +206,7 @@ def test_a_text_that_is_too_long_keeps_its_end(saved: Callable[..., str]) -> Non
     long = Prompt("p", "a" * 200)
     one, other = labeler.score([(long, Response("zzz")), (long, Response("it was"))])
     assert one != pytest.approx(other)
-    short = RewardModel(labeler.model, max_length=4).score(
-        [(long, Response("zzz")), (PROMPT, Response("zzz"))]
-    )
+    short = RewardModel(labeler.model, max_length=4).score([(long, Response("zzz")), (PROMPT, Response("zzz"))])
     assert short[0] == pytest.approx(short[1]), "[CLS] z z z"
 
 
@@ -284,8 +272,6 @@ def test_the_menu_is_tested_whole() -> None:
 def test_the_desk_says_which_response_the_data_did_not_score(tmp_path: Path) -> None:
     desk = Desk(Dataset(), path=str(tmp_path / "ledger.sqlite"))
     desk.open("a")
-    with pytest.raises(
-        ValueError, match=r"dataset gave no label for prompt 'p', response 1: 'sampled'.*no gold"
-    ):
+    with pytest.raises(ValueError, match=r"dataset gave no label for prompt 'p', response 1: 'sampled'.*no gold"):
         desk.score([Candidates(PROMPT, (Response("given", gold=1.0), Response("sampled")))])
     assert desk.spent == 1

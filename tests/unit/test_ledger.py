@@ -101,9 +101,7 @@ def test_scores_come_back_in_place_and_are_rows_of_the_ledger(desk: Callable[...
     asked = [given("p", "a", "bbb"), given("q", "cc")]
     assert rewards(counter.score(asked)) == [[1.0, 3.0], [2.0]]
     assert rewards(asked) == [[None, None], [None]]
-    kept = rows(
-        path, "SELECT labeler, kind, prompt_id, prompt, response_first, score, purpose, run, cost FROM labels"
-    )
+    kept = rows(path, "SELECT labeler, kind, prompt_id, prompt, response_first, score, purpose, run, cost FROM labels")
     assert kept[1] == ("lengths", "score", "p", "What about p?", "bbb", 3.0, "train", "a", 1.0)
     assert (counter.spent, counter.reused, counter.evaluation, counter.exhausted) == (3, 0, 0, False)
 
@@ -308,9 +306,7 @@ def test_an_error_names_its_row_and_keeps_the_rows_before_it(desk: Callable[...,
             raise RuntimeError("the judge is asleep")
         return 1.0
 
-    words = (
-        rf"scripted gave no label for prompt 'q', response 1: '{'x' * 40}': RuntimeError: the judge is asleep"
-    )
+    words = rf"scripted gave no label for prompt 'q', response 1: '{'x' * 40}': RuntimeError: the judge is asleep"
     with pytest.raises(ValueError, match=words):
         desk(Scripted(fails)).score([given("p", "a", "b"), given("q", "c", "x" * 50, "d")])
     assert [text for (text,) in rows(path, "SELECT response_first FROM labels")] == ["a", "b", "c"]
@@ -320,9 +316,7 @@ def test_an_error_names_its_row_and_keeps_the_rows_before_it(desk: Callable[...,
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None, "0.5"])
-def test_a_score_that_is_no_finite_number_is_an_error(
-    desk: Callable[..., Desk], path: Path, bad: Any
-) -> None:
+def test_a_score_that_is_no_finite_number_is_an_error(desk: Callable[..., Desk], path: Path, bad: Any) -> None:
     labeler = Scripted(lambda text: bad if text == "bad" else 1.0)
     words = f"for prompt 'q', response 1: 'bad': wanted a finite number, found {bad!r}.*in the ledger"
     with pytest.raises(ValueError, match=words):
@@ -336,9 +330,7 @@ def test_a_verdict_that_is_none_of_the_four_is_an_error(desk: Callable[..., Desk
             return ["first", "Response A, clearly"]
 
     counter = desk(Chatty())
-    with pytest.raises(
-        ValueError, match="question 1: 'bb' and 'cc': wanted one of first, second, tie, invalid"
-    ):
+    with pytest.raises(ValueError, match="question 1: 'bb' and 'cc': wanted one of first, second, tie, invalid"):
         counter.compare([(PROMPT, A, BB), (PROMPT, BB, CC)])
     assert counter.spent == 1
 
@@ -361,17 +353,13 @@ def test_one_answer_too_few_is_an_error(desk: Callable[..., Desk]) -> None:
 def test_a_path_that_cannot_be_a_ledger_is_an_error(tmp_path: Path, path: Any) -> None:
     (tmp_path / "text.txt").write_text("This is no database. " * 100)
     path = path.format(tmp=tmp_path) if isinstance(path, str) else path
-    with pytest.raises(
-        ValueError, match=r"labeler\.path=.* cannot serve as the ledger.*labeler\.path=runs/ledger"
-    ):
+    with pytest.raises(ValueError, match=r"labeler\.path=.* cannot serve as the ledger.*labeler\.path=runs/ledger"):
         Desk(Lengths(), path=path).open("a")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 @pytest.mark.parametrize("locked", ["folder", "file"])
-def test_a_ledger_that_cannot_be_written_is_an_error(
-    desk: Callable[..., Desk], path: Path, locked: str
-) -> None:
+def test_a_ledger_that_cannot_be_written_is_an_error(desk: Callable[..., Desk], path: Path, locked: str) -> None:
     desk()
     target = path if locked == "file" else path.parent
     target.chmod(0o500 if locked == "folder" else 0o400)

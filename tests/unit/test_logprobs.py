@@ -45,9 +45,7 @@ CONFIGS: dict[str, Callable[..., Any]] = {
     "llama": lambda **more: transformers.LlamaConfig(**SMALL | more),
     "qwen2": lambda **more: transformers.Qwen2Config(**SMALL | more),
     "qwen3": lambda **more: transformers.Qwen3Config(**SMALL | {"head_dim": 8} | more),
-    "gemma": lambda **more: transformers.GemmaConfig(
-        **SMALL | {"head_dim": 8, "num_key_value_heads": 1} | more
-    ),
+    "gemma": lambda **more: transformers.GemmaConfig(**SMALL | {"head_dim": 8, "num_key_value_heads": 1} | more),
     "gemma2": lambda **more: transformers.Gemma2Config(**SMALL | {"head_dim": 8} | more),
     "phi": lambda **more: transformers.PhiConfig(**SMALL | more),
     "mistral": lambda **more: transformers.MistralConfig(**SMALL | more),
@@ -112,9 +110,7 @@ def values_and_gradients(model: nn.Module, logps: Callable[[], Tensor]) -> tuple
     model.zero_grad()
     logp_S = logps()
     (logp_S * torch.linspace(-1, 1, len(logp_S))).sum().backward()
-    return logp_S.detach(), {
-        name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
-    }
+    return logp_S.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def assert_paths_agree(model: nn.Module, groups: Sequence[Group]) -> None:
@@ -134,9 +130,7 @@ def assert_paths_agree(model: nn.Module, groups: Sequence[Group]) -> None:
 
 @pytest.mark.parametrize("implementation", ["eager", "grouped", "sdpa"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma", "gpt2", "phi", "mistral"])
-def test_sharing_the_prompt_changes_neither_values_nor_gradients(
-    architecture: str, implementation: str
-) -> None:
+def test_sharing_the_prompt_changes_neither_values_nor_gradients(architecture: str, implementation: str) -> None:
     assert_paths_agree(tiny(architecture, implementation), ONE_TO_EIGHT)
 
 
@@ -250,9 +244,7 @@ def test_visible_typed_in_full() -> None:
 
 
 def test_a_prompt_without_tokens_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match="prompt has no tokens; give it text, or a tokenizer with a beginning"
-    ):
+    with pytest.raises(ValueError, match="prompt has no tokens; give it text, or a tokenizer with a beginning"):
         share_prompt([group(2, 1), Group([], [[1, 2]])])
 
 
@@ -296,9 +288,7 @@ def test_chunked_equals_dense(chunk: int, trained_head: bool) -> None:
 def test_a_trained_head_over_frozen_hidden_states() -> None:
     hidden_TD, weight_VD, target_T, factor_T = head_inputs()
     hidden_TD, weight_VD = hidden_TD.detach(), weight_VD.requires_grad_()
-    chunked = torch.autograd.grad(
-        chosen_token_logps(hidden_TD, weight_VD, target_T, chunk=4) @ factor_T, weight_VD
-    )
+    chunked = torch.autograd.grad(chosen_token_logps(hidden_TD, weight_VD, target_T, chunk=4) @ factor_T, weight_VD)
     torch.testing.assert_close(
         chunked, torch.autograd.grad(dense(hidden_TD, weight_VD, target_T) @ factor_T, weight_VD)
     )
@@ -336,9 +326,7 @@ lengths = st.lists(st.tuples(st.integers(1, 20), st.lists(st.integers(0, 20), ma
 
 
 @given(lengths, st.integers(1, 120))
-def test_packed_covers_every_group_once_within_the_budget(
-    shapes: list[tuple[int, list[int]]], budget: int
-) -> None:
+def test_packed_covers_every_group_once_within_the_budget(shapes: list[tuple[int, list[int]]], budget: int) -> None:
     groups = [Group([0] * prompt, [[0] * n for n in responses]) for prompt, responses in shapes]
     batches = list(packed(groups, budget))
     assert sorted(i for batch in batches for i in batch) == list(range(len(groups)))

@@ -32,9 +32,7 @@ def deltas(*logps: list[float]) -> torch.Tensor:
     return log_ratio_difference(*map(double, logps))
 
 
-@pytest.fixture(
-    params=FAMILY, ids=lambda loss: f"{type(loss).__name__}{getattr(loss, 'label_smoothing', '') or ''}"
-)
+@pytest.fixture(params=FAMILY, ids=lambda loss: f"{type(loss).__name__}{getattr(loss, 'label_smoothing', '') or ''}")
 def loss(request: pytest.FixtureRequest) -> PreferenceLoss:
     return request.param
 
@@ -46,9 +44,9 @@ def test_golden_values() -> None:
     """delta = (-40 + 42) - (-55 + 50) = 7; -log sigmoid(0.7) = log(1 + e^-0.7) = 0.403186."""
     delta_B = deltas([-40.0], [-55.0], [-42.0], [-50.0])
     assert delta_B.tolist() == [7.0]
-    assert SigmoidLoss(beta=0.1)(delta_B).item() == pytest.approx(0.403186, abs=1e-6)
-    assert IPOLoss(beta=0.1)(delta_B).item() == pytest.approx(4.0)  # (7 - 1 / 0.2)^2
-    assert HingeLoss(beta=0.1)(delta_B).item() == pytest.approx(0.3)  # 1 - 0.7
+    assert SigmoidLoss(beta=0.1).pairwise(delta_B).item() == pytest.approx(0.403186, abs=1e-6)
+    assert IPOLoss(beta=0.1).pairwise(delta_B).item() == pytest.approx(4.0)  # (7 - 1 / 0.2)^2
+    assert HingeLoss(beta=0.1).pairwise(delta_B).item() == pytest.approx(0.3)  # 1 - 0.7
 
 
 @pytest.mark.parametrize(
@@ -64,7 +62,7 @@ def test_other_implementations_give_the_same(loss: PreferenceLoss, expected: lis
     """delta = 1.6 0.6 1.6 0.6."""
     delta_B = deltas(CHOSEN, REJECTED, CHOSEN_REF, REJECTED_REF)
     assert delta_B.tolist() == pytest.approx([1.6, 0.6, 1.6, 0.6])
-    assert loss(delta_B).tolist() == pytest.approx(expected * 2, abs=1e-8)
+    assert loss.pairwise(delta_B).tolist() == pytest.approx(expected * 2, abs=1e-8)
 
 
 def test_weighted_sigmoid_of_other_implementations() -> None:
@@ -81,7 +79,7 @@ def test_wdpo_golden_values(form: Any, beta2: float) -> None:
         "sigmoid": {0.5: 0.262617, 1.0: 0.313396, 2.0: 0.372601},
         "linear": {0.5: 0.251991, 1.0: 0.503983, 2.0: 1.007965},
     }
-    weight_B = RewardGap(form=form, beta2=beta2)(double([1.25]), double([math.nan]))
+    weight_B = RewardGap(form=form, beta2=beta2).weigh(double([1.25]), double([math.nan]))
     value = weighted_dpo_loss(double([7.0]), weight_B, SigmoidLoss(beta=0.1)).item()
     assert value == pytest.approx(golden[form][beta2], abs=1e-6)
 
@@ -92,40 +90,38 @@ def test_wdpo_golden_values(form: Any, beta2: float) -> None:
 def test_a_policy_that_is_its_reference_has_a_known_loss(loss: PreferenceLoss) -> None:
     """delta 0: ln 2 for the sigmoid, smoothed or not; 1 for the hinge; (1 / 2 beta)^2 = 25 for IPO."""
     expected = {SigmoidLoss: math.log(2), HingeLoss: 1.0, IPOLoss: 25.0}[type(loss)]
-    assert loss(torch.zeros(3)).tolist() == pytest.approx([expected] * 3, abs=1e-7)
+    assert loss.pairwise(torch.zeros(3)).tolist() == pytest.approx([expected] * 3, abs=1e-7)
 
 
 def test_swapping_chosen_and_rejected_flips_delta(loss: PreferenceLoss) -> None:
     delta_B = deltas(CHOSEN, REJECTED, CHOSEN_REF, REJECTED_REF)
     swapped_B = deltas(REJECTED, CHOSEN, REJECTED_REF, CHOSEN_REF)
     assert torch.equal(swapped_B, -delta_B)
-    assert (loss(swapped_B) > loss(delta_B)).all(), "every pair here prefers its chosen response"
+    assert (loss.pairwise(swapped_B) > loss.pairwise(delta_B)).all(), "every pair here prefers its chosen response"
 
 
 def test_half_the_labels_flipped_says_nothing() -> None:
     delta_B = torch.linspace(-50, 50, 11)
     loss = SigmoidLoss(label_smoothing=0.5)
-    torch.testing.assert_close(loss(delta_B), loss(-delta_B))
+    torch.testing.assert_close(loss.pairwise(delta_B), loss.pairwise(-delta_B))
 
 
 def test_the_loss_is_unreduced_and_each_pair_is_its_own(loss: PreferenceLoss) -> None:
     delta_B = torch.tensor([1.5, -2.0, 30.0])
-    assert torch.equal(loss(delta_B), torch.cat([loss(d[None]) for d in delta_B]))
+    assert torch.equal(loss.pairwise(delta_B), torch.cat([loss.pairwise(d[None]) for d in delta_B]))
 
 
 def test_gradients_are_those_of_the_formula(loss: PreferenceLoss) -> None:
     delta_B = double([-30.0, -1.0, 0.0, 2.0, 7.0, 25.0]).requires_grad_()
-    assert torch.autograd.gradcheck(loss, (delta_B,))
+    assert torch.autograd.gradcheck(loss.pairwise, (delta_B,))
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_extreme_log_probs_stay_finite(loss: PreferenceLoss, scale: float, dtype: torch.dtype) -> None:
-    delta_B = scale * deltas(
-        [-0.1, -50, -0.5, -100], [-0.2, -5, -30, -1], [-0.15, -3, -0.6, -2], [-0.25, -4, -5, -1.5]
-    )
+    delta_B = scale * deltas([-0.1, -50, -0.5, -100], [-0.2, -5, -30, -1], [-0.15, -3, -0.6, -2], [-0.25, -4, -5, -1.5])
     delta_B = delta_B.to(dtype).requires_grad_()
-    values_B = loss(delta_B)
+    values_B = loss.pairwise(delta_B)
     values_B.sum().backward()
     assert values_B.isfinite().all()
     assert delta_B.grad is not None
@@ -137,8 +133,8 @@ def test_extreme_log_probs_stay_finite(loss: PreferenceLoss, scale: float, dtype
 
 def test_the_weight_is_a_factor(loss: PreferenceLoss) -> None:
     delta_B, weight_B = torch.tensor([1.6, 0.6, -3.0]), torch.tensor([2.0, 0.0, 0.25])
-    assert torch.equal(weighted_dpo_loss(delta_B, weight_B, loss), weight_B * loss(delta_B))
-    assert torch.equal(weighted_dpo_loss(delta_B, torch.ones(3), loss), loss(delta_B))
+    assert torch.equal(weighted_dpo_loss(delta_B, weight_B, loss), weight_B * loss.pairwise(delta_B))
+    assert torch.equal(weighted_dpo_loss(delta_B, torch.ones(3), loss), loss.pairwise(delta_B))
 
 
 def test_the_weight_gets_no_gradient(loss: PreferenceLoss) -> None:
@@ -154,9 +150,7 @@ def test_the_weight_gets_no_gradient(loss: PreferenceLoss) -> None:
 @pytest.mark.parametrize("beta", [0.0, -0.1, math.nan])
 @pytest.mark.parametrize("kind", [SigmoidLoss, IPOLoss, HingeLoss])
 def test_beta_must_be_positive(kind: Any, beta: float) -> None:
-    with pytest.raises(
-        ValueError, match=rf"loss\.beta={beta} turns preference into nothing; choose beta > 0"
-    ):
+    with pytest.raises(ValueError, match=rf"loss\.beta={beta} turns preference into nothing; choose beta > 0"):
         kind(beta=beta)
 
 

@@ -20,8 +20,7 @@ def candidates(
 ) -> Candidates:
     """A prompt with one response a reward, and a pair of the first two unless told otherwise."""
     responses = [
-        Response(f"{name} says {n}", (n, 7), True, -1.5 * n, -2.0 * n, reward)
-        for n, reward in enumerate(rewards)
+        Response(f"{name} says {n}", (n, 7), True, -1.5 * n, -2.0 * n, reward) for n, reward in enumerate(rewards)
     ]
     pairs = (Pair(0, 1, weight=0.5, utility=0.25, source="vader", round=round),) if paired else ()
     return Candidates(Prompt(name, f"Ask {name}."), tuple(responses), (1, 2, 3), round, pairs=pairs)
@@ -71,6 +70,7 @@ def test_the_pool_comes_back_from_its_file(tmp_path: Path) -> None:
     about = {"round": 3, "labels": {"spent": 7}, "seconds": {"sample": 0.5}}
     path = pool.save(tmp_path / "rounds", about)
     assert path == round_file(tmp_path / "rounds", 3) == tmp_path / "rounds" / "round_003.parquet"
+    assert list(path.parent.iterdir()) == [path], "nothing unfinished is left"
     loaded, known = Pool.load(tmp_path / "rounds", 3)
     assert loaded.table.equals(pool.table.replace_schema_metadata(loaded.table.schema.metadata))
     assert repr(loaded.candidates()) == repr(pool.candidates())
@@ -128,9 +128,7 @@ def test_a_file_that_cannot_be_read_is_named_with_the_last_good_one(tmp_path: Pa
     for number in (0, 1, 2):
         path = Pool(round=number).put([candidates("a", number)], round=number).save(tmp_path, {})
     whole = path.read_bytes()
-    path.unlink() if damage == "missing" else path.write_bytes(
-        whole[: len(whole) // 2] if damage == "cut" else b""
-    )
+    path.unlink() if damage == "missing" else path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"")
     with pytest.raises(
         ValueError,
         match=r"pool file .*round_002\.parquet cannot be read .*last good one is round_001\.parquet",
@@ -189,9 +187,7 @@ def test_an_empty_round_keeps_everything() -> None:
 
 
 def test_rewards_are_those_of_the_newest_responses() -> None:
-    pool = Pool().put(
-        [candidates("a", rewards=[1.0, 2.0]), candidates("b", rewards=[None, 3.0])], round=0, keep="all"
-    )
+    pool = Pool().put([candidates("a", rewards=[1.0, 2.0]), candidates("b", rewards=[None, 3.0])], round=0, keep="all")
     pool = pool.put([candidates("a", 1, rewards=[5.0, 6.0])], round=1, keep="all")
     assert pool.rewards(["b", "never sampled", "a"]) == [[None, 3.0], None, [5.0, 6.0]]
 

@@ -186,9 +186,7 @@ def test_a_round_leaves_one_line_and_the_terminal_is_given_back(live):
     phases.display.round(0, 2)  # told twice: still the same round
     phases.display.close()
     assert live.screen.getvalue().count("round 1/2  sample 9.1 s · train 1 min 10 s") == 1
-    assert live.screen.getvalue().count("\x1b[?25h") == live.screen.getvalue().count(
-        "\x1b[?25l"
-    )  # the cursor
+    assert live.screen.getvalue().count("\x1b[?25h") == live.screen.getvalue().count("\x1b[?25l")  # the cursor
 
 
 def test_nothing_known_nothing_promised():
@@ -244,7 +242,5 @@ def test_the_other_ranks_measure_and_show_nothing(trainer):
 
 def test_a_data_module_without_phases_is_named(trainer):
     trainer.datamodule = object()
-    with pytest.raises(
-        ValueError, match=r"wants a data module with `phases` .* found object.*~callbacks.progress"
-    ):
+    with pytest.raises(ValueError, match=r"wants a data module with `phases` .* found object.*~callbacks.progress"):
         Progress().setup(trainer, None, "fit")

@@ -72,9 +72,7 @@ def write_run(folder: Path, *, rounds: int = 2, played: int = 2, budget: int | N
         }
         measured = {"reward": 0.5 + number / 4, "win_rate": 0.75 + number / 8, "ties": 0.125, "invalid": 0.0}
         told = facts(number, rounds=rounds, budget=budget, evaluation=measured | {"kl": 1.5, "length": 33.0})
-        write_round(
-            folder, f"round_{number:03}", [train, *(heldout | now | {"prompt": p} for p in prompts)], told
-        )
+        write_round(folder, f"round_{number:03}", [train, *(heldout | now | {"prompt": p} for p in prompts)], told)
     return folder
 
 
@@ -125,9 +123,7 @@ def test_what_is_not_a_number_is_null(tmp_path):
 def test_the_answers_are_those_of_the_last_round(run_dir):
     answers = report.read_run(run_dir).answers
     assert len(answers) == 10
-    assert answers[3] == report.Answer(
-        f"Prompt 3 {EVIL}", "grey & <b>dull</b>", f"sunny 1 {EVIL}", 0.25, 0.75, 1.0
-    )
+    assert answers[3] == report.Answer(f"Prompt 3 {EVIL}", "grey & <b>dull</b>", f"sunny 1 {EVIL}", 0.25, 0.75, 1.0)
 
 
 def test_the_table_of_rounds(run_dir):

@@ -29,9 +29,7 @@ from choosy.selection import (
 )
 
 Item = tuple[str, Any]  # the id of a prompt, and what its utility is computed from
-Choose = Callable[
-    [Sequence[Item], int, int], list[Hashable]
-]  # items, how many, seed -> ids, most useful first
+Choose = Callable[[Sequence[Item], int, int], list[Hashable]]  # items, how many, seed -> ids, most useful first
 
 
 def of_prompts(utilities: Callable[[list[Any]], list[float]]) -> Choose:
@@ -87,9 +85,7 @@ def rewards(statistic: Any) -> Way:
 
 
 def sure(direction: Direction) -> Way:
-    return numbers._replace(
-        choose=of_pairs(certainty, direction), broken=[[math.nan, 0.0, 1.0], [0.0, 1.0, math.inf]]
-    )
+    return numbers._replace(choose=of_pairs(certainty, direction), broken=[[math.nan, 0.0, 1.0], [0.0, 1.0, math.inf]])
 
 
 def embedded(utilities: Callable[[torch.Tensor], list[float]], direction: Direction = "largest") -> Way:
@@ -105,9 +101,7 @@ WAYS = {
     "optune_mean": rewards("mean"),
     "optune_best": rewards("best"),
     "optune_worst": rewards("worst"),
-    "entropy": numbers._replace(
-        choose=of_prompts(sequence_entropy), broken=[[math.nan, -1.0], [-1.0, -math.inf]]
-    ),
+    "entropy": numbers._replace(choose=of_prompts(sequence_entropy), broken=[[math.nan, -1.0], [-1.0, -math.inf]]),
     "certainty_largest": sure("largest"),
     "certainty_smallest": sure("smallest"),
     "certainty_middle": sure("middle"),
@@ -384,17 +378,11 @@ def test_easy_is_the_smallest_cosine_and_hard_the_largest() -> None:
     assert ((easy.i, easy.j), (hard.i, hard.j)) == ((0, 2), (0, 1))
 
 
-@given(
-    st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=20, unique=True).filter(
-        lambda us: len(us) % 2 == 0
-    )
-)
+@given(st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=20, unique=True).filter(lambda us: len(us) % 2 == 0))
 def test_easy_and_hard_halves_are_disjoint(utilities: list[float]) -> None:
     def half(direction: Direction) -> set[int]:
         names = [str(i) for i in range(len(utilities))]
-        chosen = choose_pairs(
-            [[u] for u in utilities], names=names, seed=0, direction=direction, fraction=0.5
-        )
+        chosen = choose_pairs([[u] for u in utilities], names=names, seed=0, direction=direction, fraction=0.5)
         return {c.prompt for c in chosen}
 
     assert half("largest").isdisjoint(half("smallest"))

@@ -27,32 +27,30 @@ GAP_B = torch.tensor([0.0, 1.25, 4.0])
     ],
 )
 def test_weights_worked_by_hand(weighting: Weighting, expected: list[float]) -> None:
-    assert weighting(GAP_B, NOT_GIVEN).tolist() == pytest.approx(expected, abs=1e-6)
+    assert weighting.weigh(GAP_B, NOT_GIVEN).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_equal_rewards_weigh_exactly_half() -> None:
-    assert RewardGap(beta2=3.0)(torch.zeros(2), torch.ones(2)).tolist() == [0.5, 0.5]
+    assert RewardGap(beta2=3.0).weigh(torch.zeros(2), torch.ones(2)).tolist() == [0.5, 0.5]
 
 
 def test_the_column_is_taken_as_it_stands() -> None:
     given_B = torch.tensor([0.0, 2.5, 1.0])
-    assert torch.equal(Column()(NOT_GIVEN, given_B), given_B)
+    assert torch.equal(Column().weigh(NOT_GIVEN, given_B), given_B)
 
 
-@pytest.mark.parametrize(
-    ("weighting", "needs"), [(Uniform(), "nothing"), (RewardGap(), "gap"), (Column(), "given")]
-)
+@pytest.mark.parametrize(("weighting", "needs"), [(Uniform(), "nothing"), (RewardGap(), "gap"), (Column(), "given")])
 def test_what_a_weighting_needs_is_what_it_uses(weighting: Weighting, needs: str) -> None:
     assert weighting.needs == needs
     assert weighting.normalize is False
-    without_gap = weighting(NOT_GIVEN, torch.ones(3)).isfinite().all()
-    without_given = weighting(GAP_B, NOT_GIVEN).isfinite().all()
+    without_gap = weighting.weigh(NOT_GIVEN, torch.ones(3)).isfinite().all()
+    without_given = weighting.weigh(GAP_B, NOT_GIVEN).isfinite().all()
     assert (bool(without_gap), bool(without_given)) == (needs != "gap", needs != "given")
 
 
 @pytest.mark.parametrize("form", ["sigmoid", "linear"])
 def test_a_larger_gap_weighs_more(form: Any) -> None:
-    weight_B = RewardGap(form=form)(torch.linspace(0, 5, 11), torch.ones(11))
+    weight_B = RewardGap(form=form).weigh(torch.linspace(0, 5, 11), torch.ones(11))
     assert (weight_B.diff() > 0).all()
 
 

@@ -64,18 +64,14 @@ class RewardModel:
             turns.append({"role": "assistant", "content": response.text})
             text = tokenizer.apply_chat_template(turns, tokenize=False)
         plain = tokenizer.chat_template is None  # a template writes the special tokens itself
-        ids: list[int] = tokenizer(text, add_special_tokens=plain, truncation=True, max_length=limit)[
-            "input_ids"
-        ]
+        ids: list[int] = tokenizer(text, add_special_tokens=plain, truncation=True, max_length=limit)["input_ids"]
         return ids
 
     @torch.inference_mode()
     def _rewards(self, rows: list[list[int]]) -> Tensor:
         model, tokenizer, _ = self._loaded
         batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(model.device)
-        logits: Tensor = model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-        ).logits.float()
+        logits: Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
         return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
 
     @cached_property

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from choosy.logprobs import Ids
 from choosy.policy import Policy
@@ -128,13 +128,19 @@ class Generate:
                 token_R, mask_RL = token_R[keep_R], mask_RL[keep_R]
             position_R1 = mask_RL.sum(-1, keepdim=True)
             mask_RL = torch.cat([mask_RL, mask_RL.new_ones(len(mask_RL), 1)], dim=-1)
-            logits_RV = model(
-                input_ids=token_R[:, None], attention_mask=mask_RL, position_ids=position_R1, past_key_values=cache
-            ).logits[:, -1].float()
+            logits_RV = (
+                model(
+                    input_ids=token_R[:, None], attention_mask=mask_RL, position_ids=position_R1, past_key_values=cache
+                )
+                .logits[:, -1]
+                .float()
+            )
         return done + [flying[r] for r in alive]
 
 
-def prefill(model: torch.nn.Module, prompts: Sequence[Ids], device: torch.device) -> tuple[Tensor, DynamicCache, Tensor]:
+def prefill(
+    model: PreTrainedModel, prompts: Sequence[Ids], device: torch.device
+) -> tuple[Tensor, DynamicCache, Tensor]:
     """Next-token logits (P, V), cache and mask (P, L) of left-padded prompts."""
     width = max(map(len, prompts))
     ids_PL = torch.zeros(len(prompts), width, dtype=torch.long)
