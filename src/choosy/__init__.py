@@ -1,3 +1,9 @@
 """Choosy: online preference tuning that pays only for what teaches."""
 
+import os
+
 __version__ = "0.1.0"
+
+# A CPU thread that waits for another one shall sleep, not spin: beside any other busy program, spinning makes a
+# forward pass four times slower (docs/log.md). OpenMP reads this once, when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -239,6 +239,8 @@ def can_share_prompt(model: nn.Module, vocabulary: int) -> bool:
     Sliding windows, state-space layers, ALiBi or capped logits do not survive the sharing; one small forward of
     both paths tells. Call in the precision that will be used.
     """
+    if getattr(model.config, "final_logit_softcapping", None):
+        return False
     generator = torch.Generator().manual_seed(0)
     draw = torch.randint(0, vocabulary, (40,), generator=generator).tolist()
     probe = [Group(draw[:9], [draw[9:14], draw[14:15], draw[15:24]]), Group(draw[24:29], [draw[29:33], draw[33:40]])]
@@ -249,7 +251,9 @@ def can_share_prompt(model: nn.Module, vocabulary: int) -> bool:
     except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         log.info("This architecture refused shared prompts: %s", error)
         return False
-    scale = 0.05 if next(model.parameters()).dtype != torch.float32 or torch.is_autocast_enabled("cpu") else 1e-4
+    weight = next(model.parameters())
+    exact = weight.dtype == torch.float32 and not torch.is_autocast_enabled(weight.device.type)
+    scale = 1e-4 if exact else 0.05
     return bool((shared_S - padded_S).abs().max() <= scale * padded_S.abs().max())
 
 

