@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from choosy.batching import PairBatches
 from choosy.data import TooLong, with_tokens, within_limit
 from choosy.formats import read_candidates, read_prompts
+from choosy.labeling.dataset import Dataset
 from choosy.ledger import Desk
 from choosy.module import WeightedDPO
 from choosy.progress import Phases
@@ -73,6 +74,11 @@ class OfflineData(LightningDataModule):
         super().__init__()
         if max_response_tokens < 1:
             raise ValueError(f"data.max_response_tokens={max_response_tokens} leaves no response; choose at least 1.")
+        if heldout is not None and isinstance(desk.labeler, Dataset):
+            raise ValueError(
+                f"data.heldout={heldout} is answered by sampled responses, for which labeler=dataset has no scores; "
+                "choose data.heldout=null, or a labeler such as labeler=vader."
+            )
         self.run = Run(
             run_dir,
             seed=seed,
@@ -124,6 +130,8 @@ class OfflineData(LightningDataModule):
             too_long=self.too_long,
             source=self.train_source,
         )
+        if self.run.weighting.needs == "given":
+            refuse_unweighted(candidates, self.train_source)
         encoded = with_tokens(candidates, policy, max_response_tokens=self.max_response_tokens)
         self.given = {c.prompt.id: c for c in encoded}
         if self.heldout_source:
@@ -140,6 +148,7 @@ class OfflineData(LightningDataModule):
         assert self.trainer is not None
         module = cast(WeightedDPO, self.trainer.lightning_module)
         number = self.trainer.current_epoch
+        self.run.expect(max(len(c.responses) for c in self.given.values()))
         self.run.play(
             number,
             [c.prompt for c in self.given.values()],
@@ -163,3 +172,13 @@ class OfflineData(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.run.load_state_dict(state_dict)
+
+
+def refuse_unweighted(candidates: Sequence[Candidates], source: str) -> None:
+    """A weighting by the data's column needs that column to be full."""
+    lack = [c.prompt.id for c in candidates if c.weight is None]
+    if lack:
+        raise ValueError(
+            f"weighting=column needs a weight column in the data, and {len(lack)} of {len(candidates)} rows of {source} "
+            f"have no weight, the first of them prompt {lack[0]}; fill it in, or choose weighting=uniform."
+        )

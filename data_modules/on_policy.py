@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from choosy.batching import PairBatches
 from choosy.data import TooLong, within_limit
 from choosy.formats import read_prompts
+from choosy.labeling.dataset import Dataset
 from choosy.ledger import Desk
 from choosy.module import WeightedDPO
 from choosy.policy import Policy
@@ -75,6 +76,16 @@ class OnPolicyData(LightningDataModule):
         super().__init__()
         if responses < 2:
             raise ValueError(f"data.responses={responses} leaves nothing to compare; choose at least 2.")
+        if isinstance(desk.labeler, Dataset):
+            raise ValueError(
+                "labeler=dataset reads the scores of given responses, and the fresh ones of data=on_policy have none; "
+                "choose data=offline, or a labeler such as labeler=vader."
+            )
+        if weighting.needs == "given":
+            raise ValueError(
+                "weighting=column needs a weight column in the data, and fresh responses have none; "
+                "choose data=offline, or weighting=uniform."
+            )
         self.run = Run(
             run_dir,
             seed=seed,
@@ -135,6 +146,7 @@ class OnPolicyData(LightningDataModule):
         assert self.trainer is not None
         module = cast(WeightedDPO, self.trainer.lightning_module)
         number = self.trainer.current_epoch
+        self.run.expect(self.responses)
         self.run.play(
             number,
             self.prompts,

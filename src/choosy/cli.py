@@ -8,11 +8,12 @@ from typing import Any
 
 import yaml
 from jsonargparse import set_loader
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from choosy import report
-from choosy.run import refuse_used_folder
+from choosy.run import refuse_unwritable, refuse_used_folder
 
 USAGE = """choosy fit --config run.yaml   play what `python train.py ... --cfg job --resolve > run.yaml` composed
 choosy report RUN_DIR          write and print the report of a run, finished or not
@@ -51,10 +52,15 @@ class ChoosyCLI(LightningCLI):
         parser.set_defaults({"trainer.enable_progress_bar": False, "trainer.enable_model_summary": False})
 
     def before_fit(self) -> None:
-        """Refuse a used folder before anything is spent, and tell the data module of a resume."""
-        resuming = self.config["fit"].get("ckpt_path") is not None
-        refuse_used_folder(self.datamodule.run.folder, resuming=resuming)
-        self.datamodule.resuming = resuming
+        """Refuse a used folder before anything is spent, find the checkpoint, and tell the data module of a resume."""
+        from choosy.main import checkpoint
+
+        told, folder = self.config_init["fit"], self.datamodule.run.folder
+        self.datamodule.resuming = told["ckpt_path"] is not None
+        refuse_used_folder(folder, resuming=self.datamodule.resuming)
+        told["ckpt_path"] = checkpoint(told["ckpt_path"], folder)
+        told["weights_only"] = True
+        refuse_unwritable(folder)
 
 
 class KeepConfig(SaveConfigCallback):
@@ -87,8 +93,16 @@ def fit(args: list[str] | None = None, *, run: bool = True) -> ChoosyCLI:
 
 
 def main() -> None:
-    """The `choosy` command."""
-    match sys.argv[1:]:
+    """The `choosy` command; what the user can mend is told in a sentence."""
+    try:
+        run_command(sys.argv[1:])
+    except (ValueError, MisconfigurationException) as error:
+        sys.exit(f"\n{error}")
+
+
+def run_command(args: list[str]) -> None:
+    """Do what the words ask for."""
+    match args:
         case ["report", folder]:
             found = report.read_run(folder)
             report.plot(found, Path(folder) / "curves.png")
@@ -96,14 +110,10 @@ def main() -> None:
             report.console(found)
         case ["index", folder]:
             print(report.index(folder))
-        case ["fit", *_] | ["--help" | "-h", *_]:
-            if sys.argv[1] in ("--help", "-h"):
-                print(USAGE)
-                return
-            try:
-                fit()
-            except ValueError as error:
-                sys.exit(f"\n{error}")
+        case ["fit", *_]:
+            fit(args)
+        case ["--help" | "-h", *_]:
+            print(USAGE)
         case _:
             sys.exit(USAGE)
 

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from lightning.pytorch import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from choosy import report
-from choosy.run import refuse_used_folder
+from choosy.run import refuse_unwritable, refuse_used_folder
 
 PROCESSES_FROM_OUTSIDE = ("LOCAL_RANK", "SLURM_PROCID", "PMI_RANK")
 
@@ -42,10 +43,13 @@ def main(cfg: DictConfig) -> float | None:
 def train(cfg: DictConfig, run_dir: Path, *, multirun: bool = False) -> float | None:
     """Play all rounds and return the final held-out win rate, which sweepers maximise."""
     cfg.run_dir = os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
+    refuse_blanks(cfg)
     refuse_relaunching_sweep(cfg, multirun)
     refuse_missing_gpu(cfg)
     resuming = cfg.ckpt_path is not None
     refuse_used_folder(run_dir, resuming=resuming)
+    ckpt_path = checkpoint(cfg.ckpt_path, run_dir)
+    refuse_unwritable(run_dir)
     quiet()
     seed_everything(cfg.seed, workers=True, verbose=False)
 
@@ -55,7 +59,7 @@ def train(cfg: DictConfig, run_dir: Path, *, multirun: bool = False) -> float | 
     data.resuming = resuming
     if trainer.is_global_zero:
         write_config(cfg, run_dir)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint(cfg.ckpt_path, run_dir), weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
 
     if multirun and trainer.is_global_zero:
         report.index(run_dir.parent)
@@ -64,7 +68,7 @@ def train(cfg: DictConfig, run_dir: Path, *, multirun: bool = False) -> float | 
 
 
 def checkpoint(wanted: str | None, run_dir: Path) -> str | None:
-    """The checkpoint to go on from; a run that was interrupted before its first one goes on from its pool."""
+    """The checkpoint to go on from; a run that was interrupted before its first one begins again with its labels."""
     if wanted != "last":
         if wanted is not None and not Path(wanted).exists():
             raise ValueError(f"ckpt_path={wanted} does not exist; give a file, or `last` with the name of the run.")
@@ -72,7 +76,7 @@ def checkpoint(wanted: str | None, run_dir: Path) -> str | None:
     last = run_dir / "checkpoints" / "last.ckpt"
     if last.exists():
         return str(last)
-    if any((run_dir / "rounds").glob("*.parquet")):
+    if (run_dir / "rounds").is_dir():
         return None
     raise ValueError(
         f"ckpt_path=last: {run_dir} holds no run to go on with; give its name, as in name=demo ckpt_path=last."
@@ -87,6 +91,26 @@ def write_config(cfg: DictConfig, run_dir: Path) -> None:
         (run_dir / ".hydra").mkdir(exist_ok=True)
         overrides = OmegaConf.to_yaml(HydraConfig.get().overrides.task)
         (run_dir / ".hydra" / "overrides.yaml").write_text(overrides)
+
+
+def refuse_blanks(cfg: DictConfig) -> None:
+    """A value that only the user can know is missing."""
+    if found := list(blanks(OmegaConf.to_container(cfg, resolve=False))):
+        raise ValueError(f"{' and '.join(found)} must be given; type {' '.join(f'{name}=...' for name in found)}.")
+
+
+def blanks(node: Any, name: str = "") -> Iterator[str]:
+    """The names of all values that are ???.
+
+    Example:
+        >>> list(blanks({"data": {"train": "???", "limit": None}}))
+        ['data.train']
+    """
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from blanks(value, f"{name}.{key}" if name else key)
+    elif node == "???":
+        yield name
 
 
 def refuse_relaunching_sweep(cfg: DictConfig, multirun: bool) -> None:

@@ -128,9 +128,13 @@ class Policy(nn.Module):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, loaded at first use."""
         hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        tokenizer = AutoTokenizer.from_pretrained(
-            resolve_model(self.name), revision=self.revision, trust_remote_code=self.trust_remote_code
-        )
+        where = resolve_model(self.name)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                where, revision=self.revision, trust_remote_code=self.trust_remote_code
+            )
+        except OSError as error:
+            raise ValueError(f"model.name={self.name} does not load: {error}") from error
         if self.chat_template is not None:
             tokenizer.chat_template = self.chat_template
         if tokenizer.eos_token_id is None:

@@ -325,6 +325,8 @@ def crop(text: str, length: int) -> str:
 def index(sweep_dir: str | Path) -> Path:
     """Write `index.csv` for a sweep: a line for each finished run below the folder; returns its path."""
     folder = Path(sweep_dir)
+    if not folder.is_dir():
+        raise ValueError(f"Wanted the folder of a sweep; there is no folder {folder}.")
     buffer = io.StringIO()
     columns = (
         "job",

@@ -243,16 +243,21 @@ def label(fresh: Sequence[Candidates], pairs: list[ChosenPair] | None, desk: Des
 
 
 def the_only_pairs(fresh: Sequence[Candidates], labeler: str) -> list[ChosenPair]:
-    """Without a pair selector a labeler that only compares can judge two responses, not more."""
-    if any(len(c.responses) > 2 for c in fresh):
-        raise ValueError(
-            f"labeler {labeler} only compares, and {max(len(c.responses) for c in fresh)} responses to a prompt make "
-            "many pairs; choose which to compare with a pair selector such as selector=certainty, or data.responses=2."
-        )
+    """The pair of every prompt that has two different responses."""
+    refuse_many(max((len(c.responses) for c in fresh), default=0), labeler)
     skip = barred(fresh)
     return [
         ChosenPair(p, 0, 1, math.nan) for p, c in enumerate(fresh) if len(c.responses) == 2 and (p, 0, 1) not in skip
     ]
+
+
+def refuse_many(responses: int, labeler: str) -> None:
+    """Without a pair selector a labeler that only compares can judge two responses to a prompt, not more."""
+    if responses > 2:
+        raise ValueError(
+            f"labeler {labeler} only compares, and {responses} responses to a prompt make many pairs; "
+            "choose which to compare with a pair selector such as selector=certainty, or data.responses=2."
+        )
 
 
 def best_against_worst(c: Candidates, source: str, number: int) -> Candidates:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from choosy.policy import Policy
 from choosy.pool import Keep, Pool, is_readable, round_file
 from choosy.progress import Phases
 from choosy.ranks import OneRank, Ranks
-from choosy.rounds import PairSelector, PromptSelector, Round, Sample, TrainOn, play_round, rescored
+from choosy.rounds import PairSelector, PromptSelector, Round, Sample, TrainOn, play_round, refuse_many, rescored
 from choosy.sampling import Sampler
 from choosy.types import Prompt
 from choosy.weighting import Weighting
@@ -70,6 +71,11 @@ class Run:
         ):
             if given not in known:
                 raise ValueError(f"{name}={given} is none of {', '.join(known)}.")
+        if weighting.needs == "gap" and not desk.scores:
+            raise ValueError(
+                f"{type(weighting).__name__} weighs a pair by its rewards, and labeler {desk.labeler.name} gives none: "
+                "it only compares. Choose weighting=uniform, or a labeler that scores, such as labeler=vader."
+            )
         self.folder = Path(folder)
         self.seed = seed
         self.rounds = rounds
@@ -118,15 +124,13 @@ class Run:
             ValueError: The folder holds rounds and this is no resume, or it cannot be written to.
         """
         refuse_used_folder(self.folder, resuming=resuming)
-        try:
-            self.rounds_folder.mkdir(parents=True, exist_ok=True)
-            (probe := self.rounds_folder / ".writable").touch()
-            probe.unlink()
-        except OSError as error:
-            raise ValueError(
-                f"The run folder {self.folder} cannot be written to ({error}); choose another run_dir=..."
-            ) from error
+        refuse_unwritable(self.rounds_folder)
         self.desk.open(str(self.folder.resolve()))
+
+    def expect(self, responses: int) -> None:
+        """Before anything is sampled: refuse more responses to a prompt than can be judged as the run is set up."""
+        if "pairs" not in self.slots and not self.desk.scores:
+            refuse_many(responses, self.desk.labeler.name)
 
     def play(
         self,
@@ -244,3 +248,18 @@ def refuse_used_folder(folder: Path, *, resuming: bool) -> None:
             f"{folder} already holds {state}; choose another name=..., "
             "or go on with it: the same command with ckpt_path=last."
         )
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Make the folder of a run, or say why it cannot be.
+
+    Raises:
+        ValueError: It cannot be made, or nothing can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            f"The run folder {folder} cannot be written to ({error}); choose another run_dir=..."
+        ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,15 @@ class Finished:
 Play = Callable[..., Finished]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small a model is faster without a second thread, and repeats itself to the bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def play(
     tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path, monkeypatch: pytest.MonkeyPatch
@@ -104,8 +113,6 @@ def play(
         f"data.train={prompts_file}",
         f"data.heldout={prompts_file}",
         "data.heldout_limit=2",
-        "labeler=function",
-        "labeler.labeler.path=toy_rewards.toy",
         "selector=none",
         "weighting=uniform",
         "rounds=2",
@@ -113,6 +120,7 @@ def play(
         "sampler.max_new_tokens=8",
         "callbacks.report.console=false",
     ]
+    function = ["labeler=function", "labeler.labeler.path=toy_rewards.toy"]
 
     def played(*overrides: str, name: str = "run", callbacks: Sequence[Callback] = ()) -> Finished:
         built: list[Any] = []
@@ -127,7 +135,8 @@ def play(
         instantiate = choosy.main.instantiate
         with monkeypatch.context() as patched:
             patched.setattr(choosy.main, "instantiate", watched)
-            choosy.main.train(choosy.main.compose([*defaults, *overrides]), tmp_path / name)
+            labeler = [] if any(line.startswith("labeler=") for line in overrides) else function
+            choosy.main.train(choosy.main.compose([*defaults, *labeler, *overrides]), tmp_path / name)
         data, module, _ = built
         assert isinstance(module, WeightedDPO)
         return Finished(tmp_path / name, module.policy, data, witness)

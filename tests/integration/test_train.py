@@ -18,7 +18,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from choosy import selection
 from choosy.sampling.generate import Generate
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -163,7 +162,7 @@ def test_a_trained_model_is_left_behind_for_transformers(model, play, tiny_polic
         loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_policy_dir), folder)
     else:
         loaded = AutoModelForCausalLM.from_pretrained(folder)
-    ids = torch.tensor([run.pool["prompt_ids"][0]])
+    ids = torch.tensor(run.pool["prompt_ids"][0].tolist())[None]
     with torch.no_grad():
         assert_close(loaded(ids).logits, run.policy.causal_lm(ids).logits, rtol=1e-5, atol=1e-5)
     assert AutoTokenizer.from_pretrained(folder).eos_token == "<|end|>"
@@ -182,23 +181,20 @@ def labeler_lines(tmp_path: Path, tiny_policy_dir: Path) -> dict[str, list[str]]
     given = [{"prompt": f"Say {n}.", "chosen": f"It is {n}.", "rejected": "No."} for n in range(6)]
     rows.write_text("".join(json.dumps(row) + "\n" for row in given))
     offline = ["data=offline", f"data.train={rows}", "data.heldout=null"]
-    function = ["labeler.labeler.path=toy_rewards.toy"]
     return {
-        "function": function,
-        "reward_model": ["~labeler.labeler.path", f"labeler.labeler.model={judge}"],
-        "dataset": [*offline, "~labeler.labeler.path"],
-        "vader": [*offline, "~labeler.labeler.path"],
+        "function": ["labeler.labeler.path=toy_rewards.toy"],
+        "reward_model": [f"labeler.labeler.model={judge}"],
+        "dataset": offline,
+        "vader": offline,
     }
 
 
 @pytest.mark.parametrize("labeler", options("labeler"))
 def test_a_labeler_scores_what_is_trained_on(labeler, play, labeler_lines):
-    path = [] if labeler == "function" else ["~labeler.labeler.path"]
     run = play(f"labeler={labeler}", *labeler_lines[labeler], "rounds=1")
     assert scored(run.pool) == run.summary["labels"]["spent"] > 0
     sources = {pair["source"] for pairs in run.pool["pairs"] for pair in pairs}
     assert sources == {run.data.run.desk.labeler.name}
-    assert path is not None
 
 
 # -- what one seed promises, and what labels cost ---------------------------------------------------------------
@@ -359,4 +355,3 @@ def test_round_files_tell_what_they_are_about(play):
     about = json.loads(pq.read_schema(run.run_dir / "rounds" / "round_000.parquet").metadata[b"choosy"])
     assert about["labels"] == {k: v for k, v in run.summary["labels"].items() if k != "budget"}
     assert set(run.round(0, "heldout")["outcome"]) <= {0.0, 0.5, 1.0}
-    assert selection.quota(12, fraction=0.3) == 4
