@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -165,7 +166,7 @@ class OfflineData(LightningDataModule):
         known = at.pool.candidates(row_of[p.id] for p in prompts if p.id in row_of)
         stored = {c.prompt.id: c for c in known}
         tick(len(prompts))
-        return [stored.get(p.id, self.given[p.id]) for p in prompts]
+        return [replace(stored.get(p.id, self.given[p.id]), prompt=p) for p in prompts]
 
     def state_dict(self) -> dict[str, Any]:
         return self.run.state_dict()
@@ -179,6 +180,6 @@ def refuse_unweighted(candidates: Sequence[Candidates], source: str) -> None:
     lack = [c.prompt.id for c in candidates if c.weight is None]
     if lack:
         raise ValueError(
-            f"weighting=column needs a weight column in the data, and {len(lack)} of {len(candidates)} rows of {source} "
-            f"have no weight, the first of them prompt {lack[0]}; fill it in, or choose weighting=uniform."
+            f"weighting=column needs a weight column in the data, and {len(lack)} of {len(candidates)} rows of "
+            f"{source} have no weight, the first of them prompt {lack[0]}; fill it in, or choose weighting=uniform."
         )

@@ -111,7 +111,7 @@ def run_command(args: list[str]) -> None:
         case ["index", folder]:
             print(report.index(folder))
         case ["fit", *_]:
-            fit(args)
+            fit()
         case ["--help" | "-h", *_]:
             print(USAGE)
         case _:

@@ -135,11 +135,26 @@ def play_round(
     with at.phases("select"):
         pairs, fresh = choose_pairs(at, mine, pair_selector)
     with at.phases("label", total=len(fresh), unit="prompts") as tick:
-        labeled = label(fresh, pairs, desk, at)
+        labeled, unpaid = label(fresh, pairs, desk, at)
         tick(len(fresh))
+    if unpaid and at.ranks.rank == 0:
+        at.phases.display.say(
+            f"The label budget of {desk.budget} is spent: {unpaid} of this round's judgements were not bought. "
+            "Training goes on with the pairs bought so far."
+        )
+    if at.ranks.once(lambda: desk.exhausted):
+        labeled = worth_keeping(labeled, at.pool)
     weighed = [weigh(c, weighting, at.number) for c in labeled]
     utility = {p.id: u for p, u in zip(chosen, chosen.utilities, strict=True)}
     return at.pool.put([replace(c, utility=utility[c.prompt.id]) for c in weighed], round=at.number, keep=keep)
+
+
+def worth_keeping(labeled: Sequence[Candidates], pool: Pool) -> list[Candidates]:
+    """Without those that got no label because the budget is spent, where the pool has pairs of their prompt."""
+    paired = {c.prompt.id for c in pool.candidates(pool.current().values()) if c.pairs}
+    return [
+        c for c in labeled if c.pairs or any(r.reward is not None for r in c.responses) or c.prompt.id not in paired
+    ]
 
 
 class ChosenPrompts(list[Prompt]):
@@ -227,15 +242,22 @@ def barred(candidates: Sequence[Candidates]) -> set[tuple[int, int, int]]:
     return bars
 
 
-def label(fresh: Sequence[Candidates], pairs: list[ChosenPair] | None, desk: Desk, at: Round) -> list[Candidates]:
-    """Buy what was chosen, once for all ranks, and make pairs of the verdicts; ties and invalid ones make none."""
+def label(
+    fresh: Sequence[Candidates], pairs: list[ChosenPair] | None, desk: Desk, at: Round
+) -> tuple[list[Candidates], int]:
+    """Buy what was chosen, once for all ranks, and make pairs of the verdicts; ties and invalid ones make none.
+
+    Returns:
+        The candidates with their pairs, and how many of the prompts or pairs the budget could not pay.
+    """
     name = desk.labeler.name
 
-    def buy() -> list[Candidates]:
+    def buy() -> tuple[list[Candidates], int]:
         if pairs is None and desk.scores:
             order = sorted(range(len(fresh)), key=lambda i: seed_of(at.seed, "label", at.number, fresh[i].prompt.id))
             bought = dict(zip(order, desk.score([fresh[i] for i in order]), strict=True))
-            return [best_against_worst(bought[i], name, at.number) for i in range(len(fresh))]
+            unpaid = sum(any(r.reward is None for r in c.responses) for c in bought.values())
+            return [best_against_worst(bought[i], name, at.number) for i in range(len(fresh))], unpaid
         asked = pairs if pairs is not None else the_only_pairs(fresh, name)
         return scored_pairs(fresh, asked, desk, at) if desk.scores else compared_pairs(fresh, asked, desk, at)
 
@@ -274,8 +296,11 @@ def best_against_worst(c: Candidates, source: str, number: int) -> Candidates:
     return replace(c, pairs=(*c.pairs, Pair(best, worst, source=source, round=number)))
 
 
-def scored_pairs(fresh: Sequence[Candidates], asked: Sequence[ChosenPair], desk: Desk, at: Round) -> list[Candidates]:
+def scored_pairs(
+    fresh: Sequence[Candidates], asked: Sequence[ChosenPair], desk: Desk, at: Round
+) -> tuple[list[Candidates], int]:
     """Pairs from two bought scores each: the higher reward is chosen."""
+    unpaid = 0
     halves = [
         replace(fresh[a.prompt], responses=tuple(fresh[a.prompt].responses[n] for n in (a.i, a.j))) for a in asked
     ]
@@ -283,6 +308,7 @@ def scored_pairs(fresh: Sequence[Candidates], asked: Sequence[ChosenPair], desk:
     for a, half in zip(asked, desk.score(halves), strict=True):
         first, second = (r.reward for r in half.responses)
         if first is None or second is None:
+            unpaid += 1
             continue
         c = with_rewards(labeled[a.prompt], {a.i: first, a.j: second})
         if first != second:
@@ -290,10 +316,12 @@ def scored_pairs(fresh: Sequence[Candidates], asked: Sequence[ChosenPair], desk:
             new = Pair(chosen, rejected, utility=a.utility, source=desk.labeler.name, round=at.number)
             c = replace(c, pairs=(*c.pairs, new))
         labeled[a.prompt] = c
-    return labeled
+    return labeled, unpaid
 
 
-def compared_pairs(fresh: Sequence[Candidates], asked: Sequence[ChosenPair], desk: Desk, at: Round) -> list[Candidates]:
+def compared_pairs(
+    fresh: Sequence[Candidates], asked: Sequence[ChosenPair], desk: Desk, at: Round
+) -> tuple[list[Candidates], int]:
     """Pairs from one bought comparison each; the order in which the two are shown is drawn anew for each."""
     turned = [seed_of(at.seed, "turn", at.number, fresh[a.prompt].prompt.id, a.i, a.j) % 2 == 1 for a in asked]
     shown = [(a.j, a.i) if turn else (a.i, a.j) for a, turn in zip(asked, turned, strict=True)]
@@ -302,12 +330,13 @@ def compared_pairs(fresh: Sequence[Candidates], asked: Sequence[ChosenPair], des
         for a, order in zip(asked, shown, strict=True)
     ]
     labeled = list(fresh)
-    for a, (first, second), verdict in zip(asked, shown, desk.compare(questions), strict=True):  # type: ignore[arg-type]
+    verdicts = desk.compare(questions)  # type: ignore[arg-type]
+    for a, (first, second), verdict in zip(asked, shown, verdicts, strict=True):
         if verdict in ("first", "second"):
             chosen, rejected = (first, second) if verdict == "first" else (second, first)
             new = Pair(chosen, rejected, utility=a.utility, source=desk.labeler.name, round=at.number)
             labeled[a.prompt] = replace(labeled[a.prompt], pairs=(*labeled[a.prompt].pairs, new))
-    return labeled
+    return labeled, verdicts.count(None)
 
 
 def weigh(c: Candidates, weighting: Weighting, number: int) -> Candidates:

@@ -169,25 +169,17 @@ class Run:
         )
         for counts in ranks.gather([at.counts]):
             self.counts.update(counts)
-        self._say_what_was_bought(number)
+        if not self.pool.pair_rows():
+            raise ValueError(
+                f"Round {number} made no pair out of {len(self.pool)} prompts: every verdict was a tie, invalid, or "
+                "beyond the label budget. Check the labeler, and that the sampler gives different responses."
+            )
         self.write()
 
     def _adopt(self, number: int) -> None:
         self.pool, about = Pool.load(self.rounds_folder, number)
         self.counts = Counter({k: about[k] for k in ("tokens_generated", "prompts_sampled", "pairs_trained")})
         self.phases.load_state_dict({"seconds": about["seconds"]})
-
-    def _say_what_was_bought(self, number: int) -> None:
-        pairs = len(self.pool.pair_rows(round=number))
-        if self.ranks.rank == 0 and self.desk.exhausted:
-            self.phases.display.say(
-                f"The label budget of {self.desk.budget} is spent; training goes on with the pairs bought so far."
-            )
-        if pairs == 0 and not self.pool.pair_rows():
-            raise ValueError(
-                f"Round {number} made no pair out of {len(self.pool)} prompts: every verdict was a tie, invalid, or "
-                "beyond the label budget. Check the labeler, and that the sampler gives different responses."
-            )
 
     def loader(self, number: int) -> PairBatches:
         """The batches of a round's training."""

@@ -100,9 +100,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def play(
-    tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> Play:
+def play(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
     """Play a run, `play("selector=certainty", name="one")`: two rounds on the twelve prompts, in fp32."""
     (tmp_path / "toy_rewards.py").write_text(TOY_REWARD)
     monkeypatch.syspath_prepend(tmp_path)

