@@ -182,7 +182,6 @@ class Desk:
             )
         self._ledger = Ledger(path)
         self._run = ""
-        self._refused = False
 
     def open(self, run: str) -> None:
         """Buy for this run from now on; a run that is resumed under its name goes on counting."""
@@ -211,8 +210,8 @@ class Desk:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the budget has nothing left, or not enough for something that was asked."""
-        return self.budget is not None and (self._refused or self.spent >= self.budget)
+        """Whether the budget has nothing left."""
+        return self.budget is not None and self.spent >= self.budget
 
     def score(self, candidates: Sequence[Candidates], *, purpose: Purpose = "train") -> list[Candidates]:
         """The candidates with their rewards, bought in the order given (most useful first).
@@ -264,7 +263,6 @@ class Desk:
         owed = {key for key, label in known.items() if label.run == self._run and label.purpose == "evaluate"}
         left = max(0, self.budget - self.spent) if self.budget and train else math.inf
         served = _affordable(groups, known.keys() - owed if train else known.keys(), left)
-        self._refused |= None in served
         wanted: dict[str, Question] = {}
         for question in (q for group in served for q in group or ()):
             wanted.setdefault(question.key, question)  # of two that ask the same, the first is put to the labeler

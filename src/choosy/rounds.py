@@ -137,13 +137,13 @@ def play_round(
     with at.phases("label", total=len(fresh), unit="prompts") as tick:
         labeled, unpaid = label(fresh, pairs, desk, at)
         tick(len(fresh))
+    if unpaid:
+        labeled = worth_keeping(labeled, at.pool)
     if unpaid and at.ranks.rank == 0:
         at.phases.display.say(
             f"The label budget of {desk.budget} is spent: {unpaid} of this round's judgements were not bought. "
             "Training goes on with the pairs bought so far."
         )
-    if at.ranks.once(lambda: desk.exhausted):
-        labeled = worth_keeping(labeled, at.pool)
     weighed = [weigh(c, weighting, at.number) for c in labeled]
     utility = {p.id: u for p, u in zip(chosen, chosen.utilities, strict=True)}
     return at.pool.put([replace(c, utility=utility[c.prompt.id]) for c in weighed], round=at.number, keep=keep)

@@ -333,10 +333,13 @@ def test_a_response_depends_on_its_seed_and_not_on_its_neighbours(load_policy):
     policy = load_policy()
     prompts = [policy.tokenizer(text).input_ids for text in PROMPTS]
     seeds = [[10 * p + n for n in range(3)] for p in range(len(prompts))]
-    alone, together = (Generate(max_new_tokens=16, batch_size=size).sample(policy, prompts, seeds) for size in (1, 64))
-    texts = [[r.ids for r in of_prompt] for of_prompt in alone]
-    assert texts == [[r.ids for r in of_prompt] for of_prompt in together]
-    assert len({ids for of_prompt in texts for ids in of_prompt}) == 9
+    sampler = Generate(max_new_tokens=16, batch_size=64)
+    together = [[r.ids for r in of_prompt] for of_prompt in sampler.sample(policy, prompts, seeds)]
+    for ids, of_prompt, theirs in zip(prompts, seeds, together, strict=True):
+        assert [sampler.sample(policy, [ids], [[seed]])[0][0].ids for seed in of_prompt] == theirs
+    by_prompt = Generate(max_new_tokens=16, batch_size=1).sample(policy, prompts, seeds)
+    assert [[r.ids for r in of_prompt] for of_prompt in by_prompt] == together
+    assert len({ids for of_prompt in together for ids in of_prompt}) == 9
 
 
 def test_a_response_ends_with_its_first_end_of_sequence_token(load_policy):

@@ -1,0 +1,148 @@
+"""Given responses: each round chooses which of their pairs get a label, and trains on what the labels say."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+Row = dict[str, Any]
+OFFLINE = ["data=offline", "data.heldout=null", "labeler=dataset"]
+
+HH = [
+    {
+        "chosen": f"\n\nHuman: What is {n} and 1?\n\nAssistant: It is {n + 1}.",
+        "rejected": f"\n\nHuman: What is {n} and 1?\n\nAssistant: Who knows.",
+    }
+    for n in range(10)
+]
+TRL = [{"prompt": f"Say {n}.", "chosen": f"{n}!", "rejected": "No.", "weight": 0.5 + n} for n in range(10)]
+SCORED = [
+    {"prompt": f"Name {n}.", "responses": [{"text": f"{n} {s}", "score": (s * n) % 7 + s / 10} for s in range(3)]}
+    for n in range(10)
+]
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> Callable[..., str]:
+    def write(rows: list[Row], name: str = "rows.jsonl") -> str:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return f"data.train={tmp_path / name}"
+
+    return write
+
+
+def preferred(run: Any) -> dict[str, tuple[str, str]]:
+    """Chosen and rejected text of each prompt's first pair."""
+    table = run.pool
+    return dict(zip(table["prompt"], zip(table["chosen"], table["rejected"], strict=True), strict=True))
+
+
+def pairs_of(run: Any, number: int) -> list[tuple[str, frozenset[int], int]]:
+    """Every labeled pair as a round left it: its prompt, its two positions, the round that labeled it."""
+    table = run.round(number)
+    return [
+        (name, frozenset({pair["chosen"], pair["rejected"]}), pair["round"])
+        for name, pairs in zip(table["prompt_id"], table["pairs"], strict=True)
+        for pair in pairs
+    ]
+
+
+def texts_of_pairs(run: Any) -> set[tuple[str, str, str]]:
+    """Every pair as its prompt, its chosen and its rejected text."""
+    return {
+        (row["prompt"], row["responses"][pair["chosen"]], row["responses"][pair["rejected"]])
+        for row in run.pool.to_dict("records")
+        for pair in row["pairs"]
+    }
+
+
+def test_hh_transcripts_train_their_chosen_answer(play, rows_file):
+    run = play(*OFFLINE, rows_file(HH), "rounds=1")
+    expected = {(f"It is {n + 1}.", "Who knows.") for n in range(10)}
+    assert set(preferred(run).values()) == expected
+    assert run.summary["tokens_generated"] == 0
+    assert run.summary["pairs_trained"] == 10
+    ids = run.pool.iloc[0]["response_ids"]
+    assert [of_response[-1] for of_response in ids] == [run.policy.tokenizer.eos_token_id] * 2
+
+
+def test_the_weight_column_weighs_the_pairs(play, rows_file):
+    run = play(*OFFLINE, rows_file(TRL), "rounds=1", "weighting=column")
+    assert dict(zip(run.pool["prompt"], run.pool["weight"], strict=True)) == {r["prompt"]: r["weight"] for r in TRL}
+    with pytest.raises(ValueError, match="needs a weight column in the data"):
+        play(*OFFLINE, rows_file(HH), "weighting=column", name="without")
+
+
+def test_scored_responses_train_best_against_worst(play, rows_file):
+    run = play(*OFFLINE, rows_file(SCORED), "rounds=1")
+    for row in SCORED:
+        by_score = sorted(row["responses"], key=lambda r: r["score"])
+        assert preferred(run)[row["prompt"]] == (by_score[-1]["text"], by_score[0]["text"])
+    assert run.summary["labels"]["spent"] == 30
+
+
+def test_labels_follow_the_scores_and_not_the_positions(play, rows_file):
+    swapped = [{**row, "responses": row["responses"][::-1]} for row in SCORED]
+    every_pair = ["selector=certainty", "callbacks.certainty.fraction=1.0", "callbacks.certainty.per_prompt=null"]
+    one, two = (
+        play(*OFFLINE, rows_file(rows, f"{name}.jsonl"), "rounds=1", *every_pair, name=name)
+        for name, rows in (("one", SCORED), ("two", swapped))
+    )
+    assert texts_of_pairs(one) == texts_of_pairs(two)
+    assert len(texts_of_pairs(one)) == 30
+
+
+@pytest.mark.parametrize("selector", ["certainty", "dissimilarity", "random_pairs"])
+def test_each_round_labels_its_share_of_the_pairs_that_have_no_label(selector, play, rows_file):
+    embedder = ["callbacks.dissimilarity.embedder=policy"] if selector == "dissimilarity" else []
+    share = [f"selector={selector}", f"callbacks.{selector}.fraction=0.3", *embedder]
+    run = play(*OFFLINE, rows_file(TRL), *share, "rounds=3")
+    left = 10
+    for number in range(3):
+        labeled = pairs_of(run, number)
+        assert sum(made == number for *_, made in labeled) == math.ceil(0.3 * left)
+        assert len({pair[:2] for pair in labeled}) == len(labeled)
+        left -= math.ceil(0.3 * left)
+    assert left == 2
+    assert run.summary["labels"]["spent"] == 2 * 8
+    given = {row["prompt"]: (row["chosen"], row["rejected"]) for row in TRL}
+    learned = preferred(run)
+    assert sum(learned[prompt] == given[prompt] for prompt in given) == 8
+
+
+def test_a_score_is_bought_once_for_all_pairs_of_a_response(play, rows_file):
+    run = play(*OFFLINE, rows_file(SCORED), "selector=random_pairs", "callbacks.random_pairs.fraction=1.0", "rounds=3")
+    assert len(pairs_of(run, 2)) == 30
+    assert run.summary["labels"]["spent"] == 30
+    with closing(sqlite3.connect(run.run_dir / "ledger.sqlite")) as db:
+        assert db.execute("SELECT count(*), count(DISTINCT response_first) FROM labels").fetchone() == (30, 30)
+
+
+def test_a_round_without_unlabeled_pairs_trains_on_those_it_has(play, rows_file):
+    run = play(*OFFLINE, rows_file(TRL), "rounds=2")
+    assert [len(pairs) for pairs in run.witness.pairs] == [10, 10]
+    assert run.summary["labels"]["spent"] == 20
+
+
+@pytest.mark.parametrize("name", ["hh_harmless", "alpaca_pool"])
+def test_real_preference_data_plays_a_round(name, play, shared_data):
+    run = play(
+        *OFFLINE,
+        *(f"data.train={shared_data / name}.jsonl", "data.limit=30", "rounds=1", "selector=certainty"),
+        *("data.max_prompt_tokens=400", "data.max_response_tokens=64", "callbacks.certainty.fraction=0.5"),
+    )
+    prompts = len(run.pool)
+    assert 5 < prompts <= 30
+    labeled = sum(pd.notna(rewards).any() for rewards in run.pool["rewards"])
+    assert labeled == math.ceil(0.5 * prompts) >= run.summary["pairs_trained"] > 0  # equal scores make no pair
+    for row in run.pool[run.pool["chosen"].notna()].to_dict("records"):
+        gold = dict(zip(row["responses"], row["gold"], strict=True))
+        assert gold[row["chosen"]] > gold[row["rejected"]]
