@@ -202,6 +202,7 @@ def test_a_labeler_scores_what_is_trained_on(labeler, play, labeler_lines):
 # -- what one seed promises, and what labels cost ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(play):
     one, two, other = (
         play("selector=optune_certainty", f"seed={seed}", name=name)

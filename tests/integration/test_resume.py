@@ -1,0 +1,117 @@
+"""A run that was killed and goes on ends as the run that was never killed, to the bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+from lightning.pytorch import Callback
+from torch.testing import assert_close
+
+from data_modules.on_policy import OnPolicyData
+
+EXACTLY = {"rtol": 0.0, "atol": 0.0}
+ROUNDS = ["rounds=3", "selector=random", "callbacks.random_prompts.fraction=0.5"]
+
+
+class Killed(Exception):
+    """The machine stops here."""
+
+
+class Kill(Callback):
+    """Stops the run before a step of a round; step None: after the sampling, before the training starts."""
+
+    def __init__(self, epoch: int, step: int | None) -> None:
+        self.epoch = epoch
+        self.step = step
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if self.step is None and trainer.current_epoch == self.epoch:
+            raise Killed
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if (trainer.current_epoch, batch_idx) == (self.epoch, self.step):
+            raise Killed
+
+
+@pytest.fixture
+def sampled_rounds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rounds that were sampled, in order, over all runs of the test."""
+    rounds: list[int] = []
+    sample = OnPolicyData.sample
+
+    def counted(self: OnPolicyData, prompts: Any, at: Any, tick: Any) -> Any:
+        rounds.append(at.number)
+        return sample(self, prompts, at, tick)
+
+    monkeypatch.setattr(OnPolicyData, "sample", counted)
+    return rounds
+
+
+SETTINGS = {
+    "plain": [],
+    "moving reference": ["reference=previous_round", "pool.keep=all", "epochs_per_round=2"],
+    "reset": ["reset_policy=each_round", "warmup_steps=3", "labeler.budget=40"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("kill", [(1, 1), (1, None), (0, 1)], ids=["in training", "after sampling", "in round 0"])
+def test_a_killed_run_ends_as_if_it_had_never_been_killed(kill, settings, play, sampled_rounds):
+    whole = play(*ROUNDS, *settings, name="whole")
+    assert sampled_rounds == [0, 1, 2]
+    sampled_rounds.clear()
+    with pytest.raises(Killed):
+        play(*ROUNDS, *settings, name="killed", callbacks=[Kill(*kill)])
+    resumed = play(*ROUNDS, *settings, "ckpt_path=last", name="killed")
+    assert sampled_rounds == [0, 1, 2]  # no round is sampled again
+    assert_close(resumed.weights, whole.weights, **EXACTLY)
+    for number in range(3):
+        for split in ("train", "heldout"):
+            pd.testing.assert_frame_equal(resumed.round(number, split), whole.round(number, split))
+    for counted in ("labels", "tokens_generated", "pairs_trained", "win_rate", "reward", "rounds"):
+        assert resumed.summary[counted] == whole.summary[counted], counted
+
+
+def test_a_finished_run_is_not_overwritten(play):
+    play("rounds=1", "data.heldout=null")
+    with pytest.raises(ValueError, match=r"already holds a finished run.*another name=.*ckpt_path=last"):
+        play("rounds=1", "data.heldout=null")
+
+
+def test_there_must_be_something_to_go_on_with(play):
+    with pytest.raises(ValueError, match=r"ckpt_path=last: .* holds no run to go on with"):
+        play("ckpt_path=last")
+
+
+def test_a_damaged_pool_file_is_named_when_the_run_goes_on(play, tmp_path):
+    with pytest.raises(Killed):
+        play(*ROUNDS, callbacks=[Kill(2, None)])
+    damaged = tmp_path / "run" / "rounds" / "round_001.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"round_001\.parquet cannot be read .*last good one is round_00[02]\.parquet"):
+        play(*ROUNDS, "ckpt_path=last")
+
+
+@pytest.mark.slow
+def test_a_half_written_round_is_played_again(play, sampled_rounds, tmp_path):
+    with pytest.raises(Killed):
+        play(*ROUNDS, callbacks=[Kill(1, None)])
+    whole = play(*ROUNDS, name="whole")
+    sampled_rounds.clear()
+    (tmp_path / "run" / "rounds" / "round_001.parquet").write_bytes(b"PAR1")
+    resumed = play(*ROUNDS, "ckpt_path=last")
+    assert sampled_rounds == [1, 2]
+    pd.testing.assert_frame_equal(resumed.pool, whole.pool)
+    assert resumed.summary["labels"] == whole.summary["labels"]
+
+
+@pytest.mark.xfail(strict=True, reason="Lightning's CSVLogger deletes the metrics.csv that it finds")
+def test_the_metrics_of_before_the_interruption_are_kept(play):
+    with pytest.raises(Killed):
+        play("data.heldout=null", callbacks=[Kill(1, 1)])
+    resumed = play("data.heldout=null", "ckpt_path=last")
+    steps = pd.read_csv(resumed.run_dir / "metrics.csv").dropna(subset="loss_step")["step"]
+    assert sorted(set(steps)) == list(range(steps.max() + 1))
