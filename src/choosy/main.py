@@ -96,7 +96,7 @@ def write_config(cfg: DictConfig, run_dir: Path) -> None:
 def refuse_blanks(cfg: DictConfig) -> None:
     """A value that only the user can know is missing."""
     if found := list(blanks(OmegaConf.to_container(cfg, resolve=False))):
-        raise ValueError(f"{' and '.join(found)} must be given; type {' '.join(f'{name}=...' for name in found)}.")
+        raise ValueError(f"{' and '.join(found)} must be given; type {' '.join(f'{name}=...' for name in found)}")
 
 
 def blanks(node: Any, name: str = "") -> Iterator[str]:
@@ -147,6 +147,8 @@ def quiet() -> None:
     for message in (
         ".*Experiment logs directory.*exists and is not empty.*",
         ".*Checkpoint directory.*exists and is not empty.*",
+        ".*You have overridden `transfer_batch_to_device`.*",
+        ".*It is recommended to use `self.log.*sync_dist=True.*",
         ".*LeafSpec.*",
         ".*isinstance.treespec.*",
         ".*`lr_scheduler.step.*",

@@ -102,7 +102,8 @@ class WeightedDPO(LightningModule):
             self.log("grad_norm", norm, batch_size=batch.total)
         optimizer.step()  # type: ignore[union-attr]
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        self.log("loss", total_loss, on_step=True, on_epoch=True, batch_size=batch.total)
+        total_loss = total_loss.to(self.device)
+        self.log("loss", total_loss, on_step=True, on_epoch=True, batch_size=batch.total, sync_dist=True)
         if rewards:
             self.log_dict(preference_metrics(torch.cat(rewards), self.loss.beta), batch_size=batch.total)
 

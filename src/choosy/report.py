@@ -211,15 +211,20 @@ def plot(run: Run, path: str | Path) -> None:
 
 def _curves(run: Run) -> bytes:
     costs: dict[str, list[float]] = {"labels bought": [0], "tokens generated": [0], "seconds": [0]}
-    rewards, win_rates = [run.start.get("reward", math.nan)], [0.5]  # the start ties with itself
+    rewards, win_rates = [_drawn(run.start, "reward")], [0.5]  # the start ties with itself
     for played in run.evaluated:
         spent = (played.labels["spent"], played.tokens_generated, played.total_seconds)
         for cost, amount in zip(costs.values(), spent, strict=True):
             cost.append(amount)
         measured = played.evaluation or {}
-        rewards.append(measured.get("reward", math.nan))
-        win_rates.append(measured.get("win_rate", math.nan))
+        rewards.append(_drawn(measured, "reward"))
+        win_rates.append(_drawn(measured, "win_rate"))
     return curves(_headline(run), costs, rewards, win_rates)
+
+
+def _drawn(measured: Mapping[str, float], name: str) -> float:
+    value = _known(measured, name)
+    return math.nan if value is None else value  # a gap in the curve
 
 
 def html(run: Run, path: str | Path) -> None:

@@ -1,0 +1,164 @@
+"""`choosy fit` plays what `train.py` plays, and the other words of the command do what they say."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from tiny import ROOT, command, contents, labels, summary, typed
+from torch.testing import assert_close
+
+from choosy import cli
+from choosy.main import compose, train
+
+
+@pytest.fixture
+def lines(tmp_path, tiny_policy_dir, prompts_file, monkeypatch) -> list[str]:
+    monkeypatch.syspath_prepend(tmp_path)
+    return [*typed(tmp_path, tiny_policy_dir, prompts_file), "selector=optune_certainty", "data.responses=3"]
+
+
+@pytest.fixture
+def choosy(monkeypatch) -> Callable[..., None]:
+    def call(*words: object) -> None:
+        monkeypatch.setattr("sys.argv", ["choosy", *map(str, words)])
+        cli.main()
+
+    return call
+
+
+def written(lines: list[str], run_dir: Path) -> Path:
+    """run.yaml for `choosy fit`, as `--cfg job --resolve` prints it."""
+    path = run_dir.with_suffix(".yaml")
+    path.write_text(OmegaConf.to_yaml(compose([*lines, f"run_dir={run_dir}"]), resolve=True))
+    return path
+
+
+def adapter(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.mark.slow
+def test_fit_plays_the_run_that_train_plays(lines, choosy, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(compose(lines), one)
+    choosy("fit", "--config", written(lines, two))
+    assert summary(one) == summary(two)
+    assert summary(two)["labels"]["spent"] == (labels(two / "ledger.sqlite")["purpose"] == "train").sum() > 0
+    assert_close(adapter(one), adapter(two), rtol=0, atol=0)
+    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+
+
+@pytest.mark.slow
+def test_fit_goes_on_with_a_finished_run_for_more_rounds(lines, choosy, tmp_path):
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    train(compose([*lines, "rounds=3"]), whole)
+    config = written(lines, parted)
+    choosy("fit", "--config", config)
+    more = ("--trainer.max_epochs=3", "--data.init_args.rounds=3")
+    choosy("fit", "--config", config, *more, "--ckpt_path=last")
+    assert summary(parted) == summary(whole)
+    assert_close(adapter(parted), adapter(whole), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_fit_goes_on_from_a_checkpoint_that_is_named(lines, choosy, tmp_path):
+    run = tmp_path / "run"
+    train(compose([*lines, "rounds=1"]), run)
+    choosy("fit", "--config", written(lines, run), f"--ckpt_path={run}/checkpoints/last.ckpt")
+    assert summary(run)["rounds"] == 2
+
+
+def refused(choosy: Callable[..., None], *words: object, told: str) -> None:
+    with pytest.raises(SystemExit, match=told):
+        choosy(*words)
+
+
+@pytest.mark.slow
+def test_fit_refuses_a_used_folder_and_leaves_it_as_it_is(lines, choosy, tmp_path):
+    run = tmp_path / "run"
+    config = written([*lines, "rounds=1"], run)
+    choosy("fit", "--config", config)
+    before = contents(run)
+    refused(choosy, "fit", "--config", config, told="already holds a finished run.*ckpt_path=last")
+    refused(choosy, "fit", "--config", config, "--ckpt_path=no.ckpt", told="ckpt_path=no.ckpt does not exist")
+    assert contents(run) == before
+
+
+def test_fit_has_nothing_to_go_on_with(lines, choosy, tmp_path):
+    config = written(lines, tmp_path / "run")
+    refused(choosy, "fit", "--config", config, "--ckpt_path=last", told="holds no run to go on with")
+    assert not (tmp_path / "run").exists()
+
+
+def test_fit_tells_a_constructor_s_words(lines, choosy, tmp_path, capsys):
+    refused(choosy, "fit", "--config", written([*lines, "loss.beta=hot"], tmp_path / "run"), told="2")
+    assert "beta" in (told := capsys.readouterr().err)
+    assert "hot" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_report_writes_and_prints_what_a_run_has_shown(lines, choosy, tmp_path, capsys):
+    run = tmp_path / "run"
+    train(compose([*lines, "rounds=1"]), run)
+    page = (run / "report.html").read_text()
+    for name in ("report.html", "curves.png"):
+        (run / name).unlink()
+    choosy("report", run)
+    assert (run / "report.html").read_text() == page
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "The same prompts, before and after" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_index_lists_the_runs_below_a_folder(lines, choosy, tmp_path, capsys):
+    for seed in (0, 1):
+        train(compose([*lines, "rounds=1", f"seed={seed}"]), tmp_path / "sweep" / str(seed))
+    choosy("index", tmp_path / "sweep")
+    assert "index.csv" in capsys.readouterr().out
+    with (tmp_path / "sweep" / "index.csv").open() as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    assert [row["job"] for row in rows] == ["0", "1"]
+    for row in rows:
+        assert int(row["labels"]) == summary(tmp_path / "sweep" / row["job"])["labels"]["spent"]
+
+
+@pytest.mark.parametrize("words", [[], ["nonsense"], ["report"], ["index", "one", "two"], ["fits", "--config", "x"]])
+def test_usage_answers_nonsense(words, choosy):
+    refused(choosy, *words, told="(?s)choosy fit --config run.yaml.*choosy report RUN_DIR.*choosy index SWEEP_DIR")
+
+
+def test_help_is_the_usage(choosy, capsys):
+    choosy("--help")
+    assert capsys.readouterr().out.strip() == cli.USAGE
+
+
+@pytest.mark.parametrize("word", ["report", "index"])
+def test_a_folder_that_is_not_there_is_told_in_a_sentence(word, choosy, tmp_path):
+    refused(choosy, word, tmp_path / "nowhere", told="Wanted the folder of a .*nowhere")
+
+
+@pytest.mark.slow
+def test_the_two_commands_of_the_usage_work_as_they_are_typed(lines, tmp_path):
+    words = [*lines, "rounds=1", f"run_dir={tmp_path}/run", "--cfg", "job", "--resolve"]
+    composed = command(ROOT / "train.py", *words, folder=tmp_path)
+    assert composed.returncode == 0, composed.stderr
+    (tmp_path / "run.yaml").write_text(composed.stdout)
+    played = command("-m", "choosy.cli", "fit", "--config", "run.yaml", folder=tmp_path)
+    assert played.returncode == 0, played.stderr
+    assert summary(tmp_path / "run")["rounds"] == 1
+
+
+@pytest.mark.slow
+def test_train_tells_a_mistake_in_a_sentence(lines, tmp_path):
+    words = [*lines, "data.responses=1", f"run_dir={tmp_path}/run"]
+    run = command(ROOT / "train.py", *words, folder=tmp_path)
+    assert run.returncode == 1
+    assert run.stderr.strip() == "data.responses=1 leaves nothing to compare; choose at least 2."
+    assert not contents(tmp_path / "run")

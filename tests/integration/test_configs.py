@@ -1,0 +1,114 @@
+"""Every file of the menu composes, and what it composes is what the constructors ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from tiny import CONF
+
+from choosy import cli
+from choosy.main import blanks, compose
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and any(path.glob("*.yaml")))
+DATA = {"on_policy": [], "offline": ["data.train=pairs.jsonl"]}
+LABELER = {
+    "function": ["labeler.labeler.path=toy.vowels"],
+    "reward_model": ["labeler.labeler.model=judge"],
+    "dataset": [],
+    "vader": [],
+}
+
+
+class Parser(Exception):
+    """The parser of `choosy fit`, caught before it is used."""
+
+
+@pytest.fixture(scope="module")
+def parse() -> Callable[[Any], Any]:
+    """What `choosy fit --config run.yaml` makes of a composed configuration; nothing is built."""
+
+    def caught(self: cli.ChoosyCLI, parser: Any, args: Any) -> None:
+        raise Parser(self._subcommand_parsers["fit"])
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cli.ChoosyCLI, "parse_arguments", caught)
+        with pytest.raises(Parser) as found:
+            cli.fit(["fit"])
+    parser = found.value.args[0]
+    parser.exit_on_error = False
+    return lambda cfg: parser.parse_string(OmegaConf.to_yaml(cfg, resolve=True))
+
+
+def check(cfg: Any, parse: Callable[[Any], Any]) -> Any:
+    assert "${hydra:" not in OmegaConf.to_yaml(cfg), "the job's configuration must stand without Hydra"
+    assert list(blanks(OmegaConf.to_container(cfg))) == []
+    parsed = parse(cfg)
+    assert [callback.class_path for callback in parsed.trainer.callbacks] == [
+        callback["_target_"] for callback in cfg.callbacks.values()
+    ]
+    return parsed
+
+
+@pytest.mark.slow  # a third of a second each, and there are many
+@pytest.mark.parametrize("labeler", options("labeler"))
+@pytest.mark.parametrize("data", options("data"))
+@pytest.mark.parametrize("selector", options("selector"))
+def test_selector_data_and_labeler_compose(selector, data, labeler, parse):
+    cfg = compose([f"selector={selector}", f"data={data}", *DATA[data], f"labeler={labeler}", *LABELER[labeler]])
+    parsed = check(cfg, parse)
+    assert parsed.data.class_path == cfg.data["_target_"]
+    assert parsed.data.init_args.desk.init_args.labeler.class_path == cfg.labeler.labeler["_target_"]
+
+
+OTHERS = [(group, name) for group in GROUPS if group not in ("selector", "data", "labeler") for name in options(group)]
+
+
+@pytest.mark.parametrize(("group", "name"), OTHERS, ids="=".join)
+def test_every_other_file_composes(group, name, parse):
+    check(compose([f"{group}={name}"]), parse)
+
+
+def test_two_selectors_in_one_line_compose_both():
+    assert {"optune", "certainty"} <= compose(["selector=optune_certainty"]).callbacks.keys()
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("loss.beta=hot", ("beta", "float", "hot")),
+        ("rounds=many", ("rounds", "int", "many")),
+        ("reset_policy=sometimes", ("reset_policy", "each_round", "sometimes")),
+        ("callbacks.optune.fraction=much", ("fraction", "float", "much")),
+        ("+loss.betta=1", ("betta",)),
+    ],
+)
+def test_a_wrong_type_is_refused_by_words(override, told, parse):
+    with pytest.raises(Exception) as refused:  # noqa: PT011  (the words are what matters)
+        parse(compose([override]))
+    assert all(word in str(refused.value) for word in told), refused.value
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
+def test_a_file_says_first_what_it_is_for(path: Path):
+    lines = path.read_text().splitlines()
+    if lines[0].startswith("# @package"):
+        lines = lines[1:]
+    assert lines[0].removeprefix("# ").strip("# "), f"{path}: say in the first line what the file is for"
+    assert lines[0].startswith("# ")
+
+
+def test_a_blank_of_the_menu_is_known_to_this_test():
+    known = {"data": DATA, "labeler": LABELER}
+    for group in GROUPS:
+        for name in options(group):
+            missing = list(blanks(OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))))
+            assert len(missing) == len(known.get(group, {}).get(name, []))

@@ -1,0 +1,277 @@
+"""What goes wrong is told in a sentence, before anything is spent, and costs nothing that was there before."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import CONF, contents, labels, summary, typed
+
+from choosy.main import compose, innermost, train
+from choosy.sampling.generate import Generate
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def lines(tmp_path, tiny_policy_dir, prompts_file, monkeypatch) -> list[str]:
+    monkeypatch.syspath_prepend(tmp_path)
+    return typed(tmp_path, tiny_policy_dir, prompts_file)
+
+
+@pytest.fixture
+def refused(lines, tmp_path, monkeypatch) -> Refused:
+    """Type a line that is refused: with these words, nothing sampled, no label bought, no round begun."""
+
+    def sample(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("responses were sampled before the mistake was told")
+
+    def check(*overrides: str, told: str, run_dir: Path = tmp_path / "run") -> str:
+        with monkeypatch.context() as patched:
+            patched.setattr(Generate, "sample", sample)
+            with pytest.raises(Exception) as caught:  # noqa: PT011  (its words matter)
+                train(compose([*lines, *overrides]), run_dir)
+        words = str(innermost(caught.value))
+        assert re.search(told, words, re.DOTALL), words
+        assert labels(run_dir / "ledger.sqlite").empty
+        assert not list(run_dir.glob("rounds/*.parquet"))
+        return words
+
+    return check
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+# -- the command line ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", ["selector", "loss", "weighting", "labeler"])
+def test_an_unknown_choice_names_the_choices(group, refused):
+    words = refused(f"{group}=nosuch", told=f"Could not find '{group}/nosuch'.*Available options")
+    assert {line.strip() for line in words.splitlines()} >= set(options(group))
+
+
+def test_a_misspelt_key_is_named(refused):
+    refused("rouns=3", told="Could not override 'rouns'")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("labeler.budget=0", "labeler.budget=0 buys nothing; type 1 or more"),
+        ("data.responses=1", "data.responses=1 leaves nothing to compare; choose at least 2"),
+        ("sampler.temperature=-1", "sampler.temperature=-1 samples nothing; choose >= 0"),
+        ("model.name=/no/such/folder", "there is no folder '/no/such/folder'.*check the path"),
+        ("labeler.labeler.path=toy.nosuch", "toy.nosuch.*names no function.*PYTHONPATH"),
+        ("labeler.labeler.path=???", r"labeler.labeler.path must be given; type labeler.labeler.path=\.\.\."),
+        ("loss.beta=0", "loss.beta=0 .*choose beta > 0"),
+        ("rounds=0", "rounds=0 trains nothing; choose rounds >= 1"),
+    ],
+)
+def test_a_value_that_makes_no_sense(line, told, refused):
+    refused(line, told=told)
+
+
+@pytest.mark.parametrize("fraction", ["0", "1.5"])
+@pytest.mark.parametrize("selector", options("selector"))
+def test_a_share_that_is_none(selector, fraction, refused):
+    chooses = [name for name, callback in compose([f"selector={selector}"]).callbacks.items() if "fraction" in callback]
+    assert bool(chooses) == (selector != "none")
+    for name in chooses:
+        told = f"fraction={fraction} is no share of the items; choose 0 < fraction <= 1"
+        refused(f"selector={selector}", f"callbacks.{name}.fraction={fraction}", told=told)
+
+
+@pytest.mark.parametrize(
+    "two",
+    [
+        ["selector=[certainty,dissimilarity]"],
+        ["selector=certainty", "+callbacks.second._target_=callbacks.dissimilarity.Dissimilarity"],
+    ],
+    ids=["list", "second"],
+)
+def test_two_selectors_for_one_slot(two, refused):
+    refused(*two, told="Certainty and Dissimilarity both choose pairs.*type one of them.*selector=optune_certainty")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(refused, tmp_path):
+    refused("trainer=gpu", told="trainer.accelerator=gpu, but torch finds no GPU; choose trainer=cpu")
+    assert not (tmp_path / "run").exists()
+
+
+# -- the data --------------------------------------------------------------------------------------------------
+
+
+def test_a_data_file_that_is_not_there(refused):
+    refused("data.train=nosuch.jsonl", told=r"No file nosuch.jsonl \(looked in .*\); check the path")
+
+
+@pytest.mark.parametrize("column", ["train", "heldout"])
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("{not json", "line 3: not JSON.*write one JSON object a line"),
+        ('{"question": "Why?"}', "line 3: no prompt; wanted a column prompt.*found question"),
+        ('{"prompt": 7}', "line 3: prompt must be a string or a list of messages, found int"),
+    ],
+)
+def test_a_malformed_row_names_file_and_line(column, row, told, refused, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"prompt": "Why tea?"}}\n{{"prompt": "Why rain?"}}\n{row}\n')
+    refused(f"data.{column}={path}", told=re.escape(f"{path}, ") + told)
+
+
+def test_an_empty_data_file(refused, tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    refused(f"data.train={tmp_path}/empty.jsonl", told="empty.jsonl has no rows")
+
+
+def test_prompts_that_are_all_too_long(refused, prompts_file):
+    told = f"8 of 8 prompts of {prompts_file} are longer than data.max_prompt_tokens=3; the longest has \\d+ tokens"
+    refused("data.max_prompt_tokens=3", told=told)
+
+
+def test_one_prompt_that_is_too_long_and_shall_not_be_dropped(refused, prompts_file):
+    long = json.dumps({"id": "long", "prompt": "Why? " * 50})
+    prompts_file.write_text(f"{long}\n{prompts_file.read_text()}")
+    told = "1 of 8 prompts of .* are longer than data.max_prompt_tokens=100.*data.too_long=drop"
+    refused("data.max_prompt_tokens=100", "data.too_long=error", told=told)
+
+
+def test_a_chat_for_a_tokenizer_without_a_chat_template(refused, tiny_policy_dir, tmp_path):
+    from transformers import AutoTokenizer
+
+    plain = tmp_path / "plain"
+    shutil.copytree(tiny_policy_dir, plain, ignore=shutil.ignore_patterns("*.jinja"))
+    tokenizer = AutoTokenizer.from_pretrained(plain)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(plain)
+    refused(f"model.name={plain}", told="p00 is a conversation.*no chat template.*model.chat_template.*as_chat=false")
+
+
+# -- parts that do not fit together ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def only_compares(lines) -> None:
+    lines[:] = [line for line in lines if not line.startswith("labeler")]
+    lines += ["labeler=vader", "labeler.labeler._target_=toy.Longer"]
+
+
+@pytest.mark.usefixtures("only_compares")
+@pytest.mark.parametrize("weighting", [name for name in options("weighting") if name.startswith("wdpo")])
+def test_a_reward_gap_of_a_labeler_that_only_compares(weighting, refused):
+    refused(f"weighting={weighting}", told="labeler longer gives none: it only compares.*weighting=uniform.*labeler=")
+
+
+@pytest.mark.usefixtures("only_compares")
+def test_many_responses_without_a_pair_selector_for_a_labeler_that_only_compares(refused):
+    told = "longer only compares, and 3 responses.*selector=certainty, or data.responses=2"
+    refused("weighting=uniform", "data.responses=3", told=told)
+
+
+@pytest.mark.usefixtures("only_compares")
+@pytest.mark.parametrize("more", [[], ["data.responses=3", "selector=certainty"]], ids=["two", "selected"])
+def test_a_labeler_that_only_compares_is_welcome_otherwise(more, lines, tmp_path):
+    train(compose([*lines, "weighting=uniform", "selector=none", *more]), tmp_path / "run")
+    assert summary(tmp_path / "run")["reward"] == {"initial": None, "final": None}
+    assert 0 <= summary(tmp_path / "run")["win_rate"] <= 1
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_weight_column_of_fresh_responses(refused):
+    refused("weighting=column", told="a weight column in the data.*data=offline, or weighting=uniform")
+
+
+def test_given_scores_of_fresh_responses(lines, refused):
+    lines.remove("labeler.labeler.path=toy.vowels")
+    refused("labeler=dataset", told="labeler=dataset.*fresh ones.*data=offline")
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> Path:
+    rows = [{"prompt": f"Why {n}?", "chosen": f"It is {n}.", "rejected": "No."} for n in range(6)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row | ({"weight": 2.0} if n else {})) + "\n" for n, row in enumerate(rows)))
+    return path
+
+
+def test_a_weight_column_with_a_hole(lines, refused, pairs_file):
+    lines.remove("data.limit=8")
+    offline = ["data=offline", f"data.train={pairs_file}", "data.heldout=null"]
+    refused(*offline, "weighting=column", told="a weight column in the data, and 1 of 6 rows.*fill it in")
+
+
+def test_given_scores_of_heldout_answers(lines, refused, pairs_file):
+    lines.remove("labeler.labeler.path=toy.vowels")
+    refused("data=offline", f"data.train={pairs_file}", "labeler=dataset", told="data.heldout=null, or a labeler")
+
+
+# -- a labeler that fails --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sick", "why"),
+    [("nan_for_chess", "wanted a finite number, found nan"), ("fails_for_chess", "RuntimeError: the board is broken")],
+)
+def test_a_labeler_that_fails_on_a_row_loses_no_label(sick, why, lines, tmp_path):
+    run, ledger = tmp_path / "run", tmp_path / "run" / "ledger.sqlite"
+    named = [*lines, "labeler.labeler.name=toy", "selector=none"]
+    with pytest.raises(ValueError, match=rf"prompt 'p05', response 0: .*{why}.*mend the labeler and resume"):
+        train(compose([*named, f"labeler.labeler.path=toy.{sick}"]), run)
+    before = labels(ledger)
+    assert len(before) > 0
+    assert "p05" not in set(before["prompt_id"])
+    train(compose([*named, "ckpt_path=last"]), run)
+    after = labels(ledger)
+    assert after.merge(before).shape == before.shape, "a label was bought twice or lost"
+    assert "p05" in set(after["prompt_id"])
+    train(compose(named), tmp_path / "never_sick")
+    assert summary(run) == summary(tmp_path / "never_sick")
+
+
+# -- the folder of the run -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("state", "planned"), [("a finished run", 1), ("an unfinished run", 2)])
+def test_a_folder_that_holds_a_run(state, planned, lines, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    stop = ["+trainer.max_steps=1"] if state == "an unfinished run" else []
+    train(compose([*lines, f"rounds={planned}", *stop]), run)
+    before = contents(run)
+    with pytest.raises(ValueError, match=f"already holds {state}; choose another name=.*ckpt_path=last"):
+        train(compose(lines), run)
+    with pytest.raises(ValueError, match=r"ckpt_path=no.ckpt does not exist; give a file, or `last`"):
+        train(compose([*lines, "ckpt_path=no.ckpt"]), run)
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize(
+    ("ckpt_path", "told"),
+    [("last", "holds no run to go on with; give its name, as in name=demo"), ("no.ckpt", "no.ckpt does not exist")],
+)
+def test_nothing_to_go_on_with(ckpt_path, told, refused, tmp_path):
+    refused(f"ckpt_path={ckpt_path}", told=told)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_below_a_file(refused, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    refused(told="cannot be written to.*choose another run_dir=", run_dir=tmp_path / "file" / "run")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(refused, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    refused(told="cannot be written to.*choose another run_dir=", run_dir=tmp_path / "locked" / "run")

@@ -1,0 +1,86 @@
+"""Tiny runs: what is typed for them, how they are started, and what they left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "conf"
+
+TOY = '''
+def vowels(prompt, response):
+    return float(sum(map(ord, response)) % 7)
+
+def nan_for_chess(prompt, response):
+    return float("nan") if "chess" in prompt else vowels(prompt, response)
+
+def fails_for_chess(prompt, response):
+    if "chess" in prompt:
+        raise RuntimeError("the board is broken")
+    return vowels(prompt, response)
+
+class Longer:
+    """A labeler that only compares."""
+
+    name = "longer"
+
+    def compare(self, items):
+        return ["first" if len(one.text) > len(other.text) else "second" for _, one, other in items]
+'''
+
+
+def typed(folder: Path, policy: Path, prompts: Path) -> list[str]:
+    """What is typed for a tiny run; writes toy.py, with the labelers that the tests need, into the folder."""
+    (folder / "toy.py").write_text(TOY)
+    return [
+        "trainer=cpu",
+        f"model.name={policy}",
+        "model.dtype=float32",
+        f"data.train={prompts}",
+        f"data.heldout={prompts}",
+        "data.limit=8",
+        "data.heldout_limit=4",
+        "labeler=function",
+        "labeler.labeler.path=toy.vowels",
+        "rounds=2",
+        "sampler.max_new_tokens=6",
+        "batching.batch_size=4",
+        "callbacks.report.console=false",
+    ]
+
+
+def command(*words: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python with these words in a process of its own, in the folder, with its toy.py to be found."""
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    return subprocess.run(
+        [sys.executable, *map(str, words)], cwd=folder, env=environ, capture_output=True, text=True, timeout=300
+    )
+
+
+def summary(run_dir: Path) -> dict[str, Any]:
+    """summary.json without the seconds, which no two runs share."""
+    numbers: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    del numbers["seconds"]
+    return numbers
+
+
+def labels(ledger: Path) -> pd.DataFrame:
+    """The labels of a ledger; none where there is no ledger."""
+    if not ledger.exists():
+        return pd.DataFrame(columns=["key"])
+    with closing(sqlite3.connect(ledger)) as db:
+        return pd.read_sql_query("SELECT * FROM labels ORDER BY time, key", db)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below the folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
