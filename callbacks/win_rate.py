@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -70,9 +69,5 @@ class WinRate(Callback):
         """One answer to each prompt, with its log-probs under policy and reference, on every rank."""
         mine = sampled(shard(prompts, at.ranks), at, n=1, purpose="evaluate", tick=tick)
         mine = at.policy.score_reference(mine)
-        logps = at.policy.score(mine)
-        mine = [
-            replace(c, responses=(replace(c.responses[0], logp=logp),)) for c, (logp,) in zip(mine, logps, strict=True)
-        ]
         answers = {c.prompt.id: c for c in at.ranks.gather(mine)}
         return [answers[p.id] for p in prompts]

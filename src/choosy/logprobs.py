@@ -1,10 +1,11 @@
 """Log-probabilities of many responses to one prompt: the hot path of training, scoring and evaluation.
 
 The prompt is computed once for all its responses: one row holds prompt + response 1 + ... + response N, positions
-restart after the prompt, and the mask hides the siblings. Logits exist only where a response token is predicted,
-a chunk at a time.
+restart after the prompt, and the mask hides the siblings. What all prompts of a pass begin with, such as a system
+prompt, is computed once for all rows. Logits exist only where a response token is predicted, a chunk at a time.
 
-Axes: B rows, L tokens of a row, T predicted tokens, S responses, D hidden width, V vocabulary.
+Axes: B rows, L tokens of a row, K keys (the common prefix, then the row), T predicted tokens, S responses,
+D hidden width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +44,12 @@ class Rows:
 
     ids_BL: Tensor
     position_BL: Tensor
-    mask_BLL: Tensor  # True where the query (second axis) may look at the key (third)
+    mask_BLK: Tensor  # True where the query (second axis) may look at the key (third)
     row_T: Tensor
     column_T: Tensor
     target_T: Tensor
     response_T: Tensor
+    prefix_P: Tensor  # what all prompts begin with; not in the rows
     responses: int
 
     def to(self, device: torch.device) -> Rows:
@@ -54,21 +57,49 @@ class Rows:
         return Rows(
             self.ids_BL.to(device),
             self.position_BL.to(device),
-            self.mask_BLL.to(device),
+            self.mask_BLK.to(device),
             self.row_T.to(device),
             self.column_T.to(device),
             self.target_T.to(device),
             self.response_T.to(device),
+            self.prefix_P.to(device),
             self.responses,
         )
 
 
-def share_prompt(groups: Sequence[Group]) -> Rows:
+SHORTEST_PREFIX = 8  # a pass of its own for fewer tokens costs more than it saves
+
+
+def common_prefix(prompts: Sequence[Ids]) -> Ids:
+    """What all prompts begin with, so that each keeps at least one token of its own; nothing for a single prompt.
+
+    Example:
+        >>> common_prefix([[5, 6, 7], [5, 6], [5, 6, 8]])
+        [5]
+    """
+    if len(prompts) < 2:
+        return []
+    shortest = min(prompts, key=len)
+    length = 0
+    while length < len(shortest) - 1 and all(ids[length] == shortest[length] for ids in prompts):
+        length += 1
+    return list(shortest[:length])
+
+
+def share_prompt(groups: Sequence[Group], *, share_prefix: bool = False) -> Rows:
     """One row a group: the prompt once, then every response; a response's last token is only ever a target.
+
+    Args:
+        groups: What the rows hold.
+        share_prefix: Take what all prompts begin with out of the rows, to be computed once.
 
     Raises:
         ValueError: A prompt without tokens, from which nothing can be predicted.
     """
+    prefix = common_prefix([group.prompt_ids for group in groups]) if share_prefix else []
+    if len(prefix) < SHORTEST_PREFIX:
+        prefix = []
+    groups = [Group(group.prompt_ids[len(prefix) :], group.response_ids) for group in groups]
     width = max(group.tokens for group in groups)
     ids_BL = torch.zeros(len(groups), width, dtype=torch.long)
     position_BL = torch.zeros(len(groups), width, dtype=torch.long)
@@ -80,12 +111,12 @@ def share_prompt(groups: Sequence[Group]) -> Rows:
         if at == 0:
             raise ValueError("A prompt has no tokens; give it text, or a tokenizer with a beginning-of-sequence token.")
         ids_BL[b, :at] = torch.tensor(group.prompt_ids)
-        position_BL[b, :at] = torch.arange(at)
+        position_BL[b, :at] = len(prefix) + torch.arange(at)
         segment_BL[b, :at] = 0
         for n, ids in enumerate(group.response_ids, start=1):
             inner = max(len(ids) - 1, 0)
             ids_BL[b, at : at + inner] = torch.tensor(ids[:inner], dtype=torch.long)
-            position_BL[b, at : at + inner] = len(group.prompt_ids) + torch.arange(inner)
+            position_BL[b, at : at + inner] = len(prefix) + len(group.prompt_ids) + torch.arange(inner)
             segment_BL[b, at : at + inner] = n
             # the prompt's last token predicts the response's first, each later token its successor
             columns += [len(group.prompt_ids) - 1, *range(at, at + inner)][: len(ids)]
@@ -97,7 +128,10 @@ def share_prompt(groups: Sequence[Group]) -> Rows:
     row_T, column_T, target_T, response_T = (
         torch.tensor(x, dtype=torch.long) for x in (rows, columns, targets, owners)
     )
-    return Rows(ids_BL, position_BL, visible(segment_BL), row_T, column_T, target_T, response_T, response)
+    seen_BLP = torch.ones(len(groups), width, len(prefix), dtype=torch.bool)
+    mask_BLK = torch.cat([seen_BLP, visible(segment_BL)], dim=-1)
+    prefix_P = torch.tensor(prefix, dtype=torch.long)
+    return Rows(ids_BL, position_BL, mask_BLK, row_T, column_T, target_T, response_T, prefix_P, response)
 
 
 def visible(segment_BL: Tensor) -> Tensor:
@@ -129,27 +163,29 @@ class _ChosenTokenLogp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, chunk: int) -> Tensor:
-        ready = hidden_TD.requires_grad and not weight_VD.requires_grad
+    def forward(ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, chunk: int, one_pass: bool) -> Tensor:
         logp_T = torch.empty(len(target_T), dtype=torch.float32, device=hidden_TD.device)
-        slope_TD = torch.empty_like(hidden_TD) if ready else None
+        slope_TD = torch.empty_like(hidden_TD) if one_pass else None
         for at in range(0, len(target_T), chunk):
             part = slice(at, at + chunk)
             logits_tV = F.linear(hidden_TD[part], weight_VD).float()
-            normalizer_t = logits_tV.logsumexp(-1)
-            logp_T[part] = logits_tV.gather(-1, target_T[part, None]).squeeze(-1) - normalizer_t
+            chosen_t1 = logits_tV.gather(-1, target_T[part, None])
+            top_t1 = logits_tV.amax(-1, keepdim=True)
+            odds_tV = logits_tV.sub_(top_t1).exp_()  # in place: logsumexp would copy the chunk
+            total_t1 = odds_tV.sum(-1, keepdim=True)
+            logp_T[part] = (chosen_t1 - top_t1 - total_t1.log()).squeeze(-1)
             if slope_TD is not None:
-                soft_tV = logits_tV.sub_(normalizer_t[:, None]).exp_().to(weight_VD.dtype)
-                slope_TD[part] = weight_VD[target_T[part]] - soft_tV @ weight_VD
+                mean_tD = (odds_tV.to(weight_VD.dtype) @ weight_VD).float() / total_t1
+                slope_TD[part] = (weight_VD[target_T[part]] - mean_tD).to(slope_TD.dtype)
         ctx.chunk = chunk
         ctx.save_for_backward(*([slope_TD] if slope_TD is not None else [hidden_TD, weight_VD, target_T]))
         return logp_T
 
     @staticmethod
-    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         if len(ctx.saved_tensors) == 1:
             (slope_TD,) = ctx.saved_tensors
-            return slope_TD * grad_T[:, None].to(slope_TD.dtype), None, None, None
+            return slope_TD * grad_T[:, None].to(slope_TD.dtype), None, None, None, None
         hidden_TD, weight_VD, target_T = ctx.saved_tensors
         grad_hidden_TD = torch.empty_like(hidden_TD)
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
@@ -161,7 +197,7 @@ class _ChosenTokenLogp(torch.autograd.Function):
             grad_logits_tV = soft_tV.to(hidden_TD.dtype)
             grad_hidden_TD[part] = grad_logits_tV @ weight_VD
             grad_weight_VD += grad_logits_tV.T @ hidden_TD[part]
-        return grad_hidden_TD, grad_weight_VD.to(weight_VD.dtype), None, None
+        return grad_hidden_TD, grad_weight_VD.to(weight_VD.dtype), None, None, None
 
 
 def chosen_token_logps(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, *, chunk: int = 256) -> Tensor:
@@ -175,9 +211,10 @@ def chosen_token_logps(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, *
     """
     if torch.is_autocast_enabled(hidden_TD.device.type):
         weight_VD = weight_VD.to(torch.get_autocast_dtype(hidden_TD.device.type))
+    one_pass = torch.is_grad_enabled() and hidden_TD.requires_grad and not weight_VD.requires_grad
     with torch.autocast(hidden_TD.device.type, enabled=False):
         logp_T: Tensor = _ChosenTokenLogp.apply(  # type: ignore[no-untyped-call]
-            hidden_TD.to(weight_VD.dtype), weight_VD, target_T, chunk
+            hidden_TD.to(weight_VD.dtype), weight_VD, target_T, chunk, one_pass
         )
     return logp_T
 
@@ -189,15 +226,32 @@ def last_hidden(model: nn.Module, rows: Rows) -> Tensor:
         model: A causal language model of transformers, adapters injected.
         rows: On the model's device.
     """
-    mask_B1LL = rows.mask_BLL[:, None]
+    mask_B1LK = rows.mask_BLK[:, None]
     if model.config._attn_implementation == "eager":  # type: ignore[union-attr]
         # eager attention adds its mask to the scores; the others select by a boolean one
         dtype = next(model.parameters()).dtype
-        mask_B1LL = torch.zeros_like(mask_B1LL, dtype=dtype).masked_fill(~mask_B1LL, torch.finfo(dtype).min)
+        mask_B1LK = torch.zeros_like(mask_B1LK, dtype=dtype).masked_fill(~mask_B1LK, torch.finfo(dtype).min)
     hidden_BLD: Tensor = model.get_decoder()(  # type: ignore[operator]
-        input_ids=rows.ids_BL, position_ids=rows.position_BL, attention_mask=mask_B1LL, use_cache=False
+        input_ids=rows.ids_BL,
+        position_ids=rows.position_BL,
+        attention_mask=mask_B1LK,
+        past_key_values=prefix_cache(model, rows.prefix_P, len(rows.ids_BL)),
+        use_cache=len(rows.prefix_P) > 0,
     ).last_hidden_state
     return hidden_BLD
+
+
+def prefix_cache(model: nn.Module, prefix_P: Tensor, copies: int) -> DynamicCache | None:
+    """Keys and values of a prefix, computed once and seen by so many rows; gradients of all rows flow into it."""
+    if len(prefix_P) == 0:
+        return None
+    cache = DynamicCache(config=model.config)  # type: ignore[arg-type]
+    model.get_decoder()(input_ids=prefix_P[None], past_key_values=cache, use_cache=True)  # type: ignore[operator]
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        layer.keys = layer.keys.expand(copies, -1, -1, -1)
+        layer.values = layer.values.expand(copies, -1, -1, -1)
+    return cache
 
 
 def response_logps(model: nn.Module, rows: Rows) -> Tensor:
@@ -243,10 +297,12 @@ def can_share_prompt(model: nn.Module, vocabulary: int) -> bool:
         return False
     generator = torch.Generator().manual_seed(0)
     draw = torch.randint(0, vocabulary, (40,), generator=generator).tolist()
-    probe = [Group(draw[:9], [draw[9:14], draw[14:15], draw[15:24]]), Group(draw[24:29], [draw[29:33], draw[33:40]])]
+    head, tails = draw[:9], (draw[9:12], draw[12:16])
+    probe = [Group(head + tails[0], [draw[16:21], draw[21:22]]), Group(head + tails[1], [draw[22:31], draw[31:40]])]
     try:
         with torch.no_grad():
-            shared_S = response_logps(model, share_prompt(probe).to(next(model.parameters()).device))
+            rows = share_prompt(probe, share_prefix=True).to(next(model.parameters()).device)
+            shared_S = response_logps(model, rows)
             padded_S = padded_response_logps(model, probe)
     except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         log.info("This architecture refused shared prompts: %s", error)
@@ -282,6 +338,7 @@ def score_groups(
     groups: Sequence[Group],
     *,
     share: bool,
+    share_prefix: bool,
     tokens_per_step: int,
     precision: Callable[[], AbstractContextManager[Any]],
 ) -> Iterator[tuple[list[int], list[list[float]]]]:
@@ -290,10 +347,9 @@ def score_groups(
     for batch in packed(groups, tokens_per_step):
         chosen = [groups[i] for i in batch]
         with torch.no_grad(), precision():
-            logp_S = (
-                response_logps(model, share_prompt(chosen).to(device))
-                if share
-                else padded_response_logps(model, chosen)
-            )
+            if share:
+                logp_S = response_logps(model, share_prompt(chosen, share_prefix=share_prefix).to(device))
+            else:
+                logp_S = padded_response_logps(model, chosen)
         flat = iter(logp_S.tolist())
         yield batch, [[next(flat) for _ in group.response_ids] for group in chosen]

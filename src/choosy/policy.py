@@ -204,6 +204,8 @@ class Policy(nn.Module):
             trust_remote_code=self.trust_remote_code,
         )
         switch_off_dropout(model)
+        # a slice of hidden states is not contiguous, and torch would copy the whole head once for each row
+        model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = self._with_adapter(model)
@@ -321,7 +323,8 @@ class Policy(nn.Module):
         """Summed log-probability (S,) of every response of the groups, with gradients."""
         with self.precision():
             if self.shares_prompts and self._fits_window(groups):
-                return response_logps(self.causal_lm, share_prompt(groups).to(self.device))
+                rows = share_prompt(groups, share_prefix=not self.gradient_checkpointing)  # checkpoints keep no cache
+                return response_logps(self.causal_lm, rows.to(self.device))
             return padded_response_logps(self.causal_lm, groups)
 
     def score(
@@ -336,7 +339,12 @@ class Policy(nn.Module):
         scored: list[list[float]] = [[] for _ in groups]
         share = self.shares_prompts and self._fits_window(groups)
         for positions, values in score_groups(
-            self.causal_lm, groups, share=share, tokens_per_step=self.tokens_per_step, precision=self.precision
+            self.causal_lm,
+            groups,
+            share=share,
+            share_prefix=not self.gradient_checkpointing,
+            tokens_per_step=self.tokens_per_step,
+            precision=self.precision,
         ):
             for position, of_group in zip(positions, values, strict=True):
                 scored[position] = of_group

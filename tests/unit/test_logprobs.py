@@ -114,7 +114,9 @@ def values_and_gradients(model: nn.Module, logps: Callable[[], Tensor]) -> tuple
 
 
 def assert_paths_agree(model: nn.Module, groups: Sequence[Group]) -> None:
-    shared_S, shared = values_and_gradients(model, lambda: response_logps(model, share_prompt(groups)))
+    shared_S, shared = values_and_gradients(
+        model, lambda: response_logps(model, share_prompt(groups, share_prefix=True))
+    )
     padded_S, padded = values_and_gradients(model, lambda: padded_response_logps(model, groups))
     torch.testing.assert_close(shared_S, padded_S, rtol=1e-5, atol=1e-5)
     assert shared.keys() == padded.keys()
@@ -132,6 +134,17 @@ def assert_paths_agree(model: nn.Module, groups: Sequence[Group]) -> None:
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma", "gpt2", "phi", "mistral"])
 def test_sharing_the_prompt_changes_neither_values_nor_gradients(architecture: str, implementation: str) -> None:
     assert_paths_agree(tiny(architecture, implementation), ONE_TO_EIGHT)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped", "sdpa"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma", "gpt2", "phi", "mistral"])
+def test_a_prefix_that_all_prompts_share_is_computed_once(architecture: str, implementation: str) -> None:
+    prefix = group(11, seed=99).prompt_ids
+    groups = [Group([*prefix, *g.prompt_ids], g.response_ids) for g in ONE_TO_EIGHT]
+    rows = share_prompt(groups, share_prefix=True)
+    assert rows.prefix_P.tolist() == list(prefix)
+    assert rows.ids_BL.shape[1] == share_prompt(groups).ids_BL.shape[1] - len(prefix)
+    assert_paths_agree(tiny(architecture, implementation), groups)
 
 
 @pytest.mark.parametrize("responses", range(1, 9))
@@ -206,7 +219,7 @@ def test_rows_of_two_groups_typed_in_full() -> None:
     rows = share_prompt([Group([5, 6], [[7, 8], [9, 10, 11]]), Group([1], [[2, 3], []])])
     assert rows.ids_BL.tolist() == [[5, 6, 7, 9, 10], [1, 2, 0, 0, 0]]
     assert rows.position_BL.tolist() == [[0, 1, 2, 2, 3], [0, 1, 0, 0, 0]]
-    assert rows.mask_BLL.int().tolist() == [
+    assert rows.mask_BLK.int().tolist() == [
         [
             [1, 0, 0, 0, 0],
             [1, 1, 0, 0, 0],
@@ -342,7 +355,12 @@ def test_scores_do_not_depend_on_the_packing(share: bool, tokens_per_step: int) 
     model = tiny("llama", "grouped")
     scored: dict[int, list[float]] = {}
     for positions, values in score_groups(
-        model, ONE_TO_EIGHT, share=share, tokens_per_step=tokens_per_step, precision=nullcontext
+        model,
+        ONE_TO_EIGHT,
+        share=share,
+        share_prefix=True,
+        tokens_per_step=tokens_per_step,
+        precision=nullcontext,
     ):
         scored.update(zip(positions, values, strict=True))
     expected = iter(padded_response_logps(model, ONE_TO_EIGHT).tolist())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from choosy.logprobs import Ids
+from choosy.logprobs import Ids, common_prefix, prefix_cache
 from choosy.policy import Policy
 from choosy.types import Response
 
@@ -141,15 +141,19 @@ class Generate:
 def prefill(
     model: PreTrainedModel, prompts: Sequence[Ids], device: torch.device
 ) -> tuple[Tensor, DynamicCache, Tensor]:
-    """Next-token logits (P, V), cache and mask (P, L) of left-padded prompts."""
-    width = max(map(len, prompts))
+    """Next-token logits (P, V), cache and mask (P, L) of left-padded prompts; their common prefix is computed once."""
+    prefix = common_prefix(prompts)
+    width = max(map(len, prompts)) - len(prefix)
     ids_PL = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask_PL = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask_PL = torch.zeros(len(prompts), len(prefix) + width, dtype=torch.long)
+    mask_PL[:, : len(prefix)] = 1
     for p, ids in enumerate(prompts):
-        ids_PL[p, width - len(ids) :] = torch.tensor(ids)
-        mask_PL[p, width - len(ids) :] = 1
-    position_PL = (mask_PL.cumsum(-1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
+        own = torch.tensor(ids[len(prefix) :])
+        ids_PL[p, width - len(own) :] = own
+        mask_PL[p, len(prefix) + width - len(own) :] = 1
+    position_PL = (mask_PL.cumsum(-1) - 1)[:, len(prefix) :].clamp(min=0)
+    prefix_P = torch.tensor(prefix, dtype=torch.long, device=device)
+    cache = prefix_cache(model, prefix_P, len(prompts)) or DynamicCache(config=model.config)
     logits_P1V = model(
         input_ids=ids_PL.to(device),
         attention_mask=mask_PL.to(device),
