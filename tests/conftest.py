@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports huggingface_hub, which reads them once.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as choosy does, before torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as choosy does, before torch is imported
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
