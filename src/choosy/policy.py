@@ -205,7 +205,8 @@ class Policy(nn.Module):
         )
         switch_off_dropout(model)
         # a slice of hidden states is not contiguous, and torch would copy the whole head once for each row
-        model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
+        head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = self._with_adapter(model)

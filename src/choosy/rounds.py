@@ -128,7 +128,7 @@ def play_round(
         keep: What the pool keeps of a prompt's earlier rounds.
     """
     with at.phases("select"):
-        chosen = choose_prompts(at, prompts, prompt_selector)
+        chosen, utility = choose_prompts(at, prompts, prompt_selector)
     with at.phases("sample", total=len(chosen), unit="prompts") as tick:
         mine = sample(shard(chosen, at.ranks), at, lambda n: tick(n * at.ranks.size))
     mine = score(mine, at)
@@ -139,14 +139,12 @@ def play_round(
         tick(len(fresh))
     if unpaid:
         labeled = worth_keeping(labeled, at.pool)
-    if unpaid and at.ranks.rank == 0:
         at.phases.display.say(
             f"The label budget of {desk.budget} is spent: {unpaid} of this round's judgements were not bought. "
             "Training goes on with the pairs bought so far."
         )
-    weighed = [weigh(c, weighting, at.number) for c in labeled]
-    utility = {p.id: u for p, u in zip(chosen, chosen.utilities, strict=True)}
-    return at.pool.put([replace(c, utility=utility[c.prompt.id]) for c in weighed], round=at.number, keep=keep)
+    weighed = [replace(weigh(c, weighting, at.number), utility=utility[c.prompt.id]) for c in labeled]
+    return at.pool.put(weighed, round=at.number, keep=keep)
 
 
 def worth_keeping(labeled: Sequence[Candidates], pool: Pool) -> list[Candidates]:
@@ -157,26 +155,18 @@ def worth_keeping(labeled: Sequence[Candidates], pool: Pool) -> list[Candidates]
     ]
 
 
-class ChosenPrompts(list[Prompt]):
-    """Prompts to sample, in the order of their ids, each with its utility (nan where nothing was chosen)."""
-
-    utilities: list[float]
-
-
-def choose_prompts(at: Round, prompts: Sequence[Prompt], selector: PromptSelector | None) -> ChosenPrompts:
-    """Slot 1: the prompts that get fresh responses this round."""
+def choose_prompts(
+    at: Round, prompts: Sequence[Prompt], selector: PromptSelector | None
+) -> tuple[list[Prompt], dict[str, float]]:
+    """Slot 1: the prompts that get fresh responses this round, in the order of their ids, and their utilities."""
     if selector is None or at.number < selector.warmup_rounds:
-        chosen = ChosenPrompts(sorted(prompts, key=lambda p: p.id))
-        chosen.utilities = [math.nan] * len(chosen)
-        return chosen
+        return sorted(prompts, key=lambda p: p.id), {p.id: math.nan for p in prompts}
     utilities = selector.prompt_utilities(prompts, at)
     k = selection.quota(len(prompts), fraction=selector.fraction, count=selector.count)
     names = [p.id for p in prompts]
     best = selection.largest(utilities, k, names=names, seed=seed_of(at.seed, "prompts", at.number))
     best.sort(key=lambda i: names[i])
-    chosen = ChosenPrompts(prompts[i] for i in best)
-    chosen.utilities = [utilities[i] for i in best]
-    return chosen
+    return [prompts[i] for i in best], {names[i]: utilities[i] for i in best}
 
 
 def sampled(
@@ -284,11 +274,10 @@ def refuse_many(responses: int, labeler: str) -> None:
 
 def best_against_worst(c: Candidates, source: str, number: int) -> Candidates:
     """The pair of the highest against the lowest reward; equal rewards or texts make no pair."""
-    rewards = [r.reward for r in c.responses]
-    if len(rewards) < 2 or any(reward is None for reward in rewards):
+    rewards = [r.reward for r in c.responses if r.reward is not None]
+    if len(rewards) < max(2, len(c.responses)):
         return c
-    best = max(range(len(rewards)), key=lambda n: rewards[n] or 0.0)
-    worst = min(range(len(rewards)), key=lambda n: rewards[n] or 0.0)
+    best, worst = rewards.index(max(rewards)), rewards.index(min(rewards))
     if rewards[best] == rewards[worst] or c.responses[best].text == c.responses[worst].text:
         return c
     if any({pair.chosen, pair.rejected} == {best, worst} for pair in c.pairs):
