@@ -108,7 +108,6 @@ def test_a_half_written_round_is_played_again(play, sampled_rounds, tmp_path):
     assert resumed.summary["labels"] == whole.summary["labels"]
 
 
-@pytest.mark.xfail(strict=True, reason="Lightning's CSVLogger deletes the metrics.csv that it finds")
 def test_the_metrics_of_before_the_interruption_are_kept(play):
     with pytest.raises(Killed):
         play("data.heldout=null", callbacks=[Kill(1, 1)])
