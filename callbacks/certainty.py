@@ -37,6 +37,11 @@ class Certainty(Callback):
         self.direction: selection.Direction = direction
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if trainer.datamodule.run.reference == "previous_round":
+            raise ValueError(
+                "reference=previous_round makes the policy its own reference when pairs are chosen, so that certainty "
+                "would draw lots; choose reference=initial, or another pair selector such as selector=dissimilarity."
+            )
         trainer.datamodule.use(pairs=self)
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:

@@ -45,7 +45,7 @@ class Entropy(Callback):
         def entropy_of(mine: list[Prompt]) -> list[float]:
             seeds = [[seed_of(at.seed, "entropy", at.number, p.id, n) for n in range(self.samples)] for p in mine]
             ids = [at.policy.encode_prompt(p) for p in mine]
-            sampled = at.sampler.sample(at.policy, ids, seeds, temperature=1.0)
+            sampled = at.sampler.sample(at.policy, ids, seeds, plain=True)
             at.counts["tokens_generated"] += sum(len(r.ids) for of_prompt in sampled for r in of_prompt)
             return selection.sequence_entropy([[r.logp for r in of_prompt] for of_prompt in sampled])
 

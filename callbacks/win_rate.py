@@ -37,9 +37,9 @@ class WinRate(Callback):
         run, prompts = trainer.datamodule.run, trainer.datamodule.heldout
         if not prompts:
             return
-        if not start_file(run.rounds_folder).exists():
+        if not run.ranks.once(lambda: start_file(run.rounds_folder).exists()):
             at = self.round(-1, run, pl_module)
-            with run.phases("evaluate", total=len(prompts), unit="start answers") as tick:
+            with pl_module.policy.as_start(), run.phases("evaluate", total=len(prompts), unit="start answers") as tick:
                 answers = self.answers(prompts, at, tick)
                 scored = at.ranks.once(
                     lambda: run.desk.score(answers, purpose="evaluate") if run.desk.scores else answers

@@ -149,7 +149,7 @@ class OnPolicyData(LightningDataModule):
         self.run.expect(self.responses)
         self.run.play(
             number,
-            self.prompts,
+            [] if self.run.spent_out(current_ranks()) else self.prompts,
             policy=module.policy,
             sample=self.sample,
             ranks=current_ranks(),

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from choosy.ledger import Desk
+from choosy.ledger import MIRRORED, Desk
 from choosy.pool import SCHEMA, from_row, to_row, write_table
-from choosy.types import Candidates, Prompt, Verdict
+from choosy.types import Candidates, Prompt, Verdict, seed_of
 
 OUTCOME: Mapping[Verdict, float | None] = {"first": 1.0, "tie": 0.5, "second": 0.0, "invalid": None}
 
@@ -39,8 +39,10 @@ def evaluate(answers: Sequence[Candidates], start: Mapping[str, Candidates], des
         both = desk.score(both, purpose="evaluate")
         verdicts = [by_reward(c) for c in both]
     else:
-        asked = [(c.prompt, c.responses[0], c.responses[1]) for c in both]
-        verdicts = [verdict or "invalid" for verdict in desk.compare(asked, purpose="evaluate")]
+        turned = [seed_of("shown", c.prompt.id) % 2 == 1 for c in both]  # judges tend to favour a place
+        asked = [(c.prompt, *c.responses[:: -1 if turn else 1]) for c, turn in zip(both, turned, strict=True)]
+        told = [verdict or "invalid" for verdict in desk.compare(asked, purpose="evaluate")]  # type: ignore[arg-type]
+        verdicts = [MIRRORED[verdict] if turn else verdict for verdict, turn in zip(told, turned, strict=True)]
     outcomes = [OUTCOME[verdict] for verdict in verdicts]
     judged = [outcome for outcome in outcomes if outcome is not None]
     now = [c.responses[0] for c in both]

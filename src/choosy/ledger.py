@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from choosy.labeling import Compares, Labeler, Scores
+from choosy.labeling.dataset import Dataset
 from choosy.types import Candidates, Prompt, Response, Verdict, content_id
 
 Purpose = Literal["train", "evaluate"]
@@ -62,13 +63,14 @@ class Question:
     place: str
     prompt: Prompt
     responses: tuple[Response, ...]
+    stamp: str = ""  # what else tells it from others, where texts do not
 
     @cached_property
     def key(self) -> str:
         """What makes two questions one. Not the order of responses: a verdict is mirrored when it is read."""
         turns = [part for message in self.prompt.messages for part in (message.role, message.content)]
         texts = sorted(response.text for response in self.responses)
-        return content_id(self.labeler, self.prompt.text, str(len(turns)), *turns, *texts)
+        return content_id(self.labeler, self.stamp, self.prompt.text, str(len(turns)), *turns, *texts)
 
     def __str__(self) -> str:
         starts = " and ".join(repr(response.text[:40]) for response in self.responses)
@@ -253,7 +255,8 @@ class Desk:
         return [None if labels is None else _verdict(labels, first) for (_, first, _), labels in served]
 
     def _question(self, place: str, prompt: Prompt, *responses: Response) -> Question:
-        return Question(self.labeler.name, place, prompt, responses)
+        stamp = self.labeler.stamp(prompt, responses) if isinstance(self.labeler, Dataset) else ""
+        return Question(self.labeler.name, place, prompt, responses, stamp)
 
     def _serve(self, groups: Sequence[Sequence[Question]], purpose: Purpose) -> list[list[Label] | None]:
         """All labels of each group of questions, or None where the rest of the budget cannot pay it."""
@@ -272,7 +275,8 @@ class Desk:
         labels = self._ledger.find(wanted)
         return [None if group is None else [labels[q.key] for q in group] for group in served]
 
-    def _buy(self, questions: Sequence[Question], purpose: Purpose, at_once: int = CHUNK) -> None:
+    def _buy(self, questions: Sequence[Question], purpose: Purpose, at_once: int | None = None) -> None:
+        at_once = at_once or int(getattr(self.labeler, "at_once", CHUNK))
         for start in range(0, len(questions), at_once):
             chunk = questions[start : start + at_once]
             try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 
 class MetricsFile(CSVLogger):
@@ -23,6 +24,7 @@ class MetricsFile(CSVLogger):
         self._file = Path(run_dir) / "metrics.csv"
         self._found = self._read()  # now: the trainer's first look at the logger deletes the file
 
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         if self._found:
             self.experiment.metrics.extend(row for row in self._found if step is None or int(row["step"]) < step)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from choosy.batching import Batch
@@ -83,14 +85,16 @@ class WeightedDPO(LightningModule):
         optimizer.zero_grad()  # type: ignore[union-attr]
         rewards: list[Tensor] = []
         total_loss = torch.zeros(())
-        for part in batch.parts(self.policy.tokens_per_step):
+        parts = list(batch.parts(self.policy.tokens_per_step))
+        for number, part in enumerate(parts, start=1):
             logp_b2 = self.policy.logps(part.groups).view(-1, 2)
             ref_b2 = part.logp_ref_B2.to(logp_b2.device)
             delta_b = log_ratio_difference(logp_b2[:, 0], logp_b2[:, 1], ref_b2[:, 0], ref_b2[:, 1])
             loss_b = weighted_dpo_loss(delta_b, part.weight_B.to(delta_b.device), self.loss)
             refuse_non_finite(loss_b, part)
             loss = loss_b.sum() * self.trainer.world_size / batch.total  # ranks average their gradients
-            self.manual_backward(loss)
+            with self.apart() if number < len(parts) else nullcontext():
+                self.manual_backward(loss)
             total_loss = total_loss + loss.detach().cpu()
             rewards.append(torch.cat([logp_b2.detach(), ref_b2], dim=1).cpu())
         if batch.total == 0:
@@ -106,6 +110,11 @@ class WeightedDPO(LightningModule):
         self.log("loss", total_loss, on_step=True, on_epoch=True, batch_size=batch.total, sync_dist=True)
         if rewards:
             self.log_dict(preference_metrics(torch.cat(rewards), self.loss.beta), batch_size=batch.total)
+
+    def apart(self) -> AbstractContextManager[Any]:
+        """Ranks may cut a step into different numbers of parts, so they meet at the last part only."""
+        wrapped = self.trainer.strategy.model
+        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
 
     # -- checkpoints hold what is trained, and what cannot be loaded again -------------------------------------
 

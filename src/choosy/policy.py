@@ -275,6 +275,12 @@ class Policy(nn.Module):
             yield
 
     @contextmanager
+    def as_start(self) -> Iterator[None]:
+        """The weights of the start of the run within the block, the policy's own again after it."""
+        with self._instead([(p, self.initial[name].to(p.device)) for name, p in self.trainable()]):
+            yield
+
+    @contextmanager
     def for_sampling(self) -> Iterator[None]:
         """Weights that sample fast within the block: adapter merged, all in the forward's precision."""
         was_training = self.training

@@ -178,8 +178,17 @@ class Run:
 
     def _adopt(self, number: int) -> None:
         self.pool, about = Pool.load(self.rounds_folder, number)
-        self.counts = Counter({k: about[k] for k in ("tokens_generated", "prompts_sampled", "pairs_trained")})
+        self.counts = Counter({k: about[k] for k in ("tokens_generated", "prompts_sampled")}) + Counter(
+            pairs_trained=self.counts["pairs_trained"]  # the file may have counted this round's training already
+        )
         self.phases.load_state_dict({"seconds": about["seconds"]})
+
+    def spent_out(self, ranks: Ranks) -> bool:
+        """Whether fresh responses could get no label any more, so that they are not worth sampling."""
+        if len(self.pool) == 0 or not ranks.once(lambda: self.desk.exhausted):
+            return False
+        self.phases.display.say(f"The label budget of {self.desk.budget} is spent; training goes on with its pairs.")
+        return True
 
     def loader(self, number: int) -> PairBatches:
         """The batches of a round's training."""

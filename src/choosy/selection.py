@@ -31,7 +31,10 @@ def quota(n: int, *, fraction: float | None = None, count: int | None = None) ->
         (3, 4, 10)
     """
     if fraction is not None and count is not None:
-        raise ValueError(f"fraction={fraction} and count={count} both say how many to choose; keep one of them.")
+        raise ValueError(
+            f"fraction={fraction} and count={count} both say how many to choose; keep one, "
+            "and set the other to null, as in callbacks.certainty.fraction=null callbacks.certainty.count=64."
+        )
     if fraction is not None:
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction={fraction} is no share of the items; choose 0 < fraction <= 1.")

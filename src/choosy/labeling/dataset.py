@@ -17,6 +17,10 @@ class Dataset:
 
     name = "dataset"
 
+    def stamp(self, prompt: Prompt, responses: Sequence[Response]) -> str:
+        """What tells one row's label from another's: the same texts may carry other scores elsewhere in the data."""
+        return " ".join([prompt.id, *sorted(f"{response.text}={response.gold}" for response in responses)])
+
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
         """The gold score of each response.
 

@@ -27,6 +27,8 @@ class Function:
         'function:difflib.get_close_matches'
     """
 
+    at_once = 1  # each call may cost money: its answer is in the ledger before the next is asked
+
     def __init__(self, path: str, *, name: str | None = None) -> None:
         self.name = name or f"function:{path}"
         self._reward = _found(path)

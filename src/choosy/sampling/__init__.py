@@ -21,7 +21,7 @@ class Sampler(Protocol):
         prompts: Sequence[Ids],
         seeds: Sequence[Sequence[int]],
         *,
-        temperature: float | None = None,
+        plain: bool = False,
         tick: Callable[[int], None] = lambda n: None,
     ) -> list[list[Response]]:
         """One response for each seed of each prompt; the same seed gives the same text.
@@ -30,7 +30,7 @@ class Sampler(Protocol):
             policy: Whose responses.
             prompts: Token ids, chat template applied.
             seeds: Per prompt one seed a response.
-            temperature: Overrides the engine's own.
+            plain: Sample the policy as it is, at temperature 1 and from all tokens, whatever the engine's settings.
             tick: Called with the number of prompts that are done.
         """
         ...

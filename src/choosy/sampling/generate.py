@@ -71,11 +71,11 @@ class Generate:
         prompts: Sequence[Ids],
         seeds: Sequence[Sequence[int]],
         *,
-        temperature: float | None = None,
+        plain: bool = False,
         tick: Callable[[int], None] = lambda n: None,
     ) -> list[list[Response]]:
         """One response for each seed of each prompt (see `Sampler.sample`)."""
-        temperature = self.temperature if temperature is None else temperature
+        shape = (1.0, 1.0, 0) if plain else (self.temperature, self.top_p, self.top_k)
         responses: list[list[Response]] = [[Response("")] * len(of_prompt) for of_prompt in seeds]
         order = sorted(range(len(prompts)), key=lambda p: -len(prompts[p]))  # neighbours of like length
         with policy.for_sampling():
@@ -85,7 +85,7 @@ class Generate:
                 while order and rows + len(seeds[order[0]]) <= self.batch_size:
                     rows += len(seeds[order[0]])
                     batch.append(order.pop(0))
-                for row in self._batch(policy, batch, prompts, seeds, temperature):
+                for row in self._batch(policy, batch, prompts, seeds, shape):
                     finished = bool(row.ids) and row.ids[-1] in policy.stop_ids
                     responses[row.prompt][row.sample] = Response(
                         policy.decode(row.ids).strip(), tuple(row.ids), finished, row.logp
@@ -99,7 +99,7 @@ class Generate:
         batch: Sequence[int],
         prompts: Sequence[Ids],
         seeds: Sequence[Sequence[int]],
-        temperature: float,
+        shape: tuple[float, float, int],
     ) -> list[_Row]:
         model, device = policy.causal_lm, policy.device
         logits_PV, cache, mask_PL = prefill(model, [prompts[p] for p in batch], device)
@@ -112,7 +112,7 @@ class Generate:
         alive = list(range(len(flying)))  # positions in the cache of the rows still flying
         for step in range(self.max_new_tokens):
             draw_R = torch.tensor([row.draws[step] for row in flying], device=device)
-            token_R = choose_token(logits_RV, draw_R, temperature, self.top_p, self.top_k)
+            token_R = choose_token(logits_RV, draw_R, *shape)
             logp_R = logits_RV.gather(-1, token_R[:, None]).squeeze(-1) - logits_RV.logsumexp(-1)
             for row, token, logp in zip(flying, token_R.tolist(), logp_R.tolist(), strict=True):
                 row.ids.append(token)
