@@ -35,7 +35,14 @@ def rows(run_dir: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "selector", [["selector=optune"], ["selector=certainty", "data.responses=3"]], ids=["optune", "certainty"]
+    "selector",
+    [
+        ["selector=optune"],
+        ["selector=certainty", "data.responses=3"],
+        # ranks with 2 and 1 pairs of a batch cut it into 2 and 1 parts
+        ["selector=optune", "batching.batch_size=3", "batching.tokens_per_step=1"],
+    ],
+    ids=["optune", "certainty", "uneven parts"],
 )
 def test_two_processes_equal_one(selector, tmp_path, tiny_policy_dir, prompts_file, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)

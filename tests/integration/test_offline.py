@@ -146,3 +146,12 @@ def test_real_preference_data_plays_a_round(name, play, shared_data):
     for row in run.pool[run.pool["chosen"].notna()].to_dict("records"):
         gold = dict(zip(row["responses"], row["gold"], strict=True))
         assert gold[row["chosen"]] > gold[row["rejected"]]
+
+
+def test_rows_of_one_prompt_keep_their_own_labels(play, rows_file):
+    """A ranking A > B > C written as three pairs: B loses one row and wins another."""
+    ranking = [
+        {"prompt": "Rank.", "chosen": won, "rejected": lost} for won, lost in (("A", "B"), ("A", "C"), ("B", "C"))
+    ]
+    run = play(*OFFLINE, rows_file(ranking), "rounds=1")
+    assert {(chosen, rejected) for _, chosen, rejected in texts_of_pairs(run)} == {("A", "B"), ("A", "C"), ("B", "C")}

@@ -361,3 +361,16 @@ def test_round_files_tell_what_they_are_about(play):
     about = json.loads(pq.read_schema(run.run_dir / "rounds" / "round_000.parquet").metadata[b"choosy"])
     assert about["labels"] == {k: v for k, v in run.summary["labels"].items() if k != "budget"}
     assert set(run.round(0, "heldout")["outcome"]) <= {0.0, 0.5, 1.0}
+
+
+def test_a_spent_budget_samples_no_more(play, capsys):
+    run = play("labeler.budget=10", "data.limit=5")
+    assert "The label budget of 10 is spent; training goes on with its pairs" in capsys.readouterr().err
+    assert set(run.round(0)["origin"]) == {"sampled"}
+    assert set(run.round(1)["origin"]) == {"reused"}
+    assert run.summary["tokens_generated"] <= 5 * 2 * 8
+
+
+def test_certainty_is_refused_where_it_would_draw_lots(play):
+    with pytest.raises(ValueError, match=r"reference=previous_round makes the policy its own reference"):
+        play("selector=certainty", "reference=previous_round")
