@@ -217,7 +217,7 @@ def test_the_model_is_loaded_when_it_is_needed(saved: Callable[..., str]) -> Non
     model, _, _ = labeler._loaded
     assert model.dtype == torch.bfloat16
     assert not model.training
-    assert labeler.name == f"reward_model:{labeler.model}"
+    assert labeler.name == f"reward_model:{labeler.model}@{labeler.max_length}"
 
 
 @pytest.mark.parametrize(

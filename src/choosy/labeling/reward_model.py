@@ -36,7 +36,7 @@ class RewardModel:
         dtype: str = "auto",
         device: str = "auto",
     ) -> None:
-        self.name = f"reward_model:{model}"
+        self.name = f"reward_model:{model}@{max_length}"  # a longer look may score otherwise
         self.model = model
         self.batch_size = batch_size
         self.max_length = max_length
