@@ -46,5 +46,6 @@ class Certainty(Callback):
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
         logps = at.policy.score(candidates)  # the pass that also gave the reference's: equal policies, gap 0
-        implicit = (at.policy.implicit_rewards(c, logp, at.beta) for c, logp in zip(candidates, logps, strict=True))
-        return [selection.certainty(rewards_N) for rewards_N in implicit]
+        refs = [[r.logp_ref for r in c.responses] for c in candidates]
+        both = zip(logps, refs, strict=True)
+        return [selection.certainty(selection.implicit_rewards(logp_N, ref_N, at.beta)) for logp_N, ref_N in both]

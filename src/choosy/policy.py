@@ -382,10 +382,6 @@ class Policy(nn.Module):
         mean_ND: Tensor = (hidden_NLD.float() * own_NL[..., None]).sum(1) / length_N[:, None]
         return mean_ND.cpu()
 
-    def implicit_rewards(self, candidates: Candidates, logps: Sequence[float], beta: float) -> list[float]:
-        """beta * (log pi - log ref) of each response (arXiv 2305.18290, Eq. 5)."""
-        return [beta * (logp - r.logp_ref) for logp, r in zip(logps, candidates.responses, strict=True)]
-
     # -- what is left behind -----------------------------------------------------------------------------------
 
     def save(self, folder: str) -> None:

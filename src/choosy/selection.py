@@ -157,6 +157,16 @@ def pair_positions(n: int) -> list[tuple[int, int]]:
     return list(combinations(range(n), 2))
 
 
+def implicit_rewards(logps_N: Sequence[float], ref_logps_N: Sequence[float], beta: float) -> list[float]:
+    """beta * (log pi - log ref) of each response: the reward that DPO's policy stands for (arXiv 2305.18290, Eq. 5).
+
+    Example:
+        >>> implicit_rewards([-40.0, -55.0], [-42.0, -50.0], beta=0.1)
+        [0.2, -0.5]
+    """
+    return [beta * (logp - ref) for logp, ref in zip(logps_N, ref_logps_N, strict=True)]
+
+
 def certainty(implicit_rewards_N: Sequence[float]) -> list[float]:
     """How sure the policy is which of two responses is better: |difference of their implicit rewards|.
 
