@@ -109,7 +109,9 @@ def test_nobody_reaches_torch_distributed_without_importing_it() -> None:
         ("weighting.py", {"torch"}),
         ("ranks.py", {"torch"}),
         ("pool.py", {"pyarrow", "choosy.types"}),
-        ("logprobs.py", {"torch", "transformers"}),  # DynamicCache: docs/decisions/005
+        ("attention.py", {"torch", "transformers"}),
+        ("fused.py", {"torch", "peft"}),
+        ("logprobs.py", {"torch", "transformers", "choosy.attention"}),  # DynamicCache: docs/decisions/005
     ],
 )
 def test_the_pure_centre_knows_little(file: str, allowed: set[str]) -> None:

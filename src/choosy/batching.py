@@ -45,9 +45,9 @@ class Batch:
         """Reference log-probs of chosen and rejected."""
         return torch.tensor([[p.chosen_logp_ref, p.rejected_logp_ref] for p in self.pairs]).view(-1, 2)
 
-    def parts(self, tokens_per_step: int) -> Iterator[Batch]:
+    def parts(self, tokens_per_step: int, *, one_row: bool = False) -> Iterator[Batch]:
         """The batch in pieces that fit the token budget; the pieces' summed losses are the batch's."""
-        for positions in packed(self.groups, tokens_per_step):
+        for positions in packed(self.groups, tokens_per_step, one_row=one_row):
             yield Batch(tuple(self.pairs[i] for i in positions), self.weight_B[positions], self.total)
 
 

@@ -1,11 +1,12 @@
 """Log-probabilities of many responses to one prompt: the hot path of training, scoring and evaluation.
 
-The prompt is computed once for all its responses: one row holds prompt + response 1 + ... + response N, positions
-restart after the prompt, and the mask hides the siblings. What all prompts of a pass begin with, such as a system
-prompt, is computed once for all rows. Logits exist only where a response token is predicted, a chunk at a time.
+The prompt is computed once for all its responses: it is followed by response 1 ... response N, positions restart
+after the prompt, and attention hides the siblings. Where the attention takes a tree of segments (`grouped` on a CPU,
+FlexAttention), all groups of a pass lie in one row without padding, behind what all their prompts begin with, such
+as a system prompt; else each group has a row of its own. Logits exist only where a response token is predicted, a
+chunk at a time.
 
-Axes: B rows, L tokens of a row, K keys (the common prefix, then the row), T predicted tokens, S responses,
-D hidden width, V vocabulary.
+Axes: B rows, L tokens of a row, T predicted tokens, S responses, D hidden width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,17 +14,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import DynamicCache
+
+from choosy.attention import Segment
 
 log = logging.getLogger(__name__)
 
 Ids = Sequence[int]
+
+TREE_ATTENTION = ("grouped", "flex_attention")  # implementations that take one row of segments
 
 
 class Group(NamedTuple):
@@ -34,7 +40,7 @@ class Group(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Length of the group's row when the prompt is shared."""
+        """Length of the group when the prompt is shared."""
         return len(self.prompt_ids) + sum(max(len(ids) - 1, 0) for ids in self.response_ids)
 
 
@@ -44,30 +50,64 @@ class Rows:
 
     ids_BL: Tensor
     position_BL: Tensor
-    mask_BLK: Tensor  # True where the query (second axis) may look at the key (third)
+    segments: tuple[tuple[Segment, ...], ...]  # of each row
     row_T: Tensor
     column_T: Tensor
     target_T: Tensor
     response_T: Tensor
-    prefix_P: Tensor  # what all prompts begin with; not in the rows
     responses: int
 
     def to(self, device: torch.device) -> Rows:
         """The same rows on another device."""
-        return Rows(
-            self.ids_BL.to(device),
-            self.position_BL.to(device),
-            self.mask_BLK.to(device),
-            self.row_T.to(device),
-            self.column_T.to(device),
-            self.target_T.to(device),
-            self.response_T.to(device),
-            self.prefix_P.to(device),
-            self.responses,
-        )
+        names = ("ids_BL", "position_BL", "row_T", "column_T", "target_T", "response_T")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    @property
+    def segment_BL(self) -> Tensor:
+        """The segment of each token, -1 where a row is padded."""
+        segment_BL = torch.full(self.ids_BL.shape, -1)
+        for b, row in enumerate(self.segments):
+            for n, (start, end, _) in enumerate(row):
+                segment_BL[b, start:end] = n
+        return segment_BL.to(self.ids_BL.device)
+
+    @property
+    def above_BSS(self) -> Tensor:
+        """Whether a token of one segment (second axis) may look at an earlier one of another (third).
+
+        The last segment stands for padding (-1), which sees itself, lest a row of the softmax be empty.
+        """
+        most = max(map(len, self.segments))
+        above_BSS = torch.zeros(len(self.segments), most + 1, most + 1, dtype=torch.bool)
+        above_BSS[:, most, most] = True
+        for b, row in enumerate(self.segments):
+            for n in range(len(row)):
+                ancestor = n
+                while ancestor >= 0:
+                    above_BSS[b, n, ancestor] = True
+                    ancestor = row[ancestor].parent
+        return above_BSS.to(self.ids_BL.device)
+
+    @property
+    def mask_BLL(self) -> Tensor:
+        """True where the query (second axis) may look at the key (third): causal, itself and its ancestors."""
+        rows_B11 = torch.arange(len(self.ids_BL), device=self.ids_BL.device)[:, None, None]
+        segment_BL = self.segment_BL
+        return self.above_BSS[rows_B11, segment_BL[:, :, None], segment_BL[:, None, :]].tril()
+
+    @property
+    def block_mask(self) -> BlockMask:
+        """The mask as FlexAttention takes it: blocks that nobody sees are never computed."""
+        segment_BL, above_BSS = self.segment_BL, self.above_BSS
+
+        def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (query >= key) & above_BSS[b, segment_BL[b, query], segment_BL[b, key]]
+
+        B, L = self.ids_BL.shape
+        return create_block_mask(sees, B, None, L, L, device=self.ids_BL.device)
 
 
-SHORTEST_PREFIX = 8  # a pass of its own for fewer tokens costs more than it saves
+SHORTEST_PREFIX = 8  # to gather the keys of fewer tokens for every prompt costs more than it saves
 
 
 def common_prefix(prompts: Sequence[Ids]) -> Ids:
@@ -86,68 +126,69 @@ def common_prefix(prompts: Sequence[Ids]) -> Ids:
     return list(shortest[:length])
 
 
-def share_prompt(groups: Sequence[Group], *, share_prefix: bool = False) -> Rows:
-    """One row a group: the prompt once, then every response; a response's last token is only ever a target.
+def share_prompt(groups: Sequence[Group], *, one_row: bool = False) -> Rows:
+    """The prompt of each group once, then its responses; a response's last token is only ever a target.
 
     Args:
         groups: What the rows hold.
-        share_prefix: Take what all prompts begin with out of the rows, to be computed once.
+        one_row: All groups one behind the other, after what all their prompts begin with; else a row each.
 
     Raises:
         ValueError: A prompt without tokens, from which nothing can be predicted.
     """
-    prefix = common_prefix([group.prompt_ids for group in groups]) if share_prefix else []
+    prefix = common_prefix([group.prompt_ids for group in groups]) if one_row else []
     if len(prefix) < SHORTEST_PREFIX:
         prefix = []
-    groups = [Group(group.prompt_ids[len(prefix) :], group.response_ids) for group in groups]
-    width = max(group.tokens for group in groups)
-    ids_BL = torch.zeros(len(groups), width, dtype=torch.long)
-    position_BL = torch.zeros(len(groups), width, dtype=torch.long)
-    segment_BL = torch.full((len(groups), width), -1)  # -1 padding, 0 prompt, n = response n
+    row = _Row([*prefix], list(range(len(prefix))), [Segment(0, len(prefix), -1)] if prefix else [])
+    laid: list[_Row] = []
     rows, columns, targets, owners = [], [], [], []
     response = 0
-    for b, group in enumerate(groups):
-        at = len(group.prompt_ids)
-        if at == 0:
+    for group in groups:
+        if not group.prompt_ids:
             raise ValueError("A prompt has no tokens; give it text, or a tokenizer with a beginning-of-sequence token.")
-        ids_BL[b, :at] = torch.tensor(group.prompt_ids)
-        position_BL[b, :at] = len(prefix) + torch.arange(at)
-        segment_BL[b, :at] = 0
-        for n, ids in enumerate(group.response_ids, start=1):
-            inner = max(len(ids) - 1, 0)
-            ids_BL[b, at : at + inner] = torch.tensor(ids[:inner], dtype=torch.long)
-            position_BL[b, at : at + inner] = len(prefix) + len(group.prompt_ids) + torch.arange(inner)
-            segment_BL[b, at : at + inner] = n
+        if laid and not one_row:
+            row = _Row([], [], [])
+        if not laid or not one_row:
+            laid.append(row)
+        prompt = row.append(group.prompt_ids[len(prefix) :], len(prefix), 0 if prefix else -1)
+        last = len(row.ids) - 1
+        for ids in group.response_ids:
             # the prompt's last token predicts the response's first, each later token its successor
-            columns += [len(group.prompt_ids) - 1, *range(at, at + inner)][: len(ids)]
-            rows += [b] * len(ids)
+            at = len(row.ids)
+            columns += [last, *range(at, at + len(ids) - 1)][: len(ids)]
+            rows += [len(laid) - 1] * len(ids)
             targets += list(ids)
             owners += [response] * len(ids)
             response += 1
-            at += inner
-    row_T, column_T, target_T, response_T = (
-        torch.tensor(x, dtype=torch.long) for x in (rows, columns, targets, owners)
+            if len(ids) > 1:
+                row.append(ids[:-1], len(group.prompt_ids), prompt)
+    width = max(len(row.ids) for row in laid)
+    return Rows(
+        ids_BL=torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in laid]),
+        position_BL=torch.tensor([row.positions + [0] * (width - len(row.ids)) for row in laid]),
+        segments=tuple(tuple(row.segments) for row in laid),
+        row_T=torch.tensor(rows, dtype=torch.long),
+        column_T=torch.tensor(columns, dtype=torch.long),
+        target_T=torch.tensor(targets, dtype=torch.long),
+        response_T=torch.tensor(owners, dtype=torch.long),
+        responses=response,
     )
-    seen_BLP = torch.ones(len(groups), width, len(prefix), dtype=torch.bool)
-    mask_BLK = torch.cat([seen_BLP, visible(segment_BL)], dim=-1)
-    prefix_P = torch.tensor(prefix, dtype=torch.long)
-    return Rows(ids_BL, position_BL, mask_BLK, row_T, column_T, target_T, response_T, prefix_P, response)
 
 
-def visible(segment_BL: Tensor) -> Tensor:
-    """Which tokens see which: causal, within the own response and the prompt.
+@dataclass
+class _Row:
+    """A row in the making."""
 
-    Padding sees padding, lest a row of the softmax be empty.
+    ids: list[int]
+    positions: list[int]
+    segments: list[Segment]
 
-    Example:
-        >>> visible(torch.tensor([[0, 1, 2]]))[0].int()
-        tensor([[1, 0, 0],
-                [1, 1, 0],
-                [1, 0, 1]], dtype=torch.int32)
-    """
-    query_BL1, key_B1L = segment_BL[:, :, None], segment_BL[:, None, :]
-    related_BLL = (query_BL1 == key_B1L) | ((key_B1L == 0) & (query_BL1 > 0))
-    return related_BLL.tril()
+    def append(self, ids: Ids, position: int, parent: int) -> int:
+        """Add a segment whose first token has this position; its number."""
+        self.segments.append(Segment(len(self.ids), len(self.ids) + len(ids), parent))
+        self.ids += ids
+        self.positions += range(position, position + len(ids))
+        return len(self.segments) - 1
 
 
 def separate(groups: Sequence[Group]) -> list[Group]:
@@ -220,25 +261,37 @@ def chosen_token_logps(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, *
 
 
 def last_hidden(model: nn.Module, rows: Rows) -> Tensor:
-    """Last hidden state (B, L, D) of every token of the rows, each seeing only what its mask shows.
+    """Last hidden state (B, L, D) of every token of the rows, each seeing only itself, its own past and its ancestors.
 
     Args:
         model: A causal language model of transformers, adapters injected.
         rows: On the model's device.
     """
-    mask_B1LK = rows.mask_BLK[:, None]
-    if model.config._attn_implementation == "eager":  # type: ignore[union-attr]
-        # eager attention adds its mask to the scores; the others select by a boolean one
-        dtype = next(model.parameters()).dtype
-        mask_B1LK = torch.zeros_like(mask_B1LK, dtype=dtype).masked_fill(~mask_B1LK, torch.finfo(dtype).min)
     hidden_BLD: Tensor = model.get_decoder()(  # type: ignore[operator]
-        input_ids=rows.ids_BL,
-        position_ids=rows.position_BL,
-        attention_mask=mask_B1LK,
-        past_key_values=prefix_cache(model, rows.prefix_P, len(rows.ids_BL)),
-        use_cache=len(rows.prefix_P) > 0,
+        input_ids=rows.ids_BL, position_ids=rows.position_BL, use_cache=False, **_sight(model, rows)
     ).last_hidden_state
     return hidden_BLD
+
+
+def takes_one_row(model: nn.Module) -> bool:
+    """Whether the model's attention takes a tree of segments, so that nothing is padded."""
+    return str(model.config._attn_implementation) in TREE_ATTENTION  # type: ignore[union-attr]
+
+
+def _sight(model: nn.Module, rows: Rows) -> dict[str, Any]:
+    """Who sees whom, in the words of the model's attention."""
+    implementation = model.config._attn_implementation  # type: ignore[union-attr]
+    if implementation == "grouped" and len(rows.segments) == 1:
+        nobody_B1LL = torch.empty(1, 1, 0, 0, device=rows.ids_BL.device)  # an attention that lost its segments fails
+        return {"attention_mask": nobody_B1LL, "segments": rows.segments[0]}
+    if implementation == "flex_attention":
+        return {"attention_mask": rows.block_mask}
+    mask_B1LL = rows.mask_BLL[:, None]
+    if implementation == "eager":
+        # eager attention adds its mask to the scores; the others select by a boolean one
+        dtype = next(model.parameters()).dtype
+        mask_B1LL = torch.zeros_like(mask_B1LL, dtype=dtype).masked_fill(~mask_B1LL, torch.finfo(dtype).min)
+    return {"attention_mask": mask_B1LL}
 
 
 def prefix_cache(model: nn.Module, prefix_P: Tensor, copies: int) -> DynamicCache | None:
@@ -301,7 +354,7 @@ def can_share_prompt(model: nn.Module, vocabulary: int) -> bool:
     probe = [Group(head + tails[0], [draw[16:21], draw[21:22]]), Group(head + tails[1], [draw[22:31], draw[31:40]])]
     try:
         with torch.no_grad():
-            rows = share_prompt(probe, share_prefix=True).to(next(model.parameters()).device)
+            rows = share_prompt(probe, one_row=takes_one_row(model)).to(next(model.parameters()).device)
             shared_S = response_logps(model, rows)
             padded_S = padded_response_logps(model, probe)
     except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
@@ -313,19 +366,26 @@ def can_share_prompt(model: nn.Module, vocabulary: int) -> bool:
     return bool((shared_S - padded_S).abs().max() <= scale * padded_S.abs().max())
 
 
-def packed(groups: Sequence[Group], tokens_per_step: int) -> Iterator[list[int]]:
-    """Positions of groups in batches of at most about so many tokens, padding included, similar lengths together.
+def packed(groups: Sequence[Group], tokens_per_step: int, *, one_row: bool = False) -> Iterator[list[int]]:
+    """Positions of groups in batches of at most about so many tokens, similar lengths together.
 
     A group longer than the budget goes alone. Every group is in exactly one batch.
 
+    Args:
+        groups: To be packed.
+        tokens_per_step: The budget, padding included.
+        one_row: Groups lie one behind the other, so that there is no padding.
+
     Example:
-        >>> [sorted(b) for b in packed([Group([1] * n, []) for n in (2, 9, 3, 8)], 18)]
-        [[1, 3], [0, 2]]
+        >>> groups = [Group([1] * n, []) for n in (2, 9, 3, 8)]
+        >>> [sorted(b) for b in packed(groups, 18)], [sorted(b) for b in packed(groups, 20, one_row=True)]
+        ([[1, 3], [0, 2]], [[1, 2, 3], [0]])
     """
     order = sorted(range(len(groups)), key=lambda i: (-groups[i].tokens, i))
     batch: list[int] = []
     for i in order:
-        if batch and (len(batch) + 1) * groups[batch[0]].tokens > tokens_per_step:
+        rows = groups[batch[0]].tokens * (len(batch) + 1) if batch else 0
+        if batch and (sum(groups[j].tokens for j in (*batch, i)) if one_row else rows) > tokens_per_step:
             yield batch
             batch = []
         batch.append(i)
@@ -338,17 +398,17 @@ def score_groups(
     groups: Sequence[Group],
     *,
     share: bool,
-    share_prefix: bool,
     tokens_per_step: int,
     precision: Callable[[], AbstractContextManager[Any]],
 ) -> Iterator[tuple[list[int], list[list[float]]]]:
     """Log-probabilities without gradients, batch by batch: (positions of groups, per group one value a response)."""
     device = next(model.parameters()).device
-    for batch in packed(groups, tokens_per_step):
+    one_row = share and takes_one_row(model)
+    for batch in packed(groups, tokens_per_step, one_row=one_row):
         chosen = [groups[i] for i in batch]
         with torch.no_grad(), precision():
             if share:
-                logp_S = response_logps(model, share_prompt(chosen, share_prefix=share_prefix).to(device))
+                logp_S = response_logps(model, share_prompt(chosen, one_row=one_row).to(device))
             else:
                 logp_S = padded_response_logps(model, chosen)
         flat = iter(logp_S.tolist())

@@ -85,7 +85,7 @@ class WeightedDPO(LightningModule):
         optimizer.zero_grad()  # type: ignore[union-attr]
         rewards: list[Tensor] = []
         total_loss = torch.zeros(())
-        parts = list(batch.parts(self.policy.tokens_per_step))
+        parts = list(batch.parts(self.policy.tokens_per_step, one_row=self.policy.one_row))
         for number, part in enumerate(parts, start=1):
             logp_b2 = self.policy.logps(part.groups).view(-1, 2)
             ref_b2 = part.logp_ref_B2.to(logp_b2.device)

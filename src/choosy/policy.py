@@ -23,6 +23,7 @@ from transformers.utils import logging as hf_logging
 
 from choosy import attention as grouped
 from choosy.assets import resolve_model
+from choosy.fused import fuse
 from choosy.logprobs import (
     Group,
     Ids,
@@ -32,6 +33,7 @@ from choosy.logprobs import (
     response_logps,
     score_groups,
     share_prompt,
+    takes_one_row,
 )
 from choosy.memory import keep_freed_memory
 from choosy.types import Candidates, Prompt, Response
@@ -82,6 +84,7 @@ class Policy(nn.Module):
         share_prompt: Compute a prompt once for all its responses, where the architecture allows it.
         tokens_per_step: Tokens of a forward pass, padding included.
         gradient_checkpointing: Recompute activations in the backward: less memory, more time.
+        fused: Layers that do the same in fewer passes over memory, where they give equal values.
         chat_template: Jinja text that replaces the tokenizer's chat template.
         revision: Git revision of a hub model.
         trust_remote_code: Run code that comes with a hub model.
@@ -96,8 +99,9 @@ class Policy(nn.Module):
         dtype: Dtype = "auto",
         attention: str = "auto",
         share_prompt: bool = True,
-        tokens_per_step: int = 4096,
+        tokens_per_step: int = 2048,
         gradient_checkpointing: bool = False,
+        fused: bool = True,
         chat_template: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -115,6 +119,7 @@ class Policy(nn.Module):
         self.share_prompt = share_prompt
         self.tokens_per_step = tokens_per_step
         self.gradient_checkpointing = gradient_checkpointing
+        self.fused = fused
         self.chat_template = chat_template
         self.revision = revision
         self.trust_remote_code = trust_remote_code
@@ -215,6 +220,8 @@ class Policy(nn.Module):
             if self.lora:
                 self.causal_lm.enable_input_require_grads()  # type: ignore[no-untyped-call]
         nn.Module.to(self.model, device)
+        if self.fused:
+            fuse(self.model)
         self.initial = {name: p.detach().clone() for name, p in self.trainable()}
         self.reference_state = self.initial
         self.__dict__.pop("stop_ids", None)
@@ -326,11 +333,16 @@ class Policy(nn.Module):
         window = getattr(self.causal_lm.config, "sliding_window", None)
         return not window or max(group.tokens for group in groups) <= window
 
+    @property
+    def one_row(self) -> bool:
+        """Whether the groups of a pass lie one behind the other, without padding."""
+        return self.shares_prompts and takes_one_row(self.causal_lm)
+
     def logps(self, groups: Sequence[Group]) -> Tensor:
         """Summed log-probability (S,) of every response of the groups, with gradients."""
         with self.precision():
             if self.shares_prompts and self._fits_window(groups):
-                rows = share_prompt(groups, share_prefix=not self.gradient_checkpointing)  # checkpoints keep no cache
+                rows = share_prompt(groups, one_row=takes_one_row(self.causal_lm))
                 return response_logps(self.causal_lm, rows.to(self.device))
             return padded_response_logps(self.causal_lm, groups)
 
@@ -349,7 +361,6 @@ class Policy(nn.Module):
             self.causal_lm,
             groups,
             share=share,
-            share_prefix=not self.gradient_checkpointing,
             tokens_per_step=self.tokens_per_step,
             precision=self.precision,
         ):

@@ -25,7 +25,7 @@ from choosy.logprobs import (
     score_groups,
     separate,
     share_prompt,
-    visible,
+    takes_one_row,
 )
 
 attention.register()
@@ -115,7 +115,7 @@ def values_and_gradients(model: nn.Module, logps: Callable[[], Tensor]) -> tuple
 
 def assert_paths_agree(model: nn.Module, groups: Sequence[Group]) -> None:
     shared_S, shared = values_and_gradients(
-        model, lambda: response_logps(model, share_prompt(groups, share_prefix=True))
+        model, lambda: response_logps(model, share_prompt(groups, one_row=takes_one_row(model)))
     )
     padded_S, padded = values_and_gradients(model, lambda: padded_response_logps(model, groups))
     torch.testing.assert_close(shared_S, padded_S, rtol=1e-5, atol=1e-5)
@@ -141,9 +141,7 @@ def test_sharing_the_prompt_changes_neither_values_nor_gradients(architecture: s
 def test_a_prefix_that_all_prompts_share_is_computed_once(architecture: str, implementation: str) -> None:
     prefix = group(11, seed=99).prompt_ids
     groups = [Group([*prefix, *g.prompt_ids], g.response_ids) for g in ONE_TO_EIGHT]
-    rows = share_prompt(groups, share_prefix=True)
-    assert rows.prefix_P.tolist() == list(prefix)
-    assert rows.ids_BL.shape[1] == share_prompt(groups).ids_BL.shape[1] - len(prefix)
+    assert share_prompt(groups, one_row=True).ids_BL.numel() == len(prefix) + sum(g.tokens for g in ONE_TO_EIGHT)
     assert_paths_agree(tiny(architecture, implementation), groups)
 
 
@@ -214,12 +212,16 @@ def test_a_head_with_a_bias_takes_the_padded_path() -> None:
 # -- rows ----------------------------------------------------------------------------------------------------
 
 
+TWO_GROUPS = [Group([5, 6], [[7, 8], [9, 10, 11]]), Group([1], [[2, 3], []])]
+
+
 def test_rows_of_two_groups_typed_in_full() -> None:
     """5 6 | 7 (8) | 9 10 (11) and 1 | 2 (3) | empty: a response's last token is predicted, never read."""
-    rows = share_prompt([Group([5, 6], [[7, 8], [9, 10, 11]]), Group([1], [[2, 3], []])])
+    rows = share_prompt(TWO_GROUPS)
     assert rows.ids_BL.tolist() == [[5, 6, 7, 9, 10], [1, 2, 0, 0, 0]]
     assert rows.position_BL.tolist() == [[0, 1, 2, 2, 3], [0, 1, 0, 0, 0]]
-    assert rows.mask_BLK.int().tolist() == [
+    assert rows.segments == (((0, 2, -1), (2, 3, 0), (3, 5, 0)), ((0, 1, -1), (1, 2, 0)))
+    assert rows.mask_BLL.int().tolist() == [
         [
             [1, 0, 0, 0, 0],
             [1, 1, 0, 0, 0],
@@ -242,18 +244,38 @@ def test_rows_of_two_groups_typed_in_full() -> None:
     assert rows.responses == 4
 
 
-def test_visible_typed_in_full() -> None:
-    """Two prompt tokens, two of response 1, one of response 2, one of padding."""
-    assert visible(torch.tensor([[0, 0, 1, 1, 2, -1]])).int().tolist() == [
+def test_one_row_of_two_groups_typed_in_full() -> None:
+    """The same, one behind the other: no token of padding, and no group sees the other."""
+    rows = share_prompt(TWO_GROUPS, one_row=True)
+    assert rows.ids_BL.tolist() == [[5, 6, 7, 9, 10, 1, 2]]
+    assert rows.position_BL.tolist() == [[0, 1, 2, 2, 3, 0, 1]]
+    assert rows.mask_BLL.int().tolist() == [
         [
-            [1, 0, 0, 0, 0, 0],
-            [1, 1, 0, 0, 0, 0],
-            [1, 1, 1, 0, 0, 0],
-            [1, 1, 1, 1, 0, 0],
-            [1, 1, 0, 0, 1, 0],
-            [0, 0, 0, 0, 0, 1],
+            [1, 0, 0, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0, 0],
+            [1, 1, 1, 0, 0, 0, 0],
+            [1, 1, 0, 1, 0, 0, 0],
+            [1, 1, 0, 1, 1, 0, 0],
+            [0, 0, 0, 0, 0, 1, 0],
+            [0, 0, 0, 0, 0, 1, 1],
         ]
     ]
+    assert rows.row_T.tolist() == [0] * 7
+    assert rows.column_T.tolist() == [1, 2, 1, 3, 4, 5, 6]
+
+
+def test_a_common_prefix_is_the_root_of_the_tree() -> None:
+    rows = share_prompt([Group([*range(8), 20], [[1, 2]]), Group([*range(8), 30], [[3, 4]])], one_row=True)
+    assert rows.ids_BL.tolist() == [[*range(8), 20, 1, 30, 3]]
+    assert rows.position_BL.tolist() == [[*range(8), 8, 9, 8, 9]]
+    assert rows.segments == (((0, 8, -1), (8, 9, 0), (9, 10, 1), (10, 11, 0), (11, 12, 3)),)
+
+
+def test_flex_attention_is_shown_what_the_mask_shows() -> None:
+    for rows in (share_prompt(ONE_TO_EIGHT), share_prompt(ONE_TO_EIGHT, one_row=True)):
+        B, L = rows.ids_BL.shape
+        b, query, key = torch.meshgrid(torch.arange(B), torch.arange(L), torch.arange(L), indexing="ij")
+        assert torch.equal(rows.block_mask.mask_mod(b, torch.zeros(()), query, key), rows.mask_BLL)
 
 
 def test_a_prompt_without_tokens_is_refused() -> None:
@@ -338,15 +360,16 @@ def test_bf16_hidden_states_give_fp32_log_probs(trained_head: bool) -> None:
 lengths = st.lists(st.tuples(st.integers(1, 20), st.lists(st.integers(0, 20), max_size=4)), max_size=20)
 
 
-@given(lengths, st.integers(1, 120))
-def test_packed_covers_every_group_once_within_the_budget(shapes: list[tuple[int, list[int]]], budget: int) -> None:
+@pytest.mark.parametrize("one_row", [False, True])
+@given(shapes=lengths, budget=st.integers(1, 120))
+def test_packed_covers_every_group_once_within_the_budget(
+    one_row: bool, shapes: list[tuple[int, list[int]]], budget: int
+) -> None:
     groups = [Group([0] * prompt, [[0] * n for n in responses]) for prompt, responses in shapes]
-    batches = list(packed(groups, budget))
+    batches = list(packed(groups, budget, one_row=one_row))
     assert sorted(i for batch in batches for i in batch) == list(range(len(groups)))
     for batch in batches:
-        width = max(groups[i].tokens for i in batch)
-        assert len(batch) * width <= budget or len(batch) == 1
-        assert len(batch) == 1 or share_prompt([groups[i] for i in batch]).ids_BL.numel() <= budget
+        assert len(batch) == 1 or share_prompt([groups[i] for i in batch], one_row=one_row).ids_BL.numel() <= budget
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -358,7 +381,6 @@ def test_scores_do_not_depend_on_the_packing(share: bool, tokens_per_step: int) 
         model,
         ONE_TO_EIGHT,
         share=share,
-        share_prefix=True,
         tokens_per_step=tokens_per_step,
         precision=nullcontext,
     ):

@@ -1,0 +1,167 @@
+"""Layers that touch memory less often: the same values as transformers' and PEFT's, in fewer passes.
+
+A CPU is done with the matrix products of a small model in about half of a training step; the rest is elementwise
+operations that read and write whole activations. These do the same in place, and their backwards recompute what is
+cheap instead of keeping it. `fuse` puts them into a model wherever a layer is found to give equal values.
+
+Axes: N tokens, D features in, E features out, R rank of an adapter.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    """x W' + b + s (x A') B': the adapter's product is added in place, and the frozen W gets no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor | None, a_RD: Tensor, b_ER: Tensor, scaling: float
+    ) -> Tensor:
+        a_RD, b_ER = a_RD.to(x_ND.dtype), (b_ER * scaling).to(x_ND.dtype)
+        y_NE = F.linear(x_ND, weight_ED, bias_E)
+        low_NR = x_ND @ a_RD.T
+        y_NE.addmm_(low_NR, b_ER.T)
+        ctx.save_for_backward(x_ND, weight_ED, a_RD, b_ER, low_NR)
+        ctx.scaling = scaling
+        return y_NE
+
+    @staticmethod
+    def backward(ctx: Any, grad_NE: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
+        x_ND, weight_ED, a_RD, b_ER, low_NR = ctx.saved_tensors
+        grad_low_NR = grad_NE @ b_ER
+        grad_x_ND = None
+        if ctx.needs_input_grad[0]:
+            grad_x_ND = grad_NE @ weight_ED
+            grad_x_ND.addmm_(grad_low_NR, a_RD)
+        grad_b_ER = (grad_NE.T @ low_NR).float().mul_(ctx.scaling)
+        return grad_x_ND, None, None, (grad_low_NR.T @ x_ND).float(), grad_b_ER, None
+
+
+class _RMSNorm(torch.autograd.Function):
+    """x / sqrt(mean(x^2) + eps) * weight, in fp32 within, rounded before the weight as transformers does."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        wide_ND = x_ND.float()
+        size_N1 = torch.linalg.vector_norm(wide_ND, dim=-1, keepdim=True)
+        inverse_N1 = torch.rsqrt(size_N1.square_().div_(x_ND.shape[-1]).add_(eps))
+        ctx.save_for_backward(x_ND, weight_D, inverse_N1)
+        unit_ND = wide_ND.mul_(inverse_N1) if wide_ND is not x_ND else wide_ND * inverse_N1
+        return unit_ND.to(x_ND.dtype) * weight_D
+
+    @staticmethod
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x_ND, weight_D, inverse_N1 = ctx.saved_tensors
+        unit_ND = x_ND.float() * inverse_N1
+        slope_ND = grad_ND.float() * weight_D  # a fresh tensor, worked on in place from here on
+        grad_weight_D = None
+        if ctx.needs_input_grad[1]:
+            grad_weight_D = (grad_ND.float() * unit_ND).flatten(0, -2).sum(0).to(weight_D.dtype)
+        along_N1 = torch.linalg.vecdot(slope_ND, unit_ND).unsqueeze_(-1).div_(-x_ND.shape[-1])
+        return slope_ND.addcmul_(unit_ND, along_N1).mul_(inverse_N1).to(x_ND.dtype), grad_weight_D, None
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) * up, keeping only its two inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_NE: Tensor, up_NE: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_NE, up_NE)
+        return F.silu(gate_NE).mul_(up_NE)
+
+    @staticmethod
+    def backward(ctx: Any, grad_NE: Tensor) -> tuple[Tensor, Tensor]:
+        gate_NE, up_NE = ctx.saved_tensors
+        grad_up_NE = F.silu(gate_NE).mul_(grad_NE)
+        return torch.ops.aten.silu_backward(grad_NE * up_NE, gate_NE), grad_up_NE
+
+
+def _fused_lora(layer: LoraLinear) -> Callable[[Tensor], Tensor] | None:
+    """A forward of an adapted layer, or None for an adapter that is more than A and B."""
+    if len(layer.lora_A) != 1 or layer.lora_magnitude_vector or not isinstance(layer.base_layer, nn.Linear):
+        return None
+    (name,) = layer.lora_A
+    down, up, base, original = layer.lora_A[name], layer.lora_B[name], layer.base_layer, layer.forward
+    if base.weight.requires_grad or not isinstance(layer.lora_dropout[name], nn.Identity) or up.bias is not None:
+        return None
+
+    def forward(x_BLD: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if layer.disable_adapters or layer.merged or args or kwargs:
+            merged: Tensor = original(x_BLD, *args, **kwargs)
+            return merged
+        x_ND = x_BLD.flatten(0, -2).to(base.weight.dtype)
+        y_NE: Tensor = _AdaptedLinear.apply(x_ND, base.weight, base.bias, down.weight, up.weight, layer.scaling[name])
+        return y_NE.unflatten(0, x_BLD.shape[:-1])
+
+    return forward
+
+
+def _fused_norm(norm: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """A forward of a norm like Llama's, or None for other norms."""
+    weight, eps = getattr(norm, "weight", None), getattr(norm, "variance_epsilon", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 1 or not isinstance(eps, float):
+        return None
+
+    def forward(x_BLD: Tensor) -> Tensor:
+        y_BLD: Tensor = _RMSNorm.apply(x_BLD, norm.weight, eps)  # type: ignore[no-untyped-call]
+        return y_BLD
+
+    return forward
+
+
+def _fused_mlp(mlp: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """A forward of a gated layer like Llama's, or None for other layers."""
+    if {name for name, _ in mlp.named_children()} != {"gate_proj", "up_proj", "down_proj", "act_fn"}:
+        return None
+
+    def forward(x_BLD: Tensor) -> Tensor:
+        y_BLD: Tensor = mlp.down_proj(_SwiGLU.apply(mlp.gate_proj(x_BLD), mlp.up_proj(x_BLD)))  # type: ignore[no-untyped-call, operator]
+        return y_BLD
+
+    return forward
+
+
+def fuse(model: nn.Module) -> int:
+    """Give every layer that has one its fused forward, if it gives the same values on a probe; how many have it.
+
+    Args:
+        model: A causal language model of transformers, adapters injected, on its device.
+    """
+    fused = 0
+    for layer in model.modules():
+        forward = _fused_lora(layer) if isinstance(layer, LoraLinear) else _fused_norm(layer) or _fused_mlp(layer)
+        if forward is not None and _agree(layer, forward):
+            layer.forward = forward
+            fused += 1
+    log.info("%d layers have fused forwards.", fused)
+    return fused
+
+
+@torch.no_grad()
+def _agree(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> bool:
+    """Whether both forwards give the same values, up to the rounding of the weights' precision."""
+    weight = next(layer.parameters())
+    width = _width(layer)
+    generator = torch.Generator().manual_seed(0)
+    x_ND = torch.randn(1, 5, width, generator=generator).to(weight.device, weight.dtype)
+    with torch.autocast(weight.device.type, enabled=False):
+        wanted_NE, found_NE = layer(x_ND), forward(x_ND)
+    coarse = 1e-5 if wanted_NE.dtype == torch.float32 else 0.02
+    return bool((wanted_NE - found_NE).abs().max() <= coarse * wanted_NE.abs().max())
+
+
+def _width(layer: nn.Module) -> int:
+    """How many features go in: an adapted layer's and a gate's in_features, a norm's weight."""
+    inner: Any = layer.base_layer if isinstance(layer, LoraLinear) else getattr(layer, "gate_proj", None)
+    return len(next(layer.parameters())) if inner is None else int(inner.in_features)

@@ -1,0 +1,68 @@
+"""Attention over a tree equals masked attention over the whole row, in values and gradients."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from choosy.attention import Segment, blocks, grouped_attention
+from choosy.logprobs import Group, share_prompt
+
+GROUPS = [Group([*range(9), n], [[1] * (n + 2), [2], [3] * 5]) for n in range(3)]
+ROWS = share_prompt(GROUPS, one_row=True)
+(SEGMENTS,) = ROWS.segments
+
+
+def draw(heads: int, *, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, heads, ROWS.ids_BL.shape[1], 8, generator=generator, dtype=dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("block", [1, 3, 256])
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2), (3, 1)])
+def test_a_tree_equals_a_mask(heads: int, key_heads: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "__defaults__", (block,))
+    query, key, value = draw(heads, seed=0), draw(key_heads, seed=1), draw(key_heads, seed=2)
+    tree, _ = grouped_attention(None, query, key, value, None, segments=SEGMENTS)
+    mask, _ = grouped_attention(None, query, key, value, ROWS.mask_BLL[:, None])
+    torch.testing.assert_close(tree, mask)
+    factor = torch.linspace(-1, 1, tree.numel(), dtype=tree.dtype).view_as(tree)
+    wanted = torch.autograd.grad((mask * factor).sum(), (query, key, value))
+    # gradients of keys and values are summed in fp32
+    found = torch.autograd.grad((tree * factor).sum(), (query, key, value))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_is_near() -> None:
+    query, key, value = (draw(4, seed=n, dtype=torch.bfloat16) for n in range(3))
+    near, _ = grouped_attention(None, query, key, value, None, segments=SEGMENTS)
+    exact, _ = grouped_attention(None, query.double(), key.double(), value.double(), None, segments=SEGMENTS)
+    torch.testing.assert_close(near.double(), exact, rtol=0.05, atol=0.05)
+
+
+def test_blocks_cover_every_token_once_and_show_each_its_own_past() -> None:
+    seen = torch.zeros_like(ROWS.mask_BLL[0])
+    for start, end, spans in blocks(SEGMENTS, 2):
+        keys = list(itertools.chain.from_iterable(range(*span) for span in spans))
+        assert keys[-(end - start) :] == list(range(start, end))
+        for query in range(start, end):
+            seen[query, [key for key in keys if key <= query]] = True
+    assert torch.equal(seen, ROWS.mask_BLL[0])
+
+
+def test_a_lone_segment_is_causal_attention() -> None:
+    query, key, value = (draw(2, seed=n) for n in range(3))
+    tree, _ = grouped_attention(None, query, key, value, None, segments=[Segment(0, query.shape[2], -1)])
+    book = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    torch.testing.assert_close(tree, book.transpose(1, 2))
+
+
+def test_what_a_tree_cannot_do_is_said() -> None:
+    query = draw(2, seed=0)
+    with pytest.raises(ValueError, match=r"knows no attention sinks; choose model\.attention=eager"):
+        grouped_attention(None, query, query, query, None, s_aux=torch.zeros(2))
+    with pytest.raises(ValueError, match="caps no scores in a shared prompt"):
+        grouped_attention(None, query, query, query, None, softcap=50.0, segments=SEGMENTS)
