@@ -8,6 +8,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 VENV ?= .venv
 NAME ?= demo
+ONLY ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.choosy-installed
@@ -52,9 +53,9 @@ lint: $(STAMP)  ## Check style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## Measure what the documentation claims
+bench: $(STAMP)  ## Measure what the documentation claims, the peer beside us (ONLY=dpo_step,pool_size: some)
 	@if [ ! -e benchmarks/run.py ]; then echo "no benchmarks/run.py in this checkout" >&2; exit 1; fi
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py --only "$(ONLY)"
 
 clean:  ## Remove caches and build products; runs and .venv stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback
 
 from choosy import selection
@@ -40,4 +41,5 @@ class OPTune(Callback):
         trainer.datamodule.use(prompts=self)
 
     def prompt_utilities(self, prompts: Sequence[Prompt], at: Round) -> list[float]:
-        return selection.least_rewarded(at.pool.rewards(p.id for p in prompts), self.statistic)
+        reward_PN, scored_PN, sampled_P = map(torch.from_numpy, at.pool.rewards([p.id for p in prompts]))
+        return selection.least_rewarded(reward_PN, scored_PN, sampled_P, self.statistic)

@@ -108,7 +108,7 @@ def test_nobody_reaches_torch_distributed_without_importing_it() -> None:
         ("losses.py", {"torch"}),
         ("weighting.py", {"torch"}),
         ("ranks.py", {"torch"}),
-        ("pool.py", {"pyarrow", "choosy.types"}),
+        ("pool.py", {"numpy", "pyarrow", "choosy.types"}),
         ("attention.py", {"torch", "transformers"}),
         ("fused.py", {"torch", "peft"}),
         ("logprobs.py", {"torch", "transformers", "choosy.attention"}),  # DynamicCache: docs/decisions/005

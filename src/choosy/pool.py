@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -178,10 +179,25 @@ class Pool:
         """Row of each prompt's newest candidates."""
         return {name: i for i, name in enumerate(self.table["prompt_id"].to_pylist())}  # sorted: the newest is last
 
-    def rewards(self, prompt_ids: Iterable[str]) -> list[list[float | None] | None]:
-        """Stored rewards of each prompt's newest responses; None for a prompt never sampled."""
-        row_of, rewards = self.current(), self.table["rewards"]
-        return [rewards[row_of[name]].as_py() if name in row_of else None for name in prompt_ids]
+    def rewards(self, prompt_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Stored rewards of each prompt's newest responses.
+
+        Returns:
+            (P, N) rewards; (P, N) whether there is one; (P,) whether the prompt was ever sampled.
+        """
+        names = self.table["prompt_id"].combine_chunks()
+        newest = pc.not_equal(names[:-1], names[1:]) if len(names) else names.cast(pa.bool_())  # sorted: the last one
+        newest = pa.concat_arrays([newest, pa.array([True] * min(1, len(names)), pa.bool_())])
+        rewards = self.table["rewards"].combine_chunks().filter(newest)
+        row_P = pc.index_in(pa.array(prompt_ids, pa.string()), value_set=names.filter(newest))
+        rewards = rewards.take(row_P)  # null where never sampled
+        length_P = pc.list_value_length(rewards).fill_null(0).to_numpy(zero_copy_only=False)
+        scored_PN = np.arange(length_P.max(initial=0)) < length_P[:, None]
+        reward_PN = np.zeros(scored_PN.shape)
+        given = pc.list_flatten(rewards)
+        reward_PN[scored_PN] = given.to_numpy(zero_copy_only=False)
+        scored_PN[scored_PN] = given.is_valid().to_numpy(zero_copy_only=False)
+        return reward_PN, scored_PN, row_P.is_valid().to_numpy(zero_copy_only=False)
 
     def candidates(self, rows: Iterable[int] | None = None) -> list[Candidates]:
         """The candidates of some rows, or of all."""
@@ -197,12 +213,13 @@ class Pool:
 
     def pair_rows(self, *, round: int | None = None) -> list[tuple[int, int]]:
         """(row, position in the row's pairs) of every pair, or of those made in one round."""
-        return [
-            (i, j)
-            for i, pairs in enumerate(self.table["pairs"].to_pylist())
-            for j, pair in enumerate(pairs)
-            if round is None or pair["round"] == round
-        ]
+        pairs = self.table["pairs"].combine_chunks()
+        row_X = pc.list_parent_indices(pairs).to_numpy()  # X: all pairs, one behind the other
+        place_X = np.arange(len(row_X)) - np.searchsorted(row_X, row_X)
+        kept_X = np.ones(len(row_X), bool)
+        if round is not None:
+            kept_X = pc.equal(pc.struct_field(pc.list_flatten(pairs), "round"), round).to_numpy(zero_copy_only=False)
+        return list(zip(row_X[kept_X].tolist(), place_X[kept_X].tolist(), strict=True))
 
     def training_pair(self, row: int, position: int) -> TrainingPair:
         """One pair as the loss needs it."""
@@ -235,7 +252,9 @@ class Pool:
             last = f"the last good one is {good[-1]}" if good else "no other round is there"
             raise ValueError(f"The pool file {path} cannot be read ({error}); {last}.") from error
         about = read_about(path)
-        train = table.filter(pc.equal(table["split"], "train"))
+        of_train = pc.equal(table["split"], "train")
+        train = table if pc.all(of_train).as_py() else table.filter(of_train)
+        del table  # a pool may be gigabytes, and the next line copies it
         return Pool(train.combine_chunks(), round=round), about
 
 

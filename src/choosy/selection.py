@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence, Set
-from itertools import combinations, groupby
-from statistics import fmean
+from itertools import combinations, pairwise
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from choosy.types import seed_of
@@ -59,17 +59,19 @@ def largest(utilities: Sequence[float], k: int, *, names: Sequence[str], seed: i
         [1, 2]
     """
     assert len(utilities) == len(names), f"{len(utilities)} utilities for {len(names)} names"
-    for name, utility in zip(names, utilities, strict=True):
-        if not math.isfinite(utility):
-            raise ValueError(f"The utility of {name} is {utility}; every utility must be a finite number.")
-    order = sorted(range(len(names)), key=lambda i: -utilities[i])
-    chosen: list[int] = []
-    for _, tied in groupby(order, key=lambda i: utilities[i]):
-        if len(chosen) >= k:
+    utility_P = torch.tensor(utilities, dtype=torch.float64)
+    for i in (~utility_P.isfinite()).nonzero().flatten().tolist():
+        raise ValueError(f"The utility of {names[i]} is {utilities[i]}; every utility must be a finite number.")
+    sorted_P, order_P = utility_P.sort(descending=True, stable=True)
+    order: list[int] = order_P.tolist()
+    first_P = torch.cat([sorted_P.new_ones(min(1, len(order))).bool(), sorted_P[1:] != sorted_P[:-1]])
+    starts = [*first_P.nonzero().flatten().tolist(), len(order)]  # of runs of equal utilities
+    for start, end in pairwise(starts):
+        if start >= k:
             break
-        equals = list(tied)
-        chosen += sorted(equals, key=lambda i: (seed_of(seed, names[i]), names[i])) if len(equals) > 1 else equals
-    return chosen[:k]
+        if end - start > 1:
+            order[start:end] = sorted(order[start:end], key=lambda i: (seed_of(seed, names[i]), names[i]))
+    return order[:k]
 
 
 def toward(utilities: Sequence[float], direction: Direction) -> list[float]:
@@ -103,32 +105,43 @@ def toward(utilities: Sequence[float], direction: Direction) -> list[float]:
 # -- prompts ---------------------------------------------------------------------------------------------------
 
 
-def least_rewarded(rewards: Sequence[Sequence[float | None] | None], statistic: Statistic = "mean") -> list[float]:
+def least_rewarded(
+    reward_PN: Tensor, scored_PN: Tensor, sampled_P: Tensor, statistic: Statistic = "mean"
+) -> list[float]:
     """OPTune: the lower the stored reward of a prompt's responses, the larger the utility of sampling it again.
 
     Args:
-        rewards: Per prompt the rewards of its stored responses. An entry None has not been scored: a prompt
-            without any score ranks as an average one. None for a prompt never sampled: it goes first.
+        reward_PN: Rewards of the stored responses of each prompt.
+        scored_PN: True where there is a reward. A prompt without any ranks as an average one.
+        sampled_P: False for a prompt never sampled: it goes first.
         statistic: Which reward stands for the prompt: the `mean`, the `best` or the `worst` of its responses.
 
     Returns:
         P utilities: minus the statistic (arXiv 2406.07657, section 3: the lowest rewards are regenerated).
 
     Example:
-        >>> least_rewarded([[1.0, 0.0], [-1.0, 0.0], None])
+        >>> reward_PN = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]])
+        >>> sampled_P = torch.tensor([True, True, False])
+        >>> least_rewarded(reward_PN, sampled_P[:, None].expand(3, 2), sampled_P)
         [-0.5, 0.5, 1.5]
     """
-    if statistic not in ("mean", "best", "worst"):
+    reward_PN = reward_PN.double()
+    count_P = scored_PN.sum(1)
+    if statistic == "mean":
+        of_P = reward_PN.where(scored_PN, 0.0).sum(1) / count_P.clamp(min=1)
+    elif statistic in ("best", "worst"):
+        end = -math.inf if statistic == "best" else math.inf
+        ended_PM = F.pad(reward_PN.where(scored_PN, end), (0, 1), value=end)  # one column more: N may be 0
+        of_P = ended_PM.amax(1) if statistic == "best" else ended_PM.amin(1)
+    else:
         raise ValueError(f"statistic={statistic!r} is none of mean, best, worst.")
-    known: dict[int, float] = {}
-    for i, given in enumerate(rewards):
-        if scored := [r for r in given or () if r is not None]:
-            of_scored = {"mean": fmean(scored), "best": max(scored), "worst": min(scored)}
-            known[i] = -of_scored[statistic] if all(map(math.isfinite, scored)) else math.nan
-    finite = [u for u in known.values() if math.isfinite(u)]  # `largest` names the prompt of any other
-    average = sum(finite) / len(finite) if finite else 0.0
-    first = max(finite, default=0.0) + 1.0
-    return [known.get(i, first if given is None else average) for i, given in enumerate(rewards)]
+    broken_P = (scored_PN & ~reward_PN.isfinite()).any(1)  # stays nan, so that `largest` names the prompt
+    utility_P = (-of_P).where(~broken_P, math.nan)
+    known_P = utility_P[(count_P > 0) & ~broken_P]
+    average, most = (known_P.mean(), known_P.max()) if len(known_P) else (torch.zeros(()), torch.zeros(()))
+    utility_P = utility_P.where(count_P > 0, average.double()).where(sampled_P, most.double() + 1.0)
+    utilities: list[float] = utility_P.tolist()
+    return utilities
 
 
 def sequence_entropy(logps: Sequence[Sequence[float]]) -> list[float]:

@@ -189,7 +189,11 @@ def test_an_empty_round_keeps_everything() -> None:
 def test_rewards_are_those_of_the_newest_responses() -> None:
     pool = Pool().put([candidates("a", rewards=[1.0, 2.0]), candidates("b", rewards=[None, 3.0])], round=0, keep="all")
     pool = pool.put([candidates("a", 1, rewards=[5.0, 6.0])], round=1, keep="all")
-    assert pool.rewards(["b", "never sampled", "a"]) == [[None, 3.0], None, [5.0, 6.0]]
+    reward_PN, scored_PN, sampled_P = pool.rewards(["b", "never sampled", "a"])
+    assert sampled_P.tolist() == [True, False, True]
+    assert scored_PN.tolist() == [[False, True], [False, False], [True, True]]
+    assert reward_PN[scored_PN].tolist() == [3.0, 5.0, 6.0]
+    assert [len(x) for x in Pool().rewards(["a"])] == [1, 1, 1]
 
 
 def test_candidates_of_some_rows_come_in_the_order_asked() -> None:
@@ -217,7 +221,9 @@ def test_other_contents_for_the_same_rows() -> None:
     rescored = pool.with_rows([with_rewards(c, {1: 9.0}) for c in pool.candidates()])
     assert contents(rescored) == contents(pool)
     assert rescored.round == 1
-    assert rescored.rewards(["a", "b"]) == [[None, 9.0], [None, 9.0]]
+    reward_PN, scored_PN, _ = rescored.rewards(["a", "b"])
+    assert scored_PN.tolist() == [[False, True], [False, True]]
+    assert reward_PN[scored_PN].tolist() == [9.0, 9.0]
 
 
 def test_bought_rewards_join_those_that_are_known() -> None:

@@ -32,6 +32,19 @@ Item = tuple[str, Any]  # the id of a prompt, and what its utility is computed f
 Choose = Callable[[Sequence[Item], int, int], list[Hashable]]  # items, how many, seed -> ids, most useful first
 
 
+def stored(rows: list[Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rewards of each prompt as the pool gives them: None = no score; None for a prompt = never sampled."""
+    width = max((len(row) for row in rows if row), default=0)
+    padded = [[*(row or []), *[None] * (width - len(row or []))] for row in rows]
+    reward_PN = torch.tensor([[0.0 if r is None else r for r in row] for row in padded]).view(len(rows), width)
+    scored_PN = torch.tensor([[r is not None for r in row] for row in padded], dtype=torch.bool)
+    return (
+        reward_PN,
+        scored_PN.view(len(rows), width),
+        torch.tensor([row is not None for row in rows], dtype=torch.bool),
+    )
+
+
 def of_prompts(utilities: Callable[[list[Any]], list[float]]) -> Choose:
     """Slot 1: which prompts are sampled again."""
 
@@ -79,7 +92,7 @@ numbers = Way(
 
 def rewards(statistic: Any) -> Way:
     return numbers._replace(
-        choose=of_prompts(lambda rows: least_rewarded(rows, statistic)),
+        choose=of_prompts(lambda rows: least_rewarded(*stored(rows), statistic)),
         broken=[[math.nan, 1.0], [1.0, math.nan], [-math.inf], [math.inf, 0.0]],
     )
 
@@ -292,25 +305,25 @@ def test_quota_refuses(arguments: dict[str, Any], words: str) -> None:
 )
 def test_least_rewarded(statistic: Any, expected: list[float]) -> None:
     """Rewards 3, -2: mean 0.5, best 3, worst -2. Rewards 0, -2: mean -1, best 0, worst -2. Each negated."""
-    assert least_rewarded([[3.0, -2.0], [0.0, -2.0]], statistic) == expected
+    assert least_rewarded(*stored([[3.0, -2.0], [0.0, -2.0]]), statistic) == expected
 
 
 def test_never_sampled_goes_first_and_unscored_is_average() -> None:
     """Known utilities -1 and 3: unscored prompts get their mean 1, never sampled ones 3 + 1."""
-    assert least_rewarded([[1.0], [None, -3.0], [None, None], [], None]) == [-1.0, 3.0, 1.0, 1.0, 4.0]
-    assert least_rewarded([None, None]) == [1.0, 1.0]
-    assert least_rewarded([[None], None]) == [0.0, 1.0]
+    assert least_rewarded(*stored([[1.0], [None, -3.0], [None, None], [], None])) == [-1.0, 3.0, 1.0, 1.0, 4.0]
+    assert least_rewarded(*stored([None, None])) == [1.0, 1.0]
+    assert least_rewarded(*stored([[None], None])) == [0.0, 1.0]
 
 
 def test_a_broken_reward_is_not_blamed_on_an_unscored_prompt() -> None:
-    utilities = least_rewarded([[None], [math.nan], None])
+    utilities = least_rewarded(*stored([[None], [math.nan], None]))
     with pytest.raises(ValueError, match="utility of broken is nan"):
         largest(utilities, 1, names=["unscored", "broken", "unseen"], seed=0)
 
 
 def test_an_unknown_statistic_is_refused() -> None:
     with pytest.raises(ValueError, match="statistic='median' is none of mean, best, worst"):
-        least_rewarded([[1.0]], "median")  # type: ignore[arg-type]
+        least_rewarded(*stored([[1.0]]), "median")  # type: ignore[arg-type]
 
 
 def test_sequence_entropy_of_a_hand_worked_prompt() -> None:

@@ -1,0 +1,95 @@
+"""What the benchmarks share: the machine's name, rows of real data, and two programs that take turns."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+DATA = ROOT.parent / "shared" / "data"
+LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+
+
+def machine() -> dict[str, Any]:
+    """The processor and the versions that a figure belongs to."""
+    about = Path("/proc/cpuinfo")
+    flags = about.read_text() if about.exists() else ""
+    cpu = next((line.split(":")[1].strip() for line in flags.splitlines() if "model name" in line), "")
+    names = ("torch", "transformers", "lightning", "peft")
+    return {
+        "cpu": cpu or platform.processor(),
+        "cores": os.cpu_count(),
+        "bf16": "AMX" if "amx_bf16" in flags else "AVX512" if "avx512_bf16" in flags else "none",
+        "versions": {name: version(name) for name in names},
+    }
+
+
+def peer_python() -> str:
+    """The interpreter of the peer's environment, made at the first call."""
+    folder = ROOT / ".venv-trl"
+    if not (folder / "installed").exists():
+        print("installing the peer into .venv-trl (once)", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        python = folder / "bin" / "python"
+        subprocess.run(
+            [python, "-m", "pip", "install", "-qq", "-r", ROOT / "benchmarks/requirements-trl.txt"], check=True
+        )
+        (folder / "installed").touch()
+    return str(folder / "bin" / "python")
+
+
+class Program:
+    """A program that works when it is told to, and says in JSON what it took; its other output goes to a file."""
+
+    def __init__(self, python: str, script: str, job: dict[str, Any], *, log: str | None = None) -> None:
+        RESULTS.mkdir(exist_ok=True)
+        self.log = (RESULTS / f"{log or Path(script).stem}.log").open("w")
+        environ = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(
+            [python, ROOT / "benchmarks" / script, json.dumps(job)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=environ,
+        )
+
+    def answer(self) -> dict[str, Any]:
+        """The next thing it says."""
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if line.startswith('{"'):
+                said: dict[str, Any] = json.loads(line)
+                return said
+            self.log.write(line)
+        self.process.wait()
+        raise SystemExit(f"the program ended with {self.process.returncode}; see {self.log.name}")
+
+    def go(self) -> dict[str, Any]:
+        """Let it work once."""
+        assert self.process.stdin
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+
+def save(name: str, result: dict[str, Any]) -> None:
+    """Write a result, and print it."""
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"machine": machine(), **result}, indent=1)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+    print(json.dumps({name: result}), flush=True)
+
+
+def middle(values: Sequence[float]) -> float:
+    """Median, to four digits."""
+    return float(f"{median(values):.4g}")

@@ -1,0 +1,134 @@
+"""Choosy's WeightedDPO under Lightning's Trainer on given rows, a window of steps at a time."""
+
+from __future__ import annotations
+
+import functools
+import json
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch.utils.data import DataLoader
+
+from choosy.batching import Batch, batch_of
+from choosy.logprobs import Group
+from choosy.losses import SigmoidLoss
+from choosy.main import quiet
+from choosy.module import WeightedDPO
+from choosy.policy import Lora, Policy
+from choosy.pool import TrainingPair
+from choosy.types import Candidates, Prompt, Response
+
+job = json.loads(sys.argv[1])
+
+
+def say(**what: Any) -> None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps(what | {"peak_gb": peak}), flush=True)
+
+
+def matmul_peak() -> float:
+    """The best rate of bf16 matrix products on this machine now, in FLOP/s."""
+    best = 0.0
+    for m, k, n in ((2048, 2048, 2048), (2048, 576, 1536)):
+        one, other = torch.randn(m, k, dtype=torch.bfloat16), torch.randn(n, k, dtype=torch.bfloat16)
+        for _ in range(6):
+            started = time.perf_counter()
+            torch.nn.functional.linear(one, other)
+            best = max(best, 2 * m * k * n / (time.perf_counter() - started))
+    return best
+
+
+def flops(policy: Policy, groups: list[Group]) -> float:
+    """Useful floating-point operations of one step: no padding, no recomputation, each prompt once.
+
+    A frozen weight takes two products (forward, gradient of its input), a trained one three.
+    """
+    model, config = policy.causal_lm, policy.causal_lm.config
+    frozen = policy.lora is not None
+    embedding = model.get_input_embeddings().weight.numel()
+    adapters = sum(p.numel() for _, p in policy.trainable()) if frozen else 0
+    base = sum(p.numel() for p in model.parameters()) - embedding - adapters
+    tokens = sum(group.tokens for group in groups)
+    predicted = sum(len(ids) for group in groups for ids in group.response_ids)
+    linear = 2 * tokens * (base * (2 if frozen else 3) + 3 * adapters)
+    head = 2 * predicted * embedding * (2 if frozen else 3)
+    seen = 0.0  # (query, key) pairs
+    for prompt, responses in groups:
+        seen += len(prompt) ** 2 / 2
+        seen += sum(len(ids) * len(prompt) + len(ids) ** 2 / 2 for ids in responses)
+    width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    return linear + head + 3 * 4 * seen * width * config.num_hidden_layers
+
+
+class Windows(Callback):
+    """Stops before each window of steps until a line comes in, and says what it took."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.flops = 0.0
+        self.started = 0.0
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Batch, step: int) -> None:
+        measured = step - job["warmup_steps"]
+        if measured == 0:
+            say(warm=True)
+        if measured >= 0 and measured % job["steps"] == 0:
+            sys.stdin.readline()
+            self.peak, self.flops, self.started = matmul_peak(), 0.0, time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Batch, step: int) -> None:
+        self.losses.append(float(trainer.callback_metrics["loss_step"]))
+        self.flops += flops(module.policy, batch.groups)
+        if step >= job["warmup_steps"] and (step + 1 - job["warmup_steps"]) % job["steps"] == 0:
+            seconds = time.perf_counter() - self.started
+            say(seconds=seconds, flop_per_s=self.flops / seconds, peak_flop_per_s=max(self.peak, matmul_peak()))
+
+
+def main() -> None:
+    quiet()
+    started = time.perf_counter()
+    policy = Policy(
+        job["model"],
+        lora=Lora(r=job["lora"]["r"], alpha=job["lora"]["lora_alpha"]) if job["lora"] else None,
+        dtype="bfloat16" if job["bf16"] else "float32",
+        tokens_per_step=job["tokens_per_step"],
+        **job.get("policy", {}),
+    )
+    policy.load(device=torch.device("cpu"), seed=0)
+    rows = [(tuple(row["prompt_ids"]), tuple(row["chosen_ids"]), tuple(row["rejected_ids"])) for row in job["rows"]]
+    reference = time.perf_counter()
+    scored = policy.score_reference(
+        [Candidates(Prompt("", ""), (Response("", c), Response("", r)), p) for p, c, r in rows]
+    )
+    reference_seconds = time.perf_counter() - reference
+    pairs = [
+        TrainingPair(str(i), p, c, r, s.responses[0].logp_ref, s.responses[1].logp_ref, 1.0)
+        for i, ((p, c, r), s) in enumerate(zip(rows, scored, strict=True))
+    ]
+    size, n = job["batch_size"], job["warmup_steps"] + job["windows"] * job["steps"]
+    batches = [batch_of([pairs[(i * size + j) % len(pairs)] for j in range(size)]) for i in range(n)]
+    windows = Windows()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        callbacks=[windows],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    module = WeightedDPO(
+        policy,
+        loss=SigmoidLoss(job["beta"]),
+        optimizer=functools.partial(torch.optim.AdamW, lr=job["lr"], weight_decay=0.0, fused=True),
+    )
+    say(setup_seconds=time.perf_counter() - started, reference_seconds=reference_seconds)
+    trainer.fit(module, train_dataloaders=DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    say(losses=windows.losses)
+
+
+main()

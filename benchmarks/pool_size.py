@@ -1,0 +1,143 @@
+"""A pool of a million prompts with two responses each: choose by OPTune, write, reload; memory, and growth.
+
+`python benchmarks/pool_size.py` writes benchmarks/results/pool_size.json. Each size runs in a process of its own, so
+that its peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+sys.path.insert(0, str(Path(__file__).parent))
+from common import save
+
+from callbacks.optune import OPTune
+from choosy import selection
+from choosy.pool import SCHEMA, Pool
+from choosy.types import Prompt
+
+WORDS = 40  # tokens of a response, and of a prompt
+SIZES = (250_000, 500_000, 1_000_000)
+
+
+def lists(values: pa.Array, length: int) -> pa.Array:
+    offsets = pa.array(np.arange(0, len(values) + 1, length, dtype=np.int32))
+    return pa.ListArray.from_arrays(offsets, values)
+
+
+def million(n: int) -> pa.Table:
+    """A pool of n prompts as a run keeps it: texts, token ids, rewards, log-probs, one pair a prompt."""
+    draw = np.random.default_rng(0)
+    names = pa.array([f"{i:016x}" for i in range(n)])
+    prompts = pa.array([f"Tell me something about subject number {i}, please, and keep it short." for i in range(n)])
+    answers = pa.array(
+        [f"Subject {i // 2} has a side {i % 2} that is well worth a sentence or two." for i in range(2 * n)]
+    )
+    rewards = draw.normal(size=2 * n)
+    first = rewards[::2] >= rewards[1::2]
+    chosen = np.where(first, 0, 1).astype(np.int32)
+    pair = pa.StructArray.from_arrays(
+        [
+            pa.array(chosen),
+            pa.array(1 - chosen),
+            pa.array(np.ones(n)),
+            pa.array(np.full(n, np.nan)),
+            pa.array(["vader"] * n),
+            pa.array(np.zeros(n, np.int32)),
+        ],
+        fields=list(SCHEMA.field("pairs").type.value_type),
+    )
+    ids = pa.array(draw.integers(0, 49152, 2 * n * WORDS, dtype=np.int32))
+    columns: dict[str, Any] = {
+        "split": pa.array(["train"] * n),
+        "prompt_id": names,
+        "prompt": prompts,
+        "origin": pa.array(["sampled"] * n),
+        "sampled_in": pa.array(np.zeros(n, np.int32)),
+        "prompt_utility": pa.nulls(n, pa.float64()),
+        "responses": lists(answers, 2),
+        "rewards": lists(pa.array(rewards), 2),
+        "logps": lists(pa.array(rewards - 60), 2),
+        "ref_logps": lists(pa.array(rewards - 61), 2),
+        "finished": lists(pa.array(np.ones(2 * n, bool)), 2),
+        "response_ids": lists(lists(ids, WORDS), 2),
+        "prompt_ids": lists(ids[: n * WORDS], WORDS),
+        "gold": lists(pa.nulls(2 * n, pa.float64()), 2),
+        "given_weight": pa.nulls(n, pa.float64()),
+        "pairs": lists(pair, 1),
+        "chosen": answers.take(pa.array(np.arange(n) * 2 + chosen)),
+        "rejected": answers.take(pa.array(np.arange(n) * 2 + 1 - chosen)),
+        "weight": pa.array(np.ones(n)),
+        "utility": pa.nulls(n, pa.float64()),
+        "outcome": pa.nulls(n, pa.float64()),
+    }
+    return pa.table(columns, schema=SCHEMA)
+
+
+def measure(n: int) -> dict[str, float]:
+    """Seconds and gigabytes of one size."""
+    pool = Pool(million(n), round=0)
+    prompts = [Prompt(name, "") for name in pool.table["prompt_id"].to_pylist()]
+    names = [p.id for p in prompts]
+
+    class At:  # all that the selector reads of a round
+        pass
+
+    At.pool = pool  # type: ignore[attr-defined]
+    selector, seconds = OPTune(0.3), {}
+    started = time.perf_counter()
+    utilities = selector.prompt_utilities(prompts, At)  # type: ignore[arg-type]
+    chosen = selection.largest(utilities, selection.quota(n, fraction=0.3), names=names, seed=0)
+    seconds["choose_s"] = time.perf_counter() - started
+    assert len(chosen) == -(-n * 3 // 10)
+    started = time.perf_counter()
+    assert len(pool.pair_rows()) == n
+    seconds["list_pairs_s"] = time.perf_counter() - started
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        path = pool.save(folder, {"round": 0})
+        seconds["write_s"] = time.perf_counter() - started
+        size = path.stat().st_size / 2**30
+        del pool, utilities, At.pool  # type: ignore[attr-defined]
+        started = time.perf_counter()
+        again, _ = Pool.load(folder, 0)
+        seconds["reload_s"] = time.perf_counter() - started
+        assert len(again) == n
+    return seconds | {"file_gb": size, "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--one", type=int)
+    told = parser.parse_args()
+    if told.one:
+        print(json.dumps(measure(told.one)))
+        return
+    result: dict[str, Any] = {}
+    for n in SIZES:
+        runs = []
+        for _ in range(3):
+            out = subprocess.run(
+                [sys.executable, __file__, "--one", str(n)], check=True, capture_output=True, text=True
+            )
+            runs.append(json.loads(out.stdout.splitlines()[-1]))
+        result[str(n)] = {key: float(f"{sorted(run[key] for run in runs)[1]:.4g}") for key in runs[0]}
+        print(n, result[str(n)], flush=True)
+    half, whole = result[str(SIZES[1])], result[str(SIZES[2])]
+    result["growth"] = {key: float(f"{whole[key] / half[key]:.3g}") for key in whole if half[key] > 0.05}
+    save("pool_size", result)
+
+
+if __name__ == "__main__":
+    main()

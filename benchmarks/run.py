@@ -1,0 +1,115 @@
+"""Runs the benchmarks and writes what they found into docs/benchmarks.md.
+
+`make bench` runs all of them, the peer beside us in each run; `make bench ONLY=pool_size,trajectory` some of them. A
+result that is there already and was not asked for stays in the table, with the machine it was measured on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from common import RESULTS, ROOT
+
+HERE = Path(__file__).parent
+SCRIPTS = sorted(
+    path.stem for path in HERE.glob("*.py") if path.stem not in ("run", "common") and "\ndef main()" in path.read_text()
+)
+START, END = "<!-- measured: written by benchmarks/run.py -->", "<!-- end of measured -->"
+
+
+def found(name: str) -> dict[str, Any] | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def summary() -> dict[str, float]:
+    """The ratios by name; what has no result is not in it."""
+    ratios: dict[str, float] = {}
+    if step := found("dpo_step"):
+        for kind in ("full", "lora"):
+            if kind in step:
+                ratios[f"dpo_step_{kind}"] = step[kind]["ratio"]
+        kinds = [step[kind] for kind in ("full", "lora") if kind in step]
+        ratios["dpo_memory"] = max(kind["memory_ratio"] for kind in kinds)
+        ratios["flop_share"] = min(kind["flop_share"] for kind in kinds)
+    if rounds := found("online_round"):
+        ratios |= {name: rounds[name]["ratio"] for name in ("online_round", "online_round_optune03")}
+    if choosing := found("choosing"):
+        ratios["selection_share"] = max(v["share"] for k, v in choosing.items() if k not in ("machine", "entropy"))
+        ratios["selection_share_entropy"] = choosing["entropy"]["share"]
+    if (pool := found("pool_size")) and "1000000" in pool:
+        million = pool["1000000"]
+        ratios |= {"pool_choose_s": million["choose_s"], "pool_reload_s": million["reload_s"]}
+        ratios["pool_gb"] = million["peak_gb"]
+    return ratios
+
+
+GOALS = {
+    "dpo_step_full": ("DPO step, all weights: pairs/s against TRL's DPOTrainer", ">= 5", lambda x: x >= 5),
+    "dpo_step_lora": ("DPO step, LoRA: the same", ">= 5", lambda x: x >= 5),
+    "dpo_memory": ("peak memory of these, the larger ratio", "<= 0.5", lambda x: x <= 0.5),
+    "flop_share": ("share of the machine's bf16 matrix-product peak, the smaller", ">= 0.35", lambda x: x >= 0.35),
+    "online_round": ("online round against TRL's OnlineDPOTrainer", ">= 4", lambda x: x >= 4),
+    "online_round_optune03": ("the same with OPTune at 0.3, rounds after the first", ">= 7", lambda x: x >= 7),
+    "selection_share": ("choosing's share of a round, the dearest selector", "<= 0.05", lambda x: x <= 0.05),
+    "selection_share_entropy": ("the same for the entropy filter: 8 samples a prompt", "-", lambda x: True),
+    "pool_choose_s": ("a million prompts: choose, s", "<= 2", lambda x: x <= 2),
+    "pool_reload_s": ("a million prompts: reload, s", "<= 20", lambda x: x <= 20),
+    "pool_gb": ("a million prompts: peak memory, GB", "<= 4", lambda x: x <= 4),
+}
+
+
+def table(ratios: dict[str, float]) -> str:
+    lines = ["| measured | goal | found | met |", "|---|---|---|---|"]
+    for name, (what, goal, met) in GOALS.items():
+        if name in ratios:
+            lines.append(f"| `{name}`: {what} | {goal} | {ratios[name]:.3g} | {'yes' if met(ratios[name]) else 'no'} |")
+    machines = {json.dumps(r["machine"], sort_keys=True) for n in SCRIPTS if (r := found(n)) and "machine" in r}
+    lines += ["", "Measured on:", *(f"- {about(json.loads(m))}" for m in sorted(machines))]
+    return "\n".join(lines)
+
+
+def about(machine: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return f"{machine['cores']} cores of {machine['cpu']} (bf16: {machine['bf16']}); {versions}"
+
+
+def write(ratios: dict[str, float]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "summary.json").write_text(json.dumps(ratios, indent=1) + "\n")
+    page = ROOT / "docs" / "benchmarks.md"
+    before, _, rest = page.read_text().partition(START)
+    page.write_text(f"{before}{START}\n{table(ratios)}\n{END}{rest.partition(END)[2]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help=f"some of {','.join(SCRIPTS)}, with commas")
+    parser.add_argument("--table", action="store_true", help="run nothing; write the table from the results there are")
+    told = parser.parse_args()
+    wanted = [name for name in told.only.split(",") if name] or SCRIPTS
+    if unknown := set(wanted) - set(SCRIPTS):
+        sys.exit(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(SCRIPTS)}")
+    failed = []
+    for number, name in enumerate([] if told.table else wanted, start=1):
+        print(f"[{number}/{len(wanted)}] {name}", flush=True)
+        started = time.perf_counter()
+        if subprocess.run([sys.executable, HERE / f"{name}.py"], cwd=ROOT).returncode != 0:
+            failed.append(name)
+        print(f"[{number}/{len(wanted)}] {name}: {time.perf_counter() - started:.0f} s", flush=True)
+    ratios = summary()
+    write(ratios)
+    print(json.dumps(ratios, indent=1))
+    if failed:
+        sys.exit(f"these benchmarks failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
