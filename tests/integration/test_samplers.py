@@ -129,7 +129,7 @@ def test_it_stops_at_the_end_and_keeps_it(make, policy):
         assert r.finished or len(r.ids) == 48
 
 
-def test_an_end_at_once_is_an_empty_response(make, policy, monkeypatch):
+def test_a_response_may_end_at_once(make, policy, monkeypatch):
     asked = prompts(policy)[:1]
     seeds = [list(range(12))]
     (first,) = make(max_new_tokens=1).sample(policy, asked, seeds)
@@ -259,6 +259,13 @@ def test_vllm_refuses_a_prompt_it_was_not_built_for(policy, monkeypatch):
     monkeypatch.setattr(vllm, "is_installed", lambda: True)
     with pytest.raises(ValueError, match=r"has 60 tokens .*max_prompt_tokens=8; type sampler\.max_prompt_tokens=60"):
         Vllm(max_prompt_tokens=8).sample(policy, [tuple(range(60))], [[0]])
+
+
+def test_vllm_refuses_where_it_cannot_run():
+    with pytest.raises(ValueError, match=r"one engine in one process, and this run has 2; choose sampler=generate"):
+        vllm.refuse_ranks(2)
+    with pytest.raises(ValueError, match=r"on cuda and the installed vLLM is built for cpu; choose trainer=cpu"):
+        vllm.refuse_device("cuda", "cpu")
 
 
 def test_an_engine_that_samples_another_model_is_found_out(policy):

