@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -109,8 +109,9 @@ class Paged:
         longest = max(len(ids) for ids, _ in requests.values())
         in_flight = min(self.batch_size, len(requests))
         pages = math.ceil((longest + self.max_new_tokens) / self.page_size) + 1
-        manager = policy.causal_lm.init_continuous_batching(
-            generation_config=GenerationConfig(
+        model: Any = policy.causal_lm  # transformers mixes the method in where no type shows it
+        manager = model.init_continuous_batching(
+            generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
                 do_sample=False,  # the likeliest token is the one that Draw has left
                 max_new_tokens=self.max_new_tokens,
                 eos_token_id=sorted(policy.stop_ids),
@@ -168,12 +169,11 @@ class Draw(ContinuousBatchingLogitsProcessor):
         max_new_tokens: The most draws that a request needs.
     """
 
-    supported_kwargs: ClassVar[dict[str, type]] = {"seed": int}
-    ignored_kwargs: ClassVar[tuple[str, ...]] = ()
-
     def __init__(self, shape: Shape, max_new_tokens: int) -> None:
         self.shape = shape
         self.max_new_tokens = max_new_tokens
+        self.supported_kwargs = {"seed": int}  # what a request may bring, and what it may bring in vain
+        self.ignored_kwargs = ()
         self._draws: dict[str, list[float]] = {}
         self._logp: dict[str, float] = {}
         self._in_step: list[str] = []
@@ -210,12 +210,12 @@ class Draw(ContinuousBatchingLogitsProcessor):
         earlier = len(state.initial_tokens) - state._true_initial_tokens if state._true_initial_tokens else 0
         return self._draws[state.request_id][earlier + state.generated_len()]
 
-    def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:
+    def __call__(self, scores: Tensor, tensor_arg: Tensor) -> torch.FloatTensor:
         """Scores in which the chosen tokens stand out."""
         draw_R = tensor_arg[: len(scores)].view(torch.float32)
         token_R1 = choose_token(scores, draw_R, *self.shape)[:, None]
         self._logp_R = (scores.gather(-1, token_R1) - scores.logsumexp(-1, keepdim=True)).squeeze(-1)
-        return torch.zeros_like(scores).scatter_(-1, token_R1, 1.0)
+        return cast(torch.FloatTensor, torch.zeros_like(scores).scatter_(-1, token_R1, 1.0))
 
     def _collect(self) -> None:
         if self._logp_R is not None:
