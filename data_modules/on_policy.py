@@ -161,6 +161,9 @@ class OnPolicyData(LightningDataModule):
         """Fresh responses from the present policy."""
         return sampled(prompts, at, n=self.responses, tick=tick)
 
+    def teardown(self, stage: str) -> None:
+        self.run.sampler.close()
+
     def state_dict(self) -> dict[str, Any]:
         return self.run.state_dict()
 

@@ -311,6 +311,12 @@ class Policy(nn.Module):
             return [(weight, (weight.float() + delta.float()).to(weight.dtype)) for weight, delta in weights]
         return [(p, p.detach().to(self.compute_dtype)) for p in self.causal_lm.parameters()]
 
+    def sampling_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights under the names of a checkpoint, for an engine that keeps its own; inside `for_sampling`."""
+        for name, p in self.causal_lm.named_parameters():
+            if ".lora_" not in name:
+                yield name.replace(".base_layer.", "."), p.detach()
+
     # -- log-probabilities -------------------------------------------------------------------------------------
 
     def precision(self) -> AbstractContextManager[Any]:

@@ -44,6 +44,9 @@ class Round:
     number: int
     labels: Mapping[str, int]
     tokens_generated: int
+    responses_cut: int
+    responses_empty: int
+    sync_milliseconds: int
     pairs_trained: int
     seconds: Mapping[str, float]
     evaluation: Mapping[str, float] | None
@@ -129,7 +132,9 @@ def _told(path: Path) -> dict[str, Any]:
 
 def _round(facts: Mapping[str, Any]) -> Round:
     kept = ("labels", "tokens_generated", "pairs_trained", "seconds", "evaluation")
-    return Round(number=facts["round"], **{name: facts[name] for name in kept})
+    since = ("responses_cut", "responses_empty", "sync_milliseconds")  # rounds of an older Choosy do not tell
+    told = {name: facts[name] for name in kept} | {name: facts.get(name, 0) for name in since}
+    return Round(number=facts["round"], **told)
 
 
 def _answers(path: Path) -> Iterator[Answer]:
@@ -152,6 +157,11 @@ def summary(run: Run) -> dict[str, Any]:
         "ties": _known(run.last, "ties"),
         "labels": spent | {"budget": run.budget},
         "tokens_generated": final.tokens_generated if final else 0,
+        "responses": {
+            "cut": final.responses_cut if final else 0,
+            "empty": final.responses_empty if final else 0,
+        },
+        "sync_seconds": final.sync_milliseconds / 1000 if final else 0.0,
         "pairs_trained": final.pairs_trained if final else 0,
         "seconds": seconds | {"total": math.fsum(seconds.values())},
     }

@@ -180,9 +180,17 @@ def sampled(
     """N fresh responses to each prompt from the present policy; a response's seed is (run, round, prompt, sample)."""
     ids = [at.policy.encode_prompt(prompt) for prompt in prompts]
     seeds = [[seed_of(at.seed, purpose, at.number, p.id, sample) for sample in range(n)] for p in prompts]
+    synced = at.sampler.sync_seconds
     responses = at.sampler.sample(at.policy, ids, seeds, tick=tick)
-    at.counts["tokens_generated"] += sum(len(r.ids) for of_prompt in responses for r in of_prompt)
+    synced = at.sampler.sync_seconds - synced
+    if synced and at.ranks.rank == 0:
+        at.phases.display.say(f"The policy's weights went into the sampling engine in {synced:.2f} s.")
+    fresh = [r for of_prompt in responses for r in of_prompt]
+    at.counts["tokens_generated"] += sum(len(r.ids) for r in fresh)
     at.counts["prompts_sampled"] += len(prompts)
+    at.counts["responses_cut"] += sum(not r.finished for r in fresh)
+    at.counts["responses_empty"] += sum(not r.text for r in fresh)
+    at.counts["sync_milliseconds"] += round(1000 * synced)
     return [
         Candidates(prompt, tuple(of_prompt), prompt_ids, at.number)
         for prompt, of_prompt, prompt_ids in zip(prompts, responses, ids, strict=True)

@@ -22,6 +22,8 @@ from choosy.weighting import Weighting
 
 log = logging.getLogger(__name__)
 
+SAMPLED = ("tokens_generated", "prompts_sampled", "responses_cut", "responses_empty", "sync_milliseconds")
+
 Reference = Literal["initial", "previous_round"]
 
 
@@ -178,7 +180,7 @@ class Run:
 
     def _adopt(self, number: int) -> None:
         self.pool, about = Pool.load(self.rounds_folder, number)
-        self.counts = Counter({k: about[k] for k in ("tokens_generated", "prompts_sampled")}) + Counter(
+        self.counts = Counter({k: about.get(k, 0) for k in SAMPLED}) + Counter(
             pairs_trained=self.counts["pairs_trained"]  # the file may have counted this round's training already
         )
         self.phases.load_state_dict({"seconds": about["seconds"]})
@@ -215,7 +217,7 @@ class Run:
             "seed": self.seed,
             "budget": desk.budget,
             "labels": {"spent": desk.spent, "reused": desk.reused, "evaluation": desk.evaluation},
-            **{k: self.counts[k] for k in ("tokens_generated", "prompts_sampled", "pairs_trained")},
+            **{k: self.counts[k] for k in (*SAMPLED, "pairs_trained")},
             "seconds": dict(self.phases.seconds),
             "evaluation": self.evaluation,
         }

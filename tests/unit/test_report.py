@@ -48,6 +48,9 @@ def facts(number: int, *, rounds: int, budget: int | None, evaluation: dict | No
         "labels": {"spent": 12 * played, "reused": played, "evaluation": 4 * (played + 1)},
         "tokens_generated": 1000 * played,
         "prompts_sampled": 8 * played,
+        "responses_cut": 2 * played,
+        "responses_empty": played,
+        "sync_milliseconds": 250 * played,
         "pairs_trained": 6 * played,
         "seconds": dict.fromkeys(PHASES, 1.5 * played),
         "evaluation": evaluation,
@@ -98,6 +101,8 @@ def test_summary_holds_the_numbers_of_the_contract(run_dir):
         "ties": 0.125,
         "labels": {"spent": 24, "reused": 2, "evaluation": 12, "budget": 40},
         "tokens_generated": 2000,
+        "responses": {"cut": 4, "empty": 2},
+        "sync_seconds": 0.5,
         "pairs_trained": 12,
         "seconds": dict.fromkeys(PHASES, 3.0) | {"total": 18.0},
     }

