@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import sqlite3
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence, Set, Sized
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set, Sized
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from choosy.claims import Buyer, bury, lives
 from choosy.labeling import Answer, Compares, Labeler, Postponed, Scores
-from choosy.labeling.asking import chunks
+from choosy.labeling.asking import CHUNK, at_once, chunks
 from choosy.labeling.dataset import Dataset
 from choosy.types import MIRRORED, Candidates, Prompt, Response, Verdict, content_id
+
+log = logging.getLogger(__name__)
 
 Purpose = Literal["train", "evaluate"]
 
@@ -30,6 +34,11 @@ SCHEMA = (
     purpose TEXT NOT NULL, run TEXT NOT NULL, cost REAL NOT NULL, time REAL NOT NULL)""",
     "CREATE INDEX IF NOT EXISTS labels_of_run ON labels (run, purpose)",
     "CREATE TABLE IF NOT EXISTS reuses (run TEXT, key TEXT, PRIMARY KEY (run, key)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, buyer TEXT NOT NULL) WITHOUT ROWID",
+    """CREATE TABLE IF NOT EXISTS wanted (
+    key TEXT PRIMARY KEY, labeler TEXT NOT NULL, fingerprint TEXT NOT NULL, stamp TEXT NOT NULL, kind TEXT NOT NULL,
+    prompt_id TEXT NOT NULL, prompt TEXT NOT NULL, messages TEXT NOT NULL, response_first TEXT NOT NULL,
+    response_second TEXT, run TEXT NOT NULL, time REAL NOT NULL)""",
 )
 SINCE_2 = (
     "ALTER TABLE labels ADD COLUMN raw TEXT NOT NULL DEFAULT ''",
@@ -81,6 +90,23 @@ class Question:
         texts = sorted(response.text for response in self.responses)
         return content_id(who, self.stamp, self.prompt.text, str(len(turns)), *turns, *texts)
 
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """The question as columns of the ledger's tables."""
+        first, second = (*(response.text for response in self.responses), None)[:2]
+        return {
+            "key": self.key,
+            "labeler": self.labeler,
+            "fingerprint": self.fingerprint,
+            "stamp": self.stamp,
+            "kind": "score" if second is None else "compare",
+            "prompt_id": self.prompt.id,
+            "prompt": self.prompt.text,
+            "messages": json.dumps([[m.role, m.content] for m in self.prompt.messages], ensure_ascii=False),
+            "response_first": first,
+            "response_second": second,
+        }
+
     def __str__(self) -> str:
         starts = " and ".join(repr(response.text[:40]) for response in self.responses)
         return f"prompt {self.prompt.id!r}, {self.place}: {starts}"
@@ -94,6 +120,7 @@ class Ledger:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._buyer: Buyer | None = None
 
     def create(self) -> None:
         """Make the file if there is none, and bring one of an earlier version up to date.
@@ -104,6 +131,7 @@ class Ledger:
         try:
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
             self._lay_out()
+            bury(self.path)
         except (TypeError, OSError, sqlite3.Error) as error:
             raise ValueError(
                 f"labeler.path={self.path!r} cannot serve as the ledger of labels ({error}); "
@@ -114,9 +142,9 @@ class Ledger:
         patience = time.monotonic() + 60
         while True:
             try:
-                with self._transaction() as db:
+                with self._connection() as db:
                     db.execute("PRAGMA journal_mode = WAL")
-                with self._transaction() as db:
+                with self._connection() as db:
                     self._bring_up_to_date(db)
                 return
             except sqlite3.OperationalError as error:
@@ -144,29 +172,98 @@ class Ledger:
             rows = {key: db.execute(query, (key,)).fetchone() for key in keys}
         return {key: Label(*row) for key, row in rows.items() if row}
 
+    @contextmanager
+    def buying(self, keys: Sequence[str]) -> Iterator[Set[str]]:
+        """Claim what is about to be bought: the keys that nobody has bought, or is buying now.
+
+        Until the block is left nobody else is given one of them, unless this process dies.
+        """
+        buyer = Buyer(self.path)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(buyer.alive())
+            except OSError as error:
+                raise self._unusable(error) from error
+            self._buyer = buyer
+            try:
+                yield self._claim(keys, buyer)
+            finally:
+                self._buyer = None
+                with suppress(sqlite3.Error), self._connection() as db:  # the claims of one who left are void
+                    db.execute("DELETE FROM claims WHERE buyer = ?", (buyer.name,))
+
+    def _claim(self, keys: Iterable[str], buyer: Buyer) -> Set[str]:
+        alive: dict[str, bool] = {}
+        mine = set()
+        query = "SELECT key, '' FROM labels WHERE key = ?1 UNION ALL SELECT key, buyer FROM claims WHERE key = ?1"
+        with self._transaction() as db:
+            db.execute("BEGIN IMMEDIATE")
+            for key in keys:
+                _, other = db.execute(query, (key,)).fetchone() or (key, None)
+                if other and other not in alive:
+                    alive[other] = lives(self.path, other)
+                if other is None or not alive.get(other, True):
+                    db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?)", (key, buyer.name))
+                    mine.add(key)
+        return mine
+
     def write(
         self, bought: Iterable[tuple[Question, Answer]], *, purpose: Purpose, run: str, judgements: int = 1
     ) -> None:
-        """Add labels; where another process was faster, its label stands."""
+        """Add labels; one that is there already stands.
+
+        Raises:
+            ValueError: The disk is full. The labels are kept all the same, in room that was set aside, if there is
+                any left; the message says so.
+        """
+        about = {"purpose": purpose, "run": run, "judgements": judgements, "time": time.time()}
         rows = []
         for q, answer in bought:
-            first, second = (*(response.text for response in q.responses), None)[:2]
-            value = answer.value
-            kind, score, verdict = ("score", float(value), None) if second is None else ("compare", None, value)
-            rows.append(
-                {
-                    **{"key": q.key, "labeler": q.labeler, "fingerprint": q.fingerprint, "stamp": q.stamp},
-                    **{"kind": kind, "prompt_id": q.prompt.id, "prompt": q.prompt.text},
-                    "messages": json.dumps([[m.role, m.content] for m in q.prompt.messages], ensure_ascii=False),
-                    **{"response_first": first, "response_second": second, "score": score, "verdict": verdict},
-                    **{"raw": answer.raw, "cost": answer.cost, "annotator": answer.annotator},
-                    **{"judgements": judgements, "purpose": purpose, "run": run, "time": time.time()},
-                }
+            value = (
+                {"score": float(answer.value), "verdict": None} if len(q.responses) == 1 else {"verdict": answer.value}
             )
-        if rows:
-            columns, values = ", ".join(rows[0]), ", ".join(f":{name}" for name in rows[0])
-            with self._transaction() as db:
-                db.executemany(f"INSERT OR IGNORE INTO labels ({columns}) VALUES ({values})", rows)
+            said = {"raw": answer.raw, "cost": answer.cost, "annotator": answer.annotator}
+            rows.append({"score": None, **q.columns, **value, **said, **about})
+        try:
+            self.insert(rows)
+        except ValueError as error:
+            if not (is_full(error.__cause__) and self._buyer and self._buyer.make_room() and self._inserted(rows)):
+                raise ValueError(f"{error}. The last {len(rows)} labels that were bought could not be kept") from error
+            raise
+
+    def _inserted(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+        try:
+            self.insert(rows)
+        except ValueError:
+            return False
+        return True
+
+    def insert(self, rows: Sequence[Mapping[str, Any]]) -> int:
+        """Add rows to the labels, all or none; how many were not there yet."""
+        if not rows:
+            return 0
+        columns, values = ", ".join(rows[0]), ", ".join(f":{name}" for name in rows[0])
+        with self._transaction() as db:
+            added = db.executemany(f"INSERT OR IGNORE INTO labels ({columns}) VALUES ({values})", rows).rowcount
+            db.executemany("DELETE FROM wanted WHERE key = :key", [{"key": row["key"]} for row in rows])
+        return added
+
+    def want(self, questions: Iterable[Question], *, run: str) -> None:
+        """Note what a run waits for, for `choosy labels export --wanted`; what is labeled is wanted no more."""
+        rows = [{**q.columns, "run": run, "time": time.time()} for q in questions]
+        with self._transaction() as db:
+            db.executemany(
+                "INSERT OR IGNORE INTO wanted SELECT :key, :labeler, :fingerprint, :stamp, :kind, :prompt_id, :prompt, "
+                ":messages, :response_first, :response_second, :run, :time "
+                "WHERE NOT EXISTS (SELECT 1 FROM labels WHERE key = :key)",
+                rows,
+            )
+
+    def rows(self, table: Literal["labels", "wanted"]) -> list[dict[str, Any]]:
+        """All rows of a table in the order of their time."""
+        with self._transaction() as db:
+            db.row_factory = sqlite3.Row
+            return [dict(row) for row in db.execute(f"SELECT * FROM {table} ORDER BY time, rowid")]
 
     def train_on(self, keys: Iterable[str], *, run: str) -> None:
         """Note that the run trains on these: its own for evaluation count now, those of others are reused."""
@@ -195,10 +292,30 @@ class Ledger:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with self._connection() as db:
+                yield db
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(os.path.abspath(self.path), timeout=60)) as db:
             db.execute("PRAGMA synchronous = FULL")
             with db:
                 yield db
+
+    def _unusable(self, error: Exception) -> ValueError:
+        return ValueError(
+            f"the ledger of labels {self.path} cannot be used any more ({error}). What is written in it is kept; "
+            "see to it that its disk has room and its folder may be written to, and resume the run"
+        )
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether SQLite found no room to write, in the file or on the disk."""
+    known = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+    return isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF in known
 
 
 class Desk:
@@ -357,6 +474,7 @@ class Desk:
         """All labels of each group of questions, or None where the rest of the budget cannot pay it."""
         assert self._run, "the desk is not open"
         train = purpose == "train"
+        pause = 0.05
         while True:  # several times, where only a label that is bought tells what the next one costs
             known = self._ledger.find(q.key for group in groups for q in group)
             owed = {key for key, label in known.items() if label.run == self._run and label.purpose == "evaluate"}
@@ -366,13 +484,23 @@ class Desk:
             wanted: dict[str, Question] = {}
             for question in (q for group in served for q in group or ()):
                 wanted.setdefault(question.key, question)  # of two that ask the same, the first is put to the labeler
-            self._buy([q for key, q in wanted.items() if key not in known], purpose)
+            missing = [q for key, q in wanted.items() if key not in known]
+            bought = self._buy(missing, purpose)
             if train:
                 self._ledger.train_on(wanted, run=self._run)
             if wanted.keys() <= free:
                 break
+            if missing and not bought:
+                pause = self._wait(pause, len(missing))
         labels = self._ledger.find(wanted)
         return [None if group is None else [labels[q.key] for q in group] for group in served]
+
+    def _wait(self, pause: float, labels: int) -> float:
+        """Give others, who are buying what is wanted here, some time; returns how long to wait next."""
+        if 1 <= pause < 2:
+            log.warning("Waiting for %d labels that another process is buying into %s.", labels, self._ledger.path)
+        time.sleep(min(pause, 1.0))
+        return 2 * pause
 
     def _wave(self) -> float:
         """How many answers may be bought before it is looked again what they cost."""
@@ -380,10 +508,21 @@ class Desk:
             return math.inf
         return max(1, self._ledger.prices(self._run, self.labeler.name)[0])
 
-    def _buy(self, questions: Sequence[Question], purpose: Purpose) -> None:
-        method = self._method(questions[0]) if questions else None
-        for _, chunk in chunks(questions, self.labeler, method) if method else ():
-            self._ask(chunk, purpose)
+    def _buy(self, questions: Sequence[Question], purpose: Purpose) -> int:
+        """Buy what nobody else is buying; how many that were."""
+        if not questions:
+            return 0
+        size, bought = at_once(self.labeler, self._method(questions[0]), len(questions)), 0
+        try:
+            for _, some in chunks(questions, max(size, CHUNK)):
+                with self._ledger.buying([q.key for q in some]) as mine:
+                    for _, chunk in chunks([q for q in some if q.key in mine], size):
+                        self._ask(chunk, purpose)
+                    bought += len(mine)
+        except Postponed:
+            self._ledger.want(questions, run=self._run)
+            raise
+        return bought
 
     def _method(self, question: Question) -> Any:
         if len(question.responses) == 1:

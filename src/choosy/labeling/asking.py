@@ -14,12 +14,21 @@ T = TypeVar("T")
 CHUNK = 64  # asked at once of a labeler that returns a list: at most so many are lost when the machine stops
 
 
-def chunks(items: Sequence[T], labeler: Labeler, method: Callable[..., Any]) -> Iterator[tuple[int, Sequence[T]]]:
-    """The items as they may be asked of the labeler's method at once, with the place of the first of each chunk."""
-    yields = inspect.isgeneratorfunction(method)
-    step = getattr(labeler, "at_once", None if yields else CHUNK) or len(items)
-    for start in range(0, len(items), max(step, 1)):
-        yield start, items[start : start + step]
+def at_once(labeler: Labeler, method: Callable[..., Any], asked: int) -> int:
+    """How many items, of those that are to be asked, the labeler's method is given at once."""
+    said: int | None = getattr(labeler, "at_once", None if inspect.isgeneratorfunction(method) else CHUNK)
+    return said or max(asked, 1)
+
+
+def chunks(items: Sequence[T], size: int) -> Iterator[tuple[int, Sequence[T]]]:
+    """The items in portions of this size, each with the place of its first.
+
+    Example:
+        >>> list(chunks("abcde", 2))
+        [(0, 'ab'), (2, 'cd'), (4, 'e')]
+    """
+    for start in range(0, len(items), size):
+        yield start, items[start : start + size]
 
 
 def in_places(
@@ -34,7 +43,7 @@ def in_places(
         >>> [(answer.at, answer.value) for answer in in_places(Vader(), Vader().score, asked)]
         [(0, 0.2023), (1, 0.0)]
     """
-    for start, chunk in chunks(items, labeler, method):
+    for start, chunk in chunks(items, at_once(labeler, method, len(items))):
         try:
             for place, told in enumerate(method(chunk)):
                 answer = told if isinstance(told, Answer) else Answer(place, told)
