@@ -8,6 +8,7 @@ import math
 import os
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set, Sized
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -17,15 +18,17 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from choosy.claims import Buyer, bury, lives
-from choosy.labeling import Answer, Compares, Labeler, Postponed, Scores
+from choosy.labeling import Answer, Compares, Labeler, Postponed, Scores, that
 from choosy.labeling.asking import CHUNK, at_once, chunks
 from choosy.labeling.dataset import Dataset
+from choosy.secrecy import scrub
 from choosy.types import MIRRORED, Candidates, Prompt, Response, Verdict, content_id
 
 log = logging.getLogger(__name__)
 
 Purpose = Literal["train", "evaluate"]
 
+ENOUGH = 20  # verdicts, before their share of invalid ones says anything
 VERSION = 2  # of the file, in its user_version
 SCHEMA = (
     """CREATE TABLE IF NOT EXISTS labels (
@@ -38,7 +41,8 @@ SCHEMA = (
     """CREATE TABLE IF NOT EXISTS wanted (
     key TEXT PRIMARY KEY, labeler TEXT NOT NULL, fingerprint TEXT NOT NULL, stamp TEXT NOT NULL, kind TEXT NOT NULL,
     prompt_id TEXT NOT NULL, prompt TEXT NOT NULL, messages TEXT NOT NULL, response_first TEXT NOT NULL,
-    response_second TEXT, run TEXT NOT NULL, time REAL NOT NULL)""",
+    response_second TEXT, purpose TEXT NOT NULL, run TEXT NOT NULL, judgements INTEGER NOT NULL,
+    time REAL NOT NULL)""",
 )
 SINCE_2 = (
     "ALTER TABLE labels ADD COLUMN raw TEXT NOT NULL DEFAULT ''",
@@ -222,7 +226,7 @@ class Ledger:
             value = (
                 {"score": float(answer.value), "verdict": None} if len(q.responses) == 1 else {"verdict": answer.value}
             )
-            said = {"raw": answer.raw, "cost": answer.cost, "annotator": answer.annotator}
+            said = {"raw": scrub(answer.raw), "cost": answer.cost, "annotator": scrub(answer.annotator)}
             rows.append({"score": None, **q.columns, **value, **said, **about})
         try:
             self.insert(rows)
@@ -248,16 +252,16 @@ class Ledger:
             db.executemany("DELETE FROM wanted WHERE key = :key", [{"key": row["key"]} for row in rows])
         return added
 
-    def want(self, questions: Iterable[Question], *, run: str) -> None:
+    def want(self, questions: Iterable[Question], *, purpose: Purpose, run: str, judgements: int = 1) -> None:
         """Note what a run waits for, for `choosy labels export --wanted`; what is labeled is wanted no more."""
-        rows = [{**q.columns, "run": run, "time": time.time()} for q in questions]
+        about = {"purpose": purpose, "run": run, "judgements": judgements, "time": time.time()}
+        rows = [{**q.columns, **about} for q in questions]
+        if not rows:
+            return
+        columns, values = ", ".join(rows[0]), ", ".join(f":{name}" for name in rows[0])
+        missing = "WHERE NOT EXISTS (SELECT 1 FROM labels WHERE key = :key)"
         with self._transaction() as db:
-            db.executemany(
-                "INSERT OR IGNORE INTO wanted SELECT :key, :labeler, :fingerprint, :stamp, :kind, :prompt_id, :prompt, "
-                ":messages, :response_first, :response_second, :run, :time "
-                "WHERE NOT EXISTS (SELECT 1 FROM labels WHERE key = :key)",
-                rows,
-            )
+            db.executemany(f"INSERT OR IGNORE INTO wanted ({columns}) SELECT {values} {missing}", rows)
 
     def rows(self, table: Literal["labels", "wanted"]) -> list[dict[str, Any]]:
         """All rows of a table in the order of their time."""
@@ -331,6 +335,8 @@ class Desk:
             more. So it is never exceeded where no answer costs more than the price. A labeler without a price is
             asked for one prompt or pair first, then for as many answers at once as it has given before; what it
             costs above the budget is at most what the answers of the last purchase cost above the dearest before it.
+        max_invalid: The largest share of invalid verdicts among those bought since the run was started or resumed;
+            above it, once there are 20, the run stops with what was said. None sets no limit.
 
     Attributes:
         scores: Whether the labeler can score a response.
@@ -338,7 +344,13 @@ class Desk:
     """
 
     def __init__(
-        self, labeler: Labeler, *, path: str, budget: int | None = None, budget_money: float | None = None
+        self,
+        labeler: Labeler,
+        *,
+        path: str,
+        budget: int | None = None,
+        budget_money: float | None = None,
+        max_invalid: float | None = 0.2,
     ) -> None:
         if budget is not None and budget < (least := int(getattr(labeler, "judgements", 1))):
             raise ValueError(f"labeler.budget={budget} buys nothing; type {least} or more, or null for no limit")
@@ -346,13 +358,18 @@ class Desk:
             raise ValueError(f"labeler.budget_money={budget_money} buys nothing; type an amount, or null for no limit")
         self.labeler = labeler
         self.budget = budget
+        if max_invalid is not None and not 0 <= max_invalid <= 1:
+            raise ValueError(f"labeler.max_invalid={max_invalid} is no share; choose 0 to 1, or null for no limit")
         self.budget_money = budget_money
+        self.max_invalid = max_invalid
+        self._judged: Counter[str] = Counter()
+        self._invalid: list[str] = []
         self.scores = isinstance(labeler, Scores)
         self.compares = isinstance(labeler, Compares)
         if not (self.scores or self.compares):
             raise ValueError(
                 f"a labeler has a name, and a method score or compare; {type(labeler).__name__} has not: "
-                "choose one, for instance labeler=vader"
+                f"choose one, such as {that('score')}"
             )
         self._ledger = Ledger(path)
         self._run = ""
@@ -437,7 +454,7 @@ class Desk:
         if not self.scores:
             raise ValueError(
                 f"labeler {self.labeler.name} only compares, and here every response needs a score; "
-                "select pairs to compare, or choose a labeler that scores, for instance labeler=vader"
+                f"select pairs to compare, or choose a labeler that scores: {that('score')}"
             )
         groups = [
             [self._question(f"response {i}", c.prompt, response) for i, response in enumerate(c.responses)]
@@ -520,7 +537,7 @@ class Desk:
                         self._ask(chunk, purpose)
                     bought += len(mine)
         except Postponed:
-            self._ledger.want(questions, run=self._run)
+            self._ledger.want(questions, purpose=purpose, run=self._run, judgements=self._judgements)
             raise
         return bought
 
@@ -590,9 +607,25 @@ class Desk:
                 answer = answer._replace(cost=float(getattr(self.labeler, "price", None) or 0.0))
             kept.append((left.pop(answer.at), answer))
         self._ledger.write(kept, purpose=purpose, run=self._run, judgements=self._judgements)
+        self._refuse_nonsense(kept)
         if why:
             question = left.get(answer.at)
             raise self._failure(question, why) if question else ValueError(f"labeler {self.labeler.name} {why}")
+
+    def _refuse_nonsense(self, bought: Sequence[tuple[Question, Answer]]) -> None:
+        """Stop where too many verdicts are invalid: each costs as much as one that teaches something."""
+        self._judged.update(str(answer.value) for q, answer in bought if len(q.responses) == 2)
+        said = [answer.raw or "nothing" for _, answer in bought if answer.value == "invalid"]
+        self._invalid = [*self._invalid, *said][-3:]
+        invalid, judged = self._judged["invalid"], self._judged.total()
+        if self.max_invalid is None or judged < ENOUGH or invalid <= self.max_invalid * judged:
+            return
+        quoted = "\n  ".join(repr(scrub(said)[:200]) for said in self._invalid)
+        raise ValueError(
+            f"{invalid} of the {judged} verdicts of labeler {self.labeler.name} are invalid, and "
+            f"labeler.max_invalid={self.max_invalid} allows a share of no more. It said, for instance:\n  {quoted}\n"
+            "All labels are in the ledger. Mend the labeler, or type a larger labeler.max_invalid, and resume the run"
+        )
 
     def _misfit(self, answer: Answer, left: dict[int, Question]) -> str | None:
         """Why an answer cannot be kept; None if it can."""
@@ -610,7 +643,7 @@ class Desk:
 
     def _failure(self, question: Question, why: str) -> ValueError:
         return ValueError(
-            f"labeler {self.labeler.name} gave no label for {question}: {why}. "
+            f"labeler {self.labeler.name} gave no label for {question}: {scrub(why)}. "
             "The labels bought before it are in the ledger; mend the labeler and resume the run"
         )
 

@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from choosy.judgements import shares
 from choosy.page import COLORS, REWARD, WIN_RATE, Side, curves, page
 from choosy.progress import PHASES, duration
 
@@ -47,6 +48,8 @@ class Round:
     pairs_trained: int
     seconds: Mapping[str, float]
     evaluation: Mapping[str, float] | None
+    judged: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    money: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
     def total_seconds(self) -> float:
@@ -129,7 +132,8 @@ def _told(path: Path) -> dict[str, Any]:
 
 def _round(facts: Mapping[str, Any]) -> Round:
     kept = ("labels", "tokens_generated", "pairs_trained", "seconds", "evaluation")
-    return Round(number=facts["round"], **{name: facts[name] for name in kept})
+    since = {name: facts[name] for name in ("judged", "money") if name in facts}  # files of an earlier version
+    return Round(number=facts["round"], **{name: facts[name] for name in kept}, **since)
 
 
 def _answers(path: Path) -> Iterator[Answer]:
@@ -151,6 +155,8 @@ def summary(run: Run) -> dict[str, Any]:
         "win_rate": _known(run.last, "win_rate"),
         "ties": _known(run.last, "ties"),
         "labels": spent | {"budget": run.budget},
+        "judgements": shares(final.judged.get("run", {}) if final else {}),
+        "money": dict(final.money) if final else {},
         "tokens_generated": final.tokens_generated if final else 0,
         "pairs_trained": final.pairs_trained if final else 0,
         "seconds": seconds | {"total": math.fsum(seconds.values())},
@@ -245,7 +251,12 @@ def html(run: Run, path: str | Path) -> None:
 def _labels(run: Run) -> str:
     labels = summary(run)["labels"]
     budget = "" if run.budget is None else f" of {run.budget:,}"
-    return f"{labels['spent']:,}{budget} labels bought, {labels['reused']:,} reused"
+    words = [f"{labels['spent']:,}{budget} labels bought", f"{labels['reused']:,} reused"]
+    judged = summary(run)["judgements"]
+    words += [f"{judged[kind]:,} {kind}" for kind in ("ties", "invalid") if judged[kind]]
+    if money := summary(run)["money"].get("spent"):
+        words.append(f"{money:,.2f} spent")
+    return ", ".join(words)
 
 
 def _seconds(run: Run) -> dict[str, float]:

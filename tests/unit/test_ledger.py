@@ -509,6 +509,72 @@ def test_a_fingerprint_is_part_of_the_question(desk: Callable[..., Desk], path: 
     assert rows(path, "SELECT labeler, fingerprint FROM labels") == [("lengths", ""), ("lengths", "template 2")]
 
 
+# --- verdicts that are none ---
+
+
+class Mumbling:
+    """Every third verdict is invalid, or every one."""
+
+    name = "mumbling"
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer]:
+        for at, (prompt, _, _) in enumerate(items):
+            bad = int(prompt.id) % self.every == 0
+            yield Answer(at, "invalid" if bad else "tie", raw=f"{'well, ' * 99}it depends" if bad else "tie")
+
+
+MANY = [(Prompt(f"{i}", f"Which of {i}?"), Response("a"), Response("b")) for i in range(90)]
+
+
+def test_a_labeler_that_talks_nonsense_stops_the_run_with_what_it_said(desk: Callable[..., Desk], path: Path) -> None:
+    counter = desk(Mumbling(3))
+    words = (
+        r"7 of the 20 verdicts of labeler mumbling are invalid, and labeler.max_invalid=0.2 .*\n  'well, well, .{188}'"
+        r"\n.*All labels are in the ledger. Mend the labeler, or type a larger labeler.max_invalid, and resume"
+    )
+    with pytest.raises(ValueError, match=f"(?s){words}"):
+        counter.compare(MANY)
+    assert counter.spent == 20
+    counter.max_invalid = 0.5
+    assert counter.compare(MANY).count("invalid") == 30
+    counter.max_invalid = 0.2
+    assert counter.compare(MANY).count("invalid") == 30, "what was bought before is no reason to stop"
+
+
+@pytest.mark.parametrize(("every", "limit"), [(10, 0.2), (1, None), (1, 1.0)])
+def test_as_much_nonsense_as_is_allowed(desk: Callable[..., Desk], every: int, limit: float | None) -> None:
+    counter = desk(Mumbling(every))
+    counter.max_invalid = limit
+    assert counter.compare(MANY).count("invalid") == 90 // every
+
+
+def test_a_share_of_nonsense_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"labeler.max_invalid=1.5 is no share; choose 0 to 1, or null for no limit"):
+        Desk(Lengths(), path="unused", max_invalid=1.5)
+
+
+# --- keys ---
+
+
+def test_a_key_reaches_neither_the_ledger_nor_a_message(
+    desk: Callable[..., Desk], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", "sk-canary-0123")
+
+    class Leaking(Longer):
+        def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer]:  # type: ignore[override]
+            yield Answer(0, "tie", raw="you sent sk-canary-0123", annotator="sk-canary-0123")
+            raise RuntimeError("401 for sk-canary-0123")
+
+    with pytest.raises(ValueError, match=r"RuntimeError: 401 for \[JUDGE_API_KEY\]"):
+        desk(Leaking()).compare(FIVE)
+    assert rows(path, "SELECT raw, annotator FROM labels") == [("you sent [JUDGE_API_KEY]", "[JUDGE_API_KEY]")]
+    assert not any(b"canary" in file.read_bytes() for file in path.parent.iterdir())
+
+
 # --- the budget of money ---
 
 

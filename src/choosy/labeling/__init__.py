@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from choosy.types import Prompt, Response, Verdict
 
@@ -78,3 +78,18 @@ class Compares(Protocol):
 
 
 Labeler = Scores | Compares
+
+# What the files in conf/labeler/ can; a test compares it with the classes they name. `noisy` can what it wraps can.
+SCORE = ("dataset", "function", "reward_model", "vader")
+COMPARE: tuple[str, ...] = ()
+
+
+def that(can: Literal["score", "compare"]) -> str:
+    """The labelers of the menu that can do it, as they are typed.
+
+    Example:
+        >>> that("score")
+        'labeler=dataset, labeler=function, labeler=reward_model, labeler=vader'
+    """
+    names = SCORE if can == "score" else COMPARE
+    return ", ".join(f"labeler={name}" for name in names) or "one of your own, with a method compare"

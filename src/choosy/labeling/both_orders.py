@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-from choosy.labeling import Answer, Compares
+from choosy.labeling import Answer, Compares, that
 from choosy.labeling.asking import in_places
 from choosy.types import MIRRORED, Prompt, Response
 
@@ -39,7 +39,7 @@ class BothOrders:
         if not isinstance(labeler, Compares):
             raise ValueError(
                 f"labeler {getattr(labeler, 'name', type(labeler).__name__)} gives no verdicts, and only a labeler "
-                "that compares can be asked in both orders; type one that does"
+                f"that compares can be asked in both orders: {that('compare')}"
             )
         self.labeler = labeler
         self.name = f"{labeler.name} in both orders"
