@@ -45,7 +45,8 @@ def train(cfg: DictConfig, run_dir: Path, *, multirun: bool = False) -> float | 
     """Play all rounds and return the final held-out win rate, which sweepers maximise."""
     cfg.run_dir = os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
     refuse_blanks(cfg)
-    refuse_secrets(OmegaConf.to_container(cfg, resolve=True))
+    for resolve in (False, True):  # as it was typed, so that its name is told, then as it is written down
+        refuse_secrets(OmegaConf.to_container(cfg, resolve=resolve))
     refuse_relaunching_sweep(cfg, multirun)
     refuse_missing_gpu(cfg)
     resuming = cfg.ckpt_path is not None

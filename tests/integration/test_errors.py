@@ -114,6 +114,7 @@ def test_a_gpu_that_is_not_there(refused, tmp_path):
     [
         ("+labeler.labeler.api_key=sk-0123456789", "labeler.labeler.api_key holds a secret.*environment variable"),
         ("name=sk-canary-0123", "name holds a secret"),
+        ("+labeler.labeler.note='${oc.env:JUDGE_API_KEY}'", "labeler.note holds a secret"),
     ],
 )
 def test_a_key_in_the_configuration(line, told, refused, tmp_path, monkeypatch):
