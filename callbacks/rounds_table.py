@@ -6,6 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
+from choosy.run import labels_metrics
+
 
 class RoundsTable(Callback):
     """Writes rounds/round_NNN.parquet when a round is over, held-out rows included; name it after `WinRate`."""
@@ -15,8 +17,7 @@ class RoundsTable(Callback):
         run.counts["pairs_trained"] += trainer.datamodule.pairs_this_round
         about = run.ranks.once(run.about)
         costs = {
-            "labels/spent": about["labels"]["spent"],
-            "labels/reused": about["labels"]["reused"],
+            **labels_metrics(about),
             **{k: about[k] for k in ("tokens_generated", "prompts_sampled", "pairs_trained")},
             **{f"responses/{k}": about[f"responses_{k}"] for k in ("cut", "empty")},
             "seconds/sync": about["sync_milliseconds"] / 1000,

@@ -12,12 +12,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from choosy import report
+from choosy import labels, report
 from choosy.run import refuse_unwritable, refuse_used_folder
+from choosy.secrecy import refuse_secrets
 
 USAGE = """choosy fit --config run.yaml   play what `python train.py ... --cfg job --resolve > run.yaml` composed
 choosy report RUN_DIR          write and print the report of a run, finished or not
-choosy index SWEEP_DIR         index.csv over the runs of a sweep"""
+choosy index SWEEP_DIR         index.csv over the runs of a sweep
+choosy labels stats LEDGER     labels, ties and money of each labeler and run; also: export, import"""
 
 
 def from_hydra(text: str) -> Any:
@@ -55,6 +57,7 @@ class ChoosyCLI(LightningCLI):
         """Refuse a used folder before anything is spent, find the checkpoint, and tell the data module of a resume."""
         from choosy.main import checkpoint
 
+        refuse_secrets(self.config.as_dict())
         told, folder = self.config_init["fit"], self.datamodule.run.folder
         self.datamodule.resuming = told["ckpt_path"] is not None
         refuse_used_folder(folder, resuming=self.datamodule.resuming)
@@ -110,6 +113,8 @@ def run_command(args: list[str]) -> None:
             report.console(found)
         case ["index", folder]:
             print(report.index(folder))
+        case ["labels", *rest]:
+            labels.command(rest)
         case ["fit", *_]:
             fit()
         case ["--help" | "-h", *_]:

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from choosy.ledger import MIRRORED, Desk
+from choosy.ledger import Desk
 from choosy.pool import SCHEMA, from_row, to_row, write_table
-from choosy.types import Candidates, Prompt, Verdict, seed_of
+from choosy.types import MIRRORED, Candidates, Prompt, Verdict, seed_of
 
 OUTCOME: Mapping[Verdict, float | None] = {"first": 1.0, "tie": 0.5, "second": 0.0, "invalid": None}
 

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from choosy import report
 from choosy.run import refuse_unwritable, refuse_used_folder
+from choosy.secrecy import refuse_secrets
 
 PROCESSES_FROM_OUTSIDE = ("LOCAL_RANK", "SLURM_PROCID", "PMI_RANK")
 
@@ -44,6 +45,8 @@ def train(cfg: DictConfig, run_dir: Path, *, multirun: bool = False) -> float | 
     """Play all rounds and return the final held-out win rate, which sweepers maximise."""
     cfg.run_dir = os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
     refuse_blanks(cfg)
+    for resolve in (False, True):  # as it was typed, so that its name is told, then as it is written down
+        refuse_secrets(OmegaConf.to_container(cfg, resolve=resolve))
     refuse_relaunching_sweep(cfg, multirun)
     refuse_missing_gpu(cfg)
     resuming = cfg.ckpt_path is not None

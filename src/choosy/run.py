@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from choosy.batching import PairBatches
+from choosy.judgements import COUNTED, shares
+from choosy.labeling import that
 from choosy.ledger import Desk
 from choosy.policy import Policy
 from choosy.pool import Keep, Pool, is_readable, round_file
@@ -76,7 +78,7 @@ class Run:
         if weighting.needs == "gap" and not desk.scores:
             raise ValueError(
                 f"{type(weighting).__name__} weighs a pair by its rewards, and labeler {desk.labeler.name} gives none: "
-                "it only compares. Choose weighting=uniform, or a labeler that scores, such as labeler=vader."
+                f"it only compares. Choose weighting=uniform, or a labeler that scores: {that('score')}."
             )
         self.folder = Path(folder)
         self.seed = seed
@@ -92,6 +94,7 @@ class Run:
         self.pool = Pool()
         self.phases = Phases()
         self.counts: Counter[str] = Counter()
+        self.judged: Counter[str] = Counter()
         self.ranks: Ranks = OneRank()
         self.slots: dict[str, PromptSelector | PairSelector] = {}
         self.heldout_rows: list[Mapping[str, Any]] = []
@@ -169,12 +172,14 @@ class Run:
             weighting=self.weighting,
             keep=self.keep,
         )
-        for counts in ranks.gather([at.counts]):
-            self.counts.update(counts)
+        of_round = sum(ranks.gather([at.counts]), Counter[str]())
+        self.counts.update(of_round)
+        self.judged = Counter({name: of_round[name] for name in COUNTED})
         if not self.pool.pair_rows():
             raise ValueError(
                 f"Round {number} made no pair out of {len(self.pool)} prompts: every verdict was a tie, invalid, or "
-                "beyond the label budget. Check the labeler, and that the sampler gives different responses."
+                f"beyond the label budget ({self.judged['ties']} ties, {self.judged['invalid']} invalid). "
+                "Check the labeler, and that the sampler gives different responses."
             )
         self.write()
 
@@ -183,6 +188,9 @@ class Run:
         self.counts = Counter({k: about.get(k, 0) for k in SAMPLED}) + Counter(
             pairs_trained=self.counts["pairs_trained"]  # the file may have counted this round's training already
         )
+        judged = about.get("judged", {"round": {}, "run": {}})  # which files of an earlier version have not
+        self.counts.update(judged["run"])
+        self.judged = Counter(judged["round"])
         self.phases.load_state_dict({"seconds": about["seconds"]})
 
     def spent_out(self, ranks: Ranks) -> bool:
@@ -217,7 +225,13 @@ class Run:
             "seed": self.seed,
             "budget": desk.budget,
             "labels": {"spent": desk.spent, "reused": desk.reused, "evaluation": desk.evaluation},
+<<<<<<< HEAD
             **{k: self.counts[k] for k in (*SAMPLED, "pairs_trained")},
+=======
+            **{k: self.counts[k] for k in ("tokens_generated", "prompts_sampled", "pairs_trained")},
+            "judged": {"round": dict(self.judged), "run": {name: self.counts[name] for name in COUNTED}},
+            "money": {"spent": desk.money, "evaluation": desk.money_evaluation, "budget": desk.budget_money},
+>>>>>>> labels
             "seconds": dict(self.phases.seconds),
             "evaluation": self.evaluation,
         }
@@ -229,7 +243,8 @@ class Run:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the round, whose file holds the rest."""
-        return {"round": self.pool.round, "phases": self.phases.state_dict(), "counts": dict(self.counts)}
+        counts = {"counts": dict(self.counts), "judged": dict(self.judged)}
+        return {"round": self.pool.round, "phases": self.phases.state_dict(), **counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from the pool of the checkpoint's round."""
@@ -237,6 +252,13 @@ class Run:
             self.pool, _ = Pool.load(self.rounds_folder, state["round"])
         self.phases.load_state_dict(state["phases"])
         self.counts = Counter(state["counts"])
+        self.judged = Counter(state.get("judged", {}))
+
+
+def labels_metrics(about: Mapping[str, Any]) -> dict[str, float]:
+    """What a round's labels were like, for the loggers: counts of the run so far, shares of the round."""
+    found = {**about["labels"], "money": about["money"]["spent"], **shares(about["judged"]["round"])}
+    return {f"labels/{name}": float(value) for name, value in found.items() if value is not None}
 
 
 def refuse_used_folder(folder: Path, *, resuming: bool) -> None:

@@ -25,6 +25,7 @@ LABELER = {
     "reward_model": ["labeler.labeler.model=judge"],
     "dataset": [],
     "vader": [],
+    "noisy": [],
 }
 
 
