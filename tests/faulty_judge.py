@@ -86,7 +86,7 @@ class FaultyJudge:
     asked: list[Asked] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
     most_at_once: int = 0
-    on_answered: Callable[[Asked], None] = lambda asked: None
+    on_done: Callable[[Asked, str], None] = lambda asked, outcome: None
 
     def __enter__(self) -> FaultyJudge:
         self._lock = threading.Lock()
@@ -116,6 +116,11 @@ class FaultyJudge:
         self._thread.join()
 
     @property
+    def under_way(self) -> int:
+        """Requests that are being answered."""
+        return self._at_once
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._http.server_port}/v1"
 
@@ -136,8 +141,7 @@ class FaultyJudge:
         with self._lock:
             self._at_once -= 1
             self.done[outcome] += 1
-            if outcome == "answered":
-                self.on_answered(asked)
+            self.on_done(asked, outcome)
 
 
 def completion(text: Any, usage: tuple[int, int] | None, finish: str = "stop") -> dict[str, Any]:

@@ -365,7 +365,7 @@ class Session:
         error = state.outcome.exception()
         asked = error.after if isinstance(error, _Again) else 0.0
         first, longest = self.endpoint.first_wait, self.endpoint.longest_wait
-        backoff = min(longest, first * 2 ** min(state.attempt_number - 1, 60))
+        backoff = min(longest, first * 2.0 ** min(state.attempt_number - 1, 60))
         return max(asked, backoff / 2) + random.uniform(0, backoff / 2)
 
     async def _sleep(self, seconds: float) -> None:
@@ -421,7 +421,7 @@ def retry_after(header: str | None, now: datetime | None = None) -> float:
         return 0.0
     if date.tzinfo is None:
         date = date.replace(tzinfo=UTC)
-    return float(max(0.0, (date - (now or datetime.now(UTC))).total_seconds()))
+    return max(0.0, (date - (now or datetime.now(UTC))).total_seconds())
 
 
 def _json(response: httpx2.Response, content: bytes) -> Any:
