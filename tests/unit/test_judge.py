@@ -404,6 +404,15 @@ def test_what_is_under_way_when_one_fails_is_answered() -> None:
     assert server.done["answered"] == 2 * len(answers)
 
 
+def test_what_waits_for_its_turn_when_one_fails_gives_up() -> None:
+    with FaultyJudge(fault=lambda asked: "400") as server:
+        start = time.monotonic()
+        with pytest.raises(Unanswered, match="status 400"):
+            list(judge(server, requests_per_minute=1).compare(items(5)))
+        assert time.monotonic() - start < 20
+    assert len(server.asked) == 1
+
+
 def test_nobody_listens() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

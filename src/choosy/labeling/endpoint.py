@@ -226,7 +226,6 @@ class Session:
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
         self._turn = asyncio.Lock()
-        self._room = asyncio.Semaphore(endpoint.concurrency)
         self._stopping = asyncio.Event()
         self._tokens = 0  # of a request, as the last one had it
 
@@ -256,8 +255,7 @@ class Session:
             reraise=True,
         )
         try:
-            async with self._room:
-                said: tuple[str, bool] = await retrying(partial(self._attempt, body, bills))
+            said: tuple[str, bool] = await retrying(partial(self._attempt, body, bills))
         except _Again as last:
             if last.answered:
                 return Reply(None, False, sum(bills), str(last))
