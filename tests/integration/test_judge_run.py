@@ -68,7 +68,9 @@ def test_a_run_with_a_judge_that_misbehaves(lines: list[str], tmp_path: Path) ->
             return chance.choice(PASSING) if chance.random() < 0.3 else None
 
     with FaultyJudge(prefers_more_vowels, fault) as server:
-        done = command(ROOT / "train.py", *lines, f"labeler.labeler.base_url={server.url}", folder=tmp_path)
+        done = command(
+            ROOT / "train.py", *lines, f"labeler.labeler.base_url={server.url}", folder=tmp_path, timeout=1200
+        )
     assert done.returncode == 0, done.stderr
     assert {asked.headers["Authorization"] for asked in server.asked} == {f"Bearer {KEY}"}
     run = tmp_path / "runs" / "judged"
@@ -139,7 +141,7 @@ def served() -> Iterator[tuple[str, str]]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        for _ in range(240):
+        for _ in range(1200):
             assert server.poll() is None, "transformers serve ended by itself"
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
@@ -147,7 +149,7 @@ def served() -> Iterator[tuple[str, str]]:
             except OSError:
                 time.sleep(0.5)
         else:
-            pytest.fail("transformers serve did not come up within two minutes")
+            pytest.fail("transformers serve did not come up within ten minutes")
         yield f"http://127.0.0.1:{port}/v1", model
     finally:
         server.send_signal(signal.SIGTERM)
@@ -160,7 +162,7 @@ def served() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.demo
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_run_judged_by_a_real_server(served: tuple[str, str], lines: list[str], tmp_path: Path) -> None:
     """A model of 135M parameters is no judge, so most verdicts are invalid: what counts is that all are counted.
 
@@ -186,6 +188,7 @@ def test_a_run_judged_by_a_real_server(served: tuple[str, str], lines: list[str]
         "labeler.labeler.max_tokens=32",
         "labeler.labeler.concurrency=2",
         folder=tmp_path,
+        timeout=1200,
     )
     bought = labels(tmp_path / "runs" / "real" / "ledger.sqlite")
     assert len(bought) == 4, done.stderr
