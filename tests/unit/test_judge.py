@@ -310,8 +310,8 @@ def test_labels_of_another_template_or_setting_are_others(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("fault", TRIED_AGAIN + MALFORMED)
 def test_a_fault_that_passes_is_asked_again(fault: str) -> None:
-    limits = {"total_timeout": 0.3} if fault == "slow" else {"read_timeout": 0.3}
-    with FaultyJudge(fault=at_first(fault), usage=None) as server:
+    limits = {"slow": {"total_timeout": 2.0}, "silent": {"read_timeout": 2.0}}.get(fault, {})
+    with FaultyJudge(fault=at_first(fault), usage=None, patience=20) as server:
         assert verdicts(judge(server, **limits), items(4)) == [truth(i) for i in range(4)]
         assert server.done["answered"] == 8
     assert len(server.asked) == 9
