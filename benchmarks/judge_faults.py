@@ -172,9 +172,10 @@ def killed_until_done(server: FaultyJudge, bill: Bill, ledger: Path, asked: argp
             return kills
         if buyer.returncode != -signal.SIGKILL:
             sys.exit(f"the buyer ended with {buyer.returncode}")
-        time.sleep(0.3)
-        while server.under_way and time.monotonic() < until:
-            time.sleep(0.05)
+        seen = -1
+        while (server.under_way or bill.calls != seen) and time.monotonic() < until:  # what it sent is still read
+            seen = bill.calls
+            time.sleep(3)
         bill.kill(set(rows(ledger)))
         print(f"kill {kills + 1}: {len(rows(ledger))} pairs in the ledger, {bill.lost[-1]} were under way", flush=True)
     raise AssertionError("the last buyer is not killed")
