@@ -145,7 +145,7 @@ def innermost(error: BaseException) -> BaseException:
 
 def quiet() -> None:
     """Leave the terminal to the run: no banners, no advice that does not apply."""
-    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*Experiment logs directory.*exists and is not empty.*",

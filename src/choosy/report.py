@@ -135,14 +135,10 @@ def _told(path: Path) -> dict[str, Any]:
 
 def _round(facts: Mapping[str, Any]) -> Round:
     kept = ("labels", "tokens_generated", "pairs_trained", "seconds", "evaluation")
-<<<<<<< HEAD
-    since = ("responses_cut", "responses_empty", "sync_milliseconds")  # rounds of an older Choosy do not tell
-    told = {name: facts[name] for name in kept} | {name: facts.get(name, 0) for name in since}
-    return Round(number=facts["round"], **told)
-=======
     since = {name: facts[name] for name in ("judged", "money") if name in facts}  # files of an earlier version
-    return Round(number=facts["round"], **{name: facts[name] for name in kept}, **since)
->>>>>>> labels
+    counts = ("responses_cut", "responses_empty", "sync_milliseconds")  # which an earlier version did not count
+    told = {name: facts[name] for name in kept} | {name: facts.get(name, 0) for name in counts}
+    return Round(number=facts["round"], **told, **since)
 
 
 def _answers(path: Path) -> Iterator[Answer]:

@@ -225,13 +225,9 @@ class Run:
             "seed": self.seed,
             "budget": desk.budget,
             "labels": {"spent": desk.spent, "reused": desk.reused, "evaluation": desk.evaluation},
-<<<<<<< HEAD
             **{k: self.counts[k] for k in (*SAMPLED, "pairs_trained")},
-=======
-            **{k: self.counts[k] for k in ("tokens_generated", "prompts_sampled", "pairs_trained")},
             "judged": {"round": dict(self.judged), "run": {name: self.counts[name] for name in COUNTED}},
             "money": {"spent": desk.money, "evaluation": desk.money_evaluation, "budget": desk.budget_money},
->>>>>>> labels
             "seconds": dict(self.phases.seconds),
             "evaluation": self.evaluation,
         }

@@ -24,6 +24,7 @@ from transformers import (
 from choosy.labeling import COMPARE, SCORE, Compares, Scores
 from choosy.labeling.dataset import Dataset
 from choosy.labeling.function import Function
+from choosy.labeling.judge import Judge
 from choosy.labeling.noisy import Noisy
 from choosy.labeling.reward_model import RewardModel
 from choosy.labeling.vader import Vader
@@ -252,6 +253,7 @@ def test_a_model_that_is_no_reward_model_is_an_error(
         ("function", {"path": "my_rewards.longer"}, Function),
         ("reward_model", {"model": "not/loaded"}, RewardModel),
         ("noisy", {}, Noisy),
+        ("judge", {"model": "toy", "base_url": "http://localhost:8000/v1"}, Judge),
     ],
 )
 def test_every_entry_of_the_menu_is_a_desk(tmp_path: Path, entry: str, required: Any, labeler: type) -> None:
@@ -268,7 +270,8 @@ def test_every_entry_of_the_menu_is_a_desk(tmp_path: Path, entry: str, required:
 
 
 def test_the_menu_is_tested_whole() -> None:
-    assert {path.stem for path in MENU.glob("*.yaml")} >= {"vader", "dataset", "function", "reward_model", "noisy"}
+    known = {"vader", "dataset", "function", "reward_model", "noisy", "judge"}
+    assert {path.stem for path in MENU.glob("*.yaml")} >= known
 
 
 def test_the_table_of_what_labelers_can_is_that_of_the_menu() -> None:

@@ -81,7 +81,7 @@ Labeler = Scores | Compares
 
 # What the files in conf/labeler/ can; a test compares it with the classes they name. `noisy` can what it wraps can.
 SCORE = ("dataset", "function", "reward_model", "vader")
-COMPARE: tuple[str, ...] = ()
+COMPARE = ("judge",)
 
 
 def that(can: Literal["score", "compare"]) -> str:
