@@ -24,8 +24,10 @@ pytest.importorskip("gradio", reason="the page for labeling is an extra: pip ins
 pytest.importorskip("selenium", reason="needs selenium, of the extra dev")
 
 from selenium import webdriver
+from selenium.webdriver.chrome.remote_connection import ChromeRemoteConnection
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.client_config import ClientConfig
 
 from choosy.labeling.human import Human
 from choosy.ledger import Desk
@@ -33,6 +35,7 @@ from choosy.types import Prompt, Response
 
 T = TypeVar("T")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+PATIENCE = 900  # seconds, on a machine that others use
 TOKEN = "a-token-that-only-the-tests-know"
 QUIET = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"),
@@ -47,7 +50,7 @@ pytestmark = [
 ]
 
 
-def until(look: Callable[[], T], what: str, seconds: float = 240) -> T:
+def until(look: Callable[[], T], what: str, seconds: float = PATIENCE) -> T:
     """What look finds, once it finds something."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -66,13 +69,25 @@ class Page:
         for flag in (*QUIET, f"--user-data-dir={profile}"):
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
+        self.service = webdriver.ChromeService(str(DRIVER))
+        self.service.start()
+        patient = ClientConfig(self.service.service_url, timeout=PATIENCE)
+        connection = ChromeRemoteConnection(self.service.service_url, client_config=patient)
+        self.driver = webdriver.Remote(command_executor=connection, options=options)
         self.requested: list[str] = []
 
     def open(self, address: str) -> None:
         self.driver.get("about:blank")
-        self.driver.get_log("performance")  # what the browser's own first page has asked for
+        self.log("performance")  # what the browser's own first page has asked for
         self.driver.get(address)
+
+    def log(self, kind: str) -> list[dict[str, Any]]:
+        """What the browser has noted since the last call."""
+        return list(self.driver.execute("getLog", {"type": kind})["value"])
+
+    def close(self) -> None:
+        self.driver.quit()
+        self.service.stop()
 
     def enter(self, name: str) -> None:
         field = until(lambda: [e for e in self.all("#who input, #who textarea") if e.is_displayed()], "name field")[0]
@@ -102,7 +117,7 @@ class Page:
 
     def elsewhere(self, home: str) -> list[str]:
         """Addresses that the page has asked anybody else for."""
-        for entry in self.driver.get_log("performance"):
+        for entry in self.log("performance"):
             message = json.loads(entry["message"])["message"]
             if message["method"] in ("Network.requestWillBeSent", "Network.webSocketCreated"):
                 self.requested.append(message["params"].get("request", message["params"])["url"])
@@ -114,7 +129,7 @@ class Page:
 def page(tmp_path: Path) -> Iterator[Page]:
     opened = Page(tmp_path / "profile")
     yield opened
-    opened.driver.quit()
+    opened.close()
 
 
 @pytest.fixture
@@ -199,7 +214,7 @@ def test_ten_pairs_a_kill_and_the_rest(run, page, port, tmp_path):
         assert prompt not in said
         page.press(Keys.ARROW_LEFT, f"{done} of 2")
         said[prompt] = (left, right, "left")
-    assert second.process.wait(240) == 0, second.log.read_text()
+    assert second.process.wait(PATIENCE) == 0, second.log.read_text()
 
     found = labels(folder / "ledger.sqlite").set_index("prompt")
     assert set(found.index) == set(said)
@@ -264,11 +279,11 @@ def test_what_a_model_wrote_is_text_and_nothing_else(page, port, tmp_path):
         page.driver.find_element(By.TAG_NAME, "body").send_keys("s")
         if i + 1 < len(EVIL):
             until(lambda i=i: page.field("prompt").startswith(f"{i + 1} "), "next question")
-    thread.join(60)
+    thread.join(PATIENCE)
     assert verdicts == ["invalid"] * len(EVIL)
     assert page.driver.execute_script("return window.ran") is None
     assert page.elsewhere(home) == []
-    assert not [entry for entry in page.driver.get_log("browser") if "Content Security Policy" in entry["message"]]
+    assert not [entry for entry in page.log("browser") if "Content Security Policy" in entry["message"]]
 
 
 def listens(port: int) -> bool:

@@ -28,18 +28,23 @@ def desk(tmp_path) -> Desk:
 def test_what_is_wanted_is_in_both_files_and_the_message_says_what_to_type(desk, tmp_path):
     with pytest.raises(Postponed) as told:
         desk.compare(ASKED)
-    assert f"2 pairs want a label: fill in the verdicts (first, second, tie or invalid) in {tmp_path}/wanted.jsonl" in (
-        str(told.value)
+    path = tmp_path / "wanted.jsonl"
+    assert f"2 pairs want a label: write first, second, tie or invalid as the verdict of each row of {path}" in str(
+        told.value
     )
-    assert f"choosy labels import {tmp_path}/wanted.jsonl --ledger '{tmp_path}/my ledger.sqlite'" in str(told.value)
+    assert f"choosy labels import '{tmp_path}/my ledger.sqlite' {path}" in str(told.value)
     assert Postponed.exit_code == 75
     lines = [json.loads(line) for line in (tmp_path / "wanted.jsonl").read_text().splitlines()]
+    key = Question("queue", "", *(ASKED[0][0], ASKED[0][1:])).key
     assert lines[0] == {
+        "key": key,
+        "fingerprint": "",
+        "stamp": "",
         "labeler": "queue",
         "kind": "compare",
         "prompt_id": "p0",
         "prompt": "user: Why?",
-        "messages": [["user", "Why?"]],
+        "messages": [{"role": "user", "content": "Why?"}],
         "response_first": 'Because,\n"so".',
         "response_second": "No.",
         "verdict": None,
@@ -48,7 +53,7 @@ def test_what_is_wanted_is_in_both_files_and_the_message_says_what_to_type(desk,
         table = list(csv.DictReader(file))
     assert [row["response_first"] for row in table] == ['Because,\n"so".', "I."]
     assert [row["verdict"] for row in table] == ["", ""]
-    assert json.loads(table[0]["messages"]) == [["user", "Why?"]]
+    assert json.loads(table[0]["messages"]) == [{"role": "user", "content": "Why?"}]
 
 
 def test_only_what_the_ledger_lacks_is_wanted_and_all_of_it_at_once(desk, tmp_path):

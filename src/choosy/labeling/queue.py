@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from choosy.labeling import Postponed
+from choosy.ledger import Question
 from choosy.types import Prompt, Response, Verdict
 
 
@@ -18,7 +19,7 @@ class Queue:
     """Asks nobody by itself: it writes the pairs that want a verdict, and stops the run in good order.
 
     `wanted.jsonl` and `wanted.csv` in the run's folder hold one pair a row with an empty verdict: `first`, `second`,
-    `tie` or `invalid`. Filled in and imported, they let the same command with `ckpt_path=last` go on.
+    `tie` or `invalid`. Once one of them is filled in and imported, the same command with `ckpt_path=last` goes on.
 
     Args:
         folder: Of the run.
@@ -40,34 +41,25 @@ class Queue:
             Postponed: Always; it says where the pairs are and how their verdicts are imported.
         """
         rows = [wanted(self.name, *item) for item in items]
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        replace_file(self.folder / "wanted.jsonl", lines)
-        replace_file(self.folder / "wanted.csv", as_csv(rows))
         path = self.folder / "wanted.jsonl"
+        put(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        put(path.with_suffix(".csv"), as_csv(rows))
         raise Postponed(
-            f"{len(rows)} pairs want a label: fill in the verdicts (first, second, tie or invalid) in {path}, "
-            f"or in wanted.csv beside it. Then type\n"
-            f"  choosy labels import {shlex.quote(str(path))} --ledger {shlex.quote(self.ledger)}"
+            f"{len(rows)} pairs want a label: write first, second, tie or invalid as the verdict of each row of "
+            f"{path} (or of wanted.csv beside it). Then type\n"
+            f"  {shlex.join(['choosy', 'labels', 'import', self.ledger, str(path)])}"
         )
 
 
 def wanted(labeler: str, prompt: Prompt, first: Response, second: Response) -> dict[str, object]:
-    """A row that wants a verdict, in the words of the ledger."""
-    return {
-        "labeler": labeler,
-        "kind": "compare",
-        "prompt_id": prompt.id,
-        "prompt": prompt.text,
-        "messages": [[message.role, message.content] for message in prompt.messages],
-        "response_first": first.text,
-        "response_second": second.text,
-        "verdict": None,
-    }
+    """A row that wants a verdict, in the words of the ledger, by whose key it is known when it comes back."""
+    turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
+    return {**Question(labeler, "", prompt, (first, second)).columns, "messages": turns, "verdict": None}
 
 
 def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
     """The rows as CSV; a conversation is JSON in its cell."""
-    cells = [row | {"messages": json.dumps(row["messages"], ensure_ascii=False)} for row in map(dict, rows)]
+    cells = [{**row, "messages": json.dumps(row["messages"], ensure_ascii=False)} for row in rows]
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, fieldnames=list(cells[0]), lineterminator="\n")
     writer.writeheader()
@@ -75,8 +67,8 @@ def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
     return table.getvalue()
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+def put(path: Path, text: str) -> None:
+    """Write a file whole or not at all, whatever was there."""
     half = path.with_name(f".{path.name}.half")
     half.write_text(text, encoding="utf-8")
     os.replace(half, path)
