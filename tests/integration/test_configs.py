@@ -24,6 +24,8 @@ LABELER = {
     "function": ["labeler.labeler.path=toy.vowels"],
     "reward_model": ["labeler.labeler.model=judge"],
     "dataset": [],
+    "human": [],
+    "queue": [],
     "vader": [],
     "noisy": [],
 }

@@ -8,17 +8,19 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from choosy.labeling import TakenBack
+from choosy.evaluation import evaluate
+from choosy.labeling import Answer, TakenBack
 from choosy.labeling.assignment import Assignment, Click, Question, first_on_the_left, majority
 from choosy.labeling.clicks import Clicks
 from choosy.labeling.human import Closed, Human, Plan, Sitting, same, token_from
 from choosy.ledger import Desk
-from choosy.types import Prompt, Response
+from choosy.types import Candidates, Prompt, Response
 
 
 class Clock:
@@ -369,3 +371,51 @@ def test_a_token_is_random_or_the_environments():
         token_from({"CHOOSY_LABELING_TOKEN": "abc"})
     assert same("ü", "ü")
     assert not same("", "x")
+
+
+# -- what the desk does for labelers of people -----------------------------------------------------------------
+
+
+class Fickle:
+    """Says first, takes it back, and says second."""
+
+    name = "fickle"
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, Any]] = []
+
+    def inform(self, **told: Any) -> None:
+        self.told.append(told)
+
+    def compare(self, items: Any) -> Iterator[Answer]:
+        for at in range(len(items)):
+            yield from (Answer(at, "first"), TakenBack(at, "invalid"), Answer(at, "second"))
+
+
+def test_an_answer_that_is_taken_back_leaves_no_trace_in_what_is_trained_on(tmp_path):
+    fickle = Fickle()
+    desk = Desk(fickle, path=str(tmp_path / "ledger.sqlite"), budget=4)
+    desk.open("run")
+    assert desk.compare(asked(2)) == ["second", "second"]
+    assert rows(tmp_path / "ledger.sqlite") == [("p0", "second", ""), ("p1", "second", "")]
+    assert desk.spent == 2
+    assert desk.compare(asked(3), purpose="evaluate") == ["second"] * 3
+    assert fickle.told == [
+        {"purpose": "train", "budget": 4, "spent": 0},
+        {"purpose": "evaluate", "budget": 4, "spent": 2},
+    ]
+
+
+def test_a_desk_without_heldout_answers_asks_nobody_about_them(tmp_path):
+    fickle = Fickle()
+    desk = Desk(fickle, path=str(tmp_path / "ledger.sqlite"), heldout=False)
+    desk.open("run")
+    answers = [Candidates(prompt, (replace(one, ids=(1, 2), logp=-1.0, logp_ref=-3.0),)) for prompt, one, _ in asked(2)]
+    start = {c.prompt.id: c for c in answers}
+    result = evaluate(answers, start, desk)
+    assert fickle.told == []
+    assert result.metrics == {
+        **{"reward": None, "win_rate": None, "ties": None, "invalid": None},
+        **{"kl": 2.0, "length": 2.0},
+    }
+    assert [row["outcome"] for row in result.rows] == [None, None]
