@@ -221,8 +221,9 @@ def test_ten_pairs_a_kill_and_the_rest(run, page, port, tmp_path):
     assert set(found["annotator"]) == {"Ada"}
     for prompt, (left, right, side) in said.items():
         row = found.loc[prompt]
-        assert {row["response_first"], row["response_second"]} == {left, right}
-        stood = "first" if row["response_first"] == left else "second"
+        first_text, second_text = (as_field(row[f"response_{place}"]) for place in ("first", "second"))
+        assert {first_text, second_text} == {left, right}
+        stood = "first" if first_text == left else "second"
         told = {"left": stood, "right": "second" if stood == "first" else "first", "tie": "tie", "skip": "invalid"}
         assert row["verdict"] == told[side], prompt
         assert json.loads(row["raw"]) == [{"annotator": "Ada", "clicked": side, "left": stood}]
@@ -236,6 +237,11 @@ def test_ten_pairs_a_kill_and_the_rest(run, page, port, tmp_path):
     assert (folder / "report.html").exists()
     assert page.elsewhere(home) == []
     assert all(TOKEN not in path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file())
+
+
+def as_field(text: str) -> str:
+    """A text as a browser gives it back from a text field."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def clicks(folder: Path) -> list[tuple[str, int]]:

@@ -83,6 +83,7 @@ button:disabled { opacity: .4 }
 #gone { position: fixed; inset: auto 0 0 0; padding: .9rem 1rem; background: var(--ink); color: var(--paper);
   text-align: center; z-index: 99 }
 @media (max-width: 46rem) {
+  .gradio-container main { padding: .5rem .3rem !important }
   #answers { flex-direction: column }
   #work #left textarea, #work #right textarea { min-height: 3rem }
   #deck { position: fixed; inset: auto 0 0 0; background: var(--paper); border-top: 1px solid var(--line);
