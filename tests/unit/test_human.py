@@ -389,7 +389,7 @@ class Fickle:
 
     def compare(self, items: Any) -> Iterator[Answer]:
         for at in range(len(items)):
-            yield from (Answer(at, "first"), TakenBack(at, "invalid"), Answer(at, "second"))
+            yield from (Answer(at, "first"), TakenBack(at, "first"), Answer(at, "second"))
 
 
 def test_an_answer_that_is_taken_back_leaves_no_trace_in_what_is_trained_on(tmp_path):

@@ -31,7 +31,8 @@ class Answer(NamedTuple):
 class TakenBack(Answer):
     """Takes back the answer given before to the item at this place, which will be answered anew.
 
-    It is a word for people who change their mind: the desk strikes the label out of the ledger before it asks on.
+    It repeats what that answer said, and is for people who change their mind: the desk strikes the label out of the
+    ledger before it asks on.
     """
 
 
@@ -101,7 +102,7 @@ Labeler = Scores | Compares
 
 # What the files in conf/labeler/ can; a test compares it with the classes they name. `noisy` can what it wraps can.
 SCORE = ("dataset", "function", "reward_model", "vader")
-COMPARE: tuple[str, ...] = ()
+COMPARE: tuple[str, ...] = ("human", "queue")
 
 
 def that(can: Literal["score", "compare"]) -> str:

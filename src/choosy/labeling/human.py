@@ -162,11 +162,11 @@ class Sitting:
             if self._closed or not self._assignment.latest.get(annotator):
                 return False
             name = self._assignment.latest[annotator][-1]
-            was_complete = self._assignment.complete(name)
+            was = TakenBack(*self._answer(name)) if self._assignment.complete(name) else None
             click = self._assignment.undo(annotator)
             assert click is not None
             self._clicks.undo(click)
-            written = self._send(TakenBack(self._places[name], "invalid")) if was_complete else None
+            written = self._send(was) if was else None
             self._look_at_the_clock()
         wait_for(written)
         return True
