@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from choosy import labels, report
+from choosy.labeling import Postponed
 from choosy.run import refuse_unwritable, refuse_used_folder
 from choosy.secrecy import refuse_secrets
 
@@ -99,6 +100,9 @@ def main() -> None:
     """The `choosy` command; what the user can mend is told in a sentence."""
     try:
         run_command(sys.argv[1:])
+    except Postponed as postponed:
+        print(f"\n{postponed}\n  and then this command again with --ckpt_path last", file=sys.stderr)
+        sys.exit(Postponed.exit_code)
     except (ValueError, MisconfigurationException) as error:
         sys.exit(f"\n{error}")
 

@@ -18,15 +18,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from choosy.claims import Buyer, bury, lives
-from choosy.labeling import Answer, Compares, Labeler, Postponed, Scores, that
+from choosy.labeling import Answer, Compares, Informed, Labeler, Postponed, Purpose, Scores, TakenBack, that
 from choosy.labeling.asking import CHUNK, at_once, chunks
 from choosy.labeling.dataset import Dataset
 from choosy.secrecy import scrub
 from choosy.types import MIRRORED, Candidates, Prompt, Response, Verdict, content_id
 
 log = logging.getLogger(__name__)
-
-Purpose = Literal["train", "evaluate"]
 
 ENOUGH = 20  # verdicts, before their share of invalid ones says anything
 VERSION = 2  # of the file, in its user_version
@@ -269,6 +267,11 @@ class Ledger:
             db.row_factory = sqlite3.Row
             return [dict(row) for row in db.execute(f"SELECT * FROM {table} ORDER BY time, rowid")]
 
+    def strike(self, key: str, *, run: str) -> None:
+        """Take back a label that this run has written."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM labels WHERE key = ? AND run = ?", (key, run))
+
     def train_on(self, keys: Iterable[str], *, run: str) -> None:
         """Note that the run trains on these: its own for evaluation count now, those of others are reused."""
         rows = [(key, run) for key in keys]
@@ -351,6 +354,7 @@ class Desk:
         budget: int | None = None,
         budget_money: float | None = None,
         max_invalid: float | None = 0.2,
+        heldout: bool = True,
     ) -> None:
         if budget is not None and budget < (least := int(getattr(labeler, "judgements", 1))):
             raise ValueError(f"labeler.budget={budget} buys nothing; type {least} or more, or null for no limit")
@@ -364,6 +368,7 @@ class Desk:
         self.max_invalid = max_invalid
         self._judged: Counter[str] = Counter()
         self._invalid: list[str] = []
+        self.heldout = heldout
         self.scores = isinstance(labeler, Scores)
         self.compares = isinstance(labeler, Compares)
         if not (self.scores or self.compares):
@@ -550,11 +555,16 @@ class Desk:
 
     def _ask(self, questions: Sequence[Question], purpose: Purpose) -> None:
         """Put these to the labeler at once, and write each answer before the next one is asked for."""
+        if isinstance(self.labeler, Informed):
+            self.labeler.inform(purpose=purpose, budget=self.budget, spent=self.spent)
         left = dict(enumerate(questions))
         try:
             with closing(self._portions(questions)) as portions:
                 for portion in portions:
-                    self._keep(portion, left, purpose)
+                    if isinstance(portion[0], TakenBack):
+                        self._take_back(portion[0], questions, left)
+                    else:
+                        self._keep(portion, left, purpose)
         except _Failed as failed:
             error = failed.error
             at = getattr(error, "at", None)
@@ -626,6 +636,15 @@ class Desk:
             f"labeler.max_invalid={self.max_invalid} allows a share of no more. It said, for instance:\n  {quoted}\n"
             "All labels are in the ledger. Mend the labeler, or type a larger labeler.max_invalid, and resume the run"
         )
+
+    def _take_back(self, answer: TakenBack, questions: Sequence[Question], left: dict[int, Question]) -> None:
+        """Strike out what the labeler has said of an item and now takes back."""
+        at, value = answer.at, answer.value
+        assert at in range(len(questions)), "a labeler takes back an answer to an item that it was not asked"
+        assert at not in left, "a labeler takes back an answer that it has not given"
+        self._ledger.strike(questions[at].key, run=self._run)
+        self._judged[str(value)] -= 1
+        left[at] = questions[at]
 
     def _misfit(self, answer: Answer, left: dict[int, Question]) -> str | None:
         """Why an answer cannot be kept; None if it can."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from lightning.pytorch import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from choosy import report
+from choosy.labeling import Postponed
 from choosy.run import refuse_unwritable, refuse_used_folder
 from choosy.secrecy import refuse_secrets
 
@@ -29,11 +31,17 @@ PROCESSES_FROM_OUTSIDE = ("LOCAL_RANK", "SLURM_PROCID", "PMI_RANK")
 
 @hydra.main(version_base="1.3", config_path="pkg://choosy.conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    """Train as configured; what the user can mend is told in a sentence (HYDRA_FULL_ERROR=1 shows the stack)."""
+    """Train as configured; what the user can mend is told in a sentence (HYDRA_FULL_ERROR=1 shows the stack).
+
+    A run that waits for labels of another day leaves with exit code 75.
+    """
     try:
         return train(
             cfg, Path(HydraConfig.get().runtime.output_dir), multirun=HydraConfig.get().mode == RunMode.MULTIRUN
         )
+    except Postponed as postponed:
+        print(f"\n{postponed}\n  {same_again(cfg)}", file=sys.stderr)
+        sys.exit(Postponed.exit_code)
     except (ValueError, MisconfigurationException, InstantiationException) as error:
         told = innermost(error)
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(told, ValueError | MisconfigurationException):
@@ -84,6 +92,13 @@ def checkpoint(wanted: str | None, run_dir: Path) -> str | None:
     raise ValueError(
         f"ckpt_path=last: {run_dir} holds no run to go on with; give its name, as in name=demo ckpt_path=last."
     )
+
+
+def same_again(cfg: DictConfig) -> str:
+    """The command that goes on with this run."""
+    replaced = ("name=", "run_dir=", "ckpt_path=")
+    typed = [word for word in HydraConfig.get().overrides.task if not word.startswith(replaced)]
+    return shlex.join(["python", "train.py", *typed, f"run_dir={cfg.run_dir}", "ckpt_path=last"])
 
 
 def write_config(cfg: DictConfig, run_dir: Path) -> None:

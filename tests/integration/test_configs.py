@@ -25,6 +25,8 @@ LABELER = {
     "reward_model": ["labeler.labeler.model=judge"],
     "judge": ["labeler.labeler.model=toy", "labeler.labeler.base_url=http://localhost:8000/v1"],
     "dataset": [],
+    "human": [],
+    "queue": [],
     "vader": [],
     "noisy": [],
 }

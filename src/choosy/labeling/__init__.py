@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from choosy.types import Prompt, Response, Verdict
 
+Purpose = Literal["train", "evaluate"]
+
 
 class Answer(NamedTuple):
     """One judgement, with what the ledger keeps of it beside the value.
@@ -26,11 +28,21 @@ class Answer(NamedTuple):
     annotator: str = ""
 
 
+class TakenBack(Answer):
+    """Takes back the answer given before to the item at this place, which will be answered anew.
+
+    It repeats what that answer said, and is for people who change their mind: the desk strikes the label out of the
+    ledger before it asks on.
+    """
+
+
 class Postponed(Exception):
     """Raised by a labeler whose labels come another day: it ends the run in good order, and is no mistake.
 
     The desk passes it on as it is; what was answered before it is in the ledger.
     """
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later
 
 
 @runtime_checkable
@@ -77,11 +89,20 @@ class Compares(Protocol):
         ...
 
 
+@runtime_checkable
+class Informed(Protocol):
+    """A labeler that tells people what the desk knows, and is told it before it is asked."""
+
+    def inform(self, *, purpose: Purpose, budget: int | None, spent: int) -> None:
+        """What the labels are for, how many the run may buy to train on, and how many of these it has bought."""
+        ...
+
+
 Labeler = Scores | Compares
 
 # What the files in conf/labeler/ can; a test compares it with the classes they name. `noisy` can what it wraps can.
 SCORE = ("dataset", "function", "reward_model", "vader")
-COMPARE = ("judge",)
+COMPARE: tuple[str, ...] = ("human", "judge", "queue")
 
 
 def that(can: Literal["score", "compare"]) -> str:
