@@ -1,4 +1,4 @@
-"""Who is believed when workers lie, guess, collude or turn: the crowd's rule against majority vote and Dawid-Skene's EM.
+"""Whom to believe when workers lie, guess, collude or turn: the crowd against majority vote and Dawid-Skene's EM.
 
     python benchmarks/crowd.py [--questions 2000] [--seeds 5] [--audited 0.1]
 

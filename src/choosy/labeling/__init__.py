@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from choosy.types import Prompt, Response, Verdict
+
+if TYPE_CHECKING:
+    from choosy.ledger import Ledger
+    from choosy.policy import Policy
 
 
 class Answer(NamedTuple):
@@ -17,6 +21,8 @@ class Answer(NamedTuple):
         raw: What was said, word for word.
         cost: Money, in the labeler's currency; 0 means the labeler's `price`, or nothing if it has none.
         annotator: Who said it.
+        judgements: How many labels of the budget it takes; None means as many as the labeler says. Where it is told,
+            the cost is exact as well, and 0 means that nothing was paid.
     """
 
     at: int
@@ -24,6 +30,7 @@ class Answer(NamedTuple):
     raw: str = ""
     cost: float = 0.0
     annotator: str = ""
+    judgements: int | None = None
 
 
 class Postponed(Exception):
@@ -74,6 +81,24 @@ class Compares(Protocol):
 
     def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterable[Verdict | Answer]:
         """One verdict per item, given as rewards are in `Scores.score`."""
+        ...
+
+
+@runtime_checkable
+class Recalls(Protocol):
+    """A labeler that goes by what it said before: it learns from labels, or buys from other desks itself."""
+
+    def recall(self, ledger: Ledger, run: str) -> None:
+        """Judge for this run from now on, whose earlier labels are in the ledger; called before anything is asked."""
+        ...
+
+
+@runtime_checkable
+class NeedsPolicy(Protocol):
+    """A labeler that judges with the policy that is trained."""
+
+    def use_policy(self, policy: Policy) -> None:
+        """Judge with this policy, whose weights may not be loaded yet; called before anything is asked."""
         ...
 
 
