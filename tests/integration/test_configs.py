@@ -25,6 +25,9 @@ LABELER = {
     "reward_model": ["labeler.labeler.model=judge"],
     "dataset": [],
     "vader": [],
+    "crowd": ["+labeler@labeler.labeler.members.one=vader", "+labeler@labeler.labeler.members.two=contrastive"],
+    "contrastive": [],
+    "predictor": [],
 }
 
 
@@ -77,6 +80,19 @@ def test_every_other_file_composes(group, name, parse):
     check(compose([f"{group}={name}"]), parse)
 
 
+def test_the_desks_inside_a_labeler_are_chosen_by_name(parse):
+    members = ["+labeler@labeler.labeler.members.one=vader", "+labeler@labeler.labeler.members.two=contrastive"]
+    cfg = compose(["labeler=crowd", *members, "+labeler@labeler.labeler.expert=vader", "labeler.labeler.memory=50"])
+    crowd = check(cfg, parse).data.init_args.desk.init_args.labeler.init_args
+    assert crowd.members["two"].init_args.labeler.class_path == "choosy.labeling.contrastive.Contrastive"
+    assert crowd.expert.init_args.labeler.class_path == "choosy.labeling.vader.Vader"
+    cfg = compose(["labeler=predictor", "labeler@labeler.labeler.paid=contrastive", "labeler.budget=9"])
+    desk = check(cfg, parse).data.init_args.desk.init_args
+    paid = desk.labeler.init_args.paid.init_args
+    assert paid.labeler.class_path == "choosy.labeling.contrastive.Contrastive"
+    assert (desk.budget, paid.budget) == (9, None)
+
+
 def test_two_selectors_in_one_line_compose_both():
     assert {"optune", "certainty"} <= compose(["selector=optune_certainty"]).callbacks.keys()
 
@@ -111,4 +127,5 @@ def test_a_blank_of_the_menu_is_known_to_this_test():
     for group in GROUPS:
         for name in options(group):
             missing = list(blanks(OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))))
-            assert len(missing) == len(known.get(group, {}).get(name, []))
+            typed = [line for line in known.get(group, {}).get(name, []) if not line.startswith("+")]
+            assert len(missing) == len(typed)

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from choosy.labeling import Compares, Scores
+from choosy.labeling.contrastive import Contrastive
 from choosy.labeling.dataset import Dataset
 from choosy.labeling.function import Function
 from choosy.labeling.reward_model import RewardModel
@@ -250,6 +251,7 @@ def test_a_model_that_is_no_reward_model_is_an_error(
         ("dataset", {}, Dataset),
         ("function", {"path": "my_rewards.longer"}, Function),
         ("reward_model", {"model": "not/loaded"}, RewardModel),
+        ("contrastive", {}, Contrastive),
     ],
 )
 def test_every_entry_of_the_menu_is_a_desk(tmp_path: Path, entry: str, required: Any, labeler: type) -> None:

@@ -39,6 +39,7 @@ class RewardModel:
         self.name = f"reward_model:{model}@{max_length}"  # a longer look may score otherwise
         self.model = model
         self.batch_size = batch_size
+        self.at_once = 16 * batch_size  # so many that those of like length find each other
         self.max_length = max_length
         self.dtype = dtype
         self.device = device
