@@ -110,6 +110,7 @@ def main() -> None:
         print(f"skipped: there is no {DATA}")
         return
     hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
     rows = [(row["text"], row["label"]) for row in map(json.loads, DATA.read_text().splitlines())]
     results: dict[str, Any] = {"sentences": asked.sentences, "heldout": HELDOUT, "accuracy": [], "seconds_to_train": []}
     with tempfile.TemporaryDirectory() as scratch:
