@@ -20,10 +20,12 @@ def mistakes_at_most(mistakes: int, answers: int, *, confidence: float) -> float
     """
     if mistakes >= answers:
         return 1.0
+    ways = [math.log(math.comb(answers, k)) for k in range(mistakes + 1)]
     low, high = 0.0, 1.0
-    for _ in range(60):
+    for _ in range(40):
         share = (low + high) / 2
-        so_few = math.fsum(math.comb(answers, k) * share**k * (1 - share) ** (answers - k) for k in range(mistakes + 1))
+        right, wrong = math.log1p(-share), math.log(share)
+        so_few = math.fsum(math.exp(way + k * wrong + (answers - k) * right) for k, way in enumerate(ways))
         low, high = (share, high) if so_few > 1 - confidence else (low, share)
     return high
 

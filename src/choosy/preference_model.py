@@ -67,7 +67,7 @@ class PreferenceModel:
         tokenizer = AutoTokenizer.from_pretrained(where, padding_side="right", truncation_side="left")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        before = hf_logging.get_verbosity()  # type: ignore[no-untyped-call]
+        before = hf_logging.get_verbosity()
         hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         try:
             with torch.random.fork_rng():
@@ -78,7 +78,7 @@ class PreferenceModel:
                 config = LoraConfig(r=self.r, lora_alpha=2 * self.r, target_modules="all-linear", task_type="SEQ_CLS")
                 adapted = get_peft_model(model, config)
         finally:
-            hf_logging.set_verbosity(before)  # type: ignore[no-untyped-call]
+            hf_logging.set_verbosity(before)
         return tokenizer, adapted.to(self.device).eval()
 
     def fit(self, examples: Sequence[Preference]) -> None:
@@ -99,7 +99,7 @@ class PreferenceModel:
                     better_B, worse_B = self._forward(texts).chunk(2)
                     loss = -F.logsigmoid(better_B - worse_B).mean()
                     optimizer.zero_grad()
-                    loss.backward()
+                    loss.backward()  # type: ignore[no-untyped-call]
                     torch.nn.utils.clip_grad_norm_(trained, 1.0)
                     optimizer.step()
                     falls.step()

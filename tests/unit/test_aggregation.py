@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from choosy.aggregation import (
@@ -63,6 +63,7 @@ def test_new_workers_are_a_majority_vote() -> None:
     assert verdict_of(probability_first({}, {})) == "tie"
 
 
+@settings(deadline=None)
 @given(VOTES, RECORDS)
 def test_turned_pairs_get_turned_verdicts(votes, records) -> None:
     turned = {worker: MIRRORED[vote] for worker, vote in votes.items()}
@@ -71,11 +72,13 @@ def test_turned_pairs_get_turned_verdicts(votes, records) -> None:
     assert MIRRORED[verdict_of(first)] == verdict_of(second) or min(abs(first - 0.5), abs(second - 0.5)) < 1e-8
 
 
+@settings(deadline=None)
 @given(VOTES, RECORDS)
 def test_the_order_of_workers_decides_nothing(votes, records) -> None:
     assert probability_first(dict(reversed(votes.items())), records) == probability_first(votes, records)
 
 
+@settings(deadline=None)
 @given(VOTES, RECORDS, st.sampled_from(["first", "second"]))
 def test_abstaining_changes_no_record(votes, records, truth) -> None:
     for after in (learned(records, votes, truth), learned_from_peers(records, votes)):
@@ -84,6 +87,7 @@ def test_abstaining_changes_no_record(votes, records, truth) -> None:
                 assert after.get(worker) == records.get(worker)
 
 
+@settings(deadline=None)
 @given(VOTES, RECORDS, st.sampled_from("abcdef"))
 def test_nobody_vouches_for_oneself(votes, records, worker) -> None:
     """A worker's feedback from peers is the same whatever the worker says: truthful reports are the best reports."""
@@ -96,6 +100,7 @@ def test_nobody_vouches_for_oneself(votes, records, worker) -> None:
         assert said[likelier].weight >= said[MIRRORED[likelier]].weight
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1e4), st.floats(0, 1e4))
 def test_a_right_answer_raises_the_weight_and_a_wrong_one_lowers_it(right, wrong) -> None:
     before = Record(right, wrong).weight

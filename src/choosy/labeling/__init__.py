@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from choosy.types import Prompt, Response, Verdict
 
@@ -33,6 +33,14 @@ class Answer(NamedTuple):
     judgements: int | None = None
 
 
+MYPY = False  # true to a type checker, and to nobody else
+if MYPY:
+    Rewards = Iterable[float | Answer]
+    Verdicts = Iterable[Verdict | Answer]
+else:  # jsonargparse takes a class for a labeler only if it returns just this type, and list[float] is as good
+    Rewards = Verdicts = Any
+
+
 class Postponed(Exception):
     """Raised by a labeler whose labels come another day: it ends the run in good order, and is no mistake.
 
@@ -60,7 +68,7 @@ class Scores(Protocol):
 
     name: str
 
-    def score(self, items: Sequence[tuple[Prompt, Response]]) -> Iterable[float | Answer]:
+    def score(self, items: Sequence[tuple[Prompt, Response]]) -> Rewards:
         """One finite reward per item: plain numbers in the order of the items, or `Answer`s in any order.
 
         What is yielded is in the ledger before the next is asked for, so that a labeler that yields answers as they
@@ -79,7 +87,7 @@ class Compares(Protocol):
 
     name: str
 
-    def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterable[Verdict | Answer]:
+    def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Verdicts:
         """One verdict per item, given as rewards are in `Scores.score`."""
         ...
 
