@@ -130,6 +130,7 @@ class OnPolicyData(LightningDataModule):
             return
         assert self.trainer is not None
         policy = cast(WeightedDPO, self.trainer.lightning_module).policy
+        self.run.desk.use_policy(policy)
         self.prompts = self._read(self.train_source, policy, self.limit)
         self.heldout = self._read(self.heldout_source, policy, self.heldout_limit) if self.heldout_source else []
         # one rank looks and opens, or a second would find what the first has just made
