@@ -10,6 +10,8 @@ from choosy.types import Response, Verdict
 
 COUNTED = ("decided", "ties", "invalid", "shown", "first_shown", "comparable", "agreed")
 
+CLEAR = 1.0  # nats; the weights that sample are merged, and tell log-probs that are up to one off (docs/log.md)
+
 
 def count(judged: Sequence[tuple[Response, Response, Verdict | None]], *, shown: bool) -> Counter[str]:
     """Count what the verdicts on pairs say; one that was not bought is None, and does not count.
@@ -20,10 +22,10 @@ def count(judged: Sequence[tuple[Response, Response, Verdict | None]], *, shown:
 
     Returns:
         How many were decided, ties and invalid; of the decided, how many were `shown` and favour the first one,
-        and how many are `comparable` (both log-probs known) and agree with the policy's implicit rewards.
+        and how many are `comparable` (implicit rewards clearly apart) and agree with the policy's implicit rewards.
 
     Example:
-        >>> a, b = Response("a", logp=-1.0, logp_ref=-2.0), Response("b", logp=-3.0, logp_ref=-3.0)
+        >>> a, b = Response("a", logp=-1.0, logp_ref=-4.0), Response("b", logp=-3.0, logp_ref=-3.0)
         >>> counts = count([(a, b, "first"), (b, a, "first"), (a, b, "tie")], shown=True)
         >>> counts["decided"], counts["ties"], counts["first_shown"], counts["agreed"]
         (2, 1, 2, 1)
@@ -38,7 +40,7 @@ def count(judged: Sequence[tuple[Response, Response, Verdict | None]], *, shown:
         counts["shown"] += shown
         counts["first_shown"] += shown and verdict == "first"
         gap = (first.logp - first.logp_ref) - (second.logp - second.logp_ref)
-        if math.isfinite(gap) and gap != 0:
+        if math.isfinite(gap) and abs(gap) > CLEAR:
             counts["comparable"] += 1
             counts["agreed"] += (gap > 0) == (verdict == "first")
     return counts
