@@ -208,7 +208,7 @@ class WeightedDPO(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         start, reference = self.policy.states()
         checkpoint["choosy"] = {
-            "initial": start if self.policy.lora else None,  # of full weights: the model's own files
+            "initial": start,
             "reference": reference,
         }
 

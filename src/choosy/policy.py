@@ -293,11 +293,14 @@ class Policy(nn.Module):
         for name, p in self.trainable():
             p.copy_(self.initial[name].to(p.device))
 
-    def states(self) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-        """Whole tensors of the start, and of the reference if it has moved; every rank must ask."""
+    def states(self) -> tuple[dict[str, Tensor] | None, dict[str, Tensor] | None]:
+        """The start of adapters, and the reference if it has moved, for rank 0 to keep; every rank must ask.
+
+        The start of a model of which all weights are trained is in its own files.
+        """
         moved = self.reference_state is not self.initial
-        start, reference = ({k: whole(v) for k, v in s.items()} for s in (self.initial, self.reference_state))
-        return start, reference if moved else None
+        start = on_rank_0(self.initial) if self.lora else None
+        return start, on_rank_0(self.reference_state) if moved else None
 
     def load_states(self, start: Mapping[str, Tensor] | None, reference: Mapping[str, Tensor] | None) -> None:
         """Put back what `states` gave; None leaves the start as it is, or makes it the reference."""
@@ -522,9 +525,14 @@ class Policy(nn.Module):
         if not is_sharded(self):
             return state
         wanted = {name for name, _ in self.trainable()} if self.lora else state.keys()
-        rank = current_ranks().rank
-        tensors = ((name, whole(state[name])) for name in state if name in wanted)
-        return {name: tensor.cpu() for name, tensor in tensors if rank == 0}
+        return on_rank_0({name: tensor for name, tensor in state.items() if name in wanted})
+
+
+def on_rank_0(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors in rank 0's memory, gathered one by one; nothing on the other ranks, which must ask, too."""
+    rank = current_ranks().rank
+    tensors = ((name, whole(tensor)) for name, tensor in state.items())
+    return {name: tensor.detach().cpu() for name, tensor in tensors if rank == 0}
 
 
 def switch_off_dropout(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.torch import load_file
 from tiny import ROOT, command, labels, summary, typed
 from torch.testing import assert_close
@@ -140,3 +141,27 @@ def test_labels_may_take_longer_than_the_strategy_waits(tmp_path, tiny_policy_di
     ]
     run = command(ROOT / "train.py", *lines, *impatient, folder=tmp_path)  # ten labels of 3 s
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("model", [[], FULL], ids=["adapters", "all weights"])
+@pytest.mark.parametrize("gather", ["auto", "never"])
+def test_a_sharded_run_in_half_precision(gather, model, tmp_path, tiny_policy_dir, prompts_file):
+    lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "rounds=1", *model]
+    half = ["model.dtype=bfloat16", f"model.gather={gather}", f"run_dir={tmp_path / 'run'}"]
+    sharded = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    run = command(ROOT / "train.py", *lines, *half, *sharded, folder=tmp_path)
+    assert run.returncode == 0, run.stderr
+    first = pd.read_csv(tmp_path / "run" / "metrics.csv")["loss_step"].dropna().iloc[0]
+    assert 0.2 < first < 0.7  # the weighted loss of a policy that is still its reference
+    assert exported(tmp_path / "run").stat().st_size > 1000
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("trainer", [["trainer=gpu"], ["trainer=fsdp", "trainer.accelerator=gpu", "trainer.devices=1"]])
+@pytest.mark.parametrize("model", [[], FULL], ids=["adapters", "all weights"])
+def test_a_gpu_plays_rounds_in_half_precision(model, trainer, tmp_path, tiny_policy_dir, prompts_file):
+    lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), *model, *trainer]
+    run = command(ROOT / "train.py", *lines, "model.dtype=bfloat16", f"run_dir={tmp_path / 'run'}", folder=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert summary(tmp_path / "run")["rounds"] == 2
+    assert exported(tmp_path / "run").stat().st_size > 1000

@@ -17,6 +17,8 @@ from lightning.pytorch import Callback
 from tiny import ROOT, command, labels, typed
 from torch.testing import assert_close
 
+from choosy.losses import SigmoidLoss
+from choosy.module import WeightedDPO
 from choosy.policy import Policy
 from choosy.sampling.generate import Generate
 
@@ -121,9 +123,14 @@ def test_a_loss_that_is_no_number(strategy, choice, tmp_path, tiny_policy_dir, p
     assert (tmp_path / "run" / "adapter").is_dir()
 
 
-def test_on_bad_loss_is_one_of_two(play):
+def test_on_bad_loss_is_one_of_two():
     with pytest.raises(ValueError, match=r"on_bad_loss=ignore is none of stop, skip"):
-        play("on_bad_loss=ignore")
+        WeightedDPO(Policy("any"), loss=SigmoidLoss(), optimizer=torch.optim.AdamW, on_bad_loss="ignore")
+
+
+def test_gather_is_one_of_three():
+    with pytest.raises(ValueError, match=r"model.gather=often is none of auto, always, never"):
+        Policy("any", gather="often")
 
 
 class Blown(Callback):
