@@ -18,7 +18,7 @@ from choosy.module import WeightedDPO
 from choosy.progress import Phases
 from choosy.ranks import current_ranks
 from choosy.rounds import PairSelector, PromptSelector, Round, TrainOn
-from choosy.run import Reference, Run
+from choosy.run import Reference, Run, refuse_scattered
 from choosy.sampling import Sampler
 from choosy.types import Candidates, Prompt
 from choosy.weighting import Weighting
@@ -140,6 +140,7 @@ class OfflineData(LightningDataModule):
             self.heldout = within_limit(
                 prompts, policy, limit=self.max_prompt_tokens, too_long=self.too_long, source=self.heldout_source
             )
+        refuse_scattered(self.run.folder, current_ranks())
         resuming = self.resuming or self.trainer.ckpt_path is not None
         current_ranks().once(lambda: self.run.open(resuming=resuming))
         self.run.desk.open(str(Path(self.run.folder).resolve()))

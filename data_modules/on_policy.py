@@ -19,7 +19,7 @@ from choosy.pool import Keep
 from choosy.progress import Phases
 from choosy.ranks import current_ranks
 from choosy.rounds import PairSelector, PromptSelector, Round, TrainOn, sampled
-from choosy.run import Reference, Run
+from choosy.run import Reference, Run, refuse_scattered
 from choosy.sampling import Sampler
 from choosy.types import Candidates, Prompt
 from choosy.weighting import Weighting
@@ -133,6 +133,7 @@ class OnPolicyData(LightningDataModule):
         self.prompts = self._read(self.train_source, policy, self.limit)
         self.heldout = self._read(self.heldout_source, policy, self.heldout_limit) if self.heldout_source else []
         # one rank looks and opens, or a second would find what the first has just made
+        refuse_scattered(self.run.folder, current_ranks())
         resuming = self.resuming or self.trainer.ckpt_path is not None
         current_ranks().once(lambda: self.run.open(resuming=resuming))
         self.run.desk.open(str(Path(self.run.folder).resolve()))

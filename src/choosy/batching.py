@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from choosy.logprobs import Group, packed
-from choosy.pool import Pool, TrainingPair
+from choosy.pool import PairKey, Pool, TrainingPair
 from choosy.types import seed_of
 from choosy.weighting import normalized
 
@@ -44,6 +44,15 @@ class Batch:
     def logp_ref_B2(self) -> Tensor:
         """Reference log-probs of chosen and rejected."""
         return torch.tensor([[p.chosen_logp_ref, p.rejected_logp_ref] for p in self.pairs]).view(-1, 2)
+
+    def none(self) -> Batch:
+        """The same step for a rank that has no pair of it."""
+        return Batch((), torch.empty(0), self.total)
+
+    def without(self, pairs: Sequence[PairKey]) -> Batch:
+        """The batch without some pairs, which still count in the total."""
+        kept = [i for i, pair in enumerate(self.pairs) if pair.key not in pairs]
+        return Batch(tuple(self.pairs[i] for i in kept), self.weight_B[kept], self.total)
 
     def parts(self, tokens_per_step: int, *, one_row: bool = False) -> Iterator[Batch]:
         """The batch in pieces that fit the token budget; the pieces' summed losses are the batch's."""

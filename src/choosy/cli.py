@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from choosy import report
+from choosy.ranks import LOST, another_ended, end_with_launcher
 from choosy.run import refuse_unwritable, refuse_used_folder
 
 USAGE = """choosy fit --config run.yaml   play what `python train.py ... --cfg job --resolve > run.yaml` composed
@@ -94,10 +95,15 @@ def fit(args: list[str] | None = None, *, run: bool = True) -> ChoosyCLI:
 
 def main() -> None:
     """The `choosy` command; what the user can mend is told in a sentence."""
+    end_with_launcher()
     try:
         run_command(sys.argv[1:])
     except (ValueError, MisconfigurationException) as error:
         sys.exit(f"\n{error}")
+    except RuntimeError as error:
+        if not another_ended(error):
+            raise
+        sys.exit(f"\n{LOST}")
 
 
 def run_command(args: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,12 @@ from lightning.pytorch import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from choosy import report
+from choosy.ranks import LOST, agreed, another_ended, end_with_launcher
 from choosy.run import refuse_unwritable, refuse_used_folder
+
+OmegaConf.register_new_resolver(
+    "started", lambda pattern: agreed(pattern, time.strftime(pattern)), use_cache=True, replace=True
+)
 
 PROCESSES_FROM_OUTSIDE = ("LOCAL_RANK", "SLURM_PROCID", "PMI_RANK")
 
@@ -29,6 +35,7 @@ PROCESSES_FROM_OUTSIDE = ("LOCAL_RANK", "SLURM_PROCID", "PMI_RANK")
 @hydra.main(version_base="1.3", config_path="pkg://choosy.conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Train as configured; what the user can mend is told in a sentence (HYDRA_FULL_ERROR=1 shows the stack)."""
+    end_with_launcher()
     try:
         return train(
             cfg, Path(HydraConfig.get().runtime.output_dir), multirun=HydraConfig.get().mode == RunMode.MULTIRUN
@@ -38,6 +45,10 @@ def main(cfg: DictConfig) -> float | None:
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(told, ValueError | MisconfigurationException):
             raise
         sys.exit(f"\n{told}")
+    except RuntimeError as error:
+        if not another_ended(error):
+            raise
+        sys.exit(f"\n{LOST}")
 
 
 def train(cfg: DictConfig, run_dir: Path, *, multirun: bool = False) -> float | None:

@@ -60,6 +60,9 @@ SCHEMA = pa.schema(
 )
 
 
+PairKey = tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
 class TrainingPair(NamedTuple):
     """What one pair brings to the loss."""
 
@@ -70,6 +73,11 @@ class TrainingPair(NamedTuple):
     chosen_logp_ref: float
     rejected_logp_ref: float
     weight: float
+
+    @property
+    def key(self) -> PairKey:
+        """What tells the pair from others."""
+        return self.prompt_id, tuple(self.prompt_ids), tuple(self.chosen_ids), tuple(self.rejected_ids)
 
     @property
     def tokens(self) -> int:

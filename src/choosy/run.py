@@ -253,6 +253,20 @@ def refuse_used_folder(folder: Path, *, resuming: bool) -> None:
         )
 
 
+def refuse_scattered(folder: Path, ranks: Ranks) -> None:
+    """All processes of a run share one folder.
+
+    Raises:
+        ValueError: They disagree, as when each has named the run after its own clock.
+    """
+    found = sorted(set(ranks.gather([str(folder.resolve())])))
+    if len(found) > 1:
+        raise ValueError(
+            f"The {ranks.size} processes of this run chose {len(found)} folders ({found[0]}, {found[1]}); "
+            "give the run a name, so that all choose the same: name=..."
+        )
+
+
 def refuse_unwritable(folder: Path) -> None:
     """Make the folder of a run, or say why it cannot be.
 
