@@ -6,6 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
+from choosy.metrics import log_at_once
+
 
 class RoundsTable(Callback):
     """Writes rounds/round_NNN.parquet when a round is over, held-out rows included; name it after `WinRate`."""
@@ -20,5 +22,5 @@ class RoundsTable(Callback):
             **{k: about[k] for k in ("tokens_generated", "prompts_sampled", "pairs_trained")},
             **{f"seconds/{phase}": seconds for phase, seconds in about["seconds"].items()},
         }
-        pl_module.log_dict({k: float(v) for k, v in costs.items()}, rank_zero_only=True)
+        log_at_once(pl_module, costs, step=trainer.global_step - 1)
         run.write()

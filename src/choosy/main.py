@@ -21,6 +21,8 @@ from lightning.pytorch import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from choosy import report
+from choosy.changes import tell_changes
+from choosy.checkpoints import to_go_on_from
 from choosy.run import refuse_unwritable, refuse_used_folder
 
 PROCESSES_FROM_OUTSIDE = ("LOCAL_RANK", "SLURM_PROCID", "PMI_RANK")
@@ -46,10 +48,13 @@ def train(cfg: DictConfig, run_dir: Path, *, multirun: bool = False) -> float | 
     refuse_blanks(cfg)
     refuse_relaunching_sweep(cfg, multirun)
     refuse_missing_gpu(cfg)
-    resuming = cfg.ckpt_path is not None
+    wanted = auto_resume(cfg.ckpt_path, run_dir)
+    resuming = wanted is not None
     refuse_used_folder(run_dir, resuming=resuming)
-    ckpt_path = checkpoint(cfg.ckpt_path, run_dir)
+    ckpt_path = checkpoint(wanted, run_dir)
     refuse_unwritable(run_dir)
+    if resuming:
+        tell_changes(run_dir, plain(cfg))
     quiet()
     seed_everything(cfg.seed, workers=True, verbose=False)
 
@@ -69,18 +74,29 @@ def train(cfg: DictConfig, run_dir: Path, *, multirun: bool = False) -> float | 
 
 def checkpoint(wanted: str | None, run_dir: Path) -> str | None:
     """The checkpoint to go on from; a run that was interrupted before its first one begins again with its labels."""
-    if wanted != "last":
+    if wanted not in ("last", "start"):
         if wanted is not None and not Path(wanted).exists():
             raise ValueError(f"ckpt_path={wanted} does not exist; give a file, or `last` with the name of the run.")
         return wanted
-    last = run_dir / "checkpoints" / "last.ckpt"
-    if last.exists():
-        return str(last)
-    if (run_dir / "rounds").is_dir():
-        return None
-    raise ValueError(
-        f"ckpt_path=last: {run_dir} holds no run to go on with; give its name, as in name=demo ckpt_path=last."
-    )
+    found = to_go_on_from(run_dir) if wanted == "last" else None
+    if found is None and not (run_dir / "rounds").is_dir():
+        raise ValueError(
+            f"ckpt_path={wanted}: {run_dir} holds no run to go on with; give its name, as in name=demo ckpt_path=last."
+        )
+    return None if found is None else str(found)
+
+
+def auto_resume(wanted: str | None, run_dir: Path) -> str | None:
+    """`auto` is for jobs that are queued again: `last` where there is a run, and a new run where there is none."""
+    if wanted != "auto":
+        return wanted
+    return "last" if (run_dir / "rounds").is_dir() else None
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as dicts and lists."""
+    composed: Any = OmegaConf.to_container(cfg, resolve=True)
+    return dict(composed)
 
 
 def write_config(cfg: DictConfig, run_dir: Path) -> None:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from choosy.batching import Batch
 from choosy.losses import PreferenceLoss, log_ratio_difference, weighted_dpo_loss
+from choosy.metrics import log_at_once
 from choosy.policy import Policy
 
 ResetPolicy = Literal["never", "each_round"]
@@ -60,20 +61,33 @@ class WeightedDPO(LightningModule):
         self.max_grad_norm = max_grad_norm
         self.reset_policy = reset_policy
         self.seed = seed
+        self.losses: list[tuple[float, int]] = []  # of this epoch's steps, with their pairs
+        self.told: list[dict[str, Any]] = []
 
     def configure_model(self) -> None:
         self.policy.load(device=self.trainer.strategy.root_device, seed=self.seed)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([p for _, p in self.policy.trainable()])
+        self.told = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         rise = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (self.warmup_steps + 1)))
         return {"optimizer": optimizer, "lr_scheduler": rise}
+
+    def on_train_start(self) -> None:
+        """A checkpoint brings back the optimiser's settings; what the user has told since then holds."""
+        optimizer, rise = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        assert isinstance(optimizer, Optimizer)
+        assert isinstance(rise, torch.optim.lr_scheduler.LambdaLR)
+        rise.base_lrs = [told["lr"] for told in self.told]
+        for group, told, share in zip(optimizer.param_groups, self.told, rise.lr_lambdas, strict=True):
+            group.update(told, initial_lr=told["lr"], lr=told["lr"] * share(rise.last_epoch))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch  # each part moves when it is its turn
 
     def on_train_epoch_start(self) -> None:
         """Active preference learning trains from the start's weights on all labels bought so far (Alg. 1)."""
+        self.losses = []
         if self.reset_policy == "each_round" and self.current_epoch > 0:
             self.policy.restore_start()
             optimizer = self.optimizers(use_pl_optimizer=False)
@@ -101,15 +115,20 @@ class WeightedDPO(LightningModule):
             return
         if not batch.pairs:  # this rank's share of a short batch is empty, and the others wait for its gradient
             self.manual_backward(torch.stack([(p * 0).sum() for _, p in self.policy.trainable()]).sum())
+        metrics: dict[str, float | Tensor] = {}
         if self.max_grad_norm is not None:
-            norm = torch.nn.utils.clip_grad_norm_([p for _, p in self.policy.trainable()], self.max_grad_norm)
-            self.log("grad_norm", norm, batch_size=batch.total)
+            trainable = [p for _, p in self.policy.trainable()]
+            metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(trainable, self.max_grad_norm)
         optimizer.step()  # type: ignore[union-attr]
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        total_loss = total_loss.to(self.device)
-        self.log("loss", total_loss, on_step=True, on_epoch=True, batch_size=batch.total, sync_dist=True)
+        loss = self.trainer.strategy.reduce(total_loss.to(self.device), reduce_op="mean")
+        self.losses.append((float(loss), batch.total))
+        metrics["loss_step"] = loss
+        if self.trainer.is_last_batch:
+            metrics["loss_epoch"] = sum(x * n for x, n in self.losses) / sum(n for _, n in self.losses)
         if rewards:
-            self.log_dict(preference_metrics(torch.cat(rewards), self.loss.beta), batch_size=batch.total)
+            metrics.update(preference_metrics(torch.cat(rewards), self.loss.beta))
+        log_at_once(self, metrics, step=self.global_step - 1)
 
     def apart(self) -> AbstractContextManager[Any]:
         """Ranks may cut a step into different numbers of parts, so they meet at the last part only."""
@@ -131,11 +150,13 @@ class WeightedDPO(LightningModule):
         checkpoint["choosy"] = {
             "initial": self.policy.initial if adapters else None,  # of full weights: the model's own files
             "reference": self.policy.reference_state if moved else None,
+            "losses": self.losses,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         states: Mapping[str, Any] = checkpoint["choosy"]
         self.policy.load(device=self.trainer.strategy.root_device, seed=self.seed)
+        self.losses = list(states.get("losses", []))
         if states["initial"] is not None:
             self.policy.initial = states["initial"]
             self.policy.reference_state = self.policy.initial
