@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import warnings
@@ -43,9 +44,12 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def train(cfg: DictConfig, run_dir: Path, *, multirun: bool = False) -> float | None:
-    """Play all rounds and return the final held-out win rate, which sweepers maximise."""
+    """Play all rounds and return the objective, for sweepers."""
     cfg.run_dir = os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
     refuse_blanks(cfg)
+    refuse_objective(cfg)
+    if not join_tasks(cfg.trainer.get("devices")):
+        return None
     refuse_relaunching_sweep(cfg, multirun)
     refuse_missing_gpu(cfg)
     wanted = auto_resume(cfg.ckpt_path, run_dir)
@@ -68,8 +72,49 @@ def train(cfg: DictConfig, run_dir: Path, *, multirun: bool = False) -> float | 
 
     if multirun and trainer.is_global_zero:
         report.index(run_dir.parent)
-    win_rate = trainer.callback_metrics.get("heldout/win_rate")
-    return None if win_rate is None else float(win_rate)
+    return objective(cfg, run_dir) if trainer.is_global_zero else None
+
+
+def objective(cfg: DictConfig, run_dir: Path) -> float | None:
+    """What the run has come to: its last win rate, or the labels it took to reach the wanted one (else infinity)."""
+    played = report.read_run(run_dir)
+    if cfg.objective == "win_rate":
+        return played.last.get("win_rate")
+    reached = (r.labels["spent"] for r in played.evaluated if (r.evaluation or {})["win_rate"] >= cfg.target_win_rate)
+    return float(next(reached, math.inf))
+
+
+def refuse_objective(cfg: DictConfig) -> None:
+    """An objective that is none, or that nothing will measure."""
+    if cfg.objective not in ("win_rate", "labels_to_win_rate"):
+        raise ValueError(f"objective={cfg.objective} is none of win_rate, labels_to_win_rate.")
+    if cfg.objective == "labels_to_win_rate" and not (cfg.data.get("heldout") and cfg.callbacks.get("win_rate")):
+        raise ValueError(
+            "objective=labels_to_win_rate needs win rates: give data.heldout=... and leave callbacks.win_rate in."
+        )
+
+
+def join_tasks(devices: Any) -> bool:
+    """Where submitit has started a job's processes on this machine, say so in the words that Lightning knows.
+
+    Returns:
+        Whether this process has something to do: a job on one device leaves the others nothing.
+    """
+    tasks = int(os.environ.get("SUBMITIT_LOCAL_NTASKS", 1)) if os.environ.get("SUBMITIT_EXECUTOR") == "local" else 1
+    if tasks == 1:
+        return True
+    rank = os.environ["SUBMITIT_LOCAL_GLOBALID"]
+    if devices in (1, "1"):
+        return rank == "0"
+    if str(devices) not in (str(tasks), "auto"):
+        raise ValueError(
+            f"trainer.devices={devices}, but submitit starts {tasks} processes a job; "
+            f"type hydra.launcher.tasks_per_node={devices}"
+        )
+    port = 20000 + int(os.environ["SUBMITIT_LOCAL_JOB_ID"]) % 40000
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+    os.environ.update(where, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=str(tasks))
+    return True
 
 
 def checkpoint(wanted: str | None, run_dir: Path) -> str | None:
@@ -136,7 +181,8 @@ def refuse_relaunching_sweep(cfg: DictConfig, multirun: bool) -> None:
     if multirun and launches and not from_outside:
         raise ValueError(
             "-m with several devices: every process that the strategy starts would run the whole sweep again. "
-            "Start each job's processes from outside (torchrun, srun, or hydra/launcher=submitit_slurm), "
+            "Start each job's processes from outside: hydra/launcher=submitit_local or submitit_slurm with "
+            f"hydra.launcher.tasks_per_node={cfg.trainer.get('devices')}, or torchrun or srun without -m; "
             "or sweep over one device with trainer.devices=1."
         )
 
