@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import csv
 import json
+import math
 import os
 import random
 import signal
@@ -40,10 +41,6 @@ def vowels(prompt, response):
         bill.write(repr((prompt, response)) + "\\n")
     return float(sum(map(ord, response)) % 7)
 """
-WRITES = {  # what is on the disk says how far the killed process had come
-    "sampled": "between sampling and the round's file",
-    "round": "in training or evaluation",
-}
 
 
 def tiny_policy(folder: Path) -> Path:
@@ -132,12 +129,17 @@ def started(lines: list[str], run_dir: Path) -> int:
 
 
 def play(lines: list[str], run_dir: Path) -> float:
-    """A run that nobody kills; its seconds."""
-    began = time.perf_counter()
-    _, status = os.waitpid(started(lines, run_dir), 0)
+    """A run that nobody kills; its seconds on a processor, by which a busy machine counts time as an idle one."""
+    _, status, used = os.wait4(started(lines, run_dir), 0)
     if status:
         sys.exit(f"the run failed:\n{run_dir.with_suffix('.log').read_text()[-4000:]}")
-    return time.perf_counter() - began
+    return used.ru_utime + used.ru_stime
+
+
+def used_seconds(pid: int) -> float:
+    """Seconds on a processor of a process that runs."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def whereabouts(run_dir: Path) -> str:
@@ -181,26 +183,29 @@ def ending(run_dir: Path) -> dict[str, Any]:
     }
 
 
-def killed_until_done(lines: list[str], run_dir: Path, draw: random.Random, seconds: float, most: int) -> Counter[str]:
-    """Kill the run at random moments, at most so often, until it ends; where the kills struck."""
+def killed_until_done(
+    lines: list[str], run_dir: Path, draw: random.Random, seconds: float, most: int
+) -> tuple[Counter[str], int]:
+    """Kill the run at random moments, at most so often, until it ends; where the kills struck, and labels lost."""
     struck: Counter[str] = Counter()
+    lost = 0
     while True:
         pid = started(lines, run_dir)
-        deadline = time.monotonic() + draw.uniform(0.0, seconds)
+        end = draw.uniform(0.0, 0.75 * seconds) if struck.total() < most else math.inf
         done = (0, 0)
-        while done[0] == 0 and (struck.total() >= most or time.monotonic() < deadline):
+        while done[0] == 0 and used_seconds(pid) < end:
             time.sleep(0.002)
             done = os.waitpid(pid, os.WNOHANG)
         if done[0]:
             if done[1]:
                 sys.exit(f"the run failed:\n{run_dir.with_suffix('.log').read_text()[-4000:]}")
-            return struck
+            return struck, lost
         known = labels(run_dir)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         struck[whereabouts(run_dir)] += 1
-        lost = [key for key, row in known.items() if labels(run_dir).get(key) != row]
-        struck["labels lost"] += len(lost)
+        now = labels(run_dir)
+        lost += sum(now.get(key) != row for key, row in known.items())
 
 
 def main() -> None:
@@ -220,11 +225,11 @@ def main() -> None:
         whole = Path(scratch) / "whole"
         seconds = play(lines, whole)
         wanted = ending(whole)
-        print(f"a whole run takes {seconds:.1f} s and buys {len(wanted['ledger'])} labels", flush=True)
+        print(f"a whole run takes {seconds:.1f} s of a processor and buys {len(wanted['ledger'])} labels", flush=True)
         while struck.total() < asked.kills and time.monotonic() - began < 60 * asked.minutes:
             run = Path(scratch) / f"run{runs:03d}"
-            found = killed_until_done(lines, run, draw, seconds, asked.kills - struck.total())
-            lost += found.pop("labels lost", 0)
+            found, gone = killed_until_done(lines, run, draw, seconds, asked.kills - struck.total())
+            lost += gone
             struck += found
             runs += 1
             ended = ending(run)
@@ -234,7 +239,7 @@ def main() -> None:
             bill = Counter(run.with_suffix(".bill").read_text().splitlines())
             twice += sum(n - 1 for n in bill.values())
             unpaid += len(ended["ledger"]) - len(bill)
-            print(f"run {runs}: {found.total()} kills, {'equal' if not parts else parts}", flush=True)
+            print(f"run {runs}: {found.total()} kills, {parts or 'equal'}", flush=True)
     result = {
         "kills": struck.total(),
         "runs": runs,
@@ -245,7 +250,7 @@ def main() -> None:
         "labels in the ledger that nobody was asked for": unpaid,
         "where": dict(sorted(struck.items())),
         "seconds": round(time.monotonic() - began, 1),
-        "seconds of a whole run": round(seconds, 2),
+        "processor seconds of a whole run": round(seconds, 2),
         "seed": asked.seed,
     }
     asked.out.parent.mkdir(parents=True, exist_ok=True)

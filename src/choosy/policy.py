@@ -295,8 +295,7 @@ class Policy(nn.Module):
     def _sampling_weights(self) -> list[tuple[nn.Parameter, Tensor]]:
         if isinstance(self.model, PeftModel):
             layers: list[Any] = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
-            weights = [(m.base_layer.weight, m.get_delta_weight(m.active_adapters[0])) for m in layers]
-            return [(weight, (weight.float() + delta.float()).to(weight.dtype)) for weight, delta in weights]
+            return [(m.base_layer.weight, _merged(m)) for m in layers]  # one after the other: a delta is fp32
         return [(p, p.detach().to(self.compute_dtype)) for p in self.causal_lm.parameters()]
 
     # -- log-probabilities -------------------------------------------------------------------------------------
@@ -394,6 +393,12 @@ class Policy(nn.Module):
                 folder, state_dict={k: v.to(self.compute_dtype) for k, v in self.model.state_dict().items()}
             )
         self.tokenizer.save_pretrained(folder)
+
+
+def _merged(layer: Any) -> Tensor:
+    """A layer's weight with its adapter, in the weight's precision."""
+    weight, delta = layer.base_layer.weight, layer.get_delta_weight(layer.active_adapters[0])
+    return cast(Tensor, (weight.float() + delta.float()).to(weight.dtype))
 
 
 def switch_off_dropout(model: nn.Module) -> None:
