@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 import torch.multiprocessing as mp
 
-from choosy.pool import Pool, to_row
+from choosy.pool import Pool
 from choosy.ranks import FakeRanks, TorchRanks, shard
 from choosy.types import Candidates, Pair, Prompt, Response
 
@@ -174,9 +174,9 @@ def candidates(number: int, s: Setting) -> Candidates:
 
 
 def bytes_of_row(s: Setting) -> float:
-    """What one prompt with its responses weighs when it crosses to another rank: text, and 5 bytes a token id."""
+    """What one prompt with its responses weighs when it crosses to another rank: 4 bytes of text a token, 4 of id."""
     tokens = s.prompt_tokens + s.responses * s.response_tokens
-    return tokens * (4 + 5) + 200 * s.responses
+    return tokens * (4 + 4) + 80 * s.responses
 
 
 # -- the formulas against what is measured here ----------------------------------------------------------------
@@ -317,8 +317,7 @@ def simulated(size: int, n: int, s: Setting) -> dict[str, float]:
 
 
 def pickled(s: Setting) -> tuple[float, float]:
-    """Bytes of one prompt's candidates by formula and pickled, and its row is what the file holds."""
-    to_row(candidates(0, s), origin="sampled")
+    """Bytes of one prompt's candidates by formula, and pickled as a gather does it."""
     return bytes_of_row(s), float(len(pickle.dumps([candidates(i, s) for i in range(50)])) / 50)
 
 

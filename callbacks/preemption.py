@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -45,7 +46,8 @@ class Preemption(Callback):
         if hasattr(launcher, "kill"):  # processes that the strategy has started hear of it from this one
             self.forward = launcher.kill
         self.is_global_zero = trainer.is_global_zero
-        self.before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+        found = {signum: signal.getsignal(signum) for signum in SIGNALS}
+        self.before = {signum: signal.SIG_DFL if is_ours(handler) else handler for signum, handler in found.items()}
         self._listen()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -69,13 +71,14 @@ class Preemption(Callback):
         self.training = False
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        for signum, handler in self.before.items():
-            signal.signal(signum, handler)
-        self.before = {}
+        if threading.current_thread() is threading.main_thread():
+            for signum, handler in self.before.items():
+                signal.signal(signum, handler)
 
     def _listen(self) -> None:
-        for signum in SIGNALS:
-            signal.signal(signum, self._hear)
+        if threading.current_thread() is threading.main_thread():  # no other may
+            for signum in SIGNALS:
+                signal.signal(signum, self._hear)
 
     def _hear(self, signum: int, frame: FrameType | None) -> None:
         self.forward(signum)
@@ -92,6 +95,11 @@ class Preemption(Callback):
         if signum == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ and self.is_global_zero:
             requeue()
         raise SystemExit(128 + signum)
+
+
+def is_ours(handler: Any) -> bool:
+    """Whether a signal's handler is left from an earlier run of this process, which has failed."""
+    return isinstance(getattr(handler, "__self__", None), Preemption)
 
 
 def requeue() -> None:

@@ -126,7 +126,7 @@ def without_wrappers(node: Any) -> Any:
 
 def leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Every setting with its dotted name; a class goes by the name of what it is the class of."""
-    if isinstance(node, Mapping) and node:
+    if isinstance(node, Mapping):
         for key, value in node.items():
             yield from leaves(value, name if key == "_target_" else f"{name}.{key}" if name else str(key))
     else:

@@ -64,7 +64,7 @@ def command(*words: object, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run Python with these words in a process of its own, in the folder, with its toy.py to be found."""
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
     return subprocess.run(
-        [sys.executable, *map(str, words)], cwd=folder, env=environ, capture_output=True, text=True, timeout=300
+        [sys.executable, *map(str, words)], cwd=folder, env=environ, capture_output=True, text=True, timeout=900
     )
 
 
