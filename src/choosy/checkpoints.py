@@ -76,5 +76,5 @@ def to_go_on_from(run_dir: Path) -> Path | None:
             "rounds and labels that are there, which are not paid for again: type ckpt_path=start."
         )
     raise ValueError(
-        f"The checkpoint {newest_first[0]} is damaged ({why}); the last good one is: type ckpt_path={good}."
+        f"The checkpoint {newest_first[0]} is damaged ({why}); for the last good one type ckpt_path={good}."
     )

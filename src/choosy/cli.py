@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from choosy import report
 from choosy.changes import tell_changes
-from choosy.run import refuse_unwritable, refuse_used_folder
+from choosy.run import refuse_lost_ledger, refuse_unwritable, refuse_used_folder
 
 USAGE = """choosy fit --config run.yaml   play what `python train.py ... --cfg job --resolve > run.yaml` composed
 choosy report RUN_DIR          write and print the report of a run, finished or not
@@ -62,6 +62,7 @@ class ChoosyCLI(LightningCLI):
         refuse_used_folder(folder, resuming=self.datamodule.resuming)
         told["ckpt_path"] = checkpoint(wanted, folder)
         if wanted is not None:
+            refuse_lost_ledger(folder, self.datamodule.run.desk.path)
             tell_changes(folder, yaml.safe_load(self.parser.dump(self.config, skip_none=False))["fit"])
         told["weights_only"] = True
         refuse_unwritable(folder)

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from choosy import report
 from choosy.changes import tell_changes
 from choosy.checkpoints import to_go_on_from
-from choosy.run import refuse_unwritable, refuse_used_folder
+from choosy.run import refuse_lost_ledger, refuse_unwritable, refuse_used_folder
 
 PROCESSES_FROM_OUTSIDE = ("LOCAL_RANK", "SLURM_PROCID", "PMI_RANK")
 
@@ -66,6 +66,8 @@ def train(cfg: DictConfig, run_dir: Path, *, multirun: bool = False) -> float | 
     module = instantiate(cfg.module, _convert_="all")
     trainer = instantiate(cfg.trainer, _convert_="all")
     data.resuming = resuming
+    if resuming:
+        refuse_lost_ledger(run_dir, data.run.desk.path)
     if trainer.is_global_zero:
         write_config(cfg, run_dir)
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
