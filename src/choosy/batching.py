@@ -125,9 +125,19 @@ class PairBatches:
         self.given = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """How many batches have been given."""
-        return {"given": self.given}
+        """How many batches have been given, and of how many."""
+        return {"given": self.given, "of": len(self)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the batches that had been given."""
+        """Go on after the batches that had been given.
+
+        Raises:
+            ValueError: They were other batches.
+        """
+        if state["given"] and state.get("of", len(self)) != len(self):
+            raise ValueError(
+                f"The checkpoint was written after {state['given']} of {state['of']} steps in the middle of a round, "
+                f"which has {len(self)} steps as the run is set up now; go on with the old batching.batch_size, "
+                "epochs_per_round and train_on, or from a round's checkpoint, ckpt_path=.../round_NNN.ckpt."
+            )
         self.given = int(state["given"])

@@ -13,8 +13,9 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from choosy import report
+from choosy.changes import tell_changes
 from choosy.ranks import LOST, another_ended, end_with_launcher
-from choosy.run import refuse_unwritable, refuse_used_folder
+from choosy.run import refuse_lost_ledger, refuse_unwritable, refuse_used_folder
 
 USAGE = """choosy fit --config run.yaml   play what `python train.py ... --cfg job --resolve > run.yaml` composed
 choosy report RUN_DIR          write and print the report of a run, finished or not
@@ -54,12 +55,16 @@ class ChoosyCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Refuse a used folder before anything is spent, find the checkpoint, and tell the data module of a resume."""
-        from choosy.main import checkpoint
+        from choosy.main import auto_resume, checkpoint
 
         told, folder = self.config_init["fit"], self.datamodule.run.folder
-        self.datamodule.resuming = told["ckpt_path"] is not None
+        wanted = auto_resume(told["ckpt_path"], folder)
+        self.datamodule.resuming = wanted is not None
         refuse_used_folder(folder, resuming=self.datamodule.resuming)
-        told["ckpt_path"] = checkpoint(told["ckpt_path"], folder)
+        told["ckpt_path"] = checkpoint(wanted, folder)
+        if wanted is not None:
+            refuse_lost_ledger(folder, self.datamodule.run.desk.path)
+            tell_changes(folder, yaml.safe_load(self.parser.dump(self.config, skip_none=False))["fit"])
         told["weights_only"] = True
         refuse_unwritable(folder)
 

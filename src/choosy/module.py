@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from choosy.batching import Batch
 from choosy.logprobs import Group
 from choosy.losses import PreferenceLoss, log_ratio_difference, weighted_dpo_loss
+from choosy.metrics import log_at_once
 from choosy.policy import Policy
 from choosy.pool import PairKey
 from choosy.ranks import current_ranks, is_sharded, whole
@@ -92,6 +93,8 @@ class WeightedDPO(LightningModule):
         self.reset_policy = reset_policy
         self.on_bad_loss = on_bad_loss
         self.seed = seed
+        self.losses: list[tuple[float, int]] = []  # of this epoch's steps, with their pairs
+        self.told: list[dict[str, Any]] = []
 
     def configure_model(self) -> None:
         strategy = self.trainer.strategy
@@ -102,14 +105,25 @@ class WeightedDPO(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([p for _, p in self.policy.trainable()])
+        self.told = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         rise = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (self.warmup_steps + 1)))
         return {"optimizer": optimizer, "lr_scheduler": rise}
+
+    def on_train_start(self) -> None:
+        """A checkpoint brings back the optimiser's settings; what the user has told since then holds."""
+        optimizer, rise = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        assert isinstance(optimizer, Optimizer)
+        assert isinstance(rise, torch.optim.lr_scheduler.LambdaLR)
+        rise.base_lrs = [told["lr"] for told in self.told]
+        for group, told, share in zip(optimizer.param_groups, self.told, rise.lr_lambdas, strict=True):
+            group.update(told, initial_lr=told["lr"], lr=told["lr"] * share(rise.last_epoch))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch  # each part moves when it is its turn
 
     def on_train_epoch_start(self) -> None:
         """Active preference learning trains from the start's weights on all labels bought so far (Alg. 1)."""
+        self.losses = []
         if self.reset_policy == "each_round" and self.current_epoch > 0:
             self.policy.restore_start()
             optimizer = self.optimizers(use_pl_optimizer=False)
@@ -139,13 +153,17 @@ class WeightedDPO(LightningModule):
             optimizer.zero_grad()  # type: ignore[union-attr]
         elif not len(seen.logp_B4):  # nothing is left of the step; gradients of 0 would still move the momentum
             optimizer.zero_grad()  # type: ignore[union-attr]
-        if self.max_grad_norm is not None:
-            self.log("grad_norm", norm, batch_size=batch.total)
         optimizer.step()  # type: ignore[union-attr]
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        self.log("loss", seen.loss, on_step=True, on_epoch=True, batch_size=batch.total)
+        self.losses.append((seen.loss, batch.total))
+        metrics: dict[str, float | Tensor] = {"loss_step": seen.loss}
+        if self.max_grad_norm is not None:
+            metrics["grad_norm"] = norm
+        if self.trainer.is_last_batch:
+            metrics["loss_epoch"] = sum(x * n for x, n in self.losses) / sum(n for _, n in self.losses)
         if len(seen.logp_B4):
-            self.log_dict(preference_metrics(seen.logp_B4, self.loss.beta), batch_size=batch.total)
+            metrics.update(preference_metrics(seen.logp_B4, self.loss.beta))
+        log_at_once(self, metrics, step=self.global_step - 1)
 
     def gradients(self, batch: Batch, without: Sequence[PairKey] = ()) -> Step | None:
         """The gradients of the step, averaged over the ranks, unless a loss is not finite; None for an empty step.
@@ -210,11 +228,13 @@ class WeightedDPO(LightningModule):
         checkpoint["choosy"] = {
             "initial": start,
             "reference": reference,
+            "losses": self.losses,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         states: Mapping[str, Any] = checkpoint["choosy"]
         self.configure_model()
+        self.losses = list(states.get("losses", []))
         self.policy.load_states(states["initial"], states["reference"])
 
 

@@ -418,9 +418,7 @@ class Policy(nn.Module):
     def _sampling_weights(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         if isinstance(self.model, PeftModel):
             layers: list[Any] = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
-            for layer in layers:
-                weight, delta = layer.base_layer.weight, layer.get_delta_weight(layer.active_adapters[0])
-                yield weight, (weight.float() + delta.float()).to(weight.dtype)
+            yield from ((m.base_layer.weight, _merged(m)) for m in layers)  # one after the other: a delta is fp32
         elif not is_sharded(self):  # gathering has cast them
             yield from ((p, p.detach().to(self.compute_dtype)) for p in self.causal_lm.parameters())
 
@@ -554,6 +552,12 @@ def on_rank_0(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     rank = current_ranks().rank
     tensors = ((name, whole(tensor)) for name, tensor in state.items())
     return {name: tensor.detach().cpu() for name, tensor in tensors if rank == 0}
+
+
+def _merged(layer: Any) -> Tensor:
+    """A layer's weight with its adapter, in the weight's precision."""
+    weight, delta = layer.base_layer.weight, layer.get_delta_weight(layer.active_adapters[0])
+    return cast(Tensor, (weight.float() + delta.float()).to(weight.dtype))
 
 
 def switch_off_dropout(model: nn.Module) -> None:
