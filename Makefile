@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt requirements-demo.txt
 	  echo "Install one and type: make $(or $(MAKECMDGOALS),setup) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "installing Choosy into $(VENV) (once; a few minutes, most of them torch)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev,human]'
 	@echo "installing the demo's weights (once; about 180 MB)"
 	@$(WEIGHTS)
 	@touch $@

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from choosy.metrics import log_at_once
+from choosy.run import labels_metrics
 
 
 class RoundsTable(Callback):
@@ -17,8 +18,7 @@ class RoundsTable(Callback):
         run.counts["pairs_trained"] += trainer.datamodule.pairs_this_round
         about = run.ranks.once(run.about)
         costs = {
-            "labels/spent": about["labels"]["spent"],
-            "labels/reused": about["labels"]["reused"],
+            **labels_metrics(about),
             **{k: about[k] for k in ("tokens_generated", "prompts_sampled", "pairs_trained")},
             **{f"responses/{k}": about[f"responses_{k}"] for k in ("cut", "empty")},
             "seconds/sync": about["sync_milliseconds"] / 1000,

@@ -20,7 +20,8 @@ class WinRate(Callback):
     """Compares the policy's answers to held-out prompts with the start policy's, which are sampled once and kept.
 
     Logged per round: win rate (a tie is half a win), ties, mean reward, KL to the reference, response length.
-    The judge is the data module's labeler; what it is asked here does not count against the label budget.
+    The judge is the data module's labeler; what it is asked here does not count against the label budget. With
+    `labeler.heldout=false` it is not asked: KL and length are logged, and there is no win rate.
 
     Args:
         every: Evaluate after every so many rounds, and after the last one.
@@ -42,9 +43,8 @@ class WinRate(Callback):
             at = self.round(-1, run, pl_module)
             with pl_module.policy.as_start(), run.phases("evaluate", total=len(prompts), unit="start answers") as tick:
                 answers = self.answers(prompts, at, tick)
-                scored = at.ranks.once(
-                    lambda: run.desk.score(answers, purpose="evaluate") if run.desk.scores else answers
-                )
+                judged = run.desk.scores and run.desk.heldout
+                scored = at.ranks.once(lambda: run.desk.score(answers, purpose="evaluate") if judged else answers)
             if at.ranks.rank == 0:
                 write_start(run.rounds_folder, scored, run.about())
             at.ranks.gather([])  # nobody reads the file before it is there

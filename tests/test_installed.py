@@ -56,10 +56,11 @@ def test_every_file_that_a_run_reads_is_in_the_wheel(wheel):
     inside = set(zipfile.ZipFile(wheel).namelist())
     wanted = {f"choosy/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
     wanted |= {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
+    wanted |= {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.txt")}
     wanted |= {f"choosy/prompts/{path.name}" for path in (ROOT / "src/choosy/prompts").glob("*.jsonl")}
     for package in ("callbacks", "data_modules"):
         wanted |= {f"{package}/{path.name}" for path in (ROOT / package).glob("*.py")}
-    assert "choosy/prompts/train.jsonl" in wanted
+    assert {"choosy/prompts/train.jsonl", "choosy/labeling/judge_template.txt"} <= wanted
     assert wanted - inside == set()
     assert "choosy/py.typed" in inside
 

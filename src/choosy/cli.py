@@ -12,14 +12,17 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from choosy import report
+from choosy import labels, report
 from choosy.changes import tell_changes
+from choosy.labeling import Postponed
 from choosy.ranks import LOST, another_ended, end_with_launcher
 from choosy.run import refuse_lost_ledger, refuse_unwritable, refuse_used_folder
+from choosy.secrecy import refuse_secrets
 
 USAGE = """choosy fit --config run.yaml   play what `python train.py ... --cfg job --resolve > run.yaml` composed
 choosy report RUN_DIR          write and print the report of a run, finished or not
-choosy index SWEEP_DIR         index.csv over the runs of a sweep"""
+choosy index SWEEP_DIR         index.csv over the runs of a sweep
+choosy labels stats LEDGER     labels, ties and money of each labeler and run; also: export, import"""
 
 
 def from_hydra(text: str) -> Any:
@@ -57,6 +60,7 @@ class ChoosyCLI(LightningCLI):
         """Refuse a used folder before anything is spent, find the checkpoint, and tell the data module of a resume."""
         from choosy.main import auto_resume, checkpoint
 
+        refuse_secrets(self.config.as_dict())
         told, folder = self.config_init["fit"], self.datamodule.run.folder
         wanted = auto_resume(told["ckpt_path"], folder)
         self.datamodule.resuming = wanted is not None
@@ -103,6 +107,9 @@ def main() -> None:
     end_with_launcher()
     try:
         run_command(sys.argv[1:])
+    except Postponed as postponed:
+        print(f"\n{postponed}\n  and then this command again with --ckpt_path last", file=sys.stderr)
+        sys.exit(Postponed.exit_code)
     except (ValueError, MisconfigurationException) as error:
         sys.exit(f"\n{error}")
     except RuntimeError as error:
@@ -121,6 +128,8 @@ def run_command(args: list[str]) -> None:
             report.console(found)
         case ["index", folder]:
             print(report.index(folder))
+        case ["labels", *rest]:
+            labels.command(rest)
         case ["fit", *_]:
             fit()
         case ["--help" | "-h", *_]:

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from choosy.ledger import MIRRORED, Desk
+from choosy.ledger import Desk
 from choosy.pool import SCHEMA, from_row, to_row, write_table
-from choosy.types import Candidates, Prompt, Verdict, seed_of
+from choosy.types import MIRRORED, Candidates, Prompt, Verdict, seed_of
 
 OUTCOME: Mapping[Verdict, float | None] = {"first": 1.0, "tie": 0.5, "second": 0.0, "invalid": None}
 
@@ -32,26 +32,30 @@ def evaluate(answers: Sequence[Candidates], start: Mapping[str, Candidates], des
     Args:
         answers: One response a prompt, log-probs under policy and reference known.
         start: The start policy's answers by prompt id.
-        desk: The judge; a labeler that scores decides by its scores, and equal scores tie.
+        desk: The judge; a labeler that scores decides by its scores, and equal scores tie. One that is not asked
+            about held-out answers leaves what needs no judge: KL and length.
     """
     both = [replace(c, responses=(c.responses[0], start[c.prompt.id].responses[0])) for c in answers]
-    if desk.scores:
+    verdicts: list[Verdict | None]
+    if not desk.heldout:
+        verdicts = [None] * len(both)
+    elif desk.scores:
         both = desk.score(both, purpose="evaluate")
-        verdicts = [by_reward(c) for c in both]
+        verdicts = [*map(by_reward, both)]
     else:
         turned = [seed_of("shown", c.prompt.id) % 2 == 1 for c in both]  # judges tend to favour a place
         asked = [(c.prompt, *c.responses[:: -1 if turn else 1]) for c, turn in zip(both, turned, strict=True)]
         told = [verdict or "invalid" for verdict in desk.compare(asked, purpose="evaluate")]  # type: ignore[arg-type]
         verdicts = [MIRRORED[verdict] if turn else verdict for verdict, turn in zip(told, turned, strict=True)]
-    outcomes = [OUTCOME[verdict] for verdict in verdicts]
+    outcomes = [OUTCOME[verdict] if verdict else None for verdict in verdicts]
     judged = [outcome for outcome in outcomes if outcome is not None]
     now = [c.responses[0] for c in both]
     rewards = [r.reward for r in now if r.reward is not None]
     metrics = {
         "reward": fmean(rewards) if rewards else None,
         "win_rate": fmean(judged) if judged else None,
-        "ties": verdicts.count("tie") / len(verdicts),
-        "invalid": verdicts.count("invalid") / len(verdicts),
+        "ties": verdicts.count("tie") / len(verdicts) if desk.heldout else None,
+        "invalid": verdicts.count("invalid") / len(verdicts) if desk.heldout else None,
         "kl": fmean(r.logp - r.logp_ref for r in now),  # one sample a prompt, summed over tokens
         "length": fmean(len(r.ids) for r in now),
     }

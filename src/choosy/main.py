@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -25,8 +26,10 @@ from omegaconf import DictConfig, OmegaConf
 from choosy import report
 from choosy.changes import tell_changes
 from choosy.checkpoints import to_go_on_from
+from choosy.labeling import Postponed
 from choosy.ranks import LOST, agreed, another_ended, end_with_launcher
 from choosy.run import refuse_lost_ledger, refuse_unwritable, refuse_used_folder
+from choosy.secrecy import refuse_secrets
 
 OmegaConf.register_new_resolver(
     "started", lambda pattern: agreed(pattern, time.strftime(pattern)), use_cache=True, replace=True
@@ -37,12 +40,18 @@ PROCESSES_FROM_OUTSIDE = ("LOCAL_RANK", "SLURM_PROCID", "PMI_RANK")
 
 @hydra.main(version_base="1.3", config_path="pkg://choosy.conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    """Train as configured; what the user can mend is told in a sentence (HYDRA_FULL_ERROR=1 shows the stack)."""
+    """Train as configured; what the user can mend is told in a sentence (HYDRA_FULL_ERROR=1 shows the stack).
+
+    A run that waits for labels of another day leaves with exit code 75.
+    """
     end_with_launcher()
     try:
         return train(
             cfg, Path(HydraConfig.get().runtime.output_dir), multirun=HydraConfig.get().mode == RunMode.MULTIRUN
         )
+    except Postponed as postponed:
+        print(f"\n{postponed}\n  {same_again(cfg)}", file=sys.stderr)
+        sys.exit(Postponed.exit_code)
     except (ValueError, MisconfigurationException, InstantiationException) as error:
         told = innermost(error)
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(told, ValueError | MisconfigurationException):
@@ -58,6 +67,8 @@ def train(cfg: DictConfig, run_dir: Path, *, multirun: bool = False) -> float | 
     """Play all rounds and return the objective, for sweepers."""
     cfg.run_dir = os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
     refuse_blanks(cfg)
+    for resolve in (False, True):  # as it was typed, so that its name is told, then as it is written down
+        refuse_secrets(OmegaConf.to_container(cfg, resolve=resolve))
     refuse_objective(cfg)
     if not join_tasks(cfg.trainer.get("devices")):
         return None
@@ -157,6 +168,13 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return dict(composed)
 
 
+def same_again(cfg: DictConfig) -> str:
+    """The command that goes on with this run."""
+    replaced = ("name=", "run_dir=", "ckpt_path=")
+    typed = [word for word in HydraConfig.get().overrides.task if not word.startswith(replaced)]
+    return shlex.join(["python", "train.py", *typed, f"run_dir={cfg.run_dir}", "ckpt_path=last"])
+
+
 def write_config(cfg: DictConfig, run_dir: Path) -> None:
     """Keep the resolved configuration, and the overrides that made it, with the run."""
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -217,7 +235,7 @@ def innermost(error: BaseException) -> BaseException:
 
 def quiet() -> None:
     """Leave the terminal to the run: no banners, no advice that does not apply."""
-    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*Experiment logs directory.*exists and is not empty.*",

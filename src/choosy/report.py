@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from choosy.judgements import shares
 from choosy.page import COLORS, REWARD, WIN_RATE, Side, curves, page
 from choosy.progress import PHASES, duration
 
@@ -50,6 +51,8 @@ class Round:
     pairs_trained: int
     seconds: Mapping[str, float]
     evaluation: Mapping[str, float] | None
+    judged: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    money: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
     def total_seconds(self) -> float:
@@ -132,9 +135,10 @@ def _told(path: Path) -> dict[str, Any]:
 
 def _round(facts: Mapping[str, Any]) -> Round:
     kept = ("labels", "tokens_generated", "pairs_trained", "seconds", "evaluation")
-    since = ("responses_cut", "responses_empty", "sync_milliseconds")  # rounds of an older Choosy do not tell
-    told = {name: facts[name] for name in kept} | {name: facts.get(name, 0) for name in since}
-    return Round(number=facts["round"], **told)
+    since = {name: facts[name] for name in ("judged", "money") if name in facts}  # files of an earlier version
+    counts = ("responses_cut", "responses_empty", "sync_milliseconds")  # which an earlier version did not count
+    told = {name: facts[name] for name in kept} | {name: facts.get(name, 0) for name in counts}
+    return Round(number=facts["round"], **told, **since)
 
 
 def _answers(path: Path) -> Iterator[Answer]:
@@ -156,6 +160,8 @@ def summary(run: Run) -> dict[str, Any]:
         "win_rate": _known(run.last, "win_rate"),
         "ties": _known(run.last, "ties"),
         "labels": spent | {"budget": run.budget},
+        "judgements": shares(final.judged.get("run", {}) if final else {}),
+        "money": dict(final.money) if final else {},
         "tokens_generated": final.tokens_generated if final else 0,
         "responses": {
             "cut": final.responses_cut if final else 0,
@@ -255,7 +261,12 @@ def html(run: Run, path: str | Path) -> None:
 def _labels(run: Run) -> str:
     labels = summary(run)["labels"]
     budget = "" if run.budget is None else f" of {run.budget:,}"
-    return f"{labels['spent']:,}{budget} labels bought, {labels['reused']:,} reused"
+    words = [f"{labels['spent']:,}{budget} labels bought", f"{labels['reused']:,} reused"]
+    judged = summary(run)["judgements"]
+    words += [f"{judged[kind]:,} {kind}" for kind in ("ties", "invalid") if judged[kind]]
+    if money := summary(run)["money"].get("spent"):
+        words.append(f"{money:,.2f} spent")
+    return ", ".join(words)
 
 
 def _seconds(run: Run) -> dict[str, float]:

@@ -15,8 +15,8 @@ from typing import Literal, Protocol
 
 import torch
 
+from choosy import judgements, selection
 from choosy import sampled as sampled_files
-from choosy import selection
 from choosy.ledger import Desk
 from choosy.policy import Policy
 from choosy.pool import Keep, Pool, with_rewards
@@ -24,7 +24,7 @@ from choosy.progress import Phases
 from choosy.ranks import Ranks, shard
 from choosy.sampling import Sampler
 from choosy.selection import ChosenPair, Direction
-from choosy.types import Candidates, Pair, Prompt, seed_of
+from choosy.types import Candidates, Pair, Prompt, Response, Verdict, seed_of
 from choosy.weighting import Weighting
 
 log = logging.getLogger(__name__)
@@ -266,16 +266,30 @@ def label(
     """
     name = desk.labeler.name
 
-    def buy() -> tuple[list[Candidates], int]:
+    def buy() -> tuple[list[Candidates], int, Counter[str]]:
         if pairs is None and desk.scores:
             order = sorted(range(len(fresh)), key=lambda i: seed_of(at.seed, "label", at.number, fresh[i].prompt.id))
             bought = dict(zip(order, desk.score([fresh[i] for i in order]), strict=True))
             unpaid = sum(any(r.reward is None for r in c.responses) for c in bought.values())
-            return [best_against_worst(bought[i], name, at.number) for i in range(len(fresh))], unpaid
+            labeled = [best_against_worst(bought[i], name, at.number) for i in range(len(fresh))]
+            return labeled, unpaid, judgements.count([ends(c, at.number) for c in labeled], shown=False)
         asked = pairs if pairs is not None else the_only_pairs(fresh, name)
         return scored_pairs(fresh, asked, desk, at) if desk.scores else compared_pairs(fresh, asked, desk, at)
 
-    return at.ranks.once(buy)
+    labeled, unpaid, counts = at.ranks.once(buy)
+    if at.ranks.rank == 0:  # the counts of all ranks are added up
+        at.counts.update(counts)
+    return labeled, unpaid
+
+
+def ends(c: Candidates, number: int) -> tuple[Response, Response, Verdict | None]:
+    """The two responses that best against worst is about, and what their rewards say; None where there are none."""
+    new = next((pair for pair in c.pairs if pair.round == number), None)
+    if new is not None:
+        return c.responses[new.chosen], c.responses[new.rejected], "first"
+    rewards = {r.reward for r in c.responses}
+    tied = len(c.responses) > 1 and len(rewards) == 1 and None not in rewards
+    return c.responses[0], c.responses[-1], "tie" if tied else None
 
 
 def the_only_pairs(fresh: Sequence[Candidates], labeler: str) -> list[ChosenPair]:
@@ -311,30 +325,33 @@ def best_against_worst(c: Candidates, source: str, number: int) -> Candidates:
 
 def scored_pairs(
     fresh: Sequence[Candidates], asked: Sequence[ChosenPair], desk: Desk, at: Round
-) -> tuple[list[Candidates], int]:
+) -> tuple[list[Candidates], int, Counter[str]]:
     """Pairs from two bought scores each: the higher reward is chosen."""
     unpaid = 0
     halves = [
         replace(fresh[a.prompt], responses=tuple(fresh[a.prompt].responses[n] for n in (a.i, a.j))) for a in asked
     ]
     labeled = list(fresh)
+    judged: list[tuple[Response, Response, Verdict | None]] = []
     for a, half in zip(asked, desk.score(halves), strict=True):
-        first, second = (r.reward for r in half.responses)
+        one, other = half.responses
+        first, second = one.reward, other.reward
         if first is None or second is None:
             unpaid += 1
             continue
+        judged.append((one, other, "tie" if first == second else "first" if first > second else "second"))
         c = with_rewards(labeled[a.prompt], {a.i: first, a.j: second})
         if first != second:
             chosen, rejected = (a.i, a.j) if first > second else (a.j, a.i)
             new = Pair(chosen, rejected, utility=a.utility, source=desk.labeler.name, round=at.number)
             c = replace(c, pairs=(*c.pairs, new))
         labeled[a.prompt] = c
-    return labeled, unpaid
+    return labeled, unpaid, judgements.count(judged, shown=False)
 
 
 def compared_pairs(
     fresh: Sequence[Candidates], asked: Sequence[ChosenPair], desk: Desk, at: Round
-) -> tuple[list[Candidates], int]:
+) -> tuple[list[Candidates], int, Counter[str]]:
     """Pairs from one bought comparison each; the order in which the two are shown is drawn anew for each."""
     turned = [seed_of(at.seed, "turn", at.number, fresh[a.prompt].prompt.id, a.i, a.j) % 2 == 1 for a in asked]
     shown = [(a.j, a.i) if turn else (a.i, a.j) for a, turn in zip(asked, turned, strict=True)]
@@ -349,7 +366,11 @@ def compared_pairs(
             chosen, rejected = (first, second) if verdict == "first" else (second, first)
             new = Pair(chosen, rejected, utility=a.utility, source=desk.labeler.name, round=at.number)
             labeled[a.prompt] = replace(labeled[a.prompt], pairs=(*labeled[a.prompt].pairs, new))
-    return labeled, verdicts.count(None)
+    judged = [
+        (fresh[a.prompt].responses[one], fresh[a.prompt].responses[other], verdict)
+        for a, (one, other), verdict in zip(asked, shown, verdicts, strict=True)
+    ]
+    return labeled, verdicts.count(None), judgements.count(judged, shown=True)
 
 
 def weigh(c: Candidates, weighting: Weighting, number: int) -> Candidates:

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from choosy import sampled
 from choosy.batching import PairBatches
+from choosy.judgements import COUNTED, shares
+from choosy.labeling import that
 from choosy.ledger import Desk, fault
 from choosy.policy import Policy
 from choosy.pool import Keep, Pool, is_readable, read_about, round_file
@@ -79,7 +81,7 @@ class Run:
         if weighting.needs == "gap" and not desk.scores:
             raise ValueError(
                 f"{type(weighting).__name__} weighs a pair by its rewards, and labeler {desk.labeler.name} gives none: "
-                "it only compares. Choose weighting=uniform, or a labeler that scores, such as labeler=vader."
+                f"it only compares. Choose weighting=uniform, or a labeler that scores: {that('score')}."
             )
         self.folder = Path(folder)
         self.seed = seed
@@ -95,6 +97,7 @@ class Run:
         self.pool = Pool()
         self.phases = Phases()
         self.counts: Counter[str] = Counter()
+        self.judged: Counter[str] = Counter()
         self.ranks: Ranks = OneRank()
         self.slots: dict[str, PromptSelector | PairSelector] = {}
         self.heldout_rows: list[Mapping[str, Any]] = []
@@ -188,12 +191,14 @@ class Run:
             keep=self.keep,
             folder=self.rounds_folder,
         )
-        for counts in ranks.gather([at.counts]):
-            self.counts.update(counts)
+        of_round = sum(ranks.gather([at.counts]), Counter[str]())
+        self.counts.update(of_round)
+        self.judged = Counter({name: of_round[name] for name in COUNTED})
         if not self.pool.pair_rows():
             raise ValueError(
                 f"Round {number} made no pair out of {len(self.pool)} prompts: every verdict was a tie, invalid, or "
-                "beyond the label budget. Check the labeler, and that the sampler gives different responses."
+                f"beyond the label budget ({self.judged['ties']} ties, {self.judged['invalid']} invalid). "
+                "Check the labeler, and that the sampler gives different responses."
             )
         self.write()
 
@@ -202,6 +207,9 @@ class Run:
         self.counts = Counter({k: about.get(k, 0) for k in SAMPLED}) + Counter(
             pairs_trained=self.counts["pairs_trained"]  # the file may have counted this round's training already
         )
+        judged = about.get("judged", {"round": {}, "run": {}})  # which files of an earlier version have not
+        self.counts.update(judged["run"])
+        self.judged = Counter(judged["round"])
         self.phases.load_state_dict(about["seconds"])
 
     def spent_out(self, number: int, ranks: Ranks) -> bool:
@@ -241,6 +249,8 @@ class Run:
             "budget": desk.budget,
             "labels": {"spent": desk.spent, "reused": desk.reused, "evaluation": desk.evaluation},
             **{k: self.counts[k] for k in (*SAMPLED, "pairs_trained")},
+            "judged": {"round": dict(self.judged), "run": {name: self.counts[name] for name in COUNTED}},
+            "money": {"spent": desk.money, "evaluation": desk.money_evaluation, "budget": desk.budget_money},
             "seconds": dict(self.phases.seconds),
             "evaluation": self.evaluation,
         }
@@ -262,6 +272,7 @@ class Run:
             "round": self.pool.round,
             "phases": self.phases.state_dict(),
             "counts": dict(self.counts),
+            "judged": dict(self.judged),
             "prompts": self.prompts_id,
         }
 
@@ -271,11 +282,18 @@ class Run:
             self.pool, _ = Pool.load(self.rounds_folder, state["round"])
         self.phases.load_state_dict(state["phases"])
         self.counts = Counter(state["counts"])
+        self.judged = Counter(state.get("judged", {}))
         if self.prompts_id not in ("", state.get("prompts", self.prompts_id)):
             raise ValueError(
                 "The prompts of data.train are others than when this run began, and its pool belongs to those; "
                 "go on with the old ones, or choose another name=..."
             )
+
+
+def labels_metrics(about: Mapping[str, Any]) -> dict[str, float]:
+    """What a round's labels were like, for the loggers: counts of the run so far, shares of the round."""
+    found = {**about["labels"], "money": about["money"]["spent"], **shares(about["judged"]["round"])}
+    return {f"labels/{name}": float(value) for name, value in found.items() if value is not None}
 
 
 def refuse_used_folder(folder: Path, *, resuming: bool) -> None:

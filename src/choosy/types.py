@@ -9,6 +9,8 @@ from typing import Literal
 
 Verdict = Literal["first", "second", "tie", "invalid"]
 
+MIRRORED: dict[Verdict, Verdict] = {"first": "second", "second": "first", "tie": "tie", "invalid": "invalid"}
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

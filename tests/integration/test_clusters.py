@@ -82,7 +82,7 @@ def test_srun_starts_the_processes(entry, lines, tmp_path):
         )
         for rank in (0, 1)
     ]
-    told = [task.communicate(timeout=900)[1] for task in tasks]
+    told = [task.communicate(timeout=300)[1] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], told
     assert_one_run(lines, tmp_path)
 
@@ -151,12 +151,12 @@ def signalled(words: list[str], signum: int, folder: Path, **more: str) -> subpr
     )
     wait_for(lambda: (folder / "run" / "metrics.csv").exists() or run.poll() is not None)
     run.send_signal(signum)
-    told = run.communicate(timeout=900)[1]
+    told = run.communicate(timeout=300)[1]
     return subprocess.CompletedProcess(words, run.returncode, "", told)
 
 
 def wait_for(there: Callable[[], Any]) -> None:
-    patience = time.monotonic() + 900
+    patience = time.monotonic() + 300
     while not there():
         assert time.monotonic() < patience, "it did not come to pass"
         time.sleep(0.05)

@@ -23,8 +23,12 @@ DATA = {"on_policy": [], "offline": ["data.train=pairs.jsonl"]}
 LABELER = {
     "function": ["labeler.labeler.path=toy.vowels"],
     "reward_model": ["labeler.labeler.model=judge"],
+    "judge": ["labeler.labeler.model=toy", "labeler.labeler.base_url=http://localhost:8000/v1"],
     "dataset": [],
+    "human": [],
+    "queue": [],
     "vader": [],
+    "noisy": [],
 }
 
 

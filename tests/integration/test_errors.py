@@ -109,6 +109,53 @@ def test_a_gpu_that_is_not_there(refused, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("+labeler.labeler.api_key=sk-0123456789", "labeler.labeler.api_key holds a secret.*environment variable"),
+        ("name=sk-canary-0123", "name holds a secret"),
+        ("+labeler.labeler.note='${oc.env:JUDGE_API_KEY}'", "labeler.note holds a secret"),
+    ],
+)
+def test_a_key_in_the_configuration(line, told, refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_API_KEY", "sk-canary-0123")
+    words = refused(line, told=told)
+    assert "sk-" not in words
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_writes_no_key_down(lines, tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_API_KEY", "sk-canary-0123")
+    toy = tmp_path / "toy.py"
+    toy.write_text(
+        toy.read_text()
+        + """
+from choosy.labeling import Answer
+
+class Leaking:
+    name = "leaking"
+
+    def compare(self, items):
+        for at, (_, one, other) in enumerate(items):
+            yield Answer(at, "first" if one.text > other.text else "second", raw="by sk-canary-0123", cost=0.25)
+"""
+    )
+    lines[:] = [line for line in lines if not line.startswith("labeler")]
+    named = [*lines, "labeler=vader", "labeler.labeler._target_=toy.Leaking", "weighting=uniform", "selector=none"]
+    train(compose(named), tmp_path / "run")
+    files = contents(tmp_path / "run")
+    assert {"config.yaml", "ledger.sqlite", "summary.json", "report.html"} <= files.keys()
+    assert not [name for name, content in files.items() if b"canary" in content]
+    numbers = summary(tmp_path / "run")
+    assert numbers["money"]["spent"] == 0.25 * numbers["labels"]["spent"] > 0
+    judged = numbers["judgements"]
+    assert judged["decided"] == numbers["labels"]["spent"]
+    assert 0 <= judged["first_shown"] <= 1
+    assert judged["agreement"] is not None
+    columns = (tmp_path / "run" / "metrics.csv").read_text().split("\n")[0].split(",")
+    assert {"labels/ties", "labels/invalid_rate", "labels/first_shown", "labels/money"} <= set(columns)
+
+
 # -- the data --------------------------------------------------------------------------------------------------
 
 

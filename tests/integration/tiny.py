@@ -60,11 +60,11 @@ def typed(folder: Path, policy: Path, prompts: Path) -> list[str]:
     ]
 
 
-def command(*words: object, folder: Path) -> subprocess.CompletedProcess[str]:
+def command(*words: object, folder: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Run Python with these words in a process of its own, in the folder, with its toy.py to be found."""
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
     return subprocess.run(
-        [sys.executable, *map(str, words)], cwd=folder, env=environ, capture_output=True, text=True, timeout=900
+        [sys.executable, *map(str, words)], cwd=folder, env=environ, capture_output=True, text=True, timeout=timeout
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -21,9 +21,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from choosy.labeling import Compares, Scores
+from choosy.labeling import COMPARE, SCORE, Compares, Scores
 from choosy.labeling.dataset import Dataset
 from choosy.labeling.function import Function
+from choosy.labeling.judge import Judge
+from choosy.labeling.noisy import Noisy
 from choosy.labeling.reward_model import RewardModel
 from choosy.labeling.vader import Vader
 from choosy.ledger import Desk
@@ -250,10 +252,12 @@ def test_a_model_that_is_no_reward_model_is_an_error(
         ("dataset", {}, Dataset),
         ("function", {"path": "my_rewards.longer"}, Function),
         ("reward_model", {"model": "not/loaded"}, RewardModel),
+        ("noisy", {}, Noisy),
+        ("judge", {"model": "toy", "base_url": "http://localhost:8000/v1"}, Judge),
     ],
 )
 def test_every_entry_of_the_menu_is_a_desk(tmp_path: Path, entry: str, required: Any, labeler: type) -> None:
-    config = OmegaConf.create({"run_dir": str(tmp_path), "labeler": OmegaConf.load(MENU / f"{entry}.yaml")})
+    config = OmegaConf.create({"run_dir": str(tmp_path), "seed": 0, "labeler": OmegaConf.load(MENU / f"{entry}.yaml")})
     assert config.labeler.budget is None
     config.labeler.labeler.update(required)
     config.labeler.budget = 3
@@ -266,7 +270,18 @@ def test_every_entry_of_the_menu_is_a_desk(tmp_path: Path, entry: str, required:
 
 
 def test_the_menu_is_tested_whole() -> None:
-    assert {path.stem for path in MENU.glob("*.yaml")} >= {"vader", "dataset", "function", "reward_model"}
+    known = {"vader", "dataset", "function", "reward_model", "noisy", "judge"}
+    assert {path.stem for path in MENU.glob("*.yaml")} >= known
+
+
+def test_the_table_of_what_labelers_can_is_that_of_the_menu() -> None:
+    can: dict[str, set[str]] = {"score": set(), "compare": set()}
+    for path in MENU.glob("*.yaml"):
+        target = OmegaConf.load(path).labeler._target_
+        for method in can:
+            if hasattr(get_class(target), method):
+                can[method].add(path.stem)
+    assert can == {"score": set(SCORE), "compare": set(COMPARE)}, "mend SCORE and COMPARE in choosy.labeling"
 
 
 def test_the_desk_says_which_response_the_data_did_not_score(tmp_path: Path) -> None:

@@ -7,14 +7,16 @@ import multiprocessing
 import os
 import pickle
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from choosy.labeling import Labeler
-from choosy.ledger import CHUNK, Desk
+from choosy.labeling import Answer, Labeler, Postponed
+from choosy.labeling.asking import CHUNK
+from choosy.ledger import Desk, Question
 from choosy.types import Candidates, Message, Prompt, Response, Verdict
 
 
@@ -102,7 +104,7 @@ def test_scores_come_back_in_place_and_are_rows_of_the_ledger(desk: Callable[...
     assert rewards(counter.score(asked)) == [[1.0, 3.0], [2.0]]
     assert rewards(asked) == [[None, None], [None]]
     kept = rows(path, "SELECT labeler, kind, prompt_id, prompt, response_first, score, purpose, run, cost FROM labels")
-    assert kept[1] == ("lengths", "score", "p", "What about p?", "bbb", 3.0, "train", "a", 1.0)
+    assert kept[1] == ("lengths", "score", "p", "What about p?", "bbb", 3.0, "train", "a", 0.0)
     assert (counter.spent, counter.reused, counter.evaluation, counter.exhausted) == (3, 0, 0, False)
 
 
@@ -393,3 +395,291 @@ def test_processes_that_buy_the_same_labels_at_once_share_them(path: Path) -> No
         desk.open(run)
         assert desk.spent + desk.reused == 24, "what a run did not pay for itself, the other one did"
     assert desks[0].spent + desks[1].spent == 24
+
+
+# --- labelers that yield answers as they come ---
+
+
+class Clicks:
+    """Answers comparisons in the order of a script of places, and looks at the ledger before each."""
+
+    name = "clicks"
+
+    def __init__(self, path: Path, places: Sequence[int], cost: float = 0.0) -> None:
+        self.path, self.places, self.cost = path, places, cost
+        self.seen: list[int] = []
+        self.asked: list[int] = []
+
+    def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer]:
+        self.asked.append(len(items))
+        for place in self.places:
+            self.seen.append(len(rows(self.path)))
+            if place < 0:
+                raise Closed("the browser is closed", at=-place)
+            yield Answer(place, "first", raw=f"key {place}", cost=self.cost, annotator="ada")
+
+
+class Closed(Exception):
+    def __init__(self, why: str, at: int) -> None:
+        super().__init__(why)
+        self.at = at
+
+
+FIVE = [(Prompt(f"p{i}", "Which?"), Response(f"a{i}"), Response(f"b{i}")) for i in range(5)]
+
+
+def test_an_answer_is_in_the_ledger_before_the_next_is_asked_for(desk: Callable[..., Desk], path: Path) -> None:
+    counter = desk(labeler := Clicks(path, [3, 0, 4, 1, 2], cost=0.25))
+    assert counter.compare(FIVE) == ["first"] * 5
+    assert (labeler.seen, labeler.asked) == ([0, 1, 2, 3, 4], [5])
+    kept = rows(path, "SELECT prompt_id, verdict, raw, cost, annotator FROM labels ORDER BY time")
+    assert kept[0] == ("p3", "first", "key 3", 0.25, "ada")
+    assert (counter.spent, counter.money) == (5, 1.25)
+
+
+def test_a_labeler_that_yields_may_bound_what_it_is_asked(desk: Callable[..., Desk], path: Path) -> None:
+    labeler = Clicks(path, [1, 0])
+    labeler.at_once = 2  # type: ignore[attr-defined]
+    assert desk(labeler).compare(FIVE[:4]) == ["first"] * 4
+    assert labeler.asked == [2, 2]
+
+
+def test_what_was_yielded_before_an_error_is_kept_and_the_item_is_named(desk: Callable[..., Desk], path: Path) -> None:
+    counter = desk(labeler := Clicks(path, [3, 0, -4]))
+    words = "clicks gave no label for prompt 'p4', question 4: 'a4' and 'b4': Closed: the browser is closed"
+    with pytest.raises(ValueError, match=words):
+        counter.compare(FIVE)
+    assert (counter.spent, labeler.asked) == (2, [5])
+    mended = Clicks(path, [2, 1, 0])
+    assert desk(mended).compare(FIVE) == ["first"] * 5
+    assert mended.asked == [3], "what was answered is not asked again"
+
+
+def test_a_labeler_may_put_off_its_answers(desk: Callable[..., Desk]) -> None:
+    class Tomorrow(Longer):
+        def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer]:
+            yield Answer(1, "tie")
+            raise Postponed("come back tomorrow")
+
+    counter = desk(Tomorrow())
+    with pytest.raises(Postponed, match="come back tomorrow"):
+        counter.compare(FIVE)
+    assert counter.spent == 1
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ([Answer(0, "tie"), Answer(0, "tie")], "clicks gave an answer to item 0, which it was not asked or has"),
+        ([Answer(0, "tie"), Answer(7, "tie")], "clicks gave an answer to item 7, which it was not asked or has"),
+        ([Answer(0, "tie"), Answer(2, "left")], "'p2', .*: wanted one of first, second, tie, invalid, found 'left'"),  # type: ignore[arg-type]
+        ([Answer(0, "tie"), Answer(2, "tie", cost=-1.0)], "'p2', .*: wanted a cost that is 0 or more, found -1.0"),
+        ([Answer(0, "tie")], "gave 1 labels for 5 questions; .* gave none for prompt 'p1'"),
+        ([Answer(0, "tie"), "tie"], r"gave 2 labels for 5 questions; .* none for prompt 'p2'"),
+    ],
+)
+def test_an_answer_that_does_not_fit_is_an_error(
+    desk: Callable[..., Desk], answers: list[Answer | Verdict], words: str
+) -> None:
+    class Sloppy(Longer):
+        name = "clicks"
+
+        def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer | Verdict]:
+            yield from answers
+
+    counter = desk(Sloppy())
+    with pytest.raises(ValueError, match=words):
+        counter.compare(FIVE)
+    assert counter.spent == (2 if "tie" in answers else 1)
+
+
+def test_a_list_may_hold_answers(desk: Callable[..., Desk], path: Path) -> None:
+    labeler = Scripted(lambda text: Answer(0, 2.0, raw="two", cost=0.5))
+    assert rewards(desk(labeler).score([given("p", "a")])) == [[2.0]]
+    assert rows(path, "SELECT raw, cost FROM labels") == [("two", 0.5)]
+
+
+def test_a_fingerprint_is_part_of_the_question(desk: Callable[..., Desk], path: Path) -> None:
+    labeler = Lengths()
+    desk(labeler).score([given("p", "a")])
+    labeler.fingerprint = "template 2"  # type: ignore[attr-defined]
+    desk(labeler).score([given("p", "a")])
+    desk(labeler).score([given("p", "a")])
+    assert labeler.asked == ["a", "a"]
+    assert rows(path, "SELECT labeler, fingerprint FROM labels") == [("lengths", ""), ("lengths", "template 2")]
+
+
+# --- verdicts that are none ---
+
+
+class Mumbling:
+    """Every third verdict is invalid, or every one."""
+
+    name = "mumbling"
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer]:
+        for at, (prompt, _, _) in enumerate(items):
+            bad = int(prompt.id) % self.every == 0
+            yield Answer(at, "invalid" if bad else "tie", raw=f"{'well, ' * 99}it depends" if bad else "tie")
+
+
+MANY = [(Prompt(f"{i}", f"Which of {i}?"), Response("a"), Response("b")) for i in range(90)]
+
+
+def test_a_labeler_that_talks_nonsense_stops_the_run_with_what_it_said(desk: Callable[..., Desk], path: Path) -> None:
+    counter = desk(Mumbling(3))
+    words = (
+        r"7 of the 20 verdicts of labeler mumbling are invalid, and labeler.max_invalid=0.2 .*\n  'well, well, .{188}'"
+        r"\n.*All labels are in the ledger. Mend the labeler, or type a larger labeler.max_invalid, and resume"
+    )
+    with pytest.raises(ValueError, match=f"(?s){words}"):
+        counter.compare(MANY)
+    assert counter.spent == 20
+    counter.max_invalid = 0.5
+    assert counter.compare(MANY).count("invalid") == 30
+    counter.max_invalid = 0.2
+    assert counter.compare(MANY).count("invalid") == 30, "what was bought before is no reason to stop"
+
+
+@pytest.mark.parametrize(("every", "limit"), [(10, 0.2), (1, None), (1, 1.0)])
+def test_as_much_nonsense_as_is_allowed(desk: Callable[..., Desk], every: int, limit: float | None) -> None:
+    counter = desk(Mumbling(every))
+    counter.max_invalid = limit
+    assert counter.compare(MANY).count("invalid") == 90 // every
+
+
+def test_a_share_of_nonsense_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"labeler.max_invalid=1.5 is no share; choose 0 to 1, or null for no limit"):
+        Desk(Lengths(), path="unused", max_invalid=1.5)
+
+
+# --- keys ---
+
+
+def test_a_key_reaches_neither_the_ledger_nor_a_message(
+    desk: Callable[..., Desk], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", "sk-canary-0123")
+
+    class Leaking(Longer):
+        def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer]:  # type: ignore[override]
+            yield Answer(0, "tie", raw="you sent sk-canary-0123", annotator="sk-canary-0123")
+            raise RuntimeError("401 for sk-canary-0123")
+
+    with pytest.raises(ValueError, match=r"RuntimeError: 401 for \[JUDGE_API_KEY\]"):
+        desk(Leaking()).compare(FIVE)
+    assert rows(path, "SELECT raw, annotator FROM labels") == [("you sent [JUDGE_API_KEY]", "[JUDGE_API_KEY]")]
+    assert not any(b"canary" in file.read_bytes() for file in path.parent.iterdir())
+
+
+# --- the budget of money ---
+
+
+class Paid(Lengths):
+    """Scores by length; a label costs what a function of the response says, known beforehand or not."""
+
+    def __init__(self, cost: Callable[[str], float], price: float | None = None) -> None:
+        super().__init__()
+        self.cost = cost
+        if price is not None:
+            self.price = price
+
+    def score(self, items: Sequence[tuple[Prompt, Response]]) -> Iterator[Answer]:  # type: ignore[override]
+        for at, (_, response) in enumerate(items):
+            self.asked.append(response.text)
+            yield Answer(at, float(len(response.text)), cost=self.cost(response.text))
+
+
+def afford(counter: Desk, n: int) -> int:
+    got = counter.score([given(f"p{i:02d}", f"r{i:02d}") for i in range(n)])
+    return sum(reward is not None for c in rewards(got) for reward in c)
+
+
+def test_a_price_known_beforehand_is_an_exact_budget(path: Path) -> None:
+    for run, money, bought in (("a", 0.3, 3), ("b", 0.35, 6), ("c", 0.05, 6)):
+        desk = Desk(labeler := Scripted(lambda text: 1.0), path=str(path), budget_money=money)
+        labeler.price = 0.1  # type: ignore[attr-defined]
+        desk.open(run)
+        assert afford(desk, 9) == bought, "what another run has bought is free"
+        assert desk.money == pytest.approx(0.3 if run != "c" else 0.0)
+        assert desk.exhausted
+
+
+def test_a_cost_known_afterwards_is_reckoned_at_the_dearest(path: Path) -> None:
+    costs = {"r00": 0.1, "r01": 0.1, "r02": 0.4}
+    desk = Desk(labeler := Paid(lambda text: costs.get(text, 0.2)), path=str(path), budget_money=1.0)
+    desk.open("a")
+    assert afford(desk, 20) == 4, "one, one more, two more; then 0.2 is left, and one has cost 0.4"
+    assert labeler.asked == ["r00", "r01", "r02", "r03"]
+    assert desk.money == pytest.approx(0.8)
+    again = Desk(labeler, path=str(path), budget_money=1.0)
+    again.open("a")
+    assert (again.money, again.exhausted, afford(again, 20)) == (desk.money, True, 4)
+
+
+@pytest.mark.parametrize("dearest", [0.1, 0.25, 0.4])
+def test_no_budget_is_exceeded_by_a_labeler_whose_price_is_the_most_a_label_costs(path: Path, dearest: float) -> None:
+    desk = Desk(Paid(lambda text: dearest if int(text[1:]) % 3 else 0.05, price=0.4), path=str(path), budget_money=2.0)
+    desk.open("a")
+    bought = afford(desk, 50)
+    assert 2.0 - 0.4 < desk.money <= 2.0
+    assert desk.exhausted
+    assert desk.spent == bought
+
+
+def test_a_budget_of_money_for_labels_that_cost_nothing_is_refused(path: Path) -> None:
+    desk = Desk(Paid(lambda text: 0.0), path=str(path), budget_money=1.0)
+    desk.open("a")
+    with pytest.raises(ValueError, match=r"budget_money=1.0 limits nothing: the labels of lengths cost nothing"):
+        afford(desk, 9)
+    assert desk.spent == 1
+
+
+@pytest.mark.parametrize("money", [0, -1, math.inf, math.nan])
+def test_an_amount_that_buys_nothing_is_refused(money: float) -> None:
+    with pytest.raises(ValueError, match=rf"labeler.budget_money={money} buys nothing; type an amount, or null"):
+        Desk(Lengths(), path="unused", budget_money=money)
+
+
+# --- files of an earlier version ---
+
+VERSION_1 = """
+PRAGMA journal_mode = WAL;
+PRAGMA user_version = 1;
+CREATE TABLE labels (
+    key TEXT PRIMARY KEY, labeler TEXT NOT NULL, kind TEXT NOT NULL, prompt_id TEXT NOT NULL,
+    prompt TEXT NOT NULL, response_first TEXT NOT NULL, response_second TEXT, score REAL, verdict TEXT,
+    purpose TEXT NOT NULL, run TEXT NOT NULL, cost REAL NOT NULL, time REAL NOT NULL);
+CREATE INDEX labels_of_run ON labels (run, purpose);
+CREATE TABLE reuses (run TEXT, key TEXT, PRIMARY KEY (run, key)) WITHOUT ROWID;
+INSERT INTO labels VALUES ('d1f8f8d6ef0acd1d', 'lengths', 'score', 'p', 'What about p?', 'a', NULL, 1.0, NULL,
+    'train', 'a', 1.0, 1.7e9);
+INSERT INTO reuses VALUES ('b', 'd1f8f8d6ef0acd1d');
+"""
+
+
+def test_a_ledger_of_version_1_goes_on(desk: Callable[..., Desk], path: Path) -> None:
+    key = Question("lengths", "", Prompt("p", "What about p?"), (Response("a"),)).key
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(VERSION_1.replace("d1f8f8d6ef0acd1d", key))
+    counter = desk(labeler := Lengths(), budget=2)
+    assert rewards(counter.score([given("p", "a", "bb", "ccc")])) == [[None] * 3]
+    assert rewards(counter.score([given("p", "a", "bb")])) == [[1.0, 2.0]]
+    assert (labeler.asked, counter.spent, counter.money, desk(run="b").reused) == (["bb"], 2, 0.0, 1)
+    assert rows(path, "SELECT raw, annotator, fingerprint, judgements, messages FROM labels") == [
+        ("", "", "", 1, None),
+        ("", "", "", 1, "[]"),
+    ]
+    assert rows(path, "PRAGMA user_version") == [(2,)]
+
+
+def test_a_ledger_of_a_later_version_is_refused(desk: Callable[..., Desk], path: Path) -> None:
+    desk()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version = 9")
+    with pytest.raises(ValueError, match=r"written by a later Choosy \(format 9, .* 2\); update Choosy, or type"):
+        desk()

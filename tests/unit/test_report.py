@@ -100,6 +100,11 @@ def test_summary_holds_the_numbers_of_the_contract(run_dir):
         "win_rate": 0.875,
         "ties": 0.125,
         "labels": {"spent": 24, "reused": 2, "evaluation": 12, "budget": 40},
+        "judgements": {
+            **{"decided": 0, "ties": 0, "invalid": 0, "tie_rate": None, "invalid_rate": None},
+            **{"first_shown": None, "agreement": None},
+        },
+        "money": {},
         "tokens_generated": 2000,
         "responses": {"cut": 4, "empty": 2},
         "sync_seconds": 0.5,

@@ -18,6 +18,7 @@ class Function:
         path: Where the function is: `package.module.callable`.
         name: The name its labels are kept under. Give a new one when the function changes: labels bought
             under the old name are then no longer reused.
+        price: Money that one call costs, for `labeler.budget_money`; None if calls are free.
 
     Raises:
         ValueError: There is no such function.
@@ -29,8 +30,11 @@ class Function:
 
     at_once = 1  # each call may cost money: its answer is in the ledger before the next is asked
 
-    def __init__(self, path: str, *, name: str | None = None) -> None:
+    def __init__(self, path: str, *, name: str | None = None, price: float | None = None) -> None:
+        if price is not None and price < 0:
+            raise ValueError(f"labeler.labeler.price={price} is no price; type 0 or more, or null for free calls")
         self.name = name or f"function:{path}"
+        self.price = price
         self._reward = _found(path)
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:

@@ -1,0 +1,74 @@
+"""Labels that take days: what is wanted is written to files, and the run stops until they are in the ledger."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from choosy.labeling import Postponed
+from choosy.ledger import Question
+from choosy.types import Prompt, Response, Verdict
+
+
+class Queue:
+    """Asks nobody by itself: it writes the pairs that want a verdict, and stops the run in good order.
+
+    `wanted.jsonl` and `wanted.csv` in the run's folder hold one pair a row with an empty verdict: `first`, `second`,
+    `tie` or `invalid`. Once one of them is filled in and imported, the same command with `ckpt_path=last` goes on.
+
+    Args:
+        folder: Of the run.
+        ledger: The ledger's file, for the command that imports the verdicts.
+        name: Under whose name the labels are kept. A name that another labeler has had reuses its labels.
+    """
+
+    at_once = None  # everything that a round wants, in one file
+
+    def __init__(self, folder: str, *, ledger: str, name: str = "queue") -> None:
+        self.folder = Path(folder)
+        self.ledger = ledger
+        self.name = name
+
+    def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> list[Verdict]:
+        """Write the pairs, and raise Postponed.
+
+        Raises:
+            Postponed: Always; it says where the pairs are and how their verdicts are imported.
+        """
+        rows = [wanted(self.name, *item) for item in items]
+        path = self.folder / "wanted.jsonl"
+        put(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        put(path.with_suffix(".csv"), as_csv(rows))
+        raise Postponed(
+            f"{len(rows)} pairs want a label: write first, second, tie or invalid as the verdict of each row of "
+            f"{path} (or of wanted.csv beside it). Then type\n"
+            f"  {shlex.join(['choosy', 'labels', 'import', self.ledger, str(path)])}"
+        )
+
+
+def wanted(labeler: str, prompt: Prompt, first: Response, second: Response) -> dict[str, object]:
+    """A row that wants a verdict, in the words of the ledger, by whose key it is known when it comes back."""
+    turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
+    return {**Question(labeler, "", prompt, (first, second)).columns, "messages": turns, "verdict": None}
+
+
+def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
+    """The rows as CSV; a conversation is JSON in its cell."""
+    cells = [{**row, "messages": json.dumps(row["messages"], ensure_ascii=False)} for row in rows]
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, fieldnames=list(cells[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(cells)
+    return table.getvalue()
+
+
+def put(path: Path, text: str) -> None:
+    """Write a file whole or not at all, whatever was there."""
+    half = path.with_name(f".{path.name}.half")
+    half.write_text(text, encoding="utf-8")
+    os.replace(half, path)

@@ -1,0 +1,54 @@
+"""Keys live in the environment, and nowhere else: not in a config, a ledger, a log or a message."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+VARIABLE = re.compile(r"(^|_)(KEY|APIKEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+ENTRY = re.compile(r"(api_?key|access_?key|secret|password|passwd|(api|auth|access|hf)_?token)$", re.IGNORECASE)
+SHORTEST = 8  # a shorter value, such as EMPTY, is a word that may stand in any text
+
+
+def scrub(text: str) -> str:
+    """The text without the values of environment variables that are named like a secret.
+
+    Example:
+        >>> os.environ["DOC_API_KEY"] = "sk-0123456789"
+        >>> scrub("401: wrong key sk-0123456789")
+        '401: wrong key [DOC_API_KEY]'
+        >>> del os.environ["DOC_API_KEY"]
+    """
+    for name, value in sorted(os.environ.items(), key=lambda item: -len(item[1])):
+        if len(value) >= SHORTEST and VARIABLE.search(name):
+            text = text.replace(value, f"[{name}]")
+    return text
+
+
+def refuse_secrets(config: Any) -> None:
+    """A configuration is written down with the run, so that no secret may stand in it.
+
+    Raises:
+        ValueError: It holds the value of a secret of the environment, or something named like one; never what it is.
+    """
+    for name, value in _texts(config):
+        named = ENTRY.search(name.rpartition(".")[2])
+        if scrub(value) != value or (named and len(value) >= SHORTEST):
+            raise ValueError(
+                f"{name} holds a secret, and the configuration is written into the run's folder; keep it in an "
+                "environment variable instead, and give the name of that where the labeler asks for it, as in "
+                "labeler.labeler.key_env=OPENAI_API_KEY"
+            )
+
+
+def _texts(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _texts(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _texts(value, name)
+    elif isinstance(node, str):
+        yield name, node

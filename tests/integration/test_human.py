@@ -1,0 +1,297 @@
+"""Ten pairs labeled in a real browser, the run killed, resumed and finished; and nothing that a model wrote runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import pytest
+from tiny import ROOT, labels, summary, typed
+
+pytest.importorskip("gradio", reason="the page for labeling is an extra: pip install 'choosy[human]'")
+pytest.importorskip("selenium", reason="needs selenium, of the extra dev")
+
+from selenium import webdriver
+from selenium.webdriver.chrome.remote_connection import ChromeRemoteConnection
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.client_config import ClientConfig
+
+from choosy.labeling.human import Human
+from choosy.ledger import Desk
+from choosy.types import Prompt, Response
+
+T = TypeVar("T")
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+PATIENCE = 900  # seconds, on a machine that others use
+TOKEN = "a-token-that-only-the-tests-know"
+QUIET = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1280,900"),
+]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (BROWSER and DRIVER), reason="needs chromium and chromedriver: apt-get install chromium-driver"
+    ),
+]
+
+
+def until(look: Callable[[], T], what: str, seconds: float = PATIENCE) -> T:
+    """What look finds, once it finds something."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := look():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"after {seconds} seconds there is still no {what}")
+
+
+class Page:
+    """A person's browser with the page in it."""
+
+    def __init__(self, profile: Path) -> None:
+        options = webdriver.ChromeOptions()
+        options.binary_location = str(BROWSER)
+        for flag in (*QUIET, f"--user-data-dir={profile}"):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+        self.service = webdriver.ChromeService(str(DRIVER))
+        self.service.start()
+        patient = ClientConfig(self.service.service_url, timeout=PATIENCE)
+        connection = ChromeRemoteConnection(self.service.service_url, client_config=patient)
+        self.driver = webdriver.Remote(command_executor=connection, options=options)
+        self.requested: list[str] = []
+
+    def open(self, address: str) -> None:
+        self.driver.get("about:blank")
+        self.log("performance")  # what the browser's own first page has asked for
+        self.driver.get(address)
+
+    def log(self, kind: str) -> list[dict[str, Any]]:
+        """What the browser has noted since the last call."""
+        return list(self.driver.execute("getLog", {"type": kind})["value"])
+
+    def close(self) -> None:
+        self.driver.quit()
+        self.service.stop()
+
+    def enter(self, name: str) -> None:
+        field = until(lambda: [e for e in self.all("#who input, #who textarea") if e.is_displayed()], "name field")[0]
+        field.send_keys(name, Keys.ENTER)
+        self.shown()
+
+    def all(self, selector: str) -> list[Any]:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def text(self, selector: str) -> str:
+        return str(
+            self.driver.execute_script(f"return document.querySelector('{selector}')?.textContent ?? ''")
+        ).strip()
+
+    def field(self, name: str) -> str:
+        return str(self.driver.execute_script(f"return document.querySelector('#{name} textarea')?.value ?? ''"))
+
+    def shown(self) -> tuple[str, str, str]:
+        until(lambda: any(e.is_displayed() for e in self.all("#choose-left")), "question")
+        return self.field("prompt"), self.field("left"), self.field("right")
+
+    def press(self, key: str, then: str) -> None:
+        """Press a key and wait until the page has counted it."""
+        time.sleep(0.3)  # a key sooner after another counts as a bounce
+        self.driver.find_element(By.TAG_NAME, "body").send_keys(key)
+        until(lambda: self.text("#facts").startswith(then), f"'{then}' after pressing {key}")
+
+    def elsewhere(self, home: str) -> list[str]:
+        """Addresses that the page has asked anybody else for."""
+        for entry in self.log("performance"):
+            message = json.loads(entry["message"])["message"]
+            if message["method"] in ("Network.requestWillBeSent", "Network.webSocketCreated"):
+                self.requested.append(message["params"].get("request", message["params"])["url"])
+        assert any(address.startswith(home) for address in self.requested)
+        return [address for address in self.requested if not address.startswith((home, "data:", "about:"))]
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[Page]:
+    opened = Page(tmp_path / "profile")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+class Running:
+    """A run in a process of its own, and what it has said so far."""
+
+    def __init__(self, words: list[str], folder: Path) -> None:
+        environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder), "CHOOSY_LABELING_TOKEN": TOKEN}
+        self.log = folder / f"said-{time.monotonic_ns()}.txt"
+        with self.log.open("w") as said:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "train.py"), *words], cwd=folder, env=environ, stdout=said, stderr=said
+            )
+
+    def says(self, words: str) -> None:
+        until(lambda: words in self.log.read_text() or self.process.poll() is not None, f"'{words}'")
+        assert words in self.log.read_text(), self.log.read_text()
+
+
+@pytest.fixture
+def run(tmp_path, tiny_policy_dir, prompts_file, port) -> Iterator[Callable[..., Running]]:
+    lines = [
+        line for line in typed(tmp_path, tiny_policy_dir, prompts_file) if not line.startswith(("labeler", "data.l"))
+    ]
+    lines += ["labeler=human", f"labeler.labeler.port={port}", "labeler.labeler.grace=1", "labeler.budget=50"]
+    lines += ["selector=none", "weighting=uniform", "rounds=1", "name=labeled"]
+    started: list[Running] = []
+
+    def start(*more: str) -> Running:
+        started.append(Running([*lines, *more], tmp_path))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.process.kill()
+        running.process.wait()
+
+
+def test_ten_pairs_a_kill_and_the_rest(run, page, port, tmp_path):
+    home, folder = f"http://127.0.0.1:{port}/", tmp_path / "runs" / "labeled"
+    first = run()
+    first.says(f"12 pairs to label at {home}?token={TOKEN} (training waits)")
+    page.open(f"{home}?token={TOKEN}")
+    page.enter("Ada")
+    said: dict[str, tuple[str, str, str]] = {}  # of each prompt: what stood left and right, and what was said
+
+    def judge(key: str, side: str, done: int) -> None:
+        prompt, left, right = page.shown()
+        page.press(key, f"{done} of 12")
+        assert len(labels(folder / "ledger.sqlite")) == done, "the page counts what the ledger has not got"
+        said[prompt] = (left, right, side)
+
+    assert page.text("#facts") == "0 of 12 judged · 50 labels left"
+    keys = [(Keys.ARROW_LEFT, "left"), (Keys.ARROW_RIGHT, "right"), ("t", "tie"), ("s", "skip"), ("1", "left")]
+    for done, (key, side) in enumerate(keys, start=1):
+        judge(key, side, done)
+    again = page.shown()
+    before = labels(folder / "ledger.sqlite")
+    page.press("u", "4 of 12")
+    assert set(before["key"]) - set(labels(folder / "ledger.sqlite")["key"]) == {before["key"].iloc[-1]}
+    assert page.shown() != again, "the question whose label was taken back is there again"
+    for done, key in enumerate(["2", "2", "2", "1", "1", "1"], start=5):
+        judge(key, "right" if key == "2" else "left", done)
+    first.process.kill()
+    first.process.wait()
+    assert len(labels(folder / "ledger.sqlite")) == 10
+    until(lambda: page.text("#gone").startswith("The run has ended or was stopped"), "word that the run is gone")
+
+    second = run("ckpt_path=last")
+    second.says("2 pairs to label at")
+    until(lambda: not page.all("#gone"), "end of that word")
+    page.driver.refresh()
+    page.shown()
+    assert page.text("#facts") == "0 of 2 judged · 40 labels left"
+    for done in (1, 2):
+        prompt, left, right = page.shown()
+        assert prompt not in said
+        page.press(Keys.ARROW_LEFT, f"{done} of 2")
+        said[prompt] = (left, right, "left")
+    assert second.process.wait(PATIENCE) == 0, second.log.read_text()
+
+    found = labels(folder / "ledger.sqlite").set_index("prompt")
+    assert set(found.index) == set(said)
+    assert set(found["annotator"]) == {"Ada"}
+    for prompt, (left, right, side) in said.items():
+        row = found.loc[prompt]
+        first_text, second_text = (as_field(row[f"response_{place}"]) for place in ("first", "second"))
+        assert {first_text, second_text} == {left, right}
+        stood = "first" if first_text == left else "second"
+        told = {"left": stood, "right": "second" if stood == "first" else "first", "tie": "tie", "skip": "invalid"}
+        assert row["verdict"] == told[side], prompt
+        assert json.loads(row["raw"]) == [{"annotator": "Ada", "clicked": side, "left": stood}]
+    assert {json.loads(raw)[0]["left"] for raw in found["raw"]} == {"first", "second"}
+    assert sorted(clicks(folder)) == [*sorted((verdict, 0) for verdict in found["verdict"]), ("undone", 1)]
+    trained = pd.read_parquet(folder / "rounds" / "round_000.parquet").query("split == 'train'")
+    assert trained["chosen"].notna().sum() == sum(found["verdict"].isin(["first", "second"]))
+    assert summary(folder)["labels"]["spent"] == 12
+    assert summary(folder)["labels"]["evaluation"] == 0, "people are not asked about held-out answers unless told so"
+    assert summary(folder)["win_rate"] is None
+    assert (folder / "report.html").exists()
+    assert page.elsewhere(home) == []
+    assert all(TOKEN not in path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file())
+
+
+def as_field(text: str) -> str:
+    """A text as a browser gives it back from a text field."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def clicks(folder: Path) -> list[tuple[str, int]]:
+    with closing(sqlite3.connect(folder / "clicks.sqlite")) as db:
+        rows = db.execute("SELECT verdict, undone FROM clicks").fetchall()
+    return [("undone", 1) if undone else (verdict, 0) for verdict, undone in rows]
+
+
+EVIL = [
+    "<script>window.ran = 1</script><b>bold</b>",
+    '<img src="x" onerror="window.ran = 1">',
+    "[a link](javascript:window.ran=1) ![pixel](https://example.com/pixel.png) **stars**",
+    "data:text/html,<script>window.ran=1</script>",
+    "</textarea></script><script>window.ran = 1</script>",
+    "{{ 7 * 7 }} ${window.ran = 1} $$x^2$$ `code`",
+    '<iframe srcdoc="<script>parent.ran = 1</script>"></iframe><svg onload="window.ran = 1">',
+    "&lt;b&gt; stays as it is, \u202e and so does this",
+]
+
+
+def test_what_a_model_wrote_is_text_and_nothing_else(page, port, tmp_path):
+    human = Human(str(tmp_path), port=port, grace=0)
+    desk = Desk(human, path=str(tmp_path / "ledger.sqlite"))
+    desk.open("run")
+    asked = [(Prompt(f"p{i}", f"{i} {text}"), Response(text), Response(f"not {text}")) for i, text in enumerate(EVIL)]
+    verdicts: list[Any] = []
+    thread = threading.Thread(target=lambda: verdicts.extend(desk.compare(asked)), daemon=True)
+    thread.start()
+    home = f"http://127.0.0.1:{port}/"
+    until(lambda: human.sitting and listens(port), "page")
+    page.open(f"{home}?token={human.token}")
+    page.enter("<b>Eve</b>")
+    for i, text in enumerate(EVIL):
+        prompt, left, right = page.shown()
+        assert prompt == f"{i} {text}"
+        assert {left, right} == {text, f"not {text}"}, "letter by letter"
+        assert page.text("#work b, #work img[src='x'], #work a, #work iframe, #work svg[onload]") in (
+            "",
+            page.text("#facts strong"),
+        )
+        page.driver.find_element(By.TAG_NAME, "body").send_keys("s")
+        if i + 1 < len(EVIL):
+            until(lambda i=i: page.field("prompt").startswith(f"{i + 1} "), "next question")
+    thread.join(PATIENCE)
+    assert verdicts == ["invalid"] * len(EVIL)
+    assert page.driver.execute_script("return window.ran") is None
+    assert page.elsewhere(home) == []
+    assert not [entry for entry in page.log("browser") if "Content Security Policy" in entry["message"]]
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,44 @@
+"""A run that waits for labels of another day: it stops with its own code, and goes on once they are imported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny import ROOT, command, labels, summary, typed
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def lines(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path) -> list[str]:
+    kept = [line for line in typed(tmp_path, tiny_policy_dir, prompts_file) if not line.startswith("labeler")]
+    return [*kept, "labeler=queue", "weighting=uniform", "selector=none", "data.limit=6", "name=asked"]
+
+
+def test_a_run_that_wants_labels_stops_and_goes_on_with_them(lines, tmp_path):
+    labels_module = pytest.importorskip("choosy.labels")
+    run, number = tmp_path / "runs" / "asked", 0
+    told = command(ROOT / "train.py", *lines, folder=tmp_path)
+    sampled = []
+    while told.returncode == 75:
+        assert "6 pairs want a label" in told.stderr
+        assert "choosy labels import runs/asked/ledger.sqlite runs/asked/wanted.jsonl" in told.stderr
+        assert told.stderr.rstrip().endswith("run_dir=runs/asked ckpt_path=last")
+        assert "Traceback" not in told.stderr
+        rows = [json.loads(line) for line in (run / "wanted.jsonl").read_text().splitlines()]
+        sampled.append({row["key"] for row in rows})
+        number += 1
+        if number == 2:  # nothing was imported: the same is wanted, for the same responses were sampled
+            assert sampled[1] == sampled[0]
+        if number >= 2:
+            filled = tmp_path / "filled.jsonl"
+            filled.write_text("".join(json.dumps(row | {"verdict": "first"}) + "\n" for row in rows))
+            labels_module.command(["import", str(run / "ledger.sqlite"), str(filled)])
+        told = command(ROOT / "train.py", *lines, "ckpt_path=last", folder=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert number == 3, "once unanswered, then once for each of two rounds"
+    assert len(labels(run / "ledger.sqlite")) == 12
+    assert summary(run)["rounds"] == 2
+    assert summary(run)["win_rate"] is None

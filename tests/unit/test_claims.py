@@ -1,0 +1,306 @@
+"""Several processes, one ledger: nobody pays twice, nobody waits for the dead, and a full disk loses nothing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from choosy.claims import Buyer, lives
+from choosy.labeling import Answer, Postponed
+from choosy.ledger import Desk, Ledger, Question
+from choosy.types import Prompt, Response, Verdict
+
+FORK = multiprocessing.get_context("fork")
+Item = tuple[Prompt, Response, Response]
+
+
+def pair(n: int) -> Item:
+    return Prompt(f"p{n}", f"Which of {n}?"), Response(f"a{n}"), Response(f"b{n}")
+
+
+class Diary:
+    """Compares, and notes each question in a file before it answers: what is noted has been paid."""
+
+    name = "diary"
+    price = 0.5
+    at_once = 4
+
+    def __init__(self, file: Path, seconds: float = 0.0) -> None:
+        self.file = file
+        self.seconds = seconds
+
+    def note(self, item: Item) -> Verdict:
+        with self.file.open("a") as file:
+            file.write(f"{item[0].id}\n")
+        time.sleep(self.seconds)
+        return "first" if item[1].text < item[2].text else "second"
+
+    def compare(self, items: Sequence[Item]) -> list[Verdict]:
+        return [self.note(item) for item in items]
+
+
+class Yielding(Diary):
+    """The same, one answer after the other."""
+
+    at_once = None  # type: ignore[assignment]
+
+    def compare(self, items: Sequence[Item]) -> Iterator[Answer]:  # type: ignore[override]
+        for at in reversed(range(len(items))):
+            yield Answer(at, self.note(items[at]), raw="x" * 2000)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.sqlite"
+
+
+@pytest.fixture
+def diary(tmp_path: Path) -> Path:
+    return tmp_path / "diary.txt"
+
+
+def opened(path: Path, labeler: Any, run: str = "a", **budgets: Any) -> Desk:
+    desk = Desk(labeler, path=str(path), **budgets)
+    desk.open(run)
+    return desk
+
+
+def paid(diary: Path) -> list[str]:
+    return diary.read_text().split() if diary.exists() else []
+
+
+def rows(path: Path, query: str) -> list[Any]:
+    with closing(sqlite3.connect(path)) as db:
+        return db.execute(query).fetchall()
+
+
+def left_behind(path: Path) -> list[str]:
+    return sorted(file.name for file in path.parent.glob("ledger.sqlite-buyer-*"))
+
+
+# --- several at once ---
+
+
+def _play(path: Path, labeler: Diary, run: int, start: Any, budgets: dict[str, float]) -> None:
+    desk = opened(path, labeler, str(run), **budgets)
+    numbers = list(range(60))
+    Random(run).shuffle(numbers)
+    start.wait()
+    for at in range(0, 60, 20):
+        asked = [pair(n)[::1] for n in numbers[at : at + 20]]
+        verdicts = desk.compare(asked)
+        assert budgets or verdicts == ["first"] * 20
+    assert desk.spent <= budgets.get("budget", 60)
+    assert desk.money <= budgets.get("budget_money", 30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [Diary, Yielding])
+@pytest.mark.parametrize("budgets", [{}, {"budget": 5}, {"budget_money": 2.5}], ids=["free", "labels", "money"])
+def test_eight_writers_pay_each_pair_once(
+    path: Path, diary: Path, kind: type[Diary], budgets: dict[str, float]
+) -> None:
+    start = FORK.Barrier(8)
+    processes = [FORK.Process(target=_play, args=(path, kind(diary, 0.002), run, start, budgets)) for run in range(8)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0] * 8
+    assert max(Counter(paid(diary)).values()) == 1, "a pair was paid for twice"
+    kept = rows(path, "SELECT prompt_id FROM labels")
+    assert sorted(paid(diary)) == sorted(prompt for (prompt,) in kept), "a label was lost"
+    assert len(kept) == (40 if budgets else 60)
+    desks = [opened(path, kind(diary), str(run)) for run in range(8)]
+    assert sum(desk.spent for desk in desks) == len(kept)
+    assert sum(desk.money for desk in desks) == len(kept) * 0.5
+    if not budgets:
+        assert all(desk.spent + desk.reused == 60 for desk in desks)
+    assert rows(path, "SELECT * FROM claims") == []
+    assert left_behind(path) == []
+
+
+def test_who_wants_what_another_is_buying_waits_for_it(path: Path, diary: Path) -> None:
+    process = FORK.Process(target=lambda: opened(path, Diary(diary, 0.3), "slow").compare([pair(1), pair(2)]))
+    process.start()
+    while not paid(diary):
+        time.sleep(0.01)
+    desk = opened(path, Diary(diary), "quick", budget=2)
+    assert desk.compare([pair(1), pair(2), pair(3)]) == ["first"] * 3
+    process.join()
+    assert sorted(paid(diary)) == ["p1", "p2", "p3"]
+    assert (desk.spent, desk.reused) == (1, 2), "the label that came free left room in the budget"
+
+
+# --- kill -9 ---
+
+
+@pytest.mark.parametrize("kind", [Diary, Yielding])
+def test_a_killed_buyer_loses_nothing_and_holds_nobody_up(path: Path, diary: Path, kind: type[Diary]) -> None:
+    everything = [pair(n) for n in range(30)]
+    process = FORK.Process(target=lambda: opened(path, kind(diary, 0.02), "a").compare(everything))
+    process.start()
+    while len(paid(diary)) < 14:
+        time.sleep(0.005)
+    assert process.pid
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    before = {prompt for (prompt,) in rows(path, "SELECT prompt_id FROM labels")}
+    in_flight = set(paid(diary)) - before
+    assert len(before) >= 12
+    assert len(in_flight) <= (4 if kind is Diary else 1), "at most what was asked at once is not in the ledger"
+    assert len(left_behind(path)) == 1
+    desk = opened(path, kind(diary), "a")
+    assert left_behind(path) == [], "who opens the ledger removes what the dead left"
+    assert desk.compare(everything) == ["first"] * 30
+    assert {prompt for prompt, times in Counter(paid(diary)).items() if times > 1} == in_flight
+    assert desk.spent == 30
+    assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_the_claims_of_the_dead_are_taken_over_while_others_wait(path: Path, diary: Path) -> None:
+    process = FORK.Process(target=lambda: opened(path, Diary(diary, 60.0), "slow").compare([pair(1)]))
+    process.start()
+    while not paid(diary):
+        time.sleep(0.01)
+    waiting = FORK.Process(target=lambda: opened(path, Diary(diary), "heir").compare([pair(1)]))
+    waiting.start()
+    time.sleep(0.3)
+    assert waiting.is_alive()
+    process.kill()
+    waiting.join(timeout=20)
+    assert waiting.exitcode == 0
+    assert paid(diary) == ["p1", "p1"]
+    assert rows(path, "SELECT run FROM labels") == [("heir",)]
+
+
+def test_a_child_that_outlives_its_parent_keeps_no_claim(path: Path) -> None:
+    Ledger(str(path)).create()
+    name = FORK.SimpleQueue()
+
+    def parent() -> None:
+        buyer = Buyer(str(path))
+        with buyer.alive():
+            child = FORK.Process(target=time.sleep, args=(5,))
+            child.start()
+            name.put((buyer.name, child.pid))
+            time.sleep(60)
+
+    process = FORK.Process(target=parent)
+    process.start()
+    buyer, child = name.get()
+    assert lives(str(path), buyer)
+    process.kill()
+    process.join()
+    assert not lives(str(path), buyer)
+    os.kill(child, signal.SIGKILL)
+
+
+def test_a_labeler_that_fails_lets_go_of_its_claims(path: Path, diary: Path) -> None:
+    class Broken(Diary):
+        def compare(self, items: Sequence[Item]) -> list[Verdict]:
+            raise RuntimeError("no")
+
+    with pytest.raises(ValueError, match="diary gave no label"):
+        opened(path, Broken(diary)).compare([pair(1)])
+    assert rows(path, "SELECT * FROM claims") == []
+    assert left_behind(path) == []
+
+
+def test_what_a_labeler_puts_off_is_wanted_until_it_is_labeled(path: Path, diary: Path) -> None:
+    class Tomorrow(Diary):
+        def compare(self, items: Sequence[Item]) -> list[Verdict]:
+            raise Postponed("come back")
+
+    for _ in range(2):
+        with pytest.raises(Postponed):
+            opened(path, Tomorrow(diary), budget=70).compare([pair(n) for n in range(100)])
+    wanted = Ledger(str(path)).rows("wanted")
+    assert [row["prompt_id"] for row in wanted] == [f"p{n}" for n in range(70)], "no more than the budget pays"
+    assert wanted[0]["key"] == Question("diary", "", pair(0)[0], pair(0)[1:]).key
+    opened(path, Diary(diary)).compare([pair(n) for n in range(69)])
+    assert [row["prompt_id"] for row in Ledger(str(path)).rows("wanted")] == ["p69"]
+
+
+# --- a full disk ---
+
+FULL = """
+import resource, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_claims import Yielding, opened, pair
+desk = opened(Path({path!r}), Yielding(Path({diary!r})))
+limit = {limit}
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    desk.compare([pair(n) for n in range(2000)])
+except ValueError as error:
+    print(error)
+"""
+
+
+def fill(path: Path, diary: Path, limit: int = 0) -> str:
+    script = FULL.format(tests=str(Path(__file__).parent), path=str(path), diary=str(diary), limit=limit)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True)
+    return done.stdout
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with room for 3 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_runs_full_loses_no_label(small_disk: Path, diary: Path) -> None:
+    path = small_disk / "ledger.sqlite"
+    words = fill(path, diary)
+    assert "cannot be used any more (database or disk is full). What is written in it is kept; see to it" in words
+    assert "could not be kept" not in words
+    kept = [prompt for (prompt,) in rows(path, "SELECT prompt_id FROM labels ORDER BY time")]
+    assert len(kept) > 100
+    assert kept == paid(diary), "each label that was paid is there"
+    assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+    shutil.copy(path, diary.parent)  # onto a disk that has room
+    desk = opened(diary.parent / path.name, Yielding(diary))
+    assert desk.spent == len(kept)
+    desk.compare([pair(n) for n in range(2000 - len(kept) - 5, 2000)])
+    assert max(Counter(paid(diary)).values()) == 1
+
+
+@pytest.mark.slow
+def test_a_file_that_may_grow_no_more_keeps_what_it_holds(path: Path, diary: Path) -> None:
+    words = fill(path, diary, limit=3 << 19)
+    assert "cannot be used any more" in words
+    kept = [prompt for (prompt,) in rows(path, "SELECT prompt_id FROM labels ORDER BY time")]
+    told = "The last 1 labels that were bought could not be kept" in words
+    assert kept == (paid(diary)[:-1] if told else paid(diary)), "nothing is half-written, and what is lost is told"
+    assert len(kept) > 10
+    assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_a_disk_that_is_full_from_the_start_is_found_before_anything_is_paid(path: Path, diary: Path) -> None:
+    words = fill(path, diary, limit=1 << 19)
+    assert "cannot be used any more" in words
+    assert paid(diary) == []

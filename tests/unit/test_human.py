@@ -1,0 +1,421 @@
+"""People as labelers: who sees what, what clicks come to, what undo undoes, and what the ledger has when."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from choosy.evaluation import evaluate
+from choosy.labeling import Answer, TakenBack
+from choosy.labeling.assignment import Assignment, Click, Question, first_on_the_left, majority
+from choosy.labeling.clicks import Clicks
+from choosy.labeling.human import Closed, Human, Plan, Sitting, same, token_from
+from choosy.ledger import Desk
+from choosy.types import Candidates, Prompt, Response
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def questions(n: int) -> list[Question]:
+    return [Question(f"q{i}", f"prompt {i}", f"first {i}", f"second {i}") for i in range(n)]
+
+
+def asked(n: int) -> list[tuple[Prompt, Response, Response]]:
+    return [(Prompt(f"p{i}", f"prompt {i}"), Response(f"first {i}"), Response(f"second {i}")) for i in range(n)]
+
+
+# -- who sees what ---------------------------------------------------------------------------------------------
+
+
+def test_several_annotators_get_different_pairs_in_order_of_use():
+    table = Assignment(questions(3))
+    assert [table.show(who).id for who in ("ann", "bob", "cy")] == ["q0", "q1", "q2"]
+    assert table.show("ann").id == "q0", "a page that is loaded again shows the same question"
+    assert table.show("dan") is None
+    assert table.click(Click("q0", "ann", "first"))
+    assert table.show("ann") is None
+    assert table.left == 2
+
+
+def test_with_overlap_each_pair_goes_to_so_many_different_annotators():
+    table = Assignment(questions(2), overlap=2)
+    seen = {who: [] for who in ("ann", "bob", "cy")}
+    for _ in range(3):
+        for who, questions_seen in seen.items():
+            if question := table.show(who):
+                questions_seen.append(question.id)
+                assert table.click(Click(question.id, who, "tie"))
+    assert table.left == 0
+    assert all(len(set(names)) == len(names) for names in seen.values())
+    assert sorted(name for names in seen.values() for name in names) == ["q0", "q0", "q1", "q1"]
+
+
+def test_one_annotator_cannot_stand_for_two():
+    table = Assignment(questions(1), overlap=2)
+    assert table.click(Click("q0", "ann", "first"))
+    assert table.show("ann") is None
+    assert not table.click(Click("q0", "ann", "second"))
+    assert table.clicks["q0"] == [Click("q0", "ann", "first")]
+
+
+def test_a_pair_on_a_silent_screen_goes_to_somebody_else_once_no_other_is_left():
+    clock = Clock()
+    table = Assignment(questions(2), hold=60, clock=clock)
+    assert table.show("gone").id == "q0"
+    assert table.show("ann").id == "q1"
+    assert table.click(Click("q1", "ann", "first"))
+    clock.now = 59
+    assert table.show("ann") is None
+    clock.now = 61
+    assert table.show("ann").id == "q0"
+    assert table.click(Click("q0", "gone", "first")), "who was gone comes back and is first"
+    assert not table.click(Click("q0", "ann", "second")), "one label, not two"
+
+
+def test_a_click_on_no_question_of_this_sitting_counts_for_nothing():
+    table = Assignment(questions(1))
+    assert not table.click(Click("elsewhere", "ann", "first"))
+
+
+def test_clicks_of_before_are_taken_up_and_no_more_than_needed():
+    before = [Click("q0", "ann", "first"), Click("q0", "bob", "second"), Click("old", "ann", "tie")]
+    table = Assignment(questions(2), before, overlap=1)
+    assert table.clicks == {"q0": [before[0]], "q1": []}
+    assert table.undo("ann") is None, "what is in the ledger since before the interruption stays there"
+
+
+def test_undo_takes_back_the_latest_click_first_and_shows_the_question_again():
+    table = Assignment(questions(3))
+    for name in ("q0", "q1"):
+        table.show("ann")
+        table.click(Click(name, "ann", "first"))
+    assert table.show("ann").id == "q2"
+    assert table.undo("ann") == Click("q1", "ann", "first")
+    assert table.show("ann").id == "q1"
+    assert table.show("bob").id == "q2", "the question that undo put aside is free again"
+    assert table.undo("ann") == Click("q0", "ann", "first")
+    assert table.undo("ann") is None
+    assert table.left == 3
+
+
+# -- blinding and votes ----------------------------------------------------------------------------------------
+
+
+def test_the_side_is_drawn_for_each_question_and_annotator_and_kept():
+    sides = {(q, who): first_on_the_left(f"q{q}", who) for q in range(400) for who in ("ann", "bob")}
+    assert sides == {(q, who): first_on_the_left(f"q{q}", who) for q, who in sides}
+    for who in ("ann", "bob"):
+        assert 160 < sum(side for (_, name), side in sides.items() if name == who) < 240
+    agree = sum(sides[q, "ann"] == sides[q, "bob"] for q in range(400))
+    assert 160 < agree < 240, "two annotators see the same pair in orders that have nothing to do with each other"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "label"),
+    [
+        (["first"], "first"),
+        (["invalid"], "invalid"),
+        (["first", "first", "second"], "first"),
+        (["first", "second"], "tie"),
+        (["first", "tie"], "tie"),
+        (["invalid", "second", "invalid"], "second"),
+        (["invalid", "invalid"], "invalid"),
+    ],
+)
+def test_the_label_is_what_most_said(verdicts, label):
+    assert majority(Click("q", f"a{i}", verdict) for i, verdict in enumerate(verdicts)) == label
+
+
+# -- the journal -----------------------------------------------------------------------------------------------
+
+
+def test_the_journal_keeps_clicks_and_marks_undone_ones(tmp_path):
+    clicks = Clicks(tmp_path / "clicks.sqlite", "human")
+    one, two = Click("q0", "ann", "first"), Click("q1", "ann", "tie")
+    clicks.write(one)
+    clicks.write(two)
+    clicks.undo(two)
+    clicks.write(two._replace(verdict="second"))
+    assert Clicks(tmp_path / "clicks.sqlite", "human").standing() == [one, two._replace(verdict="second")]
+    assert Clicks(tmp_path / "clicks.sqlite", "experts").standing() == []
+    with closing(sqlite3.connect(tmp_path / "clicks.sqlite")) as db:
+        assert db.execute("SELECT count(*), count(undone) FROM clicks").fetchone() == (3, 1)
+
+
+def test_the_journal_takes_no_second_click_of_one_annotator_on_one_question(tmp_path):
+    clicks = Clicks(tmp_path / "clicks.sqlite", "human")
+    clicks.write(Click("q0", "ann", "first"))
+    with pytest.raises(sqlite3.IntegrityError):
+        clicks.write(Click("q0", "ann", "second"))
+
+
+# -- a sitting -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sit(tmp_path: Path) -> Callable[..., Sitting]:
+    def sitting(n: int = 3, **how: Any) -> Sitting:
+        clicks = Clicks(tmp_path / "clicks.sqlite", "human")
+        return Sitting(questions(n), clicks, **{"plan": Plan(), "overlap": 1, "hold": 60, "grace": 0.2, **how})
+
+    return sitting
+
+
+@pytest.fixture
+def page() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as threads:
+        yield threads
+
+
+def side_of(sitting: Sitting, annotator: str, text: str) -> str:
+    screen = sitting.screen(annotator)
+    return "left" if screen.left.startswith(text) else "right"
+
+
+def test_a_click_returns_only_when_its_label_is_written(sit, page):
+    sitting = sit(1)
+    answers = sitting.answers()
+    click = page.submit(sitting.click, "ann", "q0", side_of(sitting, "ann", "second"))
+    answer = next(answers)
+    assert (answer.at, answer.value, answer.annotator) == (0, "second", "ann")
+    time.sleep(0.05)
+    assert not click.done(), "the ledger has not got it yet"
+    assert next(answers, None) is None
+    assert click.result(5)
+    assert sitting.over
+
+
+@pytest.mark.parametrize("text", ["first", "second"])
+def test_the_verdict_is_of_the_text_whatever_its_side(text, sit, page):
+    sitting = sit(20)
+    answers = sitting.answers()
+    clicked = set()
+    for _ in range(20):
+        shown = sitting.screen("ann")
+        side = side_of(sitting, "ann", text)
+        clicked.add(side)
+        page.submit(sitting.click, "ann", shown.question, side)
+        answer = next(answers)
+        assert (answer.value, json.loads(answer.raw)[0]["clicked"]) == (text, side)
+    assert clicked == {"left", "right"}
+    answers.close()
+
+
+def test_undo_takes_the_label_back_until_the_last_seconds_are_over(sit, page):
+    sitting = sit(1, grace=0.5)
+    answers = sitting.answers()
+    page.submit(sitting.click, "ann", "q0", "tie")
+    assert next(answers).value == "tie"
+    undo = page.submit(lambda: wait_until(lambda: sitting.undo("ann")))
+    struck = next(answers)
+    assert isinstance(struck, TakenBack)
+    assert struck.at == 0
+    click = page.submit(lambda: wait_until(lambda: sitting.click("ann", "q0", "skip")))
+    assert next(answers).value == "invalid"
+    assert undo.result(5)
+    assert next(answers, None) is None
+    assert click.result(5)
+    assert not sitting.undo("ann"), "training has its labels"
+    assert not sitting.click("ann", "q0", "tie")
+
+
+def test_undo_of_one_of_two_votes_takes_the_label_back_too(sit, page):
+    sitting = sit(1, overlap=2, grace=0.5)
+    answers = sitting.answers()
+    assert sitting.click("ann", "q0", "tie"), "a first vote needs no ledger: it is in the journal"
+    page.submit(sitting.click, "bob", "q0", "tie")
+    assert next(answers).annotator == "ann, bob"
+    page.submit(sitting.undo, "ann")
+    assert isinstance(next(answers), TakenBack)
+    page.submit(sitting.click, "ann", "q0", "skip")
+    answer = next(answers)
+    assert (answer.value, answer.annotator) == ("tie", "bob, ann")
+    answers.close()
+
+
+def test_a_run_that_stops_before_the_ledger_has_a_click_says_so_and_keeps_it(sit, page):
+    sitting = sit(2)
+    answers = sitting.answers()
+    click = page.submit(sitting.click, "ann", "q0", "tie")
+    assert next(answers).value == "tie"
+    answers.close()
+    with pytest.raises(Closed):
+        click.result(5)
+    assert not sitting.click("ann", "q1", "tie")
+    again = sit(2).answers()
+    assert next(again).value == "tie", "the journal knew"
+    again.close()
+
+
+def test_a_click_that_the_disk_does_not_take_was_not_said(sit, monkeypatch):
+    sitting = sit(1)
+
+    def full(click: Click) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(sitting._clicks, "write", full)
+    with pytest.raises(sqlite3.OperationalError, match="disk is full"):
+        sitting.click("ann", "q0", "tie")
+    assert sitting.left == 1
+    assert sitting.screen("ann").question == "q0"
+    assert not sitting.screen("ann").can_undo
+
+
+def test_the_screen_counts_what_is_done_and_what_is_left_of_the_budget(sit):
+    sitting = sit(3, overlap=2, plan=Plan("train", budget_left=7))
+    assert (sitting.screen("ann").done, sitting.screen("ann").asked, sitting.screen("ann").budget_left) == (0, 3, 10)
+    assert not sitting.screen("ann").can_undo
+    sitting.click("ann", "q0", "tie")
+    assert sitting.screen("ann").can_undo
+
+
+def wait_until(act: Callable[[], bool]) -> bool:
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        if act():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+# -- at the desk -----------------------------------------------------------------------------------------------
+
+
+def rows(path: Path) -> list[tuple[str, str, str]]:
+    with closing(sqlite3.connect(path)) as db:
+        return db.execute("SELECT prompt_id, verdict, annotator FROM labels ORDER BY prompt_id").fetchall()
+
+
+@pytest.fixture
+def human(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Human:
+    labeler = Human(str(tmp_path), grace=0.5)
+    monkeypatch.setattr(labeler, "_listen", lambda: "http://127.0.0.1:1/?token=secret")
+    return labeler
+
+
+@pytest.fixture
+def desk(human: Human, tmp_path: Path) -> Desk:
+    desk = Desk(human, path=str(tmp_path / "ledger.sqlite"), budget=10)
+    desk.open("run")
+    return desk
+
+
+def test_a_saved_click_is_in_the_ledger_and_an_undone_one_is_not(human, desk, page, tmp_path, capsys):
+    verdicts = page.submit(desk.compare, asked(2))
+    assert wait_until(lambda: bool(human.screen("ann").question))
+    assert human.screen("ann").budget_left == 10
+    assert human.sitting.click("ann", human.screen("ann").question, "tie")
+    assert rows(tmp_path / "ledger.sqlite") == [("p0", "tie", "ann")]
+    assert human.screen("ann").budget_left == 9
+    assert human.sitting.undo("ann")
+    assert rows(tmp_path / "ledger.sqlite") == []
+    assert human.screen("ann").prompt == "prompt 0"
+    for _ in range(2):
+        assert human.sitting.click("ann", human.screen("ann").question, "skip")
+    assert verdicts.result(5) == ["invalid", "invalid"]
+    assert desk.spent == 2
+    assert not human.screen("ann").question
+    told = capsys.readouterr().err
+    assert "2 pairs to label at http://127.0.0.1:1/?token=secret (training waits)" in told
+
+
+def test_another_instruction_or_overlap_is_another_judgement(tmp_path):
+    prints = {
+        Human(str(tmp_path), **how).fingerprint for how in ({}, {"overlap": 3}, {"instruction": "Which is safer?"})
+    }
+    assert len(prints) == 3
+
+
+# -- mistakes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({"overlap": 0}, "labeler.labeler.overlap=0 makes no sense; type 1 or more"),
+        ({"hold": -1}, "labeler.labeler.hold=-1 makes no sense; type 0 or more"),
+        ({"grace": -1}, "labeler.labeler.grace=-1 makes no sense"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused(how, told, tmp_path):
+    with pytest.raises(ValueError, match=told):
+        Human(str(tmp_path), **how)
+
+
+def test_a_missing_gradio_is_told_with_what_to_type(tmp_path, monkeypatch):
+    monkeypatch.setattr("choosy.labeling.human.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"Gradio, which is not installed; type pip install 'choosy\[human\]'"):
+        Human(str(tmp_path))
+
+
+def test_a_token_is_random_or_the_environments():
+    assert token_from({}) != token_from({})
+    assert len(token_from({})) >= 32
+    assert token_from({"CHOOSY_LABELING_TOKEN": "x" * 16}) == "x" * 16
+    with pytest.raises(ValueError, match="CHOOSY_LABELING_TOKEN has 3 characters, which can be guessed; wanted 16"):
+        token_from({"CHOOSY_LABELING_TOKEN": "abc"})
+    assert same("ü", "ü")
+    assert not same("", "x")
+
+
+# -- what the desk does for labelers of people -----------------------------------------------------------------
+
+
+class Fickle:
+    """Says first, takes it back, and says second."""
+
+    name = "fickle"
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, Any]] = []
+
+    def inform(self, **told: Any) -> None:
+        self.told.append(told)
+
+    def compare(self, items: Any) -> Iterator[Answer]:
+        for at in range(len(items)):
+            yield from (Answer(at, "first"), TakenBack(at, "first"), Answer(at, "second"))
+
+
+def test_an_answer_that_is_taken_back_leaves_no_trace_in_what_is_trained_on(tmp_path):
+    fickle = Fickle()
+    desk = Desk(fickle, path=str(tmp_path / "ledger.sqlite"), budget=4)
+    desk.open("run")
+    assert desk.compare(asked(2)) == ["second", "second"]
+    assert rows(tmp_path / "ledger.sqlite") == [("p0", "second", ""), ("p1", "second", "")]
+    assert desk.spent == 2
+    assert desk.compare(asked(3), purpose="evaluate") == ["second"] * 3
+    assert fickle.told == [
+        {"purpose": "train", "budget": 4, "spent": 0},
+        {"purpose": "evaluate", "budget": 4, "spent": 2},
+    ]
+
+
+def test_a_desk_without_heldout_answers_asks_nobody_about_them(tmp_path):
+    fickle = Fickle()
+    desk = Desk(fickle, path=str(tmp_path / "ledger.sqlite"), heldout=False)
+    desk.open("run")
+    answers = [Candidates(prompt, (replace(one, ids=(1, 2), logp=-1.0, logp_ref=-3.0),)) for prompt, one, _ in asked(2)]
+    start = {c.prompt.id: c for c in answers}
+    result = evaluate(answers, start, desk)
+    assert fickle.told == []
+    assert result.metrics == {
+        **{"reward": None, "win_rate": None, "ties": None, "invalid": None},
+        **{"kl": 2.0, "length": 2.0},
+    }
+    assert [row["outcome"] for row in result.rows] == [None, None]

@@ -1,0 +1,343 @@
+"""Labels out of a ledger and back: nothing changes on the way, and a bad line is told, not guessed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from choosy import labels
+from choosy.cli import run_command
+from choosy.labeling import Answer, Postponed
+from choosy.labels import FORMS, Form, Imported, export_labels, import_labels, stats
+from choosy.ledger import Desk, Ledger
+from choosy.types import Candidates, Message, Prompt, Response
+
+Item = tuple[Prompt, Response, Response]
+NASTY = 'He said, "=1+1";\r\nthen:\n\n\u2028 <script>\x00 🙂 ,\t'
+ITEMS: list[Item] = [
+    (Prompt("p0", "Which?"), Response("a"), Response("b")),
+    (Prompt("p1", "hi", (Message("system", "be kind"), Message("user", "hi"))), Response(NASTY), Response("")),
+    (Prompt("p2", NASTY), Response(""), Response(NASTY)),
+    (Prompt("p3", "So?"), Response("one"), Response("two")),
+]
+SUFFIX: dict[Form, str] = {"jsonl": ".jsonl", "csv": ".csv", "label-studio": ".json", "argilla": ".json"}
+
+
+class Judge:
+    """Compares in a few words, for money."""
+
+    name = "judge"
+    fingerprint = "template-1"
+    judgements = 2
+
+    def compare(self, items: Sequence[Item]) -> Iterator[Answer]:
+        for at, verdict in enumerate(["first", "second", "tie", "invalid"][: len(items)]):
+            yield Answer(at, verdict, raw=f"{NASTY} {at}", cost=0.1 + at, annotator="ada")  # type: ignore[arg-type]
+
+
+class Scorer:
+    name = "scorer"
+
+    def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
+        return [0.1 + len(response.text) for _, response in items]
+
+
+class Later:
+    """Has no answer today."""
+
+    name = "later"
+
+    def compare(self, items: Sequence[Item]) -> list[Any]:
+        raise Postponed("come back")
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Ledger:
+    """A ledger with four verdicts and two scores."""
+    path = str(tmp_path / "full.sqlite")
+    for labeler in (Judge(), Scorer()):
+        desk = Desk(labeler, path=path)
+        desk.open("/runs/a")
+        if isinstance(labeler, Judge):
+            desk.compare(ITEMS)
+        else:
+            desk.score([Candidates(ITEMS[1][0], ITEMS[1][1:])], purpose="evaluate")
+    return Ledger(path)
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Ledger:
+    ledger = Ledger(str(tmp_path / "empty.sqlite"))
+    ledger.create()
+    return ledger
+
+
+@pytest.fixture
+def waiting(tmp_path: Path) -> Desk:
+    """A desk whose run waits for four verdicts."""
+    desk = Desk(Later(), path=str(tmp_path / "waiting.sqlite"), budget=4)
+    desk.open("/runs/a")
+    with pytest.raises(Postponed):
+        desk.compare(ITEMS)
+    return desk
+
+
+# --- there and back ---
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_goes_out_comes_back(full: Ledger, empty: Ledger, tmp_path: Path, form: Form) -> None:
+    file = tmp_path / f"labels{SUFFIX[form]}"
+    assert export_labels(full, file, form=form) == 6
+    assert import_labels(file, empty) == Imported(6, 0, 0, [])
+    assert empty.rows("labels") == full.rows("labels")
+    assert import_labels(file, empty) == Imported(0, 6, 0, [])
+    again = tmp_path / f"again{SUFFIX[form]}"
+    export_labels(empty, again, form=form)
+    assert again.read_bytes() == file.read_bytes()
+
+
+def test_imported_labels_are_not_bought_again(full: Ledger, empty: Ledger, tmp_path: Path) -> None:
+    export_labels(full, tmp_path / "labels.csv")
+    import_labels(tmp_path / "labels.csv", empty)
+    desk = Desk(Judge(), path=empty.path)
+    desk.open("/runs/b")
+    assert desk.compare([(prompt, two, one) for prompt, one, two in ITEMS]) == ["second", "first", "tie", "invalid"]
+    assert (desk.spent, desk.reused, desk.money) == (0, 4, 0.0)
+
+
+def test_labels_of_a_time_without_conversations_come_back(full: Ledger, empty: Ledger, tmp_path: Path) -> None:
+    rows = [{**row, "messages": None} for row in full.rows("labels")]
+    early = Ledger(str(tmp_path / "early.sqlite"))
+    early.create()
+    early.insert(rows)
+    for form in FORMS:
+        export_labels(early, tmp_path / f"{form}{SUFFIX[form]}", form=form)
+        import_labels(tmp_path / f"{form}{SUFFIX[form]}", empty)
+        assert empty.rows("labels") == rows
+
+
+def test_the_form_goes_by_the_name_or_is_typed(full: Ledger, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"labels.json: the name does not tell its form; type --form with one of jsonl"
+    ):
+        export_labels(full, tmp_path / "labels.json")
+    export_labels(full, tmp_path / "labels.csv")
+    with pytest.raises(ValueError, match=r"labels.csv is there already; name another file"):
+        export_labels(full, tmp_path / "labels.csv")
+    with pytest.raises(ValueError, match=r"labels.csv cannot be written \(.*\); name a file in a folder"):
+        export_labels(full, tmp_path / "no folder" / "labels.csv")
+
+
+# --- what a run waits for ---
+
+
+def answered(file: Path, form: Form) -> None:
+    """Do what people do with an exported file: say that the first response is better, and a tie once."""
+    if form == "csv":
+        with file.open(newline="") as told:
+            rows = list(csv.DictReader(told))
+        with file.open("w", newline="") as out:
+            writer = csv.DictWriter(out, ["key", "verdict", "annotator"])  # nothing else is needed
+            writer.writeheader()
+            for at, row in enumerate(rows):
+                writer.writerow({"key": row["key"], "verdict": "tie" if at == 2 else "first", "annotator": "ada"})
+        return
+    if form == "jsonl":
+        rows = [json.loads(line) for line in file.read_text().split("\n") if line]
+        file.write_text(
+            "".join(
+                json.dumps(row | {"verdict": "tie" if at == 2 else "first", "annotator": "ada"}) + "\n"
+                for at, row in enumerate(rows)
+            )
+        )
+        return
+    items = json.loads(file.read_text())
+    for at, item in enumerate(items):
+        if form == "label-studio":
+            left = {"from_name": "verdict", "type": "pairwise", "value": {"selected": "left"}}
+            tie = {"from_name": "neither", "type": "choices", "value": {"choices": ["tie"]}}
+            result = [tie if at == 2 else left]
+            skipped = {"was_cancelled": True, "result": []}
+            item["annotations"] = [skipped, {"completed_by": {"id": 1, "email": "ada"}, "result": result}]
+        else:
+            value = "tie" if at == 2 else "first"
+            item["responses"] = {"verdict": [{"value": value, "user_id": "ada"}], "why": [{"value": "as it is"}]}
+    file.write_text(json.dumps(items))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_wanted_goes_out_and_is_answered(waiting: Desk, tmp_path: Path, form: Form) -> None:
+    ledger, file = Ledger(waiting._ledger.path), tmp_path / f"wanted{SUFFIX[form]}"
+    assert export_labels(ledger, file, form=form, wanted=True) == 4
+    with pytest.raises(ValueError, match="holds no label: none of its 4 rows has a verdict or a score"):
+        import_labels(file, ledger)
+    answered(file, form)
+    assert import_labels(file, ledger) == Imported(4, 0, 0, [])
+    assert ledger.rows("wanted") == []
+    assert {row["annotator"] for row in ledger.rows("labels")} == {"ada"}
+    assert waiting.compare(ITEMS) == ["first", "first", "tie", "first"]
+    assert (waiting.spent, waiting.exhausted) == (4, True), "the run has bought them, within its budget"
+
+
+def test_a_row_may_tell_a_question_in_words(waiting: Desk, tmp_path: Path) -> None:
+    file = tmp_path / "labels.jsonl"
+    rows = [
+        {"prompt": "Which?", "response_first": "b", "response_second": "a", "verdict": "first"},
+        {"prompt": "New?", "response_first": "x", "score": 1},
+        {"prompt": "New?", "response_first": "y"},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ledger = Ledger(waiting._ledger.path)
+    assert import_labels(file, ledger, labeler="later") == Imported(2, 0, 1, [])
+    assert len(ledger.rows("wanted")) == 3
+    with pytest.raises(Postponed):
+        waiting.compare(ITEMS)
+    assert [row["verdict"] for row in ledger.rows("labels")] == ["first", None]
+    assert waiting.compare(ITEMS[:1]) == ["second"]
+
+
+# --- bad lines ---
+
+GOOD = {"labeler": "x", "prompt": "p", "response_first": "a", "response_second": "b", "verdict": "tie"}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{not json", r"not JSON \("),
+        ("[1]", "wanted a JSON object, found list"),
+        ({"labeler": None}, "no labeler; give it a column labeler, or type --labeler NAME"),
+        ({"prompt": None, "key": "k"}, "no prompt, and no run waits for the key 'k'"),
+        ({"response_first": None}, "no response_first, and no run waits for the key None"),
+        ({"prompt": 7}, "prompt must be a text, found 7"),
+        ({"response_second": ["b"]}, r"response_second must be a text, found \['b'\]"),
+        ({"verdict": "A"}, "two responses need a verdict, one of first, second, tie, invalid, found 'A'"),
+        ({"verdict": None, "score": 1.0}, "two responses need a verdict, .* found 1.0"),
+        ({"response_second": None}, "one response needs a score that is a finite number, found 'tie'"),
+        ({"response_second": None, "verdict": None, "score": math.nan}, "a finite number, found nan"),
+        ({"response_second": None, "verdict": None, "score": True}, "a finite number, found True"),
+        ({"response_second": None, "verdict": None, "score": 10**400}, "a finite number, found 1000"),
+        ({"cost": -1}, "cost must be a number, 0 or more, found -1"),
+        ({"cost": "free"}, "cost must be a number, 0 or more, found 'free'"),
+        ({"judgements": 1.5}, "judgements must be a whole number, 1 or more, found 1.5"),
+        ({"purpose": "fun"}, "purpose must be train or evaluate, found 'fun'"),
+        ({"messages": [["user", "p"]]}, "messages must be a list of objects with a role and a content"),
+        ({"messages": [], "key": "k"}, "the key 'k' belongs to other contents, and these have the key '[0-9a-f]{16}'"),
+        ({"prompt": "\ud800"}, "can't encode character"),
+        ({"prompt": "q", "verdict": "first"}, "asks what line 1 asks, and answers otherwise; keep one of the two"),
+    ],
+)
+def test_a_bad_line_is_told_and_nothing_is_written(empty: Ledger, tmp_path: Path, line: Any, words: str) -> None:
+    file = tmp_path / "labels.jsonl"
+    text = line if isinstance(line, str) else json.dumps(GOOD | line)
+    file.write_text(json.dumps(GOOD | {"prompt": "q"}) + f"\n\n{text}\nnonsense\n")
+    with pytest.raises(ValueError, match=rf"(?s)2 of 3 rows .*nothing was written:\n  line 3: .*{words}") as caught:
+        import_labels(file, empty)
+    assert re.search(r"\n  line 4: not JSON .*\nMend these, or leave them out with --skip-bad", str(caught.value))
+    assert empty.rows("labels") == []
+    done = import_labels(file, empty, skip_bad=True)
+    assert (done.added, [bad.split(":")[0] for bad in done.bad]) == (1, ["line 3", "line 4"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("key,verdict\nk,first,more\n", "line 2: wanted 2 fields, as the first line has"),
+        ("key,verdict\nk\n", "line 2: wanted 2 fields, as the first line has"),
+        ("labeler,prompt,response_first,score\nx,p,a,high\n", "line 2: score must be a number, found 'high'"),
+        ("labeler,prompt,response_first,score,messages\nx,p,a,1,{\n", r"line 2: messages must be JSON \("),
+    ],
+)
+def test_a_bad_line_of_csv(empty: Ledger, tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        import_labels(tmp_path / "labels.csv", empty)
+
+
+LEFT = {"value": {"selected": "left"}}
+RIGHT = {"value": {"selected": "right"}}
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        (7, "item 1: wanted a JSON object, found int"),
+        ({"text": "a"}, "item 1: no data; wanted a Label Studio task"),
+        ({"data": {}, "annotations": {}}, None),
+        ({"data": GOOD, "annotations": "x"}, "item 1: annotations must be a list, found str"),
+        ({"data": GOOD, "annotations": [{"result": [LEFT]}, {"result": [RIGHT]}]}, r"disagree \(first, second\); keep"),
+        ({"data": GOOD, "annotations": [{"result": [LEFT, RIGHT]}]}, "an annotation says 2 things; wanted one side"),
+        ({"data": GOOD, "annotations": [{"result": [{"value": {"selected": "up"}}]}]}, "one of first, .* found 'up'"),
+        ({"fields": GOOD, "responses": []}, None),
+        ({"fields": GOOD, "responses": {"verdict": [{"value": "A"}]}}, "one of first, .* found 'A'"),
+        ({"fields": GOOD, "responses": {"verdict": [{"value": v} for v in ("tie", "first")]}}, "annotators disagree"),
+    ],
+)
+def test_a_bad_item_of_an_annotation_tool(empty: Ledger, tmp_path: Path, item: Any, words: str | None) -> None:
+    (tmp_path / "labels.json").write_text(json.dumps([item]))
+    with pytest.raises(ValueError, match=words or "holds no label: none of its 1 rows"):
+        import_labels(tmp_path / "labels.json", empty)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "No file .*labels.json; check the path"),
+        (b"\xff\xfe\x00", "cannot be read as text in UTF-8"),
+        (b"{}", "wanted a list of Label Studio tasks or Argilla records, found dict"),
+        (b"[", r"labels.json is not JSON \("),
+        (b"[]", "holds no label: none of its 0 rows"),
+    ],
+)
+def test_a_file_that_is_none(empty: Ledger, tmp_path: Path, content: bytes | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / "labels.json").write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        import_labels(tmp_path / "labels.json", empty)
+
+
+# --- the command ---
+
+
+def test_the_command_line(full: Ledger, waiting: Desk, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_command(["labels", "export", full.path, str(tmp_path / "out.json"), "--form", "argilla"])
+    run_command(["labels", "import", str(tmp_path / "new.sqlite"), str(tmp_path / "out.json")])
+    run_command(["labels", "stats", str(tmp_path / "new.sqlite")])
+    to = str(tmp_path / "wanted.json")
+    run_command(["labels", "export", waiting._ledger.path, to, "--wanted", "--form", "label-studio"])
+    told = capsys.readouterr().out
+    for words in (
+        "6 labels in ",
+        "6 labels added, 0 were there, 0 rows have no answer yet",
+        "6 labels, 0 wanted, in ",
+        "4 wanted in ",
+        '<Pairwise name="verdict" toName="response_first,response_second"/>',
+    ):
+        assert words in told
+    with pytest.raises(ValueError, match=r"No ledger nosuch.sqlite; check the path"):
+        run_command(["labels", "stats", "nosuch.sqlite"])
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(f"{json.dumps(GOOD)}\nnonsense\n")
+    run_command(["labels", "import", full.path, str(bad), "--skip-bad", "--labeler", "me"])
+    assert "1 bad rows left out:\n  line 2: not JSON" in capsys.readouterr().out
+    assert full.rows("labels")[-1]["labeler"] == "me"
+
+
+def test_stats_tell_each_labeler_and_run(full: Ledger) -> None:
+    out = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    stats(full, out)
+    told = out.export_text()
+    judge = next(line for line in told.splitlines() if "judge" in line)
+    assert judge.split() == ["judge", "template", "4", "1", "1", "50%", "1", "6.4000"]
+    assert re.search(r"scorer +2 +– +– +– +0 +0.0000", told)
+    assert re.search(r"/runs/a +evaluate +2 .*\n.*/runs/a +train +4", told)
+    assert labels.COLUMNS[0] == "key"

@@ -1,0 +1,92 @@
+"""Noise: as much as was ordered, on the same questions always, and nothing that was not ordered."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from choosy.labeling import Compares, Scores
+from choosy.labeling.noisy import Noisy
+from choosy.labeling.vader import Vader
+from choosy.ledger import Desk
+from choosy.types import MIRRORED, Candidates, Prompt, Response, Verdict
+
+Item = tuple[Prompt, Response, Response]
+
+
+class First:
+    name = "first"
+    fingerprint = "f"
+    price = 0.5
+
+    def __init__(self, verdict: Verdict = "first") -> None:
+        self.verdict = verdict
+
+    def compare(self, items: Sequence[Item]) -> list[Verdict]:
+        return [self.verdict] * len(items)
+
+
+class Lengths:
+    name = "lengths"
+
+    def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
+        return [float(len(response.text)) for _, response in items]
+
+
+ITEMS: list[Item] = [(Prompt(f"p{n}", f"Which of {n}?"), Response("a"), Response("b")) for n in range(2000)]
+
+
+def verdicts(noisy: Noisy, items: Sequence[Item] = ITEMS) -> list[object]:
+    return [answer.value for answer in noisy.compare(items)]
+
+
+@pytest.mark.parametrize(("p", "least", "most"), [(0.0, 0, 0), (0.2, 350, 450), (0.5, 920, 1080), (1.0, 2000, 2000)])
+def test_as_many_verdicts_are_turned_as_was_ordered(p: float, least: int, most: int) -> None:
+    assert least <= verdicts(Noisy(First(), p=p)).count("second") <= most
+
+
+def test_the_same_question_is_turned_the_same_way_in_any_order_and_company() -> None:
+    noisy = Noisy(First(), p=0.5)
+    told = verdicts(noisy)
+    assert verdicts(noisy, ITEMS[::-1]) == told[::-1]
+    assert [MIRRORED[v] for v in verdicts(Noisy(First("second"), p=0.5), [(p, b, a) for p, a, b in ITEMS])] == told  # type: ignore[index]
+    assert verdicts(pickle.loads(pickle.dumps(noisy))) == told
+    assert verdicts(Noisy(First(), p=0.5, seed=1)) != told
+
+
+@pytest.mark.parametrize("verdict", ["tie", "invalid", "A!"])
+def test_what_decides_nothing_is_left_as_it_is(verdict: Verdict) -> None:
+    assert verdicts(Noisy(First(verdict), p=1.0), ITEMS[:3]) == [verdict] * 3
+
+
+def test_all_pairs_of_a_prompt_are_turned_by_the_coin_of_the_prompt() -> None:
+    responses = [Response("a" * n) for n in range(1, 4)]
+    turned = []
+    for prompt, _, _ in ITEMS[:500]:
+        rewards = [float(a.value) for a in Noisy(Lengths(), p=0.3).score([(prompt, r) for r in responses])]
+        assert [abs(reward) for reward in rewards] == [1.0, 2.0, 3.0]
+        orders = {one > other for one, other in combinations(rewards, 2)}
+        assert len(orders) == 1
+        turned.append(orders.pop())
+    assert 110 < sum(turned) < 190
+
+
+def test_it_can_what_the_other_can_at_its_price(tmp_path: Path) -> None:
+    scoring, comparing = Noisy(Vader(), p=0.1), Noisy(First(), p=0.1, seed=3)
+    assert (isinstance(scoring, Scores), isinstance(scoring, Compares)) == (True, False)
+    assert (isinstance(comparing, Scores), isinstance(comparing, Compares)) == (False, True)
+    assert (comparing.name, comparing.fingerprint, comparing.price) == ("first with noise 0.1, seed 3", "f", 0.5)
+    desk = Desk(Noisy(Lengths(), p=1.0), path=str(tmp_path / "ledger.sqlite"))
+    desk.open("a")
+    (c,) = desk.score([Candidates(Prompt("p", "?"), (Response("a"), Response("bb")))])
+    assert [r.reward for r in c.responses] == [-1.0, -2.0]
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1])
+def test_a_chance_that_is_none_is_refused(p: float) -> None:
+    with pytest.raises(ValueError, match=rf"labeler.labeler.p={p} is no probability; choose 0 <= p <= 1"):
+        Noisy(Vader(), p=p)

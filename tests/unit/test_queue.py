@@ -1,0 +1,66 @@
+"""A queue writes what it wants, stops in good order, and is never asked for a label that the ledger has."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from choosy.labeling import Answer, Postponed
+from choosy.labeling.queue import Queue
+from choosy.ledger import Desk, Question
+from choosy.types import Message, Prompt, Response
+
+TALK = Prompt("p0", "user: Why?", (Message("user", "Why?"),))
+ASKED = [(TALK, Response('Because,\n"so".'), Response("No.")), (Prompt("p1", "Who?"), Response("I."), Response("You."))]
+
+
+@pytest.fixture
+def desk(tmp_path) -> Desk:
+    desk = Desk(
+        Queue(str(tmp_path), ledger=str(tmp_path / "my ledger.sqlite")), path=str(tmp_path / "my ledger.sqlite")
+    )
+    desk.open("run")
+    return desk
+
+
+def test_what_is_wanted_is_in_both_files_and_the_message_says_what_to_type(desk, tmp_path):
+    with pytest.raises(Postponed) as told:
+        desk.compare(ASKED)
+    path = tmp_path / "wanted.jsonl"
+    assert f"2 pairs want a label: write first, second, tie or invalid as the verdict of each row of {path}" in str(
+        told.value
+    )
+    assert f"choosy labels import '{tmp_path}/my ledger.sqlite' {path}" in str(told.value)
+    assert Postponed.exit_code == 75
+    lines = [json.loads(line) for line in (tmp_path / "wanted.jsonl").read_text().splitlines()]
+    key = Question("queue", "", *(ASKED[0][0], ASKED[0][1:])).key
+    assert lines[0] == {
+        "key": key,
+        "fingerprint": "",
+        "stamp": "",
+        "labeler": "queue",
+        "kind": "compare",
+        "prompt_id": "p0",
+        "prompt": "user: Why?",
+        "messages": [{"role": "user", "content": "Why?"}],
+        "response_first": 'Because,\n"so".',
+        "response_second": "No.",
+        "verdict": None,
+    }
+    with (tmp_path / "wanted.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["response_first"] for row in table] == ['Because,\n"so".', "I."]
+    assert [row["verdict"] for row in table] == ["", ""]
+    assert json.loads(table[0]["messages"]) == [{"role": "user", "content": "Why?"}]
+
+
+def test_only_what_the_ledger_lacks_is_wanted_and_all_of_it_at_once(desk, tmp_path):
+    many = [(Prompt(f"q{i}", f"prompt {i}"), Response("a"), Response("b")) for i in range(200)]
+    known = Question("queue", "", many[0][0], (many[0][1], many[0][2]))
+    desk._ledger.write([(known, Answer(0, "first"))], purpose="train", run="elsewhere")
+    with pytest.raises(Postponed, match="199 pairs want a label"):
+        desk.compare(many)
+    assert len((tmp_path / "wanted.jsonl").read_text().splitlines()) == 199
+    assert desk.compare(many[:1]) == ["first"]
