@@ -123,6 +123,7 @@ class OfflineData(LightningDataModule):
             return
         assert self.trainer is not None
         policy = cast(WeightedDPO, self.trainer.lightning_module).policy
+        self.run.desk.use_policy(policy)
         candidates = within_limit(
             read_candidates(self.train_source, as_chat=self.as_chat, limit=self.limit),
             policy,

@@ -129,6 +129,7 @@ class OnPolicyData(LightningDataModule):
             return
         assert self.trainer is not None
         policy = cast(WeightedDPO, self.trainer.lightning_module).policy
+        self.run.desk.use_policy(policy)
         self.prompts = self._read(self.train_source, policy, self.limit)
         self.heldout = self._read(self.heldout_source, policy, self.heldout_limit) if self.heldout_source else []
         self.run.ask(self.prompts)

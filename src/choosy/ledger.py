@@ -15,14 +15,29 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from choosy.claims import Buyer, bury, lives
-from choosy.labeling import Answer, Compares, Informed, Labeler, Postponed, Purpose, Scores, TakenBack, that
+from choosy.labeling import (
+    Answer,
+    Compares,
+    Informed,
+    Labeler,
+    NeedsPolicy,
+    Postponed,
+    Purpose,
+    Recalls,
+    Scores,
+    TakenBack,
+    that,
+)
 from choosy.labeling.asking import CHUNK, at_once, chunks
 from choosy.labeling.dataset import Dataset
 from choosy.secrecy import scrub
 from choosy.types import MIRRORED, Candidates, Prompt, Response, Verdict, content_id
+
+if TYPE_CHECKING:
+    from choosy.policy import Policy
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +75,21 @@ class Label(NamedTuple):
     score: float | None
     verdict: Verdict | None
     purpose: Purpose
+    run: str
+
+
+class Told(NamedTuple):
+    """A label with all that was said, as the labelers read it that learn from labels."""
+
+    prompt: str
+    first: str
+    second: str | None
+    score: float | None
+    verdict: Verdict | None
+    raw: str
+    annotator: str
+    judgements: int
+    cost: float
     run: str
 
 
@@ -225,7 +255,8 @@ class Ledger:
                 {"score": float(answer.value), "verdict": None} if len(q.responses) == 1 else {"verdict": answer.value}
             )
             said = {"raw": scrub(answer.raw), "cost": answer.cost, "annotator": scrub(answer.annotator)}
-            rows.append({"score": None, **q.columns, **value, **said, **about})
+            takes = {} if answer.judgements is None else {"judgements": answer.judgements}
+            rows.append({"score": None, **q.columns, **value, **said, **about, **takes})
         try:
             self.insert(rows)
         except ValueError as error:
@@ -296,6 +327,14 @@ class Ledger:
             row = db.execute("SELECT count(*), max(cost) FROM labels WHERE run = ? AND labeler = ?", (run, labeler))
             count, dearest = row.fetchone()
         return count, dearest
+
+    def told(self, labeler: str, *, fingerprint: str | None = None, run: str | None = None) -> list[Told]:
+        """What a labeler has said, the earliest first: to all runs or to one, and under one fingerprint or any."""
+        query = """SELECT prompt, response_first, response_second, score, verdict, raw, annotator, judgements, cost, run
+            FROM labels WHERE labeler = ?1 AND run = coalesce(?2, run) AND fingerprint = coalesce(?3, fingerprint)
+            ORDER BY rowid"""
+        with self._transaction() as db:
+            return [Told(*row) for row in db.execute(query, (labeler, run, fingerprint))]
 
     def copy(self, to: Path) -> None:
         """Copy the labels as they stand; whoever reads `to` sees the old copy or the new one."""
@@ -391,6 +430,28 @@ class Desk:
         """Buy for this run from now on; a run that is resumed under its name goes on counting."""
         self._ledger.create()
         self._run = run
+        if isinstance(self.labeler, Recalls):
+            self.labeler.recall(self._ledger, run)
+
+    def use_policy(self, policy: Policy) -> None:
+        """Hand the policy to a labeler that judges with it."""
+        if isinstance(self.labeler, NeedsPolicy):
+            self.labeler.use_policy(policy)
+
+    def told(self) -> list[Told]:
+        """Every label that the labeler has given so far, to this run and others, the earliest first."""
+        return self._ledger.told(self.labeler.name, fingerprint=str(getattr(self.labeler, "fingerprint", "")))
+
+    @property
+    def per_comparison(self) -> int:
+        """How many labels of a budget one comparison takes."""
+        return self._judgements * (1 if self.compares else 2)
+
+    @property
+    def price_of_comparison(self) -> float | None:
+        """What one comparison costs at most; None if the labeler does not say."""
+        price = getattr(self.labeler, "price", None)
+        return None if price is None else float(price) * (1 if self.compares else 2)
 
     @property
     def path(self) -> str:
@@ -630,7 +691,7 @@ class Desk:
         for answer in portion:
             if why := self._misfit(answer, left):
                 break
-            if not answer.cost:
+            if not answer.cost and answer.judgements is None:
                 answer = answer._replace(cost=float(getattr(self.labeler, "price", None) or 0.0))
             kept.append((left.pop(answer.at), answer))
         self._ledger.write(kept, purpose=purpose, run=self._run, judgements=self._judgements)

@@ -178,7 +178,9 @@ def same_again(cfg: DictConfig) -> str:
 def write_config(cfg: DictConfig, run_dir: Path) -> None:
     """Keep the resolved configuration, and the overrides that made it, with the run."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    unfinished = run_dir / ".config.yaml.unfinished"  # other processes of a resumed run may be reading the old one
+    unfinished.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    os.replace(unfinished, run_dir / "config.yaml")
     if HydraConfig.initialized():
         (run_dir / ".hydra").mkdir(exist_ok=True)
         overrides = OmegaConf.to_yaml(HydraConfig.get().overrides.task)

@@ -144,7 +144,9 @@ class Run:
             sweep_up(self.folder)
             return name
 
-        self.desk.open(ranks.once(look))
+        name = ranks.once(look)
+        if ranks.rank > 0:
+            self.desk.open(name)
 
     def ask(self, prompts: Sequence[Prompt]) -> None:
         """Remember what the run asks, so that it goes on with the same prompts only."""

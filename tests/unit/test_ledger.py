@@ -683,3 +683,49 @@ def test_a_ledger_of_a_later_version_is_refused(desk: Callable[..., Desk], path:
         db.execute("PRAGMA user_version = 9")
     with pytest.raises(ValueError, match=r"written by a later Choosy \(format 9, .* 2\); update Choosy, or type"):
         desk()
+
+
+def test_an_answer_may_say_what_it_takes(tmp_path: Path) -> None:
+    """A labeler that buys from others, or guesses: its answers take what was bought for them, and 0 is nothing."""
+
+    class Middleman:
+        name = "middleman"
+        judgements = 3
+        price = 1.5
+
+        def compare(self, items):
+            yield Answer(0, "first", cost=1.0, judgements=2)
+            yield Answer(1, "first", judgements=0)
+            for at in range(2, len(items)):
+                yield Answer(at, "first")
+
+    desk = Desk(Middleman(), path=str(tmp_path / "ledger.sqlite"))
+    desk.open("run")
+    desk.compare([(Prompt(f"p{n}", f"q{n}"), Response("a"), Response("b")) for n in range(3)])
+    assert (desk.spent, desk.money) == (5, pytest.approx(2.5))
+    assert [(told.judgements, told.cost) for told in desk.told()] == [(2, 1.0), (0, 0.0), (3, 1.5)]
+    assert (desk.per_comparison, desk.price_of_comparison) == (3, 1.5)
+
+
+def test_a_labeler_is_told_for_whom_it_judges_and_with_which_policy(tmp_path: Path) -> None:
+    class Curious:
+        name = "curious"
+
+        def __init__(self) -> None:
+            self.heard: list[Any] = []
+
+        def recall(self, ledger, run):
+            self.heard.append([(told.first, told.score, told.run) for told in ledger.told(self.name, run=run)])
+
+        def use_policy(self, policy):
+            self.heard.append(policy)
+
+        def score(self, items):
+            return [1.0] * len(items)
+
+    desk = Desk(Curious(), path=str(tmp_path / "ledger.sqlite"))
+    desk.use_policy("a policy")
+    for run in ("one", "two", "one"):
+        desk.open(run)
+        desk.score([Candidates(Prompt("p", "q"), (Response(run),))])
+    assert desk.labeler.heard == ["a policy", [], [], [("one", 1.0, "one")]]

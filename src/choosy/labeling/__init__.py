@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from choosy.types import Prompt, Response, Verdict
+
+if TYPE_CHECKING:
+    from choosy.ledger import Ledger
+    from choosy.policy import Policy
 
 Purpose = Literal["train", "evaluate"]
 
@@ -19,6 +23,8 @@ class Answer(NamedTuple):
         raw: What was said, word for word.
         cost: Money, in the labeler's currency; 0 means the labeler's `price`, or nothing if it has none.
         annotator: Who said it.
+        judgements: How many labels of the budget it takes; None means as many as the labeler says. Where it is told,
+            the cost is exact as well, and 0 means that nothing was paid.
     """
 
     at: int
@@ -26,6 +32,15 @@ class Answer(NamedTuple):
     raw: str = ""
     cost: float = 0.0
     annotator: str = ""
+    judgements: int | None = None
+
+
+MYPY = False  # true to a type checker, and to nobody else
+if MYPY:
+    Rewards = Iterable[float | Answer]
+    Verdicts = Iterable[Verdict | Answer]
+else:  # jsonargparse takes a class for a labeler only if it returns just this type, and list[float] is as good
+    Rewards = Verdicts = Any
 
 
 class TakenBack(Answer):
@@ -65,7 +80,7 @@ class Scores(Protocol):
 
     name: str
 
-    def score(self, items: Sequence[tuple[Prompt, Response]]) -> Iterable[float | Answer]:
+    def score(self, items: Sequence[tuple[Prompt, Response]]) -> Rewards:
         """One finite reward per item: plain numbers in the order of the items, or `Answer`s in any order.
 
         What is yielded is in the ledger before the next is asked for, so that a labeler that yields answers as they
@@ -84,7 +99,7 @@ class Compares(Protocol):
 
     name: str
 
-    def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterable[Verdict | Answer]:
+    def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Verdicts:
         """One verdict per item, given as rewards are in `Scores.score`."""
         ...
 
@@ -98,11 +113,29 @@ class Informed(Protocol):
         ...
 
 
+@runtime_checkable
+class Recalls(Protocol):
+    """A labeler that goes by what it said before: it learns from labels, or buys from other desks itself."""
+
+    def recall(self, ledger: Ledger, run: str) -> None:
+        """Judge for this run from now on, whose earlier labels are in the ledger; called before anything is asked."""
+        ...
+
+
+@runtime_checkable
+class NeedsPolicy(Protocol):
+    """A labeler that judges with the policy that is trained."""
+
+    def use_policy(self, policy: Policy) -> None:
+        """Judge with this policy, whose weights may not be loaded yet; called before anything is asked."""
+        ...
+
+
 Labeler = Scores | Compares
 
 # What the files in conf/labeler/ can; a test compares it with the classes they name. `noisy` can what it wraps can.
-SCORE = ("dataset", "function", "reward_model", "vader")
-COMPARE: tuple[str, ...] = ("human", "judge", "queue")
+SCORE = ("contrastive", "dataset", "function", "reward_model", "vader")
+COMPARE = ("crowd", "human", "judge", "predictor", "queue")
 
 
 def that(can: Literal["score", "compare"]) -> str:
@@ -110,7 +143,7 @@ def that(can: Literal["score", "compare"]) -> str:
 
     Example:
         >>> that("score")
-        'labeler=dataset, labeler=function, labeler=reward_model, labeler=vader'
+        'labeler=contrastive, labeler=dataset, labeler=function, labeler=reward_model, labeler=vader'
     """
     names = SCORE if can == "score" else COMPARE
     return ", ".join(f"labeler={name}" for name in names) or "one of your own, with a method compare"

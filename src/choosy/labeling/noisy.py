@@ -41,19 +41,18 @@ class Noisy:
         self.judgements = int(getattr(labeler, "judgements", 1))
         if (price := getattr(labeler, "price", None)) is not None:
             self.price = float(price)
-        if isinstance(labeler, Scores):  # it can what the other labeler can, and no more
-            self.score = self._score
-        if isinstance(labeler, Compares):
-            self.compare = self._compare
+        for method, protocol in (("score", Scores), ("compare", Compares)):
+            if not isinstance(labeler, protocol):  # it can what the other labeler can, and no more
+                setattr(self, method, None)  # by which isinstance finds that a protocol is not met
 
-    def _score(self, items: Sequence[tuple[Prompt, Response]]) -> Iterator[Answer]:
+    def score(self, items: Sequence[tuple[Prompt, Response]]) -> Iterator[Answer]:
         assert isinstance(self.labeler, Scores)
         for answer in in_places(self.labeler, self.labeler.score, items):
             prompt, _ = items[answer.at]
             turned = self._turns(prompt) and not isinstance(answer.value, str)
             yield answer._replace(value=-answer.value) if turned else answer  # type: ignore[operator]
 
-    def _compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer]:
+    def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer]:
         assert isinstance(self.labeler, Compares)
         for answer in in_places(self.labeler, self.labeler.compare, items):
             prompt, *responses = items[answer.at]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as hf_logging
 
 from choosy.types import Prompt, Response
 
@@ -39,6 +40,7 @@ class RewardModel:
         self.name = f"reward_model:{model}@{max_length}"  # a longer look may score otherwise
         self.model = model
         self.batch_size = batch_size
+        self.at_once = 16 * batch_size  # so many that those of like length find each other
         self.max_length = max_length
         self.dtype = dtype
         self.device = device
@@ -77,6 +79,7 @@ class RewardModel:
     @cached_property
     def _loaded(self) -> tuple[Any, Any, int]:
         """The model, its tokenizer, and the most tokens it takes."""
+        hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         tokenizer = AutoTokenizer.from_pretrained(self.model, padding_side="right", truncation_side="left")
         if tokenizer.pad_token is None and tokenizer.eos_token is None:
             raise ValueError(

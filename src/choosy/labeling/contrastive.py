@@ -1,0 +1,152 @@
+"""The policy as its own judge: what it would rather say when told to be good than when told to be bad."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Literal
+
+from jinja2 import TemplateError
+
+from choosy.policy import Policy
+from choosy.types import Candidates, Message, Prompt, Response, content_id
+
+Weights = Literal["start", "current"]
+Place = Literal["system", "user"]
+
+
+class Contrastive:
+    """Scores a response by two contrasting instructions, without anybody outside (DLMA, arXiv 2402.11907).
+
+    The reward is log p(response | good instruction, prompt) - log p(response | bad instruction, prompt), summed over
+    tokens; the difference of two responses' rewards is the paper's self-reward gap R. (The paper samples one response
+    under each instruction as well; here responses come from the sampler as they are.)
+
+    Args:
+        good: Asks for what is wanted.
+        bad: Asks for the opposite.
+        weights: Whose log-probs: the policy's at the `start` of the run, or the `current` ones. Under current weights a
+            response has another reward in every round.
+        place: Whether the instruction opens the `system` turn, or the first `user` turn, for chat templates that have
+            no system turn. A prompt that is no conversation is always preceded by it.
+
+    Raises:
+        ValueError: The instructions are equal or empty, or an option has another value.
+    """
+
+    at_once = None  # the policy packs its batches itself
+
+    def __init__(self, good: str, bad: str, *, weights: Weights = "start", place: Place = "system") -> None:
+        if not (good.strip() and bad.strip()) or good == bad:
+            raise ValueError(
+                "labeler=contrastive needs two different instructions, and these give every response the same reward; "
+                "type labeler.labeler.good='...' and labeler.labeler.bad='...'"
+            )
+        for option, value, known in (("weights", weights, ("start", "current")), ("place", place, ("system", "user"))):
+            if value not in known:
+                raise ValueError(f"labeler.labeler.{option}={value} is none of {', '.join(known)}")
+        self.name = f"contrastive:{weights}"
+        self.good = good
+        self.bad = bad
+        self.weights = weights
+        self.place = place
+        self._policy: Policy | None = None
+        self._seen: tuple[tuple[int, ...], str] = ((), "")
+
+    def use_policy(self, policy: Policy) -> None:
+        self._policy = policy
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that judges.
+
+        Raises:
+            ValueError: Nobody has handed it over, or its weights are shared out over several processes.
+        """
+        if self._policy is None:
+            raise ValueError(
+                "labeler=contrastive judges with the policy that is trained, and was given none; "
+                "use it in a run, or call use_policy first"
+            )
+        if not self._policy.forwards_alone:
+            raise ValueError(
+                "labeler=contrastive judges on one process, and trainer=fsdp shares the policy's weights out over all; "
+                "choose trainer=ddp, or another labeler"
+            )
+        return self._policy
+
+    @property
+    def fingerprint(self) -> str:
+        """The instructions, the model, and under current weights those weights: each state is another judge."""
+        policy = self.policy
+        model = (policy.name, str(policy.revision), str(policy.adapter), str(policy.chat_template))
+        weights = self._weights_id() if self.weights == "current" else ""
+        return content_id(self.good, self.bad, self.place, str(policy.dtype), *model, weights)
+
+    def _weights_id(self) -> str:
+        changes = tuple(p._version for _, p in self.policy.trainable())  # counts the steps in place, and is cheap
+        if self._seen[0] != changes:
+            sums = (f"{name} {p.double().sum()} {p.double().square().sum()}" for name, p in self.policy.trainable())
+            self._seen = changes, content_id(*sums)
+        return self._seen[1]
+
+    def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
+        """The reward of each response; the responses of a prompt share it in the forward pass."""
+        of_prompt: dict[Prompt, list[int]] = {}
+        for at, (prompt, _) in enumerate(items):
+            of_prompt.setdefault(prompt, []).append(at)
+        responses = [self._with_ids(response) for _, response in items]
+        asked = [
+            Candidates(prompt, tuple(responses[at] for at in places), self._prompt_ids(prompt, instruction))
+            for instruction in (self.good, self.bad)
+            for prompt, places in of_prompt.items()
+        ]
+        with self.policy.as_start() if self.weights == "start" else nullcontext():
+            logps = self.policy.score(asked)
+        good, bad = ([logp for group in half for logp in group] for half in _halves(logps))
+        rewards = dict(
+            zip((at for places in of_prompt.values() for at in places), map(float.__sub__, good, bad), strict=True)
+        )
+        return [rewards[at] for at in range(len(items))]
+
+    def _with_ids(self, response: Response) -> Response:
+        return response if response.ids else replace(response, ids=self.policy.encode_response(response.text))
+
+    def _prompt_ids(self, prompt: Prompt, instruction: str) -> tuple[int, ...]:
+        try:
+            return self.policy.encode_prompt(instructed(prompt, instruction, place=self.place))
+        except TemplateError as error:
+            other = "user" if self.place == "system" else "system"
+            raise ValueError(
+                f"the chat template of {self.policy.name} refuses the instruction of labeler=contrastive in a "
+                f"{self.place} turn ({error}); type labeler.labeler.place={other}"
+            ) from error
+
+
+def _halves(rows: list[list[float]]) -> tuple[list[list[float]], list[list[float]]]:
+    return rows[: len(rows) // 2], rows[len(rows) // 2 :]
+
+
+def instructed(prompt: Prompt, instruction: str, *, place: Place) -> Prompt:
+    """The prompt with an instruction before all else: in its system turn, its first user turn, or its text.
+
+    Example:
+        >>> chat = Prompt("p", "Hi", (Message("user", "Hi"),))
+        >>> [m.role for m in instructed(chat, "Be kind.", place="system").messages]
+        ['system', 'user']
+        >>> instructed(chat, "Be kind.", place="user").messages[0].content
+        'Be kind.\\n\\nHi'
+        >>> instructed(Prompt("p", "Once"), "Be kind.", place="system").text
+        'Be kind.\\n\\nOnce'
+    """
+    turns = list(prompt.messages)
+    if not turns:
+        return replace(prompt, text=f"{instruction}\n\n{prompt.text}")
+    roles = [turn.role for turn in turns]
+    if place in roles:
+        at = roles.index(place)
+        turns[at] = replace(turns[at], content=f"{instruction}\n\n{turns[at].content}")
+    else:
+        turns.insert(0, Message(place, instruction))
+    return replace(prompt, messages=tuple(turns))

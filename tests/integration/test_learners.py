@@ -1,0 +1,73 @@
+"""Runs with the labelers that learn, and with the one that is the policy itself."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TOY = ["labeler.labeler.members.two.labeler.path=toy_rewards.toy"]
+MEMBERS = ["+labeler@labeler.labeler.members.one=vader", "+labeler@labeler.labeler.members.two=function"]
+
+
+def rows(run_dir: Path, where: str) -> list[dict[str, Any]]:
+    with closing(sqlite3.connect(run_dir / "ledger.sqlite")) as db:
+        db.row_factory = sqlite3.Row
+        return [dict(row) for row in db.execute(f"SELECT * FROM labels WHERE {where} ORDER BY rowid")]
+
+
+def test_a_crowd_with_an_expert(play, caplog):
+    expert = ["+labeler@labeler.labeler.expert=function", "labeler.labeler.expert.labeler.path=toy_rewards.toy"]
+    with caplog.at_level(logging.INFO, logger="choosy"):
+        run = play("labeler=crowd", *MEMBERS, *TOY, *expert, "labeler.labeler.audit=0.5")
+    told = rows(run.run_dir, "labeler = 'crowd:one+two'")
+    assert {tuple(json.loads(row["raw"])["votes"]) for row in told} == {("one", "two")}
+    assert 0 < sum(row["annotator"] == "expert" for row in told) < len(told)
+    # of each pair: two scores of VADER, two of the toy; the expert is the same toy, and its scores are in the ledger
+    assert run.summary["labels"]["spent"] == sum(row["judgements"] for row in told if row["purpose"] == "train") > 0
+    assert "crowd:one+two: two +" in caplog.text
+    assert run.round(1)["chosen"].notna().any()
+
+
+def test_the_policy_judges_itself(play):
+    run = play("labeler=contrastive", "weighting=wdpo", name="start")
+    rewards = {row["score"] for row in rows(run.run_dir, "labeler = 'contrastive:start'")}
+    assert len(rewards) > 20
+    assert run.summary["reward"]["final"] is not None
+    again = play("labeler=contrastive", "weighting=wdpo", name="again")
+    assert again.summary["reward"] == run.summary["reward"]
+    current = play("labeler=contrastive", "labeler.labeler.weights=current", "rounds=2", name="current")
+    assert len({row["fingerprint"] for row in rows(current.run_dir, "purpose = 'train'")}) == 2, "a judge a round"
+
+
+def test_a_predictor_saves_labels(play, tiny_policy_dir, caplog):
+    with caplog.at_level(logging.INFO, logger="choosy"):
+        run = play(
+            *("labeler=predictor", "labeler@labeler.labeler.paid=function"),
+            *("labeler.labeler.paid.labeler.path=toy_rewards.toy", f"labeler.labeler.encoder={tiny_policy_dir}"),
+            *("labeler.labeler.min_labels=6", "labeler.labeler.max_error=0.95", "labeler.labeler.audit=0.3"),
+            *("labeler.labeler.epochs=1", "labeler.labeler.max_length=64", "rounds=3"),
+        )
+    saved = run.data.run.desk.labeler.saved
+    told = rows(run.run_dir, "labeler LIKE 'predictor:%'")
+    assert saved.answered == sum(row["annotator"] == "predictor" for row in told) > 0
+    assert f"{saved.answered} labels saved" in caplog.text
+    labels = run.summary["labels"]
+    assert labels["spent"] + labels["evaluation"] == len(rows(run.run_dir, "labeler LIKE 'function:%'"))
+
+
+def test_a_crowd_of_nobody_says_what_to_type(play):
+    with pytest.raises(
+        Exception, match=r"two members or more, and labeler\.labeler\.members names 0; type for instance"
+    ):
+        play("labeler=crowd")
+
+
+def test_only_verdicts_cannot_be_weighed_by_their_gap(play):
+    with pytest.raises(Exception, match=r"labeler crowd:one\+two gives none: it only compares.*weighting=uniform"):
+        play("labeler=crowd", *MEMBERS, *TOY, "weighting=wdpo")

@@ -1,0 +1,188 @@
+"""The crowd at its desk: votes, audits, what they cost, and what is left after an interruption."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from choosy.labeling import Compares, Scores
+from choosy.labeling.crowd import Crowd, _draw
+from choosy.labeling.vader import Vader
+from choosy.ledger import Desk
+from choosy.types import MIRRORED, Prompt, Response
+
+PAIRS = [(Prompt(f"p{n}", f"question {n}"), Response(f"good {n}"), Response(f"bad {n}")) for n in range(40)]
+PAIRS = [pair if n % 3 else (pair[0], pair[2], pair[1]) for n, pair in enumerate(PAIRS)]
+
+
+class Worker:
+    """Right on all pairs but those whose number is in `wrong`; counts what it is asked."""
+
+    def __init__(self, name: str, wrong: Any = (), *, says: str | None = None, price: float | None = None) -> None:
+        self.name = name
+        self.wrong = set(wrong)
+        self.says = says
+        self.price = price
+        self.asked = 0
+
+    def compare(self, items):
+        for prompt, one, _ in items:
+            self.asked += 1
+            truth = "first" if one.text.startswith("good") else "second"
+            yield self.says or (MIRRORED[truth] if int(prompt.id[1:]) in self.wrong else truth)
+
+
+@pytest.fixture
+def desk_of(tmp_path: Path):
+    def desk(labeler: Any, **options: Any) -> Desk:
+        return Desk(labeler, path=str(tmp_path / "ledger.sqlite"), **options)
+
+    return desk
+
+
+def rows(tmp_path: Path, labeler: str) -> list[dict[str, Any]]:
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
+        db.row_factory = sqlite3.Row
+        return [dict(row) for row in db.execute("SELECT * FROM labels WHERE labeler = ? ORDER BY rowid", (labeler,))]
+
+
+def truth(pairs: Any = PAIRS) -> list[str]:
+    return ["first" if one.text.startswith("good") else "second" for _, one, _ in pairs]
+
+
+def test_a_crowd_only_compares(desk_of) -> None:
+    crowd = Crowd({"one": desk_of(Vader()), "two": desk_of(Worker("w"))})
+    assert isinstance(crowd, Compares)
+    assert not isinstance(crowd, Scores)
+    assert crowd.judgements == 3, "two scores and a verdict"
+    assert crowd.price is None
+
+
+def test_one_expert_among_guessers_is_found_by_audits(desk_of) -> None:
+    """Two always say first, one is always right: after the audits only the third counts."""
+    members = {
+        "good": desk_of(Worker("good")),
+        "lazy": desk_of(Worker("lazy", says="first")),
+        "idle": desk_of(Worker("idle", says="first")),
+    }
+    crowd = Crowd(members, expert=desk_of(Worker("expert")), audit=0.5)
+    desk = desk_of(crowd)
+    desk.open("run")
+    verdicts = desk.compare(PAIRS)
+    assert verdicts[-25:] == truth()[-25:]
+    assert crowd.records["good"].wrong == 0
+    assert crowd.records["good"].weight > crowd.records["lazy"].weight + 1
+    assert desk.compare([(p, b, a) for p, a, b in PAIRS]) == [MIRRORED[v] for v in verdicts], "turned and not asked"
+
+
+def test_votes_are_kept_and_charged_once(desk_of, tmp_path: Path) -> None:
+    expert = Worker("expert", price=1.0)
+    workers = [Worker(name, price=0.1) for name in "abc"]
+    crowd = Crowd({w.name: desk_of(w) for w in workers}, expert=desk_of(expert), audit=0.2)
+    desk = desk_of(crowd)
+    desk.open("run")
+    desk.compare(PAIRS)
+    audited = sum(_draw(*pair) < 0.2 for pair in PAIRS)
+    assert 0 < audited < 20
+    assert crowd.judgements == 4
+    assert crowd.price == pytest.approx(1.3)
+    assert desk.spent == 3 * 40 + audited
+    assert desk.money == pytest.approx(0.1 * 120 + audited)
+    votes = rows(tmp_path, "a")
+    assert len(votes) == 40
+    assert {vote["run"] for vote in votes} == {"run#a"}
+    told = rows(tmp_path, "crowd:a+b+c")
+    assert json.loads(told[0]["raw"])["votes"] == dict.fromkeys("abc", truth()[0])
+    assert sum(row["annotator"] == "expert" for row in told) == audited
+    assert (expert.asked, workers[0].asked) == (audited, 40)
+
+    plain = desk_of(workers[0])
+    plain.open("another run")
+    plain.compare(PAIRS)
+    assert (workers[0].asked, plain.reused) == (40, 40), "a vote serves other runs as well"
+
+
+def test_the_budget_counts_votes(desk_of) -> None:
+    crowd = Crowd({name: desk_of(Worker(name)) for name in "abc"})
+    desk = desk_of(crowd, budget=20)
+    desk.open("run")
+    verdicts = desk.compare(PAIRS)
+    assert (desk.spent, verdicts.count(None)) == (18, 34)
+    assert desk.exhausted
+
+
+def test_an_interrupted_crowd_goes_on_as_if_nothing_had_been(desk_of, tmp_path: Path) -> None:
+    def crowd(where: Path) -> tuple[Desk, list[Worker]]:
+        workers = [Worker("a", range(0, 40, 3)), Worker("b", range(0, 40, 2)), Worker("c", range(15))]
+        workers.append(Worker("expert"))
+        desks = [Desk(w, path=str(where / "ledger.sqlite")) for w in workers]
+        labeler = Crowd(dict(zip("abc", desks[:3], strict=True)), expert=desks[3], audit=0.3, memory=30)
+        desk = Desk(labeler, path=str(where / "ledger.sqlite"))
+        desk.open("run")
+        return desk, workers
+
+    (tmp_path / "whole").mkdir()
+    whole, _ = crowd(tmp_path / "whole")
+    expected = whole.compare(PAIRS)
+
+    first, workers = crowd(tmp_path)
+    first.compare(PAIRS[:20])
+    # the verdicts of the last pairs are lost, and so is everything in memory; the votes are not
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db, db:
+        db.execute("DELETE FROM labels WHERE labeler LIKE 'crowd%' AND prompt_id IN ('p17', 'p18', 'p19')")
+    again, resumed = crowd(tmp_path)
+    assert again.compare(PAIRS) == expected
+    assert again.labeler.records == whole.labeler.records
+    assert (again.spent, again.labeler.records["c"].right) == (whole.spent, whole.labeler.records["c"].right)
+    assert [w.asked + r.asked for w, r in zip(workers[:3], resumed[:3], strict=True)] == [40, 40, 40], "none twice"
+
+
+def test_ties_invalid_votes_and_spent_members_are_no_votes(desk_of) -> None:
+    members = {
+        "tie": desk_of(Worker("tie", says="tie")),
+        "broken": desk_of(Worker("broken", says="invalid")),
+        "capped": desk_of(Worker("capped"), budget=5),
+    }
+    desk = desk_of(Crowd(members))
+    desk.open("run")
+    assert desk.compare(PAIRS[:10]) == truth()[:5] + ["tie"] * 5
+    broken = desk_of(Crowd({name: desk_of(Worker(name, says="invalid")) for name in ("x", "y")}))
+    broken.open("run")
+    assert broken.compare(PAIRS[:2]) == ["invalid"] * 2
+
+
+def test_a_crowd_without_money_says_so(desk_of) -> None:
+    desk = desk_of(Crowd({name: desk_of(Worker(name), budget=1) for name in "ab"}))
+    desk.open("run")
+    with pytest.raises(ValueError, match=r"no member of crowd:a\+b has a budget left; raise the members' budgets"):
+        desk.compare(PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"members": 1},
+            r"has two members or more, and labeler\.labeler\.members names 1; type for instance \+labeler@",
+        ),
+        ({"audit": 0.0}, r"labeler\.labeler\.audit=0\.0 is no share of the pairs; type a number above 0"),
+        ({"memory": 1.0}, r"labeler\.labeler\.memory=1\.0 remembers nothing; type more than 1, or null"),
+    ],
+)
+def test_what_is_refused(desk_of, options: dict[str, Any], words: str) -> None:
+    members = {name: desk_of(Worker(name)) for name in "abc"[: options.pop("members", 3)]}
+    with pytest.raises(ValueError, match=words):
+        Crowd(members, **options)
+
+
+def test_another_crowd_asks_anew(desk_of) -> None:
+    """Who is asked and how they are measured is part of the key, so that another crowd's verdicts are not reused."""
+    members = {name: desk_of(Worker(name)) for name in "ab"}
+    prints = {Crowd(members, **options).fingerprint for options in ({}, {"memory": 9.0}, {"expert": members["a"]})}
+    assert len(prints) == 3
+    assert Crowd(members).fingerprint == Crowd(members).fingerprint

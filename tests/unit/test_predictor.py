@@ -1,0 +1,222 @@
+"""The predictor at its desk: what it learns, what it answers, what is bought, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from choosy.labeling import Compares
+from choosy.labeling.predictor import Guess, Predictor, _draw, before, preferred
+from choosy.ledger import Desk, Told
+from choosy.preference_model import Preference, PreferenceModel
+from choosy.types import MIRRORED, Prompt, Response
+
+PAIRS = [
+    (
+        Prompt(f"p{n}", f"q{n}"),
+        *(Response(f"{word} {n % 7}") for word in (("aaaa", "zzzz") if n % 3 else ("zzzz", "aaaa"))),
+    )
+    for n in range(110)
+]
+OPTIONS: dict[str, Any] = {
+    "max_error": 0.4,
+    "audit": 0.25,
+    "min_labels": 40,
+    "lr": 1e-2,
+    "max_length": 32,
+    "device": "cpu",
+}
+
+
+class Taste:
+    """Likes the a; counts what it is asked."""
+
+    name = "taste"
+
+    def __init__(self, *, price: float | None = None, turned_from: int = 10**9) -> None:
+        self.price = price
+        self.turned_from = turned_from
+        self.asked: list[str] = []
+
+    def compare(self, items):
+        for prompt, one, _ in items:
+            self.asked.append(prompt.id)
+            verdict = "first" if one.text.startswith("a") else "second"
+            yield MIRRORED[verdict] if int(prompt.id[1:]) >= self.turned_from else verdict
+
+
+class Scorer:
+    name = "scorer"
+
+    def score(self, items):
+        return [float(response.text.count("a")) for _, response in items]
+
+
+@pytest.fixture
+def at(tiny_policy_dir: Path, tmp_path: Path):
+    """A desk with a predictor, in a ledger of its own."""
+
+    def desk(labeler: Any, ledger: str = "ledger.sqlite", *, budget: int | None = None, **options: Any) -> Desk:
+        path = str(tmp_path / ledger)
+        predictor = Predictor(Desk(labeler, path=path), encoder=str(tiny_policy_dir), **{**OPTIONS, **options})
+        made = Desk(predictor, path=path, budget=budget)
+        made.open("run")
+        return made
+
+    return desk
+
+
+def rows(path: Path, labeler: str) -> list[dict[str, Any]]:
+    with closing(sqlite3.connect(path)) as db:
+        db.row_factory = sqlite3.Row
+        return [dict(row) for row in db.execute("SELECT * FROM labels WHERE labeler = ? ORDER BY rowid", (labeler,))]
+
+
+def truth(pairs: Any = PAIRS) -> list[str]:
+    return ["first" if one.text.startswith("a") else "second" for _, one, _ in pairs]
+
+
+def test_the_model_learns_a_taste_and_is_the_same_twice(tiny_policy_dir: Path) -> None:
+    examples = [Preference(p.text, *sorted((one.text, other.text))) for p, one, other in PAIRS[:40]]
+
+    def ratings() -> list[float]:
+        model = PreferenceModel(str(tiny_policy_dir), lr=1e-2, max_length=32, device="cpu")
+        model.fit(examples)
+        return model.ratings([("new", text) for text in ("aaaa 1", "zzzz 1", "aaaa 2 and so on", "zzzz 5")])
+
+    first = ratings()
+    assert first[0] > first[1]
+    assert first[2] > first[3]
+    assert ratings() == first
+
+
+def test_what_it_is_sure_of_is_not_bought(at, tmp_path: Path) -> None:
+    taste = Taste(price=0.5)
+    desk = at(taste)
+    predictor = desk.labeler
+    assert isinstance(predictor, Compares)
+    assert desk.compare(PAIRS) == truth()
+    saved = predictor.saved
+    assert saved.answered > 30
+    assert saved.answered + saved.paid + saved.audited == 110
+    assert 5 < saved.audited < 30
+    assert saved.disagreed == 0
+    assert str(saved) == (
+        f"{saved.answered} labels saved, {len(taste.asked)} bought; the audit disagreed with 0 of {saved.audited}"
+    )
+
+    assert (desk.spent, desk.money) == (len(taste.asked), pytest.approx(0.5 * len(taste.asked)))
+    told = rows(tmp_path / "ledger.sqlite", predictor.name)
+    free = [row for row in told if row["annotator"] == "predictor"]
+    assert len(free) == saved.answered
+    assert {(row["cost"], row["judgements"]) for row in free} == {(0.0, 0)}
+    assert json.loads(free[0]["raw"])["trained_on"] == 40
+    assert {row["annotator"] for row in told} == {"predictor", "taste"}
+
+
+def test_the_audit_tells_when_the_taste_has_changed(at) -> None:
+    taste = Taste(turned_from=60)
+    desk = at(taste, audit=0.5)
+    desk.compare(PAIRS[:60])
+    assert desk.labeler.saved.disagreed == 0
+    desk.compare(PAIRS[60:80])
+    saved = desk.labeler.saved
+    assert saved.disagreed == sum(_draw(*pair) < 0.5 for pair in PAIRS[60:80]) > 5
+    assert f"disagreed with {saved.disagreed} of {saved.audited}" in str(saved)
+
+
+def test_the_budget_is_spent_on_what_is_bought(at) -> None:
+    taste = Taste()
+    desk = at(taste, budget=50)
+    verdicts = desk.compare(PAIRS)
+    assert desk.spent == len(taste.asked) == 50
+    assert len(PAIRS) > sum(verdict is not None for verdict in verdicts) > 60, "free answers come on top"
+
+
+def test_an_interrupted_predictor_goes_on_as_if_nothing_had_been(at, tmp_path: Path) -> None:
+    whole = at(Taste(), "whole.sqlite")
+    whole.compare(PAIRS[:90])
+
+    first = Taste()
+    at(first).compare(PAIRS[:90])
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db, db:
+        lost = tuple(f"p{n}" for n in range(50, 90))
+        db.execute(f"DELETE FROM labels WHERE labeler LIKE 'predictor%' AND prompt_id IN {lost}")
+    resumed = Taste()
+    again = at(resumed)
+    again.compare(PAIRS[:90])
+    assert resumed.asked == [], "what was bought is not bought again"
+    columns = ("prompt_id", "verdict", "annotator", "raw", "judgements")
+    one, other = (
+        [[row[c] for c in columns] for row in rows(tmp_path / file, again.labeler.name)]
+        for file in ("whole.sqlite", "ledger.sqlite")
+    )
+    assert one == other
+    assert again.labeler.saved == whole.labeler.saved
+    assert again.spent == whole.spent
+
+
+def test_labels_of_other_runs_teach_it(at, tmp_path: Path) -> None:
+    taste = Taste()
+    plain = Desk(taste, path=str(tmp_path / "ledger.sqlite"))
+    plain.open("earlier")
+    plain.compare(PAIRS[:60])
+    desk = at(taste)
+    desk.compare(PAIRS[60:80])
+    assert desk.labeler.saved.paid == 0
+    assert desk.spent == desk.labeler.saved.audited == len(taste.asked) - 60
+
+
+def test_two_scores_are_two_labels(at) -> None:
+    desk = at(Scorer())
+    assert desk.labeler.judgements == 2
+    desk.compare(PAIRS[:10])
+    assert desk.spent == 20
+    assert desk.labeler.saved.paid == 10
+
+
+def test_nothing_is_answered_that_cannot_be_vouched_for(at) -> None:
+    desk = at(Taste(), max_error=0.01)
+    desk.compare(PAIRS[:60])
+    assert desk.labeler.saved.paid == 60
+
+
+def test_preferences_of_labels() -> None:
+    def told(run: str, first: str, second: str | None = None, **value: Any) -> Told:
+        blank = {"score": None, "verdict": None, "raw": "", "annotator": "", "judgements": 1, "cost": 0.0}
+        return Told(**{**blank, "prompt": "q", "first": first, "second": second, "run": run, **value})
+
+    labels = [
+        *(told("a", text, score=score) for text, score in (("b", 2.0), ("c", 1.0), ("d", 3.0), ("e", 0.0), ("f", 1.0))),
+        told("a", "x", "y", verdict="second"),
+        told("a", "x", "z", verdict="tie"),
+        told("mine", "m", "n", verdict="first"),
+        told("a", "later", "still later", verdict="first"),
+    ]
+    assert before(labels, "mine") == [Preference("q", "y", "x"), Preference("q", "d", "e"), Preference("q", "b", "f")]
+    assert Preference("q", "later", "still later") in before(labels, "not begun")
+    assert preferred("q", "x", "y", "invalid") == []
+    assert Guess("first", 2.0).sureness == 2.0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_error": 0.0}, r"labeler\.labeler\.max_error=0\.0 is no share; type a number between 0 and 1"),
+        ({"audit": 1.0}, r"labeler\.labeler\.audit=1\.0 is no share"),
+        ({"min_labels": 2}, r"labeler\.labeler\.min_labels=2 teaches nothing; type 3 or more"),
+    ],
+)
+def test_what_is_refused(at, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        at(Taste(), **options)
+
+
+def test_a_budget_of_the_paid_desk_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"paid has a budget of its own.*give the budget as labeler\.budget"):
+        Predictor(Desk(Taste(), path=str(tmp_path / "l.sqlite"), budget=3))
