@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,8 @@ def damage(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as file:
             bad = file.testzip()
-    except (OSError, zipfile.BadZipFile) as error:
-        return str(error)
+    except (OSError, zipfile.BadZipFile, ValueError, RuntimeError, EOFError, struct.error) as error:
+        return str(error)  # zipfile believes the names, sizes and flags that it reads
     return None if bad is None else f"the part {bad} is not what was written"
 
 

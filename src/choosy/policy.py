@@ -86,7 +86,8 @@ class Policy(nn.Module):
         share_prompt: Compute a prompt once for all its responses, where the architecture allows it.
         tokens_per_step: Tokens of a forward pass, padding included.
         gradient_checkpointing: Recompute activations in the backward: less memory, more time.
-        fused: Layers that do the same in fewer passes over memory, where they give equal values.
+        fused: Layers that do the same in fewer passes over memory, where they give equal values; not of weights that
+            are sharded (trainer=fsdp).
         compile_layers: Let torch.compile fuse norms and gated layers; worth a try on a GPU, with fused=False.
         gather: Whether sharded weights (trainer=fsdp) are gathered once for a whole phase of sampling or scoring:
             `auto` = if they fit into half of the free memory; else each forward gathers them layer by layer.
@@ -240,7 +241,7 @@ class Policy(nn.Module):
         if sharded:
             self._shard(device)
         nn.Module.to(self.model, device)
-        if self.fused:
+        if self.fused and not sharded:  # whose layers hold shares outside of a forward
             fuse(self.model)
         if self.compile_layers:
             compile_layers(self.model)

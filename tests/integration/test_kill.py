@@ -121,7 +121,8 @@ def test_a_missing_last_checkpoint_gives_way_to_the_round_s(stopped):
 @pytest.mark.slow
 def test_a_damaged_round_is_named_and_played_again_from_the_start(stopped):
     lines, run = stopped
-    damaged(run / "rounds" / "round_000.parquet")
+    table = run / "rounds" / "round_000.parquet"
+    table.write_bytes(table.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"round_000.parquet cannot be read.*type ckpt_path=start"):
         train(compose(lines), run)
     train(compose([*lines, "ckpt_path=start"]), run)
