@@ -50,17 +50,15 @@ def as_typed(entry: str, lines: list[str], run_dir: Path) -> list[str]:
     return ["-m", "choosy.cli", "fit", "--config", str(file)]
 
 
-@pytest.mark.parametrize("entry", ["train.py", "choosy fit"])
-def test_torchrun_starts_the_processes(entry, lines, tmp_path):
-    words = as_typed(entry, [*lines, *DDP], tmp_path / "run")
+def test_torchrun_starts_the_processes(lines, tmp_path):
+    words = as_typed("choosy fit", [*lines, *DDP], tmp_path / "run")  # and of train.py: test_ddp.py
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     run = command(*torchrun, *words, folder=tmp_path)
     assert run.returncode == 0, run.stderr
     assert_one_run(lines, tmp_path)
 
 
-@pytest.mark.parametrize("entry", ["train.py", "choosy fit"])
-def test_srun_starts_the_processes(entry, lines, tmp_path):
+def test_srun_starts_the_processes(lines, tmp_path):
     slurm = {
         "SLURM_JOB_ID": "7",
         "SLURM_JOB_NAME": "choosy",
@@ -71,7 +69,7 @@ def test_srun_starts_the_processes(entry, lines, tmp_path):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }
-    words = as_typed(entry, [*lines, *DDP], tmp_path / "run")
+    words = as_typed("train.py", [*lines, *DDP], tmp_path / "run")
     tasks = [
         subprocess.Popen(
             [sys.executable, *words],

@@ -47,20 +47,22 @@ UNEVEN = ["batching.batch_size=3", "batching.tokens_per_step=1"]
 # round 1 samples one prompt again, and one answer is evaluated: the last rank has none
 IDLE = ["selector=optune", "callbacks.optune.count=1", "callbacks.optune.fraction=null", "data.heldout_limit=1"]
 EMBED = ["selector=dissimilarity", "callbacks.dissimilarity.embedder=policy", "data.responses=3"]
+RECOMPUTE = ["model.gradient_checkpointing=true"]
 STOPS = ["sampler.max_new_tokens=12", "sampler.temperature=3"]  # some responses end early
 FULL = ["model=smollm2_full", "lr=1e-3"]
 
 WAYS = {
-    "ddp, two": ("ddp", 2, ["selector=optune"]),
     "ddp, two, certainty": ("ddp", 2, ["selector=certainty", "data.responses=3"]),
     "ddp, two, uneven parts": ("ddp", 2, ["selector=optune", *UNEVEN]),
-    "ddp, three, budget": ("ddp", 3, ["selector=certainty", "data.responses=3", "labeler.budget=9"]),
     "ddp, three, idle rank": ("ddp", 3, [*IDLE, "reference=previous_round"]),
     "fsdp, two, uneven parts": ("fsdp", 2, ["selector=certainty", "data.responses=3", *UNEVEN]),
-    "fsdp, two, budget, embedded": ("fsdp", 2, [*EMBED, "labeler.budget=9"]),
+    "fsdp, two, budget, embedded, recomputing": (
+        "fsdp",
+        2,
+        [*EMBED, *RECOMPUTE, "labeler.budget=9"],
+    ),
     "fsdp, two, in step": ("fsdp", 2, [*IDLE, *STOPS, "model.gather=never", "reference=previous_round"]),
     "fsdp, two, all weights": ("fsdp", 2, [*FULL, *UNEVEN, "reset_policy=each_round", "selector=optune"]),
-    "fsdp, two, recomputing": ("fsdp", 2, ["model.gradient_checkpointing=true", "selector=none"]),
 }
 
 
@@ -143,8 +145,9 @@ def test_labels_may_take_longer_than_the_strategy_waits(tmp_path, tiny_policy_di
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize("model", [[], FULL], ids=["adapters", "all weights"])
-@pytest.mark.parametrize("gather", ["auto", "never"])
+@pytest.mark.parametrize(
+    ("gather", "model"), [("auto", []), ("never", FULL)], ids=["gathered, adapters", "in step, all weights"]
+)
 def test_a_sharded_run_in_half_precision(gather, model, tmp_path, tiny_policy_dir, prompts_file):
     lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "rounds=1", *model]
     half = ["model.dtype=bfloat16", f"model.gather={gather}", f"run_dir={tmp_path / 'run'}"]

@@ -72,9 +72,9 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-@pytest.mark.parametrize("how", ["raise", "kill"])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("rank", "how", "launcher"), [(1, "raise", "lightning"), (1, "kill", "lightning"), (0, "kill", "torchrun")]
+)
 def test_one_rank_that_fails_ends_all(rank, how, launcher, tmp_path, tiny_policy_dir, prompts_file):
     lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "data.heldout=null", f"run_dir={tmp_path / 'run'}"]
     with (tmp_path / "toy.py").open("a") as toy:
@@ -100,8 +100,7 @@ def test_one_rank_that_fails_ends_all(rank, how, launcher, tmp_path, tiny_policy
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("choice", ["stop", "skip"])
-@pytest.mark.parametrize("strategy", ["cpu", "ddp", "fsdp"])
+@pytest.mark.parametrize(("strategy", "choice"), [("cpu", "stop"), ("ddp", "skip"), ("fsdp", "skip")])
 def test_a_loss_that_is_no_number(strategy, choice, tmp_path, tiny_policy_dir, prompts_file):
     lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "data.heldout=null", "selector=none", "rounds=1"]
     with (tmp_path / "toy.py").open("a") as toy:
