@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from choosy.types import Response, Verdict
 
 COUNTED = ("decided", "ties", "invalid", "shown", "first_shown", "comparable", "agreed")
+NOISE = 1e-3  # nats; where policy and reference differ by less they say the same, but for rounding
 
 
 def count(judged: Sequence[tuple[Response, Response, Verdict | None]], *, shown: bool) -> Counter[str]:
@@ -20,13 +21,16 @@ def count(judged: Sequence[tuple[Response, Response, Verdict | None]], *, shown:
 
     Returns:
         How many were decided, ties and invalid; of the decided, how many were `shown` and favour the first one,
-        and how many are `comparable` (both log-probs known) and agree with the policy's implicit rewards.
+        and how many are `comparable` (the policy's implicit rewards are known, and differ) and agree with those.
 
     Example:
         >>> a, b = Response("a", logp=-1.0, logp_ref=-2.0), Response("b", logp=-3.0, logp_ref=-3.0)
         >>> counts = count([(a, b, "first"), (b, a, "first"), (a, b, "tie")], shown=True)
         >>> counts["decided"], counts["ties"], counts["first_shown"], counts["agreed"]
         (2, 1, 2, 1)
+        >>> start = Response("c", logp=-1.0, logp_ref=-1.00001)
+        >>> count([(start, b, "first")], shown=True)["comparable"]
+        0
     """
     counts: Counter[str] = Counter()
     for first, second, verdict in judged:
@@ -38,7 +42,7 @@ def count(judged: Sequence[tuple[Response, Response, Verdict | None]], *, shown:
         counts["shown"] += shown
         counts["first_shown"] += shown and verdict == "first"
         gap = (first.logp - first.logp_ref) - (second.logp - second.logp_ref)
-        if math.isfinite(gap) and gap != 0:
+        if math.isfinite(gap) and abs(gap) > NOISE:
             counts["comparable"] += 1
             counts["agreed"] += (gap > 0) == (verdict == "first")
     return counts
