@@ -40,17 +40,18 @@ def rows(n: int, longest: int = 1024) -> list[dict[str, list[int]]]:
     return found
 
 
-def compare(kind: str, *, windows: int, pairs: int = PAIRS) -> dict[str, Any]:
-    """Paired windows of pairs/8 steps each, the two programs one after the other."""
+def compare(kind: str, *, windows: int, steps: int) -> dict[str, Any]:
+    """Paired windows of so many steps of 8 pairs, the two programs one after the other; they go round the rows."""
+    pairs = steps * 8
     with tempfile.TemporaryDirectory() as folder:
         job = {
             "model": resolve_model("demo:smollm2"),
-            "rows": rows(pairs),
+            "rows": rows(PAIRS),
             "lora": LORA if kind == "lora" else None,
             "folder": folder,
             "batch_size": 8,
             "warmup_steps": 1,
-            "steps": pairs // 8,
+            "steps": steps,
             "windows": windows,
             "lr": 1e-6,
             "beta": 0.1,
@@ -73,10 +74,12 @@ def compare(kind: str, *, windows: int, pairs: int = PAIRS) -> dict[str, Any]:
         "ratio": middle([b["seconds"] / a["seconds"] for a, b in times]),
         "ratio_with_reference_pass": middle(
             [
-                (b["seconds"] + peer_setup["setup_seconds"]) / (a["seconds"] + ours_setup["reference_seconds"])
+                (b["seconds"] / pairs + peer_setup["setup_seconds"] / PAIRS)
+                / (a["seconds"] / pairs + ours_setup["reference_seconds"] / PAIRS)
                 for a, b in times
             ]
         ),
+        "pairs_per_window": pairs,
         "peak_gb": middle([mine[-1]["peak_gb"]]),
         "peer_peak_gb": middle([theirs[-1]["peak_gb"]]),
         "memory_ratio": middle([mine[-1]["peak_gb"] / theirs[-1]["peak_gb"]]),
@@ -91,11 +94,11 @@ def compare(kind: str, *, windows: int, pairs: int = PAIRS) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--windows", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=PAIRS)
+    parser.add_argument("--steps", type=int, default=PAIRS // 8, help="of 8 pairs, in each window")
     parser.add_argument("--kinds", default="lora,full")
     told = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
-    save("dpo_step", {kind: compare(kind, windows=told.windows, pairs=told.pairs) for kind in told.kinds.split(",")})
+    save("dpo_step", {kind: compare(kind, windows=told.windows, steps=told.steps) for kind in told.kinds.split(",")})
 
 
 if __name__ == "__main__":

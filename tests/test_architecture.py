@@ -113,7 +113,7 @@ def test_nobody_reaches_torch_distributed_without_importing_it() -> None:
         ("pool.py", {"numpy", "pyarrow", "choosy.types"}),
         ("attention.py", {"torch", "transformers"}),
         ("fused.py", {"torch", "peft"}),
-        ("logprobs.py", {"torch", "transformers", "choosy.attention"}),  # DynamicCache: docs/decisions/005
+        ("logprobs.py", {"torch", "choosy.attention"}),
     ],
 )
 def test_the_pure_centre_knows_little(file: str, allowed: set[str]) -> None:

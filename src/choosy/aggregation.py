@@ -6,7 +6,7 @@ A worker's weight is the log-odds of being right, estimated from the worker's ow
 
 It is the Bayes rule for workers who err independently, each with a belief of Beta(2, 1) in being right: at first a
 majority vote; later experts count more, guessers nothing, and who is reliably wrong is turned round.
-docs/decisions/011-crowd-aggregation.md has the regret bound, what it assumes, and why nobody gains by lying.
+docs/decisions/006-crowd-aggregation.md has the regret bound, what it assumes, and why nobody gains by lying.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from choosy.types import Response, Verdict
 
 COUNTED = ("decided", "ties", "invalid", "shown", "first_shown", "comparable", "agreed")
-NOISE = 1e-3  # nats; where policy and reference differ by less they say the same, but for rounding
+
+CLEAR = 1.0  # nats; the weights that sample are merged, and tell log-probs that are up to one off (docs/log.md)
 
 
 def count(judged: Sequence[tuple[Response, Response, Verdict | None]], *, shown: bool) -> Counter[str]:
@@ -21,16 +22,13 @@ def count(judged: Sequence[tuple[Response, Response, Verdict | None]], *, shown:
 
     Returns:
         How many were decided, ties and invalid; of the decided, how many were `shown` and favour the first one,
-        and how many are `comparable` (the policy's implicit rewards are known, and differ) and agree with those.
+        and how many are `comparable` (implicit rewards clearly apart) and agree with the policy's implicit rewards.
 
     Example:
-        >>> a, b = Response("a", logp=-1.0, logp_ref=-2.0), Response("b", logp=-3.0, logp_ref=-3.0)
+        >>> a, b = Response("a", logp=-1.0, logp_ref=-4.0), Response("b", logp=-3.0, logp_ref=-3.0)
         >>> counts = count([(a, b, "first"), (b, a, "first"), (a, b, "tie")], shown=True)
         >>> counts["decided"], counts["ties"], counts["first_shown"], counts["agreed"]
         (2, 1, 2, 1)
-        >>> start = Response("c", logp=-1.0, logp_ref=-1.00001)
-        >>> count([(start, b, "first")], shown=True)["comparable"]
-        0
     """
     counts: Counter[str] = Counter()
     for first, second, verdict in judged:
@@ -42,7 +40,7 @@ def count(judged: Sequence[tuple[Response, Response, Verdict | None]], *, shown:
         counts["shown"] += shown
         counts["first_shown"] += shown and verdict == "first"
         gap = (first.logp - first.logp_ref) - (second.logp - second.logp_ref)
-        if math.isfinite(gap) and abs(gap) > NOISE:
+        if math.isfinite(gap) and abs(gap) > CLEAR:
             counts["comparable"] += 1
             counts["agreed"] += (gap > 0) == (verdict == "first")
     return counts

@@ -9,7 +9,7 @@ import os
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set, Sized
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -539,8 +539,9 @@ class Desk:
                 f"labeler {self.labeler.name} only compares, and here every response needs a score; "
                 f"select pairs to compare, or choose a labeler that scores: {that('score')}"
             )
+        question = self._asker()
         groups = [
-            [self._question(f"response {i}", c.prompt, response) for i, response in enumerate(c.responses)]
+            [question(f"response {i}", c.prompt, response) for i, response in enumerate(c.responses)]
             for c in candidates
         ]
         served = zip(candidates, self._serve(groups, purpose), strict=True)
@@ -556,19 +557,25 @@ class Desk:
         Raises:
             ValueError: The labeler failed on a question; labels bought before it are kept.
         """
+        question = self._asker()
         groups = [
-            [self._question(f"question {i}", prompt, first, second)]
+            [question(f"question {i}", prompt, first, second)]
             if self.compares
-            else [self._question(f"question {i}", prompt, response) for response in (first, second)]
+            else [question(f"question {i}", prompt, response) for response in (first, second)]
             for i, (prompt, first, second) in enumerate(questions)
         ]
         served = zip(questions, self._serve(groups, purpose), strict=True)
         return [None if labels is None else _verdict(labels, first) for (_, first, _), labels in served]
 
-    def _question(self, place: str, prompt: Prompt, *responses: Response) -> Question:
-        stamp = self.labeler.stamp(prompt, responses) if isinstance(self.labeler, Dataset) else ""
-        fingerprint = str(getattr(self.labeler, "fingerprint", ""))
-        return Question(self.labeler.name, place, prompt, responses, stamp, fingerprint)
+    def _asker(self) -> Callable[..., Question]:
+        """Makes questions to the labeler as it is now; a fingerprint of weights is too dear to take for each."""
+        name, fingerprint = self.labeler.name, str(getattr(self.labeler, "fingerprint", ""))
+
+        def question(place: str, prompt: Prompt, *responses: Response) -> Question:
+            stamp = self.labeler.stamp(prompt, responses) if isinstance(self.labeler, Dataset) else ""
+            return Question(name, place, prompt, responses, stamp, fingerprint)
+
+        return question
 
     def _serve(self, groups: Sequence[Sequence[Question]], purpose: Purpose) -> list[list[Label] | None]:
         """All labels of each group of questions, or None where the rest of the budget cannot pay it."""

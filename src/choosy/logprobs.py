@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers import DynamicCache
 
 from choosy.attention import Segment
 
@@ -292,19 +291,6 @@ def _sight(model: nn.Module, rows: Rows) -> dict[str, Any]:
         dtype = next(model.parameters()).dtype
         mask_B1LL = torch.zeros_like(mask_B1LL, dtype=dtype).masked_fill(~mask_B1LL, torch.finfo(dtype).min)
     return {"attention_mask": mask_B1LL}
-
-
-def prefix_cache(model: nn.Module, prefix_P: Tensor, copies: int) -> DynamicCache | None:
-    """Keys and values of a prefix, computed once and seen by so many rows; gradients of all rows flow into it."""
-    if len(prefix_P) == 0:
-        return None
-    cache = DynamicCache(config=model.config)  # type: ignore[arg-type]
-    model.get_decoder()(input_ids=prefix_P[None], past_key_values=cache, use_cache=True)  # type: ignore[operator]
-    layers: list[Any] = cache.layers
-    for layer in layers:
-        layer.keys = layer.keys.expand(copies, -1, -1, -1)
-        layer.values = layer.values.expand(copies, -1, -1, -1)
-    return cache
 
 
 def response_logps(model: nn.Module, rows: Rows) -> Tensor:

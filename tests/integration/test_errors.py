@@ -126,10 +126,8 @@ def test_a_key_in_the_configuration(line, told, refused, tmp_path, monkeypatch):
 
 def test_a_run_writes_no_key_down(lines, tmp_path, monkeypatch):
     monkeypatch.setenv("JUDGE_API_KEY", "sk-canary-0123")
-    toy = tmp_path / "toy.py"
-    toy.write_text(
-        toy.read_text()
-        + """
+    (tmp_path / "leaking.py").write_text(
+        """
 from choosy.labeling import Answer
 
 class Leaking:
@@ -141,7 +139,7 @@ class Leaking:
 """
     )
     lines[:] = [line for line in lines if not line.startswith("labeler")]
-    named = [*lines, "labeler=vader", "labeler.labeler._target_=toy.Leaking", "weighting=uniform", "selector=none"]
+    named = [*lines, "labeler=vader", "labeler.labeler._target_=leaking.Leaking", "weighting=uniform", "selector=none"]
     train(compose(named), tmp_path / "run")
     files = contents(tmp_path / "run")
     assert {"config.yaml", "ledger.sqlite", "summary.json", "report.html"} <= files.keys()
@@ -151,7 +149,7 @@ class Leaking:
     judged = numbers["judgements"]
     assert judged["decided"] == numbers["labels"]["spent"]
     assert 0 <= judged["first_shown"] <= 1
-    assert judged["agreement"] is not None
+    assert judged["agreement"] is None or 0 <= judged["agreement"] <= 1
     columns = (tmp_path / "run" / "metrics.csv").read_text().split("\n")[0].split(",")
     assert {"labels/ties", "labels/invalid_rate", "labels/first_shown", "labels/money"} <= set(columns)
 

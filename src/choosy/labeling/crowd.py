@@ -24,7 +24,7 @@ class Crowd:
 
     With an expert, a share of the pairs is put to the expert as well: that verdict stands, and the members are measured
     by it. Without one they are measured by each other. A tie, an invalid verdict and a member whose own budget is
-    spent are no vote. The formulas and their bound: docs/decisions/011-crowd-aggregation.md.
+    spent are no vote. The formulas and their bound: docs/decisions/006-crowd-aggregation.md.
 
     Votes are labels of the members, never bought twice; what the members have learned to be worth is read from the
     ledger, so that a resumed run goes on where it was. Each vote that is bought takes a label of the budget.

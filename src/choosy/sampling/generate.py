@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from choosy.logprobs import Ids, common_prefix, prefix_cache
+from choosy.logprobs import Ids, common_prefix
 from choosy.policy import Policy
 from choosy.sampling import as_response, refuse_settings
 from choosy.types import Response
@@ -176,7 +177,7 @@ def prefill(
         mask_PL[p, len(prefix) + width - len(own) :] = 1
     position_PL = (mask_PL.cumsum(-1) - 1)[:, len(prefix) :].clamp(min=0)
     prefix_P = torch.tensor(prefix, dtype=torch.long, device=device)
-    cache = prefix_cache(model, prefix_P, len(prompts)) or DynamicCache(config=model.config)
+    cache = prefix_cache(model, prefix_P, len(prompts))
     logits_P1V = model(
         input_ids=ids_PL.to(device),
         attention_mask=mask_PL.to(device),
@@ -185,6 +186,18 @@ def prefill(
         logits_to_keep=1,
     ).logits
     return logits_P1V[:, -1].float(), cache, mask_PL.to(device)
+
+
+def prefix_cache(model: PreTrainedModel, prefix_P: Tensor, copies: int) -> DynamicCache:
+    """Keys and values of a prefix, computed once and seen by so many rows."""
+    cache = DynamicCache(config=model.config)
+    if len(prefix_P):
+        model.get_decoder()(input_ids=prefix_P[None], past_key_values=cache, use_cache=True)  # type: ignore[no-untyped-call]
+        layers: list[Any] = cache.layers
+        for layer in layers:
+            layer.keys = layer.keys.expand(copies, -1, -1, -1)
+            layer.values = layer.values.expand(copies, -1, -1, -1)
+    return cache
 
 
 def uniforms(seed: int, n: int) -> list[float]:
