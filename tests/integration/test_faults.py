@@ -208,7 +208,7 @@ class TrainingNeedsMemory(Callback):
 
 
 def test_training_that_does_not_fit_names_the_setting(play):
-    wanted = r"tokens_per_step=4096 does not fit .*batching.tokens_per_step=2048 or model.gradient_checkpointing=true"
+    wanted = r"tokens_per_step=2048 does not fit .*batching.tokens_per_step=1024 or model.gradient_checkpointing=true"
     with pytest.raises(ValueError, match=wanted):
         play("data.heldout=null", callbacks=[TrainingNeedsMemory()])
 
