@@ -191,7 +191,7 @@ def test_slurm_s_warning_queues_the_job_again(long_lines, tmp_path):
 
 
 def test_optuna_looks_for_the_fewest_labels(lines, tmp_path):
-    search = ["experiment=fewest_labels", "hydra.sweeper.n_trials=3", "target_win_rate=0.1"]
+    search = ["experiment=fewest_labels", "hydra.sweeper.n_trials=3", "target_win_rate=0"]
     space = ["hydra.sweeper.params={lr:'interval(1e-4,1e-3)',data.responses:'choice(2,3)'}"]
     run = command(TRAIN, "-m", *lines, *search, *space, f"hydra.sweep.dir={tmp_path}/sweep", folder=tmp_path)
     assert run.returncode == 0, run.stderr

@@ -96,9 +96,14 @@ def test_many_processes_equal_one(strategy, processes, settings, tmp_path, tiny_
     shown = [pd.read_csv(folder / "metrics.csv").dropna(subset="loss_step") for folder in (one, many)]
     for column in STEP:
         assert shown[1][column].tolist() == pytest.approx(shown[0][column].tolist(), rel=1e-4, abs=1e-5), column
-    assert_close(
-        *(load_file(exported(folder)) for folder in (one, many)), rtol=0, atol=1e-5 if strategy == "fsdp" else 1e-6
-    )
+    ours, theirs = (load_file(exported(folder)) for folder in (one, many))
+    if strategy == "ddp":
+        assert_close(theirs, ours, rtol=0, atol=1e-6)
+        return
+    assert ours.keys() == theirs.keys()
+    off = torch.cat([(ours[name] - theirs[name]).abs().flatten() for name in ours])
+    assert off.max() < 5e-4  # a step: AdamW makes a whole one even of a gradient that is rounding only
+    assert (off > 1e-5).float().mean() < 1e-3
 
 
 def test_a_sharded_run_goes_on_where_it_stood_on_any_number_of_processes(
