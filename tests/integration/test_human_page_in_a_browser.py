@@ -278,7 +278,7 @@ def test_what_a_model_wrote_is_text_and_nothing_else(page, port, tmp_path):
         prompt, left, right = page.shown()
         assert prompt == f"{i} {text}"
         assert {left, right} == {text, f"not {text}"}, "letter by letter"
-        assert page.text("#work b, #work img[src='x'], #work a, #work iframe, #work svg[onload]") in (
+        assert page.text("#work b, #work img[src=x], #work a, #work iframe, #work svg[onload]") in (
             "",
             page.text("#facts strong"),
         )
