@@ -49,11 +49,12 @@ class Dissimilarity(Callback):
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
         responses = [r for c in candidates for r in c.responses]
+        if self.embedder == "policy":
+            embed_ND = at.policy.embed(responses)  # also without candidates: a sharded policy needs all ranks
+        elif responses:
+            embed_ND = sentence_embeddings(responses, self.embedder)
         if not responses:
             return []
-        embed_ND = (
-            at.policy.embed(responses) if self.embedder == "policy" else sentence_embeddings(responses, self.embedder)
-        )
         utilities_of = selection.centroid if self.centroid else selection.dissimilarity
         sizes = [len(c.responses) for c in candidates]
         return [utilities_of(embed_nD) for embed_nD in torch.split(embed_ND, sizes)]

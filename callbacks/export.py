@@ -19,5 +19,4 @@ class Export(Callback):
         self.run_dir = Path(run_dir)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.is_global_zero:
-            pl_module.policy.save(str(self.run_dir / ("adapter" if pl_module.policy.lora else "model")))
+        pl_module.policy.save(str(self.run_dir / ("adapter" if pl_module.policy.lora else "model")))

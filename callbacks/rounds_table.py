@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
+from choosy.metrics import log_at_once
 from choosy.run import labels_metrics
 
 
@@ -23,5 +24,5 @@ class RoundsTable(Callback):
             "seconds/sync": about["sync_milliseconds"] / 1000,
             **{f"seconds/{phase}": seconds for phase, seconds in about["seconds"].items()},
         }
-        pl_module.log_dict({k: float(v) for k, v in costs.items()}, rank_zero_only=True)
+        log_at_once(pl_module, costs, step=trainer.global_step - 1)
         run.write()

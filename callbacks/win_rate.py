@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from choosy.evaluation import Evaluation, evaluate, read_start, start_file, write_start
+from choosy.metrics import log_at_once
 from choosy.module import WeightedDPO
 from choosy.ranks import shard
 from choosy.rounds import Round, sampled
@@ -59,7 +60,8 @@ class WinRate(Callback):
             answers = self.answers(prompts, at, tick)
             result: Evaluation = at.ranks.once(lambda: evaluate(answers, self.start, run.desk))
         run.evaluation, run.heldout_rows = result.metrics, result.rows
-        pl_module.log_dict({f"heldout/{k}": v for k, v in result.metrics.items() if v is not None}, rank_zero_only=True)
+        told = {f"heldout/{k}": v for k, v in result.metrics.items() if v is not None}
+        log_at_once(pl_module, told, step=trainer.global_step - 1)
 
     def round(self, number: int, run: Run, module: WeightedDPO) -> Round:
         """The policy as it is after a round; -1 is the start."""

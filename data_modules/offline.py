@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule
@@ -18,7 +17,7 @@ from choosy.module import WeightedDPO
 from choosy.progress import Phases
 from choosy.ranks import current_ranks
 from choosy.rounds import PairSelector, PromptSelector, Round, TrainOn
-from choosy.run import Reference, Run
+from choosy.run import Reference, Run, refuse_scattered
 from choosy.sampling import Sampler
 from choosy.types import Candidates, Prompt
 from choosy.weighting import Weighting
@@ -141,9 +140,10 @@ class OfflineData(LightningDataModule):
             self.heldout = within_limit(
                 prompts, policy, limit=self.max_prompt_tokens, too_long=self.too_long, source=self.heldout_source
             )
+        refuse_scattered(self.run.folder, current_ranks())
+        self.run.ask([c.prompt for c in self.given.values()])
         resuming = self.resuming or self.trainer.ckpt_path is not None
-        current_ranks().once(lambda: self.run.open(resuming=resuming))
-        self.run.desk.open(str(Path(self.run.folder).resolve()))
+        self.run.open(current_ranks(), resuming=resuming)
 
     def train_dataloader(self) -> PairBatches:
         """Choose and label this epoch's pairs, then train."""

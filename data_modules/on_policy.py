@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule
@@ -19,7 +18,7 @@ from choosy.pool import Keep
 from choosy.progress import Phases
 from choosy.ranks import current_ranks
 from choosy.rounds import PairSelector, PromptSelector, Round, TrainOn, sampled
-from choosy.run import Reference, Run
+from choosy.run import Reference, Run, refuse_scattered
 from choosy.sampling import Sampler
 from choosy.types import Candidates, Prompt
 from choosy.weighting import Weighting
@@ -133,10 +132,10 @@ class OnPolicyData(LightningDataModule):
         self.run.desk.use_policy(policy)
         self.prompts = self._read(self.train_source, policy, self.limit)
         self.heldout = self._read(self.heldout_source, policy, self.heldout_limit) if self.heldout_source else []
-        # one rank looks and opens, or a second would find what the first has just made
+        self.run.ask(self.prompts)
+        refuse_scattered(self.run.folder, current_ranks())
         resuming = self.resuming or self.trainer.ckpt_path is not None
-        current_ranks().once(lambda: self.run.open(resuming=resuming))
-        self.run.desk.open(str(Path(self.run.folder).resolve()))
+        self.run.open(current_ranks(), resuming=resuming)
 
     def _read(self, source: str, policy: Policy, limit: int | None) -> list[Prompt]:
         prompts = read_prompts(source, as_chat=self.as_chat, limit=limit)
@@ -150,7 +149,7 @@ class OnPolicyData(LightningDataModule):
         self.run.expect(self.responses)
         self.run.play(
             number,
-            [] if self.run.spent_out(current_ranks()) else self.prompts,
+            [] if self.run.spent_out(number, current_ranks()) else self.prompts,
             policy=module.policy,
             sample=self.sample,
             ranks=current_ranks(),

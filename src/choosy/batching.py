@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from choosy.logprobs import Group, packed
-from choosy.pool import Pool, TrainingPair
+from choosy.pool import PairKey, Pool, TrainingPair
 from choosy.types import seed_of
 from choosy.weighting import normalized
 
@@ -44,6 +44,15 @@ class Batch:
     def logp_ref_B2(self) -> Tensor:
         """Reference log-probs of chosen and rejected."""
         return torch.tensor([[p.chosen_logp_ref, p.rejected_logp_ref] for p in self.pairs]).view(-1, 2)
+
+    def none(self) -> Batch:
+        """The same step for a rank that has no pair of it."""
+        return Batch((), torch.empty(0), self.total)
+
+    def without(self, pairs: Sequence[PairKey]) -> Batch:
+        """The batch without some pairs, which still count in the total."""
+        kept = [i for i, pair in enumerate(self.pairs) if pair.key not in pairs]
+        return Batch(tuple(self.pairs[i] for i in kept), self.weight_B[kept], self.total)
 
     def parts(self, tokens_per_step: int, *, one_row: bool = False) -> Iterator[Batch]:
         """The batch in pieces that fit the token budget; the pieces' summed losses are the batch's."""
@@ -116,9 +125,19 @@ class PairBatches:
         self.given = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """How many batches have been given."""
-        return {"given": self.given}
+        """How many batches have been given, and of how many."""
+        return {"given": self.given, "of": len(self)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the batches that had been given."""
+        """Go on after the batches that had been given.
+
+        Raises:
+            ValueError: They were other batches.
+        """
+        if state["given"] and state.get("of", len(self)) != len(self):
+            raise ValueError(
+                f"The checkpoint was written after {state['given']} of {state['of']} steps in the middle of a round, "
+                f"which has {len(self)} steps as the run is set up now; go on with the old batching.batch_size, "
+                "epochs_per_round and train_on, or from a round's checkpoint, ckpt_path=.../round_NNN.ckpt."
+            )
         self.given = int(state["given"])

@@ -13,8 +13,10 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from choosy import labels, report
+from choosy.changes import tell_changes
 from choosy.labeling import Postponed
-from choosy.run import refuse_unwritable, refuse_used_folder
+from choosy.ranks import LOST, another_ended, end_with_launcher
+from choosy.run import refuse_lost_ledger, refuse_unwritable, refuse_used_folder
 from choosy.secrecy import refuse_secrets
 
 USAGE = """choosy fit --config run.yaml   play what `python train.py ... --cfg job --resolve > run.yaml` composed
@@ -56,13 +58,17 @@ class ChoosyCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Refuse a used folder before anything is spent, find the checkpoint, and tell the data module of a resume."""
-        from choosy.main import checkpoint
+        from choosy.main import auto_resume, checkpoint
 
         refuse_secrets(self.config.as_dict())
         told, folder = self.config_init["fit"], self.datamodule.run.folder
-        self.datamodule.resuming = told["ckpt_path"] is not None
+        wanted = auto_resume(told["ckpt_path"], folder)
+        self.datamodule.resuming = wanted is not None
         refuse_used_folder(folder, resuming=self.datamodule.resuming)
-        told["ckpt_path"] = checkpoint(told["ckpt_path"], folder)
+        told["ckpt_path"] = checkpoint(wanted, folder)
+        if wanted is not None:
+            refuse_lost_ledger(folder, self.datamodule.run.desk.path)
+            tell_changes(folder, yaml.safe_load(self.parser.dump(self.config, skip_none=False))["fit"])
         told["weights_only"] = True
         refuse_unwritable(folder)
 
@@ -98,6 +104,7 @@ def fit(args: list[str] | None = None, *, run: bool = True) -> ChoosyCLI:
 
 def main() -> None:
     """The `choosy` command; what the user can mend is told in a sentence."""
+    end_with_launcher()
     try:
         run_command(sys.argv[1:])
     except Postponed as postponed:
@@ -105,6 +112,10 @@ def main() -> None:
         sys.exit(Postponed.exit_code)
     except (ValueError, MisconfigurationException) as error:
         sys.exit(f"\n{error}")
+    except RuntimeError as error:
+        if not another_ended(error):
+            raise
+        sys.exit(f"\n{LOST}")
 
 
 def run_command(args: list[str]) -> None:

@@ -336,6 +336,14 @@ class Ledger:
         with self._transaction() as db:
             return [Told(*row) for row in db.execute(query, (labeler, run, fingerprint))]
 
+    def copy(self, to: Path) -> None:
+        """Copy the labels as they stand; whoever reads `to` sees the old copy or the new one."""
+        unfinished = to.with_name(f".{to.name}.{os.getpid()}")
+        unfinished.unlink(missing_ok=True)
+        with self._transaction() as db, closing(sqlite3.connect(unfinished)) as copied:
+            db.backup(copied)
+        os.replace(unfinished, to)
+
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         try:
@@ -444,6 +452,15 @@ class Desk:
         """What one comparison costs at most; None if the labeler does not say."""
         price = getattr(self.labeler, "price", None)
         return None if price is None else float(price) * (1 if self.compares else 2)
+
+    @property
+    def path(self) -> str:
+        """The ledger's file."""
+        return self._ledger.path
+
+    def copy(self, to: Path) -> None:
+        """Leave a copy of the ledger."""
+        self._ledger.copy(to)
 
     @property
     def _counts(self) -> Counts:
@@ -779,3 +796,16 @@ def _verdict(labels: Sequence[Label], first: Response) -> Verdict:
     assert one is not None
     assert two is not None
     return "tie" if one == two else "first" if one > two else "second"
+
+
+def fault(path: str | Path) -> str | None:
+    """What is wrong with a ledger's file: it is missing or damaged; None if nothing is."""
+    if not Path(path).is_file():
+        return "is not there"
+    try:
+        with closing(sqlite3.connect(f"file:{Path(path).resolve()}?mode=rw", uri=True)) as db:
+            found = [str(row[0]) for row in db.execute("PRAGMA quick_check(1)")]
+            db.execute("SELECT count(*) FROM labels")
+    except sqlite3.Error as error:
+        return f"is damaged ({error})"
+    return None if found == ["ok"] else f"is damaged ({found[0]})"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +24,16 @@ from lightning.pytorch import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from choosy import report
+from choosy.changes import tell_changes
+from choosy.checkpoints import to_go_on_from
 from choosy.labeling import Postponed
-from choosy.run import refuse_unwritable, refuse_used_folder
+from choosy.ranks import LOST, agreed, another_ended, end_with_launcher
+from choosy.run import refuse_lost_ledger, refuse_unwritable, refuse_used_folder
 from choosy.secrecy import refuse_secrets
+
+OmegaConf.register_new_resolver(
+    "started", lambda pattern: agreed(pattern, time.strftime(pattern)), use_cache=True, replace=True
+)
 
 PROCESSES_FROM_OUTSIDE = ("LOCAL_RANK", "SLURM_PROCID", "PMI_RANK")
 
@@ -35,6 +44,7 @@ def main(cfg: DictConfig) -> float | None:
 
     A run that waits for labels of another day leaves with exit code 75.
     """
+    end_with_launcher()
     try:
         return train(
             cfg, Path(HydraConfig.get().runtime.output_dir), multirun=HydraConfig.get().mode == RunMode.MULTIRUN
@@ -47,20 +57,30 @@ def main(cfg: DictConfig) -> float | None:
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(told, ValueError | MisconfigurationException):
             raise
         sys.exit(f"\n{told}")
+    except RuntimeError as error:
+        if not another_ended(error):
+            raise
+        sys.exit(f"\n{LOST}")
 
 
 def train(cfg: DictConfig, run_dir: Path, *, multirun: bool = False) -> float | None:
-    """Play all rounds and return the final held-out win rate, which sweepers maximise."""
+    """Play all rounds and return the objective, for sweepers."""
     cfg.run_dir = os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
     refuse_blanks(cfg)
     for resolve in (False, True):  # as it was typed, so that its name is told, then as it is written down
         refuse_secrets(OmegaConf.to_container(cfg, resolve=resolve))
+    refuse_objective(cfg)
+    if not join_tasks(cfg.trainer.get("devices")):
+        return None
     refuse_relaunching_sweep(cfg, multirun)
     refuse_missing_gpu(cfg)
-    resuming = cfg.ckpt_path is not None
+    wanted = auto_resume(cfg.ckpt_path, run_dir)
+    resuming = wanted is not None
     refuse_used_folder(run_dir, resuming=resuming)
-    ckpt_path = checkpoint(cfg.ckpt_path, run_dir)
+    ckpt_path = checkpoint(wanted, run_dir)
     refuse_unwritable(run_dir)
+    if resuming:
+        tell_changes(run_dir, plain(cfg))
     quiet()
     seed_everything(cfg.seed, workers=True, verbose=False)
 
@@ -68,30 +88,84 @@ def train(cfg: DictConfig, run_dir: Path, *, multirun: bool = False) -> float | 
     module = instantiate(cfg.module, _convert_="all")
     trainer = instantiate(cfg.trainer, _convert_="all")
     data.resuming = resuming
+    if resuming:
+        refuse_lost_ledger(run_dir, data.run.desk.path)
     if trainer.is_global_zero:
         write_config(cfg, run_dir)
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
 
     if multirun and trainer.is_global_zero:
         report.index(run_dir.parent)
-    win_rate = trainer.callback_metrics.get("heldout/win_rate")
-    return None if win_rate is None else float(win_rate)
+    return objective(cfg, run_dir) if trainer.is_global_zero else None
+
+
+def objective(cfg: DictConfig, run_dir: Path) -> float | None:
+    """What the run has come to: its last win rate, or the labels it took to reach the wanted one (else infinity)."""
+    played = report.read_run(run_dir)
+    if cfg.objective == "win_rate":
+        return played.last.get("win_rate")
+    reached = (r.labels["spent"] for r in played.evaluated if (r.evaluation or {})["win_rate"] >= cfg.target_win_rate)
+    return float(next(reached, math.inf))
+
+
+def refuse_objective(cfg: DictConfig) -> None:
+    """An objective that is none, or that nothing will measure."""
+    if cfg.objective not in ("win_rate", "labels_to_win_rate"):
+        raise ValueError(f"objective={cfg.objective} is none of win_rate, labels_to_win_rate.")
+    if cfg.objective == "labels_to_win_rate" and not (cfg.data.get("heldout") and cfg.callbacks.get("win_rate")):
+        raise ValueError(
+            "objective=labels_to_win_rate needs win rates: give data.heldout=... and leave callbacks.win_rate in."
+        )
+
+
+def join_tasks(devices: Any) -> bool:
+    """Where submitit has started a job's processes on this machine, say so in the words that Lightning knows.
+
+    Returns:
+        Whether this process has something to do: a job on one device leaves the others nothing.
+    """
+    tasks = int(os.environ.get("SUBMITIT_LOCAL_NTASKS", 1)) if os.environ.get("SUBMITIT_EXECUTOR") == "local" else 1
+    if tasks == 1:
+        return True
+    rank = os.environ["SUBMITIT_LOCAL_GLOBALID"]
+    if devices in (1, "1"):
+        return rank == "0"
+    if str(devices) not in (str(tasks), "auto"):
+        raise ValueError(
+            f"trainer.devices={devices}, but submitit starts {tasks} processes a job; "
+            f"type hydra.launcher.tasks_per_node={devices}"
+        )
+    port = 20000 + int(os.environ["SUBMITIT_LOCAL_JOB_ID"]) % 40000
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+    os.environ.update(where, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=str(tasks))
+    return True
 
 
 def checkpoint(wanted: str | None, run_dir: Path) -> str | None:
     """The checkpoint to go on from; a run that was interrupted before its first one begins again with its labels."""
-    if wanted != "last":
+    if wanted not in ("last", "start"):
         if wanted is not None and not Path(wanted).exists():
             raise ValueError(f"ckpt_path={wanted} does not exist; give a file, or `last` with the name of the run.")
         return wanted
-    last = run_dir / "checkpoints" / "last.ckpt"
-    if last.exists():
-        return str(last)
-    if (run_dir / "rounds").is_dir():
-        return None
-    raise ValueError(
-        f"ckpt_path=last: {run_dir} holds no run to go on with; give its name, as in name=demo ckpt_path=last."
-    )
+    found = to_go_on_from(run_dir) if wanted == "last" else None
+    if found is None and not (run_dir / "rounds").is_dir():
+        raise ValueError(
+            f"ckpt_path={wanted}: {run_dir} holds no run to go on with; give its name, as in name=demo ckpt_path=last."
+        )
+    return None if found is None else str(found)
+
+
+def auto_resume(wanted: str | None, run_dir: Path) -> str | None:
+    """`auto` is for jobs that are queued again: `last` where there is a run, and a new run where there is none."""
+    if wanted != "auto":
+        return wanted
+    return "last" if (run_dir / "rounds").is_dir() else None
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as dicts and lists."""
+    composed: Any = OmegaConf.to_container(cfg, resolve=True)
+    return dict(composed)
 
 
 def same_again(cfg: DictConfig) -> str:
@@ -104,7 +178,9 @@ def same_again(cfg: DictConfig) -> str:
 def write_config(cfg: DictConfig, run_dir: Path) -> None:
     """Keep the resolved configuration, and the overrides that made it, with the run."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    unfinished = run_dir / ".config.yaml.unfinished"  # other processes of a resumed run may be reading the old one
+    unfinished.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    os.replace(unfinished, run_dir / "config.yaml")
     if HydraConfig.initialized():
         (run_dir / ".hydra").mkdir(exist_ok=True)
         overrides = OmegaConf.to_yaml(HydraConfig.get().overrides.task)
@@ -138,7 +214,8 @@ def refuse_relaunching_sweep(cfg: DictConfig, multirun: bool) -> None:
     if multirun and launches and not from_outside:
         raise ValueError(
             "-m with several devices: every process that the strategy starts would run the whole sweep again. "
-            "Start each job's processes from outside (torchrun, srun, or hydra/launcher=submitit_slurm), "
+            "Start each job's processes from outside: hydra/launcher=submitit_local or submitit_slurm with "
+            f"hydra.launcher.tasks_per_node={cfg.trainer.get('devices')}, or torchrun or srun without -m; "
             "or sweep over one device with trainer.devices=1."
         )
 

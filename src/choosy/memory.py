@@ -1,10 +1,13 @@
-"""Memory that a CPU run has freed stays with the process, instead of going back to the kernel and coming again."""
+"""Memory: how much is free, and that what a CPU run has freed stays with the process."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from functools import cache
+
+import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc, malloc.h
 
@@ -20,3 +23,11 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return all([mallopt(M_MMAP_THRESHOLD, 1 << 30), mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1), mallopt(M_ARENA_MAX, 1)])
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a process may still allocate on the device, as far as the driver or the kernel can tell."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -3,36 +3,86 @@
 from __future__ import annotations
 
 import csv
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+Row = dict[str, str]
 
-class MetricsFile(CSVLogger):
-    """Lightning's CSVLogger, but a resumed run goes on with the metrics.csv it finds instead of deleting it.
 
-    Rows of steps that are played again, after the last checkpoint, give way to the new ones.
+def log_at_once(module: LightningModule, metrics: Mapping[str, float | torch.Tensor], *, step: int) -> None:
+    """Give the loggers a row now, and Lightning's callbacks its values.
+
+    Lightning would pass it on after the checkpoint of the same moment is written, and a run that is killed between
+    the two goes on from a checkpoint whose row nobody has.
+    """
+    values = {name: float(value) for name, value in metrics.items()}
+    module.log_dict(values, logger=False, rank_zero_only=True)
+    for logger in module.trainer.loggers:
+        logger.log_metrics({**values, "epoch": module.current_epoch}, step=step)
+
+
+class MetricsFile(Logger):
+    """A row for every step and every round's end, appended as it comes; a resumed run goes on with the file.
+
+    Rows of steps that are played again, after the checkpoint, give way to the new ones.
 
     Args:
         run_dir: Folder of the run.
     """
 
     def __init__(self, run_dir: str) -> None:
-        super().__init__(save_dir=run_dir, name="", version="")
+        super().__init__()
         self._file = Path(run_dir) / "metrics.csv"
-        self._found = self._read()  # now: the trainer's first look at the logger deletes the file
+        self._columns: list[str] = []
+        self._begun = False
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """Folder of the run."""
+        return str(self._file.parent)
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """They are in config.yaml."""
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        if self._found:
-            self.experiment.metrics.extend(row for row in self._found if step is None or int(row["step"]) < step)
-            self._found = []
-        super().log_metrics(metrics, step)
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = {name: str(value) for name, value in metrics.items()} | {"step": str(step or 0)}
+        kept = [] if self._begun else [old for old in self._read() if int(old["step"]) < (step or 0)]
+        if self._begun and row.keys() <= set(self._columns):
+            with self._file.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+            return
+        self._rewrite([*(self._read() if self._begun else kept), row])
+        self._begun = True
 
-    def _read(self) -> list[dict[str, Any]]:
+    def _rewrite(self, rows: list[Row]) -> None:
+        self._columns = sorted(set().union(*rows))
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self._file.with_name(f".{self._file.name}.unfinished")
+        with unfinished.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(unfinished, self._file)
+
+    def _read(self) -> list[Row]:
         if not self._file.exists():
             return []
         with self._file.open(newline="") as file:
-            return [{name: value for name, value in row.items() if value != ""} for row in csv.DictReader(file)]
+            whole = [line for line in file if line.endswith("\n")]  # the last one may have been cut short
+        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(whole)]

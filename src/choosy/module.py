@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from choosy.batching import Batch
+from choosy.logprobs import Group
 from choosy.losses import PreferenceLoss, log_ratio_difference, weighted_dpo_loss
+from choosy.metrics import log_at_once
 from choosy.policy import Policy
+from choosy.pool import PairKey
+from choosy.ranks import current_ranks, is_sharded, whole
+
+log = logging.getLogger(__name__)
+
+FILLER = [Group((0,), [(0,)])]  # the smallest forward there is
 
 ResetPolicy = Literal["never", "each_round"]
+OnBadLoss = Literal["stop", "skip"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one rank, or all of them, saw in the forwards of a step; `bad` are pairs whose loss is not finite."""
+
+    loss: float
+    logp_B4: Tensor  # chosen, rejected, and both under the reference
+    bad: tuple[PairKey, ...]
+
+    @classmethod
+    def sum(cls, parts: Sequence[Step]) -> Step:
+        """The step as seen by all."""
+        logp_B4 = torch.cat([torch.empty(0, 4), *(part.logp_B4 for part in parts)])
+        return cls(sum(part.loss for part in parts), logp_B4, tuple(pair for part in parts for pair in part.bad))
 
 
 class WeightedDPO(LightningModule):
@@ -34,6 +61,8 @@ class WeightedDPO(LightningModule):
         max_grad_norm: Clip the gradient to this norm; None = leave it.
         reset_policy: `each_round` goes back to the start's weights before each round's training, as active
             preference learning does; `never` trains on.
+        on_bad_loss: What a loss or a gradient that is nan or infinite does: `stop` ends the run, `skip` leaves those
+            pairs out of the step. Neither lets it reach the weights.
         seed: Of the adapter's initial weights.
     """
 
@@ -46,11 +75,14 @@ class WeightedDPO(LightningModule):
         warmup_steps: int = 0,
         max_grad_norm: float | None = 1.0,
         reset_policy: ResetPolicy = "never",
+        on_bad_loss: OnBadLoss = "stop",
         seed: int = 0,
     ) -> None:
         super().__init__()
         if reset_policy not in ("never", "each_round"):
             raise ValueError(f"reset_policy={reset_policy} is none of never, each_round.")
+        if on_bad_loss not in ("stop", "skip"):
+            raise ValueError(f"on_bad_loss={on_bad_loss} is none of stop, skip.")
         self.automatic_optimization = False  # a step is a batch of pairs, in as many parts as its tokens need
         self.strict_loading = False  # frozen weights are not in the checkpoint
         self.policy = policy
@@ -59,21 +91,39 @@ class WeightedDPO(LightningModule):
         self.warmup_steps = warmup_steps
         self.max_grad_norm = max_grad_norm
         self.reset_policy = reset_policy
+        self.on_bad_loss = on_bad_loss
         self.seed = seed
+        self.losses: list[tuple[float, int]] = []  # of this epoch's steps, with their pairs
+        self.told: list[dict[str, Any]] = []
 
     def configure_model(self) -> None:
-        self.policy.load(device=self.trainer.strategy.root_device, seed=self.seed)
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy):
+            refuse_tensor_parallel(strategy.device_mesh.shape, self.trainer.num_nodes)
+        sharded = isinstance(strategy, ModelParallelStrategy)
+        self.policy.load(device=strategy.root_device, seed=self.seed, sharded=sharded)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([p for _, p in self.policy.trainable()])
+        self.told = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         rise = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (self.warmup_steps + 1)))
         return {"optimizer": optimizer, "lr_scheduler": rise}
+
+    def on_train_start(self) -> None:
+        """A checkpoint brings back the optimiser's settings; what the user has told since then holds."""
+        optimizer, rise = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        assert isinstance(optimizer, Optimizer)
+        assert isinstance(rise, torch.optim.lr_scheduler.LambdaLR)
+        rise.base_lrs = [told["lr"] for told in self.told]
+        for group, told, share in zip(optimizer.param_groups, self.told, rise.lr_lambdas, strict=True):
+            group.update(told, initial_lr=told["lr"], lr=told["lr"] * share(rise.last_epoch))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch  # each part moves when it is its turn
 
     def on_train_epoch_start(self) -> None:
         """Active preference learning trains from the start's weights on all labels bought so far (Alg. 1)."""
+        self.losses = []
         if self.reset_policy == "each_round" and self.current_epoch > 0:
             self.policy.restore_start()
             optimizer = self.optimizers(use_pl_optimizer=False)
@@ -82,34 +132,82 @@ class WeightedDPO(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         optimizer = self.optimizers()
-        optimizer.zero_grad()  # type: ignore[union-attr]
-        rewards: list[Tensor] = []
-        total_loss = torch.zeros(())
-        parts = list(batch.parts(self.policy.tokens_per_step, one_row=self.policy.one_row))
-        for number, part in enumerate(parts, start=1):
-            logp_b2 = self.policy.logps(part.groups).view(-1, 2)
-            ref_b2 = part.logp_ref_B2.to(logp_b2.device)
-            delta_b = log_ratio_difference(logp_b2[:, 0], logp_b2[:, 1], ref_b2[:, 0], ref_b2[:, 1])
-            loss_b = weighted_dpo_loss(delta_b, part.weight_B.to(delta_b.device), self.loss)
-            refuse_non_finite(loss_b, part)
-            loss = loss_b.sum() * self.trainer.world_size / batch.total  # ranks average their gradients
-            with self.apart() if number < len(parts) else nullcontext():
-                self.manual_backward(loss)
-            total_loss = total_loss + loss.detach().cpu()
-            rewards.append(torch.cat([logp_b2.detach(), ref_b2], dim=1).cpu())
-        if batch.total == 0:
+        without: tuple[PairKey, ...] = ()
+        seen = self.gradients(batch)
+        while seen is not None and seen.bad:
+            said = about_bad_loss(seen.bad)
+            if self.on_bad_loss == "stop":
+                raise ValueError(f"{said} the last checkpoint is good. {REMEDY}")
+            log.warning("%s they are left out of this step.", said)
+            without += seen.bad
+            seen = self.gradients(batch, without=without)
+        if seen is None:
             return
-        if not batch.pairs:  # this rank's share of a short batch is empty, and the others wait for its gradient
-            self.manual_backward(torch.stack([(p * 0).sum() for _, p in self.policy.trainable()]).sum())
-        if self.max_grad_norm is not None:
-            norm = torch.nn.utils.clip_grad_norm_([p for _, p in self.policy.trainable()], self.max_grad_norm)
-            self.log("grad_norm", norm, batch_size=batch.total)
+        params = [p for _, p in self.policy.trainable()]
+        norm = whole(torch.nn.utils.clip_grad_norm_(params, self.max_grad_norm or torch.inf))
+        if not torch.isfinite(norm):
+            said = f"The gradient of step {self.trainer.global_step} is {norm.item()}, though its losses are finite;"
+            if self.on_bad_loss == "stop":
+                raise ValueError(f"{said} the last checkpoint is good. {REMEDY}")
+            log.warning("%s the step is skipped.", said)
+            optimizer.zero_grad()  # type: ignore[union-attr]
+        elif not len(seen.logp_B4):  # nothing is left of the step; gradients of 0 would still move the momentum
+            optimizer.zero_grad()  # type: ignore[union-attr]
         optimizer.step()  # type: ignore[union-attr]
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        total_loss = total_loss.to(self.device)
-        self.log("loss", total_loss, on_step=True, on_epoch=True, batch_size=batch.total, sync_dist=True)
-        if rewards:
-            self.log_dict(preference_metrics(torch.cat(rewards), self.loss.beta), batch_size=batch.total)
+        self.losses.append((seen.loss, batch.total))
+        metrics: dict[str, float | Tensor] = {"loss_step": seen.loss}
+        if self.max_grad_norm is not None:
+            metrics["grad_norm"] = norm
+        if self.trainer.is_last_batch:
+            metrics["loss_epoch"] = sum(x * n for x, n in self.losses) / sum(n for _, n in self.losses)
+        if len(seen.logp_B4):
+            metrics.update(preference_metrics(seen.logp_B4, self.loss.beta))
+        log_at_once(self, metrics, step=self.global_step - 1)
+
+    def gradients(self, batch: Batch, without: Sequence[PairKey] = ()) -> Step | None:
+        """The gradients of the step, averaged over the ranks, unless a loss is not finite; None for an empty step.
+
+        Args:
+            batch: This rank's pairs.
+            without: Pairs to leave out.
+
+        Returns:
+            What all ranks saw. They learn of each other's losses before the last backward, which would wait for all.
+        """
+        if batch.total == 0:
+            return None
+        ranks = current_ranks()
+        self.optimizers().zero_grad()  # type: ignore[union-attr]
+        parts = list(batch.without(without).parts(self.policy.tokens_per_step, one_row=self.policy.one_row))
+        # where weights are gathered layer by layer, all ranks run as many parts as the busiest
+        most = max(ranks.gather([len(parts)])) if is_sharded(self.policy) else len(parts)
+        parts += [batch.none()] * (max(most, 1) - len(parts))
+        mine: list[Step] = []
+        for number, part in enumerate(parts, start=1):
+            last = number == len(parts)
+            with told_of_memory(self.policy):
+                loss, step = self.look(part)
+            mine.append(step)
+            if last:
+                everybody = Step.sum(ranks.gather([Step.sum(mine)]))
+                if everybody.bad:
+                    return everybody
+            with nullcontext() if last else self.apart(), told_of_memory(self.policy):
+                self.manual_backward(loss * self.trainer.world_size)  # ranks average their gradients
+        return everybody
+
+    def look(self, part: Batch) -> tuple[Tensor, Step]:
+        """A part's share of the step's loss, and what is seen of it; without pairs a loss of 0 that has gradients."""
+        if not part.pairs:
+            return self.policy.logps(FILLER).sum() * 0, Step.sum([])
+        logp_b2 = self.policy.logps(part.groups).view(-1, 2)
+        ref_b2 = part.logp_ref_B2.to(logp_b2.device)
+        delta_b = log_ratio_difference(logp_b2[:, 0], logp_b2[:, 1], ref_b2[:, 0], ref_b2[:, 1])
+        loss_b = weighted_dpo_loss(delta_b, part.weight_B.to(delta_b.device), self.loss)
+        loss = loss_b.sum() / part.total
+        bad = tuple(part.pairs[i].key for i in (~torch.isfinite(loss_b)).nonzero().flatten().tolist())
+        return loss, Step(loss.item(), torch.cat([logp_b2.detach(), ref_b2], dim=1).cpu(), bad)
 
     def apart(self) -> AbstractContextManager[Any]:
         """Ranks may cut a step into different numbers of parts, so they meet at the last part only."""
@@ -126,31 +224,52 @@ class WeightedDPO(LightningModule):
         return {name: value for name, value in full.items() if name in kept}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        adapters = self.policy.lora is not None
-        moved = self.policy.reference_state is not self.policy.initial
+        start, reference = self.policy.states()
         checkpoint["choosy"] = {
-            "initial": self.policy.initial if adapters else None,  # of full weights: the model's own files
-            "reference": self.policy.reference_state if moved else None,
+            "initial": start,
+            "reference": reference,
+            "losses": self.losses,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         states: Mapping[str, Any] = checkpoint["choosy"]
-        self.policy.load(device=self.trainer.strategy.root_device, seed=self.seed)
-        if states["initial"] is not None:
-            self.policy.initial = states["initial"]
-            self.policy.reference_state = self.policy.initial
-        if states["reference"] is not None:
-            self.policy.reference_state = states["reference"]
+        self.configure_model()
+        self.losses = list(states.get("losses", []))
+        self.policy.load_states(states["initial"], states["reference"])
 
 
-def refuse_non_finite(loss_b: Tensor, part: Batch) -> None:
-    """Stop before a loss that is nan or infinite reaches the weights, and name its pairs."""
-    bad = (~torch.isfinite(loss_b)).nonzero().flatten().tolist()
-    if bad:
-        names = ", ".join(part.pairs[i].prompt_id for i in bad[:5])
+REMEDY = "Lower lr, or raise loss.beta, or check those prompts' responses; on_bad_loss=skip goes on without them."
+
+
+def about_bad_loss(bad: Sequence[PairKey]) -> str:
+    """Which pairs have no finite loss."""
+    more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+    names = ", ".join(prompt_id for prompt_id, *_ in bad[:5])
+    return f"The loss of {len(bad)} pairs is not finite (prompts {names}{more});"
+
+
+@contextmanager
+def told_of_memory(policy: Policy) -> Iterator[None]:
+    """Say which setting helps when a step of the training needs more memory than there is."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        halved = max(policy.tokens_per_step // 2, 1)
+        advice = [f"type batching.tokens_per_step={halved}"]
+        if not policy.gradient_checkpointing:
+            advice.append("model.gradient_checkpointing=true")
         raise ValueError(
-            f"The loss of {len(bad)} pairs is not finite (prompts {names}); the last checkpoint is good. "
-            "Lower lr, or raise loss.beta, or check those prompts' responses."
+            f"A training step of batching.tokens_per_step={policy.tokens_per_step} does not fit into the memory of "
+            f"{policy.device}; {' or '.join(advice)}, and go on with ckpt_path=last. ({error})"
+        ) from error
+
+
+def refuse_tensor_parallel(mesh: tuple[int, ...], nodes: int) -> None:
+    """Weights are sharded over all ranks; sizes that the user gave to the strategy would have no effect."""
+    if mesh[0] != nodes:
+        raise ValueError(
+            f"trainer.strategy asks for {mesh[0]} x {mesh[1]} data and tensor parallel ranks, and Choosy shards the "
+            "weights over all ranks; leave data_parallel_size and tensor_parallel_size at auto."
         )
 
 

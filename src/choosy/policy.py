@@ -7,7 +7,7 @@ swaps in merged weights in the same way, so the exact weights are back afterward
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,12 +35,14 @@ from choosy.logprobs import (
     share_prompt,
     takes_one_row,
 )
-from choosy.memory import keep_freed_memory
+from choosy.memory import free_memory, keep_freed_memory
+from choosy.ranks import current_ranks, gathered, in_step, is_sharded, placed_like, shard_weights, whole
 from choosy.types import Candidates, Prompt, Response
 
 log = logging.getLogger(__name__)
 
 Dtype = Literal["auto", "bfloat16", "float32"]
+Gather = Literal["auto", "always", "never"]
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,11 @@ class Policy(nn.Module):
         share_prompt: Compute a prompt once for all its responses, where the architecture allows it.
         tokens_per_step: Tokens of a forward pass, padding included.
         gradient_checkpointing: Recompute activations in the backward: less memory, more time.
-        fused: Layers that do the same in fewer passes over memory, where they give equal values.
+        fused: Layers that do the same in fewer passes over memory, where they give equal values; not of weights that
+            are sharded (trainer=fsdp).
         compile_layers: Let torch.compile fuse norms and gated layers; worth a try on a GPU, with fused=False.
+        gather: Whether sharded weights (trainer=fsdp) are gathered once for a whole phase of sampling or scoring:
+            `auto` = if they fit into half of the free memory; else each forward gathers them layer by layer.
         chat_template: Jinja text that replaces the tokenizer's chat template.
         revision: Git revision of a hub model.
         trust_remote_code: Run code that comes with a hub model.
@@ -104,6 +109,7 @@ class Policy(nn.Module):
         gradient_checkpointing: bool = False,
         fused: bool = True,
         compile_layers: bool = False,
+        gather: Gather = "auto",
         chat_template: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -111,6 +117,8 @@ class Policy(nn.Module):
         super().__init__()
         if tokens_per_step < 1:
             raise ValueError(f"batching.tokens_per_step={tokens_per_step} holds no token; choose at least 1.")
+        if gather not in ("auto", "always", "never"):
+            raise ValueError(f"model.gather={gather} is none of auto, always, never.")
         if adapter is not None and lora is None:
             raise ValueError(f"model.adapter={adapter} continues an adapter, but model.lora is null; set model.lora.")
         self.name = name
@@ -123,12 +131,14 @@ class Policy(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
         self.fused = fused
         self.compile_layers = compile_layers
+        self.gather: Gather = gather
         self.chat_template = chat_template
         self.revision = revision
         self.trust_remote_code = trust_remote_code
         self.model: PreTrainedModel | PeftModel | None = None
         self.initial: dict[str, Tensor] = {}
         self.reference_state: dict[str, Tensor] = {}
+        self.forwards_alone = True  # whether a forward needs no other rank
 
     # -- text and tokens ---------------------------------------------------------------------------------------
 
@@ -194,8 +204,14 @@ class Policy(nn.Module):
 
     # -- weights -----------------------------------------------------------------------------------------------
 
-    def load(self, *, device: torch.device, seed: int) -> None:
-        """Load the weights, add the adapter, and remember this state as the start and the reference."""
+    def load(self, *, device: torch.device, seed: int, sharded: bool = False) -> None:
+        """Load the weights, add the adapter, and remember this state as the start and the reference.
+
+        Args:
+            device: Where the weights go.
+            seed: Of the adapter.
+            sharded: Leave each rank its share of the weights only.
+        """
         if self.model is not None:
             return
         hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -222,14 +238,34 @@ class Policy(nn.Module):
             self.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if self.lora:
                 self.causal_lm.enable_input_require_grads()  # type: ignore[no-untyped-call]
+        if sharded:
+            self._shard(device)
         nn.Module.to(self.model, device)
-        if self.fused:
+        if self.fused and not sharded:  # whose layers hold shares outside of a forward
             fuse(self.model)
         if self.compile_layers:
             compile_layers(self.model)
         self.initial = {name: p.detach().clone() for name, p in self.trainable()}
         self.reference_state = self.initial
         self.__dict__.pop("stop_ids", None)
+
+    def _shard(self, device: torch.device) -> None:
+        names = set(getattr(self.causal_lm, "_no_split_modules", None) or ())
+        layers = [module for module in self.causal_lm.modules() if type(module).__name__ in names]
+        if not layers:
+            raise ValueError(f"{self.name} does not say which of its layers may be sharded; choose trainer=ddp.")
+        # frozen weights and fp32 adapters are gathered as they are, full fine-tuning's master weights as `dtype`
+        shard_weights(self, layers, device=device, compute=None if self.lora else self.compute_dtype)
+        self.forwards_alone = False
+        with torch.no_grad():
+            self(self._idle)  # the first forward tells torch which modules belong together
+        with self.together():
+            _ = self.shares_prompts  # found out here, where all ranks are
+
+    def _idle(self) -> Tensor:
+        ids_11 = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        hidden_11D: Tensor = self._decoder(input_ids=ids_11, use_cache=False).last_hidden_state
+        return hidden_11D
 
     def _with_adapter(self, model: PreTrainedModel) -> PreTrainedModel | PeftModel:
         if self.lora is None:
@@ -250,6 +286,11 @@ class Policy(nn.Module):
         return self.model
 
     @property
+    def _decoder(self) -> nn.Module:
+        decoder: nn.Module = self.causal_lm.get_decoder()  # type: ignore[no-untyped-call]
+        return decoder
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.causal_lm.parameters()).device
@@ -264,6 +305,23 @@ class Policy(nn.Module):
         """Put the weights back to the start of the run."""
         for name, p in self.trainable():
             p.copy_(self.initial[name].to(p.device))
+
+    def states(self) -> tuple[dict[str, Tensor] | None, dict[str, Tensor] | None]:
+        """The start of adapters, and the reference if it has moved, for rank 0 to keep; every rank must ask.
+
+        The start of a model of which all weights are trained is in its own files.
+        """
+        moved = self.reference_state is not self.initial
+        start = on_rank_0(self.initial) if self.lora else None
+        return start, on_rank_0(self.reference_state) if moved else None
+
+    def load_states(self, start: Mapping[str, Tensor] | None, reference: Mapping[str, Tensor] | None) -> None:
+        """Put back what `states` gave; None leaves the start as it is, or makes it the reference."""
+        now = dict(self.trainable())
+        if start is not None:
+            self.initial = self.reference_state = {k: placed_like(v, now[k]) for k, v in start.items()}
+        if reference is not None:
+            self.reference_state = {k: placed_like(v, now[k]) for k, v in reference.items()}
 
     def refer_to_current(self) -> None:
         """Make the present weights the reference from now on."""
@@ -281,35 +339,89 @@ class Policy(nn.Module):
                 p.data = data
 
     @contextmanager
-    def as_reference(self) -> Iterator[None]:
+    def _in_state(self, state: Mapping[str, Tensor]) -> Iterator[None]:
+        """The trainable weights in another state within the block."""
+        pairs = [(p, state[name].to(p.device)) for name, p in self.trainable()]
+        if not is_sharded(self):
+            with self._instead(pairs):
+                yield
+            return
+        assert not self.forwards_alone, "a state is entered before its weights are gathered"
+        with torch.no_grad():  # gathering reads the shards themselves, so that pointers would not do
+            kept = [p.detach().clone() for p, _ in pairs]
+            try:
+                for p, data in pairs:
+                    p.copy_(data)
+                yield
+            finally:
+                for (p, _), data in zip(pairs, kept, strict=True):
+                    p.copy_(data)
+
+    def as_reference(self) -> AbstractContextManager[None]:
         """The reference's weights within the block, the policy's own again after it."""
-        with self._instead([(p, self.reference_state[name].to(p.device)) for name, p in self.trainable()]):
-            yield
+        return self._in_state(self.reference_state)
+
+    def as_start(self) -> AbstractContextManager[None]:
+        """The weights of the start of the run within the block, the policy's own again after it."""
+        return self._in_state(self.initial)
 
     @contextmanager
-    def as_start(self) -> Iterator[None]:
-        """The weights of the start of the run within the block, the policy's own again after it."""
-        with self._instead([(p, self.initial[name].to(p.device)) for name, p in self.trainable()]):
+    def together(self) -> Iterator[None]:
+        """Within the block each rank may run as many forwards without gradient as it likes; all ranks must enter.
+
+        Sharded weights are gathered once, if they fit; else every forward gathers them layer by layer, and ranks
+        that are done go on with the others (see `in_step`).
+        """
+        if self.forwards_alone:
             yield
+        elif self._fits():
+            with torch.no_grad(), gathered(self):
+                self.forwards_alone = True
+                try:
+                    yield
+                finally:
+                    self.forwards_alone = False
+        else:
+            with torch.no_grad(), in_step(self, self._decoder, self._idle, current_ranks()):
+                yield
+
+    def _fits(self) -> bool:
+        ranks = current_ranks()
+        if self.gather == "auto":
+            width = None if self.lora else self.compute_dtype.itemsize
+            needed = sum(p.numel() * (width or p.element_size()) for p in self.parameters())
+            free = free_memory(self.device) // (ranks.size if self.device.type == "cpu" else 1)
+            return all(ranks.gather([2 * needed <= free]))
+        return self.gather == "always"
 
     @contextmanager
     def for_sampling(self) -> Iterator[None]:
         """Weights that sample fast within the block: adapter merged, all in the forward's precision."""
         was_training = self.training
-        with ExitStack() as stack, torch.inference_mode():
+        with ExitStack() as stack:
             stack.callback(self.train, was_training)
             self.eval()
-            stack.enter_context(self._instead(self._sampling_weights()))
+            stack.enter_context(self.together())
+            if not self.forwards_alone:  # what passes by layer by layer cannot be merged
+                stack.enter_context(self.precision())
+                yield
+                return
+            stack.enter_context(torch.inference_mode())
+            if is_sharded(self):
+                for weight, merged in self._sampling_weights():
+                    weight.copy_(merged)  # a gathered copy, which ends with the block
+            else:
+                stack.enter_context(self._instead(list(self._sampling_weights())))
             if isinstance(self.model, PeftModel):
                 stack.enter_context(self.model.disable_adapter())
             yield
 
-    def _sampling_weights(self) -> list[tuple[nn.Parameter, Tensor]]:
+    def _sampling_weights(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         if isinstance(self.model, PeftModel):
             layers: list[Any] = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
-            weights = [(m.base_layer.weight, m.get_delta_weight(m.active_adapters[0])) for m in layers]
-            return [(weight, (weight.float() + delta.float()).to(weight.dtype)) for weight, delta in weights]
-        return [(p, p.detach().to(self.compute_dtype)) for p in self.causal_lm.parameters()]
+            yield from ((m.base_layer.weight, _merged(m)) for m in layers)  # one after the other: a delta is fp32
+        elif not is_sharded(self):  # gathering has cast them
+            yield from ((p, p.detach().to(self.compute_dtype)) for p in self.causal_lm.parameters())
 
     def sampling_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The weights under the names of a checkpoint, for an engine that keeps its own; inside `for_sampling`."""
@@ -349,8 +461,16 @@ class Policy(nn.Module):
         """Whether the groups of a pass lie one behind the other, without padding."""
         return self.shares_prompts and takes_one_row(self.causal_lm)
 
+    def forward(self, compute: Callable[[], Tensor]) -> Tensor:
+        """Compute something with gradients; torch hangs the gathering of sharded weights on this call."""
+        return compute()
+
     def logps(self, groups: Sequence[Group]) -> Tensor:
         """Summed log-probability (S,) of every response of the groups, with gradients."""
+        logp_S: Tensor = self(lambda: self._logps(groups))
+        return logp_S
+
+    def _logps(self, groups: Sequence[Group]) -> Tensor:
         with self.precision():
             if self.shares_prompts and self._fits_window(groups):
                 rows = share_prompt(groups, one_row=takes_one_row(self.causal_lm))
@@ -362,22 +482,21 @@ class Policy(nn.Module):
     ) -> list[list[float]]:
         """Summed log-probability of each response of each candidate, in their order, without gradients."""
         groups = [Group(c.prompt_ids, [r.ids for r in c.responses]) for c in candidates]
-        if not groups:
-            return []
         was_training = self.training
         self.eval()
         scored: list[list[float]] = [[] for _ in groups]
-        share = self.shares_prompts and self._fits_window(groups)
-        for positions, values in score_groups(
-            self.causal_lm,
-            groups,
-            share=share,
-            tokens_per_step=self.tokens_per_step,
-            precision=self.precision,
-        ):
-            for position, of_group in zip(positions, values, strict=True):
-                scored[position] = of_group
-            tick(len(positions))
+        with self.together():
+            share = bool(groups) and self.shares_prompts and self._fits_window(groups)
+            for positions, values in score_groups(
+                self.causal_lm,
+                groups,
+                share=share,
+                tokens_per_step=self.tokens_per_step,
+                precision=self.precision,
+            ):
+                for position, of_group in zip(positions, values, strict=True):
+                    scored[position] = of_group
+                tick(len(positions))
         self.train(was_training)
         return scored
 
@@ -396,8 +515,10 @@ class Policy(nn.Module):
     def embed(self, responses: Sequence[Response]) -> Tensor:
         """What each response means to the reference: (N, D), last layer, mean over the response's own tokens."""
         # the response alone, without its prompt, as REAL's code does (METHODS.md 3.1)
-        rows = share_prompt([Group(r.ids or (self.tokenizer.eos_token_id,), []) for r in responses]).to(self.device)
-        with self.as_reference(), self.precision():
+        with self.as_reference(), self.together(), self.precision():
+            if not responses:
+                return torch.zeros(0, self.causal_lm.config.hidden_size)
+            rows = share_prompt([Group(r.ids or (self.tokenizer.eos_token_id,), []) for r in responses]).to(self.device)
             hidden_NLD = last_hidden(self.causal_lm, rows)
         length_N = torch.tensor([max(len(r.ids), 1) for r in responses], device=self.device)
         own_NL = torch.arange(hidden_NLD.shape[1], device=self.device)[None] < length_N[:, None]
@@ -407,15 +528,37 @@ class Policy(nn.Module):
     # -- what is left behind -----------------------------------------------------------------------------------
 
     def save(self, folder: str) -> None:
-        """The adapter, or the whole model, with its tokenizer, in Hugging Face format."""
+        """The adapter, or the whole model, with its tokenizer, in Hugging Face format; rank 0 writes it."""
         assert self.model is not None, "load() comes first"
+        state = self._whole_state()  # of sharded weights, and so on every rank
+        if current_ranks().rank > 0:
+            return
         if isinstance(self.model, PeftModel):
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(folder, state_dict=state)
         else:
-            self.model.save_pretrained(
-                folder, state_dict={k: v.to(self.compute_dtype) for k, v in self.model.state_dict().items()}
-            )
+            self.model.save_pretrained(folder, state_dict={k: v.to(self.compute_dtype) for k, v in state.items()})
         self.tokenizer.save_pretrained(folder)
+
+    def _whole_state(self) -> dict[str, Tensor]:
+        assert self.model is not None, "load() comes first"
+        state: dict[str, Tensor] = self.model.state_dict()
+        if not is_sharded(self):
+            return state
+        wanted = {name for name, _ in self.trainable()} if self.lora else state.keys()
+        return on_rank_0({name: tensor for name, tensor in state.items() if name in wanted})
+
+
+def on_rank_0(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors in rank 0's memory, gathered one by one; nothing on the other ranks, which must ask, too."""
+    rank = current_ranks().rank
+    tensors = ((name, whole(tensor)) for name, tensor in state.items())
+    return {name: tensor.detach().cpu() for name, tensor in tensors if rank == 0}
+
+
+def _merged(layer: Any) -> Tensor:
+    """A layer's weight with its adapter, in the weight's precision."""
+    weight, delta = layer.base_layer.weight, layer.get_delta_weight(layer.active_adapters[0])
+    return cast(Tensor, (weight.float() + delta.float()).to(weight.dtype))
 
 
 def switch_off_dropout(model: nn.Module) -> None:

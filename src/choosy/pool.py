@@ -60,6 +60,9 @@ SCHEMA = pa.schema(
 )
 
 
+PairKey = tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
 class TrainingPair(NamedTuple):
     """What one pair brings to the loss."""
 
@@ -70,6 +73,11 @@ class TrainingPair(NamedTuple):
     chosen_logp_ref: float
     rejected_logp_ref: float
     weight: float
+
+    @property
+    def key(self) -> PairKey:
+        """What tells the pair from others."""
+        return self.prompt_id, tuple(self.prompt_ids), tuple(self.chosen_ids), tuple(self.rejected_ids)
 
     @property
     def tokens(self) -> int:
@@ -246,11 +254,14 @@ class Pool:
         """
         path = round_file(folder, round)
         try:
-            table = pq.read_table(path)
+            table = pq.read_table(path, page_checksum_verification=True)
         except (OSError, pa.ArrowException) as error:
             good = [f.name for f in sorted(Path(folder).glob("round_*.parquet")) if f != path and is_readable(f)]
             last = f"the last good one is {good[-1]}" if good else "no other round is there"
-            raise ValueError(f"The pool file {path} cannot be read ({error}); {last}.") from error
+            raise ValueError(
+                f"The pool file {path} cannot be read ({str(error).splitlines()[0]}); {last}. Put the file back, or "
+                "train again on the rounds that are whole and the labels in the ledger: type ckpt_path=start."
+            ) from error
         about = read_about(path)
         of_train = pc.equal(table["split"], "train")
         train = table if pc.all(of_train).as_py() else table.filter(of_train)
@@ -269,7 +280,7 @@ def write_table(table: pa.Table, path: Path, about: Mapping[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     with unfinished.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)
@@ -283,9 +294,9 @@ def read_about(path: Path) -> dict[str, Any]:
 
 
 def is_readable(path: Path) -> bool:
-    """Whether a Parquet file is there and whole."""
+    """Whether a Parquet file is there and whole, to its last page."""
     try:
-        pq.read_metadata(path)
+        pq.read_table(path, page_checksum_verification=True)
     except (OSError, pa.ArrowException):
         return False
     return True

@@ -10,11 +10,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
 
 from choosy import judgements, selection
+from choosy import sampled as sampled_files
 from choosy.ledger import Desk
 from choosy.policy import Policy
 from choosy.pool import Keep, Pool, with_rewards
@@ -114,6 +116,7 @@ def play_round(
     desk: Desk,
     weighting: Weighting,
     keep: Keep,
+    folder: Path,
 ) -> Pool:
     """Play one round up to the training: the pool with what was sampled, labeled and weighed.
 
@@ -126,12 +129,9 @@ def play_round(
         desk: Where labels are bought.
         weighting: The factor on each pair's loss.
         keep: What the pool keeps of a prompt's earlier rounds.
+        folder: Where the responses are kept before the first label is bought, so that no crash costs them.
     """
-    with at.phases("select"):
-        chosen, utility = choose_prompts(at, prompts, prompt_selector)
-    with at.phases("sample", total=len(chosen), unit="prompts") as tick:
-        mine = sample(shard(chosen, at.ranks), at, lambda n: tick(n * at.ranks.size))
-    mine = score(mine, at)
+    mine = unlabeled(at, prompts, sample=sample, selector=prompt_selector, folder=folder)
     with at.phases("select"):
         pairs, fresh = choose_pairs(at, mine, pair_selector)
     with at.phases("label", total=len(fresh), unit="prompts") as tick:
@@ -143,8 +143,24 @@ def play_round(
             f"The label budget of {desk.budget} is spent: {unpaid} of this round's judgements were not bought. "
             "Training goes on with the pairs bought so far."
         )
-    weighed = [replace(weigh(c, weighting, at.number), utility=utility[c.prompt.id]) for c in labeled]
-    return at.pool.put(weighed, round=at.number, keep=keep)
+    return at.pool.put([weigh(c, weighting, at.number) for c in labeled], round=at.number, keep=keep)
+
+
+def unlabeled(
+    at: Round, prompts: Sequence[Prompt], *, sample: Sample, selector: PromptSelector | None, folder: Path
+) -> list[Candidates]:
+    """This rank's share of the responses, scored: as an interrupted run has left them, or sampled now and kept."""
+    if found := sampled_files.kept(folder, at.number, prompts, at.ranks):
+        at.counts.update(found.counts)
+        at.phases.load_state_dict(found.seconds)
+        return found.candidates
+    with at.phases("select"):
+        chosen, utility = choose_prompts(at, prompts, selector)
+    with at.phases("sample", total=len(chosen), unit="prompts") as tick:
+        mine = sample(shard(chosen, at.ranks), at, lambda n: tick(n * at.ranks.size))
+    mine = [replace(c, utility=utility[c.prompt.id]) for c in score(mine, at)]
+    sampled_files.keep(folder, at.number, mine, at.ranks, counts=dict(at.counts), seconds=at.phases.seconds)
+    return mine
 
 
 def worth_keeping(labeled: Sequence[Candidates], pool: Pool) -> list[Candidates]:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from choosy import sampled
 from choosy.batching import PairBatches
 from choosy.judgements import COUNTED, shares
 from choosy.labeling import that
-from choosy.ledger import Desk
+from choosy.ledger import Desk, fault
 from choosy.policy import Policy
-from choosy.pool import Keep, Pool, is_readable, round_file
+from choosy.pool import Keep, Pool, is_readable, read_about, round_file
 from choosy.progress import Phases
 from choosy.ranks import OneRank, Ranks
 from choosy.rounds import PairSelector, PromptSelector, Round, Sample, TrainOn, play_round, refuse_many, rescored
 from choosy.sampling import Sampler
-from choosy.types import Prompt
+from choosy.types import Prompt, content_id
 from choosy.weighting import Weighting
 
 log = logging.getLogger(__name__)
@@ -99,6 +102,7 @@ class Run:
         self.slots: dict[str, PromptSelector | PairSelector] = {}
         self.heldout_rows: list[Mapping[str, Any]] = []
         self.evaluation: dict[str, float] | None = None
+        self.prompts_id = ""
 
     @property
     def rounds_folder(self) -> Path:
@@ -122,15 +126,31 @@ class Run:
                 )
             self.slots[slot] = selector
 
-    def open(self, *, resuming: bool) -> None:
-        """Open the ledger; refuse a folder that holds another run's rounds.
+    def open(self, ranks: Ranks, *, resuming: bool) -> None:
+        """Open the ledger on every rank; one of them looks at the folder, and refuses another run's rounds.
 
         Raises:
-            ValueError: The folder holds rounds and this is no resume, or it cannot be written to.
+            ValueError: The folder holds rounds and this is no resume, it cannot be written to, or the ledger has
+                lost labels that the run has bought.
         """
-        refuse_used_folder(self.folder, resuming=resuming)
-        refuse_unwritable(self.rounds_folder)
-        self.desk.open(str(self.folder.resolve()))
+
+        def look() -> str:
+            refuse_used_folder(self.folder, resuming=resuming)
+            refuse_unwritable(self.rounds_folder)
+            refuse_lost_ledger(self.folder, self.desk.path)
+            name = identity(self.folder)
+            self.desk.open(name)
+            refuse_lost_labels(self.folder, self.desk)
+            sweep_up(self.folder)
+            return name
+
+        name = ranks.once(look)
+        if ranks.rank > 0:
+            self.desk.open(name)
+
+    def ask(self, prompts: Sequence[Prompt]) -> None:
+        """Remember what the run asks, so that it goes on with the same prompts only."""
+        self.prompts_id = content_id(*(part for p in prompts for part in (p.id, p.text)))
 
     def expect(self, responses: int) -> None:
         """Before anything is sampled: refuse more responses to a prompt than can be judged as the run is set up."""
@@ -155,7 +175,7 @@ class Run:
         moved = self.reference == "previous_round" and number > 0
         if moved:
             policy.refer_to_current()
-        if is_readable(round_file(self.rounds_folder, number)):
+        if ranks.once(lambda: is_readable(round_file(self.rounds_folder, number))):
             self._adopt(number)
             return
         self.evaluation, self.heldout_rows = None, []
@@ -171,6 +191,7 @@ class Run:
             desk=self.desk,
             weighting=self.weighting,
             keep=self.keep,
+            folder=self.rounds_folder,
         )
         of_round = sum(ranks.gather([at.counts]), Counter[str]())
         self.counts.update(of_round)
@@ -191,11 +212,15 @@ class Run:
         judged = about.get("judged", {"round": {}, "run": {}})  # which files of an earlier version have not
         self.counts.update(judged["run"])
         self.judged = Counter(judged["round"])
-        self.phases.load_state_dict({"seconds": about["seconds"]})
+        self.phases.load_state_dict(about["seconds"])
 
-    def spent_out(self, ranks: Ranks) -> bool:
+    def spent_out(self, number: int, ranks: Ranks) -> bool:
         """Whether fresh responses could get no label any more, so that they are not worth sampling."""
-        if len(self.pool) == 0 or not ranks.once(lambda: self.desk.exhausted):
+
+        def nothing_left() -> bool:  # a round that was sampled before an interruption has what it has bought
+            return self.desk.exhausted and not sampled.whole_set(self.rounds_folder, number)
+
+        if len(self.pool) == 0 or not ranks.once(nothing_left):
             return False
         self.phases.display.say(f"The label budget of {self.desk.budget} is spent; training goes on with its pairs.")
         return True
@@ -233,14 +258,25 @@ class Run:
         }
 
     def write(self) -> None:
-        """Write the round's file, on rank 0."""
+        """Write the round's file, on rank 0; then what was kept before its labels has served, and the ledger is copied.
+
+        A ledger elsewhere serves several runs, and its copies are their owner's business.
+        """
         if self.ranks.rank == 0:
             self.pool.save(self.rounds_folder, self.about(), self.heldout_rows)
+            sampled.forget(self.rounds_folder, self.pool.round)
+            if Path(self.desk.path).resolve().parent == self.folder.resolve():
+                self.desk.copy(copy_of(self.folder))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the round, whose file holds the rest."""
-        counts = {"counts": dict(self.counts), "judged": dict(self.judged)}
-        return {"round": self.pool.round, "phases": self.phases.state_dict(), **counts}
+        return {
+            "round": self.pool.round,
+            "phases": self.phases.state_dict(),
+            "counts": dict(self.counts),
+            "judged": dict(self.judged),
+            "prompts": self.prompts_id,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from the pool of the checkpoint's round."""
@@ -249,6 +285,11 @@ class Run:
         self.phases.load_state_dict(state["phases"])
         self.counts = Counter(state["counts"])
         self.judged = Counter(state.get("judged", {}))
+        if self.prompts_id not in ("", state.get("prompts", self.prompts_id)):
+            raise ValueError(
+                "The prompts of data.train are others than when this run began, and its pool belongs to those; "
+                "go on with the old ones, or choose another name=..."
+            )
 
 
 def labels_metrics(about: Mapping[str, Any]) -> dict[str, float]:
@@ -269,6 +310,88 @@ def refuse_used_folder(folder: Path, *, resuming: bool) -> None:
             f"{folder} already holds {state}; choose another name=..., "
             "or go on with it: the same command with ckpt_path=last."
         )
+
+
+def refuse_scattered(folder: Path, ranks: Ranks) -> None:
+    """All processes of a run share one folder.
+
+    Raises:
+        ValueError: They disagree, as when each has named the run after its own clock.
+    """
+    found = sorted(set(ranks.gather([str(folder.resolve())])))
+    if len(found) > 1:
+        raise ValueError(
+            f"The {ranks.size} processes of this run chose {len(found)} folders ({found[0]}, {found[1]}); "
+            "give the run a name, so that all choose the same: name=..."
+        )
+
+
+def identity(folder: Path) -> str:
+    """The name under which the ledger knows the run: it lies in the folder, and goes along when that is moved.
+
+    A run that began before runs had names is known by where it lies.
+    """
+    file = folder / "run_id"
+    if not file.exists():
+        began = any((folder / "rounds").glob("*.parquet"))
+        unfinished = folder / f".run_id.{os.getpid()}"
+        unfinished.write_text(str(folder.resolve()) if began else uuid.uuid4().hex)
+        os.replace(unfinished, file)
+    return file.read_text()
+
+
+def copy_of(folder: Path) -> Path:
+    """Where a copy of the ledger lies, made whenever a round is written."""
+    return folder / "ledger.copy.sqlite"
+
+
+def last_told(folder: Path) -> Mapping[str, Any] | None:
+    """What was written with the newest round that can be read."""
+    newest_first = sorted((folder / "rounds").glob("round_*.parquet"), reverse=True)
+    return next((read_about(path) for path in newest_first if is_readable(path)), None)
+
+
+def refuse_lost_ledger(folder: Path, ledger: str) -> None:
+    """A run that has bought labels goes on with its ledger, not with a new one.
+
+    Raises:
+        ValueError: The ledger is gone or damaged; the message names it, and its copy.
+    """
+    told = last_told(folder)
+    why = fault(ledger) if told is not None and told["labels"]["spent"] else None
+    if why is None or told is None:
+        return
+    copy = copy_of(folder)
+    how = "put it back, and type the same command again"
+    if fault(copy) is None:
+        how = f"the last good copy is of round {told['round']} or later: type `cp {copy} {ledger}`, then the same again"
+    raise ValueError(
+        f"The ledger {ledger} {why}, and the run has bought {told['labels']['spent']} labels, which would be "
+        f"paid for again; {how}."
+    )
+
+
+def refuse_lost_labels(folder: Path, desk: Desk) -> None:
+    """A ledger that knows of fewer labels than the rounds is not the run's own.
+
+    Raises:
+        ValueError: Labels are missing.
+    """
+    told = last_told(folder)
+    if told is not None and desk.spent < told["labels"]["spent"]:
+        raise ValueError(
+            f"The ledger {desk.path} holds {desk.spent} labels bought by this run, and its rounds tell of "
+            f"{told['labels']['spent']}; they would be paid for again. Type labeler.path=... of the run's own ledger"
+            + (f"; a copy of it is {copy_of(folder)}." if fault(copy_of(folder)) is None else ".")
+        )
+
+
+def sweep_up(folder: Path) -> None:
+    """Remove what an interrupted run was just writing."""
+    for pattern in ("rounds/.*.parquet.*", "checkpoints/.*.unfinished", ".run_id.*", ".ledger.copy.*"):
+        for path in folder.glob(pattern):
+            if path.is_file():
+                path.unlink()
 
 
 def refuse_unwritable(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Two processes choose, buy and learn what one does."""
+"""Two and three processes choose, buy and learn what one does, each with the whole model or with its share of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.torch import load_file
 from tiny import ROOT, command, labels, summary, typed
 from torch.testing import assert_close
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.slow
 SAME = ("origin", "responses", "response_ids", "rewards")
 PAIR = ("chosen", "rejected", "source", "round")  # and not the utility, whose last digit may differ
 CLOSE = ("logps", "ref_logps")
+STEP = ("loss_step", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "logps/chosen")
 SHOW_RANK = """
 import os, pathlib
 pathlib.Path(__file__).with_name("rank" + os.environ.get("LOCAL_RANK", "0")).touch()
@@ -34,41 +36,140 @@ def rows(run_dir: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize(
-    "selector",
-    [
-        ["selector=optune"],
-        ["selector=certainty", "data.responses=3"],
-        # ranks with 2 and 1 pairs of a batch cut it into 2 and 1 parts
-        ["selector=optune", "batching.batch_size=3", "batching.tokens_per_step=1"],
-    ],
-    ids=["optune", "certainty", "uneven parts"],
-)
-def test_two_processes_equal_one(selector, tmp_path, tiny_policy_dir, prompts_file, monkeypatch):
+def exported(run_dir: Path) -> Path:
+    """The weights that a run leaves behind."""
+    (file,) = [*run_dir.glob("adapter/*.safetensors"), *run_dir.glob("model/*.safetensors")]
+    return file
+
+
+# ranks with 2 and 1 pairs of a batch cut it into 2 and 1 parts
+UNEVEN = ["batching.batch_size=3", "batching.tokens_per_step=1"]
+# round 1 samples one prompt again, and one answer is evaluated: the last rank has none
+IDLE = ["selector=optune", "callbacks.optune.count=1", "callbacks.optune.fraction=null", "data.heldout_limit=1"]
+EMBED = ["selector=dissimilarity", "callbacks.dissimilarity.embedder=policy", "data.responses=3"]
+RECOMPUTE = ["model.gradient_checkpointing=true"]
+STOPS = ["sampler.max_new_tokens=12", "sampler.temperature=3"]  # some responses end early
+FULL = ["model=smollm2_full", "lr=1e-3"]
+
+WAYS = {
+    "ddp, two, certainty": ("ddp", 2, ["selector=certainty", "data.responses=3"]),
+    "ddp, two, uneven parts": ("ddp", 2, ["selector=optune", *UNEVEN]),
+    "ddp, three, idle rank": ("ddp", 3, [*IDLE, "reference=previous_round"]),
+    "fsdp, two, uneven parts": ("fsdp", 2, ["selector=certainty", "data.responses=3", *UNEVEN]),
+    "fsdp, two, budget, embedded, recomputing": (
+        "fsdp",
+        2,
+        [*EMBED, *RECOMPUTE, "labeler.budget=9"],
+    ),
+    "fsdp, two, in step": ("fsdp", 2, [*IDLE, *STOPS, "model.gather=never", "reference=previous_round"]),
+    "fsdp, two, all weights": ("fsdp", 2, [*FULL, *UNEVEN, "reset_policy=each_round", "selector=optune"]),
+}
+
+
+@pytest.mark.parametrize(("strategy", "processes", "settings"), WAYS.values(), ids=WAYS)
+def test_many_processes_equal_one(strategy, processes, settings, tmp_path, tiny_policy_dir, prompts_file, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "data.limit=7", "data.heldout_limit=3", *selector]
-    one, two = tmp_path / "one", tmp_path / "two"
+    lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "data.limit=7", "data.heldout_limit=3", *settings]
+    one, many = tmp_path / "one", tmp_path / "many"
     train(compose(lines), one)
     with (tmp_path / "toy.py").open("a") as toy:
         toy.write(SHOW_RANK)
-    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    run = command(ROOT / "train.py", *lines, *ddp, f"run_dir={two}", folder=tmp_path)
+    launched = [f"trainer={strategy}", "trainer.accelerator=cpu", f"trainer.devices={processes}"]
+    run = command(ROOT / "train.py", *lines, *launched, f"run_dir={many}", folder=tmp_path)
     assert run.returncode == 0, run.stderr
-    assert (tmp_path / "rank1").exists(), "there was no second process"
+    assert (tmp_path / f"rank{processes - 1}").exists(), "there were fewer processes"
 
-    alone, together = rows(one), rows(two)
+    alone, together = rows(one), rows(many)
     assert alone.keys() == together.keys()
     for name, mine in alone.items():
         theirs = together[name]
         assert [mine[column] for column in SAME] == [theirs[column] for column in SAME], name
         for column in CLOSE:
-            assert theirs[column] == pytest.approx(mine[column], rel=1e-5, nan_ok=True), name
+            assert theirs[column] == pytest.approx(mine[column], rel=1e-4, nan_ok=True), name
         bought = [[[pair[word] for word in PAIR] for pair in row["pairs"]] for row in (mine, theirs)]
         assert bought[0] == bought[1], name
-    keys = [set(labels(folder / "ledger.sqlite")["key"]) for folder in (one, two)]
+    keys = [set(labels(folder / "ledger.sqlite")["key"]) for folder in (one, many)]
     assert keys[0] == keys[1] != set()
-    assert summary(one) == summary(two)
-    losses = [pd.read_csv(folder / "metrics.csv")["loss_step"].dropna().tolist() for folder in (one, two)]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    trained = [load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (one, two)]
-    assert_close(*trained, rtol=0, atol=1e-6)
+    assert summary(one) == summary(many)
+    if "labeler.budget=9" in settings:
+        assert summary(many)["labels"]["spent"] in (8, 9)  # a pair costs two
+    shown = [pd.read_csv(folder / "metrics.csv").dropna(subset="loss_step") for folder in (one, many)]
+    for column in STEP:
+        assert shown[1][column].tolist() == pytest.approx(shown[0][column].tolist(), rel=1e-4, abs=1e-5), column
+    ours, theirs = (load_file(exported(folder)) for folder in (one, many))
+    if strategy == "ddp":
+        assert_close(theirs, ours, rtol=0, atol=1e-6)
+        return
+    assert ours.keys() == theirs.keys()
+    off = torch.cat([(ours[name] - theirs[name]).abs().flatten() for name in ours])
+    assert off.max() < 5e-4  # a step: AdamW makes a whole one even of a gradient that is rounding only
+    assert (off > 1e-5).float().mean() < 1e-3
+
+
+def test_a_sharded_run_goes_on_where_it_stood_on_any_number_of_processes(
+    tmp_path, tiny_policy_dir, prompts_file, monkeypatch
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "reference=previous_round", "selector=random"]
+    sharded = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    one, many = tmp_path / "one", tmp_path / "many"
+    train(compose([*lines, "rounds=3"]), one)
+    steps = [(["rounds=1", *sharded], []), (["rounds=2", *sharded], ["ckpt_path=last"])]
+    for settings, resumed in steps:
+        run = command(ROOT / "train.py", *lines, *settings, *resumed, f"run_dir={many}", folder=tmp_path)
+        assert run.returncode == 0, run.stderr
+    train(compose([*lines, "rounds=3", "ckpt_path=last"]), many)
+    assert_close(load_file(exported(one)), load_file(exported(many)), rtol=0, atol=1e-6)
+    ours, theirs = (labels(folder / "ledger.sqlite") for folder in (one, many))
+    assert set(ours["key"]) == set(theirs["key"])
+
+
+def test_processes_under_torchrun_name_the_run_once(tmp_path, tiny_policy_dir, prompts_file):
+    lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "rounds=1", "data.heldout=null"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    run = command(*torchrun, ROOT / "train.py", *lines, *ddp, folder=tmp_path)
+    assert run.returncode == 0, run.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (folder / "summary.json").exists()
+
+
+def test_labels_may_take_longer_than_the_strategy_waits(tmp_path, tiny_policy_dir, prompts_file):
+    lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "rounds=1", "data.heldout=null"]
+    with (tmp_path / "toy.py").open("a") as toy:
+        toy.write(
+            "\nimport time\n\ndef slow(prompt, response):\n    time.sleep(3)\n    return vowels(prompt, response)\n"
+        )
+    lines += ["labeler.labeler.path=toy.slow", "data.limit=5", f"run_dir={tmp_path / 'run'}"]
+    impatient = [
+        *("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"),
+        "trainer.strategy={_target_: lightning.pytorch.strategies.DDPStrategy, "
+        "timeout: {_target_: datetime.timedelta, seconds: 15}}",
+    ]
+    run = command(ROOT / "train.py", *lines, *impatient, folder=tmp_path)  # ten labels of 3 s
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize(
+    ("gather", "model"), [("auto", []), ("never", FULL)], ids=["gathered, adapters", "in step, all weights"]
+)
+def test_a_sharded_run_in_half_precision(gather, model, tmp_path, tiny_policy_dir, prompts_file):
+    lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "rounds=1", *model]
+    half = ["model.dtype=bfloat16", f"model.gather={gather}", f"run_dir={tmp_path / 'run'}"]
+    sharded = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    run = command(ROOT / "train.py", *lines, *half, *sharded, folder=tmp_path)
+    assert run.returncode == 0, run.stderr
+    first = pd.read_csv(tmp_path / "run" / "metrics.csv")["loss_step"].dropna().iloc[0]
+    assert 0.2 < first < 0.7  # the weighted loss of a policy that is still its reference
+    assert exported(tmp_path / "run").stat().st_size > 1000
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("trainer", [["trainer=gpu"], ["trainer=fsdp", "trainer.accelerator=gpu", "trainer.devices=1"]])
+@pytest.mark.parametrize("model", [[], FULL], ids=["adapters", "all weights"])
+def test_a_gpu_plays_rounds_in_half_precision(model, trainer, tmp_path, tiny_policy_dir, prompts_file):
+    lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), *model, *trainer]
+    run = command(ROOT / "train.py", *lines, "model.dtype=bfloat16", f"run_dir={tmp_path / 'run'}", folder=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert summary(tmp_path / "run")["rounds"] == 2
+    assert exported(tmp_path / "run").stat().st_size > 1000

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
@@ -84,3 +86,17 @@ def labels(ledger: Path) -> pd.DataFrame:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below the folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def ending(run_dir: Path) -> dict[str, Any]:
+    """All that two runs from one seed must agree on: weights, rounds, ledger, metrics, summary; no clock, no folder."""
+    adapter = load_file(run_dir / "adapter" / "adapter_model.safetensors")
+    ledger = labels(run_dir / "ledger.sqlite").sort_values("key", ignore_index=True)
+    metrics = pd.read_csv(run_dir / "metrics.csv", dtype=str)
+    return {
+        "weights": {name: weight.tolist() for name, weight in adapter.items()},
+        "rounds": {p.name: pq.read_table(p).to_pylist() for p in sorted(run_dir.glob("rounds/*.parquet"))},
+        "ledger": ledger[["key", "score", "purpose"]].to_dict("list"),
+        "metrics": metrics[[name for name in metrics if not name.startswith("seconds/")]].fillna("").to_dict("list"),
+        "summary": summary(run_dir),
+    }

@@ -118,7 +118,7 @@ def test_a_loader_put_back_gives_the_remaining_batches_exactly(given: int) -> No
 def test_a_loader_starts_over_after_its_last_batch() -> None:
     loader = batches()
     assert [names(batch) for batch in loader] == [names(batch) for batch in loader]
-    assert loader.state_dict() == {"given": 0}
+    assert loader.state_dict() == {"given": 0, "of": 3}
 
 
 # -- contents -------------------------------------------------------------------------------------------

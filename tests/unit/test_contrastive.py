@@ -122,6 +122,12 @@ def test_the_instruction_goes_where_the_template_takes_it(policy: Policy, tiny_p
     assert reward == pytest.approx(good - bad, abs=1e-3)
 
 
+def test_weights_that_are_shared_out_cannot_judge(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "forwards_alone", False)
+    with pytest.raises(ValueError, match=r"trainer=fsdp shares the policy's weights out.*choose trainer=ddp"):
+        labeler(policy).score([(CHAT, Response("fine"))])
+
+
 def test_it_scores_and_says_what_it_needs() -> None:
     alone = labeler(None)
     assert isinstance(alone, Scores)

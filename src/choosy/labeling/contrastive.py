@@ -61,12 +61,17 @@ class Contrastive:
         """The policy that judges.
 
         Raises:
-            ValueError: Nobody has handed it over.
+            ValueError: Nobody has handed it over, or its weights are shared out over several processes.
         """
         if self._policy is None:
             raise ValueError(
                 "labeler=contrastive judges with the policy that is trained, and was given none; "
                 "use it in a run, or call use_policy first"
+            )
+        if not self._policy.forwards_alone:
+            raise ValueError(
+                "labeler=contrastive judges on one process, and trainer=fsdp shares the policy's weights out over all; "
+                "choose trainer=ddp, or another labeler"
             )
         return self._policy
 

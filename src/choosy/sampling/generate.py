@@ -7,6 +7,7 @@ Axes: R rows (responses in flight), V vocabulary.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ from choosy.logprobs import Ids, common_prefix
 from choosy.policy import Policy
 from choosy.sampling import as_response, refuse_settings
 from choosy.types import Response
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -84,10 +87,35 @@ class Generate:
                 while order and rows + len(seeds[order[0]]) <= self.batch_size:
                     rows += len(seeds[order[0]])
                     batch.append(order.pop(0))
-                for row in self._batch(policy, batch, prompts, seeds, shape):
+                for row in self._fitting(policy, batch, prompts, seeds, shape):
                     responses[row.prompt][row.sample] = as_response(policy, row.ids, row.logp)
                 tick(len(batch))
         return responses
+
+    def _fitting(
+        self,
+        policy: Policy,
+        batch: Sequence[int],
+        prompts: Sequence[Ids],
+        seeds: Sequence[Sequence[int]],
+        shape: tuple[float, float, int],
+    ) -> list[_Row]:
+        """The batch, in halves where the memory does not hold it whole; later batches are then smaller, too."""
+        try:
+            return self._batch(policy, batch, prompts, seeds, shape)
+        except torch.OutOfMemoryError as error:
+            if len(batch) == 1 or not policy.forwards_alone:
+                raise ValueError(
+                    f"Sampling {len(batch)} prompts at once does not fit into the memory of {policy.device}; choose a "
+                    f"smaller sampler.max_new_tokens, data.responses, or sampler.batch_size. ({error})"
+                ) from error
+        self.batch_size = max(1, sum(len(seeds[p]) for p in batch) // 2)
+        log.warning("Out of memory in sampling; going on with sampler.batch_size=%d.", self.batch_size)
+        if policy.device.type == "cuda":
+            torch.cuda.empty_cache()
+        middle = len(batch) // 2
+        halves = (batch[:middle], batch[middle:])
+        return [row for half in halves for row in self._fitting(policy, half, prompts, seeds, shape)]
 
     def _batch(
         self,

@@ -1,0 +1,59 @@
+"""What a run goes on from: written after every round, and every so many steps between."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import Checkpoint
+
+from choosy.checkpoints import checkpoints_folder, last_file
+
+
+class Checkpoints(Checkpoint):
+    """Writes `checkpoints/last.ckpt`, and keeps those of the last rounds as `round_NNN.ckpt`.
+
+    After a kill a run loses at most `every_n_steps` steps of training, which it takes again.
+
+    Args:
+        run_dir: Folder of the run.
+        every_n_steps: Also write between rounds, whenever so many steps were taken; 0 = only after rounds.
+        keep: How many rounds' checkpoints stay; 0 = only last.ckpt, -1 = all.
+    """
+
+    def __init__(self, run_dir: str, *, every_n_steps: int = 100, keep: int = 1) -> None:
+        for name, value, least in (("every_n_steps", every_n_steps, 0), ("keep", keep, -1)):
+            if value < least:
+                raise ValueError(f"callbacks.checkpoint.{name}={value} means nothing; choose at least {least}.")
+        self.run_dir = Path(run_dir)
+        self.every_n_steps = every_n_steps
+        self.keep = keep
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # after a round's last step comes its evaluation, and after that the round's checkpoint
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0 and not trainer.is_last_batch:
+            trainer.save_checkpoint(last_file(self.run_dir))
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        last = last_file(self.run_dir)
+        if not self.keep:
+            trainer.save_checkpoint(last)
+            return
+        of_round = checkpoints_folder(self.run_dir) / f"round_{trainer.current_epoch:03d}.ckpt"
+        trainer.save_checkpoint(of_round)
+        if trainer.is_global_zero:
+            point(last, of_round)
+            for old in sorted(of_round.parent.glob("round_*.ckpt"))[: -self.keep if self.keep > 0 else 0]:
+                old.unlink()
+
+
+def point(name: Path, file: Path) -> None:
+    """Give a file a second name, at once: no second copy, and never a moment without the old or the new one."""
+    unfinished = name.with_name(f".{name.name}.unfinished")
+    unfinished.unlink(missing_ok=True)
+    try:
+        os.link(file, unfinished)
+    except OSError:  # a file system without hard links
+        unfinished.write_bytes(file.read_bytes())
+    os.replace(unfinished, name)

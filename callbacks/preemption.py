@@ -1,0 +1,112 @@
+"""A cluster wants its machine back: write a checkpoint, ask to be queued again, and go."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import Callback
+
+from choosy.checkpoints import last_file
+
+log = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Preemption(Callback):
+    """On SIGTERM, SIGUSR1 or SIGUSR2: writes `last.ckpt` after the step that runs, and ends the process.
+
+    Outside of training there is nothing to write: what was sampled and bought is on the disk already, and the
+    process ends at once. SIGUSR1 under SLURM also queues the job again (`scontrol requeue`); what handled a signal
+    before, as submitit handles its own, has the last word. Otherwise the exit status is 128 plus the signal's
+    number: 143 for SIGTERM, 138 for SIGUSR1. Go on with ckpt_path=last, or start with ckpt_path=auto.
+
+    Args:
+        run_dir: Folder of the run.
+    """
+
+    def __init__(self, run_dir: str) -> None:
+        self.run_dir = Path(run_dir)
+        self.training = False
+        self.received: int | None = None
+        self.before: dict[int, Any] = {}
+        self.forward: Callable[[int], None] = lambda signum: None
+        self.is_global_zero = True
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        launcher = trainer.strategy.launcher
+        if hasattr(launcher, "kill"):  # processes that the strategy has started hear of it from this one
+            self.forward = launcher.kill
+        self.is_global_zero = trainer.is_global_zero
+        found = {signum: signal.getsignal(signum) for signum in SIGNALS}
+        self.before = {signum: signal.SIG_DFL if is_ours(handler) else handler for signum, handler in found.items()}
+        self._listen()
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._listen()  # Lightning has put its own before ours, and would end the run without a checkpoint
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.training = True
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        received = self.received or 0
+        if trainer.world_size > 1:  # some ranks may have heard of it during this step and others not yet
+            received = max(pl_module.all_gather(received).tolist())
+        if not received:
+            return
+        if not trainer.is_last_batch:  # else the evaluation follows, which a resumed run does after this step again
+            trainer.save_checkpoint(last_file(self.run_dir))
+        self.received = None
+        self._leave(received)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.training = False
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for signum, handler in self.before.items():
+                signal.signal(signum, handler)
+
+    def _listen(self) -> None:
+        if threading.current_thread() is threading.main_thread():  # no other may
+            for signum in SIGNALS:
+                signal.signal(signum, self._hear)
+
+    def _hear(self, signum: int, frame: FrameType | None) -> None:
+        self.forward(signum)
+        if self.training:
+            self.received = signum
+        else:
+            self._leave(signum)
+
+    def _leave(self, signum: int) -> None:
+        handler = self.before.get(signum)
+        if callable(handler):
+            handler(signum, None)
+            return
+        if signum == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ and self.is_global_zero:
+            requeue()
+        raise SystemExit(128 + signum)
+
+
+def is_ours(handler: Any) -> bool:
+    """Whether a signal's handler is left from an earlier run of this process, which has failed."""
+    return isinstance(getattr(handler, "__self__", None), Preemption)
+
+
+def requeue() -> None:
+    """Queue this SLURM job again, under the same number."""
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    if done.returncode:
+        log.error("scontrol requeue %s failed: %s", job, done.stderr.strip())

@@ -1,0 +1,81 @@
+"""Checkpoints that are whole or not there, and the choice of the one that a run goes on from."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there when it is on the disk.
+
+    Lightning's own way holds the file in memory, writes it to the system's temporary folder and moves it from
+    there, which is a copy, and can be cut short, where that folder lies on another disk.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if storage_options is not None:
+            raise TypeError("storage_options are for remote storage; a run's folder is a folder.")
+        place = Path(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = place.with_name(f".{place.name}.unfinished")
+        with unfinished.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, place)
+
+
+def checkpoints_folder(run_dir: Path) -> Path:
+    """Where the checkpoints of a run lie."""
+    return run_dir / "checkpoints"
+
+
+def last_file(run_dir: Path) -> Path:
+    """The checkpoint that `ckpt_path=last` goes on from."""
+    return checkpoints_folder(run_dir) / "last.ckpt"
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, read to its last byte; None if nothing is."""
+    if path.is_dir():  # a sharded checkpoint, which torch.distributed finishes with its .metadata
+        return None if (path / ".metadata").exists() else "its .metadata is missing"
+    try:
+        with zipfile.ZipFile(path) as file:
+            bad = file.testzip()
+    except (OSError, zipfile.BadZipFile, ValueError, RuntimeError, EOFError, struct.error) as error:
+        return str(error)  # zipfile believes the names, sizes and flags that it reads
+    return None if bad is None else f"the part {bad} is not what was written"
+
+
+def to_go_on_from(run_dir: Path) -> Path | None:
+    """The checkpoint that is last; None if the run has not written any.
+
+    Raises:
+        ValueError: It is damaged; the message names the last good one and what to type.
+    """
+    newest_first = sorted(checkpoints_folder(run_dir).glob("*.ckpt"), key=lambda path: -path.stat().st_mtime)
+    last = last_file(run_dir)
+    if last in newest_first:  # it is as new as the round's, of which it is the same file
+        newest_first.remove(last)
+        newest_first.insert(0, last)
+    if not newest_first:
+        return None
+    why = damage(newest_first[0])
+    if why is None:
+        return newest_first[0]
+    good = next((path for path in newest_first[1:] if damage(path) is None), None)
+    if good is None:
+        raise ValueError(
+            f"The checkpoint {newest_first[0]} is damaged ({why}), and no other one is whole. Train again on the "
+            "rounds and labels that are there, which are not paid for again: type ckpt_path=start."
+        )
+    raise ValueError(
+        f"The checkpoint {newest_first[0]} is damaged ({why}); for the last good one type ckpt_path={good}."
+    )

@@ -1,0 +1,189 @@
+"""kill -9 at five points, and what is missing or damaged when a run goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import ROOT, command, contents, ending, labels, typed
+
+from choosy.main import compose, train
+
+HERE = Path(__file__).parent
+POINTS = {
+    "sampling": ("sampling", 30),
+    "between two labels": ("labeling", 20),
+    "in a training step": ("training", 5),
+    "a checkpoint half written": ("checkpoint", 3),
+    "a round half written": ("table", 6),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where the module's runs are, with their prompts and toy.py."""
+    folder = tmp_path_factory.mktemp("kill")
+    things = ("tea", "rain", "bread", "snow", "music", "chess", "soup", "maps")
+    rows = [{"id": f"p{n}", "prompt": f"Tell me about {thing}."} for n, thing in enumerate(things)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lines(folder, tiny_policy_dir) -> list[str]:
+    """A run that takes a checkpoint after each step, chooses prompts and pairs, and trains several steps a round."""
+    steps = ["callbacks.checkpoint.every_n_steps=1", "batching.batch_size=1"]
+    chooses = ["selector=optune_certainty", "data.responses=3"]
+    return [*typed(folder, tiny_policy_dir, folder / "prompts.jsonl"), *steps, *chooses]
+
+
+@pytest.fixture(scope="module")
+def whole(lines, folder) -> Path:
+    """The run that was never killed."""
+    run = command(ROOT / "train.py", *lines, f"run_dir={folder}/whole", folder=folder)
+    assert run.returncode == 0, run.stderr
+    return folder / "whole"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("point", "count"), POINTS.values(), ids=POINTS)
+def test_a_run_killed_here_ends_as_if_never_killed(point, count, lines, whole, folder):
+    run = folder / point
+    killed = command(HERE / "killed.py", point, count, *lines, f"run_dir={run}", folder=folder)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    before = labels(run / "ledger.sqlite")
+    resumed = command(ROOT / "train.py", *lines, f"run_dir={run}", "ckpt_path=last", folder=folder)
+    assert resumed.returncode == 0, resumed.stderr
+    after = labels(run / "ledger.sqlite")
+    assert after.merge(before).shape == before.shape, "a label was bought twice or lost"
+    assert ending(run) == ending(whole)
+    assert not [name for name in contents(run) if Path(name).name.startswith(".") or "sampled" in name]
+
+
+# -- what is missing or damaged --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(lines, folder, tmp_path, monkeypatch) -> tuple[list[str], Path]:
+    """The lines of a run that has played one of its two rounds, and its folder."""
+    monkeypatch.syspath_prepend(folder)
+    run = tmp_path / "run"
+    train(compose([*lines, "rounds=1"]), run)
+    (run / "summary.json").unlink()
+    return [*lines, "ckpt_path=last"], run
+
+
+def damaged(path: Path) -> None:
+    """Change a byte in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+def refused(lines: list[str], run: Path, told: str) -> None:
+    before = contents(run)
+    with pytest.raises(ValueError, match=told):
+        train(compose(lines), run)
+    assert contents(run) == before
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_named_and_the_last_good_one_offered(stopped):
+    lines, run = stopped
+    last, of_round = (run / "checkpoints" / name for name in ("last.ckpt", "round_000.ckpt"))
+    good = last.read_bytes()
+    last.unlink()  # a second name of the same file
+    last.write_bytes(good[: len(good) // 2])
+    refused(lines, run, rf"last.ckpt is damaged \(.*for the last good one type ckpt_path={of_round}")
+    last.write_bytes(good)
+    damaged(last)
+    damaged(of_round)
+    refused(lines, run, r"last.ckpt is damaged.*no other one is whole.*type ckpt_path=start")
+    before = labels(run / "ledger.sqlite")
+    train(compose([*lines, "ckpt_path=start"]), run)
+    after = labels(run / "ledger.sqlite")
+    assert after.merge(before).shape == before.shape
+    assert (run / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_a_missing_last_checkpoint_gives_way_to_the_round_s(stopped):
+    lines, run = stopped
+    (run / "checkpoints" / "last.ckpt").unlink()
+    train(compose(lines), run)
+    assert (run / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_a_damaged_round_is_named_and_played_again_from_the_start(stopped):
+    lines, run = stopped
+    table = run / "rounds" / "round_000.parquet"
+    table.write_bytes(table.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"round_000.parquet cannot be read.*type ckpt_path=start"):
+        train(compose(lines), run)
+    train(compose([*lines, "ckpt_path=start"]), run)
+    assert (run / "summary.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("state", "told"), [("missing", "is not there"), ("damaged", "is damaged")])
+def test_a_lost_ledger_is_named_and_its_copy_offered(state, told, stopped):
+    lines, run = stopped
+    ledger = run / "ledger.sqlite"
+    for path in run.glob("ledger.sqlite*"):
+        path.unlink()
+    if state == "damaged":
+        ledger.write_bytes(b"no database" * 100)
+    copy = run / "ledger.copy.sqlite"
+    words = rf"{ledger} {told}.*type `cp {copy} {ledger}`"
+    refused(lines, run, words)
+    shutil.copy(copy, ledger)
+    train(compose(lines), run)
+    assert (run / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_a_moved_run_goes_on_with_its_budget(stopped, tmp_path):
+    lines, run = stopped
+    spent = len(labels(run / "ledger.sqlite").query("purpose == 'train'"))
+    moved = tmp_path / "moved"
+    run.rename(moved)
+    train(compose([*lines, f"labeler.budget={spent}"]), moved)
+    assert len(labels(moved / "ledger.sqlite").query("purpose == 'train'")) == spent
+
+
+@pytest.mark.slow
+def test_another_learning_rate_is_taken_and_another_seed_refused(stopped):
+    lines, run = stopped
+    refused([*lines, "seed=1"], run, r"cannot go on with seed: 0 -> 1.*choose another name=")
+    train(compose([*lines, "lr=0.5"]), run)
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert [group["lr"] for group in state["optimizer_states"][0]["param_groups"]] == [0.5]
+
+
+@pytest.mark.slow
+def test_other_prompts_in_the_same_file_are_refused(stopped, folder):
+    lines, run = stopped
+    file = folder / "prompts.jsonl"
+    before = file.read_text()
+    file.write_text(before.replace("chess", "draughts"))
+    try:
+        with pytest.raises(ValueError, match=r"prompts of data.train are others than when this run began"):
+            train(compose(lines), run)
+    finally:
+        file.write_text(before)
+
+
+@pytest.mark.slow
+def test_other_batches_in_the_middle_of_a_round_are_refused(lines, folder):
+    run = folder / "middle"
+    killed = command(HERE / "killed.py", "training", 2, *lines, f"run_dir={run}", folder=folder)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    words = [*lines, "batching.batch_size=2", f"run_dir={run}", "ckpt_path=last"]
+    resumed = command(ROOT / "train.py", *words, folder=folder)
+    assert resumed.returncode == 1
+    assert "in the middle of a round" in resumed.stderr

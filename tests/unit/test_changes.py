@@ -1,0 +1,112 @@
+"""What a run that goes on may change, and what it may not."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import yaml
+
+from choosy.changes import changes, tell_changes
+
+HYDRA: dict[str, Any] = {
+    "seed": 0,
+    "lr": 1e-4,
+    "run_dir": "runs/a",
+    "module": {
+        "_target_": "choosy.module.WeightedDPO",
+        "policy": {
+            "_target_": "choosy.policy.Policy",
+            "name": "m",
+            "lora": {"_target_": "choosy.policy.Lora", "r": 16},
+        },
+        "loss": {"_target_": "choosy.losses.SigmoidLoss", "beta": 0.1},
+        "optimizer": {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 1e-4},
+    },
+    "data": {
+        "_target_": "data_modules.on_policy.OnPolicyData",
+        "train": "prompts.jsonl",
+        "run_dir": "runs/a",
+        "rounds": 2,
+        "desk": {"_target_": "choosy.ledger.Desk", "path": "runs/a/ledger.sqlite", "budget": None},
+    },
+    "trainer": {"devices": 1, "max_epochs": 2, "callbacks": [{"_target_": "callbacks.optune.OPTune", "fraction": 0.3}]},
+}
+
+
+def changed(**settings: Any) -> dict[str, Any]:
+    """The configuration with some settings, named by dots as double underscores."""
+    config = copy.deepcopy(HYDRA)
+    for name, value in settings.items():
+        *path, last = name.split("__")
+        node = config
+        for key in path:
+            node = node[key]
+        node[last] = value
+    return config
+
+
+def test_the_same_configuration_has_no_changes():
+    assert changes(HYDRA, copy.deepcopy(HYDRA)) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"module__optimizer__lr": 2e-4}, ["lr: 0.0001 -> 0.0002"]),
+        ({"data__rounds": 4, "trainer__max_epochs": 4}, ["rounds: 2 -> 4"]),
+        ({"trainer__devices": 8}, ["trainer.devices: 1 -> 8"]),
+        ({"data__desk__budget": 9}, ["labeler.budget: not set -> 9"]),
+        ({"seed": 1}, ["seed: 0 -> 1"]),
+        ({"trainer__callbacks": []}, ["callbacks.OPTune: 'callbacks.optune.OPTune' -> not set",
+                                      "callbacks.OPTune.fraction: 0.3 -> not set"]),
+    ],
+)  # fmt: skip
+def test_a_change_is_told_in_the_words_of_the_menu(settings, told):
+    assert [str(change) for change in changes(HYDRA, changed(**settings))] == told
+
+
+def test_a_folder_that_was_moved_is_no_change():
+    moved = changed(run_dir="runs/b", data__run_dir="runs/b", data__desk__path="runs/b/ledger.sqlite")
+    assert changes(HYDRA, moved) == []
+
+
+def test_lightning_cli_and_hydra_write_the_same_configuration():
+    def wrapped(node: Any) -> Any:
+        if isinstance(node, list):
+            return [wrapped(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        rest = {k: wrapped(v) for k, v in node.items() if k not in ("_target_", "_partial_")}
+        return {"class_path": node["_target_"], "init_args": rest} if "_target_" in node else rest
+
+    cli = {"seed_everything": 0, "model": wrapped(HYDRA["module"]), "data": wrapped(HYDRA["data"])}
+    assert changes(HYDRA, {**cli, "trainer": wrapped(HYDRA["trainer"])}) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"seed": 1}, "seed: 0 -> 1"),
+        ({"module__policy__name": "n"}, "model.name: 'm' -> 'n'"),
+        ({"module__policy__lora__r": 8}, "model.lora.r: 16 -> 8"),
+        ({"module__policy__lora": None}, "model.lora: 'choosy.policy.Lora' -> not set"),
+        ({"data__train": "other.jsonl"}, "data.train: 'prompts.jsonl' -> 'other.jsonl'"),
+        ({"module__optimizer___target_": "torch.optim.SGD"}, "module.optimizer: 'torch.optim.AdamW' -> 'torch"),
+    ],
+)
+def test_what_a_run_was_made_with_stays(settings, told, tmp_path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(HYDRA))
+    with pytest.raises(ValueError, match=rf"cannot go on with.*{told}.*Type the old value, or choose another name="):
+        tell_changes(tmp_path, changed(**settings))
+
+
+def test_what_may_change_is_said(tmp_path, caplog):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(HYDRA))
+    tell_changes(tmp_path, changed(module__optimizer__lr=2e-4))
+    assert "goes on with lr: 0.0001 -> 0.0002" in caplog.text
+
+
+def test_a_run_without_its_configuration_is_not_asked(tmp_path):
+    tell_changes(tmp_path, changed(seed=1))
