@@ -108,6 +108,8 @@ def menu(config: Mapping[str, Any]) -> dict[str, Any]:
     callbacks = {str(c.get("_target_")).split(".")[-1]: c for c in trainer.pop("callbacks", None) or ()}
     trainer.pop("logger", None)
     policy, loss = module.pop("policy", None), module.pop("loss", None)
+    if isinstance(policy, dict) and isinstance(policy.get("lora"), dict):
+        policy["lora"].pop("_target_", None)  # LightningCLI writes the only class there is without its name
     seed = plain.get("seed", plain.get("seed_everything"))
     whole = {"seed": seed, "model": policy, "loss": loss, "module": module, "data": data, "trainer": trainer}
     return {**whole, **parts, "callbacks": callbacks}

@@ -91,7 +91,7 @@ def test_lightning_cli_and_hydra_write_the_same_configuration():
         ({"seed": 1}, "seed: 0 -> 1"),
         ({"module__policy__name": "n"}, "model.name: 'm' -> 'n'"),
         ({"module__policy__lora__r": 8}, "model.lora.r: 16 -> 8"),
-        ({"module__policy__lora": None}, "model.lora: 'choosy.policy.Lora' -> not set"),
+        ({"module__policy__lora": None}, "model.lora.r: 16 -> not set"),
         ({"data__train": "other.jsonl"}, "data.train: 'prompts.jsonl' -> 'other.jsonl'"),
         ({"module__optimizer___target_": "torch.optim.SGD"}, "module.optimizer: 'torch.optim.AdamW' -> 'torch"),
     ],
