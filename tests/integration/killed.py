@@ -53,22 +53,24 @@ def half_a_table(table: Any, file: Any, **how: Any) -> None:
 
 
 save, write_table = torch.save, choosy.pool.pq.write_table
-point, count, sys.argv[1:] = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
-match point:
-    case "sampling":
-        decode = choosy.policy.Policy.decode
-        choosy.policy.Policy.decode = countdown(count, decode, last=lambda *args: die())
-    case "labeling":
-        import toy
 
-        toy.vowels = countdown(count, toy.vowels, last=lambda *args: die())
-    case "training":
-        step = torch.optim.AdamW.step
-        torch.optim.AdamW.step = countdown(count, step, last=lambda *args, **kwargs: die())
-    case "checkpoint":
-        torch.save = countdown(count, save, last=half_a_checkpoint)
-    case "table":
-        choosy.pool.pq.write_table = countdown(count, write_table, last=half_a_table)
-    case _:
-        sys.exit(f"no point {point}")
-main()
+if __name__ == "__main__":
+    point, count, sys.argv[1:] = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+    match point:
+        case "sampling":
+            decode = choosy.policy.Policy.decode
+            choosy.policy.Policy.decode = countdown(count, decode, last=lambda *args: die())
+        case "labeling":
+            import toy
+
+            toy.vowels = countdown(count, toy.vowels, last=lambda *args: die())
+        case "training":
+            step = torch.optim.AdamW.step
+            torch.optim.AdamW.step = countdown(count, step, last=lambda *args, **kwargs: die())
+        case "checkpoint":
+            torch.save = countdown(count, save, last=half_a_checkpoint)
+        case "table":
+            choosy.pool.pq.write_table = countdown(count, write_table, last=half_a_table)
+        case _:
+            sys.exit(f"no point {point}")
+    main()
