@@ -71,6 +71,8 @@ def table(ratios: dict[str, float]) -> str:
     for name, (what, goal, met) in GOALS.items():
         if name in ratios:
             lines.append(f"| `{name}`: {what} | {goal} | {ratios[name]:.3g} | {'yes' if met(ratios[name]) else 'no'} |")
+    if len(lines) == 2:
+        return "No ratio has been measured to the end yet; `make bench` takes a quiet hour."
     machines = {json.dumps(r["machine"], sort_keys=True) for n in SCRIPTS if (r := found(n)) and "machine" in r}
     lines += ["", "Measured on:", *(f"- {about(json.loads(m))}" for m in sorted(machines))]
     return "\n".join(lines)
