@@ -47,8 +47,8 @@ demo: $(STAMP)  ## Tune SmolLM2-135M for a few rounds; the run lands in runs/NAM
 unit: $(STAMP)  ## Run the fast tests and the examples in the docstrings
 	$(BIN)/python -m pytest -m 'not slow' tests/unit src/choosy
 
-test: $(STAMP)  ## Run every test
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## Run every test, two at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-vllm: $(STAMP_VLLM)  ## Run the tests of sampler=vllm, in .venv-vllm
 	$(VENV_VLLM)/bin/python -m pytest tests/integration/test_samplers.py -k vllm
@@ -69,7 +69,6 @@ lint: $(STAMP)  ## Check style, format and types
 	$(BIN)/mypy
 
 bench: $(STAMP)  ## Measure what the documentation claims, the peer beside us (ONLY=dpo_step,pool_size: some)
-	@if [ ! -e benchmarks/run.py ]; then echo "no benchmarks/run.py in this checkout" >&2; exit 1; fi
 	$(BIN)/python benchmarks/run.py --only "$(ONLY)"
 
 clean:  ## Remove caches and build products; runs and .venv stay

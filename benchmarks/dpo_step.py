@@ -21,9 +21,10 @@ from choosy.formats import read_candidates
 from choosy.policy import Policy
 
 PAIRS = 64
+LONGEST = 512  # tokens of a prompt with one response: at 800 the peer's step takes more than 21 GB
 
 
-def rows(n: int, longest: int = 1024) -> list[dict[str, list[int]]]:
+def rows(n: int, longest: int = LONGEST) -> list[dict[str, list[int]]]:
     """The first pairs of HH-RLHF's harmless part, in the model's chat template."""
     source = DATA / "hh_harmless.jsonl"
     if not source.exists():

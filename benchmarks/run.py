@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import RESULTS, ROOT
 
 HERE = Path(__file__).parent
+WITH_VLLM = ROOT / ".venv-vllm" / "bin" / "python"  # made by `make test-vllm`
 SCRIPTS = sorted(
     path.stem for path in HERE.glob("*.py") if path.stem not in ("run", "common") and "\ndef main()" in path.read_text()
 )
@@ -74,6 +75,9 @@ def table(ratios: dict[str, float]) -> str:
     if len(lines) == 2:
         return "No ratio has been measured to the end yet; `make bench` takes a quiet hour."
     machines = {json.dumps(r["machine"], sort_keys=True) for n in SCRIPTS if (r := found(n)) and "machine" in r}
+    if engines := found("engines"):
+        speeds = ", ".join(f"`{name}` {speed:.0f}" for name, speed in engines["tokens_per_second"].items())
+        lines += ["", f"Tokens a second of the sampling engines ({engines['what']}): {speeds}."]
     lines += ["", "Measured on:", *(f"- {about(json.loads(m))}" for m in sorted(machines))]
     return "\n".join(lines)
 
@@ -103,7 +107,8 @@ def main() -> None:
     for number, name in enumerate([] if told.table else wanted, start=1):
         print(f"[{number}/{len(wanted)}] {name}", flush=True)
         started = time.perf_counter()
-        if subprocess.run([sys.executable, HERE / f"{name}.py"], cwd=ROOT).returncode != 0:
+        python = WITH_VLLM if name == "engines" and WITH_VLLM.exists() else sys.executable
+        if subprocess.run([python, HERE / f"{name}.py"], cwd=ROOT).returncode != 0:
             failed.append(name)
         print(f"[{number}/{len(wanted)}] {name}: {time.perf_counter() - started:.0f} s", flush=True)
     ratios = summary()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ class Certainty(Callback):
         count: Number of pairs instead of a share.
         per_prompt: Most pairs of one prompt; None = any number.
         direction: `largest` = most certain first; `smallest` = most uncertain; `middle`; `tails`.
+        rescore: Compute the policy's log-probs in a pass of their own instead of taking those that the sampling engine
+            gave: in bf16 the two round differently, and the pass costs as much as the reference's.
     """
 
     def __init__(
@@ -29,12 +32,14 @@ class Certainty(Callback):
         count: int | None = None,
         per_prompt: int | None = 1,
         direction: selection.Direction = "largest",
+        rescore: bool = False,
     ) -> None:
         selection.quota(1, fraction=fraction, count=count)
         self.fraction = fraction
         self.count = count
         self.per_prompt = per_prompt
         self.direction: selection.Direction = direction
+        self.rescore = rescore
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if trainer.datamodule.run.reference == "previous_round":
@@ -45,7 +50,15 @@ class Certainty(Callback):
         trainer.datamodule.use(pairs=self)
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
-        logps = at.policy.score(candidates)  # the pass that also gave the reference's: equal policies, gap 0
         refs = [[r.logp_ref for r in c.responses] for c in candidates]
+        logps = refs if at.policy.is_reference() else self.policy_logps(candidates, at)  # equal policies: gap 0
         both = zip(logps, refs, strict=True)
         return [selection.certainty(selection.implicit_rewards(logp_N, ref_N, at.beta)) for logp_N, ref_N in both]
+
+    def policy_logps(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
+        """Log-probability of each response under the policy: as it was sampled, or scored where that is not known."""
+        sampled = [[r.logp for r in c.responses] for c in candidates]
+        known = all(math.isfinite(logp) for logp_N in sampled for logp in logp_N)
+        if self.rescore or not all(at.ranks.gather([known])):
+            return at.policy.score(candidates)
+        return sampled

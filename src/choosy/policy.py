@@ -36,7 +36,7 @@ from choosy.logprobs import (
     takes_one_row,
 )
 from choosy.memory import free_memory, keep_freed_memory
-from choosy.ranks import current_ranks, gathered, in_step, is_sharded, placed_like, shard_weights, whole
+from choosy.ranks import current_ranks, gathered, in_step, is_sharded, local, placed_like, shard_weights, whole
 from choosy.types import Candidates, Prompt, Response
 
 log = logging.getLogger(__name__)
@@ -326,6 +326,11 @@ class Policy(nn.Module):
     def refer_to_current(self) -> None:
         """Make the present weights the reference from now on."""
         self.reference_state = {name: p.detach().clone() for name, p in self.trainable()}
+
+    def is_reference(self) -> bool:
+        """Whether the present weights are the reference's; every rank must ask."""
+        pairs = ((local(p), local(self.reference_state[name]).to(p.device)) for name, p in self.trainable())
+        return all(current_ranks().gather([all(torch.equal(now, then) for now, then in pairs)]))
 
     @contextmanager
     def _instead(self, weights: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:

@@ -187,6 +187,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This rank's share of a tensor; all of one that is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def placed_like(tensor: Tensor, model: Tensor) -> Tensor:
     """A whole tensor, on the device of another, and sharded if that is; every rank must ask."""
     tensor = tensor.to(model.device)

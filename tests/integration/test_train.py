@@ -19,6 +19,7 @@ import torch
 from torch.testing import assert_close
 
 from choosy.labeling import SCORE
+from choosy.policy import Policy
 from choosy.sampling.generate import Generate
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -219,6 +220,31 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(play):
     assert one.losses == two.losses
     assert responses(one.round(0)) != responses(other.round(0))
     assert not all(torch.equal(p, other.weights[name]) for name, p in one.weights.items())
+
+
+def test_certainty_takes_the_log_probs_that_sampling_gave(play, monkeypatch):
+    score = Policy.score
+    passes: list[int] = []
+
+    def counted(policy, candidates, *told):
+        passes.append(len(candidates))
+        return score(policy, candidates, *told)
+
+    monkeypatch.setattr(Policy, "score", counted)
+    everybody = 12  # evaluation scores fewer
+    by_sampling = play("selector=certainty", name="sampled")
+    once = passes.count(everybody)
+    passes.clear()
+    by_scoring = play("selector=certainty", "callbacks.certainty.rescore=true", name="scored")
+    assert once == 2  # the reference's pass alone, each round
+    assert passes.count(everybody) == 3  # and the policy's own in round 1; in round 0 it is its reference
+    for number in range(2):
+        ours, theirs = by_sampling.round(number), by_scoring.round(number)
+        assert [[(p["chosen"], p["rejected"]) for p in pairs] for pairs in ours["pairs"]] == [
+            [(p["chosen"], p["rejected"]) for p in pairs] for pairs in theirs["pairs"]
+        ]
+        gaps = [[p["utility"] for pairs in table["pairs"] for p in pairs] for table in (ours, theirs)]
+        assert gaps[0] == pytest.approx(gaps[1], abs=1e-4)
 
 
 @pytest.mark.parametrize(("responses", "budget", "affordable"), [(2, 10, 10), (3, 10, 9)])
