@@ -34,6 +34,7 @@ COLUMNS = (
 SHOWN = ("prompt", "response_first", "response_second")  # what an annotator reads
 TEXTS = ("labeler", "fingerprint", "stamp", "prompt_id", "prompt", "response_first", "raw", "annotator", "run")
 SIDES = {"left": "first", "right": "second"}
+OURS = "choosy"  # by whom Argilla is told that a label of the ledger was suggested
 
 LABEL_STUDIO_CONFIG = """<View>
   <Header value="$prompt"/>
@@ -142,17 +143,19 @@ def _to_label_studio(row: Row) -> Row:
 
 
 def _to_argilla(row: Row) -> Row:
-    """A record as Argilla's `records.from_json` reads it, with a response if the question is answered."""
+    """A record as Argilla's `records.from_json` reads it; an answer goes with it as a suggestion.
+
+    A response would have to name one of the Argilla server's own users by its id.
+    """
     question = "score" if row["kind"] == "score" else "verdict"
     value = row.get(question)
     about = {name: value for name, value in row.items() if name not in (*SHOWN, "score", "verdict")}
-    user = row.get("annotator") or None
     return {
         "id": row["key"],
         "fields": {name: row[name] for name in SHOWN if row[name] is not None},
         "metadata": about | {"messages": None if row["messages"] is None else _json(row["messages"])},
-        "suggestions": {},
-        "responses": {} if value is None else {question: [{"value": value, "user_id": user}]},
+        "suggestions": {} if value is None else {question: {"value": value, "score": None, "agent": OURS}},
+        "responses": {},
         "vectors": {},
     }
 
@@ -440,13 +443,16 @@ def _annotated(results: Iterable[Any]) -> Row:
 
 
 def _from_argilla(record: Row) -> Row:
-    """The row of a record; its responses must agree."""
+    """The row of a record; its responses must agree. Without any, a label that came out of a ledger stands."""
     fields, metadata = _part(record, "fields"), _part(record, "metadata")
     answers: list[tuple[Row, str]] = []
     for question in ("verdict", "score"):
         for response in _part(_part(record, "responses"), question, list):
             if isinstance(response, dict) and response.get("value") is not None:
                 answers.append(({question: response["value"]}, str(response.get("user_id") or "")))
+    for question, suggestion in {} if answers else _part(record, "suggestions").items():
+        if isinstance(suggestion, dict) and suggestion.get("agent") == OURS:
+            answers.append(({question: suggestion.get("value")}, ""))
     messages = metadata.get("messages")
     turns = {"messages": json.loads(messages)} if isinstance(messages, str) else {}
     key = {"key": record["id"]} if "key" in metadata else {}
