@@ -174,6 +174,25 @@ def answered(file: Path, form: Form) -> None:
     file.write_text(json.dumps(items))
 
 
+def test_argilla_holds_labels_as_suggestions_which_people_overrule(full: Ledger, empty: Ledger, tmp_path: Path) -> None:
+    """Two people agree on the second, nobody says anything of the rest; a model of the server's suggests in vain."""
+    file = tmp_path / "labels.json"
+    export_labels(full, file, form="argilla")
+    records = json.loads(file.read_text())
+    verdict = {"value": "first", "score": None, "agent": "choosy"}
+    assert [record["suggestions"] for record in records[:1]] == [{"verdict": verdict}]
+    assert not any(record["responses"] for record in records), "a response needs the id of a user of the server"
+    records[1]["responses"] = {"verdict": [{"value": "tie", "user_id": user} for user in ("u1", "u2")]}
+    records[2]["suggestions"]["verdict"]["agent"] = "a model"
+    file.write_text(json.dumps(records))
+    assert import_labels(file, empty) == Imported(5, 0, 1, [])
+    assert [(row["verdict"], row["annotator"]) for row in empty.rows("labels")[:3]] == [
+        ("first", "ada"),
+        ("tie", "u1 u2"),
+        ("invalid", "ada"),
+    ]
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_what_is_wanted_goes_out_and_is_answered(waiting: Desk, tmp_path: Path, form: Form) -> None:
     ledger, file = Ledger(waiting._ledger.path), tmp_path / f"wanted{SUFFIX[form]}"
