@@ -123,9 +123,12 @@ def _to_csv(rows: list[Row]) -> str:
 
 
 def _to_label_studio(row: Row) -> Row:
-    """A task of a Label Studio project with `LABEL_STUDIO_CONFIG`, annotated if the question is answered."""
+    """A task of a Label Studio project with `LABEL_STUDIO_CONFIG`, annotated if the question is answered.
+
+    Label Studio takes no task without all that the interface shows: of a score the second response is empty.
+    """
     task: Row = {
-        "data": {name: row[name] for name in ("key", *SHOWN) if row[name] is not None},
+        "data": {name: "" if row[name] is None else row[name] for name in ("key", *SHOWN)},
         "meta": {name: value for name, value in row.items() if name not in ("key", *SHOWN, "score", "verdict")},
     }
     verdict, score = row.get("verdict"), row.get("score")
@@ -414,7 +417,7 @@ def _part(item: Mapping[str, Any], name: str, kind: type = dict) -> Any:
 def _from_label_studio(task: Row) -> Row:
     """The row of a task; its annotations must agree."""
     if not isinstance(task.get("data"), dict):
-        raise ValueError("no data; wanted a Label Studio task")
+        raise ValueError("no data; wanted a Label Studio task, as in its export named JSON, not JSON-MIN")
     answers: list[tuple[Row, str]] = []
     for annotation in _part(task, "annotations", list):
         if not isinstance(annotation, dict) or annotation.get("was_cancelled"):
@@ -422,7 +425,11 @@ def _from_label_studio(task: Row) -> Row:
         if answer := _annotated(_part(annotation, "result", list)):
             by = annotation.get("completed_by") or ""
             answers.append((answer, str(by.get("email", by.get("id", ""))) if isinstance(by, dict) else str(by)))
-    return {**_part(task, "meta"), **task["data"], **_agreed(answers)}
+    meta = _part(task, "meta")
+    data = {
+        name: text for name, text in task["data"].items() if name != "response_second" or meta.get("kind") != "score"
+    }
+    return {**meta, **data, **_agreed(answers)}
 
 
 def _annotated(results: Iterable[Any]) -> Row:

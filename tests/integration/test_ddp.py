@@ -140,7 +140,6 @@ def test_many_processes_equal_one(strategy, processes, settings, tmp_path, tiny_
 
 SOLD_BY = {
     "scores, price known": ("Scorer", 0.1, ["selector=none"]),
-    "scores of pairs, price known": ("Scorer", 0.1, ["selector=certainty", "data.responses=3"]),
     "scores, price not known": ("Scorer", None, ["selector=none"]),
     "compares, price known": ("Comparer", 0.1, ["selector=certainty", "data.responses=3", "weighting=uniform"]),
 }
