@@ -134,11 +134,9 @@ def _to_label_studio(row: Row) -> Row:
     verdict, score = row.get("verdict"), row.get("score")
     if verdict in ("first", "second"):
         side = "left" if verdict == "first" else "right"
-        told = {"from_name": "verdict", "type": "pairwise", "value": {"selected": side}}
-        told["to_name"] = "response_first,response_second"
+        told = {"from_name": "verdict", "to_name": "verdict", "type": "pairwise", "value": {"selected": side}}
     elif verdict is not None:
-        told = {"from_name": "neither", "type": "choices", "value": {"choices": [verdict]}}
-        told["to_name"] = "response_first"
+        told = {"from_name": "neither", "to_name": "response_first", "type": "choices", "value": {"choices": [verdict]}}
     else:
         told = {"from_name": "score", "to_name": "response_first", "type": "number", "value": {"number": score}}
     answered = verdict is not None or score is not None

@@ -28,6 +28,7 @@ ITEMS: list[Item] = [
     (Prompt("p2", NASTY), Response(""), Response(NASTY)),
     (Prompt("p3", "So?"), Response("one"), Response("two")),
 ]
+DATA = Path(__file__).parent / "data"
 SUFFIX: dict[Form, str] = {"jsonl": ".jsonl", "csv": ".csv", "label-studio": ".json", "argilla": ".json"}
 
 
@@ -191,6 +192,21 @@ def test_argilla_holds_labels_as_suggestions_which_people_overrule(full: Ledger,
         ("tie", "u1 u2"),
         ("invalid", "ada"),
     ]
+
+
+@pytest.mark.parametrize("file", ["label-studio-1.23.2.json", "argilla-2.8.0.json"])
+def test_what_the_real_programs_export(empty: Ledger, file: str) -> None:
+    """Their own files of six questions that a run waited for: one is skipped or unanswered, the last not looked at.
+
+    Label Studio's was clicked together in its page in a browser, Argilla's written by `records.to_json`.
+    """
+    assert import_labels(DATA / file, empty) == Imported(4, 0, 2, [])
+    rows = empty.rows("labels")
+    assert [row["verdict"] for row in rows] == ["first", "second", "tie", "invalid"]
+    assert [row["response_first"] for row in rows[2:]] == ["In Swabia.", "one"]
+    assert {row["annotator"] for row in rows} in ({"1"}, {"00000000-0000-0000-0000-000000000007"})
+    assert {(row["labeler"], row["run"]) for row in rows} == {("queue", "/runs/b")}
+    assert json.loads(rows[1]["messages"]) == [["system", "be kind"], ["user", "hi"]]
 
 
 @pytest.mark.parametrize("form", FORMS)
