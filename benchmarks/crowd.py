@@ -5,8 +5,9 @@
 Simulated workers vote on pairs; the truth of a tenth of them is told after the vote (an expert is asked too). What is
 counted are wrong verdicts on the pairs whose truth nobody told; a tie is half a mistake. Majority vote and the crowd
 judge each pair when it comes. EM has all votes of all pairs, the future's too, before it says anything; its second
-line also gets the told truths and begins with the abilities they show. "best rule" knows every worker's ability (and
-who copies), and is what regret is measured against.
+line also gets the told truths and begins with the abilities they show; its third knows at every pair what the crowd
+knows there, and no more. "best rule" knows every worker's ability (and who copies), and is what regret is measured
+against.
 Writes benchmarks/results/crowd.json and docs/images/crowd.png.
 """
 
@@ -17,6 +18,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +29,9 @@ from choosy.types import Verdict
 ROOT = Path(__file__).resolve().parents[1]
 Floats = NDArray[np.float64]
 
-# ability of each worker, before and after half of the questions; "copy" workers say what the first of them says
-CROWDS: dict[str, dict[str, list[float]]] = {
+# ability of each worker, before and after half of the questions, or after another share `turn` of them; "copy" workers
+# say what the first of them says; with `each`, every question goes to so many workers only
+CROWDS: dict[str, dict[str, Any]] = {
     "honest": {"before": [0.9, 0.85, 0.8, 0.75, 0.7, 0.7, 0.65, 0.65, 0.6]},
     "spammers (6 of 9 guess)": {"before": [0.9, 0.85, 0.8] + [0.5] * 6},
     "liars (4 of 9)": {"before": [0.9, 0.85, 0.8, 0.75, 0.7] + [0.2] * 4},
@@ -38,19 +41,27 @@ CROWDS: dict[str, dict[str, list[float]]] = {
         "before": [0.8, 0.75, 0.7, 0.7, 0.65] + [0.9] * 4,
         "after": [0.8, 0.75, 0.7, 0.7, 0.65] + [0.1] * 4,
     },
+    "sleepers (4 of 9 earn trust, then lie)": {
+        "before": [0.8, 0.75, 0.7, 0.7, 0.65] + [0.95] * 4,
+        "after": [0.8, 0.75, 0.7, 0.7, 0.65] + [0.1] * 4,
+        "turn": 0.1,
+    },
+    "few votes (3 of 30 a pair; 10 lie)": {"before": [0.85] * 10 + [0.7] * 10 + [0.2] * 10, "each": 3},
 }
 
 
-def simulated(crowd: dict[str, list[float]], questions: int, seed: int) -> tuple[Floats, Floats, Floats]:
-    """Truths (T,) and votes (T, N), both -1 or 1, and the probability that each vote was right."""
+def simulated(crowd: dict[str, Any], questions: int, seed: int) -> tuple[Floats, Floats, Floats]:
+    """Truths (T,), -1 or 1, votes (T, N), 0 of who was not asked, and the probability that each vote was right."""
     draw = np.random.default_rng(seed)
     before = np.array(crowd["before"])
     ability = np.tile(before, (questions, 1))
-    ability[questions // 2 :] = crowd.get("after", crowd["before"])
+    ability[int(questions * crowd.get("turn", 0.5)) :] = crowd.get("after", crowd["before"])
     truth = draw.choice([-1.0, 1.0], size=questions)
     votes = np.where(draw.random(ability.shape) < ability, 1.0, -1.0) * truth[:, None]
     if copy := [int(i) for i in crowd.get("copy", [])]:
         votes[:, copy] = votes[:, copy[:1]]
+    if each := crowd.get("each"):
+        votes[draw.random(votes.shape).argsort(1).argsort(1) >= each] = 0
     return truth, votes, ability
 
 
@@ -59,7 +70,7 @@ def majority(votes: Floats) -> Floats:
     return (np.sign(votes.sum(1)) + 1) / 2
 
 
-def best_rule(votes: Floats, ability: Floats, crowd: dict[str, list[float]]) -> Floats:
+def best_rule(votes: Floats, ability: Floats, crowd: dict[str, Any]) -> Floats:
     """The Bayes rule for known abilities; it knows as well who copies."""
     weight = np.log(ability / (1 - ability))
     weight[:, [int(i) for i in crowd.get("copy", [])][1:]] = 0
@@ -75,7 +86,8 @@ def dawid_skene(votes: Floats, told: Floats | None = None, *, steps: int = 100) 
         steps: Most rounds of EM; it stops when nothing moves.
     """
     known = np.zeros(len(votes)) if told is None else told
-    share = (votes.mean(1) + 1) / 2 if told is None else expected(votes[known != 0], (known[known != 0] + 1) / 2, votes)
+    begun = (votes.sum(1) / np.maximum(1, np.abs(votes).sum(1)) + 1) / 2
+    share = expected(votes[known != 0], (known[known != 0] + 1) / 2, votes) if known.any() else begun
     for _ in range(steps):
         first = np.where(known == 0, share, (known + 1) / 2)
         new = expected(votes, first, votes)
@@ -85,10 +97,21 @@ def dawid_skene(votes: Floats, told: Floats | None = None, *, steps: int = 100) 
     return share
 
 
+def dawid_skene_so_far(votes: Floats, told: Floats, *, every: int = 20) -> Floats:
+    """EM that judges a pair by the votes and truths of earlier pairs, and looks back over these anew after so many."""
+    first = majority(votes)
+    for at in range(every, len(votes), every):
+        share = dawid_skene(votes[:at], told[:at])
+        first[at : at + every] = expected(
+            votes[:at], np.where(told[:at] == 0, share, (told[:at] + 1) / 2), votes[at : at + every]
+        )
+    return first
+
+
 def expected(seen: Floats, first: Floats, votes: Floats) -> Floats:
     """One step of EM: abilities from seen votes and how likely the first is there, then the same of all votes."""
-    agrees = np.where(seen > 0, first[:, None], 1 - first[:, None])
-    ability = (agrees.sum(0) + 1) / (len(seen) + 2)
+    agrees = np.where(seen > 0, first[:, None], 1 - first[:, None]) * np.abs(seen)
+    ability = (agrees.sum(0) + 1) / (np.abs(seen).sum(0) + 2)
     return 1 / (1 + np.exp(-(votes * np.log(ability / (1 - ability))).sum(1)))
 
 
@@ -98,7 +121,7 @@ def crowd_rule(votes: Floats, truth: Floats, audited: NDArray[np.bool_] | None, 
     records: Records = {}
     first = np.empty(len(votes))
     for t, row in enumerate(votes):
-        told = {str(worker): word[float(vote)] for worker, vote in enumerate(row)}
+        told = {str(worker): word[float(vote)] for worker, vote in enumerate(row) if vote}
         first[t] = probability_first(told, records)
         if audited is None:
             records = learned_from_peers(records, told, memory=memory)
@@ -113,7 +136,7 @@ def mistakes(first: Floats, truth: Floats) -> Floats:
     return (1 - side * truth) / 2
 
 
-def play(crowd: dict[str, list[float]], questions: int, seed: int, share: float) -> dict[str, Floats]:
+def play(crowd: dict[str, Any], questions: int, seed: int, share: float) -> dict[str, Floats]:
     """The mistakes of every rule on the pairs whose truth nobody told."""
     truth, votes, ability = simulated(crowd, questions, seed)
     audited = np.random.default_rng([seed, 1]).random(questions) < share
@@ -121,6 +144,7 @@ def play(crowd: dict[str, list[float]], questions: int, seed: int, share: float)
         "majority": lambda: majority(votes),
         "EM": lambda: dawid_skene(votes),
         "EM + audits": lambda: dawid_skene(votes, np.where(audited, truth, 0)),
+        "EM + audits, past": lambda: dawid_skene_so_far(votes, np.where(audited, truth, 0)),
         "crowd, peers": lambda: crowd_rule(votes, truth, None),
         "crowd": lambda: crowd_rule(votes, truth, audited),
         "crowd, memory 50": lambda: crowd_rule(votes, truth, audited, 50),
@@ -136,7 +160,7 @@ def plot(curves: dict[str, dict[str, list[Floats]]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6.4), sharex=True)
+    figure, axes = plt.subplots(2, 4, figsize=(15, 6.4), sharex=True)
     for axis, (name, rules) in zip(axes.flat, curves.items(), strict=True):
         for rule, runs in rules.items():
             shortest = min(map(len, runs))
@@ -144,7 +168,7 @@ def plot(curves: dict[str, dict[str, list[Floats]]], path: Path) -> None:
                 axis.plot(np.mean([run[:shortest] for run in runs], axis=0), label=rule, linewidth=1.4)
         axis.set_title(name, fontsize=10)
         axis.set_yscale("symlog", linthresh=10)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", ncols=6, frameon=False)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", ncols=7, frameon=False)
     figure.supxlabel("pairs judged")
     figure.supylabel("regret: wrong verdicts above the best rule's")
     figure.tight_layout(rect=(0, 0, 1, 0.96))
@@ -175,10 +199,10 @@ def main() -> None:
                 "regret": round(float(regrets.mean()), 1),
                 "regret_at_half": round(float(halves.mean()), 1),
             }
-        print(f"\n{name}\n{'rule':<18}{'wrong verdicts':>16}{'regret at half':>16}{'regret at end':>16}")
+        print(f"\n{name}\n{'rule':<20}{'wrong verdicts':>16}{'regret at half':>16}{'regret at end':>16}")
         for rule, row in results[name].items():
             error = f"{row['error']:.3f} ± {row['error_sd']:.3f}"
-            print(f"{rule:<18}{error:>16}{row['regret_at_half']:>16.1f}{row['regret']:>16.1f}")
+            print(f"{rule:<20}{error:>16}{row['regret_at_half']:>16.1f}{row['regret']:>16.1f}")
     bound = regret_bound(asked.questions, 9, asked.audited)
     print(f"\nbound on the crowd's expected regret where its assumptions hold (9 workers): {bound:.0f}")
     told = {**vars(asked), "bound": round(bound, 1), "crowds": results}

@@ -1,4 +1,4 @@
-"""Ten thousand calls of a judge that misbehaves three times in ten, and kills: python benchmarks/judge_faults.py
+"""Ten thousand questions to a judge that misbehaves three times in ten, and kills: python benchmarks/judge_faults.py
 
 A process buys verdicts on pairs, each asked about in both orders, through the desk and into a ledger, from a server on
 loopback that knows which response is better, and is killed with -9 and started again while it does. Then the server's

@@ -17,7 +17,7 @@ from choosy.module import WeightedDPO
 from choosy.progress import Phases
 from choosy.ranks import current_ranks
 from choosy.rounds import PairSelector, PromptSelector, Round, TrainOn
-from choosy.run import Reference, Run, refuse_scattered
+from choosy.run import Reference, Run, refuse_gapless, refuse_scattered
 from choosy.sampling import Sampler
 from choosy.types import Candidates, Prompt
 from choosy.weighting import Weighting
@@ -122,7 +122,9 @@ class OfflineData(LightningDataModule):
         if self.given:
             return
         assert self.trainer is not None
-        policy = cast(WeightedDPO, self.trainer.lightning_module).policy
+        module = cast(WeightedDPO, self.trainer.lightning_module)
+        policy = module.policy
+        refuse_gapless(module.loss, self.run.desk)
         self.run.desk.use_policy(policy)
         candidates = within_limit(
             read_candidates(self.train_source, as_chat=self.as_chat, limit=self.limit),

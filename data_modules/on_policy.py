@@ -18,7 +18,7 @@ from choosy.pool import Keep
 from choosy.progress import Phases
 from choosy.ranks import current_ranks
 from choosy.rounds import PairSelector, PromptSelector, Round, TrainOn, sampled
-from choosy.run import Reference, Run, refuse_scattered
+from choosy.run import Reference, Run, refuse_gapless, refuse_scattered
 from choosy.sampling import Sampler
 from choosy.types import Candidates, Prompt
 from choosy.weighting import Weighting
@@ -128,7 +128,9 @@ class OnPolicyData(LightningDataModule):
         if self.prompts:
             return
         assert self.trainer is not None
-        policy = cast(WeightedDPO, self.trainer.lightning_module).policy
+        module = cast(WeightedDPO, self.trainer.lightning_module)
+        policy = module.policy
+        refuse_gapless(module.loss, self.run.desk)
         self.run.desk.use_policy(policy)
         self.prompts = self._read(self.train_source, policy, self.limit)
         self.heldout = self._read(self.heldout_source, policy, self.heldout_limit) if self.heldout_source else []

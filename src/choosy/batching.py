@@ -45,6 +45,11 @@ class Batch:
         """Reference log-probs of chosen and rejected."""
         return torch.tensor([[p.chosen_logp_ref, p.rejected_logp_ref] for p in self.pairs]).view(-1, 2)
 
+    @property
+    def gap_B(self) -> Tensor:
+        """reward(chosen) - reward(rejected); nan where there are no rewards."""
+        return torch.tensor([p.gap for p in self.pairs])
+
     def none(self) -> Batch:
         """The same step for a rank that has no pair of it."""
         return Batch((), torch.empty(0), self.total)

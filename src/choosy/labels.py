@@ -34,6 +34,7 @@ COLUMNS = (
 SHOWN = ("prompt", "response_first", "response_second")  # what an annotator reads
 TEXTS = ("labeler", "fingerprint", "stamp", "prompt_id", "prompt", "response_first", "raw", "annotator", "run")
 SIDES = {"left": "first", "right": "second"}
+OURS = "choosy"  # by whom Argilla is told that a label of the ledger was suggested
 
 LABEL_STUDIO_CONFIG = """<View>
   <Header value="$prompt"/>
@@ -122,19 +123,20 @@ def _to_csv(rows: list[Row]) -> str:
 
 
 def _to_label_studio(row: Row) -> Row:
-    """A task of a Label Studio project with `LABEL_STUDIO_CONFIG`, annotated if the question is answered."""
+    """A task of a Label Studio project with `LABEL_STUDIO_CONFIG`, annotated if the question is answered.
+
+    Label Studio takes no task without all that the interface shows: of a score the second response is empty.
+    """
     task: Row = {
-        "data": {name: row[name] for name in ("key", *SHOWN) if row[name] is not None},
+        "data": {name: "" if row[name] is None else row[name] for name in ("key", *SHOWN)},
         "meta": {name: value for name, value in row.items() if name not in ("key", *SHOWN, "score", "verdict")},
     }
     verdict, score = row.get("verdict"), row.get("score")
     if verdict in ("first", "second"):
         side = "left" if verdict == "first" else "right"
-        told = {"from_name": "verdict", "type": "pairwise", "value": {"selected": side}}
-        told["to_name"] = "response_first,response_second"
+        told = {"from_name": "verdict", "to_name": "verdict", "type": "pairwise", "value": {"selected": side}}
     elif verdict is not None:
-        told = {"from_name": "neither", "type": "choices", "value": {"choices": [verdict]}}
-        told["to_name"] = "response_first"
+        told = {"from_name": "neither", "to_name": "response_first", "type": "choices", "value": {"choices": [verdict]}}
     else:
         told = {"from_name": "score", "to_name": "response_first", "type": "number", "value": {"number": score}}
     answered = verdict is not None or score is not None
@@ -142,17 +144,19 @@ def _to_label_studio(row: Row) -> Row:
 
 
 def _to_argilla(row: Row) -> Row:
-    """A record as Argilla's `records.from_json` reads it, with a response if the question is answered."""
+    """A record as Argilla's `records.from_json` reads it; an answer goes with it as a suggestion.
+
+    A response would have to name one of the Argilla server's own users by its id.
+    """
     question = "score" if row["kind"] == "score" else "verdict"
     value = row.get(question)
     about = {name: value for name, value in row.items() if name not in (*SHOWN, "score", "verdict")}
-    user = row.get("annotator") or None
     return {
         "id": row["key"],
         "fields": {name: row[name] for name in SHOWN if row[name] is not None},
         "metadata": about | {"messages": None if row["messages"] is None else _json(row["messages"])},
-        "suggestions": {},
-        "responses": {} if value is None else {question: [{"value": value, "user_id": user}]},
+        "suggestions": {} if value is None else {question: {"value": value, "score": None, "agent": OURS}},
+        "responses": {},
         "vectors": {},
     }
 
@@ -411,7 +415,7 @@ def _part(item: Mapping[str, Any], name: str, kind: type = dict) -> Any:
 def _from_label_studio(task: Row) -> Row:
     """The row of a task; its annotations must agree."""
     if not isinstance(task.get("data"), dict):
-        raise ValueError("no data; wanted a Label Studio task")
+        raise ValueError("no data; wanted a Label Studio task, as in its export named JSON, not JSON-MIN")
     answers: list[tuple[Row, str]] = []
     for annotation in _part(task, "annotations", list):
         if not isinstance(annotation, dict) or annotation.get("was_cancelled"):
@@ -419,7 +423,11 @@ def _from_label_studio(task: Row) -> Row:
         if answer := _annotated(_part(annotation, "result", list)):
             by = annotation.get("completed_by") or ""
             answers.append((answer, str(by.get("email", by.get("id", ""))) if isinstance(by, dict) else str(by)))
-    return {**_part(task, "meta"), **task["data"], **_agreed(answers)}
+    meta = _part(task, "meta")
+    data = {
+        name: text for name, text in task["data"].items() if name != "response_second" or meta.get("kind") != "score"
+    }
+    return {**meta, **data, **_agreed(answers)}
 
 
 def _annotated(results: Iterable[Any]) -> Row:
@@ -440,13 +448,16 @@ def _annotated(results: Iterable[Any]) -> Row:
 
 
 def _from_argilla(record: Row) -> Row:
-    """The row of a record; its responses must agree."""
+    """The row of a record; its responses must agree. Without any, a label that came out of a ledger stands."""
     fields, metadata = _part(record, "fields"), _part(record, "metadata")
     answers: list[tuple[Row, str]] = []
     for question in ("verdict", "score"):
         for response in _part(_part(record, "responses"), question, list):
             if isinstance(response, dict) and response.get("value") is not None:
                 answers.append(({question: response["value"]}, str(response.get("user_id") or "")))
+    for question, suggestion in {} if answers else _part(record, "suggestions").items():
+        if isinstance(suggestion, dict) and suggestion.get("agent") == OURS:
+            answers.append(({question: suggestion.get("value")}, ""))
     messages = metadata.get("messages")
     turns = {"messages": json.loads(messages)} if isinstance(messages, str) else {}
     key = {"key": record["id"]} if "key" in metadata else {}

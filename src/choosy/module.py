@@ -204,7 +204,8 @@ class WeightedDPO(LightningModule):
         logp_b2 = self.policy.logps(part.groups).view(-1, 2)
         ref_b2 = part.logp_ref_B2.to(logp_b2.device)
         delta_b = log_ratio_difference(logp_b2[:, 0], logp_b2[:, 1], ref_b2[:, 0], ref_b2[:, 1])
-        loss_b = weighted_dpo_loss(delta_b, part.weight_B.to(delta_b.device), self.loss)
+        weight_b, gap_b = part.weight_B.to(delta_b.device), part.gap_B.to(delta_b.device)
+        loss_b = weighted_dpo_loss(delta_b, weight_b, self.loss, gap_b)
         loss = loss_b.sum() / part.total
         bad = tuple(part.pairs[i].key for i in (~torch.isfinite(loss_b)).nonzero().flatten().tolist())
         return loss, Step(loss.item(), torch.cat([logp_b2.detach(), ref_b2], dim=1).cpu(), bad)

@@ -73,6 +73,7 @@ class TrainingPair(NamedTuple):
     chosen_logp_ref: float
     rejected_logp_ref: float
     weight: float
+    gap: float = math.nan  # reward(chosen) - reward(rejected); nan where there are none
 
     @property
     def key(self) -> PairKey:
@@ -234,9 +235,9 @@ class Pool:
         (c,) = self.candidates([row])
         pair = c.pairs[position]
         chosen, rejected = c.responses[pair.chosen], c.responses[pair.rejected]
-        return TrainingPair(
-            c.prompt.id, c.prompt_ids, chosen.ids, rejected.ids, chosen.logp_ref, rejected.logp_ref, pair.weight
-        )
+        logps_ref = (chosen.logp_ref, rejected.logp_ref)
+        gap = _nan(chosen.reward) - _nan(rejected.reward)
+        return TrainingPair(c.prompt.id, c.prompt_ids, chosen.ids, rejected.ids, *logps_ref, pair.weight, gap)
 
     # -- disk --------------------------------------------------------------------------------------------------
 

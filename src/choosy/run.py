@@ -16,6 +16,7 @@ from choosy.batching import PairBatches
 from choosy.judgements import COUNTED, shares
 from choosy.labeling import that
 from choosy.ledger import Desk, fault
+from choosy.losses import Margined, PreferenceLoss
 from choosy.policy import Policy
 from choosy.pool import Keep, Pool, is_readable, read_about, round_file
 from choosy.progress import Phases
@@ -309,6 +310,19 @@ def refuse_used_folder(folder: Path, *, resuming: bool) -> None:
         raise ValueError(
             f"{folder} already holds {state}; choose another name=..., "
             "or go on with it: the same command with ckpt_path=last."
+        )
+
+
+def refuse_gapless(loss: PreferenceLoss, desk: Desk) -> None:
+    """A loss with a margin needs the rewards that the margin is taken from.
+
+    Raises:
+        ValueError: The labeler gives none.
+    """
+    if isinstance(loss, Margined) and not desk.scores:
+        raise ValueError(
+            f"{type(loss).__name__} takes a pair's margin from its rewards, and labeler {desk.labeler.name} gives "
+            f"none: it only compares. Choose loss=sigmoid, or a labeler that scores: {that('score')}."
         )
 
 

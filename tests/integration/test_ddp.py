@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ PAIR = ("chosen", "rejected", "source", "round")  # and not the utility, whose l
 CLOSE = ("logps", "ref_logps")
 STEP = ("loss_step", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "logps/chosen")
 SHOW_RANK = """
-import os, pathlib
+import json, os, pathlib
 pathlib.Path(__file__).with_name("rank" + os.environ.get("LOCAL_RANK", "0")).touch()
 """
 
@@ -41,6 +42,37 @@ def exported(run_dir: Path) -> Path:
     (file,) = [*run_dir.glob("adapter/*.safetensors"), *run_dir.glob("model/*.safetensors")]
     return file
 
+
+SOLD = """
+from choosy.labeling import Answer
+
+BILL = pathlib.Path(__file__).with_name("bill")
+
+class Sold:
+    # writes down whatever it is paid for; each answer costs 0.03 to 0.10
+    name = "sold"
+
+    def __init__(self, price=None):
+        self.price = price
+
+    def sell(self, at, value, *texts):
+        cost = (3 + sum(map(ord, "".join(texts))) % 8) / 100
+        with BILL.open("a") as bill:
+            print(json.dumps([cost, *texts]), file=bill)
+        return Answer(at, value, cost=cost)
+
+class Scorer(Sold):
+    def score(self, items):
+        for at, (prompt, response) in enumerate(items):
+            yield self.sell(at, vowels(prompt.text, response.text), prompt.text, response.text)
+
+class Comparer(Sold):
+    def compare(self, items):
+        for at, (prompt, *two) in enumerate(items):
+            one, other = (vowels(prompt.text, response.text) for response in two)
+            verdict = "tie" if one == other else "first" if one > other else "second"
+            yield self.sell(at, verdict, prompt.text, *(response.text for response in two))
+"""
 
 # ranks with 2 and 1 pairs of a batch cut it into 2 and 1 parts
 UNEVEN = ["batching.batch_size=3", "batching.tokens_per_step=1"]
@@ -104,6 +136,47 @@ def test_many_processes_equal_one(strategy, processes, settings, tmp_path, tiny_
     off = torch.cat([(ours[name] - theirs[name]).abs().flatten() for name in ours])
     assert off.max() < 5e-4  # a step: AdamW makes a whole one even of a gradient that is rounding only
     assert (off > 1e-5).float().mean() < 1e-3
+
+
+SOLD_BY = {
+    "scores, price known": ("Scorer", 0.1, ["selector=none"]),
+    "scores, price not known": ("Scorer", None, ["selector=none"]),
+    "compares, price known": ("Comparer", 0.1, ["selector=certainty", "data.responses=3", "weighting=uniform"]),
+}
+
+
+@pytest.mark.parametrize(("labeler", "price", "settings"), SOLD_BY.values(), ids=SOLD_BY)
+def test_two_processes_spend_the_money_of_one(
+    labeler, price, settings, tmp_path, tiny_policy_dir, prompts_file, monkeypatch
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = [line for line in typed(tmp_path, tiny_policy_dir, prompts_file) if not line.startswith("labeler")]
+    with (tmp_path / "toy.py").open("a") as toy:
+        toy.write(SHOW_RANK + SOLD)
+    lines += ["data.limit=7", "data.heldout_limit=3", "labeler=vader", f"labeler.labeler._target_=toy.{labeler}"]
+    lines += [*settings, "labeler.budget_money=0.6", *([f"+labeler.labeler.price={price}"] if price else [])]
+    launched = {"one": [], "many": ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]}
+    bills: dict[str, list[str]] = {}
+    for name, processes in launched.items():
+        run = command(ROOT / "train.py", *lines, *processes, f"run_dir={tmp_path / name}", folder=tmp_path)
+        assert run.returncode == 0, run.stderr
+        bills[name] = (tmp_path / "bill").read_text().splitlines()
+        (tmp_path / "bill").unlink()
+    assert (tmp_path / "rank1").exists(), "there was one process"
+
+    assert bills["one"] == bills["many"]
+    assert len(set(bills["many"])) == len(bills["many"]), "something was bought twice"
+    one, many = (labels(tmp_path / name / "ledger.sqlite").sort_values("key") for name in launched)
+    for column in ("key", "purpose", "cost"):
+        assert one[column].tolist() == many[column].tolist()
+    paid = [json.loads(line)[0] for line in bills["many"]]
+    assert many["cost"].sum() == pytest.approx(sum(paid))
+    assert summary(tmp_path / "one") == summary(tmp_path / "many")
+    spent = many[many["purpose"] == "train"]["cost"].sum()
+    assert spent == pytest.approx(summary(tmp_path / "many")["money"]["spent"])
+    assert spent > 0.6 - 0.3, "the budget was no limit"
+    if price:
+        assert spent <= 0.6 + 1e-9
 
 
 def test_a_sharded_run_goes_on_where_it_stood_on_any_number_of_processes(

@@ -220,6 +220,14 @@ def test_a_reward_gap_of_a_labeler_that_only_compares(weighting, refused):
 
 
 @pytest.mark.usefixtures("only_compares")
+def test_a_margin_from_the_rewards_of_a_labeler_that_only_compares(refused):
+    told = (
+        "SelfRewardLoss takes a pair's margin from its rewards, and labeler longer gives none.*loss=sigmoid.*labeler="
+    )
+    refused("loss=dlma", "weighting=uniform", told=told)
+
+
+@pytest.mark.usefixtures("only_compares")
 def test_many_responses_without_a_pair_selector_for_a_labeler_that_only_compares(refused):
     told = "longer only compares, and 3 responses.*selector=certainty, or data.responses=2"
     refused("weighting=uniform", "data.responses=3", told=told)

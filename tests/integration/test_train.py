@@ -124,13 +124,31 @@ def test_two_selectors_for_one_slot_say_what_to_type(play):
         play("selector=certainty", "+callbacks.other._target_=callbacks.random.RandomPairs")
 
 
-FIRST_LOSS = {"sigmoid": math.log(2), "hinge": 1.0, "ipo": 25.0}  # at policy = reference; beta 0.1
+FIRST_LOSS: dict[
+    str, Callable[[float], float]
+] = {  # of a pair, by the gap of its rewards, at policy = reference; beta 0.1
+    "sigmoid": lambda gap: math.log(2),
+    "hinge": lambda gap: 1.0,
+    "ipo": lambda gap: 25.0,
+    "dlma": lambda gap: math.log(1 + math.exp(0.1 * 0.2 * min(gap, 40.0))),
+}
+
+
+def gaps(run: Any) -> dict[str, float]:
+    """The gap of the rewards of each prompt's only pair."""
+    rows = [row for row in run.pool.to_dict("records") if len(row["pairs"])]
+    pairs = {row["prompt_id"]: (row["rewards"], *row["pairs"]) for row in rows}
+    return {name: rewards[pair["chosen"]] - rewards[pair["rejected"]] for name, (rewards, pair) in pairs.items()}
 
 
 @pytest.mark.parametrize("loss", options("loss"))
-def test_a_loss_starts_where_policy_is_reference_and_trains(loss, play):
-    run = play(f"loss={loss}", "rounds=1", "data.heldout=null")
-    assert run.losses[0] == pytest.approx(FIRST_LOSS[loss], rel=1e-6)
+@pytest.mark.parametrize("labeler", ["function", "contrastive"])
+def test_a_loss_starts_where_policy_is_reference_and_trains(loss, labeler, play):
+    chosen = [] if labeler == "function" else [f"labeler={labeler}"]
+    run = play(f"loss={loss}", *chosen, "rounds=1", "data.heldout=null")
+    first = [gaps(run)[prompt_id] for prompt_id, *_ in run.witness.pairs[0][:4]]
+    assert min(first) > 0
+    assert run.losses[0] == pytest.approx(sum(map(FIRST_LOSS[loss], first)) / len(first), rel=1e-6)
     assert all(map(math.isfinite, run.losses))
     trains_only_what_it_may(run)
 

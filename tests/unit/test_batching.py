@@ -21,8 +21,8 @@ def pool_of(pairs: int) -> Pool:
             Candidates(
                 Prompt(f"p{i:02d}", "?"),
                 (
-                    Response("yes", (1,) * (i % 4 + 1), logp_ref=-1.0 - i),
-                    Response("no", (2, 3), logp_ref=-2.0),
+                    Response("yes", (1,) * (i % 4 + 1), logp_ref=-1.0 - i, reward=2.0 + i),
+                    Response("no", (2, 3), logp_ref=-2.0, reward=0.5),
                 ),
                 (5,) * (i % 3 + 1),
                 pairs=(Pair(0, 1, weight=1.0 + i),),
@@ -130,6 +130,8 @@ def test_a_batch_typed_in_full() -> None:
     assert batch.groups == [((5,), [(1,), (2, 3)]), ((5, 5), [(1, 1), (2, 3)])]
     assert batch.logp_ref_B2.tolist() == [[-1.0, -2.0], [-2.0, -2.0]]
     assert batch.weight_B.tolist() == [1.0, 2.0]
+    assert batch.gap_B.tolist() == [1.5, 2.5]
+    assert batch.none().gap_B.shape == (0,)
     assert (len(batch), batch.total) == (2, 2)
 
 

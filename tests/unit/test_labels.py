@@ -28,6 +28,7 @@ ITEMS: list[Item] = [
     (Prompt("p2", NASTY), Response(""), Response(NASTY)),
     (Prompt("p3", "So?"), Response("one"), Response("two")),
 ]
+DATA = Path(__file__).parent / "data"
 SUFFIX: dict[Form, str] = {"jsonl": ".jsonl", "csv": ".csv", "label-studio": ".json", "argilla": ".json"}
 
 
@@ -172,6 +173,40 @@ def answered(file: Path, form: Form) -> None:
             value = "tie" if at == 2 else "first"
             item["responses"] = {"verdict": [{"value": value, "user_id": "ada"}], "why": [{"value": "as it is"}]}
     file.write_text(json.dumps(items))
+
+
+def test_argilla_holds_labels_as_suggestions_which_people_overrule(full: Ledger, empty: Ledger, tmp_path: Path) -> None:
+    """Two people agree on the second, nobody says anything of the rest; a model of the server's suggests in vain."""
+    file = tmp_path / "labels.json"
+    export_labels(full, file, form="argilla")
+    records = json.loads(file.read_text())
+    verdict = {"value": "first", "score": None, "agent": "choosy"}
+    assert [record["suggestions"] for record in records[:1]] == [{"verdict": verdict}]
+    assert not any(record["responses"] for record in records), "a response needs the id of a user of the server"
+    records[1]["responses"] = {"verdict": [{"value": "tie", "user_id": user} for user in ("u1", "u2")]}
+    records[2]["suggestions"]["verdict"]["agent"] = "a model"
+    file.write_text(json.dumps(records))
+    assert import_labels(file, empty) == Imported(5, 0, 1, [])
+    assert [(row["verdict"], row["annotator"]) for row in empty.rows("labels")[:3]] == [
+        ("first", "ada"),
+        ("tie", "u1 u2"),
+        ("invalid", "ada"),
+    ]
+
+
+@pytest.mark.parametrize("file", ["label-studio-1.23.2.json", "argilla-2.8.0.json"])
+def test_what_the_real_programs_export(empty: Ledger, file: str) -> None:
+    """Their own files of six questions that a run waited for: one is skipped or unanswered, the last not looked at.
+
+    Label Studio's was clicked together in its page in a browser, Argilla's written by `records.to_json`.
+    """
+    assert import_labels(DATA / file, empty) == Imported(4, 0, 2, [])
+    rows = empty.rows("labels")
+    assert [row["verdict"] for row in rows] == ["first", "second", "tie", "invalid"]
+    assert [row["response_first"] for row in rows[2:]] == ["In Swabia.", "one"]
+    assert {row["annotator"] for row in rows} in ({"1"}, {"00000000-0000-0000-0000-000000000007"})
+    assert {(row["labeler"], row["run"]) for row in rows} == {("queue", "/runs/b")}
+    assert json.loads(rows[1]["messages"]) == [["system", "be kind"], ["user", "hi"]]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -12,6 +12,7 @@ from choosy.losses import (
     HingeLoss,
     IPOLoss,
     PreferenceLoss,
+    SelfRewardLoss,
     SigmoidLoss,
     log_ratio_difference,
     weighted_dpo_loss,
@@ -21,7 +22,8 @@ from choosy.weighting import RewardGap
 # Log-probs of four pairs for which LLaMA-Factory's tests and TRL's formulas give known losses.
 CHOSEN, REJECTED = [-3.0, -2.5, -4.0, -1.5], [-5.0, -3.5, -6.0, -2.5]
 CHOSEN_REF, REJECTED_REF = [-2.8, -2.3, -3.8, -1.4], [-3.2, -2.7, -4.2, -1.8]
-FAMILY = [SigmoidLoss(), SigmoidLoss(label_smoothing=0.1), IPOLoss(), HingeLoss()]
+FAMILY = [SigmoidLoss(), SigmoidLoss(label_smoothing=0.1), IPOLoss(), HingeLoss(), SelfRewardLoss()]
+GAP = [25.0, 100.0, -3.0, 0.0]  # of the rewards
 
 
 def double(values: list[float]) -> torch.Tensor:
@@ -84,12 +86,21 @@ def test_wdpo_golden_values(form: Any, beta2: float) -> None:
     assert value == pytest.approx(golden[form][beta2], abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("gap", "expected"), [(25.0, 0.598139), (100.0, 0.744397), (-100.0, 0.201413), (0.0, 0.403186)]
+)
+def test_dlma_golden_values(gap: float, expected: float) -> None:
+    """delta 7, share 0.2, clip 40: -log sigmoid(0.1 (7 - 5)), then (7 - 8), (7 + 8) and (7 - 0) for 7 - 5."""
+    value = weighted_dpo_loss(double([7.0]), double([1.0]), SelfRewardLoss(beta=0.1), double([gap])).item()
+    assert value == pytest.approx(expected, abs=1e-6)
+
+
 # -- what every loss keeps -----------------------------------------------------------------------------------
 
 
 def test_a_policy_that_is_its_reference_has_a_known_loss(loss: PreferenceLoss) -> None:
     """delta 0: ln 2 for the sigmoid, smoothed or not; 1 for the hinge; (1 / 2 beta)^2 = 25 for IPO."""
-    expected = {SigmoidLoss: math.log(2), HingeLoss: 1.0, IPOLoss: 25.0}[type(loss)]
+    expected = {HingeLoss: 1.0, IPOLoss: 25.0}.get(type(loss), math.log(2))
     assert loss.pairwise(torch.zeros(3)).tolist() == pytest.approx([expected] * 3, abs=1e-7)
 
 
@@ -132,23 +143,33 @@ def test_extreme_log_probs_stay_finite(loss: PreferenceLoss, scale: float, dtype
 
 
 def test_the_weight_is_a_factor(loss: PreferenceLoss) -> None:
-    delta_B, weight_B = torch.tensor([1.6, 0.6, -3.0]), torch.tensor([2.0, 0.0, 0.25])
-    assert torch.equal(weighted_dpo_loss(delta_B, weight_B, loss), weight_B * loss.pairwise(delta_B))
-    assert torch.equal(weighted_dpo_loss(delta_B, torch.ones(3), loss), loss.pairwise(delta_B))
+    delta_B, weight_B, gap_B = (torch.tensor(x) for x in ([1.6, 0.6, -3.0], [2.0, 0.0, 0.25], [0.0, 0.0, 0.0]))
+    assert torch.equal(weighted_dpo_loss(delta_B, weight_B, loss, gap_B), weight_B * loss.pairwise(delta_B))
+    assert torch.equal(weighted_dpo_loss(delta_B, torch.ones(3), loss, gap_B), loss.pairwise(delta_B))
 
 
-def test_the_weight_gets_no_gradient(loss: PreferenceLoss) -> None:
-    delta_B, weight_B = torch.tensor([1.6, 0.6]).requires_grad_(), torch.ones(2).requires_grad_()
-    weighted_dpo_loss(delta_B, weight_B * 2, loss).sum().backward()
+def test_neither_weight_nor_gap_gets_a_gradient(loss: PreferenceLoss) -> None:
+    delta_B, weight_B, gap_B = (torch.tensor([1.6, 0.6]).requires_grad_() for _ in range(3))
+    weighted_dpo_loss(delta_B, weight_B * 2, loss, gap_B).sum().backward()
     assert weight_B.grad is None
+    assert gap_B.grad is None
     assert delta_B.grad is not None
+
+
+def test_only_a_loss_with_a_margin_looks_at_the_gap() -> None:
+    delta_B, weight_B, gap_B = double([7.0] * 4), torch.ones(4, dtype=torch.float64), double(GAP)
+    for loss in FAMILY[:-1]:
+        nothing = gap_B * math.nan
+        assert torch.equal(weighted_dpo_loss(delta_B, weight_B, loss, nothing), loss.pairwise(delta_B))
+    margin_B = SelfRewardLoss(share=0.5, clip=10.0).margin(gap_B)
+    assert margin_B.tolist() == [5.0, 5.0, -1.5, 0.0]  # half of 10, of 10, of -3 and of 0
 
 
 # -- refusals ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("beta", [0.0, -0.1, math.nan])
-@pytest.mark.parametrize("kind", [SigmoidLoss, IPOLoss, HingeLoss])
+@pytest.mark.parametrize("kind", [SigmoidLoss, IPOLoss, HingeLoss, SelfRewardLoss])
 def test_beta_must_be_positive(kind: Any, beta: float) -> None:
     with pytest.raises(ValueError, match=rf"loss\.beta={beta} turns preference into nothing; choose beta > 0"):
         kind(beta=beta)
@@ -160,3 +181,10 @@ def test_label_smoothing_is_at_most_half(share: float) -> None:
         ValueError, match=rf"loss\.label_smoothing={share} is no share of flipped labels in \[0, 0\.5\]"
     ):
         SigmoidLoss(label_smoothing=share)
+
+
+@pytest.mark.parametrize("name", ["share", "clip"])
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
+def test_a_margin_of_nothing_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"loss\.{name}={value} leaves no margin; choose loss\.{name} > 0, or loss="):
+        SelfRewardLoss(**{name: value})

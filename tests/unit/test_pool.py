@@ -212,7 +212,10 @@ def test_pair_rows_of_the_pool_and_of_a_round() -> None:
 
 def test_a_training_pair_is_what_the_loss_needs() -> None:
     pair = Pool().put([ODD[-1]], round=3).training_pair(0, 1)
-    assert pair == ("everything", (1,), (9,), (), -1.0, -3.5, 0.0)
+    assert pair[:-1] == ("everything", (1,), (9,), (), -1.0, -3.5, 0.0)
+    assert math.isnan(pair.gap)  # one of the two has no reward
+    rewarded = with_rewards(ODD[-1], {0: -3.0})
+    assert Pool().put([rewarded], round=3).training_pair(0, 1).gap == 2.0
     assert pair.tokens == 1  # the prompt; a response's last token is not read
 
 
