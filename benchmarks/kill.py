@@ -62,7 +62,7 @@ def note(*words):
         bill.write(json.dumps(words) + "\\n")
 def vowels(prompt, response):
     note("asked", prompt, response)
-    time.sleep(0.003)  # a labeler takes its time
+    time.sleep(0.01)  # a labeler takes its time
     score = float(sum(map(ord, response)) % 7)
     note("answered", prompt, response)
     return score
@@ -123,7 +123,7 @@ def prepare(folder: Path) -> list[str]:
         "selector=optune_certainty",
         "labeler=function",
         "labeler.labeler.path=paid.vowels",
-        "rounds=3",
+        "rounds=4",
         "sampler.max_new_tokens=8",
         "batching.batch_size=2",
         "callbacks.checkpoint.every_n_steps=1",
@@ -145,7 +145,7 @@ class Diary:
         self._write()
 
     def _write(self) -> None:
-        os.pwrite(self._file, ": ".join(self._doing[-2:]).ljust(100).encode(), 0)
+        os.pwrite(self._file, ": ".join((self._doing[1:] or self._doing)[-2:]).ljust(100).encode(), 0)
 
     @contextlib.contextmanager
     def during(self, what: str) -> Iterator[None]:
@@ -180,7 +180,8 @@ def keep_diary(run_dir: Path) -> None:
     diary.observe(Policy, "save", "writing the adapter")
     diary.observe(Report, "on_fit_end", "writing the report")
     write_table = choosy.pool.write_table
-    for module in [m for m in sys.modules.values() if getattr(m, "write_table", None) is write_table]:
+    ours = [module for name, module in sys.modules.items() if name.startswith("choosy")]
+    for module in [module for module in ours if vars(module).get("write_table") is write_table]:
         diary.observe(module, "write_table", "writing a Parquet file")
     enter, sample = Phases.__call__, OnPolicyData.sample
 
