@@ -71,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def launch(folder: Path, tiny_policy_dir: Path) -> Launch:
     """Start a run, or go on with it, on so many processes."""
-    steps = ["callbacks.checkpoint.every_n_steps=1", "batching.batch_size=2"]
+    steps = ["callbacks.checkpoint.every_n_steps=1", "batching.batch_size=2", "epochs_per_round=2"]
     chooses = ["selector=optune_certainty", "data.responses=3"]
     lines = [*typed(folder, tiny_policy_dir, folder / "prompts.jsonl"), *steps, *chooses]
     with (folder / "toy.py").open("a") as toy:
