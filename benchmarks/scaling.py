@@ -2,7 +2,8 @@
 
 Prints the tables of docs/scaling.md and writes benchmarks/results/scaling.json. Counts of weights are checked on the
 real architectures without memory (the meta device); bytes of activations, optimiser, rows and collectives on a small
-model and two gloo processes here; the gathering and the pool on 64 simulated ranks.
+model and two gloo processes here; the gathering and the pool on 64 simulated ranks. Bytes that cross are those of the
+loopback; where other programs use it, too: unshare -n sh -c "ip link set lo up && python benchmarks/scaling.py"
 """
 
 from __future__ import annotations
@@ -62,10 +63,14 @@ class Shape:
         return self.layers * sum(i * o for i, o in self.linears)
 
     @property
+    def outside(self) -> int:
+        """Weights outside of the blocks: embeddings, head, the last norm."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden
+
+    @property
     def weights(self) -> int:
         """All weights."""
-        heads = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return heads + self.adapted + self.hidden * (2 * self.layers + 1)
+        return self.outside + self.adapted + self.hidden * 2 * self.layers
 
     def lora(self, r: int) -> int:
         """Weights of adapters of rank r on every linear layer."""
@@ -134,12 +139,18 @@ def memory(shape: Shape, s: Setting, *, gpus: int, way: str) -> dict[str, float]
 # -- seconds and bytes of a later round ------------------------------------------------------------------------
 
 
-def step_bytes(shape: Shape, s: Setting, *, gpus: int, way: str, parts: float) -> float:
-    """Bytes that one rank receives in an optimiser step of so many forward and backward passes."""
-    trained = shape.weights if way == "full sharded" else shape.lora(s.r)
+def bytes_of_step(shape: Shape, s: Setting, *, gpus: int, way: str, parts: float) -> float:
+    """Bytes that one rank receives in an optimiser step of so many forward and backward passes.
+
+    Sharded, a block is gathered before its forward and again before its backward, what lies outside of the blocks
+    once, and adapters in fp32.
+    """
+    full = way == "full sharded"
+    trained = shape.weights if full else shape.lora(s.r)
     if way == "lora":
         return 2 * 4 * trained * (gpus - 1) / gpus
-    return (2 * 2 * shape.weights * parts + 4 * trained) * (gpus - 1) / gpus
+    a_pass = 2 * (2 * shape.weights - shape.outside) + (0 if full else 2 * 4 * shape.lora(s.r))
+    return (a_pass * parts + 4 * trained) * (gpus - 1) / gpus
 
 
 def round_costs(shape: Shape, s: Setting, *, gpus: int, way: str) -> dict[str, float]:
@@ -152,7 +163,7 @@ def round_costs(shape: Shape, s: Setting, *, gpus: int, way: str) -> dict[str, f
     pass_tokens = s.prompt_tokens + 2 * s.response_tokens
     steps = pairs / s.batch_size
     parts = max(1.0, s.batch_size * pass_tokens / s.tokens_per_step / gpus)
-    collective = steps * step_bytes(shape, s, gpus=gpus, way=way, parts=parts)
+    collective = steps * bytes_of_step(shape, s, gpus=gpus, way=way, parts=parts)
     row = bytes_of_row(s)
     return {
         "sample": fresh * s.response_tokens / tokens_a_second / gpus,
@@ -341,7 +352,9 @@ def check_two_processes(n: int, s: Setting) -> dict[str, tuple[float, float]]:
     # the gather pads both shares to the longer one and each rank receives the other's
     checks = {f"gathering {n} prompts crosses": (n * bytes_of_row(s), float(found["gather"]))}
     for way in ("lora", "lora sharded"):
-        crosses = 2 * step_bytes(SMALL, s, gpus=2, way=way, parts=1)
+        crosses = 2 * bytes_of_step(SMALL, s, gpus=2, way=way, parts=1)
+        if way == "lora sharded":
+            crosses += 4 * SMALL.lora(s.r)  # gloo gives every rank the whole sum of the gradients
         checks[f"{way}: a step crosses"] = (crosses, float(found[f"{way}: a step"]))
         formula = memory(SMALL, s, gpus=2, way=way)
         checks |= {f"{way}: {what} of a rank": (formula[what], float(x)) for what, x in found[way].items()}
