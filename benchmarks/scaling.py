@@ -234,6 +234,7 @@ def check_weights(shape: Shape, r: int) -> dict[str, tuple[float, float]]:
 
 
 SMALL = Shape(4, 256, 704, 8, 4, 4096)
+WAYS = ("lora", "lora sharded", "full sharded")
 
 
 def check_activations(tokens: int, r: int) -> tuple[float, float]:
@@ -287,7 +288,7 @@ def passes(model: Any) -> Callable[[], None]:
     return once
 
 
-def held(model: Any) -> dict[str, float]:
+def held(model: Any, *, full: bool) -> dict[str, float]:
     """Bytes that this rank holds of a model, of its gradients, and of AdamW's state after a step."""
     local = {p: p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()}
     optimizer = torch.optim.AdamW([p for p in local if p.requires_grad], lr=0.0)
@@ -295,8 +296,8 @@ def held(model: Any) -> dict[str, float]:
     states = [x.to_local() if isinstance(x, DTensor) else x for of in optimizer.state.values() for x in of.values()]
     gradients = [p.grad for p in local if p.grad is not None]
     return {
-        "weights": sum(x.nbytes for p, x in local.items() if not p.requires_grad),
-        "adapters": sum(x.nbytes for p, x in local.items() if p.requires_grad),
+        "weights": sum(x.nbytes for p, x in local.items() if full or not p.requires_grad),
+        "adapters": sum(x.nbytes for p, x in local.items() if not full and p.requires_grad),
         "gradients": sum((g.to_local() if isinstance(g, DTensor) else g).nbytes for g in gradients),
         "optimiser": sum(x.nbytes for x in states if x.numel() > 1),
     }
@@ -317,21 +318,22 @@ def two_ranks(rank: int, port: int, n: int, s: Setting, box: Any) -> None:
 
     mine = [candidates(i, s) for i in shard(range(n), ranks)]
     found: dict[str, Any] = {"gather": crossing(lambda: ranks.gather(mine))}
-    for way in ("lora", "lora sharded"):
+    for way in WAYS:
         torch.manual_seed(0)
-        model = with_adapters(built(SMALL, "cpu").to(torch.bfloat16), s.r)
-        if way == "lora sharded":
-            blocks = [m for m in model.modules() if type(m).__name__ == "LlamaDecoderLayer"]
-            shard_weights(model, blocks, device=torch.device("cpu"), compute=None)
-            trains = passes(model)
-        else:
+        full = way == "full sharded"
+        model = built(SMALL, "cpu").float() if full else with_adapters(built(SMALL, "cpu").to(torch.bfloat16), s.r)
+        if way == "lora":
             whole_on_each = DistributedDataParallel(model)
             trains = passes(whole_on_each)
+        else:
+            blocks = [m for m in model.modules() if type(m).__name__ == "LlamaDecoderLayer"]
+            shard_weights(model, blocks, device=torch.device("cpu"), compute=torch.bfloat16 if full else None)
+            trains = passes(model)
         for _ in range(2):  # the first passes set up buckets and groups
             trains()
             model.zero_grad()
         found[f"{way}: a step"] = crossing(trains)
-        found[way] = held(model)
+        found[way] = held(model, full=full)
         if way == "lora":
             sizes = whole_on_each._get_ddp_logging_data()["bucket_sizes"]
             found[way]["gradients"] += sum(map(int, str(sizes).split(",")))
@@ -351,13 +353,13 @@ def check_two_processes(n: int, s: Setting) -> dict[str, tuple[float, float]]:
         found = dict(box)
     # the gather pads both shares to the longer one and each rank receives the other's
     checks = {f"gathering {n} prompts crosses": (n * bytes_of_row(s), float(found["gather"]))}
-    for way in ("lora", "lora sharded"):
+    for way in WAYS:
         crosses = 2 * bytes_of_step(SMALL, s, gpus=2, way=way, parts=1)
-        if way == "lora sharded":
-            crosses += 4 * SMALL.lora(s.r)  # gloo gives every rank the whole sum of the gradients
+        if way != "lora":  # gloo gives every rank the whole sum of the gradients
+            crosses += 4 * (SMALL.weights if way == "full sharded" else SMALL.lora(s.r))
         checks[f"{way}: a step crosses"] = (crosses, float(found[f"{way}: a step"]))
         formula = memory(SMALL, s, gpus=2, way=way)
-        checks |= {f"{way}: {what} of a rank": (formula[what], float(x)) for what, x in found[way].items()}
+        checks |= {f"{way}: {what} of a rank": (formula[what], float(x)) for what, x in found[way].items() if x}
     return checks
 
 
