@@ -2,7 +2,8 @@
 
 Prints the tables of docs/scaling.md and writes benchmarks/results/scaling.json. Counts of weights are checked on the
 real architectures without memory (the meta device); bytes of activations, optimiser, rows and collectives on a small
-model and two gloo processes here; the gathering and the pool on 64 simulated ranks.
+model and two gloo processes here; the gathering and the pool on 64 simulated ranks. Bytes that cross are those of the
+loopback; where other programs use it, too: unshare -n sh -c "ip link set lo up && python benchmarks/scaling.py"
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import argparse
 import json
 import os
 import pickle
+import socket
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import torch.multiprocessing as mp
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from choosy.pool import Pool
-from choosy.ranks import FakeRanks, TorchRanks, shard
+from choosy.ranks import FakeRanks, TorchRanks, shard, shard_weights
 from choosy.types import Candidates, Pair, Prompt, Response
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scaling.json"
@@ -59,10 +63,14 @@ class Shape:
         return self.layers * sum(i * o for i, o in self.linears)
 
     @property
+    def outside(self) -> int:
+        """Weights outside of the blocks: embeddings, head, the last norm."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden
+
+    @property
     def weights(self) -> int:
         """All weights."""
-        heads = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return heads + self.adapted + self.hidden * (2 * self.layers + 1)
+        return self.outside + self.adapted + self.hidden * 2 * self.layers
 
     def lora(self, r: int) -> int:
         """Weights of adapters of rank r on every linear layer."""
@@ -131,6 +139,20 @@ def memory(shape: Shape, s: Setting, *, gpus: int, way: str) -> dict[str, float]
 # -- seconds and bytes of a later round ------------------------------------------------------------------------
 
 
+def bytes_of_step(shape: Shape, s: Setting, *, gpus: int, way: str, parts: float) -> float:
+    """Bytes that one rank receives in an optimiser step of so many forward and backward passes.
+
+    Sharded, a block is gathered before its forward and again before its backward, what lies outside of the blocks
+    once, and adapters in fp32.
+    """
+    full = way == "full sharded"
+    trained = shape.weights if full else shape.lora(s.r)
+    if way == "lora":
+        return 2 * 4 * trained * (gpus - 1) / gpus
+    a_pass = 2 * (2 * shape.weights - shape.outside) + (0 if full else 2 * 4 * shape.lora(s.r))
+    return (a_pass * parts + 4 * trained) * (gpus - 1) / gpus
+
+
 def round_costs(shape: Shape, s: Setting, *, gpus: int, way: str) -> dict[str, float]:
     """Seconds of the phases of a later round, and bytes that one rank receives in it."""
     asked = s.prompts * s.fraction
@@ -141,11 +163,7 @@ def round_costs(shape: Shape, s: Setting, *, gpus: int, way: str) -> dict[str, f
     pass_tokens = s.prompt_tokens + 2 * s.response_tokens
     steps = pairs / s.batch_size
     parts = max(1.0, s.batch_size * pass_tokens / s.tokens_per_step / gpus)
-    trained = shape.weights if way == "full sharded" else shape.lora(s.r)
-    if way == "lora":
-        collective = 0.0 if gpus == 1 else 2 * 4 * trained * steps * (gpus - 1) / gpus
-    else:
-        collective = (2 * 2 * shape.weights * parts + 4 * trained) * steps * (gpus - 1) / gpus
+    collective = steps * bytes_of_step(shape, s, gpus=gpus, way=way, parts=parts)
     row = bytes_of_row(s)
     return {
         "sample": fresh * s.response_tokens / tokens_a_second / gpus,
@@ -216,6 +234,7 @@ def check_weights(shape: Shape, r: int) -> dict[str, tuple[float, float]]:
 
 
 SMALL = Shape(4, 256, 704, 8, 4, 4096)
+WAYS = ("lora", "lora sharded", "full sharded")
 
 
 def check_activations(tokens: int, r: int) -> tuple[float, float]:
@@ -259,37 +278,99 @@ def received() -> int:
     raise OSError("no loopback in /proc/net/dev")
 
 
+def passes(model: Any) -> Callable[[], None]:
+    """Takes a forward and backward pass of 64 tokens."""
+    ids = torch.randint(0, SMALL.vocabulary, (1, 64))
+
+    def once() -> None:
+        model(input_ids=ids, labels=ids).loss.backward()
+
+    return once
+
+
+def held(model: Any, *, full: bool) -> dict[str, float]:
+    """Bytes that this rank holds of a model, of its gradients, and of AdamW's state after a step."""
+    local = {p: p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()}
+    optimizer = torch.optim.AdamW([p for p in local if p.requires_grad], lr=0.0)
+    optimizer.step()
+    states = [x.to_local() if isinstance(x, DTensor) else x for of in optimizer.state.values() for x in of.values()]
+    gradients = [p.grad for p in local if p.grad is not None]
+    return {
+        "weights": sum(x.nbytes for p, x in local.items() if full or not p.requires_grad),
+        "adapters": sum(x.nbytes for p, x in local.items() if not full and p.requires_grad),
+        "gradients": sum((g.to_local() if isinstance(g, DTensor) else g).nbytes for g in gradients),
+        "optimiser": sum(x.nbytes for x in states if x.numel() > 1),
+    }
+
+
 def two_ranks(rank: int, port: int, n: int, s: Setting, box: Any) -> None:
-    """Gather candidates and reduce gradients in one of two gloo processes, and weigh what crosses."""
+    """One of two gloo processes that gather candidates and train a small model: what crosses, and what each holds."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     ranks = TorchRanks()
-    mine = [candidates(i, s) for i in shard(range(n), ranks)]
-    gradient = torch.zeros(SMALL.lora(s.r))
-    acts = {"gather": lambda: ranks.gather(mine), "gradient": lambda: torch.distributed.all_reduce(gradient)}
-    for name, act in acts.items():
+
+    def crossing(act: Callable[[], object]) -> int:
         torch.distributed.barrier()
-        before, began = received(), time.perf_counter()
+        before = received()
         act()
         torch.distributed.barrier()
-        if rank == 0:
-            box[name] = (received() - before, time.perf_counter() - began)
+        return received() - before
+
+    mine = [candidates(i, s) for i in shard(range(n), ranks)]
+    found: dict[str, Any] = {"gather": crossing(lambda: ranks.gather(mine))}
+    for way in WAYS:
+        torch.manual_seed(0)
+        full = way == "full sharded"
+        model = built(SMALL, "cpu").float() if full else with_adapters(built(SMALL, "cpu").to(torch.bfloat16), s.r)
+        if way == "lora":
+            whole_on_each = DistributedDataParallel(model)
+            trains = passes(whole_on_each)
+        else:
+            blocks = [m for m in model.modules() if type(m).__name__ == "LlamaDecoderLayer"]
+            shard_weights(model, blocks, device=torch.device("cpu"), compute=torch.bfloat16 if full else None)
+            trains = passes(model)
+        for _ in range(2):  # the first passes set up buckets and groups
+            trains()
+            model.zero_grad()
+        found[f"{way}: a step"] = crossing(trains)
+        found[way] = held(model, full=full)
+        if way == "lora":
+            sizes = whole_on_each._get_ddp_logging_data()["bucket_sizes"]
+            found[way]["gradients"] += sum(map(int, str(sizes).split(",")))
+    if rank == 0:
+        box.update(found)
     torch.distributed.destroy_process_group()
 
 
-def check_network(n: int, s: Setting) -> dict[str, tuple[float, float]]:
-    """Bytes of both ranks together by formula, and as the loopback counts them."""
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+def check_two_processes(n: int, s: Setting) -> dict[str, tuple[float, float]]:
+    """Bytes that cross between both ranks, and that one holds, by formula and as counted in two processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     with mp.Manager() as manager:
         box = manager.dict()
         mp.spawn(two_ranks, (port, n, s, box), nprocs=2)
-        gather, gradient = box["gather"][0], box["gradient"][0]
+        found = dict(box)
     # the gather pads both shares to the longer one and each rank receives the other's
-    return {"gather": (n * bytes_of_row(s), float(gather)), "gradient": (2 * 4 * SMALL.lora(s.r), float(gradient))}
+    checks = {f"gathering {n} prompts crosses": (n * bytes_of_row(s), float(found["gather"]))}
+    for way in WAYS:
+        crosses = 2 * bytes_of_step(SMALL, s, gpus=2, way=way, parts=1)
+        if way != "lora":  # gloo gives every rank the whole sum of the gradients
+            crosses += 4 * (SMALL.weights if way == "full sharded" else SMALL.lora(s.r))
+        checks[f"{way}: a step crosses"] = (crosses, float(found[f"{way}: a step"]))
+        formula = memory(SMALL, s, gpus=2, way=way)
+        checks |= {f"{way}: {what} of a rank": (formula[what], float(x)) for what, x in found[way].items() if x}
+    return checks
+
+
+def check_cache(s: Setting) -> tuple[float, float]:
+    """Bytes of keys and values of 4 responses of 32 tokens by formula, and as transformers keeps them."""
+    model = built(SMALL, "cpu").to(torch.bfloat16)
+    with torch.no_grad():
+        cache = model(torch.zeros(4, 32, dtype=torch.long), use_cache=True).past_key_values
+    found = sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values))
+    few = replace(s, in_flight=4, prompt_tokens=16, response_tokens=16)
+    return memory(SMALL, few, gpus=1, way="lora")["cache"], float(found)
 
 
 def simulated(size: int, n: int, s: Setting) -> dict[str, float]:
@@ -384,9 +465,8 @@ def main() -> None:
     checks["AdamW's bytes, small model"] = check_optimiser(s.r)
     checks["bytes kept for the backward, small model, 512 tokens"] = check_activations(512, s.r)
     checks["bytes of one prompt's candidates"] = pickled(s)
-    network = check_network(200, s)
-    checks["two processes: bytes of gathering 200 prompts"] = network["gather"]
-    checks["two processes: bytes of reducing a gradient"] = network["gradient"]
+    checks["keys and values of 4 x 32 tokens, small model"] = check_cache(s)
+    checks |= {f"two processes, {what}": pair for what, pair in check_two_processes(200, s).items()}
     print(table(("checked", "formula", "measured", "ratio"), [compared(*item) for item in checks.items()]), "\n")
     measured: Callable[[int, int], dict[str, float]] = lambda size, n: simulated(size, n, s)  # noqa: E731
     ranks = [measured(1, asked.prompts), measured(asked.ranks, asked.prompts)]

@@ -39,7 +39,7 @@ class WinRate(Callback):
         run, prompts = trainer.datamodule.run, trainer.datamodule.heldout
         if not prompts:
             return
-        if not run.ranks.once(lambda: start_file(run.rounds_folder).exists()):
+        if not run.ranks.once(lambda: run.is_there(start_file(run.rounds_folder))):
             at = self.round(-1, run, pl_module)
             with pl_module.policy.as_start(), run.phases("evaluate", total=len(prompts), unit="start answers") as tick:
                 answers = self.answers(prompts, at, tick)

@@ -1,18 +1,21 @@
 """The pool: every prompt with its responses, rewards and pairs. Arrow in memory, one Parquet file a round on disk.
 
 One row holds one prompt's candidates. A round's file holds the whole pool as it stood after that round, so the
-newest file is all that a resume needs; it is replaced atomically, so a crash leaves the old one or the new one.
+newest file is all that a resume needs; it is replaced atomically, so a crash leaves the old one or the new one. A
+file's footer holds a checksum of all its other bytes, so that one that changed on the disk is noticed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -254,15 +257,14 @@ class Pool:
             ValueError: The file is missing or damaged; the message names it and the last good one.
         """
         path = round_file(folder, round)
-        try:
-            table = pq.read_table(path, page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as error:
+        if why := damage(path):
             good = [f.name for f in sorted(Path(folder).glob("round_*.parquet")) if f != path and is_readable(f)]
             last = f"the last good one is {good[-1]}" if good else "no other round is there"
             raise ValueError(
-                f"The pool file {path} cannot be read ({str(error).splitlines()[0]}); {last}. Put the file back, or "
+                f"The pool file {path} cannot be read ({why}); {last}. Put the file back, or "
                 "train again on the rounds that are whole and the labels in the ledger: type ckpt_path=start."
-            ) from error
+            )
+        table = pq.read_table(path)
         about = read_about(path)
         of_train = pc.equal(table["split"], "train")
         train = table if pc.all(of_train).as_py() else table.filter(of_train)
@@ -277,11 +279,16 @@ def round_file(folder: str | Path, round: int) -> Path:
 
 def write_table(table: pa.Table, path: Path, about: Mapping[str, Any]) -> Path:
     """Write a table with its facts so that a reader sees the old file or the new one, never a part."""
-    table = table.replace_schema_metadata({"choosy": json.dumps(about)})
+    table = table.replace_schema_metadata({"choosy": json.dumps(about), CHECKSUM: f"sha256:{'0' * DIGITS}"})
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("wb") as file:
+    with unfinished.open("w+b") as file:
         pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+        at = _checksum_at(file)
+        assert at is not None, "Parquet keeps a schema's metadata in the footer as it is"
+        found = _checksum(file, at)
+        file.seek(at)
+        file.write(found)
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)
@@ -294,13 +301,61 @@ def read_about(path: Path) -> dict[str, Any]:
     return about
 
 
-def is_readable(path: Path) -> bool:
-    """Whether a Parquet file is there and whole, to its last page."""
+# -- whether a file is what was written ----------------------------------------------------------------------------
+
+CHECKSUM = "choosy-checksum"  # its name in the footer
+DIGITS = 64
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a Parquet file, read to its last byte; None if nothing is.
+
+    Files of an earlier version have no checksum of the whole; of these every page's is looked at.
+    """
     try:
+        with path.open("rb") as file:
+            at = _checksum_at(file)
+            if at is not None:
+                file.seek(at)
+                return None if file.read(DIGITS) == _checksum(file, at) else "its bytes are not those that were written"
+            if CHECKSUM.encode() in _end_of(file):
+                return "its checksum is damaged"
         pq.read_table(path, page_checksum_verification=True)
-    except (OSError, pa.ArrowException):
-        return False
-    return True
+    except (OSError, pa.ArrowException) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a Parquet file is there and whole, to its last byte."""
+    return damage(path) is None
+
+
+def _end_of(file: BinaryIO) -> bytes:
+    """The end of a file, with what its writer has told of itself."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 2**20))
+    return file.read()
+
+
+def _checksum_at(file: BinaryIO) -> int | None:
+    """Where the digits of a file's checksum are; None if it has none, or not any more."""
+    end = _end_of(file)
+    places = [found.end() - DIGITS for found in re.finditer(rb"sha256:[0-9a-f]{%d}" % DIGITS, end)]
+    return file.tell() - len(end) + places[-1] if places else None  # the writer's words come after all numbers
+
+
+def _checksum(file: BinaryIO, at: int) -> bytes:
+    """The checksum of a file, with zeros for its own digits."""
+    sha = hashlib.sha256()
+    file.seek(0)
+    while part := file.read(min(2**20, at - file.tell())):
+        sha.update(part)
+    sha.update(b"0" * DIGITS)
+    file.seek(at + DIGITS)
+    while part := file.read(2**20):
+        sha.update(part)
+    return sha.hexdigest().encode()
 
 
 def with_rewards(c: Candidates, rewards: Mapping[int, float]) -> Candidates:

@@ -18,7 +18,7 @@ from choosy.labeling import that
 from choosy.ledger import Desk, fault
 from choosy.losses import Margined, PreferenceLoss
 from choosy.policy import Policy
-from choosy.pool import Keep, Pool, is_readable, read_about, round_file
+from choosy.pool import Keep, Pool, damage, is_readable, read_about, round_file
 from choosy.progress import Phases
 from choosy.ranks import OneRank, Ranks
 from choosy.rounds import PairSelector, PromptSelector, Round, Sample, TrainOn, play_round, refuse_many, rescored
@@ -176,7 +176,7 @@ class Run:
         moved = self.reference == "previous_round" and number > 0
         if moved:
             policy.refer_to_current()
-        if ranks.once(lambda: is_readable(round_file(self.rounds_folder, number))):
+        if ranks.once(lambda: self.is_there(round_file(self.rounds_folder, number))):
             self._adopt(number)
             return
         self.evaluation, self.heldout_rows = None, []
@@ -204,6 +204,14 @@ class Run:
                 "Check the labeler, and that the sampler gives different responses."
             )
         self.write()
+
+    def is_there(self, path: Path) -> bool:
+        """Whether a file of the run is there and whole; one that is damaged is named, and will be written anew."""
+        if not path.exists():
+            return False
+        if why := damage(path):
+            self.phases.display.say(f"{path} is damaged ({why}); what it held is made again, with the same labels.")
+        return why is None
 
     def _adopt(self, number: int) -> None:
         self.pool, about = Pool.load(self.rounds_folder, number)

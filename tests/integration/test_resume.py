@@ -9,6 +9,7 @@ import pytest
 from lightning.pytorch import Callback
 from torch.testing import assert_close
 
+from choosy.pool import damage
 from data_modules.on_policy import OnPolicyData
 
 EXACTLY = {"rtol": 0.0, "atol": 0.0}
@@ -105,6 +106,22 @@ def test_a_half_written_round_is_played_again(play, sampled_rounds, tmp_path):
     resumed = play(*ROUNDS, "ckpt_path=last")
     assert sampled_rounds == [1, 2]
     pd.testing.assert_frame_equal(resumed.pool, whole.pool)
+    assert resumed.summary["labels"] == whole.summary["labels"]
+
+
+@pytest.mark.slow
+def test_damaged_start_answers_are_named_and_sampled_again(play, tmp_path, capsys):
+    whole = play(*ROUNDS, name="whole")
+    with pytest.raises(Killed):
+        play(*ROUNDS, callbacks=[Kill(1, 1)])
+    start = tmp_path / "run" / "rounds" / "start.parquet"
+    before = start.read_bytes()
+    start.write_bytes(before[:500] + bytes([before[500] ^ 1]) + before[501:])
+    resumed = play(*ROUNDS, "ckpt_path=last")
+    told = capsys.readouterr()
+    assert "start.parquet is damaged (its bytes are not those that were written)" in told.out + told.err
+    assert damage(start) is None
+    assert resumed.summary["win_rate"] == whole.summary["win_rate"]
     assert resumed.summary["labels"] == whole.summary["labels"]
 
 

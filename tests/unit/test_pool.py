@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from choosy import pool as pool_module
-from choosy.pool import Pool, from_row, read_about, round_file, to_row, with_rewards
+from choosy.pool import Pool, damage, from_row, read_about, round_file, to_row, with_rewards
 from choosy.types import Candidates, Pair, Prompt, Response
 
 
@@ -134,6 +135,52 @@ def test_a_file_that_cannot_be_read_is_named_with_the_last_good_one(tmp_path: Pa
         match=r"pool file .*round_002\.parquet cannot be read .*last good one is round_001\.parquet",
     ):
         Pool.load(tmp_path, 2)
+
+
+def test_any_byte_that_changes_is_noticed(tmp_path: Path) -> None:
+    heldout = to_row(candidates("held out"), origin="heldout", split="heldout", outcome=0.5)
+    path = Pool().put(ODD, round=0).save(tmp_path, {"round": 0, "labels": {"spent": 7}}, [heldout])
+    whole = path.read_bytes()
+    draw = random.Random(0)
+    unnoticed = []
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(flipped)
+        if damage(path) is None:
+            unnoticed.append(place)
+    assert not unnoticed, f"of {len(whole)} bytes"
+    path.write_bytes(whole)
+    assert damage(path) is None
+
+
+def test_a_changed_byte_is_named_with_the_last_good_round(tmp_path: Path) -> None:
+    for number in (0, 1):
+        path = Pool().put([candidates("a", number)], round=number).save(tmp_path, {})
+    flipped = bytearray(path.read_bytes())
+    flipped[-9] ^= 1  # in the footer, which no page's checksum covers
+    path.write_bytes(flipped)
+    told = r"round_001\.parquet cannot be read \(its bytes are not .*last good one is round_000\.parquet"
+    with pytest.raises(ValueError, match=told):
+        Pool.load(tmp_path, 1)
+
+
+def test_a_file_of_before_there_were_checksums_is_read_and_its_pages_are_looked_at(tmp_path: Path) -> None:
+    path = Pool().put(ODD, round=0).save(tmp_path, {"round": 0})
+    old = pq.read_table(path).replace_schema_metadata({"choosy": '{"round": 0}'})
+    pq.write_table(old, path, compression="zstd", write_page_checksum=True)
+    loaded, about = Pool.load(tmp_path, 0)
+    assert (len(loaded), about) == (len(ODD), {"round": 0})
+    flipped = bytearray(path.read_bytes())
+    flipped[100] ^= 1
+    path.write_bytes(flipped)
+    assert damage(path) is not None
+
+
+def test_what_a_response_says_is_not_taken_for_the_checksum(tmp_path: Path) -> None:
+    saying = Candidates(Prompt("p", "?"), (Response(f"choosy-checksum sha256:{'a' * 64}"), Response("b")))
+    path = Pool().put([saying], round=0).save(tmp_path, {})
+    assert damage(path) is None
 
 
 def test_a_missing_file_with_no_other_says_so(tmp_path: Path) -> None:
