@@ -193,6 +193,7 @@ def unlabeled(
         at.phases.load_state_dict(found.seconds)
         return found.candidates
     begun, seconds = sampled_files.begun(folder, at.number, prompts)
+    at.ranks.gather([])  # nobody changes the files before everybody has read them
     at.phases.load_state_dict(seconds)
     with at.phases("select"):
         chosen, utility = choose_prompts(at, prompts, selector)

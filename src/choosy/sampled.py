@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,10 +108,12 @@ def begun(folder: Path, number: int, prompts: Iterable[Prompt]) -> Begun:
     asked = {p.id: p for p in prompts}
     found: dict[str, Candidates] = {}
     seconds: dict[str, float] = {}
-    for path in filter(is_readable, files_of(folder, number)):
-        for c in read(path, asked):
-            found.setdefault(c.prompt.id, c)  # of a share and a part the share, which comes first, and has its scores
-        seconds = max(seconds, read_about(path)["seconds"], key=lambda told: sum(told.values()))
+    for path in files_of(folder, number):
+        with suppress(OSError, pa.ArrowException):
+            candidates, told = read(path, asked), read_about(path)
+            for c in candidates:
+                found.setdefault(c.prompt.id, c)  # of a share and a part the share: it comes first, and has scores
+            seconds = max(seconds, told["seconds"], key=lambda spent: sum(spent.values()))
     return Begun(found, seconds)
 
 
@@ -137,14 +140,13 @@ class News:
 
     def __call__(self) -> list[Candidates]:
         found: list[Candidates] = []
-        for path in files_of(self._folder, self._number):
-            if path in self._read or not is_readable(path):  # a rank removes its parts when it has kept its share
-                continue
-            self._read.add(path)
-            for c in read(path, self._asked):
-                if c.prompt.id in self._wanted and len(c.responses) == self._responses:
-                    self._wanted.remove(c.prompt.id)
-                    found.append(c)
+        new = [path for path in files_of(self._folder, self._number) if path not in self._read]
+        self._read.update(new)
+        for path in new:
+            with suppress(OSError, pa.ArrowException):  # a rank removes its parts when it has kept its share
+                found += [c for c in read(path, self._asked) if len(c.responses) == self._responses]
+        found = [c for c in {c.prompt.id: c for c in found}.values() if c.prompt.id in self._wanted]
+        self._wanted -= {c.prompt.id for c in found}
         return found
 
 
@@ -159,7 +161,7 @@ def read(path: Path, asked: Mapping[str, Prompt]) -> list[Candidates]:
     Raises:
         ValueError: It answers prompts other than these.
     """
-    candidates = [from_row(row) for row in pq.read_table(path).to_pylist()]
+    candidates = [from_row(row) for row in pq.read_table(path, page_checksum_verification=True).to_pylist()]
     if strange := [c.prompt.id for c in candidates if c.prompt.id not in asked]:
         raise ValueError(
             f"{path} holds responses to prompt {strange[0]}, which data.train has not: the prompts of a run must "
