@@ -10,7 +10,7 @@ from choosy.ledger import Desk, Interrupted
 from choosy.types import Candidates
 
 LOOK = 0.2  # seconds between two looks at what has been kept
-PATIENCE = 10.0  # seconds that a purchase may take to stop when the sampling has failed
+PATIENCE = 3.0  # seconds that a purchase may take to stop when the sampling has failed
 
 
 class Ahead:
