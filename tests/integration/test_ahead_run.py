@@ -12,7 +12,7 @@ import pytest
 from faulty_judge import Asked, FaultyJudge, prefers_longer
 from tiny import ROOT, command, ending, labels, typed
 
-from choosy import sampled
+from choosy import rounds, sampled
 from choosy.labeling.judge import Judge
 from choosy.main import compose, train
 from choosy.sampling.generate import Generate
@@ -98,6 +98,36 @@ def test_a_judge_that_refuses_stops_the_run_while_it_samples(lines, slow_samplin
     with FaultyJudge(slow, lambda asked: "401") as server, pytest.raises(ValueError, match="status 401"):
         train(compose([*lines, *few, f"labeler.labeler.base_url={server.url}"]), tmp_path / "run")
     assert batches < 12, "it did not go on to the end"
+
+
+def test_a_budget_that_was_spent_ahead_is_trained_on_by_the_run_that_goes_on(lines, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sampled, "EVERY", 0.0)
+    ledger = tmp_path / "run" / "ledger.sqlite"
+    score = rounds.score
+
+    def stopped(candidates: Any, at: Any) -> Any:
+        if at.number == 1:
+            end = time.monotonic() + 60
+            while len(labels(ledger)) < 24 and time.monotonic() < end:
+                time.sleep(0.05)
+            raise RuntimeError("the machine stops")
+        return score(candidates, at)
+
+    with FaultyJudge(prefers_longer) as server:
+        typed = [*lines, f"labeler.labeler.base_url={server.url}", "labeler.budget=48"]
+        with monkeypatch.context() as patched:
+            patched.setattr(rounds, "score", stopped)
+            with pytest.raises(RuntimeError, match="the machine stops"):
+                train(compose(typed), tmp_path / "run")
+        assert len(labels(ledger)) == 24, "the budget is spent"
+        assert not list((tmp_path / "run").glob("rounds/sampled_*"))
+        train(compose([*typed, "ckpt_path=last"]), tmp_path / "run")
+        train(compose(typed), tmp_path / "whole")
+    assert len(labels(ledger)) == 24
+    one, other = ending(tmp_path / "run"), ending(tmp_path / "whole")
+    for told in (one, other):
+        told["metrics"].pop("labels/ahead")
+    assert one == other
 
 
 @pytest.mark.slow
