@@ -58,10 +58,10 @@ def played(ahead: bool, told: argparse.Namespace) -> dict[str, float]:
     write = Parts.write
 
     def timed(self: Parts) -> None:
+        spent["written"] += bool(self._waiting)
         begun = time.perf_counter()
         write(self)
         spent["parts"] += time.perf_counter() - begun
-        spent["written"] += 1
 
     def slow(asked: Asked) -> str:
         time.sleep(told.seconds)
