@@ -69,7 +69,7 @@ class WinRate(Callback):
 
     def answers(self, prompts: Sequence[Prompt], at: Round, tick: Callable[[int], None]) -> list[Candidates]:
         """One answer to each prompt, with its log-probs under policy and reference, on every rank."""
-        mine = sampled(shard(prompts, at.ranks), at, n=1, purpose="evaluate", tick=tick)
+        mine = sampled(shard(prompts, at.ranks), at, n=1, purpose="evaluate", done=lambda some: tick(len(some)))
         mine = at.policy.score_reference(mine)
         answers = {c.prompt.id: c for c in at.ranks.gather(mine)}
         return [answers[p.id] for p in prompts]

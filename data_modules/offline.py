@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -163,12 +163,18 @@ class OfflineData(LightningDataModule):
         )
         return self.run.loader(number)
 
-    def look_up(self, prompts: list[Prompt], at: Round, tick: Callable[[int], None]) -> list[Candidates]:
-        """The given responses, with what earlier rounds found out about them."""
+    def look_up(
+        self,
+        prompts: list[Prompt],
+        at: Round,
+        *,
+        begun: Mapping[str, Candidates],
+        done: Callable[[Sequence[Candidates]], None],
+    ) -> list[Candidates]:
+        """The given responses, with what earlier rounds found out about them; nothing that needs to be kept."""
         row_of = at.pool.current()
         known = at.pool.candidates(row_of[p.id] for p in prompts if p.id in row_of)
         stored = {c.prompt.id: c for c in known}
-        tick(len(prompts))
         return [replace(stored.get(p.id, self.given[p.id]), prompt=p) for p in prompts]
 
     def teardown(self, stage: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule
@@ -159,9 +159,16 @@ class OnPolicyData(LightningDataModule):
         )
         return self.run.loader(number)
 
-    def sample(self, prompts: list[Prompt], at: Round, tick: Callable[[int], None]) -> list[Candidates]:
-        """Fresh responses from the present policy."""
-        return sampled(prompts, at, n=self.responses, tick=tick)
+    def sample(
+        self,
+        prompts: list[Prompt],
+        at: Round,
+        *,
+        begun: Mapping[str, Candidates],
+        done: Callable[[Sequence[Candidates]], None],
+    ) -> list[Candidates]:
+        """Fresh responses from the present policy (see `Sample`)."""
+        return sampled(prompts, at, n=self.responses, begun=begun, done=done)
 
     def teardown(self, stage: str) -> None:
         self.run.sampler.close()

@@ -391,6 +391,7 @@ class Desk:
     Attributes:
         scores: Whether the labeler can score a response.
         compares: Whether the labeler itself can compare two; if not, `compare` compares two of its scores.
+        interrupted: Set by another thread: a purchase under way ends with the answer that comes next.
     """
 
     def __init__(
@@ -413,6 +414,7 @@ class Desk:
             raise ValueError(f"labeler.max_invalid={max_invalid} is no share; choose 0 to 1, or null for no limit")
         self.budget_money = budget_money
         self.max_invalid = max_invalid
+        self.interrupted = False
         self._judged: Counter[str] = Counter()
         self._invalid: list[str] = []
         self.heldout = heldout
@@ -496,6 +498,16 @@ class Desk:
     def exhausted(self) -> bool:
         """Whether a budget has no label left."""
         return self._left() < 1
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the labeler may be asked while this process samples."""
+        return bool(getattr(self.labeler, "elsewhere", False))
+
+    def covers(self, answers: int) -> bool:
+        """Whether the budgets surely pay so many answers, so that it does not matter which are bought first."""
+        priceless = self.budget_money is not None and getattr(self.labeler, "price", None) is None
+        return not priceless and answers <= self._left()
 
     @property
     def _judgements(self) -> int:
@@ -650,6 +662,8 @@ class Desk:
                         self._take_back(portion[0], questions, left)
                     else:
                         self._keep(portion, left, purpose)
+                    if self.interrupted and left:
+                        raise Interrupted
         except _Failed as failed:
             error = failed.error
             at = getattr(error, "at", None)
@@ -754,6 +768,10 @@ class Desk:
 
 def _answer(at: int, told: float | Verdict | Answer) -> Answer:
     return told if isinstance(told, Answer) else Answer(at, told)
+
+
+class Interrupted(Exception):
+    """A purchase that another thread has ended; what was answered is in the ledger."""
 
 
 class _Failed(Exception):

@@ -7,6 +7,7 @@ swaps in merged weights in the same way, so the exact weights are back afterward
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -139,6 +140,7 @@ class Policy(nn.Module):
         self.initial: dict[str, Tensor] = {}
         self.reference_state: dict[str, Tensor] = {}
         self.forwards_alone = True  # whether a forward needs no other rank
+        self._encoded: dict[Prompt, array[int]] = {}  # four bytes a token; a tuple has 36
 
     # -- text and tokens ---------------------------------------------------------------------------------------
 
@@ -171,11 +173,17 @@ class Policy(nn.Module):
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """The prompt's token ids: a conversation through the chat template, a plain prompt as it stands.
 
-        A beginning-of-sequence token appears at most once, an end-of-sequence token never at the end.
+        A beginning-of-sequence token appears at most once, an end-of-sequence token never at the end. A prompt is
+        tokenised once, however many rounds ask it.
 
         Raises:
             ValueError: A conversation, but no chat template.
         """
+        if prompt not in self._encoded:
+            self._encoded[prompt] = array("i", self._tokenised(prompt))
+        return tuple(self._encoded[prompt])
+
+    def _tokenised(self, prompt: Prompt) -> Sequence[int]:
         if prompt.messages:
             if not self.tokenizer.chat_template:
                 raise ValueError(
@@ -191,7 +199,7 @@ class Policy(nn.Module):
         bos = self.tokenizer.bos_token_id
         while len(ids) > 1 and bos is not None and bos != self.tokenizer.eos_token_id and ids[0] == ids[1] == bos:
             ids = ids[1:]
-        return tuple(ids)
+        return ids
 
     def encode_response(self, text: str) -> tuple[int, ...]:
         """A given response's token ids, ended as the policy would end it."""

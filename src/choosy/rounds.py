@@ -8,15 +8,17 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 import torch
 
 from choosy import judgements, selection
 from choosy import sampled as sampled_files
+from choosy.ahead import Ahead
 from choosy.ledger import Desk
 from choosy.policy import Policy
 from choosy.pool import Keep, Pool, with_rewards
@@ -103,7 +105,26 @@ class PairSelector(Protocol):
         ...
 
 
-Sample = Callable[[list[Prompt], Round, Callable[[int], None]], list[Candidates]]
+class Sample(Protocol):
+    """Gives each prompt of a rank's share its responses."""
+
+    def __call__(
+        self,
+        prompts: list[Prompt],
+        at: Round,
+        *,
+        begun: Mapping[str, Candidates],
+        done: Callable[[Sequence[Candidates]], None],
+    ) -> list[Candidates]:
+        """The candidates in the order of the prompts.
+
+        Args:
+            prompts: The share.
+            at: What the round is played with.
+            begun: Candidates of this round that an interrupted run has sampled, by prompt id.
+            done: Keeps what has been sampled, so that no crash costs it; called while more is under way.
+        """
+        ...
 
 
 def play_round(
@@ -116,6 +137,7 @@ def play_round(
     desk: Desk,
     weighting: Weighting,
     keep: Keep,
+    responses: int,
     folder: Path,
 ) -> Pool:
     """Play one round up to the training: the pool with what was sampled, labeled and weighed.
@@ -129,14 +151,23 @@ def play_round(
         desk: Where labels are bought.
         weighting: The factor on each pair's loss.
         keep: What the pool keeps of a prompt's earlier rounds.
-        folder: Where the responses are kept before the first label is bought, so that no crash costs them.
+        responses: How many responses `sample` gives a prompt, at most.
+        folder: Where responses are kept before their first label is bought, so that no crash costs them.
     """
-    mine = unlabeled(at, prompts, sample=sample, selector=prompt_selector, folder=folder)
-    with at.phases("select"):
-        pairs, fresh = choose_pairs(at, mine, pair_selector)
-    with at.phases("label", total=len(fresh), unit="prompts") as tick:
-        labeled, unpaid = label(fresh, pairs, desk, at)
-        tick(len(fresh))
+    with Ahead(desk, lambda some: purchase(some, None, desk, at)) as ahead:
+        every = ahead if pair_selector is None else None  # then all will be labeled, whichever come next
+        mine = unlabeled(
+            at, prompts, sample=sample, selector=prompt_selector, responses=responses, folder=folder, ahead=every
+        )
+        with at.phases("select"):
+            pairs, fresh = choose_pairs(at, mine, pair_selector)
+        with at.phases("label", total=len(fresh), unit="prompts") as tick:
+            early = at.ranks.once(ahead.finish)
+            labeled, unpaid = label(fresh, pairs, desk, at)
+            tick(len(fresh))
+    if early:
+        at.phases.display.say(f"{early} of {len(fresh)} prompts were labeled while the round was sampled.")
+        at.counts["labeled_ahead"] += early if at.ranks.rank == 0 else 0
     if unpaid:
         labeled = worth_keeping(labeled, at.pool)
         at.phases.display.say(
@@ -147,19 +178,46 @@ def play_round(
 
 
 def unlabeled(
-    at: Round, prompts: Sequence[Prompt], *, sample: Sample, selector: PromptSelector | None, folder: Path
+    at: Round,
+    prompts: Sequence[Prompt],
+    *,
+    sample: Sample,
+    selector: PromptSelector | None,
+    responses: int,
+    folder: Path,
+    ahead: Ahead | None,
 ) -> list[Candidates]:
     """This rank's share of the responses, scored: as an interrupted run has left them, or sampled now and kept."""
     if found := sampled_files.kept(folder, at.number, prompts, at.ranks):
         at.counts.update(found.counts)
         at.phases.load_state_dict(found.seconds)
         return found.candidates
+    begun, seconds = sampled_files.begun(folder, at.number, prompts)
+    at.ranks.gather([])  # nobody changes the files before everybody has read them
+    at.phases.load_state_dict(seconds)
     with at.phases("select"):
         chosen, utility = choose_prompts(at, prompts, selector)
+    if ahead is not None and at.ranks.rank == 0:
+        news = sampled_files.News(folder, at.number, prompts, chosen=chosen, responses=responses)
+        ahead.start(news, prompts=len(chosen), responses=responses)
+    parts = sampled_files.Parts(folder, at.number, at.ranks, seconds=lambda: at.phases.seconds)
     with at.phases("sample", total=len(chosen), unit="prompts") as tick:
-        mine = sample(shard(chosen, at.ranks), at, lambda n: tick(n * at.ranks.size))
+        told = 0
+
+        def done(some: Sequence[Candidates]) -> None:
+            nonlocal told
+            told += len(some)
+            tick(len(some) * at.ranks.size)
+            parts.add(some)
+            if ahead is not None:
+                ahead.check()
+
+        mine = sample(shard(chosen, at.ranks), at, begun=begun, done=done)
+        parts.write()
+        tick((len(mine) - told) * at.ranks.size)
     mine = [replace(c, utility=utility[c.prompt.id]) for c in score(mine, at)]
     sampled_files.keep(folder, at.number, mine, at.ranks, counts=dict(at.counts), seconds=at.phases.seconds)
+    parts.forget()
     return mine
 
 
@@ -191,26 +249,40 @@ def sampled(
     *,
     n: int,
     purpose: str = "train",
-    tick: Callable[[int], None] = lambda n: None,
+    begun: Mapping[str, Candidates] = MappingProxyType({}),
+    done: Callable[[Sequence[Candidates]], None] = lambda some: None,
 ) -> list[Candidates]:
-    """N fresh responses to each prompt from the present policy; a response's seed is (run, round, prompt, sample)."""
-    ids = [at.policy.encode_prompt(prompt) for prompt in prompts]
-    seeds = [[seed_of(at.seed, purpose, at.number, p.id, sample) for sample in range(n)] for p in prompts]
+    """N responses to each prompt from the present policy; a response's seed is (run, round, prompt, sample).
+
+    Args:
+        prompts: Whom to answer.
+        at: What the round is played with; its counts are added to.
+        n: How many responses a prompt gets.
+        purpose: Part of the seed.
+        begun: Candidates of this round and purpose that are sampled already; those with N responses are taken.
+        done: Called while others are under way with the candidates that have been sampled together.
+    """
+    found = {p.id: begun[p.id] for p in prompts if p.id in begun and len(begun[p.id].responses) == n}
+    rest = [p for p in prompts if p.id not in found]
+    ids = [at.policy.encode_prompt(prompt) for prompt in rest]
+    seeds = [[seed_of(at.seed, purpose, at.number, p.id, sample) for sample in range(n)] for p in rest]
+
+    def made(responses: Mapping[int, list[Response]]) -> list[Candidates]:
+        return [Candidates(rest[p], tuple(of_prompt), ids[p], at.number) for p, of_prompt in responses.items()]
+
     synced = at.sampler.sync_seconds
-    responses = at.sampler.sample(at.policy, ids, seeds, tick=tick)
+    responses = at.sampler.sample(at.policy, ids, seeds, done=lambda ended: done(made(ended)))
     synced = at.sampler.sync_seconds - synced
     if synced and at.ranks.rank == 0:
         at.phases.display.say(f"The policy's weights went into the sampling engine in {synced:.2f} s.")
-    fresh = [r for of_prompt in responses for r in of_prompt]
-    at.counts["tokens_generated"] += sum(len(r.ids) for r in fresh)
+    found |= {c.prompt.id: c for c in made(dict(enumerate(responses)))}
+    all_of_them = [r for c in found.values() for r in c.responses]
+    at.counts["tokens_generated"] += sum(len(r.ids) for r in all_of_them)
     at.counts["prompts_sampled"] += len(prompts)
-    at.counts["responses_cut"] += sum(not r.finished for r in fresh)
-    at.counts["responses_empty"] += sum(not r.text for r in fresh)
+    at.counts["responses_cut"] += sum(not r.finished for r in all_of_them)
+    at.counts["responses_empty"] += sum(not r.text for r in all_of_them)
     at.counts["sync_milliseconds"] += round(1000 * synced)
-    return [
-        Candidates(prompt, tuple(of_prompt), prompt_ids, at.number)
-        for prompt, of_prompt, prompt_ids in zip(prompts, responses, ids, strict=True)
-    ]
+    return [found[p.id] for p in prompts]
 
 
 def score(candidates: Sequence[Candidates], at: Round) -> list[Candidates]:
@@ -264,22 +336,25 @@ def label(
     Returns:
         The candidates with their pairs, and how many of the prompts or pairs the budget could not pay.
     """
-    name = desk.labeler.name
-
-    def buy() -> tuple[list[Candidates], int, Counter[str]]:
-        if pairs is None and desk.scores:
-            order = sorted(range(len(fresh)), key=lambda i: seed_of(at.seed, "label", at.number, fresh[i].prompt.id))
-            bought = dict(zip(order, desk.score([fresh[i] for i in order]), strict=True))
-            unpaid = sum(any(r.reward is None for r in c.responses) for c in bought.values())
-            labeled = [best_against_worst(bought[i], name, at.number) for i in range(len(fresh))]
-            return labeled, unpaid, judgements.count([ends(c, at.number) for c in labeled], shown=False)
-        asked = pairs if pairs is not None else the_only_pairs(fresh, name)
-        return scored_pairs(fresh, asked, desk, at) if desk.scores else compared_pairs(fresh, asked, desk, at)
-
-    labeled, unpaid, counts = at.ranks.once(buy)
+    labeled, unpaid, counts = at.ranks.once(lambda: purchase(fresh, pairs, desk, at))
     if at.ranks.rank == 0:  # the counts of all ranks are added up
         at.counts.update(counts)
     return labeled, unpaid
+
+
+def purchase(
+    fresh: Sequence[Candidates], pairs: list[ChosenPair] | None, desk: Desk, at: Round
+) -> tuple[list[Candidates], int, Counter[str]]:
+    """Buy what was chosen; what `label` returns, and counts of what was said."""
+    name = desk.labeler.name
+    if pairs is None and desk.scores:
+        order = sorted(range(len(fresh)), key=lambda i: seed_of(at.seed, "label", at.number, fresh[i].prompt.id))
+        bought = dict(zip(order, desk.score([fresh[i] for i in order]), strict=True))
+        unpaid = sum(any(r.reward is None for r in c.responses) for c in bought.values())
+        labeled = [best_against_worst(bought[i], name, at.number) for i in range(len(fresh))]
+        return labeled, unpaid, judgements.count([ends(c, at.number) for c in labeled], shown=False)
+    asked = pairs if pairs is not None else the_only_pairs(fresh, name)
+    return scored_pairs(fresh, asked, desk, at) if desk.scores else compared_pairs(fresh, asked, desk, at)
 
 
 def ends(c: Candidates, number: int) -> tuple[Response, Response, Verdict | None]:

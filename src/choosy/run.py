@@ -28,7 +28,10 @@ from choosy.weighting import Weighting
 
 log = logging.getLogger(__name__)
 
-SAMPLED = ("tokens_generated", "prompts_sampled", "responses_cut", "responses_empty", "sync_milliseconds")
+SAMPLED = (
+    *("tokens_generated", "prompts_sampled", "responses_cut", "responses_empty"),
+    *("sync_milliseconds", "labeled_ahead"),
+)
 
 Reference = Literal["initial", "previous_round"]
 
@@ -104,6 +107,7 @@ class Run:
         self.heldout_rows: list[Mapping[str, Any]] = []
         self.evaluation: dict[str, float] | None = None
         self.prompts_id = ""
+        self.responses = 0
 
     @property
     def rounds_folder(self) -> Path:
@@ -155,6 +159,7 @@ class Run:
 
     def expect(self, responses: int) -> None:
         """Before anything is sampled: refuse more responses to a prompt than can be judged as the run is set up."""
+        self.responses = responses
         if "pairs" not in self.slots and not self.desk.scores:
             refuse_many(responses, self.desk.labeler.name)
 
@@ -192,6 +197,7 @@ class Run:
             desk=self.desk,
             weighting=self.weighting,
             keep=self.keep,
+            responses=self.responses,
             folder=self.rounds_folder,
         )
         of_round = sum(ranks.gather([at.counts]), Counter[str]())
@@ -226,8 +232,8 @@ class Run:
     def spent_out(self, number: int, ranks: Ranks) -> bool:
         """Whether fresh responses could get no label any more, so that they are not worth sampling."""
 
-        def nothing_left() -> bool:  # a round that was sampled before an interruption has what it has bought
-            return self.desk.exhausted and not sampled.whole_set(self.rounds_folder, number)
+        def nothing_left() -> bool:  # a round that was begun before an interruption may have bought its labels
+            return self.desk.exhausted and not sampled.files_of(self.rounds_folder, number)
 
         if len(self.pool) == 0 or not ranks.once(nothing_left):
             return False
@@ -303,7 +309,8 @@ class Run:
 
 def labels_metrics(about: Mapping[str, Any]) -> dict[str, float]:
     """What a round's labels were like, for the loggers: counts of the run so far, shares of the round."""
-    found = {**about["labels"], "money": about["money"]["spent"], **shares(about["judged"]["round"])}
+    bought = {**about["labels"], "ahead": about["labeled_ahead"], "money": about["money"]["spent"]}
+    found = {**bought, **shares(about["judged"]["round"])}
     return {f"labels/{name}": float(value) for name, value in found.items() if value is not None}
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,33 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import choosy.checkpoints
+import choosy.ledger
 import choosy.policy
 import choosy.pool
+import choosy.sampled
 from choosy.main import main
 
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_labeled() -> Callable[[], None]:
+    """Die once a second label is in the ledger."""
+    write, written = choosy.ledger.Ledger.write, threading.Semaphore(0)
+
+    def told(*args: Any, **kwargs: Any) -> None:
+        write(*args, **kwargs)
+        written.release()
+
+    choosy.ledger.Ledger.write = told
+
+    def last() -> None:
+        for _ in range(2):
+            written.acquire(timeout=60)
+        die()
+
+    return last
 
 
 def countdown(count: int, act: Callable[..., Any], *, last: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,6 +81,11 @@ if __name__ == "__main__":
         case "sampling":
             decode = choosy.policy.Policy.decode
             choosy.policy.Policy.decode = countdown(count, decode, last=lambda *args: die())
+        case "sampling kept" | "sampling labeled":
+            choosy.sampled.EVERY = choosy.sampled.SHARE = 0.0
+            decode = choosy.policy.Policy.decode
+            last = die if point == "sampling kept" else die_labeled()
+            choosy.policy.Policy.decode = countdown(count, decode, last=lambda *args: last())
         case "labeling":
             import toy
 
@@ -70,7 +96,10 @@ if __name__ == "__main__":
         case "checkpoint":
             torch.save = countdown(count, save, last=half_a_checkpoint)
         case "table":
-            choosy.pool.pq.write_table = countdown(count, write_table, last=half_a_table)
+            of_round = countdown(count, write_table, last=half_a_table)
+            choosy.pool.pq.write_table = lambda table, file, **how: (
+                of_round if ".round_" in str(file.name) else write_table
+            )(table, file, **how)
         case _:
             sys.exit(f"no point {point}")
     main()

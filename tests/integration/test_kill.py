@@ -1,4 +1,4 @@
-"""kill -9 at five points, and what is missing or damaged when a run goes on."""
+"""kill -9 at seven points, and what is missing or damaged when a run goes on."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from choosy.main import compose, train
 HERE = Path(__file__).parent
 POINTS = {
     "sampling": ("sampling", 30),
+    "between two parts of round 0": ("sampling kept", 14),
+    "between two parts of round 1": ("sampling kept", 40),
     "between two labels": ("labeling", 20),
     "in a training step": ("training", 5),
     "a checkpoint half written": ("checkpoint", 3),
-    "a round half written": ("table", 6),
+    "a round half written": ("table", 3),
 }
 
 
@@ -37,7 +39,7 @@ def folder(tmp_path_factory) -> Path:
 def lines(folder, tiny_policy_dir) -> list[str]:
     """A run that takes a checkpoint after each step, chooses prompts and pairs, and trains several steps a round."""
     steps = ["callbacks.checkpoint.every_n_steps=1", "batching.batch_size=1"]
-    chooses = ["selector=optune_certainty", "data.responses=3"]
+    chooses = ["selector=optune_certainty", "data.responses=3", "sampler.batch_size=3"]
     return [*typed(folder, tiny_policy_dir, folder / "prompts.jsonl"), *steps, *chooses]
 
 
@@ -52,16 +54,17 @@ def whole(lines, folder) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(("point", "count"), POINTS.values(), ids=POINTS)
 def test_a_run_killed_here_ends_as_if_never_killed(point, count, lines, whole, folder):
-    run = folder / point
+    run = folder / f"{point} {count}"
     killed = command(HERE / "killed.py", point, count, *lines, f"run_dir={run}", folder=folder)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     before = labels(run / "ledger.sqlite")
+    assert bool(list(run.glob("rounds/sampling_*"))) == (point == "sampling kept")
     resumed = command(ROOT / "train.py", *lines, f"run_dir={run}", "ckpt_path=last", folder=folder)
     assert resumed.returncode == 0, resumed.stderr
     after = labels(run / "ledger.sqlite")
     assert after.merge(before).shape == before.shape, "a label was bought twice or lost"
     assert ending(run) == ending(whole)
-    assert not [name for name in contents(run) if Path(name).name.startswith(".") or "sampled" in name]
+    assert not [name for name in contents(run) if Path(name).name.startswith(".") or "sampl" in name]
 
 
 # -- what is missing or damaged --------------------------------------------------------------------------------

@@ -42,9 +42,9 @@ def sampled_rounds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     rounds: list[int] = []
     sample = OnPolicyData.sample
 
-    def counted(self: OnPolicyData, prompts: Any, at: Any, tick: Any) -> Any:
+    def counted(self: OnPolicyData, prompts: Any, at: Any, **kept: Any) -> Any:
         rounds.append(at.number)
-        return sample(self, prompts, at, tick)
+        return sample(self, prompts, at, **kept)
 
     monkeypatch.setattr(OnPolicyData, "sample", counted)
     return rounds

@@ -92,10 +92,10 @@ def ids(sampled: list[list[Response]]) -> list[list[tuple[int, ...]]]:
 
 
 def test_one_response_for_each_seed_of_each_prompt(make, policy):
-    ticks: list[int] = []
-    sampled = make().sample(policy, prompts(policy), SEEDS, tick=ticks.append)
+    ended: list[tuple[int, list[Response]]] = []
+    sampled = make().sample(policy, prompts(policy), SEEDS, done=lambda some: ended.extend(some.items()))
     assert [len(of_prompt) for of_prompt in sampled] == [3, 1, 2]
-    assert sum(ticks) == 3
+    assert sorted(ended) == [*enumerate(sampled)], "each prompt is told once, with all that is returned for it"
     for r in (r for of_prompt in sampled for r in of_prompt):
         assert 1 <= len(r.ids) <= 24
         assert r.text == policy.decode(r.ids).strip()

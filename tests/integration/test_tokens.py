@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -214,3 +215,21 @@ def test_long_prompts_are_left_out_and_counted(play, caplog):
 def test_long_prompts_can_be_refused(overrides, play):
     with pytest.raises(ValueError, match=r"of 12 prompts of .* are longer than .*; the longest has \d+ tokens"):
         play(*overrides)
+
+
+def test_a_run_tokenises_each_prompt_once(play, monkeypatch):
+    asked: Counter[str] = Counter()
+    tokenised = Policy._tokenised
+
+    def counted(self: Policy, prompt: Prompt) -> Any:
+        asked[prompt.text] += 1
+        return tokenised(self, prompt)
+
+    texts: list[str] = []
+    answered = Policy.encode_response
+    monkeypatch.setattr(Policy, "_tokenised", counted)
+    monkeypatch.setattr(Policy, "encode_response", lambda self, text: texts.append(text) or answered(self, text))
+    run = play("selector=optune_certainty", "data.responses=3")
+    assert run.summary["rounds"] == 2
+    assert asked.total() == len(asked) == 12, "to train on and held out, in all rounds"
+    assert texts == [], "responses keep the ids that were sampled"

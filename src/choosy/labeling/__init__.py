@@ -73,6 +73,8 @@ class Scores(Protocol):
     - `judgements: int`: how many labels of the budget one answer takes; 1 if it does not say.
     - `at_once: int | None`: how many items it is asked at once; None for all. If it does not say, a method that yields
       is asked everything and one that returns a list 64 at a time.
+    - `elsewhere: bool`: whether it judges on another processor than the one that samples, each item by itself, whatever
+      else is asked and in whatever order. Then it is asked about the first items while others are still sampled.
 
     Attributes:
         name: Who judges, and which version of it: the ledger keeps labels under this name.

@@ -44,6 +44,7 @@ class BothOrders:
         self.labeler = labeler
         self.name = f"{labeler.name} in both orders"
         self.fingerprint = str(getattr(labeler, "fingerprint", ""))
+        self.elsewhere = bool(getattr(labeler, "elsewhere", False))
         if (price := getattr(labeler, "price", None)) is not None:
             self.price = 2 * float(price)
 

@@ -258,6 +258,8 @@ class Human:
         ValueError: Gradio is not installed, or a value makes no sense.
     """
 
+    elsewhere = True
+
     def __init__(
         self,
         folder: str,

@@ -68,6 +68,7 @@ class Judge:
         judgements: Labels of the budget that one verdict takes.
     """
 
+    elsewhere = True
     at_once = None  # all of them: answers are yielded as they come, and what is under way is bounded by concurrency
 
     def __init__(

@@ -38,6 +38,7 @@ class Noisy:
         self.seed = seed
         self.name = f"{labeler.name} with noise {p:g}, seed {seed}"
         self.fingerprint = str(getattr(labeler, "fingerprint", ""))
+        self.elsewhere = bool(getattr(labeler, "elsewhere", False))
         self.judgements = int(getattr(labeler, "judgements", 1))
         if (price := getattr(labeler, "price", None)) is not None:
             self.price = float(price)

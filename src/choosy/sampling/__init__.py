@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from choosy.logprobs import Ids
 from choosy.policy import Policy
 from choosy.types import Response
+
+Done = Callable[[Mapping[int, list[Response]]], None]
 
 
 class Sampler(Protocol):
@@ -28,7 +30,7 @@ class Sampler(Protocol):
         seeds: Sequence[Sequence[int]],
         *,
         plain: bool = False,
-        tick: Callable[[int], None] = lambda n: None,
+        done: Done = lambda ended: None,
     ) -> list[list[Response]]:
         """One response for each seed of each prompt; the same seed gives the same text.
 
@@ -37,7 +39,8 @@ class Sampler(Protocol):
             prompts: Token ids, chat template applied.
             seeds: Per prompt one seed a response.
             plain: Sample the policy as it is, at temperature 1 and from all tokens, whatever the engine's settings.
-            tick: Called with the number of prompts that are done.
+            done: Called while sampling goes on with the prompts that have ended together: of each its position and all
+                its responses. What it raises ends the sampling.
         """
         ...
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from choosy.logprobs import Ids
 from choosy.policy import Policy
 from choosy.ranks import current_ranks
-from choosy.sampling import Sampler, refuse_settings
+from choosy.sampling import Done, Sampler, refuse_settings
 from choosy.sampling.generate import Generate
 from choosy.sampling.vllm import Vllm, is_installed
 from choosy.types import Response
@@ -90,7 +90,7 @@ class Auto:
         seeds: Sequence[Sequence[int]],
         *,
         plain: bool = False,
-        tick: Callable[[int], None] = lambda n: None,
+        done: Done = lambda ended: None,
     ) -> list[list[Response]]:
         """One response for each seed of each prompt (see `Sampler.sample`)."""
         if self._engine is None:
@@ -99,7 +99,7 @@ class Auto:
             if ranks.rank == 0:
                 log.info("sampler=auto samples with %s: %s.", name, why)
             self._engine = self._build(name)
-        return self._engine.sample(policy, prompts, seeds, plain=plain, tick=tick)
+        return self._engine.sample(policy, prompts, seeds, plain=plain, done=done)
 
     def close(self) -> None:
         """Close the engine that was chosen; the choice stays."""

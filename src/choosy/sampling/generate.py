@@ -8,7 +8,7 @@ Axes: R rows (responses in flight), V vocabulary.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from choosy.logprobs import Ids, common_prefix
 from choosy.policy import Policy
-from choosy.sampling import as_response, refuse_settings
+from choosy.sampling import Done, as_response, refuse_settings
 from choosy.types import Response
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Generate:
         seeds: Sequence[Sequence[int]],
         *,
         plain: bool = False,
-        tick: Callable[[int], None] = lambda n: None,
+        done: Done = lambda ended: None,
     ) -> list[list[Response]]:
         """One response for each seed of each prompt (see `Sampler.sample`)."""
         shape = (1.0, 1.0, 0) if plain else (self.temperature, self.top_p, self.top_k)
@@ -89,7 +89,7 @@ class Generate:
                     batch.append(order.pop(0))
                 for row in self._fitting(policy, batch, prompts, seeds, shape):
                     responses[row.prompt][row.sample] = as_response(policy, row.ids, row.logp)
-                tick(len(batch))
+                done({p: responses[p] for p in batch})
         return responses
 
     def _fitting(

@@ -25,7 +25,7 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 
 from choosy.logprobs import Ids
 from choosy.policy import Policy
-from choosy.sampling import as_response, refuse_settings
+from choosy.sampling import Done, as_response, refuse_settings
 from choosy.sampling.generate import choose_token, uniforms
 from choosy.types import Response
 
@@ -76,7 +76,7 @@ class Paged:
         seeds: Sequence[Sequence[int]],
         *,
         plain: bool = False,
-        tick: Callable[[int], None] = lambda n: None,
+        done: Done = lambda ended: None,
     ) -> list[list[Response]]:
         """One response for each seed of each prompt (see `Sampler.sample`)."""
         responses: list[list[Response]] = [[Response("")] * len(of_prompt) for of_prompt in seeds]
@@ -89,23 +89,24 @@ class Paged:
         draw = Draw((1.0, 1.0, 0) if plain else (self.temperature, self.top_p, self.top_k), self.max_new_tokens)
         left = [len(of_prompt) for of_prompt in seeds]
 
-        def done(name: str) -> None:
-            p = int(name.split(".")[0])
+        def ended(name: str, ids: Sequence[int], logp: float) -> None:
+            p, n = map(int, name.split("."))
+            responses[p][n] = as_response(policy, ids, logp)
             left[p] -= 1
             if not left[p]:
-                tick(1)
+                done({p: responses[p]})
 
         with policy.for_sampling(), pageable(policy.causal_lm):
-            ids_of = self._run(policy, {f"{p}.{n}": (prompts[p], seeds[p][n]) for p, n in wanted}, draw, done)
-        logp_of = draw.logps()
-        for p, n in wanted:
-            name = f"{p}.{n}"
-            responses[p][n] = as_response(policy, ids_of[name], logp_of[name])
+            self._run(policy, {f"{p}.{n}": (prompts[p], seeds[p][n]) for p, n in wanted}, draw, ended)
         return responses
 
     def _run(
-        self, policy: Policy, requests: Mapping[str, tuple[Ids, int]], draw: Draw, done: Callable[[str], None]
-    ) -> dict[str, list[int]]:
+        self,
+        policy: Policy,
+        requests: Mapping[str, tuple[Ids, int]],
+        draw: Draw,
+        ended: Callable[[str, Sequence[int], float], None],
+    ) -> None:
         longest = max(len(ids) for ids, _ in requests.values())
         in_flight = min(self.batch_size, len(requests))
         pages = math.ceil((longest + self.max_new_tokens) / self.page_size) + 1
@@ -131,8 +132,8 @@ class Paged:
         try:
             for name, (ids, seed) in requests.items():
                 manager.add_request(list(ids), request_id=name, eos_token_id=sorted(policy.stop_ids), seed=seed)
-            sampled: dict[str, list[int]] = {}
-            while len(sampled) < len(requests):
+            left, sampled = len(requests), dict[str, Sequence[int]]()
+            while left:
                 output = manager.get_result(timeout=1.0)
                 if output is None:
                     if not manager.is_running():
@@ -142,11 +143,15 @@ class Paged:
                     raise RuntimeError(f"continuous batching could not sample a response: {output.error}")
                 elif output.is_finished():
                     sampled[output.request_id] = output.generated_tokens
-                    done(output.request_id)
-            return sampled
+                    left -= 1
+                for name in filter(draw.knows, tuple(sampled)):
+                    ended(name, sampled.pop(name), draw.logps[name])
         finally:
             manager.stop(block=True, hard_stop=True)
             manager.destroy()
+        draw.collect()
+        for name, ids in sampled.items():
+            ended(name, ids, draw.logps[name])
 
 
 @contextmanager
@@ -167,6 +172,9 @@ class Draw(ContinuousBatchingLogitsProcessor):
     Args:
         shape: Temperature, top_p and top_k.
         max_new_tokens: The most draws that a request needs.
+
+    Attributes:
+        logps: The policy's log-prob of each request's tokens; without the last step's until that is collected.
     """
 
     def __init__(self, shape: Shape, max_new_tokens: int) -> None:
@@ -175,7 +183,7 @@ class Draw(ContinuousBatchingLogitsProcessor):
         self.supported_kwargs = {"seed": int}  # what a request may bring, and what it may bring in vain
         self.ignored_kwargs = ()
         self._draws: dict[str, list[float]] = {}
-        self._logp: dict[str, float] = {}
+        self.logps: dict[str, float] = {}
         self._in_step: list[str] = []
         self._logp_R: Tensor | None = None  # of the last step: written on the device, read when the next one begins
 
@@ -185,17 +193,16 @@ class Draw(ContinuousBatchingLogitsProcessor):
         processors.tensors_required = 1
         return processors
 
-    def logps(self) -> dict[str, float]:
-        """The policy's log-prob of each request's tokens; asked when the manager has stopped."""
-        self._collect()
-        return self._logp
+    def knows(self, name: str) -> bool:
+        """Whether the log-prob of a request that has ended is all there; asked while the manager goes on."""
+        return self._logp_R is None or name not in self._in_step
 
     def fill_defaults(self, int32_tensor: Tensor) -> None:
         int32_tensor.zero_()
 
     def prepare_tensor_args(self, requests_with_new_token: list[FutureRequestState]) -> Tensor:
         """Each request's next draw, as the bits of a float, which is how the manager moves arguments."""
-        self._collect()
+        self.collect()
         self._in_step = [request.state.request_id for request in requests_with_new_token]
         draws = [self._next_draw(request) for request in requests_with_new_token]
         return torch.tensor(draws, dtype=torch.float32).view(torch.int32)
@@ -205,7 +212,7 @@ class Draw(ContinuousBatchingLogitsProcessor):
         if state.request_id not in self._draws:
             seed = state.logit_processor_kwargs["seed"]
             self._draws[state.request_id] = uniforms(seed, self.max_new_tokens)
-            self._logp[state.request_id] = 0.0
+            self.logps[state.request_id] = 0.0
         # a request that had to make room comes back with its tokens behind its prompt
         earlier = len(state.initial_tokens) - state._true_initial_tokens if state._true_initial_tokens else 0
         return self._draws[state.request_id][earlier + state.generated_len()]
@@ -217,8 +224,9 @@ class Draw(ContinuousBatchingLogitsProcessor):
         self._logp_R = (scores.gather(-1, token_R1) - scores.logsumexp(-1, keepdim=True)).squeeze(-1)
         return cast(torch.FloatTensor, torch.zeros_like(scores).scatter_(-1, token_R1, 1.0))
 
-    def _collect(self) -> None:
+    def collect(self) -> None:
+        """Add the last step's log-probs, once it is over."""
         if self._logp_R is not None:
             for name, logp in zip(self._in_step, self._logp_R.tolist(), strict=False):
-                self._logp[name] += logp
+                self.logps[name] += logp
             self._logp_R = None

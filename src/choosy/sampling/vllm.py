@@ -11,8 +11,8 @@ import gc
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -23,7 +23,7 @@ from choosy.assets import resolve_model
 from choosy.logprobs import Ids
 from choosy.policy import Policy
 from choosy.ranks import current_ranks
-from choosy.sampling import as_response, refuse_settings
+from choosy.sampling import Done, as_response, refuse_settings
 from choosy.types import Candidates, Prompt, Response
 
 HOW_TO_INSTALL = (
@@ -95,7 +95,7 @@ class Vllm:
         seeds: Sequence[Sequence[int]],
         *,
         plain: bool = False,
-        tick: Callable[[int], None] = lambda n: None,
+        done: Done = lambda ended: None,
     ) -> list[list[Response]]:
         """One response for each seed of each prompt (see `Sampler.sample`)."""
         longest = max(map(len, prompts), default=0)
@@ -111,20 +111,25 @@ class Vllm:
             if self._llm is None:
                 self._llm = self._start(policy)
             self._hand_over(policy)
-            outputs = self._llm.generate(
-                [{"prompt_token_ids": list(prompts[p])} for p, _ in wanted],
-                [self._params(policy, seeds[p][n], plain=plain) for p, n in wanted],
-                use_tqdm=False,
-            )
+        queued = self._llm.enqueue(
+            [{"prompt_token_ids": list(prompts[p])} for p, _ in wanted],
+            [self._params(policy, seeds[p][n], plain=plain) for p, n in wanted],
+            use_tqdm=False,
+        )
+        names = [name.partition("-")[0] for name in queued]  # an output has its name without what the engine adds
+        place_of = dict(zip(names, wanted, strict=True))
         responses: list[list[Response]] = [[Response("")] * len(of_prompt) for of_prompt in seeds]
-        for (p, n), output in zip(wanted, outputs, strict=True):
-            sampled = output.outputs[0]
-            responses[p][n] = as_response(policy, sampled.token_ids, float(sampled.cumulative_logprob))
-        if not self._proven:
-            p, n = wanted[0]
-            prove(policy, prompts[p], responses[p][n])
-            self._proven = True
-        tick(len(prompts))
+        left = [len(of_prompt) for of_prompt in seeds]
+        with closing(self._ended(names)) as ended:
+            for output in ended:
+                (p, n), sampled = place_of[output.request_id], output.outputs[0]
+                responses[p][n] = as_response(policy, sampled.token_ids, float(sampled.cumulative_logprob))
+                if not self._proven:
+                    prove(policy, prompts[p], responses[p][n])
+                    self._proven = True
+                left[p] -= 1
+                if not left[p]:
+                    done({p: responses[p]})
         return responses
 
     def close(self) -> None:
@@ -137,6 +142,19 @@ class Vllm:
         self._llm, self._proven = None, False
         cleanup_dist_env_and_memory()
         gc.collect()
+
+    def _ended(self, names: Sequence[str]) -> Generator[Any]:
+        """The requests as they end; the engine drops what is under way when the next one is not asked for."""
+        engine, left = self._llm.llm_engine, set(names)
+        try:
+            while left:
+                for output in engine.step():
+                    if output.finished:
+                        left.remove(output.request_id)
+                        yield output
+        finally:
+            if left:
+                engine.abort_request(sorted(left))
 
     def _params(self, policy: Policy, seed: int, *, plain: bool) -> Any:
         from vllm import SamplingParams

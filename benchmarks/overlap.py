@@ -1,0 +1,102 @@
+"""What it saves to ask a slow judge while a round is sampled, and what it costs to keep the round in parts.
+
+    python benchmarks/overlap.py
+
+Rounds of the demo's policy take turns, with a judge on loopback that takes a while to answer: asked while the round is
+sampled, and asked afterwards. The same labels are bought; what differs is the time from the first prompt to the last
+label. Written to benchmarks/results/overlap.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+
+from common import RESULTS, machine
+from faulty_judge import Asked, FaultyJudge, prefers_longer
+
+import choosy.main
+from choosy.labeling.judge import Judge
+from choosy.sampled import Parts
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--prompts", type=int, default=64)
+    asked.add_argument("--tokens", type=int, default=40)
+    asked.add_argument("--seconds", type=float, default=1.0, help="that the judge takes for a reply")
+    asked.add_argument("--runs", type=int, default=3)
+    told = asked.parse_args()
+
+    found: dict[str, list[dict[str, float]]] = {"afterwards": [], "ahead": []}
+    for _ in range(told.runs):
+        for way, rounds in found.items():
+            rounds.append(played(way == "ahead", told))
+            print(way, {name: round(seconds, 2) for name, seconds in rounds[-1].items()}, flush=True)
+    result = {
+        "what": f"{told.prompts} prompts, 2 responses of {told.tokens} tokens, {told.seconds} s a reply, 8 at once",
+        "machine": machine(),
+        "median": {way: median(r["to_labels"] for r in rounds) for way, rounds in found.items()},
+        "rounds": found,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "overlap.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result["median"], indent=2))
+
+
+def played(ahead: bool, told: argparse.Namespace) -> dict[str, float]:
+    """One round; seconds from the first prompt to the last label, of each phase, and of writing parts."""
+    spent = {"parts": 0.0, "written": 0.0}
+    write = Parts.write
+
+    def timed(self: Parts) -> None:
+        spent["written"] += bool(self._waiting)
+        begun = time.perf_counter()
+        write(self)
+        spent["parts"] += time.perf_counter() - begun
+
+    def slow(asked: Asked) -> str:
+        time.sleep(told.seconds)
+        return prefers_longer(asked)
+
+    Parts.write = timed  # type: ignore[method-assign]
+    Judge.elsewhere = ahead
+    try:
+        with tempfile.TemporaryDirectory() as folder, FaultyJudge(slow, usage=None) as server:
+            choosy.main.train(choosy.main.compose(lines(told, server.url)), Path(folder) / "run")
+            summary: dict[str, Any] = json.loads((Path(folder) / "run" / "summary.json").read_text())
+    finally:
+        Parts.write = write  # type: ignore[method-assign]
+    phases = {name: summary["seconds"][name] for name in ("sample", "score", "select", "label")}
+    return {"to_labels": sum(phases.values()), **phases, **spent}
+
+
+def lines(told: argparse.Namespace, url: str) -> list[str]:
+    """What is typed."""
+    return [
+        "model.name=demo:smollm2",
+        "trainer=cpu",
+        "data.heldout=null",
+        f"data.limit={told.prompts}",
+        f"sampler.max_new_tokens={told.tokens}",
+        "sampler.batch_size=16",
+        "rounds=1",
+        "selector=none",
+        "weighting=uniform",
+        "labeler=judge",
+        "labeler.labeler.model=toy",
+        f"labeler.labeler.base_url={url}",
+        "callbacks.report.console=false",
+    ]
+
+
+if __name__ == "__main__":
+    main()

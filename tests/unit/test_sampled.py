@@ -1,0 +1,166 @@
+"""What a round has sampled outlives the process: in parts while it samples, in shares when a rank is done."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from choosy import sampled
+from choosy.pool import Pool
+from choosy.progress import Phases
+from choosy.ranks import FakeRanks, OneRank
+from choosy.rounds import Round, unlabeled
+from choosy.rounds import sampled as fresh
+from choosy.sampled import News, Parts, begun, files_of, keep
+from choosy.types import Candidates, Message, Prompt, Response
+
+PROMPTS = [Prompt(f"p{n}", f"user: {n}?", (Message("user", f"{n}?"),)) for n in range(8)]
+
+
+def candidates(prompt: Prompt, *, n: int = 2) -> Candidates:
+    return Candidates(prompt, tuple(Response(f"{prompt.id} {i}", (i, 2), True, -1.0) for i in range(n)), (1, 2), 3)
+
+
+def parts(folder: Path, ranks: Any = None, **settings: Any) -> Parts:
+    return Parts(folder, 3, ranks or OneRank(), seconds=lambda: {"sample": 2.0}, **settings)
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in files_of(folder, 3)]
+
+
+def test_a_part_is_written_every_few_seconds_and_as_time_passes_less_often(tmp_path: Path) -> None:
+    now = 0.0
+    writer = parts(tmp_path, clock=lambda: now)
+    for prompt, now, expected in ((0, 1.9, 0), (1, 2.1, 1), (2, 4.0, 1), (3, 4.2, 2), (4, 400.0, 3), (5, 403.9, 3)):
+        writer.add([candidates(PROMPTS[prompt])])
+        assert len(names(tmp_path)) == expected, now
+    now = 404.1
+    writer.add([candidates(PROMPTS[6])])
+    assert len(names(tmp_path)) == 4, "one hundredth of the time has passed"
+    found = begun(tmp_path, 3, PROMPTS)
+    assert found.candidates == {p.id: candidates(p) for p in PROMPTS[:7]}, "conversations, texts and token ids"
+    assert found.seconds == {"sample": 2.0}
+    writer.forget()
+    assert names(tmp_path) == []
+
+
+def test_a_rank_that_goes_on_does_not_write_over_its_parts(tmp_path: Path) -> None:
+    for prompt in PROMPTS[:3]:
+        writer = parts(tmp_path)
+        writer.add([candidates(prompt)])
+        writer.write()
+        writer.write()
+    assert len(names(tmp_path)) == 3
+    assert begun(tmp_path, 3, PROMPTS).candidates.keys() == {"p0", "p1", "p2"}
+
+
+def test_damaged_parts_are_passed_over_and_other_rounds_and_prompts_told_apart(tmp_path: Path) -> None:
+    for prompt in PROMPTS[:2]:
+        writer = parts(tmp_path)
+        writer.add([candidates(prompt)])
+        writer.write()
+    first = files_of(tmp_path, 3)[0]
+    first.write_bytes(first.read_bytes()[:-20])
+    assert begun(tmp_path, 3, PROMPTS).candidates.keys() == {"p1"}
+    assert begun(tmp_path, 2, PROMPTS) == ({}, {})
+    with pytest.raises(ValueError, match=r"responses to prompt p1, which data.train has not"):
+        begun(tmp_path, 3, PROMPTS[:1])
+
+
+def test_news_are_what_was_kept_since_the_last_look(tmp_path: Path) -> None:
+    news = News(tmp_path, 3, PROMPTS, chosen=PROMPTS[:4], responses=2)
+    assert news() == []
+    writer = parts(tmp_path)
+    writer.add([candidates(PROMPTS[0]), candidates(PROMPTS[7]), candidates(PROMPTS[1], n=3)])
+    writer.write()
+    assert [c.prompt for c in news()] == PROMPTS[:1], "chosen, and with as many responses as the round has"
+    writer.add([candidates(PROMPTS[2])])
+    writer.write()
+    scored = [replace(candidates(p), utility=1.0) for p in (PROMPTS[2], PROMPTS[3])]
+    keep(tmp_path, 3, scored, OneRank(), counts={}, seconds={})
+    assert [c.prompt for c in news()] == PROMPTS[2:4], "each prompt once"
+    assert news() == []
+
+
+# -- a round that goes on --------------------------------------------------------------------------------------
+
+
+class Stub:
+    """Policy and sampler in one: batches of two prompts, of which it can fail at one, and a count of what it did."""
+
+    sync_seconds = 0.0
+    max_new_tokens = 4
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.fail_at = fail_at
+        self.asked: list[tuple[int, ...]] = []
+
+    def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
+        return (int(prompt.id[1:]), 7)
+
+    def sample(
+        self, policy: Any, ids: Sequence[tuple[int, ...]], seeds: Any, *, done: Callable[[Mapping[int, Any]], None]
+    ) -> list[list[Response]]:
+        made = [[Response(f"{seed}", (seed % 5,), seed % 2 == 0, -1.0) for seed in of_prompt] for of_prompt in seeds]
+        for start in range(0, len(ids), 2):
+            if len(self.asked) == self.fail_at:
+                raise RuntimeError("the machine stops")
+            self.asked.append(ids[start])
+            done({p: made[p] for p in range(start, min(start + 2, len(ids)))})
+        return made
+
+    def score_reference(self, candidates: Sequence[Candidates], tick: Callable[[int], None]) -> list[Candidates]:
+        return [replace(c, responses=tuple(replace(r, logp_ref=-2.0) for r in c.responses)) for c in candidates]
+
+
+def play(folder: Path, stub: Stub, ranks: Any, n: int = 2) -> tuple[list[Candidates], Counter[str]]:
+    at = Round(3, 0, stub, stub, Pool(), ranks, Phases(), 0.1)  # type: ignore[arg-type]
+
+    def sample(prompts: Any, at: Any, **kept: Any) -> list[Candidates]:
+        return fresh(prompts, at, n=n, **kept)
+
+    mine = unlabeled(
+        at, PROMPTS, sample=sample, selector=None, responses=n, folder=folder, ahead=None
+    )  # fmt: skip
+    return mine, at.counts
+
+
+def texts(shares: Sequence[tuple[list[Candidates], Counter[str]]]) -> tuple[dict[str, list[str]], Counter[str]]:
+    """The responses of all ranks, and what all ranks counted."""
+    made = {c.prompt.id: [r.text for r in c.responses] for mine, _ in shares for c in mine}
+    return made, sum((counts for _, counts in shares), Counter())
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (2, 1), (1, 3), (3, 2)])
+def test_a_round_that_goes_on_samples_the_rest_only(before, after, tmp_path, monkeypatch):
+    monkeypatch.setattr(sampled, "EVERY", 0.0)
+    monkeypatch.setattr(sampled, "SHARE", 0.0)
+    whole = texts([play(tmp_path / "whole", Stub(), OneRank())])
+    folder = tmp_path / "cut"
+    with pytest.raises(RuntimeError, match="the machine stops"):
+        FakeRanks.play(before, lambda ranks: play(folder, Stub(fail_at=1 if ranks.rank == 0 else None), ranks))
+    there = begun(folder, 3, PROMPTS).candidates
+    assert 0 < len(there) < len(PROMPTS)
+    stubs = [Stub() for _ in range(after)]
+    assert texts(FakeRanks.play(after, lambda ranks: play(folder, stubs[ranks.rank], ranks))) == whole
+    again = sum(len(stub.asked) for stub in stubs)
+    assert again < math.ceil(len(PROMPTS) / 2), "what was there has not been sampled again"
+    ours = {sampled.share_file(folder, 3, rank, after) for rank in range(after)}
+    assert ours <= set(files_of(folder, 3))
+
+
+def test_another_number_of_responses_is_sampled_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(sampled, "EVERY", 0.0)
+    with pytest.raises(RuntimeError, match="the machine stops"):
+        play(tmp_path, Stub(fail_at=2), OneRank())
+    stub = Stub()
+    mine, counts = play(tmp_path, stub, OneRank(), n=3)
+    assert {len(c.responses) for c in mine} == {3}
+    assert (len(stub.asked), counts["tokens_generated"], counts["prompts_sampled"]) == (4, 24, 8)
