@@ -2,7 +2,7 @@
 
 Runs of two and three gloo processes, started by Lightning and by torchrun. In the middle of the training, or while
 rank 0 waits for a label, one process raises or is killed with -9; measured is the time from then until no process of
-the run is left. Written to benchmarks/results/ranks_end.json.
+the run is left, with the machine's load beside it. Written to benchmarks/results/ranks_end.json.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def main() -> None:
                 seconds_to_end(folder, lines, case=case, launcher=launcher, processes=processes)
                 for _ in range(asked.times)
             ]
-            found.append({**about, "seconds": [round(t, 1) for t in took]})
+            found.append({**about, "seconds": [round(t, 1) for t in took], "load": round(os.getloadavg()[0], 1)})
             print(found[-1], flush=True)
     longest = max(t for row in found for t in row["seconds"])
     save("ranks_end", {"longest seconds": longest, "runs": asked.times * len(found), "cases": found})
