@@ -18,7 +18,7 @@ from choosy.main import compose, train
 from choosy.sampling.generate import Generate
 
 HERE = Path(__file__).parent
-SLOW = 0.06  # seconds that a request takes
+SLOW = 0.15  # seconds that a request takes
 
 
 def slow(asked: Asked) -> str:
@@ -48,7 +48,7 @@ def slow_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = Generate._batch
 
     def slowly(*args: Any) -> Any:
-        time.sleep(0.2)
+        time.sleep(0.4)
         return batch(*args)
 
     monkeypatch.setattr(Generate, "_batch", slowly)
@@ -70,7 +70,7 @@ def test_labels_bought_ahead_are_those_bought_afterwards(lines, slow_sampling, t
         train(compose(typed), tmp_path / "afterwards")
     one, other = ending(tmp_path / "ahead"), ending(tmp_path / "afterwards")
     early = one["metrics"].pop("labels/ahead")
-    assert float(early[-1]) > 12
+    assert max(float(told or 0) for told in early) > 12, "of 24 in two rounds"
     assert set(other["metrics"].pop("labels/ahead")) <= {"", "0.0"}
     assert one == other
     told = [
@@ -81,7 +81,7 @@ def test_labels_bought_ahead_are_those_bought_afterwards(lines, slow_sampling, t
     ahead, afterwards = seconds(tmp_path / "ahead"), seconds(tmp_path / "afterwards")
     requests = 2 * 12 * SLOW / 2  # of a round, two at a time
     assert afterwards["seconds/label"] > 2 * requests
-    assert ahead["seconds/label"] < 0.6 * afterwards["seconds/label"], (ahead, afterwards)
+    assert ahead["seconds/label"] < 0.7 * afterwards["seconds/label"], (ahead, afterwards)
 
 
 def test_a_judge_that_refuses_stops_the_run_while_it_samples(lines, slow_sampling, tmp_path) -> None:
