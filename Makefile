@@ -68,7 +68,7 @@ lint: $(STAMP)  ## Check style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## Measure what the documentation claims, the peer beside us (ONLY=dpo_step,pool_size: some)
+bench: $(STAMP)  ## Measure what the documentation claims, the peer beside us (ONLY=dpo_step,kill: those; ONLY=all)
 	$(BIN)/python benchmarks/run.py --only "$(ONLY)"
 
 clean:  ## Remove caches and build products; runs and .venv stay

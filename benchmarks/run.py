@@ -1,7 +1,8 @@
 """Runs the benchmarks and writes what they found into docs/benchmarks.md.
 
-`make bench` runs all of them, the peer beside us in each run; `make bench ONLY=pool_size,trajectory` some of them. A
-result that is there already and was not asked for stays in the table, with the machine it was measured on.
+`make bench` runs those of the table, the peer beside us in each run; `make bench ONLY=pool_size,kill` those that are
+named, and `ONLY=all` every script. A result that is there already and was not asked for stays in the table, with the
+machine it was measured on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ WITH_VLLM = ROOT / ".venv-vllm" / "bin" / "python"  # made by `make test-vllm`
 SCRIPTS = sorted(
     path.stem for path in HERE.glob("*.py") if path.stem not in ("run", "common") and "\ndef main()" in path.read_text()
 )
+OF_THE_TABLE = ("trajectory", "dpo_step", "online_round", "choosing", "engines", "pool_size")
 START, END = "<!-- measured: written by benchmarks/run.py -->", "<!-- end of measured -->"
 
 
@@ -97,10 +99,10 @@ def write(ratios: dict[str, float]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help=f"some of {','.join(SCRIPTS)}, with commas")
+    parser.add_argument("--only", default="", help=f"all, or some of {','.join(SCRIPTS)}, with commas")
     parser.add_argument("--table", action="store_true", help="run nothing; write the table from the results there are")
     told = parser.parse_args()
-    wanted = [name for name in told.only.split(",") if name] or SCRIPTS
+    wanted = SCRIPTS if told.only == "all" else [name for name in told.only.split(",") if name] or list(OF_THE_TABLE)
     if unknown := set(wanted) - set(SCRIPTS):
         sys.exit(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(SCRIPTS)}")
     failed = []
