@@ -42,10 +42,10 @@ def dies_first(point, act):
         return act(*args, **kwargs)
     return dying
 
-def noted(self, prompts, at, tick, sample=OnPolicyData.sample):
+def noted(self, prompts, at, *, sample=OnPolicyData.sample, **how):
     with HERE.joinpath(f"{self.run.folder.name}.sampled").open("a") as file:
         print(RANK, at.number, file=file)
-    return sample(self, prompts, at, tick)
+    return sample(self, prompts, at, **how)
 
 OnPolicyData.sample = noted
 torch.optim.AdamW.step = dies_first("training", torch.optim.AdamW.step)
