@@ -192,9 +192,9 @@ def keep_diary(run_dir: Path) -> None:
         with diary.during(name), enter(self, name, **about) as tick:
             yield tick
 
-    def sampled(self: OnPolicyData, prompts: Any, at: Any, tick: Any) -> Any:
+    def sampled(self: OnPolicyData, prompts: Any, at: Any, **how: Any) -> Any:
         note("sample", at.number)
-        return sample(self, prompts, at, tick)
+        return sample(self, prompts, at, **how)
 
     def note(*words: Any) -> None:
         with run_dir.with_suffix(".order").open("a") as file:
