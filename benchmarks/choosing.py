@@ -18,7 +18,7 @@ from common import ROOT, middle, save
 
 from choosy.pool import read_about, round_file
 
-SELECTORS = ("optune", "random", "certainty", "dissimilarity", "optune_certainty", "optune_dissimilarity", "entropy")
+SELECTORS = ("optune", "certainty", "dissimilarity", "optune_certainty", "optune_dissimilarity", "entropy")
 
 
 def shares(selector: str, seed: int, folder: str, prompts: int) -> dict[str, float]:
@@ -42,7 +42,7 @@ def shares(selector: str, seed: int, folder: str, prompts: int) -> dict[str, flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=32)
     told = parser.parse_args()
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
