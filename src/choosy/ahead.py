@@ -63,6 +63,8 @@ class Ahead:
             pass
         except BaseException as error:  # whatever it is, it is raised where the round is played
             self._error = error
+        finally:
+            self._desk.interrupted = False
 
     def check(self) -> None:
         """Raise what a purchase has raised; called while the sampling goes on."""
@@ -85,5 +87,6 @@ class Ahead:
         self._last.set()
         if self._thread is not None and self._thread.is_alive():
             self._desk.interrupted = True
-            self._thread.join(PATIENCE)  # else it ends with the process, as if it were killed
-            self._desk.interrupted = self._thread.is_alive()
+            self._thread.join(PATIENCE)
+            if not self._thread.is_alive():  # else it ends later, or with the process, as if it were killed
+                self._desk.interrupted = False

@@ -209,7 +209,7 @@ def unlabeled(
             told += len(some)
             tick(len(some) * at.ranks.size)
             parts.add(some)
-            if ahead is not None:
+            if ahead is not None and at.ranks.size == 1:  # else all ranks learn of it together, before they label
                 ahead.check()
 
         mine = sample(shard(chosen, at.ranks), at, begun=begun, done=done)

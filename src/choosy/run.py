@@ -232,8 +232,9 @@ class Run:
     def spent_out(self, number: int, ranks: Ranks) -> bool:
         """Whether fresh responses could get no label any more, so that they are not worth sampling."""
 
-        def nothing_left() -> bool:  # a round that was begun before an interruption may have bought its labels
-            return self.desk.exhausted and not sampled.files_of(self.rounds_folder, number)
+        def nothing_left() -> bool:  # a round that was begun before, or whose file is damaged, has bought its labels
+            begun = sampled.files_of(self.rounds_folder, number) or round_file(self.rounds_folder, number).exists()
+            return self.desk.exhausted and not begun
 
         if len(self.pool) == 0 or not ranks.once(nothing_left):
             return False

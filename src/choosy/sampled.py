@@ -93,7 +93,7 @@ class Parts:
     def forget(self) -> None:
         """The rank's whole share is kept now."""
         for path in self._files():
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
         return list(self._folder.glob(f"sampling_{self._number:03d}.{self._who}.*.parquet"))
@@ -226,4 +226,4 @@ def whole_set(folder: Path, number: int) -> list[Path]:
 def forget(folder: Path, number: int) -> None:
     """The round's own file is there now."""
     for path in files_of(folder, number):
-        path.unlink()
+        path.unlink(missing_ok=True)

@@ -97,13 +97,15 @@ def test_a_damaged_pool_file_is_named_when_the_run_goes_on(play, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_half_written_round_is_played_again(play, sampled_rounds, tmp_path):
+@pytest.mark.parametrize("budget", [None, 30], ids=["no budget", "a budget that the round has spent"])
+def test_a_half_written_round_is_played_again(budget, play, sampled_rounds, tmp_path):
+    lines = [*ROUNDS, *([f"labeler.budget={budget}"] if budget else [])]
     with pytest.raises(Killed):
-        play(*ROUNDS, callbacks=[Kill(1, None)])
-    whole = play(*ROUNDS, name="whole")
+        play(*lines, callbacks=[Kill(1, None)])
+    whole = play(*lines, name="whole")
     sampled_rounds.clear()
     (tmp_path / "run" / "rounds" / "round_001.parquet").write_bytes(b"PAR1")
-    resumed = play(*ROUNDS, "ckpt_path=last")
+    resumed = play(*lines, "ckpt_path=last")
     assert sampled_rounds == [1, 2]
     pd.testing.assert_frame_equal(resumed.pool, whole.pool)
     assert resumed.summary["labels"] == whole.summary["labels"]

@@ -84,8 +84,6 @@ class Paged:
             range(len(prompts)), key=lambda p: -len(prompts[p])
         )  # the longest first: none is left at the end
         wanted = [(p, n) for p in order for n in range(len(seeds[p]))]
-        if not wanted:
-            return responses
         draw = Draw((1.0, 1.0, 0) if plain else (self.temperature, self.top_p, self.top_k), self.max_new_tokens)
         left = [len(of_prompt) for of_prompt in seeds]
 
@@ -97,7 +95,8 @@ class Paged:
                 done({p: responses[p]})
 
         with policy.for_sampling(), pageable(policy.causal_lm):
-            self._run(policy, {f"{p}.{n}": (prompts[p], seeds[p][n]) for p, n in wanted}, draw, ended)
+            if wanted:  # a rank with nothing to sample meets the others all the same
+                self._run(policy, {f"{p}.{n}": (prompts[p], seeds[p][n]) for p, n in wanted}, draw, ended)
         return responses
 
     def _run(
