@@ -2,12 +2,12 @@
 
 All groups of a pass lie one behind the other in one row. A segment (the common prefix, a prompt, a response) sees
 itself causally and its ancestors wholly, so attention is a few small dense products a segment. They stay in the
-processor's cache, where one masked product over padded rows does not (docs/log.md). Registered with transformers
-as `grouped`; with a mask instead of segments it is plain attention in which query heads that share a key head are
-one matrix product.
+processor's cache, where one masked product over padded rows does not, and short ones of about the same size are made
+together (docs/log.md). Registered with transformers as `grouped`; with a mask instead of segments it is plain
+attention in which query heads that share a key head are one matrix product.
 
-Axes: H query heads, G key heads, R = H/G, N tokens of the row, n = N * R, L queries and S keys of a block, q = L * R,
-K head width.
+Axes: H query heads, G key heads, R = H/G, N tokens of the row, X = N * H, Y = N * G, n blocks of a bundle, L queries
+and S keys of a block, b = G * n, q = R * L, K head width.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 BLOCK = 256  # queries at a time: shorter wastes calls, longer computes more of what the causal mask hides
+A_CALL = 4_096  # scores of one key head that take as long as what a bundle costs however small it is
+KEYS = 16  # keys are padded to a multiple of these, for which products and softmax take less time
 
 
 class Segment(NamedTuple):
@@ -37,6 +39,16 @@ class Block(NamedTuple):
     start: int
     end: int
     spans: tuple[tuple[int, int], ...]
+
+    @property
+    def queries(self) -> int:
+        """How many queries."""
+        return self.end - self.start
+
+    @property
+    def keys(self) -> int:
+        """How many keys, the queries' own among them."""
+        return sum(end - start for start, end in self.spans)
 
 
 def blocks(segments: Sequence[Segment], size: int = BLOCK) -> Iterator[Block]:
@@ -63,80 +75,157 @@ Block(start=5, end=6, spans=((0, 2), (5, 6)))]
             yield Block(at, upto, tuple(spans))
 
 
-def _gathered(x_GNK: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
-    parts = [x_GNK[:, one:other] for one, other in spans]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+class Bundle(NamedTuple):
+    """Blocks that are one product, padded to the longest.
+
+    Attributes:
+        query_GnRL: The row of each query among all (token, query head); a padded one repeats the block's first.
+        key_GnS: The row of each key among all (token, key head), ancestors first; likewise.
+        real_nL: 1 for a query, 0 for a padded one.
+        hidden_nLS: What is added to the scores: -inf where a query does not see a key, else 0.
+    """
+
+    query_GnRL: Tensor
+    key_GnS: Tensor
+    real_nL: Tensor
+    hidden_nLS: Tensor
 
 
-def _spread(total_GNK: Tensor, part_GSK: Tensor, spans: Sequence[tuple[int, int]]) -> None:
-    at = 0
-    for one, other in spans:
-        total_GNK[:, one:other] += part_GSK[:, at : at + other - one]
-        at += other - one
+def bundles(plan: Sequence[Block]) -> Iterator[list[Block]]:
+    """Blocks of about the same size together, as long as the padding takes less time than calls of their own.
+
+    Example:
+        >>> short, long = Block(0, 30, ((0, 30),)), Block(60, 316, ((60, 316),))
+        >>> [len(bundle) for bundle in bundles([short, long, Block(30, 60, ((30, 60),))])]
+        [2, 1]
+    """
+    together: list[Block] = []
+    queries = keys = 0
+    for block in sorted(plan, key=lambda block: (block.keys, block.queries)):
+        most = max(queries, block.queries), max(keys, block.keys)
+        apart = len(together) * queries * keys + block.queries * block.keys + A_CALL
+        if together and (len(together) + 1) * most[0] * most[1] > apart:
+            yield together
+            together, most = [], (block.queries, block.keys)
+        together.append(block)
+        queries, keys = most
+    if together:
+        yield together
 
 
-def _causal(length: int, heads: int, like: Tensor) -> Tensor:
-    """What is added to the scores of `length` queries, each with its heads, against their own keys: (q, l)."""
-    hidden_ll = torch.full((length, length), -torch.inf, dtype=like.dtype, device=like.device).triu_(1)
-    return hidden_ll.repeat_interleave(heads, dim=0)
+class Tree:
+    """What each token of a row sees, laid out once for all layers.
+
+    Args:
+        segments: Of the row, each behind the one before it.
+    """
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self.bundles = list(bundles(list(blocks(segments))))
+        self.tokens = max(end for _, end, _ in segments)
+        self._laid: dict[Any, tuple[list[Bundle], Tensor]] = {}
+
+    def laid(self, heads: int, key_heads: int, like: Tensor) -> tuple[list[Bundle], Tensor]:
+        """The bundles for so many heads, and the place (X,) of each query in what they compute."""
+        known = heads, key_heads, like.dtype, like.device
+        if known not in self._laid:
+            laid = [_laid(bundle, heads, key_heads) for bundle in self.bundles]
+            place_X = torch.empty(self.tokens * heads, dtype=torch.long)
+            at = 0
+            for query_GnRL, _, real_nL, _ in laid:
+                real_GnRL = real_nL.bool()[:, None].expand_as(query_GnRL)
+                place_X[query_GnRL[real_GnRL]] = at + torch.arange(query_GnRL.numel()).view_as(query_GnRL)[real_GnRL]
+                at += query_GnRL.numel()
+            moved = [
+                Bundle(q.to(like.device), k.to(like.device), real.to(like), hidden.to(like))
+                for q, k, real, hidden in laid
+            ]
+            self._laid[known] = moved, place_X.to(like.device)
+        return self._laid[known]
 
 
-def _shares(query_GqK: Tensor, key_GSK: Tensor, causal_ql: Tensor) -> Tensor:
-    """Softmax (G, q, S) of scaled queries against keys, the last of which are their own and seen causally."""
-    score_GqS = torch.bmm(query_GqK, key_GSK.transpose(1, 2))
-    score_GqS[..., -causal_ql.shape[1] :] += causal_ql
-    return torch.softmax(score_GqS, dim=-1)
+def _laid(together: Sequence[Block], heads: int, key_heads: int) -> Bundle:
+    """The indices of a bundle."""
+    R = heads // key_heads
+    L = max(block.queries for block in together)
+    S = -(-max(block.keys for block in together) // KEYS) * KEYS
+    query_nL = torch.tensor([[*range(b.start, b.end), *[b.start] * (L - b.queries)] for b in together])
+    key_nS = torch.tensor(
+        [[*(at for span in b.spans for at in range(*span)), *[b.start] * (S - b.keys)] for b in together]
+    )
+    own_n1 = torch.tensor([[block.queries] for block in together])
+    all_n1 = torch.tensor([[block.keys] for block in together])
+    head_GR = torch.arange(heads).view(key_heads, R)
+    seen_nL = torch.minimum(all_n1 - own_n1 + torch.arange(1, L + 1), all_n1)  # how many keys, from the first on
+    return Bundle(
+        query_nL[:, None] * heads + head_GR[:, None, :, None],
+        key_nS * key_heads + torch.arange(key_heads)[:, None, None],
+        (torch.arange(L) < own_n1).float(),
+        torch.zeros(len(together), L, S).masked_fill_(torch.arange(S) >= seen_nL[..., None], -torch.inf),
+    )
+
+
+def _rows(x_XK: Tensor, at: Tensor) -> Tensor:
+    """Rows of a matrix by an index whose first two axes become one, and its last two."""
+    return x_XK.index_select(0, at.flatten()).view(at.shape[0] * at.shape[1], -1, x_XK.shape[-1])
+
+
+def _shares(query_bqK: Tensor, key_bSK: Tensor, hidden_nLS: Tensor) -> Tensor:
+    """Softmax (b, q, S) of scaled queries against keys."""
+    score_bqS = torch.bmm(query_bqK, key_bSK.transpose(1, 2))
+    n, L, S = hidden_nLS.shape
+    score_bqS.view(len(score_bqS) // n, n, -1, L, S).add_(hidden_nLS[:, None])
+    return torch.softmax(score_bqS, dim=-1)
 
 
 class TreeAttention(torch.autograd.Function):
-    """Attention of a tree; the backward recomputes the softmax, so that nothing of size L x S is kept.
-
-    The heads that share a key head lie side by side, (G, N * H/G, K), so that the queries of a block are a slice.
-    """
+    """Attention of a tree; the backward recomputes the softmax, so that nothing of size L x S is kept."""
 
     @staticmethod
-    def forward(
-        ctx: Any, query_NHK: Tensor, key_GNK: Tensor, value_GNK: Tensor, segments: Sequence[Segment], scaling: float
-    ) -> Tensor:
+    def forward(ctx: Any, query_NHK: Tensor, key_NGK: Tensor, value_NGK: Tensor, tree: Tree, scaling: float) -> Tensor:
         N, H, K = query_NHK.shape
-        G, R = len(key_GNK), H // len(key_GNK)
-        query_GnK = (query_NHK * scaling).view(N, G, R * K).transpose(0, 1).reshape(G, N * R, K)
-        seen_GnK = torch.empty_like(query_GnK)
-        plan = list(blocks(segments))
-        causal_ql = _causal(max(end - start for start, end, _ in plan), R, query_GnK)
-        for start, end, spans in plan:
-            share_GqS = _shares(
-                query_GnK[:, start * R : end * R],
-                _gathered(key_GNK, spans),
-                causal_ql[: (end - start) * R, : end - start],
-            )
-            seen_GnK[:, start * R : end * R] = torch.bmm(share_GqS, _gathered(value_GNK, spans))
-        ctx.plan, ctx.scaling = plan, scaling
-        ctx.save_for_backward(query_GnK, key_GNK, value_GNK, seen_GnK)
-        return seen_GnK.view(G, N, R * K).transpose(0, 1).reshape(N, H, K)
+        query_XK, key_YK, value_YK = query_NHK.view(-1, K), key_NGK.view(-1, K), value_NGK.view(-1, K)
+        plan, place_X = tree.laid(H, key_NGK.shape[1], query_NHK)
+        seen = []
+        for query_GnRL, key_GnS, _, hidden_nLS in plan:
+            share_bqS = _shares(_rows(query_XK, query_GnRL).mul_(scaling), _rows(key_YK, key_GnS), hidden_nLS)
+            seen.append(torch.bmm(share_bqS, _rows(value_YK, key_GnS)).view(-1, K))
+        seen_XK = torch.cat(seen).index_select(0, place_X)
+        ctx.tree, ctx.scaling = tree, scaling
+        ctx.save_for_backward(query_NHK, key_NGK, value_NGK, seen_XK)
+        return seen_XK.view(N, H, K)
 
     @staticmethod
     def backward(ctx: Any, grad_NHK: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query_GnK, key_GNK, value_GNK, seen_GnK = ctx.saved_tensors
+        query_NHK, key_NGK, value_NGK, seen_XK = ctx.saved_tensors
         N, H, K = grad_NHK.shape
-        G, R = len(key_GNK), H // len(key_GNK)
-        grad_GnK = grad_NHK.reshape(N, G, R * K).transpose(0, 1).reshape(G, N * R, K)
-        along_Gn1 = torch.linalg.vecdot(grad_GnK, seen_GnK).unsqueeze_(-1)
-        grad_query_GnK = torch.empty_like(query_GnK)
-        grad_key_GNK = torch.zeros_like(key_GNK, dtype=torch.float32)
-        grad_value_GNK = torch.zeros_like(value_GNK, dtype=torch.float32)
-        causal_ql = _causal(max(end - start for start, end, _ in ctx.plan), R, query_GnK)
-        for start, end, spans in ctx.plan:
-            own = slice(start * R, end * R)
-            query_GqK, grad_GqK = query_GnK[:, own], grad_GnK[:, own]
-            key_GSK, value_GSK = _gathered(key_GNK, spans), _gathered(value_GNK, spans)
-            share_GqS = _shares(query_GqK, key_GSK, causal_ql[: (end - start) * R, : end - start])
-            _spread(grad_value_GNK, torch.bmm(share_GqS.transpose(1, 2), grad_GqK), spans)
-            slope_GqS = torch.bmm(grad_GqK, value_GSK.transpose(1, 2)).sub_(along_Gn1[:, own]).mul_(share_GqS)
-            _spread(grad_key_GNK, torch.bmm(slope_GqS.transpose(1, 2), query_GqK), spans)
-            grad_query_GnK[:, own] = torch.bmm(slope_GqS, key_GSK)
-        grad_query_NHK = grad_query_GnK.mul_(ctx.scaling).view(G, N, R * K).transpose(0, 1).reshape(N, H, K)
-        return grad_query_NHK, grad_key_GNK.to(key_GNK.dtype), grad_value_GNK.to(value_GNK.dtype), None, None
+        query_XK, key_YK, value_YK = query_NHK.view(-1, K), key_NGK.view(-1, K), value_NGK.view(-1, K)
+        plan, place_X = ctx.tree.laid(H, key_NGK.shape[1], query_NHK)
+        grad_XK = grad_NHK.reshape(-1, K)
+        along_X1 = torch.linalg.vecdot(grad_XK, seen_XK).unsqueeze_(-1)
+        grad_query: list[Tensor] = []
+        grad_key_YK = torch.zeros_like(key_YK, dtype=torch.float32)
+        grad_value_YK = torch.zeros_like(value_YK, dtype=torch.float32)
+        for query_GnRL, key_GnS, real_nL, hidden_nLS in plan:
+            query_bqK = _rows(query_XK, query_GnRL).mul_(ctx.scaling)
+            key_bSK, value_bSK = _rows(key_YK, key_GnS), _rows(value_YK, key_GnS)
+            real_bq1 = real_nL[:, None].expand(query_GnRL.shape).reshape(*query_bqK.shape[:2], 1)
+            grad_bqK = _rows(grad_XK, query_GnRL).mul_(real_bq1)
+            along_bq1 = _rows(along_X1, query_GnRL).mul_(real_bq1)
+            share_bqS = _shares(query_bqK, key_bSK, hidden_nLS)
+            key_y = key_GnS.flatten()
+            grad_value_YK.index_add_(0, key_y, torch.bmm(share_bqS.transpose(1, 2), grad_bqK).view(-1, K).float())
+            slope_bqS = torch.bmm(grad_bqK, value_bSK.transpose(1, 2)).sub_(along_bq1).mul_(share_bqS)
+            grad_key_YK.index_add_(0, key_y, torch.bmm(slope_bqS.transpose(1, 2), query_bqK).view(-1, K).float())
+            grad_query.append(torch.bmm(slope_bqS, key_bSK).view(-1, K))
+        grad_query_XK = torch.cat(grad_query).index_select(0, place_X).mul_(ctx.scaling)
+        return (
+            grad_query_XK.view(N, H, K),
+            grad_key_YK.to(key_YK.dtype).view_as(key_NGK),
+            grad_value_YK.to(value_YK.dtype).view_as(value_NGK),
+            None,
+            None,
+        )
 
 
 def grouped_attention(
@@ -149,7 +238,7 @@ def grouped_attention(
     dropout: float = 0.0,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    segments: Sequence[Segment] | None = None,
+    tree: Tree | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of H query heads over G key heads, in transformers' calling convention.
@@ -159,28 +248,28 @@ def grouped_attention(
         query_BHLK: Queries: batch, query heads, length, head width.
         key_BGSK: Keys: batch, key heads, length seen, head width.
         value_BGSK: Values.
-        attention_mask: (B, 1, L, S): True where seen, or 0 there and -inf elsewhere; without `segments`.
+        attention_mask: (B, 1, L, S): True where seen, or 0 there and -inf elsewhere; without `tree`.
         scaling: Factor on the scores; head width ** -0.5 if None.
         dropout: Must be 0: preference log-probs are computed without.
-        softcap: Bound of the scores, for models that have one; without `segments`.
+        softcap: Bound of the scores, for models that have one; without `tree`.
         s_aux: Attention sinks; not supported.
-        segments: The tree that the one row holds; instead of a mask.
+        tree: What the one row holds; instead of a mask.
     """
     if s_aux is not None:
         raise ValueError("model.attention=grouped knows no attention sinks; choose model.attention=eager.")
     B, H, L, K = query_BHLK.shape
     G, S = key_BGSK.shape[1:3]
     scaling = K**-0.5 if scaling is None else scaling
-    if segments is not None:
+    if tree is not None:
         assert B == 1, "a tree is one row"
         if softcap is not None:
             raise ValueError("model.attention=grouped caps no scores in a shared prompt.")
         dtype = value_BGSK.dtype  # rotation may have left the others wider
         seen_NHK: Tensor = TreeAttention.apply(  # type: ignore[no-untyped-call]
             query_BHLK[0].transpose(0, 1).contiguous().to(dtype),
-            key_BGSK[0].contiguous().to(dtype),
-            value_BGSK[0].contiguous(),
-            segments,
+            key_BGSK[0].transpose(0, 1).contiguous().to(dtype),
+            value_BGSK[0].transpose(0, 1).contiguous(),
+            tree,
             scaling,
         )
         return seen_NHK[None], None

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from choosy.attention import Segment
+from choosy.attention import Segment, Tree
 
 log = logging.getLogger(__name__)
 
@@ -281,8 +281,8 @@ def _sight(model: nn.Module, rows: Rows) -> dict[str, Any]:
     """Who sees whom, in the words of the model's attention."""
     implementation = model.config._attn_implementation  # type: ignore[union-attr]
     if implementation == "grouped" and len(rows.segments) == 1:
-        nobody_B1LL = torch.empty(1, 1, 0, 0, device=rows.ids_BL.device)  # an attention that lost its segments fails
-        return {"attention_mask": nobody_B1LL, "segments": rows.segments[0]}
+        nobody_B1LL = torch.empty(1, 1, 0, 0, device=rows.ids_BL.device)  # an attention that lost its tree fails
+        return {"attention_mask": nobody_B1LL, "tree": Tree(rows.segments[0])}
     if implementation == "flex_attention":
         return {"attention_mask": rows.block_mask}
     mask_B1LL = rows.mask_BLL[:, None]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from choosy.attention import Segment, blocks, grouped_attention
+from choosy import attention
+from choosy.attention import Segment, Tree, blocks, bundles, grouped_attention
 from choosy.logprobs import Group, share_prompt
 
 GROUPS = [Group([*range(9), n], [[1] * (n + 2), [2], [3] * 5]) for n in range(3)]
@@ -21,12 +22,16 @@ def draw(heads: int, *, seed: int, dtype: torch.dtype = torch.float64) -> Tensor
     return torch.randn(1, heads, ROWS.ids_BL.shape[1], 8, generator=generator, dtype=dtype).requires_grad_()
 
 
+@pytest.mark.parametrize("a_call", [0, 40, 1 << 20])  # from a bundle for each size to one for all
 @pytest.mark.parametrize("block", [1, 3, 256])
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2), (3, 1)])
-def test_a_tree_equals_a_mask(heads: int, key_heads: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_equals_a_mask(
+    heads: int, key_heads: int, block: int, a_call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(blocks, "__defaults__", (block,))
+    monkeypatch.setattr(attention, "A_CALL", a_call)
     query, key, value = draw(heads, seed=0), draw(key_heads, seed=1), draw(key_heads, seed=2)
-    tree, _ = grouped_attention(None, query, key, value, None, segments=SEGMENTS)
+    tree, _ = grouped_attention(None, query, key, value, None, tree=Tree(SEGMENTS))
     mask, _ = grouped_attention(None, query, key, value, ROWS.mask_BLL[:, None])
     torch.testing.assert_close(tree, mask)
     factor = torch.linspace(-1, 1, tree.numel(), dtype=tree.dtype).view_as(tree)
@@ -38,8 +43,8 @@ def test_a_tree_equals_a_mask(heads: int, key_heads: int, block: int, monkeypatc
 
 def test_bfloat16_is_near() -> None:
     query, key, value = (draw(4, seed=n, dtype=torch.bfloat16) for n in range(3))
-    near, _ = grouped_attention(None, query, key, value, None, segments=SEGMENTS)
-    exact, _ = grouped_attention(None, query.double(), key.double(), value.double(), None, segments=SEGMENTS)
+    near, _ = grouped_attention(None, query, key, value, None, tree=Tree(SEGMENTS))
+    exact, _ = grouped_attention(None, query.double(), key.double(), value.double(), None, tree=Tree(SEGMENTS))
     torch.testing.assert_close(near.double(), exact, rtol=0.05, atol=0.05)
 
 
@@ -53,9 +58,15 @@ def test_blocks_cover_every_token_once_and_show_each_its_own_past() -> None:
     assert torch.equal(seen, ROWS.mask_BLL[0])
 
 
+def test_bundles_hold_every_block_once() -> None:
+    plan = list(blocks(SEGMENTS, 4))
+    assert sorted(block for bundle in bundles(plan) for block in bundle) == sorted(plan)
+    assert len(list(bundles(plan))) == 1, "blocks this small are cheaper together"
+
+
 def test_a_lone_segment_is_causal_attention() -> None:
     query, key, value = (draw(2, seed=n) for n in range(3))
-    tree, _ = grouped_attention(None, query, key, value, None, segments=[Segment(0, query.shape[2], -1)])
+    tree, _ = grouped_attention(None, query, key, value, None, tree=Tree([Segment(0, query.shape[2], -1)]))
     book = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     torch.testing.assert_close(tree, book.transpose(1, 2))
 
@@ -65,4 +76,4 @@ def test_what_a_tree_cannot_do_is_said() -> None:
     with pytest.raises(ValueError, match=r"knows no attention sinks; choose model\.attention=eager"):
         grouped_attention(None, query, query, query, None, s_aux=torch.zeros(2))
     with pytest.raises(ValueError, match="caps no scores in a shared prompt"):
-        grouped_attention(None, query, query, query, None, softcap=50.0, segments=SEGMENTS)
+        grouped_attention(None, query, query, query, None, softcap=50.0, tree=Tree(SEGMENTS))
