@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import Cache
 
 from choosy.attention import Segment, Tree
 
@@ -259,15 +260,20 @@ def chosen_token_logps(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, *
     return logp_T
 
 
-def last_hidden(model: nn.Module, rows: Rows) -> Tensor:
+def last_hidden(model: nn.Module, rows: Rows, cache: Cache | None = None) -> Tensor:
     """Last hidden state (B, L, D) of every token of the rows, each seeing only itself, its own past and its ancestors.
 
     Args:
         model: A causal language model of transformers, adapters injected.
         rows: On the model's device.
+        cache: Where keys and values are to be kept; still empty.
     """
     hidden_BLD: Tensor = model.get_decoder()(  # type: ignore[operator]
-        input_ids=rows.ids_BL, position_ids=rows.position_BL, use_cache=False, **_sight(model, rows)
+        input_ids=rows.ids_BL,
+        position_ids=rows.position_BL,
+        past_key_values=cache,
+        use_cache=cache is not None,
+        **_sight(model, rows),
     ).last_hidden_state
     return hidden_BLD
 

@@ -469,6 +469,10 @@ class Policy(nn.Module):
         window = getattr(self.causal_lm.config, "sliding_window", None)
         return not window or max(group.tokens for group in groups) <= window
 
+    def takes_tree(self, groups: Sequence[Group]) -> bool:
+        """Whether these groups may lie one behind the other in one row."""
+        return self.one_row and self._fits_window(groups)
+
     @property
     def one_row(self) -> bool:
         """Whether the groups of a pass lie one behind the other, without padding."""

@@ -10,15 +10,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
 
-from choosy.logprobs import Ids, common_prefix
+from choosy.logprobs import Ids
+from choosy.packed import packed_linears
 from choosy.policy import Policy
 from choosy.sampling import Done, as_response, refuse_settings
+from choosy.sampling.prefill import prefill
 from choosy.types import Response
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class Generate:
         shape = (1.0, 1.0, 0) if plain else (self.temperature, self.top_p, self.top_k)
         responses: list[list[Response]] = [[Response("")] * len(of_prompt) for of_prompt in seeds]
         order = sorted(range(len(prompts)), key=lambda p: -len(prompts[p]))  # neighbours of like length
-        with policy.for_sampling():
+        with policy.for_sampling(), packed_linears(policy.causal_lm, self.batch_size):
             while order:
                 batch = [order.pop(0)]
                 rows = len(seeds[batch[0]])
@@ -126,11 +127,8 @@ class Generate:
         shape: tuple[float, float, int],
     ) -> list[_Row]:
         model, device = policy.causal_lm, policy.device
-        logits_PV, cache, mask_PL = prefill(model, [prompts[p] for p in batch], device)
-        copies = torch.tensor([len(seeds[p]) for p in batch], device=device)
-        owner_R = torch.arange(len(batch), device=device).repeat_interleave(copies)
-        cache.batch_select_indices(owner_R)
-        logits_RV, mask_RL = logits_PV[owner_R], mask_PL[owner_R]
+        copies = [len(seeds[p]) for p in batch]
+        logits_RV, cache, mask_RL = prefill(policy, [prompts[p] for p in batch], copies)
         flying = [_Row(p, n, uniforms(seed, self.max_new_tokens)) for p in batch for n, seed in enumerate(seeds[p])]
         done: list[_Row] = []
         alive = list(range(len(flying)))  # positions in the cache of the rows still flying
@@ -146,6 +144,7 @@ class Generate:
             if not alive or step + 1 == self.max_new_tokens:
                 break
             if len(alive) < len(flying):
+                alive = closed_up(alive)
                 keep_R = torch.tensor(alive, device=device)
                 cache.batch_select_indices(keep_R)
                 flying = [flying[r] for r in alive]
@@ -162,42 +161,16 @@ class Generate:
         return done + [flying[r] for r in alive]
 
 
-def prefill(
-    model: PreTrainedModel, prompts: Sequence[Ids], device: torch.device
-) -> tuple[Tensor, DynamicCache, Tensor]:
-    """Next-token logits (P, V), cache and mask (P, L) of left-padded prompts; their common prefix is computed once."""
-    prefix = common_prefix(prompts)
-    width = max(map(len, prompts)) - len(prefix)
-    ids_PL = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask_PL = torch.zeros(len(prompts), len(prefix) + width, dtype=torch.long)
-    mask_PL[:, : len(prefix)] = 1
-    for p, ids in enumerate(prompts):
-        own = torch.tensor(ids[len(prefix) :])
-        ids_PL[p, width - len(own) :] = own
-        mask_PL[p, len(prefix) + width - len(own) :] = 1
-    position_PL = (mask_PL.cumsum(-1) - 1)[:, len(prefix) :].clamp(min=0)
-    prefix_P = torch.tensor(prefix, dtype=torch.long, device=device)
-    cache = prefix_cache(model, prefix_P, len(prompts))
-    logits_P1V = model(
-        input_ids=ids_PL.to(device),
-        attention_mask=mask_PL.to(device),
-        position_ids=position_PL.to(device),
-        past_key_values=cache,
-        logits_to_keep=1,
-    ).logits
-    return logits_P1V[:, -1].float(), cache, mask_PL.to(device)
+def closed_up(alive: Sequence[int]) -> list[int]:
+    """The same places in an order in which as few as possible move: later ones fill the gaps.
 
-
-def prefix_cache(model: PreTrainedModel, prefix_P: Tensor, copies: int) -> DynamicCache:
-    """Keys and values of a prefix, computed once and seen by so many rows."""
-    cache = DynamicCache(config=model.config)
-    if len(prefix_P):
-        model.get_decoder()(input_ids=prefix_P[None], past_key_values=cache, use_cache=True)  # type: ignore[no-untyped-call]
-        layers: list[Any] = cache.layers
-        for layer in layers:
-            layer.keys = layer.keys.expand(copies, -1, -1, -1)
-            layer.values = layer.values.expand(copies, -1, -1, -1)
-    return cache
+    Example:
+        >>> closed_up([0, 2, 3, 5])
+        [0, 5, 2, 3]
+    """
+    staying = {place for place in alive if place < len(alive)}
+    movers = (place for place in reversed(alive) if place >= len(alive))
+    return [place if place in staying else next(movers) for place in range(len(alive))]
 
 
 def uniforms(seed: int, n: int) -> list[float]:
@@ -216,7 +189,8 @@ def choose_token(logits_RV: Tensor, draw_R: Tensor, temperature: float, top_p: f
     """
     if temperature == 0:
         return logits_RV.argmax(-1)
-    logits_RV = logits_RV / temperature
+    if temperature != 1:
+        logits_RV = logits_RV / temperature
     if top_k and top_k < logits_RV.shape[-1]:
         floor_R1 = logits_RV.topk(top_k, dim=-1).values[:, -1:]
         logits_RV = logits_RV.masked_fill(logits_RV < floor_R1, -torch.inf)
@@ -225,7 +199,23 @@ def choose_token(logits_RV: Tensor, draw_R: Tensor, temperature: float, top_p: f
         share_RV = sorted_RV.softmax(-1)
         beyond_RV = share_RV.cumsum(-1) - share_RV >= top_p  # the token that reaches top_p stays
         logits_RV = logits_RV.scatter(-1, order_RV, sorted_RV.masked_fill(beyond_RV, -torch.inf))
-    reach_RV = logits_RV.softmax(-1).cumsum(-1)
-    # scaled to the last sum, and strictly to the right: a token of probability zero is never hit
-    goal_R1 = draw_R[:, None].to(reach_RV.dtype) * reach_RV[:, -1:]
-    return torch.searchsorted(reach_RV, goal_R1, right=True).squeeze(-1).clamp(max=logits_RV.shape[-1] - 1)
+    return _hit(logits_RV.softmax(-1), draw_R)
+
+
+def _hit(share_RV: Tensor, draw_R: Tensor, block: int = 256) -> Tensor:
+    """The token (R,) that each draw hits: first its block of the vocabulary, then its place within.
+
+    Draws are scaled to the last sum, and the search is strictly to the right: a token of probability zero is never
+    hit.
+    """
+    R, V = share_RV.shape
+    share_RCB = F.pad(share_RV, (0, -V % block)).view(R, -1, block)
+    reach_RC = share_RCB.sum(-1).cumsum(-1)
+    goal_R1 = draw_R[:, None].to(reach_RC.dtype) * reach_RC[:, -1:]
+    block_R1 = torch.searchsorted(reach_RC, goal_R1, right=True)
+    block_R1 = block_R1.clamp(max=torch.searchsorted(reach_RC, reach_RC[:, -1:].contiguous()))
+    before_R1 = F.pad(reach_RC, (1, 0)).gather(-1, block_R1)
+    within_RB = share_RCB[torch.arange(R, device=share_RV.device), block_R1[:, 0]].cumsum(-1)
+    place_R1 = torch.searchsorted(within_RB, goal_R1 - before_R1, right=True)
+    last_R1 = torch.searchsorted(within_RB, within_RB[:, -1:].contiguous())  # both sums are rounded apart
+    return (block_R1 * block + torch.minimum(place_R1, last_R1)).squeeze(-1)

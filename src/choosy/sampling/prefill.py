@@ -1,0 +1,191 @@
+"""Prompts into a cache: each computed once for all its responses, with room for tokens to come.
+
+Where the attention takes a tree of segments, all prompts lie in one row without padding; else they are padded on the
+left. Either way what all of them begin with, such as a system prompt, is computed once.
+
+Axes: P prompts, R rows (responses in flight), G key heads, N tokens of a row of all prompts, L keys of a row, K head
+width, D hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from choosy.attention import Segment
+from choosy.logprobs import Group, Ids, common_prefix, last_hidden, share_prompt
+from choosy.policy import Policy
+
+
+class Prefilled(NamedTuple):
+    """Rows that are ready for their first token.
+
+    Attributes:
+        logits_RV: Of the next token.
+        cache: Keys and values, padded on the left.
+        mask_RL: 1 for a key, 0 for padding.
+    """
+
+    logits_RV: Tensor
+    cache: DynamicCache
+    mask_RL: Tensor
+
+
+CHUNK = 32  # keys are held in multiples of these: room for the next ones, and widths that a CPU is quick with
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values of a layer with room for more, which what comes is written into, where others copy all anew.
+
+    The room is part of what attention sees, and hidden by its mask, as with a static cache.
+
+    Args:
+        key_RGLK: Keys so far.
+        value_RGLK: Values so far.
+    """
+
+    keys: Tensor  # never None here
+    values: Tensor
+
+    def __init__(self, key_RGLK: Tensor, value_RGLK: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.lazy_initialization(key_RGLK, value_RGLK)
+        self.length = key_RGLK.shape[-2]
+        self.keys, self.values = (_with_room(states, self.length + 1) for states in (key_RGLK, value_RGLK))
+
+    def get_seq_length(self) -> int:
+        """How many keys there are, without the room."""
+        return self.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """How many keys the next queries look at, room included, and where these start."""
+        return max(self.keys.shape[-2], _rounded(self.length + query_length)), 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write the next tokens behind the others; all keys and values."""
+        start, self.length = self.length, self.length + key_states.shape[-2]
+        if self.length > self.keys.shape[-2]:
+            self.keys, self.values = (_with_room(held, self.length) for held in (self.keys, self.values))
+        self.keys[:, :, start : self.length] = key_states
+        self.values[:, :, start : self.length] = value_states
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows; only those move that change their place."""
+        moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero().flatten()
+        for held in (self.keys, self.values):
+            held[moved] = held[indices[moved]]
+        self.keys, self.values = self.keys[: len(indices)], self.values[: len(indices)]
+
+
+def _rounded(length: int) -> int:
+    return -(-length // CHUNK) * CHUNK
+
+
+def _with_room(states_RGLK: Tensor, length: int) -> Tensor:
+    R, G, L, K = states_RGLK.shape
+    held_RGMK = states_RGLK.new_zeros(R, G, _rounded(length), K)  # the mask hides numbers, and not nan
+    held_RGMK[:, :, :L] = states_RGLK
+    return held_RGMK
+
+
+def prefill(policy: Policy, prompts: Sequence[Ids], copies: Sequence[int]) -> Prefilled:
+    """Compute the prompts, and lay out so many rows of each.
+
+    Args:
+        policy: What is sampled, inside `Policy.for_sampling`.
+        prompts: Token ids.
+        copies: Responses to each.
+    """
+    model, device = policy.causal_lm, policy.device
+    owner_R = torch.arange(len(prompts)).repeat_interleave(torch.tensor(list(copies)))
+    plain = all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+    if plain and policy.takes_tree([Group(ids, []) for ids in prompts]):
+        return _from_tree(model, prompts, owner_R, device)
+    # padding lies between the prefix and what follows, where a window would count it
+    prefix = common_prefix(prompts) if plain else []
+    logits_PV, cache, mask_PL = _padded(model, prompts, prefix, device)
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        layer.batch_select_indices(owner_R.to(device))
+    cache.layers = [_roomy(layer) for layer in layers]
+    return Prefilled(logits_PV[owner_R], cache, mask_PL[owner_R])
+
+
+def _roomy(layer: Any) -> Any:
+    """The layer with room, if it keeps all keys: a sliding window has its own ways."""
+    keeps_all: bool = type(layer) is DynamicLayer
+    return RoomyLayer(layer.keys, layer.values) if keeps_all else layer
+
+
+def _from_tree(model: PreTrainedModel, prompts: Sequence[Ids], owner_R: Tensor, device: torch.device) -> Prefilled:
+    """All prompts in one row, whose keys are then laid out for each response."""
+    laid = share_prompt([Group(ids, []) for ids in prompts], one_row=True)
+    cache = DynamicCache()
+    hidden_1ND = last_hidden(model, laid.to(device), cache)
+    segments = laid.segments[0]
+    own = segments[-len(prompts) :]  # behind the common prefix, if there is one
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    logits_PV = head(hidden_1ND[0, [segment.end - 1 for segment in own]]).float()
+    width = max(map(len, prompts))
+    token_PL = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask_PL = torch.zeros(len(prompts), width, dtype=torch.long)
+    for p, segment in enumerate(own):
+        tokens = torch.tensor(_path(segments, segment))
+        token_PL[p, width - len(tokens) :] = tokens
+        mask_PL[p, width - len(tokens) :] = 1
+    token_RL = token_PL[owner_R].to(device)
+    layers: list[Any] = cache.layers
+    cache.layers = [
+        RoomyLayer(*(states[0][:, token_RL].transpose(0, 1) for states in (layer.keys, layer.values)))
+        for layer in layers
+    ]
+    return Prefilled(logits_PV[owner_R], cache, mask_PL[owner_R].to(device))
+
+
+def _path(segments: Sequence[Segment], segment: Segment) -> list[int]:
+    """The tokens of a segment and of its ancestors, in their order."""
+    above = _path(segments, segments[segment.parent]) if segment.parent >= 0 else []
+    return [*above, *range(segment.start, segment.end)]
+
+
+def _padded(
+    model: PreTrainedModel, prompts: Sequence[Ids], prefix: Ids, device: torch.device
+) -> tuple[Tensor, DynamicCache, Tensor]:
+    """Next-token logits (P, V), cache and mask (P, L) of left-padded prompts; their prefix is computed once."""
+    width = max(map(len, prompts)) - len(prefix)
+    ids_PL = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask_PL = torch.zeros(len(prompts), len(prefix) + width, dtype=torch.long)
+    mask_PL[:, : len(prefix)] = 1
+    for p, ids in enumerate(prompts):
+        own = torch.tensor(ids[len(prefix) :])
+        ids_PL[p, width - len(own) :] = own
+        mask_PL[p, len(prefix) + width - len(own) :] = 1
+    position_PL = (mask_PL.cumsum(-1) - 1)[:, len(prefix) :].clamp(min=0)
+    prefix_P = torch.tensor(prefix, dtype=torch.long, device=device)
+    cache = _prefix_cache(model, prefix_P, len(prompts))
+    logits_P1V = model(
+        input_ids=ids_PL.to(device),
+        attention_mask=mask_PL.to(device),
+        position_ids=position_PL.to(device),
+        past_key_values=cache,
+        logits_to_keep=1,
+    ).logits
+    return logits_P1V[:, -1].float(), cache, mask_PL.to(device)
+
+
+def _prefix_cache(model: PreTrainedModel, prefix_P: Tensor, copies: int) -> DynamicCache:
+    """Keys and values of a prefix, computed once and seen by so many rows."""
+    cache = DynamicCache(config=model.config)
+    if len(prefix_P):
+        model.get_decoder()(input_ids=prefix_P[None], past_key_values=cache, use_cache=True)  # type: ignore[no-untyped-call]
+        layers: list[Any] = cache.layers
+        for layer in layers:
+            layer.keys = layer.keys.expand(copies, -1, -1, -1)
+            layer.values = layer.values.expand(copies, -1, -1, -1)
+    return cache

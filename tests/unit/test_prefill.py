@@ -1,0 +1,139 @@
+"""Prompts in one row, padded prompts and a cache with room give what transformers' own cache gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from choosy.policy import Policy
+from choosy.sampling.generate import choose_token, closed_up
+from choosy.sampling.prefill import CHUNK, RoomyLayer, prefill
+
+PREFIX = list(range(5, 17))
+PROMPTS = [[*PREFIX, 40, 41, 42], [*PREFIX, 43], [*PREFIX, 44, 45, 46, 47, 48, 49, 50]]
+COPIES = [2, 1, 3]
+NEXT = [[60, 61, 62, 63, 64, 65], [70, 71, 72, 73, 74, 75]]  # two more tokens of each row
+
+
+def by_the_book(policy: Policy, ids: list[int]) -> torch.Tensor:
+    return policy.causal_lm(input_ids=torch.tensor([ids])).logits[0, -1]
+
+
+def steps(policy: Policy, prompts: list[list[int]]) -> list[torch.Tensor]:
+    """Logits of each row's next token, then with two more tokens, then of some rows only."""
+    filled = prefill(policy, prompts, COPIES)
+    seen, mask_RL = [filled.logits_RV], filled.mask_RL
+    for tokens in NEXT:
+        position_R1 = mask_RL.sum(-1, keepdim=True)
+        mask_RL = torch.cat([mask_RL, mask_RL.new_ones(len(mask_RL), 1)], dim=-1)
+        seen.append(
+            policy.causal_lm(
+                input_ids=torch.tensor(tokens)[:, None],
+                attention_mask=mask_RL,
+                position_ids=position_R1,
+                past_key_values=filled.cache,
+            ).logits[:, -1]
+        )
+    return seen
+
+
+@pytest.mark.parametrize("attention", ["grouped", "sdpa", "eager"])
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("prompts", [PROMPTS, [[7], [8, 9], [10, 11, 12]]], ids=["prefix", "no-prefix"])
+@torch.inference_mode()
+def test_every_row_is_as_if_alone(prompts, share, attention, tiny_policy_dir):
+    policy = Policy(str(tiny_policy_dir), dtype="float32", attention=attention, share_prompt=share)
+    policy.load(device=torch.device("cpu"), seed=0)
+    assert policy.one_row == (share and attention == "grouped")
+    owners = [p for p, n in enumerate(COPIES) for _ in range(n)]
+    for n, seen_RV in enumerate(steps(policy, prompts)):
+        for r, owner in enumerate(owners):
+            wanted = by_the_book(policy, [*prompts[owner], *(tokens[r] for tokens in NEXT[:n])])
+            torch.testing.assert_close(seen_RV[r], wanted, rtol=1e-4, atol=1e-4)
+
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+}
+CONFIGS = {
+    "qwen3": lambda n: transformers.Qwen3Config(vocab_size=n, **SMALL | {"head_dim": 8}),
+    "mistral": lambda n: transformers.MistralConfig(vocab_size=n, **SMALL, sliding_window=6),
+    "gemma2": lambda n: transformers.Gemma2Config(vocab_size=n, **SMALL, head_dim=8, sliding_window=6),
+    "gemma3": lambda n: transformers.Gemma3TextConfig(vocab_size=n, **SMALL, head_dim=8, sliding_window=6),
+    "phi": lambda n: transformers.PhiConfig(vocab_size=n, **SMALL),
+    "gpt2": lambda n: transformers.GPT2Config(vocab_size=n, n_embd=32, n_layer=2, n_head=4, pad_token_id=0),
+}
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+@torch.inference_mode()
+def test_other_architectures(architecture, tiny_policy_dir, tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_policy_dir)
+    tokenizer.save_pretrained(tmp_path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(CONFIGS[architecture](len(tokenizer)))
+        model.save_pretrained(tmp_path)
+    policy = Policy(str(tmp_path), dtype="float32")
+    policy.load(device=torch.device("cpu"), seed=0)
+    owners = [p for p, n in enumerate(COPIES) for _ in range(n)]
+    for n, seen_RV in enumerate(steps(policy, PROMPTS)):
+        for r, owner in enumerate(owners):
+            wanted = by_the_book(policy, [*PROMPTS[owner], *(tokens[r] for tokens in NEXT[:n])])
+            torch.testing.assert_close(seen_RV[r], wanted, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_room_is_made_again_and_again():
+    states = torch.randn(3, 2, CHUNK - 2, 4)
+    roomy = RoomyLayer(states, -states)
+    held = [states]
+    for n in range(2 * CHUNK):
+        held.append(torch.randn(3, 2, 1, 4))
+        wanted, _ = roomy.get_mask_sizes(1)
+        keys, values = roomy.update(held[-1], -held[-1])
+        assert keys.shape[-2] == wanted
+        assert wanted % CHUNK == 0
+        assert roomy.get_seq_length() == CHUNK - 1 + n
+    whole = torch.cat(held, dim=-2)
+    assert torch.equal(keys[:, :, : whole.shape[-2]], whole)
+    assert torch.equal(values, -keys)
+    assert not keys[:, :, whole.shape[-2] :].any(), "what a mask hides must be numbers"
+
+
+@torch.inference_mode()
+def test_rows_that_stay_keep_their_keys():
+    states = torch.arange(6.0)[:, None, None, None].expand(6, 2, 5, 4)
+    roomy = RoomyLayer(states, states)
+    keep = closed_up([0, 2, 3, 5])
+    roomy.batch_select_indices(torch.tensor(keep))
+    assert roomy.keys[:, 0, 0, 0].tolist() == roomy.values[:, 1, 4, 3].tolist() == keep
+    assert roomy.get_seq_length() == 5
+
+
+@pytest.mark.parametrize("vocabulary", [3, 256, 257, 1000])
+def test_a_draw_hits_a_token_as_often_as_its_share(vocabulary):
+    generator = torch.Generator().manual_seed(0)
+    logits_V = torch.randn(vocabulary, generator=generator)
+    logits_V[:: max(vocabulary // 7, 2)] = -torch.inf
+    draws = 20_000
+    draw_R = (torch.arange(draws) + 0.5) / draws  # every share of the distribution, once
+    token_R = torch.cat([choose_token(logits_V.expand(1000, -1), part, 1.0) for part in draw_R.split(1000)])
+    share_V = torch.bincount(token_R, minlength=vocabulary) / draws
+    torch.testing.assert_close(share_V, logits_V.softmax(-1), rtol=0, atol=2e-4)
+    assert torch.equal(token_R, token_R.sort().values), "larger draws hit later tokens"
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.5, 1 - 2**-24, 1.0])
+def test_a_token_of_no_probability_is_never_hit(draw):
+    logits_RV = torch.full((1, 1000), -torch.inf)
+    logits_RV[0, [300, 700]] = 0.0
+    (token,) = choose_token(logits_RV, torch.tensor([draw]), 1.0).tolist()
+    assert token == (300 if draw < 0.5 else 700)
