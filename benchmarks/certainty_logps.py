@@ -1,20 +1,25 @@
-"""Do sampled and scored log-probs make certainty choose the same pairs? python benchmarks/certainty_logps.py
+"""Which log-probs tell certainty the gaps that fp32 would? python benchmarks/certainty_logps.py
 
-Two responses to each of 96 prompts are sampled by the policy at three stages: 10%, 30% and all of the way from the
-start to the adapter that `make demo` has left (--run: another run's). The gap of implicit rewards, in nats, is taken
-once with the log-probs that the sampler gave, from merged weights, and once with those of a pass of its own; both round
-to bf16, each in its way. Written to benchmarks/results/certainty_logps.json: the gaps, how far they are apart, their
-rank correlation, and which share of the half with the larger gaps is the same. 3 seeds.
+Two responses to each prompt are sampled by the bf16 policy at three stages: 10%, 30% and all of the way from the start
+to the adapter that `make demo` has left (--run: another run's). The gap of implicit rewards, in nats, is taken with the
+log-probs that the sampler gave, from merged weights, and with those of a pass of its own; both round to bf16, each in
+its way, and are compared with the gap that policy and reference have in fp32. Written to
+benchmarks/results/certainty_logps.json: the median gap, and for each way how far it is off, its rank correlation, and
+which share of the half with the larger gaps is the same. 3 seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import ROOT, save
 from safetensors.torch import load_file
+from torch import Tensor
 
 from choosy.formats import read_prompts
 from choosy.policy import Lora, Policy
@@ -24,27 +29,40 @@ from choosy.types import Candidates, seed_of
 STAGES = (0.1, 0.3, 1.0)
 
 
-def compared(policy: Policy, limit: int, seed: int) -> dict[str, float]:
-    """Gaps from sampled and from scored log-probs, of the same responses."""
+def gaps(logp_P2: Tensor, ref_P2: Tensor) -> Tensor:
+    """How far apart the implicit rewards of two responses are, at beta = 1."""
+    return (logp_P2 - ref_P2).diff(dim=-1).squeeze(-1).abs()
+
+
+def like(gap_P: Tensor, true_P: Tensor) -> dict[str, float]:
+    """How well gaps agree with the true ones."""
+    ranks_2P = torch.stack([one_P.argsort().argsort().double() for one_P in (gap_P, true_P)])
+    half = len(gap_P) // 2
+    same = set(gap_P.topk(half).indices.tolist()) & set(true_P.topk(half).indices.tolist())
+    return {
+        "median off": (gap_P - true_P).abs().median().item(),
+        "rank correlation": torch.corrcoef(ranks_2P)[0, 1].item(),
+        "same of the half": len(same) / half,
+    }
+
+
+def compared(policy: Policy, exact: Policy, limit: int, seed: int) -> dict[str, Any]:
+    """The gaps of the same responses from sampled and from scored log-probs, beside those of fp32."""
     prompts = read_prompts("choosy:prompts/train.jsonl", as_chat=True, limit=limit)
     encoded = [policy.encode_prompt(prompt) for prompt in prompts]
     seeds = [[seed_of(seed, prompt.id, n) for n in range(2)] for prompt in prompts]
     sampled = Generate(max_new_tokens=48).sample(policy, encoded, seeds)
     drawn = [Candidates(p, tuple(r), ids) for p, r, ids in zip(prompts, sampled, encoded, strict=True)]
-    drawn = policy.score_reference(drawn)
-    ref_P2 = torch.tensor([[r.logp_ref for r in one.responses] for one in drawn])
-    gap_P, scored_P = (
-        (logp_P2 - ref_P2).diff(dim=-1).squeeze(-1).abs()
-        for logp_P2 in (torch.tensor([[r.logp for r in of] for of in sampled]), torch.tensor(policy.score(drawn)))
-    )
-    ranks_2P = torch.stack([gaps.argsort().argsort().double() for gaps in (gap_P, scored_P)])
-    half = limit // 2
-    same = set(gap_P.topk(half).indices.tolist()) & set(scored_P.topk(half).indices.tolist())
+
+    def reference(of: Policy) -> Tensor:
+        return torch.tensor([[r.logp_ref for r in one.responses] for one in of.score_reference(drawn)])
+
+    ref_P2 = reference(policy)
+    true_P = gaps(torch.tensor(exact.score(drawn)), reference(exact))
     return {
-        "median gap": scored_P.median().item(),
-        "median difference": (gap_P - scored_P).abs().median().item(),
-        "rank correlation": torch.corrcoef(ranks_2P)[0, 1].item(),
-        "same of the half": len(same) / half,
+        "median gap": true_P.median().item(),
+        "sampled": like(gaps(torch.tensor([[r.logp for r in of] for of in sampled]), ref_P2), true_P),
+        "scored": like(gaps(torch.tensor(policy.score(drawn)), ref_P2), true_P),
     }
 
 
@@ -56,18 +74,18 @@ def main() -> None:
     weights = told.run / "adapter" / "adapter_model.safetensors"
     if not weights.exists():
         raise SystemExit(f"{weights} is not there; type `make demo` first, or give a run's folder with --run.")
-    policy = Policy("demo:smollm2", lora=Lora())
-    policy.load(device=torch.device("cpu"), seed=0)
+    policy, exact = (Policy("demo:smollm2", lora=Lora(), dtype=dtype) for dtype in ("bfloat16", "float32"))
+    for one in (policy, exact):
+        one.load(device=torch.device("cpu"), seed=0)
     tuned = load_file(weights)
     start = {name: p.detach().clone() for name, p in policy.trainable()}
     found = {}
-    for stage in STAGES:
+    for stage, seed in product(STAGES, range(3)):
         with torch.no_grad():
-            for name, p in policy.trainable():
+            for name, p in (*policy.trainable(), *exact.trainable()):
                 p.copy_(start[name].lerp(tuned[name.replace(".default", "")], stage))
-        for seed in range(3):
-            found[f"stage {stage}, seed {seed}"] = of = compared(policy, told.prompts, seed)
-            print(f"stage {stage}, seed {seed}:", ", ".join(f"{k} {v:.3f}" for k, v in of.items()), flush=True)
+        found[f"stage {stage}, seed {seed}"] = of = compared(policy, exact, told.prompts, seed)
+        print(f"stage {stage}, seed {seed}:", json.dumps(of), flush=True)
     save("certainty_logps", found)
 
 

@@ -22,7 +22,8 @@ class Certainty(Callback):
         per_prompt: Most pairs of one prompt; None = any number.
         direction: `largest` = most certain first; `smallest` = most uncertain; `middle`; `tails`.
         rescore: Compute the policy's log-probs in a pass of their own instead of taking those that the sampling engine
-            gave: in bf16 the two round differently, and the pass costs as much as the reference's.
+            gave. It costs as much as the reference's and in bf16 is hardly nearer to the truth: as long as gaps are
+            below a nat, both mostly tell rounding, and only model.dtype=float32 tells more (docs/benchmarks.md).
     """
 
     def __init__(
