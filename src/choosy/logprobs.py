@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers import Cache
 
 from choosy.attention import Segment, Tree
 
@@ -260,13 +259,13 @@ def chosen_token_logps(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, *
     return logp_T
 
 
-def last_hidden(model: nn.Module, rows: Rows, cache: Cache | None = None) -> Tensor:
+def last_hidden(model: nn.Module, rows: Rows, cache: object = None) -> Tensor:
     """Last hidden state (B, L, D) of every token of the rows, each seeing only itself, its own past and its ancestors.
 
     Args:
         model: A causal language model of transformers, adapters injected.
         rows: On the model's device.
-        cache: Where keys and values are to be kept; still empty.
+        cache: A cache of transformers, still empty, where keys and values are to be kept.
     """
     hidden_BLD: Tensor = model.get_decoder()(  # type: ignore[operator]
         input_ids=rows.ids_BL,

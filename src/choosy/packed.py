@@ -7,13 +7,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 
 def can_pack(weight: Tensor) -> bool:
     """Whether oneDNN multiplies by such weights, on this processor and in this build of torch."""
     return (
-        not isinstance(weight, DTensor)  # a rank's share of the weight
+        type(weight) in (Tensor, nn.Parameter)  # not a rank's share, nor any other tensor with ways of its own
         and weight.device.type == "cpu"
         and weight.dtype == torch.bfloat16
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

@@ -155,8 +155,7 @@ def test_a_run_whose_ranks_were_killed_ends_as_if_never_killed(kill, before, aft
     ours, theirs = labels(run / "ledger.sqlite"), labels(whole / "ledger.sqlite")
     assert ours.merge(bought).shape == bought.shape, "a label was bought twice or lost"
     columns = ["key", "score", "purpose"]
-    for frame in (ours, theirs):
-        frame.sort_values("key", ignore_index=True, inplace=True)
+    ours, theirs = (frame.sort_values("key", ignore_index=True) for frame in (ours, theirs))
     pd.testing.assert_frame_equal(ours[columns], theirs[columns])
     assert sampled_rounds(run) == [0, 1], "a round was sampled again"
     assert rows(run) == rows(whole)
