@@ -7,7 +7,7 @@ together (docs/log.md). Registered with transformers as `grouped`; with a mask i
 attention in which query heads that share a key head are one matrix product.
 
 Axes: H query heads, G key heads, R = H/G, N tokens of the row, X = N * H, Y = N * G, n blocks of a bundle, L queries
-and S keys of a block, b = G * n, q = R * L, K head width.
+and S keys of a block, b = G * n, q = R * L, K head width, W that of values (for most models K).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 BLOCK = 256  # queries at a time: shorter wastes calls, longer computes more of what the causal mask hides
-A_CALL = 4_096  # scores of one key head that take as long as what a bundle costs however small it is
+A_CALL = 4_096  # scores of one query head that take as long as what a bundle costs however small it is
+A_BUNDLE = 2**19  # scores of one query head in one product: what is held at once, whatever the number of blocks
 KEYS = 16  # keys are padded to a multiple of these, for which products and softmax take less time
 
 
@@ -104,7 +105,7 @@ def bundles(plan: Sequence[Block]) -> Iterator[list[Block]]:
     for block in sorted(plan, key=lambda block: (block.keys, block.queries)):
         most = max(queries, block.queries), max(keys, block.keys)
         apart = len(together) * queries * keys + block.queries * block.keys + A_CALL
-        if together and (len(together) + 1) * most[0] * most[1] > apart:
+        if together and (len(together) + 1) * most[0] * most[1] > min(apart, A_BUNDLE):
             yield together
             together, most = [], (block.queries, block.keys)
         together.append(block)
@@ -165,6 +166,11 @@ def _laid(together: Sequence[Block], heads: int, key_heads: int) -> Bundle:
     )
 
 
+def _flat(x: Tensor) -> Tensor:
+    """All axes but the last as one."""
+    return x.reshape(-1, x.shape[-1])
+
+
 def _rows(x_XK: Tensor, at: Tensor) -> Tensor:
     """Rows of a matrix by an index whose first two axes become one, and its last two."""
     return x_XK.index_select(0, at.flatten()).view(at.shape[0] * at.shape[1], -1, x_XK.shape[-1])
@@ -182,47 +188,45 @@ class TreeAttention(torch.autograd.Function):
     """Attention of a tree; the backward recomputes the softmax, so that nothing of size L x S is kept."""
 
     @staticmethod
-    def forward(ctx: Any, query_NHK: Tensor, key_NGK: Tensor, value_NGK: Tensor, tree: Tree, scaling: float) -> Tensor:
-        N, H, K = query_NHK.shape
-        query_XK, key_YK, value_YK = query_NHK.view(-1, K), key_NGK.view(-1, K), value_NGK.view(-1, K)
+    def forward(ctx: Any, query_NHK: Tensor, key_NGK: Tensor, value_NGW: Tensor, tree: Tree, scaling: float) -> Tensor:
+        N, H = query_NHK.shape[:2]
+        query_XK, key_YK, value_YW = _flat(query_NHK), _flat(key_NGK), _flat(value_NGW)
         plan, place_X = tree.laid(H, key_NGK.shape[1], query_NHK)
         seen = []
         for query_GnRL, key_GnS, _, hidden_nLS in plan:
             share_bqS = _shares(_rows(query_XK, query_GnRL).mul_(scaling), _rows(key_YK, key_GnS), hidden_nLS)
-            seen.append(torch.bmm(share_bqS, _rows(value_YK, key_GnS)).view(-1, K))
-        seen_XK = torch.cat(seen).index_select(0, place_X)
+            seen.append(_flat(torch.bmm(share_bqS, _rows(value_YW, key_GnS))))
+        seen_XW = torch.cat(seen).index_select(0, place_X)
         ctx.tree, ctx.scaling = tree, scaling
-        ctx.save_for_backward(query_NHK, key_NGK, value_NGK, seen_XK)
-        return seen_XK.view(N, H, K)
+        ctx.save_for_backward(query_NHK, key_NGK, value_NGW, seen_XW)
+        return seen_XW.view(N, H, -1)
 
     @staticmethod
-    def backward(ctx: Any, grad_NHK: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query_NHK, key_NGK, value_NGK, seen_XK = ctx.saved_tensors
-        N, H, K = grad_NHK.shape
-        query_XK, key_YK, value_YK = query_NHK.view(-1, K), key_NGK.view(-1, K), value_NGK.view(-1, K)
-        plan, place_X = ctx.tree.laid(H, key_NGK.shape[1], query_NHK)
-        grad_XK = grad_NHK.reshape(-1, K)
-        along_X1 = torch.linalg.vecdot(grad_XK, seen_XK).unsqueeze_(-1)
+    def backward(ctx: Any, grad_NHW: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query_NHK, key_NGK, value_NGW, seen_XW = ctx.saved_tensors
+        query_XK, key_YK, value_YW, grad_XW = map(_flat, (query_NHK, key_NGK, value_NGW, grad_NHW))
+        plan, place_X = ctx.tree.laid(query_NHK.shape[1], key_NGK.shape[1], query_NHK)
+        along_X1 = torch.linalg.vecdot(grad_XW, seen_XW).unsqueeze_(-1)
         grad_query: list[Tensor] = []
         grad_key_YK = torch.zeros_like(key_YK, dtype=torch.float32)
-        grad_value_YK = torch.zeros_like(value_YK, dtype=torch.float32)
+        grad_value_YW = torch.zeros_like(value_YW, dtype=torch.float32)
         for query_GnRL, key_GnS, real_nL, hidden_nLS in plan:
             query_bqK = _rows(query_XK, query_GnRL).mul_(ctx.scaling)
-            key_bSK, value_bSK = _rows(key_YK, key_GnS), _rows(value_YK, key_GnS)
+            key_bSK, value_bSW = _rows(key_YK, key_GnS), _rows(value_YW, key_GnS)
             real_bq1 = real_nL[:, None].expand(query_GnRL.shape).reshape(*query_bqK.shape[:2], 1)
-            grad_bqK = _rows(grad_XK, query_GnRL).mul_(real_bq1)
+            grad_bqW = _rows(grad_XW, query_GnRL).mul_(real_bq1)
             along_bq1 = _rows(along_X1, query_GnRL).mul_(real_bq1)
             share_bqS = _shares(query_bqK, key_bSK, hidden_nLS)
             key_y = key_GnS.flatten()
-            grad_value_YK.index_add_(0, key_y, torch.bmm(share_bqS.transpose(1, 2), grad_bqK).view(-1, K).float())
-            slope_bqS = torch.bmm(grad_bqK, value_bSK.transpose(1, 2)).sub_(along_bq1).mul_(share_bqS)
-            grad_key_YK.index_add_(0, key_y, torch.bmm(slope_bqS.transpose(1, 2), query_bqK).view(-1, K).float())
-            grad_query.append(torch.bmm(slope_bqS, key_bSK).view(-1, K))
+            grad_value_YW.index_add_(0, key_y, _flat(torch.bmm(share_bqS.transpose(1, 2), grad_bqW)).float())
+            slope_bqS = torch.bmm(grad_bqW, value_bSW.transpose(1, 2)).sub_(along_bq1).mul_(share_bqS)
+            grad_key_YK.index_add_(0, key_y, _flat(torch.bmm(slope_bqS.transpose(1, 2), query_bqK)).float())
+            grad_query.append(_flat(torch.bmm(slope_bqS, key_bSK)))
         grad_query_XK = torch.cat(grad_query).index_select(0, place_X).mul_(ctx.scaling)
         return (
-            grad_query_XK.view(N, H, K),
+            grad_query_XK.view_as(query_NHK),
             grad_key_YK.to(key_YK.dtype).view_as(key_NGK),
-            grad_value_YK.to(value_YK.dtype).view_as(value_NGK),
+            grad_value_YW.to(value_YW.dtype).view_as(value_NGW),
             None,
             None,
         )
@@ -232,7 +236,7 @@ def grouped_attention(
     module: nn.Module,
     query_BHLK: Tensor,
     key_BGSK: Tensor,
-    value_BGSK: Tensor,
+    value_BGSW: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -247,7 +251,7 @@ def grouped_attention(
         module: The attention layer; not needed.
         query_BHLK: Queries: batch, query heads, length, head width.
         key_BGSK: Keys: batch, key heads, length seen, head width.
-        value_BGSK: Values.
+        value_BGSW: Values.
         attention_mask: (B, 1, L, S): True where seen, or 0 there and -inf elsewhere; without `tree`.
         scaling: Factor on the scores; head width ** -0.5 if None.
         dropout: Must be 0: preference log-probs are computed without.
@@ -264,15 +268,15 @@ def grouped_attention(
         assert B == 1, "a tree is one row"
         if softcap is not None:
             raise ValueError("model.attention=grouped caps no scores in a shared prompt.")
-        dtype = value_BGSK.dtype  # rotation may have left the others wider
-        seen_NHK: Tensor = TreeAttention.apply(  # type: ignore[no-untyped-call]
+        dtype = value_BGSW.dtype  # rotation may have left the others wider
+        seen_NHW: Tensor = TreeAttention.apply(  # type: ignore[no-untyped-call]
             query_BHLK[0].transpose(0, 1).contiguous().to(dtype),
             key_BGSK[0].transpose(0, 1).contiguous().to(dtype),
-            value_BGSK[0].transpose(0, 1).contiguous(),
+            value_BGSW[0].transpose(0, 1).contiguous(),
             tree,
             scaling,
         )
-        return seen_NHK[None], None
+        return seen_NHW[None], None
     query_bqK = (query_BHLK * scaling).reshape(B * G, H // G * L, K)
     score_bqS = torch.bmm(query_bqK, key_BGSK.reshape(B * G, S, K).transpose(1, 2))
     if softcap is not None:
@@ -284,9 +288,9 @@ def grouped_attention(
             score_BHLS = score_BHLS.masked_fill(~mask_B1LS, torch.finfo(score_BHLS.dtype).min)
         else:
             score_BHLS = score_BHLS + mask_B1LS
-    share_bqS = torch.softmax(score_BHLS, dim=-1).to(value_BGSK.dtype).view(B * G, H // G * L, S)
-    seen_BHLK = torch.bmm(share_bqS, value_BGSK.reshape(B * G, S, K)).view(B, H, L, K)
-    return seen_BHLK.transpose(1, 2).contiguous(), None
+    share_bqS = torch.softmax(score_BHLS, dim=-1).to(value_BGSW.dtype).view(B * G, H // G * L, S)
+    seen_BHLW = torch.bmm(share_bqS, value_BGSW.reshape(B * G, S, -1)).view(B, H, L, -1)
+    return seen_BHLW.transpose(1, 2).contiguous(), None
 
 
 def register() -> None:

@@ -282,6 +282,11 @@ def takes_one_row(model: nn.Module) -> bool:
     return str(model.config._attn_implementation) in TREE_ATTENTION  # type: ignore[union-attr]
 
 
+def needs_no_mask(model: nn.Module) -> bool:
+    """Whether one row of segments costs this model no memory that grows with the row's square."""
+    return str(model.config._attn_implementation) == "grouped"  # type: ignore[union-attr]
+
+
 def _sight(model: nn.Module, rows: Rows) -> dict[str, Any]:
     """Who sees whom, in the words of the model's attention."""
     implementation = model.config._attn_implementation  # type: ignore[union-attr]
@@ -348,7 +353,7 @@ def can_share_prompt(model: nn.Module, vocabulary: int) -> bool:
             rows = share_prompt(probe, one_row=takes_one_row(model)).to(next(model.parameters()).device)
             shared_S = response_logps(model, rows)
             padded_S = padded_response_logps(model, probe)
-    except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+    except (AssertionError, AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
         log.info("This architecture refused shared prompts: %s", error)
         return False
     weight = next(model.parameters())

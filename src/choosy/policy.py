@@ -83,7 +83,8 @@ class Policy(nn.Module):
         lora: Adapters to train; None trains all weights, kept in fp32.
         adapter: Folder of a trained adapter to go on from; the reference is then *this* state.
         dtype: Precision of the forward pass; auto = bf16 where the hardware multiplies it.
-        attention: Attention implementation of transformers, or `grouped`; auto = grouped on a CPU, else sdpa.
+        attention: Attention implementation of transformers, or `grouped`; auto = grouped on a CPU, if the model takes
+            it, else what transformers chooses: sdpa where it can.
         share_prompt: Compute a prompt once for all its responses, where the architecture allows it.
         tokens_per_step: Tokens of a forward pass, padding included.
         gradient_checkpointing: Recompute activations in the backward: less memory, more time.
@@ -227,14 +228,7 @@ class Policy(nn.Module):
         if device.type == "cpu":
             keep_freed_memory()
         self.compute_dtype = auto_dtype(device) if self.dtype == "auto" else getattr(torch, self.dtype)
-        implementation = ("grouped" if device.type == "cpu" else "sdpa") if self.attention == "auto" else self.attention
-        model = AutoModelForCausalLM.from_pretrained(
-            resolve_model(self.name),
-            dtype=self.compute_dtype if self.lora else torch.float32,  # full fine-tuning: fp32 master weights
-            attn_implementation=implementation,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
-        )
+        model = self._pretrained(device)
         switch_off_dropout(model)
         # a slice of hidden states is not contiguous, and torch would copy the whole head once for each row
         head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -256,6 +250,29 @@ class Policy(nn.Module):
         self.initial = {name: p.detach().clone() for name, p in self.trainable()}
         self.reference_state = self.initial
         self.__dict__.pop("stop_ids", None)
+
+    def _pretrained(self, device: torch.device) -> PreTrainedModel:
+        def of(attention: str | None) -> PreTrainedModel:
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                resolve_model(self.name),
+                dtype=self.compute_dtype if self.lora else torch.float32,  # full fine-tuning: fp32 master weights
+                attn_implementation=attention,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+            )
+            return model
+
+        if self.attention != "auto":
+            return of(self.attention)
+        if device.type != "cpu":
+            return of(None)
+        try:
+            return of("grouped")
+        except KeyError as error:
+            if error.args != ("grouped",):
+                raise
+            log.info("%s takes no attention but its own.", self.name)
+            return of(None)
 
     def _shard(self, device: torch.device) -> None:
         names = set(getattr(self.causal_lm, "_no_split_modules", None) or ())
@@ -466,8 +483,10 @@ class Policy(nn.Module):
         return shares
 
     def _fits_window(self, groups: Sequence[Group]) -> bool:
-        window = getattr(self.causal_lm.config, "sliding_window", None)
-        return not window or max(group.tokens for group in groups) <= window
+        config = self.causal_lm.config
+        windows = [getattr(config, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size")]
+        longest = max(group.tokens for group in groups)
+        return all(longest <= window for window in windows if isinstance(window, int) and window)
 
     def takes_tree(self, groups: Sequence[Group]) -> bool:
         """Whether these groups may lie one behind the other in one row."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from choosy import attention
-from choosy.attention import Segment, Tree, blocks, bundles, grouped_attention
+from choosy.attention import A_BUNDLE, Block, Segment, Tree, blocks, bundles, grouped_attention
 from choosy.logprobs import Group, share_prompt
 
 GROUPS = [Group([*range(9), n], [[1] * (n + 2), [2], [3] * 5]) for n in range(3)]
@@ -22,15 +22,17 @@ def draw(heads: int, *, seed: int, dtype: torch.dtype = torch.float64) -> Tensor
     return torch.randn(1, heads, ROWS.ids_BL.shape[1], 8, generator=generator, dtype=dtype).requires_grad_()
 
 
+@pytest.mark.parametrize("width", [8, 6])  # of values
 @pytest.mark.parametrize("a_call", [0, 40, 1 << 20])  # from a bundle for each size to one for all
 @pytest.mark.parametrize("block", [1, 3, 256])
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2), (3, 1)])
 def test_a_tree_equals_a_mask(
-    heads: int, key_heads: int, block: int, a_call: int, monkeypatch: pytest.MonkeyPatch
+    heads: int, key_heads: int, block: int, a_call: int, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blocks, "__defaults__", (block,))
     monkeypatch.setattr(attention, "A_CALL", a_call)
     query, key, value = draw(heads, seed=0), draw(key_heads, seed=1), draw(key_heads, seed=2)
+    value = value[..., :width].detach().requires_grad_()
     tree, _ = grouped_attention(None, query, key, value, None, tree=Tree(SEGMENTS))
     mask, _ = grouped_attention(None, query, key, value, ROWS.mask_BLL[:, None])
     torch.testing.assert_close(tree, mask)
@@ -62,6 +64,13 @@ def test_bundles_hold_every_block_once() -> None:
     plan = list(blocks(SEGMENTS, 4))
     assert sorted(block for bundle in bundles(plan) for block in bundle) == sorted(plan)
     assert len(list(bundles(plan))) == 1, "blocks this small are cheaper together"
+
+
+def test_a_bundle_stays_small_however_many_blocks_there_are() -> None:
+    plan = [Block(at, at + 256, ((at, at + 256),)) for at in range(0, 256 * 64, 256)]
+    assert [len(bundle) for bundle in bundles(plan)] == [A_BUNDLE // 256**2] * 8
+    (vast,) = bundles([Block(0, 256, ((0, 2**20),))])
+    assert len(vast) == 1, "a block is not cut for it"
 
 
 def test_a_lone_segment_is_causal_attention() -> None:

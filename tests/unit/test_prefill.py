@@ -6,9 +6,10 @@ import pytest
 import torch
 import transformers
 
+from choosy.logprobs import Group, padded_response_logps
 from choosy.policy import Policy
-from choosy.sampling.generate import choose_token, closed_up
-from choosy.sampling.prefill import CHUNK, RoomyLayer, prefill
+from choosy.sampling.generate import Generate, choose_token, closed_up
+from choosy.sampling.prefill import CHUNK, RoomyLayer, fit_one_row, prefill
 
 PREFIX = list(range(5, 17))
 PROMPTS = [[*PREFIX, 40, 41, 42], [*PREFIX, 43], [*PREFIX, 44, 45, 46, 47, 48, 49, 50]]
@@ -69,6 +70,27 @@ CONFIGS = {
     "gemma3": lambda n: transformers.Gemma3TextConfig(vocab_size=n, **SMALL, head_dim=8, sliding_window=6),
     "phi": lambda n: transformers.PhiConfig(vocab_size=n, **SMALL),
     "gpt2": lambda n: transformers.GPT2Config(vocab_size=n, n_embd=32, n_layer=2, n_head=4, pad_token_id=0),
+    "bloom": lambda n: transformers.BloomConfig(vocab_size=n, hidden_size=32, n_layer=2, n_head=4),
+    "mpt": lambda n: transformers.MptConfig(vocab_size=n, d_model=32, n_layers=2, n_heads=4),
+    "falcon-alibi": lambda n: transformers.FalconConfig(vocab_size=n, **SMALL, alibi=True),
+    "gpt-neo": lambda n: transformers.GPTNeoConfig(
+        vocab_size=n,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        window_size=48,  # longer than the probe of shared prompts, shorter than its prompts here
+    ),
+    "deepseek": lambda n: transformers.DeepseekV3Config(
+        vocab_size=n,
+        **SMALL | {"num_key_value_heads": 4},
+        first_k_dense_replace=2,
+        kv_lora_rank=16,
+        q_lora_rank=16,
+        qk_rope_head_dim=4,
+        qk_nope_head_dim=8,
+        v_head_dim=6,
+    ),
 }
 
 
@@ -84,10 +106,42 @@ def test_other_architectures(architecture, tiny_policy_dir, tmp_path):
     policy = Policy(str(tmp_path), dtype="float32")
     policy.load(device=torch.device("cpu"), seed=0)
     owners = [p for p, n in enumerate(COPIES) for _ in range(n)]
-    for n, seen_RV in enumerate(steps(policy, PROMPTS)):
+    prompts = [[*PREFIX * 5, *ids] for ids in PROMPTS] if architecture == "gpt-neo" else PROMPTS
+    for n, seen_RV in enumerate(steps(policy, prompts)):
         for r, owner in enumerate(owners):
-            wanted = by_the_book(policy, [*PROMPTS[owner], *(tokens[r] for tokens in NEXT[:n])])
+            wanted = by_the_book(policy, [*prompts[owner], *(tokens[r] for tokens in NEXT[:n])])
             torch.testing.assert_close(seen_RV[r], wanted, rtol=1e-4, atol=1e-4)
+    groups = [Group(ids, [(60, 61), (70, 71, 72)]) for ids in prompts]
+    torch.testing.assert_close(
+        policy.logps(groups), padded_response_logps(policy.causal_lm, groups), rtol=1e-4, atol=1e-4
+    )
+
+
+@torch.inference_mode()
+def test_a_mask_as_long_as_wide_is_kept_small(tiny_policy_dir):
+    policy = Policy(str(tiny_policy_dir), dtype="float32", tokens_per_step=20)
+    policy.load(device=torch.device("cpu"), seed=0)
+    assert fit_one_row(policy, [[7] * 15, [8] * 16])
+    policy.causal_lm.config._attn_implementation = "flex_attention"
+    assert fit_one_row(policy, [[7], [8, 9]])
+    assert not fit_one_row(policy, [[7] * 15, [8] * 16])
+
+
+@pytest.mark.parametrize(("vocabulary", "temperature"), [(1000, 1.0), (1000, 0.0), (3, 1.0)])
+def test_numbers_that_are_none_hit_a_token_of_the_vocabulary(vocabulary, temperature):
+    (token,) = choose_token(torch.full((1, vocabulary), torch.nan), torch.tensor([0.5]), temperature).tolist()
+    assert 0 <= token < vocabulary
+    assert choose_token(torch.zeros(0, vocabulary), torch.zeros(0), temperature).tolist() == []
+
+
+@torch.inference_mode()
+def test_a_policy_without_numbers_samples_nothing(tiny_policy_dir):
+    policy = Policy(str(tiny_policy_dir), dtype="float32", lora=None)
+    policy.load(device=torch.device("cpu"), seed=0)
+    _ = policy.shares_prompts
+    next(policy.causal_lm.parameters()).fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"no numbers \(nan\) at token 1 of a response: nothing can be sampled"):
+        Generate(max_new_tokens=4).sample(policy, [[7, 8]], [[0, 1]])
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ Axes: R rows (responses in flight), V vocabulary.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -137,6 +138,11 @@ class Generate:
             token_R = choose_token(logits_RV, draw_R, *shape)
             logp_R = logits_RV.gather(-1, token_R[:, None]).squeeze(-1) - logits_RV.logsumexp(-1)
             for row, token, logp in zip(flying, token_R.tolist(), logp_R.tolist(), strict=True):
+                if math.isnan(logp):
+                    raise ValueError(
+                        f"The policy's logits are no numbers (nan) at token {step + 1} of a response: nothing can be "
+                        "sampled. Go on from an earlier checkpoint with a smaller lr, or look at the model's weights."
+                    )
                 row.ids.append(token)
                 row.logp += logp
             alive = [r for r, row in enumerate(flying) if row.ids[-1] not in policy.stop_ids]
@@ -206,16 +212,17 @@ def _hit(share_RV: Tensor, draw_R: Tensor, block: int = 256) -> Tensor:
     """The token (R,) that each draw hits: first its block of the vocabulary, then its place within.
 
     Draws are scaled to the last sum, and the search is strictly to the right: a token of probability zero is never
-    hit.
+    hit. Where sums do not grow from left to right, as a GPU's may not to the last bit, it is still one of V.
     """
     R, V = share_RV.shape
-    share_RCB = F.pad(share_RV, (0, -V % block)).view(R, -1, block)
+    C = -(-V // block)
+    share_RCB = F.pad(share_RV, (0, -V % block)).view(R, C, block)
     reach_RC = share_RCB.sum(-1).cumsum(-1)
     goal_R1 = draw_R[:, None].to(reach_RC.dtype) * reach_RC[:, -1:]
     block_R1 = torch.searchsorted(reach_RC, goal_R1, right=True)
-    block_R1 = block_R1.clamp(max=torch.searchsorted(reach_RC, reach_RC[:, -1:].contiguous()))
+    block_R1 = block_R1.clamp(max=torch.searchsorted(reach_RC, reach_RC[:, -1:].contiguous()).clamp(max=C - 1))
     before_R1 = F.pad(reach_RC, (1, 0)).gather(-1, block_R1)
     within_RB = share_RCB[torch.arange(R, device=share_RV.device), block_R1[:, 0]].cumsum(-1)
     place_R1 = torch.searchsorted(within_RB, goal_R1 - before_R1, right=True)
     last_R1 = torch.searchsorted(within_RB, within_RB[:, -1:].contiguous())  # both sums are rounded apart
-    return (block_R1 * block + torch.minimum(place_R1, last_R1)).squeeze(-1)
+    return (block_R1 * block + torch.minimum(place_R1, last_R1)).clamp(max=V - 1).squeeze(-1)

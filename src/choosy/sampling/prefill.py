@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from choosy.attention import Segment
-from choosy.logprobs import Group, Ids, common_prefix, last_hidden, share_prompt
+from choosy.logprobs import Group, Ids, common_prefix, last_hidden, needs_no_mask, share_prompt
 from choosy.policy import Policy
 
 
@@ -104,23 +104,26 @@ def prefill(policy: Policy, prompts: Sequence[Ids], copies: Sequence[int]) -> Pr
     """
     model, device = policy.causal_lm, policy.device
     owner_R = torch.arange(len(prompts)).repeat_interleave(torch.tensor(list(copies)))
-    plain = all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
-    if plain and policy.takes_tree([Group(ids, []) for ids in prompts]):
+    # attention that counts keys instead of asking the mask (ALiBi, GPT-Neo's window) bears neither padding nor room
+    by_mask = policy.shares_prompts and not hasattr(model.config, "window_size")
+    keeps_all = [type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers]  # no window
+    if by_mask and all(keeps_all) and fit_one_row(policy, prompts):
         return _from_tree(model, prompts, owner_R, device)
-    # padding lies between the prefix and what follows, where a window would count it
-    prefix = common_prefix(prompts) if plain else []
+    # padding lies between the prefix and what follows, where a sliding window would count it
+    prefix = common_prefix(prompts) if by_mask and all(keeps_all) else []
     logits_PV, cache, mask_PL = _padded(model, prompts, prefix, device)
     layers: list[Any] = cache.layers
-    for layer in layers:
+    for n, layer in enumerate(layers):  # one after the other, so that only one is held twice
         layer.batch_select_indices(owner_R.to(device))
-    cache.layers = [_roomy(layer) for layer in layers]
+        if by_mask and keeps_all[n]:
+            layers[n] = RoomyLayer(layer.keys, layer.values)
     return Prefilled(logits_PV[owner_R], cache, mask_PL[owner_R])
 
 
-def _roomy(layer: Any) -> Any:
-    """The layer with room, if it keeps all keys: a sliding window has its own ways."""
-    keeps_all: bool = type(layer) is DynamicLayer
-    return RoomyLayer(layer.keys, layer.values) if keeps_all else layer
+def fit_one_row(policy: Policy, prompts: Sequence[Ids]) -> bool:
+    """Whether the prompts may lie in one row, and its mask is not too large: flex attention's is as long as wide."""
+    small = sum(map(len, prompts)) <= policy.tokens_per_step or needs_no_mask(policy.causal_lm)
+    return small and policy.takes_tree([Group(ids, []) for ids in prompts])
 
 
 def _from_tree(model: PreTrainedModel, prompts: Sequence[Ids], owner_R: Tensor, device: torch.device) -> Prefilled:
