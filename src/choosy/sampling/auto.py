@@ -22,8 +22,8 @@ Engine = Literal["generate", "vllm"]
 def fastest(device: str, *, has_vllm: bool, ranks: int) -> tuple[Engine, str]:
     """Which engine samples fastest, and why; the same answer wherever the same things are there.
 
-    On a CPU vLLM was measured at 1.5 times the speed of `generate`, once it had started, which takes it a minute
-    (benchmarks/engines.py); on a GPU its kernels and captured graphs are made for this, but it was not measured there.
+    On a CPU vLLM was measured at 1.3 to 1.5 times the speed of `generate`, once it had started (a minute;
+    benchmarks/engines.py); on a GPU its kernels and captured graphs are made for this, but it was not measured there.
     `paged` is never the answer: on a CPU it is the slowest, and on a GPU it was not measured either.
 
     Args:
