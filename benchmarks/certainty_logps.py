@@ -69,7 +69,7 @@ def compared(policy: Policy, exact: Policy, limit: int, seed: int) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=ROOT / "runs" / "demo")
-    parser.add_argument("--prompts", type=int, default=96)
+    parser.add_argument("--prompts", type=int, default=64)
     told = parser.parse_args()
     weights = told.run / "adapter" / "adapter_model.safetensors"
     if not weights.exists():
