@@ -11,6 +11,7 @@ Axes: N tokens, D features in, E features out, R rank of an adapter.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import shutil
@@ -111,10 +112,15 @@ def _fused_lora(layer: LoraLinear) -> Callable[[Tensor], Tensor] | None:
     return forward
 
 
+def _takes_one(layer: nn.Module) -> bool:
+    """Whether a layer's forward takes one tensor and nothing else, such as a gate."""
+    return len(inspect.signature(layer.forward).parameters) == 1
+
+
 def _fused_norm(norm: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """A forward of a norm like Llama's, or None for other norms."""
     weight, eps = getattr(norm, "weight", None), getattr(norm, "variance_epsilon", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 1 or not isinstance(eps, float):
+    if not isinstance(weight, Tensor) or weight.ndim != 1 or not isinstance(eps, float) or not _takes_one(norm):
         return None
 
     def forward(x_BLD: Tensor) -> Tensor:
@@ -126,7 +132,8 @@ def _fused_norm(norm: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
 def _fused_mlp(mlp: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """A forward of a gated layer like Llama's, or None for other layers."""
-    if {name for name, _ in mlp.named_children()} != {"gate_proj", "up_proj", "down_proj", "act_fn"}:
+    parts = {name for name, _ in mlp.named_children()}
+    if parts != {"gate_proj", "up_proj", "down_proj", "act_fn"} or not _takes_one(mlp):
         return None
 
     def forward(x_BLD: Tensor) -> Tensor:

@@ -81,6 +81,19 @@ CONFIGS = {
         attention_types=[[["global", "local"], 1]],
         window_size=48,  # longer than the probe of shared prompts, shorter than its prompts here
     ),
+    "lfm2": lambda n: transformers.Lfm2Config(
+        vocab_size=n, **SMALL, layer_types=["conv", "full_attention"], conv_L_cache=3
+    ),
+    "qwen3-next": lambda n: transformers.Qwen3NextConfig(
+        vocab_size=n,
+        **SMALL | {"head_dim": 8},
+        layer_types=["linear_attention", "full_attention"],
+        mlp_only_layers=[0, 1],
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+    ),
     "deepseek": lambda n: transformers.DeepseekV3Config(
         vocab_size=n,
         **SMALL | {"num_key_value_heads": 4},
@@ -167,7 +180,7 @@ def test_rows_that_stay_keep_their_keys():
     states = torch.arange(6.0)[:, None, None, None].expand(6, 2, 5, 4)
     roomy = RoomyLayer(states, states)
     keep = closed_up([0, 2, 3, 5])
-    roomy.batch_select_indices(torch.tensor(keep))
+    roomy.reorder_cache(torch.tensor(keep))
     assert roomy.keys[:, 0, 0, 0].tolist() == roomy.values[:, 1, 4, 3].tolist() == keep
     assert roomy.get_seq_length() == 5
 

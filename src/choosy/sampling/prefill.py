@@ -75,12 +75,19 @@ class RoomyLayer(DynamicLayer):
         self.values[:, :, start : self.length] = value_states
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep these rows; only those move that change their place."""
-        moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero().flatten()
+        moved = (beam_idx != torch.arange(len(beam_idx), device=beam_idx.device)).nonzero().flatten()
         for held in (self.keys, self.values):
-            held[moved] = held[indices[moved]]
-        self.keys, self.values = self.keys[: len(indices)], self.values[: len(indices)]
+            held[moved] = held[beam_idx[moved]]
+        self.keys, self.values = self.keys[: len(beam_idx)], self.values[: len(beam_idx)]
+
+
+def keep_rows(cache: DynamicCache, row_R: Tensor) -> None:
+    """Leave these rows in a cache, in this order."""
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        layer.reorder_cache(row_R)  # the one selection that every kind of layer has
 
 
 def _rounded(length: int) -> int:
@@ -114,7 +121,7 @@ def prefill(policy: Policy, prompts: Sequence[Ids], copies: Sequence[int]) -> Pr
     logits_PV, cache, mask_PL = _padded(model, prompts, prefix, device)
     layers: list[Any] = cache.layers
     for n, layer in enumerate(layers):  # one after the other, so that only one is held twice
-        layer.batch_select_indices(owner_R.to(device))
+        layer.reorder_cache(owner_R.to(device))
         if by_mask and keeps_all[n]:
             layers[n] = RoomyLayer(layer.keys, layer.values)
     return Prefilled(logits_PV[owner_R], cache, mask_PL[owner_R])
