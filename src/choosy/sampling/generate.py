@@ -20,7 +20,7 @@ from choosy.logprobs import Ids
 from choosy.packed import packed_linears
 from choosy.policy import Policy
 from choosy.sampling import Done, as_response, refuse_settings
-from choosy.sampling.prefill import keep_rows, prefill
+from choosy.sampling.prefill import prefill
 from choosy.types import Response
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class Generate:
             if len(alive) < len(flying):
                 alive = closed_up(alive)
                 keep_R = torch.tensor(alive, device=device)
-                keep_rows(cache, keep_R)
+                cache.reorder_cache(keep_R)  # type: ignore[arg-type]  # any integers, whatever it says
                 flying = [flying[r] for r in alive]
                 token_R, mask_RL = token_R[keep_R], mask_RL[keep_R]
             position_R1 = mask_RL.sum(-1, keepdim=True)

@@ -83,13 +83,6 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = self.keys[: len(beam_idx)], self.values[: len(beam_idx)]
 
 
-def keep_rows(cache: DynamicCache, row_R: Tensor) -> None:
-    """Leave these rows in a cache, in this order."""
-    layers: list[Any] = cache.layers
-    for layer in layers:
-        layer.reorder_cache(row_R)  # the one selection that every kind of layer has
-
-
 def _rounded(length: int) -> int:
     return -(-length // CHUNK) * CHUNK
 
@@ -121,7 +114,7 @@ def prefill(policy: Policy, prompts: Sequence[Ids], copies: Sequence[int]) -> Pr
     logits_PV, cache, mask_PL = _padded(model, prompts, prefix, device)
     layers: list[Any] = cache.layers
     for n, layer in enumerate(layers):  # one after the other, so that only one is held twice
-        layer.reorder_cache(owner_R.to(device))
+        layer.reorder_cache(owner_R.to(device))  # the one selection that every kind of layer has
         if by_mask and keeps_all[n]:
             layers[n] = RoomyLayer(layer.keys, layer.values)
     return Prefilled(logits_PV[owner_R], cache, mask_PL[owner_R])
