@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml constraints.txt requirements-demo.txt
 demo: $(STAMP)  ## Tune SmolLM2-135M for a few rounds; the run lands in runs/NAME (NAME=demo)
 	@if [ -e runs/$(NAME)/summary.json ]; then \
 	  echo "runs/$(NAME) holds a finished run, which stays as it is; type: make demo NAME=$(NAME)2" >&2; exit 1; fi
-	@$(BIN)/python -c 'from choosy.assets import resolve_model; resolve_model("demo:smollm2")'
+	@$(BIN)/python -c 'from choosy.models.locate import resolve_model; resolve_model("demo:smollm2")'
 	@$(BIN)/python train.py name=$(NAME)
 
 unit: $(STAMP)  ## Run the fast tests and the examples in the docstrings

@@ -21,8 +21,8 @@ from common import ROOT, save
 from safetensors.torch import load_file
 from torch import Tensor
 
-from choosy.formats import read_prompts
-from choosy.policy import Lora, Policy
+from choosy.data.formats import read_prompts
+from choosy.models.policy import Lora, Policy
 from choosy.sampling.generate import Generate
 from choosy.types import Candidates, seed_of
 

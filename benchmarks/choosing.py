@@ -16,7 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from common import ROOT, middle, save
 
-from choosy.pool import read_about, round_file
+from choosy.data.pool import read_about, round_file
 
 SELECTORS = ("optune", "certainty", "dissimilarity", "optune_certainty", "optune_dissimilarity", "entropy")
 

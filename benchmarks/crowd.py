@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from choosy.aggregation import Records, learned, learned_from_peers, probability_first, regret_bound
+from choosy.methods.aggregation import Records, learned, learned_from_peers, probability_first, regret_bound
 from choosy.types import Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,7 +116,7 @@ def expected(seen: Floats, first: Floats, votes: Floats) -> Floats:
 
 
 def crowd_rule(votes: Floats, truth: Floats, audited: NDArray[np.bool_] | None, memory: float = math.inf) -> Floats:
-    """The rule of `choosy.aggregation`, pair by pair; without audits workers are measured by their peers."""
+    """The rule of `choosy.methods.aggregation`, pair by pair; without audits workers are measured by their peers."""
     word: dict[float, Verdict] = {1.0: "first", -1.0: "second"}
     records: Records = {}
     first = np.empty(len(votes))

@@ -16,9 +16,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from common import DATA, LORA, Program, middle, peer_python, save
 
-from choosy.assets import resolve_model
-from choosy.formats import read_candidates
-from choosy.policy import Policy
+from choosy.data.formats import read_candidates
+from choosy.models.locate import resolve_model
+from choosy.models.policy import Policy
 
 PAIRS = 64
 LONGEST = 512  # tokens of a prompt with one response: at 800 the peer's step takes more than 21 GB

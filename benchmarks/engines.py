@@ -22,12 +22,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from common import save
 
-from choosy.data import within_limit
-from choosy.formats import read_prompts
-from choosy.policy import Lora, Policy
-from choosy.sampling import Sampler, vllm
+from choosy.data.encode import within_limit
+from choosy.data.formats import read_prompts
+from choosy.models.policy import Lora, Policy
+from choosy.sampling import vllm
 from choosy.sampling.generate import Generate
 from choosy.sampling.paged import Paged
+from choosy.sampling.protocol import Sampler
 from choosy.types import seed_of
 
 

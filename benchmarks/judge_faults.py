@@ -27,8 +27,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 from faulty_judge import Asked, FaultyJudge
 
-from choosy.labeling.judge import Judge
-from choosy.ledger import Desk
+from choosy.labeling.judge.judge import Judge
+from choosy.labeling.ledger import Desk
 from choosy.types import Candidates, Prompt, Response
 
 RESULTS = Path(__file__).parent / "results" / "judge_faults.json"
@@ -185,8 +185,8 @@ def trained_wrong(url: str, ledger: Path, pairs: int) -> tuple[int, int]:
     """The pairs that a round makes of what is in the ledger, and how many of them are the wrong way around."""
     from types import SimpleNamespace  # here and not above: these bring torch, and the buyer shall start fast
 
-    from choosy.rounds import compared_pairs
-    from choosy.selection import ChosenPair
+    from choosy.methods.selection import ChosenPair
+    from choosy.rounds.round import compared_pairs
 
     desk = Desk(Judge("truth", base_url=url, retries=0), path=str(ledger))
     desk.open("trained")

@@ -43,13 +43,13 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
-import choosy.pool
+import choosy.data.pool
 from callbacks.report import Report
-from choosy.checkpoints import WholeFiles
-from choosy.ledger import Ledger
+from choosy.labeling.ledger import Ledger
 from choosy.main import compose, train
-from choosy.policy import Policy
-from choosy.progress import Phases
+from choosy.models.policy import Policy
+from choosy.reporting.phases import Phases
+from choosy.resume.checkpoints import WholeFiles
 from data_modules.on_policy import OnPolicyData
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,7 +179,7 @@ def keep_diary(run_dir: Path) -> None:
     diary.observe(Ledger, "copy", "copying the ledger")
     diary.observe(Policy, "save", "writing the adapter")
     diary.observe(Report, "on_fit_end", "writing the report")
-    write_table = choosy.pool.write_table
+    write_table = choosy.data.pool.write_table
     ours = [module for name, module in sys.modules.items() if name.startswith("choosy")]
     for module in [module for module in ours if vars(module).get("write_table") is write_table]:
         diary.observe(module, "write_table", "writing a Parquet file")

@@ -15,8 +15,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from common import LORA, Program, middle, peer_python, save
 
-from choosy.assets import resolve_model
-from choosy.formats import read_prompts
+from choosy.data.formats import read_prompts
+from choosy.models.locate import resolve_model
 
 WAYS = {
     "online_round": ["selector=none"],

@@ -24,8 +24,8 @@ from common import RESULTS, machine
 from faulty_judge import Asked, FaultyJudge, prefers_longer
 
 import choosy.main
-from choosy.labeling.judge import Judge
-from choosy.sampled import Parts
+from choosy.labeling.judge.judge import Judge
+from choosy.resume.partial_rounds import Parts
 
 
 def main() -> None:

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import save
 
 from callbacks.optune import OPTune
-from choosy import selection
-from choosy.pool import SCHEMA, Pool
+from choosy.data.pool import SCHEMA, Pool
+from choosy.methods import selection
 from choosy.types import Prompt
 
 WORDS = 40  # tokens of a response, and of a prompt

@@ -25,8 +25,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
-from choosy.assets import resolve_embedder
 from choosy.labeling.reward_model import RewardModel
+from choosy.models.locate import resolve_embedder
 from choosy.types import Prompt, Response
 
 ROOT = Path(__file__).resolve().parents[1]

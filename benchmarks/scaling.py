@@ -26,8 +26,8 @@ import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from choosy.pool import Pool
-from choosy.ranks import FakeRanks, TorchRanks, shard, shard_weights
+from choosy.data.pool import Pool
+from choosy.parallel.ranks import FakeRanks, TorchRanks, shard, shard_weights
 from choosy.types import Candidates, Pair, Prompt, Response
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scaling.json"

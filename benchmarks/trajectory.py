@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import Program, peer_python, save
 from dpo_step import rows
 
-from choosy.assets import resolve_model
+from choosy.models.locate import resolve_model
 
 STEPS, BATCH, BOUND = 20, 4, 1e-4
 WAYS: dict[str, dict[str, Any]] = {

@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from choosy import selection
-from choosy.rounds import Round
+from choosy.methods import selection
+from choosy.rounds.round import Round
 from choosy.types import Candidates
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Checkpoint
 
-from choosy.checkpoints import checkpoints_folder, last_file
+from choosy.resume.checkpoints import checkpoints_folder, last_file
 
 
 class Checkpoints(Checkpoint):

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback
 
-from choosy import selection
-from choosy.embedding import sentence_embeddings
-from choosy.rounds import Round
+from choosy.methods import selection
+from choosy.models.embeddings import sentence_embeddings
+from choosy.rounds.round import Round
 from choosy.types import Candidates
 
 

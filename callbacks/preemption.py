@@ -14,7 +14,7 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from choosy.checkpoints import last_file
+from choosy.resume.checkpoints import last_file
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from choosy.progress import Display, Phases, make_display
+from choosy.reporting.phases import Display, Phases, make_display
 
 
 class Timed(Protocol):
@@ -67,7 +67,7 @@ def _timed(trainer: Trainer) -> Timed:
     data = getattr(trainer, "datamodule", None)
     if not isinstance(getattr(data, "phases", None), Phases):
         raise ValueError(
-            "Progress wants a data module with `phases` (choosy.progress.Phases); "
+            "Progress wants a data module with `phases` (choosy.reporting.phases.Phases); "
             f"found {type(data).__name__}. Use one of data_modules, or do without: ~callbacks.progress"
         )
     return cast(Timed, data)

@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from choosy import report
+from choosy.reporting import summary as report
 
 
 class Report(Callback):

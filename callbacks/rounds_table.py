@@ -6,8 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from choosy.metrics import log_at_once
-from choosy.run import labels_metrics
+from choosy.reporting.metrics import log_at_once
+from choosy.rounds.run import labels_metrics
 
 
 class RoundsTable(Callback):

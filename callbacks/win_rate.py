@@ -7,12 +7,12 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from choosy.evaluation import Evaluation, evaluate, read_start, start_file, write_start
-from choosy.metrics import log_at_once
 from choosy.module import WeightedDPO
-from choosy.ranks import shard
-from choosy.rounds import Round, sampled
-from choosy.run import Run
+from choosy.parallel.ranks import shard
+from choosy.reporting.metrics import log_at_once
+from choosy.rounds.evaluate import Evaluation, evaluate, read_start, start_file, write_start
+from choosy.rounds.round import Round, sampled
+from choosy.rounds.run import Run
 from choosy.types import Candidates, Prompt
 
 

@@ -8,19 +8,19 @@ from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule
 
-from choosy.batching import PairBatches
-from choosy.data import TooLong, with_tokens, within_limit
-from choosy.formats import read_candidates, read_prompts
+from choosy.data.batches import PairBatches
+from choosy.data.encode import TooLong, with_tokens, within_limit
+from choosy.data.formats import read_candidates, read_prompts
 from choosy.labeling.dataset import Dataset
-from choosy.ledger import Desk
+from choosy.labeling.ledger import Desk
+from choosy.methods.weighting import Weighting
 from choosy.module import WeightedDPO
-from choosy.progress import Phases
-from choosy.ranks import current_ranks
-from choosy.rounds import PairSelector, PromptSelector, Round, TrainOn
-from choosy.run import Reference, Run, refuse_gapless, refuse_scattered
-from choosy.sampling import Sampler
+from choosy.parallel.ranks import current_ranks
+from choosy.reporting.phases import Phases
+from choosy.rounds.round import PairSelector, PromptSelector, Round, TrainOn
+from choosy.rounds.run import Reference, Run, refuse_gapless, refuse_scattered
+from choosy.sampling.protocol import Sampler
 from choosy.types import Candidates, Prompt
-from choosy.weighting import Weighting
 
 
 class OfflineData(LightningDataModule):
@@ -29,7 +29,7 @@ class OfflineData(LightningDataModule):
     Each round the selectors choose among the pairs that have no label yet.
 
     Args:
-        train: Pairs or scored responses, in any format of `choosy.formats`.
+        train: Pairs or scored responses, in any format of `choosy.data.formats`.
         heldout: Prompts to evaluate on; None = no evaluation.
         run_dir: Folder of the run.
         sampler: The engine that samples answers to held-out prompts, and those an entropy filter needs.

@@ -7,21 +7,21 @@ from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule
 
-from choosy.batching import PairBatches
-from choosy.data import TooLong, within_limit
-from choosy.formats import read_prompts
+from choosy.data.batches import PairBatches
+from choosy.data.encode import TooLong, within_limit
+from choosy.data.formats import read_prompts
+from choosy.data.pool import Keep
 from choosy.labeling.dataset import Dataset
-from choosy.ledger import Desk
+from choosy.labeling.ledger import Desk
+from choosy.methods.weighting import Weighting
+from choosy.models.policy import Policy
 from choosy.module import WeightedDPO
-from choosy.policy import Policy
-from choosy.pool import Keep
-from choosy.progress import Phases
-from choosy.ranks import current_ranks
-from choosy.rounds import PairSelector, PromptSelector, Round, TrainOn, sampled
-from choosy.run import Reference, Run, refuse_gapless, refuse_scattered
-from choosy.sampling import Sampler
+from choosy.parallel.ranks import current_ranks
+from choosy.reporting.phases import Phases
+from choosy.rounds.round import PairSelector, PromptSelector, Round, TrainOn, sampled
+from choosy.rounds.run import Reference, Run, refuse_gapless, refuse_scattered
+from choosy.sampling.protocol import Sampler
 from choosy.types import Candidates, Prompt
-from choosy.weighting import Weighting
 
 
 class OnPolicyData(LightningDataModule):

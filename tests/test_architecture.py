@@ -78,7 +78,7 @@ def test_arrows_that_must_not_be(folder: str, forbidden: str) -> None:
 @pytest.mark.parametrize(
     ("package", "only"),
     [
-        ("torch.distributed", "src/choosy/ranks.py"),
+        ("torch.distributed", "src/choosy/parallel/ranks.py"),
         ("hydra", "src/choosy/main.py"),
         ("jsonargparse", "src/choosy/cli.py"),
         ("lightning.pytorch.cli", "src/choosy/cli.py"),
@@ -104,20 +104,89 @@ def test_nobody_reaches_torch_distributed_without_importing_it() -> None:
     ("file", "allowed"),
     [
         ("types.py", set()),
-        ("selection.py", {"torch", "choosy.types"}),
-        ("aggregation.py", {"choosy.types"}),
-        ("calibration.py", set()),
-        ("losses.py", {"torch"}),
-        ("weighting.py", {"torch"}),
-        ("ranks.py", {"torch"}),
-        ("pool.py", {"numpy", "pyarrow", "choosy.types"}),
-        ("attention.py", {"torch", "transformers"}),
-        ("fused.py", {"torch", "peft"}),
-        ("logprobs.py", {"torch", "choosy.attention"}),
+        ("methods/selection.py", {"torch", "choosy.types"}),
+        ("methods/aggregation.py", {"choosy.types"}),
+        ("methods/losses.py", {"torch"}),
+        ("methods/weighting.py", {"torch"}),
+        ("parallel/ranks.py", {"torch"}),
+        ("data/pool.py", {"numpy", "pyarrow", "choosy.types"}),
+        ("models/fast/tree_attention.py", {"torch", "transformers"}),
+        ("models/fast/fused.py", {"torch", "peft"}),
+        ("models/logprobs.py", {"torch", "choosy.models"}),
     ],
 )
 def test_the_pure_centre_knows_little(file: str, allowed: set[str]) -> None:
     assert roots(file) <= allowed
+
+
+# -- the order of the folders: each imports only those of lower floors and itself --------------------------------
+
+FLOORS = [
+    {"types", "files", "redaction", "parallel"},
+    {"methods"},
+    {"models"},
+    {"sampling", "data", "labeling"},
+    {"resume", "reporting"},
+    {"rounds"},
+    {"module"},
+    {"main", "cli"},
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+CHOOSY = {".".join(path.relative_to(ROOT / "src").with_suffix("").parts): path for path in FILES if "src" in path.parts}
+
+
+def modules_imported(module: str) -> set[str]:
+    """Our modules that a module imports, in typing-only and lazy imports too."""
+    found = {name for name in imported(CHOOSY[module].read_text()) if name in CHOOSY}
+    return found - {module}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def arrows_upward() -> set[str]:
+    modules = [module for module in CHOOSY if module != "choosy.__init__"]
+    return {
+        f"{one} -> {other}"
+        for one in modules
+        for other in modules_imported(one)
+        if room(one) != room(other) and other != "choosy.__init__" and FLOOR[room(one)] < FLOOR[room(other)]
+    }
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """The sets of names that reach each other.
+
+    >>> circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})
+    [['a', 'b', 'c']]
+    """
+    reach = {name: set(targets) for name, targets in arrows.items()}
+    for middle in arrows:
+        for name in arrows:
+            if middle in reach[name]:
+                reach[name] |= reach[middle]
+    groups = {tuple(sorted(other for other in reach[name] if name in reach.get(other, ()))) for name in arrows}
+    return sorted(list(group) for group in groups if group)
+
+
+def test_every_folder_has_a_floor() -> None:
+    assert {room(module) for module in CHOOSY} - {"__init__"} == set(FLOOR)
+
+
+def test_no_arrow_goes_up() -> None:
+    assert arrows_upward() == set()
+
+
+def test_no_circle_of_files() -> None:
+    assert circles({module: modules_imported(module) for module in CHOOSY}) == []
+
+
+def test_no_circle_of_folders() -> None:
+    arrows: dict[str, set[str]] = {room(module): set() for module in CHOOSY}
+    for module in CHOOSY:
+        arrows[room(module)] |= {room(other) for other in modules_imported(module)} - {room(module)}
+    assert circles(arrows) == []
 
 
 @pytest.mark.parametrize("folder", ["callbacks", "data_modules"])

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("src", "conf", "callbacks", "data_modules", "pyproject.toml", "README.md", "LICENSE")
 USE = """
 import callbacks, choosy, data_modules
-from choosy.formats import read_prompts
+from choosy.data.formats import read_prompts
 from choosy.main import compose
 from hydra.utils import get_class
 cfg = compose(["selector=optune_certainty"])
@@ -57,10 +57,10 @@ def test_every_file_that_a_run_reads_is_in_the_wheel(wheel):
     wanted = {f"choosy/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
     wanted |= {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
     wanted |= {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.txt")}
-    wanted |= {f"choosy/prompts/{path.name}" for path in (ROOT / "src/choosy/prompts").glob("*.jsonl")}
+    wanted |= {f"choosy/data/prompts/{path.name}" for path in (ROOT / "src/choosy/data/prompts").glob("*.jsonl")}
     for package in ("callbacks", "data_modules"):
         wanted |= {f"{package}/{path.name}" for path in (ROOT / package).glob("*.py")}
-    assert {"choosy/prompts/train.jsonl", "choosy/labeling/judge_template.txt"} <= wanted
+    assert {"choosy/data/prompts/train.jsonl", "choosy/labeling/judge/template.txt"} <= wanted
     assert wanted - inside == set()
     assert "choosy/py.typed" in inside
 

@@ -13,13 +13,13 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
-from choosy.batching import Batch, batch_of
-from choosy.logprobs import Group
-from choosy.losses import SigmoidLoss
+from choosy.data.batches import Batch, batch_of
+from choosy.data.pool import TrainingPair
 from choosy.main import quiet
+from choosy.methods.losses import SigmoidLoss
+from choosy.models.logprobs import Group
+from choosy.models.policy import Lora, Policy
 from choosy.module import WeightedDPO
-from choosy.policy import Lora, Policy
-from choosy.pool import TrainingPair
 from choosy.types import Candidates, Prompt, Response
 
 job = json.loads(sys.argv[1])

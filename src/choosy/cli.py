@@ -12,12 +12,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from choosy import labels, report
-from choosy.changes import tell_changes
-from choosy.labeling import Postponed
-from choosy.ranks import LOST, another_ended, end_with_launcher
-from choosy.run import refuse_lost_ledger, refuse_unwritable, refuse_used_folder
-from choosy.secrecy import refuse_secrets
+from choosy.labeling.exchange import command as labels
+from choosy.labeling.protocols import Postponed
+from choosy.parallel.ranks import LOST, another_ended, end_with_launcher
+from choosy.redaction import refuse_secrets
+from choosy.reporting import summary as report
+from choosy.resume.config_changes import tell_changes
+from choosy.rounds.run import refuse_lost_ledger, refuse_unwritable, refuse_used_folder
 
 USAGE = """choosy fit --config run.yaml   play what `python train.py ... --cfg job --resolve > run.yaml` composed
 choosy report RUN_DIR          write and print the report of a run, finished or not

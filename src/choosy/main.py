@@ -23,13 +23,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
-from choosy import report
-from choosy.changes import tell_changes
-from choosy.checkpoints import to_go_on_from
-from choosy.labeling import Postponed
-from choosy.ranks import LOST, agreed, another_ended, end_with_launcher
-from choosy.run import refuse_lost_ledger, refuse_unwritable, refuse_used_folder
-from choosy.secrecy import refuse_secrets
+from choosy.labeling.protocols import Postponed
+from choosy.parallel.ranks import LOST, agreed, another_ended, end_with_launcher
+from choosy.redaction import refuse_secrets
+from choosy.reporting import summary as report
+from choosy.resume.checkpoints import to_go_on_from
+from choosy.resume.config_changes import tell_changes
+from choosy.rounds.run import refuse_lost_ledger, refuse_unwritable, refuse_used_folder
 
 OmegaConf.register_new_resolver(
     "started", lambda pattern: agreed(pattern, time.strftime(pattern)), use_cache=True, replace=True

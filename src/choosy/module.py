@@ -16,13 +16,13 @@ from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from choosy.batching import Batch
-from choosy.logprobs import Group
-from choosy.losses import PreferenceLoss, log_ratio_difference, weighted_dpo_loss
-from choosy.metrics import log_at_once
-from choosy.policy import Policy
-from choosy.pool import PairKey
-from choosy.ranks import current_ranks, is_sharded, whole
+from choosy.data.batches import Batch
+from choosy.data.pool import PairKey
+from choosy.methods.losses import PreferenceLoss, log_ratio_difference, weighted_dpo_loss
+from choosy.models.logprobs import Group
+from choosy.models.policy import Policy
+from choosy.parallel.ranks import current_ranks, is_sharded, whole
+from choosy.reporting.metrics import log_at_once
 
 log = logging.getLogger(__name__)
 

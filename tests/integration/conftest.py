@@ -14,8 +14,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 import choosy.main
+from choosy.models.policy import Lora, Policy
 from choosy.module import WeightedDPO
-from choosy.policy import Lora, Policy
 
 State = dict[str, torch.Tensor]
 

@@ -15,11 +15,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import choosy.checkpoints
-import choosy.ledger
-import choosy.policy
-import choosy.pool
-import choosy.sampled
+import choosy.data.pool
+import choosy.labeling.ledger
+import choosy.models.policy
+import choosy.resume.checkpoints
+import choosy.resume.partial_rounds
 from choosy.main import main
 
 
@@ -29,13 +29,13 @@ def die() -> None:
 
 def die_labeled() -> Callable[[], None]:
     """Die once a second label is in the ledger."""
-    write, written = choosy.ledger.Ledger.write, threading.Semaphore(0)
+    write, written = choosy.labeling.ledger.Ledger.write, threading.Semaphore(0)
 
     def told(*args: Any, **kwargs: Any) -> None:
         write(*args, **kwargs)
         written.release()
 
-    choosy.ledger.Ledger.write = told
+    choosy.labeling.ledger.Ledger.write = told
 
     def last() -> None:
         for _ in range(2):
@@ -73,19 +73,19 @@ def half_a_table(table: Any, file: Any, **how: Any) -> None:
     die()
 
 
-save, write_table = torch.save, choosy.pool.pq.write_table
+save, write_table = torch.save, choosy.data.pool.pq.write_table
 
 if __name__ == "__main__":
     point, count, sys.argv[1:] = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
     match point:
         case "sampling":
-            decode = choosy.policy.Policy.decode
-            choosy.policy.Policy.decode = countdown(count, decode, last=lambda *args: die())
+            decode = choosy.models.policy.Policy.decode
+            choosy.models.policy.Policy.decode = countdown(count, decode, last=lambda *args: die())
         case "sampling kept" | "sampling labeled":
-            choosy.sampled.EVERY = choosy.sampled.SHARE = 0.0
-            decode = choosy.policy.Policy.decode
+            choosy.resume.partial_rounds.EVERY = choosy.resume.partial_rounds.SHARE = 0.0
+            decode = choosy.models.policy.Policy.decode
             last = die if point == "sampling kept" else die_labeled()
-            choosy.policy.Policy.decode = countdown(count, decode, last=lambda *args: last())
+            choosy.models.policy.Policy.decode = countdown(count, decode, last=lambda *args: last())
         case "labeling":
             import toy
 
@@ -97,7 +97,7 @@ if __name__ == "__main__":
             torch.save = countdown(count, save, last=half_a_checkpoint)
         case "table":
             of_round = countdown(count, write_table, last=half_a_table)
-            choosy.pool.pq.write_table = lambda table, file, **how: (
+            choosy.data.pool.pq.write_table = lambda table, file, **how: (
                 of_round if ".round_" in str(file.name) else write_table
             )(table, file, **how)
         case _:

@@ -12,9 +12,10 @@ import pytest
 from faulty_judge import Asked, FaultyJudge, prefers_longer
 from tiny import ROOT, command, ending, labels, typed
 
-from choosy import rounds, sampled
-from choosy.labeling.judge import Judge
+from choosy.labeling.judge.judge import Judge
 from choosy.main import compose, train
+from choosy.resume import partial_rounds as sampled
+from choosy.rounds import round as rounds
 from choosy.sampling.generate import Generate
 
 HERE = Path(__file__).parent

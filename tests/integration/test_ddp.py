@@ -44,7 +44,7 @@ def exported(run_dir: Path) -> Path:
 
 
 SOLD = """
-from choosy.labeling import Answer
+from choosy.labeling.protocols import Answer
 
 BILL = pathlib.Path(__file__).with_name("bill")
 

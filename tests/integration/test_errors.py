@@ -128,7 +128,7 @@ def test_a_run_writes_no_key_down(lines, tmp_path, monkeypatch):
     monkeypatch.setenv("JUDGE_API_KEY", "sk-canary-0123")
     (tmp_path / "leaking.py").write_text(
         """
-from choosy.labeling import Answer
+from choosy.labeling.protocols import Answer
 
 class Leaking:
     name = "leaking"

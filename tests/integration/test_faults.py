@@ -17,9 +17,9 @@ from lightning.pytorch import Callback
 from tiny import ROOT, command, labels, typed
 from torch.testing import assert_close
 
-from choosy.losses import SigmoidLoss
+from choosy.methods.losses import SigmoidLoss
+from choosy.models.policy import Policy
 from choosy.module import WeightedDPO
-from choosy.policy import Policy
 from choosy.sampling.generate import Generate
 
 BROKEN = '''

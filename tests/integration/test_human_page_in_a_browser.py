@@ -29,8 +29,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.client_config import ClientConfig
 
-from choosy.labeling.human import Human
-from choosy.ledger import Desk
+from choosy.labeling.human.human import Human
+from choosy.labeling.ledger import Desk
 from choosy.types import Prompt, Response
 
 T = TypeVar("T")

@@ -127,7 +127,7 @@ def test_a_key_that_is_not_set_is_told_before_anything_is_sampled(lines: list[st
 def served() -> Iterator[tuple[str, str]]:
     """`transformers serve` with the demo's model: its address, and the model's name."""
     pytest.importorskip("fastapi", reason="needs transformers serve: pip install -e '.[serve]'")
-    from choosy.assets import resolve_model
+    from choosy.models.locate import resolve_model
 
     model = resolve_model("demo:smollm2")
     with socket.socket() as free:

@@ -18,7 +18,7 @@ def lines(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path) -> list[str
 
 
 def test_a_run_that_wants_labels_stops_and_goes_on_with_them(lines, tmp_path):
-    labels_module = pytest.importorskip("choosy.labels")
+    labels_module = pytest.importorskip("choosy.labeling.exchange.command")
     run, number = tmp_path / "runs" / "asked", 0
     told = command(ROOT / "train.py", *lines, folder=tmp_path)
     sampled = []

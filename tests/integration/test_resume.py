@@ -9,7 +9,7 @@ import pytest
 from lightning.pytorch import Callback
 from torch.testing import assert_close
 
-from choosy.pool import damage
+from choosy.data.pool import damage
 from data_modules.on_policy import OnPolicyData
 
 EXACTLY = {"rtol": 0.0, "atol": 0.0}

@@ -12,11 +12,12 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from choosy.policy import Lora, Policy
-from choosy.sampling import Sampler, vllm
+from choosy.models.policy import Lora, Policy
+from choosy.sampling import vllm
 from choosy.sampling.auto import Auto, fastest
 from choosy.sampling.generate import Generate
 from choosy.sampling.paged import Paged
+from choosy.sampling.protocol import Sampler
 from choosy.sampling.vllm import Vllm
 from choosy.types import Candidates, Prompt, Response, seed_of
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from choosy.policy import Policy
+from choosy.models.policy import Policy
 from choosy.sampling.generate import Generate
 from choosy.types import Candidates, Message, Prompt, Response
 

@@ -18,8 +18,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from choosy.labeling import SCORE
-from choosy.policy import Policy
+from choosy.labeling.protocols import SCORE
+from choosy.models.policy import Policy
 from choosy.sampling.generate import Generate
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from choosy.aggregation import (
+from choosy.methods.aggregation import (
     Record,
     learned,
     learned_from_peers,

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from choosy import ahead as module
-from choosy.ahead import Ahead
-from choosy.labeling import Answer
 from choosy.labeling.both_orders import BothOrders
-from choosy.labeling.judge import Judge
+from choosy.labeling.judge.judge import Judge
+from choosy.labeling.ledger import Desk
 from choosy.labeling.noisy import Noisy
-from choosy.ledger import Desk
+from choosy.labeling.protocols import Answer
+from choosy.rounds import label_ahead as module
+from choosy.rounds.label_ahead import Ahead
 from choosy.types import Candidates, Prompt, Response
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from choosy import assets
-from choosy.assets import MODEL, resolve_embedder, resolve_model
+from choosy.models import locate as assets
+from choosy.models.locate import MODEL, resolve_embedder, resolve_model
 
 RESOLVE = pytest.mark.parametrize("resolve", [resolve_model, resolve_embedder])
 
@@ -128,7 +128,7 @@ def test_a_conversion_that_fails_leaves_no_model_and_may_be_tried_again(home, co
 def test_processes_that_come_at_once_prepare_one_model(home, tmp_path):
     program = textwrap.dedent("""
         import sys, time
-        from choosy import assets
+        from choosy.models import locate as assets
 
         def convert(package, folder):
             time.sleep(0.3)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from choosy import attention
-from choosy.attention import A_BUNDLE, Block, Segment, Tree, blocks, bundles, grouped_attention
-from choosy.logprobs import Group, share_prompt
+from choosy.models.fast import tree_attention as attention
+from choosy.models.fast.tree_attention import A_BUNDLE, Block, Segment, Tree, blocks, bundles, grouped_attention
+from choosy.models.logprobs import Group, share_prompt
 
 GROUPS = [Group([*range(9), n], [[1] * (n + 2), [2], [3] * 5]) for n in range(3)]
 ROWS = share_prompt(GROUPS, one_row=True)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from choosy.batching import Batch, PairBatches, batch_of, pair_order
-from choosy.pool import Pool
+from choosy.data.batches import Batch, PairBatches, batch_of, pair_order
+from choosy.data.pool import Pool
 from choosy.types import Candidates, Pair, Prompt, Response
 
 

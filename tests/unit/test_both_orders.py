@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from choosy.labeling import Answer
 from choosy.labeling.both_orders import BothOrders
+from choosy.labeling.ledger import Desk
+from choosy.labeling.protocols import Answer
 from choosy.labeling.vader import Vader
-from choosy.ledger import Desk
 from choosy.types import Prompt, Response, Verdict
 
 Item = tuple[Prompt, Response, Response]

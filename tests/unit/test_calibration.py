@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from choosy.calibration import mistakes_at_most, sure_from
+from choosy.labeling.predictor.calibration import mistakes_at_most, sure_from
 
 
 def test_no_mistake_among_n_by_hand() -> None:

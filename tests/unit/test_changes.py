@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from choosy.changes import changes, tell_changes
+from choosy.resume.config_changes import changes, tell_changes
 
 HYDRA: dict[str, Any] = {
     "seed": 0,
@@ -17,11 +17,11 @@ HYDRA: dict[str, Any] = {
     "module": {
         "_target_": "choosy.module.WeightedDPO",
         "policy": {
-            "_target_": "choosy.policy.Policy",
+            "_target_": "choosy.models.policy.Policy",
             "name": "m",
-            "lora": {"_target_": "choosy.policy.Lora", "r": 16},
+            "lora": {"_target_": "choosy.models.policy.Lora", "r": 16},
         },
-        "loss": {"_target_": "choosy.losses.SigmoidLoss", "beta": 0.1},
+        "loss": {"_target_": "choosy.methods.losses.SigmoidLoss", "beta": 0.1},
         "optimizer": {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 1e-4},
     },
     "data": {
@@ -29,7 +29,7 @@ HYDRA: dict[str, Any] = {
         "train": "prompts.jsonl",
         "run_dir": "runs/a",
         "rounds": 2,
-        "desk": {"_target_": "choosy.ledger.Desk", "path": "runs/a/ledger.sqlite", "budget": None},
+        "desk": {"_target_": "choosy.labeling.ledger.Desk", "path": "runs/a/ledger.sqlite", "budget": None},
     },
     "trainer": {"devices": 1, "max_epochs": 2, "callbacks": [{"_target_": "callbacks.optune.OPTune", "fraction": 0.3}]},
 }

@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from choosy.claims import Buyer, lives
-from choosy.labeling import Answer, Postponed
-from choosy.ledger import Desk, Ledger, Question
+from choosy.labeling.ledger import Desk, Ledger, Question
+from choosy.labeling.locks import Buyer, lives
+from choosy.labeling.protocols import Answer, Postponed
 from choosy.types import Prompt, Response, Verdict
 
 FORK = multiprocessing.get_context("fork")

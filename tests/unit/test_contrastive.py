@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from choosy.labeling import NeedsPolicy, Scores
 from choosy.labeling.contrastive import Contrastive
-from choosy.ledger import Desk
-from choosy.policy import Lora, Policy
+from choosy.labeling.ledger import Desk
+from choosy.labeling.protocols import NeedsPolicy, Scores
+from choosy.models.policy import Lora, Policy
 from choosy.types import Candidates, Message, Prompt, Response
 
 CHAT = Prompt("c", "How was it?", (Message("user", "How was it?"),))

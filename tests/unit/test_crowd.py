@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from choosy.labeling import Compares, Scores
-from choosy.labeling.crowd import Crowd, _draw
+from choosy.labeling.crowd.crowd import Crowd, _draw
+from choosy.labeling.ledger import Desk
+from choosy.labeling.protocols import Compares, Scores
 from choosy.labeling.vader import Vader
-from choosy.ledger import Desk
 from choosy.types import MIRRORED, Prompt, Response
 
 PAIRS = [(Prompt(f"p{n}", f"question {n}"), Response(f"good {n}"), Response(f"bad {n}")) for n in range(40)]

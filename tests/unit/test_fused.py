@@ -11,7 +11,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from choosy.fused import compile_layers, fuse
+from choosy.models.fast.fused import compile_layers, fuse
 
 SMALL = {
     "vocab_size": 97,

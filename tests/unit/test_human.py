@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from choosy.evaluation import evaluate
-from choosy.labeling import Answer, TakenBack
-from choosy.labeling.assignment import Assignment, Click, Question, first_on_the_left, majority
-from choosy.labeling.clicks import Clicks
-from choosy.labeling.human import Closed, Human, Plan, Sitting, same, token_from
-from choosy.ledger import Desk
+from choosy.labeling.human.assignment import Assignment, Click, Question, first_on_the_left, majority
+from choosy.labeling.human.clicks import Clicks
+from choosy.labeling.human.human import Closed, Human, Plan, Sitting, same, token_from
+from choosy.labeling.ledger import Desk
+from choosy.labeling.protocols import Answer, TakenBack
+from choosy.rounds.evaluate import evaluate
 from choosy.types import Candidates, Prompt, Response
 
 
@@ -358,7 +358,7 @@ def test_a_value_that_makes_no_sense_is_refused(how, told, tmp_path):
 
 
 def test_a_missing_gradio_is_told_with_what_to_type(tmp_path, monkeypatch):
-    monkeypatch.setattr("choosy.labeling.human.find_spec", lambda name: None)
+    monkeypatch.setattr("choosy.labeling.human.human.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"Gradio, which is not installed; type pip install 'choosy\[human\]'"):
         Human(str(tmp_path))
 

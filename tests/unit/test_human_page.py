@@ -13,10 +13,10 @@ pytest.importorskip("gradio", reason="the page for labeling is an extra: pip ins
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from choosy.labeling.assignment import Question
-from choosy.labeling.clicks import Clicks
-from choosy.labeling.human import Human, Plan, Screen, Sitting
-from choosy.labeling.human_page import Draw, application, facts_line, serve, waiting_line
+from choosy.labeling.human.assignment import Question
+from choosy.labeling.human.clicks import Clicks
+from choosy.labeling.human.human import Human, Plan, Screen, Sitting
+from choosy.labeling.human.page import Draw, application, facts_line, serve, waiting_line
 
 PATHS = [
     *("/", "/config", "/info", "/theme.css", "/manifest.json", "/labeling.js", "/labeling.css", "/alive", "/nothing"),

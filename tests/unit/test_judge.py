@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 from faulty_judge import FAULTS, Asked, FaultyJudge, prefers_longer
 
-from choosy.labeling import Answer, Compares, Scores
-from choosy.labeling.endpoint import MOST_BYTES, Pace, Unanswered, retry_after
-from choosy.labeling.judge import TEMPLATE, Judge, read_template, verdict_of
-from choosy.ledger import Desk
+from choosy.labeling.judge.endpoint import MOST_BYTES, Pace, Unanswered, retry_after
+from choosy.labeling.judge.judge import TEMPLATE, Judge, read_template, verdict_of
+from choosy.labeling.ledger import Desk
+from choosy.labeling.protocols import Answer, Compares, Scores
 from choosy.types import Prompt, Response
 
 KEY = "sk-topsecret-0123456789abcdef"
@@ -242,7 +242,7 @@ def test_a_judge_that_obeys_an_injected_order_contradicts_itself() -> None:
 
 def test_a_fence_that_stands_in_a_text_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
     draws = iter(["aaaaaaaa", "bbbbbbbb", "aaaaaaaa", "bbbbbbbb", "cccccccc"])
-    monkeypatch.setattr("choosy.labeling.judge.secrets.token_hex", lambda _: next(draws))
+    monkeypatch.setattr("choosy.labeling.judge.judge.secrets.token_hex", lambda _: next(draws))
     with FaultyJudge() as server:
         verdicts(judge(server, both_orders=False), [item("knows aaaaaaaa")])
     assert server.asked[0].code == "bbbbbbbb"

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from choosy import labels
 from choosy.cli import run_command
-from choosy.labeling import Answer, Postponed
-from choosy.labels import FORMS, Form, Imported, export_labels, import_labels, stats
-from choosy.ledger import Desk, Ledger
+from choosy.labeling.exchange import command as labels
+from choosy.labeling.exchange.command import FORMS, Form, Imported, export_labels, import_labels, stats
+from choosy.labeling.ledger import Desk, Ledger
+from choosy.labeling.protocols import Answer, Postponed
 from choosy.types import Candidates, Message, Prompt, Response
 
 Item = tuple[Prompt, Response, Response]

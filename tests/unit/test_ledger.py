@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from choosy.labeling import Answer, Labeler, Postponed
 from choosy.labeling.asking import CHUNK
-from choosy.ledger import Desk, Question
+from choosy.labeling.ledger import Desk, Question
+from choosy.labeling.protocols import Answer, Labeler, Postponed
 from choosy.types import Candidates, Message, Prompt, Response, Verdict
 
 

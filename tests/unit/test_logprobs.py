@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from choosy import attention
-from choosy.logprobs import (
+from choosy.models.fast import tree_attention as attention
+from choosy.models.logprobs import (
     Group,
     can_share_prompt,
     chosen_token_logps,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from choosy.losses import (
+from choosy.methods.losses import (
     HingeLoss,
     IPOLoss,
     PreferenceLoss,
@@ -17,7 +17,7 @@ from choosy.losses import (
     log_ratio_difference,
     weighted_dpo_loss,
 )
-from choosy.weighting import RewardGap
+from choosy.methods.weighting import RewardGap
 
 # Log-probs of four pairs for which LLaMA-Factory's tests and TRL's formulas give known losses.
 CHOSEN, REJECTED = [-3.0, -2.5, -4.0, -1.5], [-5.0, -3.5, -6.0, -2.5]

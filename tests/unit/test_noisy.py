@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from choosy.labeling import Compares, Scores
+from choosy.labeling.ledger import Desk
 from choosy.labeling.noisy import Noisy
+from choosy.labeling.protocols import Compares, Scores
 from choosy.labeling.vader import Vader
-from choosy.ledger import Desk
 from choosy.types import MIRRORED, Candidates, Prompt, Response, Verdict
 
 Item = tuple[Prompt, Response, Response]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from choosy.packed import can_pack, packed_linears
+from choosy.models.fast.packed import can_pack, packed_linears
 
 
 def model(dtype: torch.dtype, *, bias: bool = True) -> nn.Sequential:

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from choosy import pool as pool_module
-from choosy.pool import Pool, damage, from_row, read_about, round_file, to_row, with_rewards
+from choosy.data import pool as pool_module
+from choosy.data.pool import Pool, damage, from_row, read_about, round_file, to_row, with_rewards
 from choosy.types import Candidates, Pair, Prompt, Response
 
 

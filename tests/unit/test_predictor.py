@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from choosy.labeling import Compares
-from choosy.labeling.predictor import Guess, Predictor, _draw, before, preferred
-from choosy.ledger import Desk, Told
-from choosy.preference_model import Preference, PreferenceModel
+from choosy.labeling.ledger import Desk, Told
+from choosy.labeling.predictor.predictor import Guess, Predictor, _draw, before, preferred
+from choosy.labeling.predictor.preference_model import Preference, PreferenceModel
+from choosy.labeling.protocols import Compares
 from choosy.types import MIRRORED, Prompt, Response
 
 PAIRS = [

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from callbacks import progress as callback
 from callbacks.progress import Progress
-from choosy.progress import PHASES, Phases, PlainDisplay, RichDisplay, Silent, seconds_left
+from choosy.reporting.phases import PHASES, Phases, PlainDisplay, RichDisplay, Silent, seconds_left
 
 
 class Clock:

@@ -11,7 +11,7 @@ Rows = list[dict[str, str]]
 
 
 def read(split: str) -> Rows:
-    text = (files("choosy.prompts") / f"{split}.jsonl").read_text(encoding="ascii")
+    text = (files("choosy.data.prompts") / f"{split}.jsonl").read_text(encoding="ascii")
     return [json.loads(line) for line in text.splitlines()]
 
 

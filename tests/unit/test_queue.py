@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from choosy.labeling import Answer, Postponed
+from choosy.labeling.ledger import Desk, Question
+from choosy.labeling.protocols import Answer, Postponed
 from choosy.labeling.queue import Queue
-from choosy.ledger import Desk, Question
 from choosy.types import Message, Prompt, Response
 
 TALK = Prompt("p0", "user: Why?", (Message("user", "Why?"),))

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from choosy import ranks as subject
-from choosy.ranks import FakeRanks, OneRank, agreed, another_ended, is_sharded, placed_like, whole
-from choosy.run import refuse_scattered
+from choosy.parallel import ranks as subject
+from choosy.parallel.ranks import FakeRanks, OneRank, agreed, another_ended, is_sharded, placed_like, whole
+from choosy.rounds.run import refuse_scattered
 
 
 def test_alone_one_takes_the_own_word(monkeypatch):
@@ -90,7 +90,7 @@ def test_ranks_keep_step_until_the_busiest_is_done():
 
 RANK = """
 import os, pathlib, sys, time
-from choosy.ranks import end_with_launcher
+from choosy.parallel.ranks import end_with_launcher
 end_with_launcher(every=0.1)
 pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
 time.sleep(120)

@@ -14,8 +14,8 @@ import pytest
 from rich.console import Console
 
 from callbacks.report import Report
-from choosy import report
-from choosy.progress import PHASES
+from choosy.reporting import summary as report
+from choosy.reporting.phases import PHASES
 
 COLUMNS = pa.schema(
     {

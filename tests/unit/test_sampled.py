@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from choosy import sampled
-from choosy.pool import Pool
-from choosy.progress import Phases
-from choosy.ranks import FakeRanks, OneRank
-from choosy.rounds import Round, unlabeled
-from choosy.rounds import sampled as fresh
-from choosy.sampled import News, Parts, begun, files_of, keep
+from choosy.data.pool import Pool
+from choosy.parallel.ranks import FakeRanks, OneRank
+from choosy.reporting.phases import Phases
+from choosy.resume import partial_rounds as sampled
+from choosy.resume.partial_rounds import News, Parts, begun, files_of, keep
+from choosy.rounds.round import Round, unlabeled
+from choosy.rounds.round import sampled as fresh
 from choosy.types import Candidates, Message, Prompt, Response
 
 PROMPTS = [Prompt(f"p{n}", f"user: {n}?", (Message("user", f"{n}?"),)) for n in range(8)]

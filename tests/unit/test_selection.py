@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from choosy.selection import (
+from choosy.methods.selection import (
     Direction,
     centroid,
     certainty,

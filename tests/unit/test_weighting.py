@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from choosy.weighting import Column, RewardGap, Uniform, Weighting, normalized
+from choosy.methods.weighting import Column, RewardGap, Uniform, Weighting, normalized
 
 NOT_GIVEN = torch.full((3,), math.nan)
 GAP_B = torch.tensor([0.0, 1.25, 4.0])

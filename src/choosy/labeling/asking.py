@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from choosy.labeling import Answer, Labeler
+from choosy.labeling.protocols import Answer, Labeler
 from choosy.types import Verdict
 
 T = TypeVar("T")

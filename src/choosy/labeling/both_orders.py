@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-from choosy.labeling import Answer, Compares, that
 from choosy.labeling.asking import in_places
+from choosy.labeling.protocols import Answer, Compares, that
 from choosy.types import MIRRORED, Prompt, Response
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from jinja2 import TemplateError
 
-from choosy.policy import Policy
+from choosy.models.policy import Policy
 from choosy.types import Candidates, Message, Prompt, Response, content_id
 
 Weights = Literal["start", "current"]

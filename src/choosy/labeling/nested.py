@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from choosy.ledger import Desk, Ledger
-from choosy.policy import Policy
+from choosy.labeling.ledger import Desk, Ledger
+from choosy.models.policy import Policy
 
 
 class NestedDesks:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from choosy.labeling import Answer, Compares, Labeler, Scores
 from choosy.labeling.asking import in_places
+from choosy.labeling.protocols import Answer, Compares, Labeler, Scores
 from choosy.types import MIRRORED, Prompt, Response, seed_of
 
 

@@ -10,8 +10,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from choosy.labeling import Postponed
-from choosy.ledger import Question
+from choosy.labeling.ledger import Question
+from choosy.labeling.protocols import Postponed
 from choosy.types import Prompt, Response, Verdict
 
 

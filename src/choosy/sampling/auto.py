@@ -6,11 +6,11 @@ import logging
 from collections.abc import Sequence
 from typing import Literal
 
-from choosy.logprobs import Ids
-from choosy.policy import Policy
-from choosy.ranks import current_ranks
-from choosy.sampling import Done, Sampler, refuse_settings
+from choosy.models.logprobs import Ids
+from choosy.models.policy import Policy
+from choosy.parallel.ranks import current_ranks
 from choosy.sampling.generate import Generate
+from choosy.sampling.protocol import Done, Sampler, refuse_settings
 from choosy.sampling.vllm import Vllm, is_installed
 from choosy.types import Response
 

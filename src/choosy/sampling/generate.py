@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from choosy.logprobs import Ids
-from choosy.packed import packed_linears
-from choosy.policy import Policy
-from choosy.sampling import Done, as_response, refuse_settings
+from choosy.models.fast.packed import packed_linears
+from choosy.models.logprobs import Ids
+from choosy.models.policy import Policy
 from choosy.sampling.prefill import prefill
+from choosy.sampling.protocol import Done, as_response, refuse_settings
 from choosy.types import Response
 
 log = logging.getLogger(__name__)

@@ -23,10 +23,10 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 )
 from transformers.generation.continuous_batching.requests import FutureRequestState
 
-from choosy.logprobs import Ids
-from choosy.policy import Policy
-from choosy.sampling import Done, as_response, refuse_settings
+from choosy.models.logprobs import Ids
+from choosy.models.policy import Policy
 from choosy.sampling.generate import choose_token, uniforms
+from choosy.sampling.protocol import Done, as_response, refuse_settings
 from choosy.types import Response
 
 Shape = tuple[float, float, int]  # temperature, top_p, top_k

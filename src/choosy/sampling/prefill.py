@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from choosy.attention import Segment
-from choosy.logprobs import Group, Ids, common_prefix, last_hidden, needs_no_mask, share_prompt
-from choosy.policy import Policy
+from choosy.models.fast.tree_attention import Segment
+from choosy.models.logprobs import Group, Ids, common_prefix, last_hidden, needs_no_mask, share_prompt
+from choosy.models.policy import Policy
 
 
 class Prefilled(NamedTuple):

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from choosy.assets import resolve_model
-from choosy.logprobs import Ids
-from choosy.policy import Policy
-from choosy.ranks import current_ranks
-from choosy.sampling import Done, as_response, refuse_settings
+from choosy.models.locate import resolve_model
+from choosy.models.logprobs import Ids
+from choosy.models.policy import Policy
+from choosy.parallel.ranks import current_ranks
+from choosy.sampling.protocol import Done, as_response, refuse_settings
 from choosy.types import Candidates, Prompt, Response
 
 HOW_TO_INSTALL = (

@@ -1,0 +1,409 @@
+"""Rows of the known data formats -> prompts (online) or candidates (offline), and the reader of files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from choosy.types import Candidates, Message, Prompt, Response, content_id
+
+Row = dict[str, Any]
+Asked = str | tuple[Message, ...]
+Split = tuple[Asked, list[tuple[str, float]]]  # what is asked, and the answers with their gold scores
+T = TypeVar("T", Prompt, Candidates)
+
+PACKAGED = "choosy:prompts/"
+PROMPT_COLUMNS = ("prompt", "messages", "conversations")
+RATINGS = (
+    ("chosen_rating", "rejected_rating"),
+    ("chosen_score", "rejected_score"),
+    ("score_chosen", "score_rejected"),
+)
+PARTED = "the conversations part before their last answer"
+SAME = "fewer than two different responses"
+EMPTY = "an empty response"
+TORN = "one response with two scores"
+
+logger = logging.getLogger(__name__)
+
+
+class Untrainable(ValueError):
+    """A well-formed row that compares nothing, such as two equal responses; the readers count and skip it."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}; remove the row.")
+        self.reason = reason
+
+
+def read_rows(source: str) -> Iterator[tuple[str, Row]]:
+    """Every row of a data source with the place it stands at, such as "prompts.jsonl, line 17".
+
+    Args:
+        source: A .jsonl, .json or .parquet file, a folder saved by `datasets`, "choosy:prompts/NAME" (comes
+            with the package), or a Hugging Face dataset id. Folders and ids take a ":split" suffix.
+
+    Raises:
+        ValueError: If the source is missing, empty or malformed; the message names the place.
+    """
+    found = False
+    for where, row in _open(source):
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: wanted a JSON object with columns, found {type(row).__name__}.")
+        found = True
+        yield where, row
+    if not found:
+        raise ValueError(f"{source} has no rows; give a source with at least one.")
+
+
+def _open(source: str) -> Iterator[tuple[str, Any]]:
+    if source.startswith("choosy:"):
+        folder, name = files("choosy.data.prompts"), source.removeprefix(PACKAGED)
+        known = sorted(PACKAGED + file.name for file in folder.iterdir() if file.name.endswith(".jsonl"))
+        if source not in known:
+            raise ValueError(f"{source} does not come with choosy; there is {', '.join(known) or 'nothing'}.")
+        return _json(folder / name, source)
+    match = re.fullmatch(r"(.*?)(?::([^/\\]+))?", source, re.DOTALL)  # C:\data has no split: a slash follows
+    assert match
+    name, split = match.groups()
+    path = Path(name).expanduser()
+    if path.suffix in (".jsonl", ".json", ".parquet"):
+        if split:
+            raise ValueError(f"{source}: a file has no splits; type {name}.")
+        if not path.is_file():
+            raise ValueError(f"No file {name} (looked in {Path.cwd()}); check the path.")
+        return _parquet(path, name) if path.suffix == ".parquet" else _json(path, name)
+    saved = any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
+    return _saved(path, name, split) if saved else _hub(path, name, split)
+
+
+def _json(path: Traversable, name: str) -> Iterator[tuple[str, Any]]:
+    where = name
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            if path.name.endswith(".json") and (text := file.read()).lstrip().startswith("["):
+                yield from _numbered(name, json.loads(text))
+                return
+            file.seek(0)
+            for number, line in enumerate(file, start=1):
+                where = f"{name}, line {number}"
+                if line.strip():
+                    yield where, json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error}); write one JSON object a line.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} or later: not UTF-8 ({error.reason}); save it as UTF-8.") from None
+
+
+def _parquet(path: Path, name: str) -> Iterator[tuple[str, Any]]:
+    import pyarrow.parquet as pq  # here, as a .jsonl file needs none of it
+
+    try:
+        with pq.ParquetFile(path) as file:
+            yield from _numbered(name, (row for batch in file.iter_batches() for row in batch.to_pylist()))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} is not a readable Parquet file: {error}") from error
+
+
+def _saved(path: Path, name: str, split: str | None) -> Iterator[tuple[str, Any]]:
+    import datasets
+
+    data = datasets.load_from_disk(str(path))
+    if not isinstance(data, datasets.DatasetDict):
+        if split:
+            raise ValueError(f"{name} is one dataset without splits; type {name}.")
+        return _numbered(name, data)
+    if (split := split or "train") not in data:
+        options = " or ".join(f"{name}:{each}" for each in data)
+        raise ValueError(f"{name} has no split {split}; type {options}.")
+    return _numbered(f"{name}[{split}]", data[split])
+
+
+def _hub(path: Path, name: str, split: str | None) -> Iterator[tuple[str, Any]]:
+    import datasets
+
+    split, missing = split or "train", f"No file or folder {name!r} (looked in {Path.cwd()})"
+    if not (name and path.is_dir()) and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
+        raise ValueError(f"{missing}; type a .jsonl, .json or .parquet file, a folder or a Hugging Face id.")
+    try:
+        return _numbered(f"{name}[{split}]", datasets.load_dataset(name, split=split))
+    except Exception as error:  # datasets and the hub raise a dozen unrelated kinds
+        what = "The folder" if path.is_dir() else f"{missing}, and the Hugging Face dataset"
+        text = f"{what} {name}:{split} does not load: {error}; check the name, the split and the network."
+        raise ValueError(text) from error
+
+
+def _numbered(name: str, rows: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    return ((f"{name}, row {index}", row) for index, row in enumerate(rows))
+
+
+def _pair(row: Row, where: str) -> Split:
+    """TRL, distilabel, Argilla, HH-RLHF: a preferred and another response, with or without their prompt."""
+    chosen, rejected = row["chosen"], row["rejected"]
+    asked: Asked
+    if not (isinstance(chosen, str) and isinstance(rejected, str)):
+        asked, texts = _shared_turns(row, where)
+    elif _filled(row, PROMPT_COLUMNS):
+        asked, texts = _asked(row, where), [chosen, rejected]
+    elif all(re.match(r"\s*Human:", text) for text in (chosen, rejected)):
+        asked, texts = _shared_transcript(chosen, rejected, where)
+    else:
+        asked, texts = _shared_words(chosen, rejected, where)
+    return asked, list(zip(texts, _ratings(row, where), strict=True))
+
+
+def _ratings(row: Row, where: str) -> tuple[float, float]:
+    columns = next((columns for columns in RATINGS if _filled(row, columns)), None)
+    if columns is None:
+        return 1.0, 0.0
+    golds = _number(row, columns[0], where), _number(row, columns[1], where)
+    if golds[0] < golds[1]:
+        raise ValueError(f"{where}: {columns[0]} is below {columns[1]}; correct it or drop both columns.")
+    return golds
+
+
+def _shared_turns(row: Row, where: str) -> tuple[Asked, list[str]]:
+    """Message lists: the turns that both start with are the prompt, unless they start with the answer."""
+    chosen, rejected = (_messages(row[column], where, column) for column in ("chosen", "rejected"))
+    if chosen[0].role == "assistant":
+        return _asked(row, where), [_only_turn(chosen, where), _only_turn(rejected, where)]
+    shared = _shared(chosen[:-1], rejected[:-1])
+    if not shared:
+        raise ValueError(f"{where}: chosen and rejected share no first turn; they must answer one prompt.")
+    return chosen[:shared], [_only_turn(chosen[shared:], where), _only_turn(rejected[shared:], where)]
+
+
+def _shared_transcript(chosen: str, rejected: str, where: str) -> tuple[Asked, list[str]]:
+    """HH-RLHF strings: the turns up to the last "Assistant:" that both have are the prompt."""
+    start, mark, _ = chosen[: _shared(chosen, rejected)].rpartition("\n\nAssistant:")
+    texts = [text[len(start + mark) :].strip() for text in (chosen, rejected)]
+    if not mark or any(re.search(r"\n\n(Human|Assistant):", text) for text in texts):
+        raise Untrainable(where, PARTED)
+    parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + start.lstrip())[1:]
+    roles = ({"Human": "user", "Assistant": "assistant"}[speaker] for speaker in parts[::2])
+    turns = tuple(Message(role, text.strip()) for role, text in zip(roles, parts[1::2], strict=True))
+    if turns[-1].role != "user" or not turns[-1].content:
+        raise Untrainable(where, "no human turn before the last answer")
+    return turns, texts
+
+
+def _shared_words(chosen: str, rejected: str, where: str) -> tuple[Asked, list[str]]:
+    """Plain strings: the words that both start with are the prompt; the responses keep the space after."""
+    common = chosen[: _shared(chosen, rejected)]
+    if common in (chosen, rejected):
+        raise Untrainable(where, SAME if chosen == rejected else EMPTY)
+    words = re.match(r"(.*\S)(?=\s)", common, re.DOTALL)
+    if words is None:
+        raise ValueError(f"{where}: chosen and rejected share no first word; add a prompt column.")
+    return words[0], [chosen[words.end() :], rejected[words.end() :]]
+
+
+def _shared(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many items two sequences have in common from the start."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((at for at, (one, other) in pairs if one != other), min(len(first), len(second)))
+
+
+def _responses(row: Row, where: str) -> Split:
+    """Any number of scored responses: {prompt, responses: [{text, score}]}."""
+    return _asked(row, where), _scored(row, "responses", "text", "score", where)
+
+
+def _ultrafeedback(row: Row, where: str) -> Split:
+    """UltraFeedback: {instruction, completions: [{response, overall_score}]}."""
+    return _asked(row, where, "instruction"), _scored(row, "completions", "response", "overall_score", where)
+
+
+def _nemo(row: Row, where: str) -> Split:
+    """NeMo-RL: {context: messages, completions: [{rank, completion: messages}]}; rank 0 is the best."""
+    ranked = _scored(row, "completions", "completion", "rank", where)
+    return _asked(row, where, "context"), [(text, 0.0 - rank) for text, rank in ranked]  # and not -0.0
+
+
+def _shp(row: Row, where: str) -> Split:
+    """SHP: two answers to a post with their votes; labels is 1 where A is preferred."""
+    label = _number(row, "labels", where)
+    score_a, score_b = _number(row, "score_A", where), _number(row, "score_B", where)
+    if label not in (0, 1) or (score_a > score_b, score_a < score_b) != (label == 1, label == 0):
+        raise ValueError(f"{where}: score_A and score_B contradict labels (1: A is better, 0: B); correct it.")
+    texts = (_answer(row[column], where, column) for column in ("human_ref_A", "human_ref_B"))
+    return _asked(row, where, "history"), list(zip(texts, (score_a, score_b), strict=True))
+
+
+FORMATS: tuple[tuple[tuple[str, ...], Callable[[Row, str], Split]], ...] = (
+    (("chosen", "rejected"), _pair),
+    (("responses",), _responses),
+    (("instruction", "completions"), _ultrafeedback),
+    (("context", "completions"), _nemo),
+    (("history", "human_ref_A", "human_ref_B"), _shp),
+)
+
+
+def _format_of(row: Row) -> Callable[[Row, str], Split] | None:
+    return next((split for columns, split in FORMATS if len(_filled(row, columns)) == len(columns)), None)
+
+
+def _filled(row: Row, columns: Iterable[str]) -> list[str]:
+    """Those of the columns that have a value: the columns of other rows come as None."""
+    return [column for column in columns if row.get(column) is not None]
+
+
+def _found(row: Row) -> str:
+    return "found " + (", ".join(map(str, row)) or "no columns")
+
+
+def _asked(row: Row, where: str, *columns: str) -> Asked:
+    columns = columns or PROMPT_COLUMNS
+    filled = _filled(row, columns)
+    if not filled:
+        raise ValueError(f"{where}: no prompt; wanted a column {' or '.join(columns)}, {_found(row)}.")
+    value = row[filled[0]]
+    return value if isinstance(value, str) else _messages(value, where, filled[0])
+
+
+def _answer(value: Any, where: str, column: str) -> str:
+    return value if isinstance(value, str) else _only_turn(_messages(value, where, column), where)
+
+
+def _only_turn(turns: tuple[Message, ...], where: str) -> str:
+    if len(turns) > 1:
+        raise Untrainable(where, PARTED)
+    if turns[0].role != "assistant":
+        raise ValueError(f"{where}: a response must be an assistant turn, found one of {turns[0].role}.")
+    return turns[0].content
+
+
+def _messages(value: Any, where: str, column: str) -> tuple[Message, ...]:
+    """Messages of role and content, or ShareGPT's from and value; a single one needs no list."""
+    turns = [value] if isinstance(value, dict) else value
+    if not isinstance(turns, list) or not turns:
+        found = "an empty list" if turns == [] else type(value).__name__
+        raise ValueError(f"{where}: {column} must be a string or a list of messages, found {found}.")
+    messages = []
+    for turn in turns:
+        turn = turn if isinstance(turn, dict) else {}
+        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise ValueError(f"{where}: a message in {column} must have role and content, both strings.")
+        messages.append(Message({"human": "user", "gpt": "assistant"}.get(role, role), content))
+    return tuple(messages)
+
+
+def _scored(row: Row, column: str, text: str, score: str, where: str) -> list[tuple[str, float]]:
+    items = row[column]
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise ValueError(f"{where}: {column} must be a list of objects with {text} and {score}.")
+    places = [(item, f"{where}, {column}[{index}]") for index, item in enumerate(items)]
+    return [(_answer(item.get(text), place, text), _number(item, score, place)) for item, place in places]
+
+
+def _number(row: Row, column: str, where: str) -> float:
+    value = row.get(column)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        found = value if isinstance(value, float) else type(value).__name__
+        raise ValueError(f"{where}: {column} must be a finite number, found {found}.")
+    return float(value)
+
+
+def _prompt(asked: Asked, row: Row, where: str, as_chat: bool, texts: Iterable[str] = ()) -> Prompt:
+    turns = (Message("user", asked),) if isinstance(asked, str) else asked
+    if turns[-1].role == "assistant":
+        raise ValueError(f"{where}: the prompt ends with an assistant turn; end it with a user turn.")
+    if not turns[-1].content.strip():
+        raise ValueError(f"{where}: the prompt is empty; fill it in or remove the row.")
+    name = row.get("id")
+    if name is not None and not (type(name) is int or (isinstance(name, str) and name.strip())):
+        raise ValueError(f"{where}: id must be a non-empty string or an integer, found {name!r:.20}.")
+    alone = [turn.role for turn in turns] == ["user"]
+    text = turns[0].content if alone else "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
+    messages = () if isinstance(asked, str) and not as_chat else turns
+    parts = [part for turn in messages for part in (turn.role, turn.content)] or [text]
+    return Prompt(content_id(*parts, *texts) if name is None else str(name), text, messages)
+
+
+def to_prompt(row: Row, where: str, *, as_chat: bool = True) -> Prompt:
+    """The prompt of a row: prompt-only, conversational, ShareGPT, or that of any known preference format.
+
+    Args:
+        row: Its columns.
+        where: Its place, for messages.
+        as_chat: Whether a plain string becomes the user turn of a chat; else it is continued as it stands.
+
+    Example:
+        >>> to_prompt({"id": 7, "prompt": "Hello?"}, "p.jsonl, line 1", as_chat=False)
+        Prompt(id='7', text='Hello?', messages=())
+    """
+    split = None if _filled(row, PROMPT_COLUMNS) else _format_of(row)
+    return _prompt(split(row, where)[0] if split else _asked(row, where), row, where, as_chat)
+
+
+def to_candidates(row: Row, where: str, *, as_chat: bool = True) -> Candidates:
+    """The prompt of a preference row with its responses: empty ones left out, repeated ones once.
+
+    Raises:
+        Untrainable: If fewer than two responses are left, or one has two scores.
+        ValueError: If the row is malformed.
+    """
+    if (split := _format_of(row)) is None:
+        known = "; ".join(" + ".join(columns) for columns, _ in FORMATS)
+        raise ValueError(f"{where}: no known preference format; wanted {known}; {_found(row)}.")
+    weight = None if row.get("weight") is None else _number(row, "weight", where)
+    if weight is not None and weight <= 0:
+        raise ValueError(f"{where}: weight must be positive, found {weight}; correct it or remove the row.")
+    asked, answers = split(row, where)
+    responses: dict[str, Response] = {}
+    for text, gold in answers:
+        first = responses.setdefault(text.strip(), Response(text=text, gold=gold))
+        if text.strip() and first.gold != gold and len(answers) > 2:
+            raise Untrainable(where, TORN)
+    empty = responses.pop("", None)
+    if len(responses) < 2:
+        raise Untrainable(where, EMPTY if empty and responses else SAME)
+    kept = tuple(responses.values())
+    return Candidates(_prompt(asked, row, where, as_chat, [r.text for r in kept]), kept, weight=weight)
+
+
+def read_prompts(source: str, *, as_chat: bool = True, limit: int | None = None) -> list[Prompt]:
+    """The first `limit` different prompts of a data source (see `read_rows`)."""
+    return _read(source, partial(to_prompt, as_chat=as_chat), lambda prompt: prompt.id, limit)
+
+
+def read_candidates(source: str, *, as_chat: bool = True, limit: int | None = None) -> list[Candidates]:
+    """The first `limit` different rows of preference data (see `read_rows`) that compare something."""
+    return _read(source, partial(to_candidates, as_chat=as_chat), lambda row: row.prompt.id, limit)
+
+
+def _read(source: str, convert: Callable[[Row, str], T], id_of: Callable[[T], str], limit: int | None) -> list[T]:
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit} reads nothing; type a number >= 1, or null for all.")
+    kept: dict[str, tuple[str, T]] = {}
+    lost: Counter[str] = Counter()
+    for where, row in read_rows(source):
+        try:
+            item = convert(row, where)
+        except Untrainable as error:
+            lost[error.reason] += 1
+            continue
+        first, same = kept.setdefault(id_of(item), (where, item))
+        if first != where and repr(same) == repr(item):  # repr, as nan is not equal to itself
+            lost["a repeated row"] += 1
+        elif first != where and row.get("id") is None:
+            lost["a repeated row with other scores"] += 1
+        elif first != where:
+            raise ValueError(f"{where}: id {id_of(item)} is taken by {first}, which differs; rename one.")
+        if len(kept) == limit:
+            break
+    reasons = ", ".join(f"{count} x {reason}" for reason, count in sorted(lost.items()))
+    if not kept:
+        raise ValueError(f"{source} has no row that compares anything, only {reasons}; give other data.")
+    if lost:
+        logger.warning(f"{source}: kept {len(kept)} rows, left out {lost.total()}: {reasons}.")
+    return [item for _, item in kept.values()]

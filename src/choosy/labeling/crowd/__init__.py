@@ -1,0 +1,1 @@
+"""Several labelers for one pair."""

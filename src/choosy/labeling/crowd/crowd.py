@@ -1,0 +1,146 @@
+"""Several labelers judge each pair, and who was right before counts more."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from choosy.labeling.ledger import Desk, Ledger
+from choosy.labeling.nested import NestedDesks
+from choosy.labeling.protocols import Answer
+from choosy.methods.aggregation import Record, learned, learned_from_peers, probability_first, verdict_of
+from choosy.models.policy import Policy
+from choosy.types import Prompt, Response, Verdict, content_id, seed_of
+
+log = logging.getLogger(__name__)
+
+Votes = dict[str, Verdict]
+
+
+class Crowd:
+    """Asks every member about every pair and weighs the votes by what each member's earlier votes were worth.
+
+    With an expert, a share of the pairs is put to the expert as well: that verdict stands, and the members are measured
+    by it. Without one they are measured by each other. A tie, an invalid verdict and a member whose own budget is
+    spent are no vote. The formulas and their bound: docs/decisions/006-crowd-aggregation.md.
+
+    Votes are labels of the members, never bought twice; what the members have learned to be worth is read from the
+    ledger, so that a resumed run goes on where it was. Each vote that is bought takes a label of the budget.
+
+    Args:
+        members: The desks of the members, by name; each may have a budget of its own.
+        expert: The desk of somebody who is trusted; None = nobody.
+        audit: Share of the pairs that the expert judges too; drawn by content, the same in every run.
+        memory: After about so many measurements an old one counts no more, for members who change; None = never.
+
+    Raises:
+        ValueError: There are fewer than two members, or a number is out of range.
+    """
+
+    def __init__(
+        self, members: dict[str, Desk], *, expert: Desk | None = None, audit: float = 0.1, memory: float | None = None
+    ) -> None:
+        if len(members) < 2:
+            raise ValueError(
+                f"a crowd has two members or more, and labeler.labeler.members names {len(members)}; type for instance "
+                "+labeler@labeler.labeler.members.one=vader +labeler@labeler.labeler.members.two=function"
+            )
+        if not 0 < audit <= 1:
+            raise ValueError(
+                f"labeler.labeler.audit={audit} is no share of the pairs; type a number above 0, at most 1"
+            )
+        if memory is not None and memory <= 1:
+            raise ValueError(f"labeler.labeler.memory={memory} remembers nothing; type more than 1, or null for all")
+        self.name = f"crowd:{'+'.join(members)}"
+        self.members = members
+        self.expert = expert
+        self.audit = audit
+        self.memory = math.inf if memory is None else memory
+        self.records: dict[str, Record] = {}
+        self._nested = NestedDesks({**members, **({"expert": expert} if expert else {})})
+
+    @property
+    def judgements(self) -> int:
+        """How many labels an answer takes at most: one of each member, and the expert's."""
+        return sum(desk.per_comparison for desk in self._nested.desks.values())
+
+    @property
+    def price(self) -> float | None:
+        """What an answer costs at most; None if a member does not say."""
+        prices = [desk.price_of_comparison for desk in self._nested.desks.values()]
+        return None if None in prices else sum(price for price in prices if price is not None)
+
+    @property
+    def fingerprint(self) -> str:
+        """Who the members are, and how they are measured."""
+        who = [
+            part
+            for name, desk in self._nested.desks.items()
+            for part in (name, desk.labeler.name, str(getattr(desk.labeler, "fingerprint", "")))
+        ]
+        return content_id(*who, str(self.audit if self.expert else 0), str(self.memory))
+
+    def use_policy(self, policy: Policy) -> None:
+        self._nested.use_policy(policy)
+
+    def recall(self, ledger: Ledger, run: str) -> None:
+        self._nested.open(ledger, run, self.name)
+        self.records = {}
+        for told in ledger.told(self.name, run=run):
+            said = json.loads(told.raw)
+            self._learn(said["votes"], said["expert"])
+
+    def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer]:
+        """A verdict on each item, in their order; all votes are bought before the first is given."""
+        said = {name: desk.compare(items) for name, desk in self.members.items()}
+        trusted = self._audited(items)
+        shares = self._nested.shares(len(items))
+        for at in range(len(items)):
+            votes: Votes = {name: vote for name, of in said.items() if (vote := of[at]) is not None}
+            if not votes:
+                raise ValueError(
+                    f"no member of {self.name} has a budget left; raise the members' budgets, or let labeler.budget "
+                    "say when the run stops buying"
+                )
+            self._nested.bear(shares[at])
+            yield self._answer(at, votes, trusted.get(at), shares[at])
+            self._learn(votes, trusted.get(at))
+        log.info("%s: %s", self.name, worth(self.records))
+
+    def _audited(self, items: Sequence[tuple[Prompt, Response, Response]]) -> dict[int, Verdict]:
+        """The expert's verdicts by place."""
+        if self.expert is None:
+            return {}
+        drawn = [at for at, item in enumerate(items) if _draw(*item) < self.audit]
+        verdicts = self.expert.compare([items[at] for at in drawn])
+        return {at: verdict for at, verdict in zip(drawn, verdicts, strict=True) if verdict is not None}
+
+    def _answer(self, at: int, votes: Votes, trusted: Verdict | None, share: tuple[int, float]) -> Answer:
+        first = probability_first(votes, self.records)
+        verdict = "invalid" if set(votes.values()) == {"invalid"} else verdict_of(first)
+        raw = json.dumps({"votes": votes, "expert": trusted, "first": round(first, 6)}, ensure_ascii=False)
+        return Answer(at, trusted or verdict, raw, share[1], "expert" if trusted else "", share[0])
+
+    def _learn(self, votes: Mapping[str, Verdict], trusted: Verdict | None) -> None:
+        if self.expert is None:
+            self.records = learned_from_peers(self.records, votes, memory=self.memory)
+        elif trusted in ("first", "second"):
+            self.records = learned(self.records, votes, trusted, memory=self.memory)
+
+
+def _draw(prompt: Prompt, *responses: Response) -> float:
+    """A number in [0, 1) that depends on what is judged, not on the order in which it is shown."""
+    return seed_of("audit", prompt.text, *sorted(response.text for response in responses)) / 2**63
+
+
+def worth(records: Mapping[str, Record]) -> str:
+    """What the members' votes count, the best first.
+
+    Example:
+        >>> worth({"guesser": Record(4, 5), "expert": Record(10, 0)})
+        'expert +2.48 (right 10.0, wrong 0.0), guesser +0.00 (right 4.0, wrong 5.0)'
+    """
+    best_first = sorted(records.items(), key=lambda item: -item[1].weight)
+    return ", ".join(f"{name} {r.weight:+.2f} (right {r.right:.1f}, wrong {r.wrong:.1f})" for name, r in best_first)

@@ -1,0 +1,1 @@
+"""People who judge on a page."""

@@ -1,0 +1,1 @@
+"""A small model that learns a labeler's taste."""

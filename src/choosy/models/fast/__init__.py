@@ -1,0 +1,1 @@
+"""Faster equals of plain model code."""

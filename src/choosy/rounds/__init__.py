@@ -1,0 +1,1 @@
+"""The algorithm: one round, a verb a file."""

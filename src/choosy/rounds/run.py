@@ -1,0 +1,439 @@
+"""A run: its rounds in order, what they cost, and how they are kept, resumed and read back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from choosy.data.batches import PairBatches
+from choosy.data.pool import Keep, Pool, damage, is_readable, read_about, round_file
+from choosy.labeling.ledger import Desk, fault
+from choosy.labeling.protocols import that
+from choosy.labeling.statistics import COUNTED, shares
+from choosy.methods.losses import Margined, PreferenceLoss
+from choosy.methods.weighting import Weighting
+from choosy.models.policy import Policy
+from choosy.parallel.ranks import OneRank, Ranks
+from choosy.reporting.phases import Phases
+from choosy.resume import partial_rounds as sampled
+from choosy.rounds.round import PairSelector, PromptSelector, Round, Sample, TrainOn, play_round, refuse_many, rescored
+from choosy.sampling.protocol import Sampler
+from choosy.types import Prompt, content_id
+
+log = logging.getLogger(__name__)
+
+SAMPLED = (
+    *("tokens_generated", "prompts_sampled", "responses_cut", "responses_empty"),
+    *("sync_milliseconds", "labeled_ahead"),
+)
+
+Reference = Literal["initial", "previous_round"]
+
+
+class Run:
+    """Holds the pool and the two slots, and plays each round once.
+
+    Args:
+        folder: Of the run; rounds are kept in `rounds/` below it.
+        seed: Of the run.
+        rounds: How many are planned.
+        sampler: The sampling engine.
+        desk: Where labels are bought.
+        weighting: The factor on each pair's loss.
+        batch_size: Pairs of one optimiser step, over all ranks.
+        epochs_per_round: Passes over the pairs in each round.
+        train_on: All pairs of the `pool`, or those made in this `round`.
+        keep: What the pool keeps of a prompt: its `latest` responses, or `all` that made pairs.
+        reference: The policy at the start (`initial`), or as it was before each round (`previous_round`).
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        seed: int,
+        rounds: int,
+        sampler: Sampler,
+        desk: Desk,
+        weighting: Weighting,
+        batch_size: int,
+        epochs_per_round: int,
+        train_on: TrainOn,
+        keep: Keep,
+        reference: Reference,
+    ) -> None:
+        for name, value in (
+            ("rounds", rounds),
+            ("batching.batch_size", batch_size),
+            ("epochs_per_round", epochs_per_round),
+        ):
+            if value < 1:
+                raise ValueError(f"{name}={value} trains nothing; choose {name} >= 1.")
+        for name, given, known in (
+            ("train_on", train_on, ("pool", "round")),
+            ("pool.keep", keep, ("latest", "all")),
+            ("reference", reference, ("initial", "previous_round")),
+        ):
+            if given not in known:
+                raise ValueError(f"{name}={given} is none of {', '.join(known)}.")
+        if weighting.needs == "gap" and not desk.scores:
+            raise ValueError(
+                f"{type(weighting).__name__} weighs a pair by its rewards, and labeler {desk.labeler.name} gives none: "
+                f"it only compares. Choose weighting=uniform, or a labeler that scores: {that('score')}."
+            )
+        self.folder = Path(folder)
+        self.seed = seed
+        self.rounds = rounds
+        self.sampler = sampler
+        self.desk = desk
+        self.weighting = weighting
+        self.batch_size = batch_size
+        self.epochs_per_round = epochs_per_round
+        self.train_on = train_on
+        self.keep = keep
+        self.reference = reference
+        self.pool = Pool()
+        self.phases = Phases()
+        self.counts: Counter[str] = Counter()
+        self.judged: Counter[str] = Counter()
+        self.ranks: Ranks = OneRank()
+        self.slots: dict[str, PromptSelector | PairSelector] = {}
+        self.heldout_rows: list[Mapping[str, Any]] = []
+        self.evaluation: dict[str, float] | None = None
+        self.prompts_id = ""
+        self.responses = 0
+
+    @property
+    def rounds_folder(self) -> Path:
+        """Where the rounds' files lie."""
+        return self.folder / "rounds"
+
+    def use(self, *, prompts: PromptSelector | None = None, pairs: PairSelector | None = None) -> None:
+        """Give a slot its selector.
+
+        Raises:
+            ValueError: The slot has one already.
+        """
+        for slot, selector in (("prompts", prompts), ("pairs", pairs)):
+            if selector is None:
+                continue
+            if slot in self.slots and self.slots[slot] is not selector:
+                one, two = type(self.slots[slot]).__name__, type(selector).__name__
+                raise ValueError(
+                    f"{one} and {two} both choose {slot}, and that slot takes one selector; "
+                    "type one of them, such as selector=certainty, or a composition such as selector=optune_certainty."
+                )
+            self.slots[slot] = selector
+
+    def open(self, ranks: Ranks, *, resuming: bool) -> None:
+        """Open the ledger on every rank; one of them looks at the folder, and refuses another run's rounds.
+
+        Raises:
+            ValueError: The folder holds rounds and this is no resume, it cannot be written to, or the ledger has
+                lost labels that the run has bought.
+        """
+
+        def look() -> str:
+            refuse_used_folder(self.folder, resuming=resuming)
+            refuse_unwritable(self.rounds_folder)
+            refuse_lost_ledger(self.folder, self.desk.path)
+            name = identity(self.folder)
+            self.desk.open(name)
+            refuse_lost_labels(self.folder, self.desk)
+            sweep_up(self.folder)
+            return name
+
+        name = ranks.once(look)
+        if ranks.rank > 0:
+            self.desk.open(name)
+
+    def ask(self, prompts: Sequence[Prompt]) -> None:
+        """Remember what the run asks, so that it goes on with the same prompts only."""
+        self.prompts_id = content_id(*(part for p in prompts for part in (p.id, p.text)))
+
+    def expect(self, responses: int) -> None:
+        """Before anything is sampled: refuse more responses to a prompt than can be judged as the run is set up."""
+        self.responses = responses
+        if "pairs" not in self.slots and not self.desk.scores:
+            refuse_many(responses, self.desk.labeler.name)
+
+    def play(
+        self,
+        number: int,
+        prompts: Sequence[Prompt],
+        *,
+        policy: Policy,
+        sample: Sample,
+        ranks: Ranks,
+        beta: float,
+    ) -> None:
+        """Play the round, unless the pool has got it or its file is there from before an interruption."""
+        self.ranks = ranks
+        if self.pool.round >= number:
+            return
+        self.phases.display.round(number, self.rounds)
+        moved = self.reference == "previous_round" and number > 0
+        if moved:
+            policy.refer_to_current()
+        if ranks.once(lambda: self.is_there(round_file(self.rounds_folder, number))):
+            self._adopt(number)
+            return
+        self.evaluation, self.heldout_rows = None, []
+        at = Round(number, self.seed, policy, self.sampler, self.pool, ranks, self.phases, beta)
+        if moved and len(self.pool):
+            at = Round(number, self.seed, policy, self.sampler, rescored(at), ranks, self.phases, beta)
+        self.pool = play_round(
+            at,
+            prompts,
+            sample=sample,
+            prompt_selector=self.slots.get("prompts"),  # type: ignore[arg-type]
+            pair_selector=self.slots.get("pairs"),  # type: ignore[arg-type]
+            desk=self.desk,
+            weighting=self.weighting,
+            keep=self.keep,
+            responses=self.responses,
+            folder=self.rounds_folder,
+        )
+        of_round = sum(ranks.gather([at.counts]), Counter[str]())
+        self.counts.update(of_round)
+        self.judged = Counter({name: of_round[name] for name in COUNTED})
+        if not self.pool.pair_rows():
+            raise ValueError(
+                f"Round {number} made no pair out of {len(self.pool)} prompts: every verdict was a tie, invalid, or "
+                f"beyond the label budget ({self.judged['ties']} ties, {self.judged['invalid']} invalid). "
+                "Check the labeler, and that the sampler gives different responses."
+            )
+        self.write()
+
+    def is_there(self, path: Path) -> bool:
+        """Whether a file of the run is there and whole; one that is damaged is named, and will be written anew."""
+        if not path.exists():
+            return False
+        if why := damage(path):
+            self.phases.display.say(f"{path} is damaged ({why}); what it held is made again, with the same labels.")
+        return why is None
+
+    def _adopt(self, number: int) -> None:
+        self.pool, about = Pool.load(self.rounds_folder, number)
+        self.counts = Counter({k: about.get(k, 0) for k in SAMPLED}) + Counter(
+            pairs_trained=self.counts["pairs_trained"]  # the file may have counted this round's training already
+        )
+        judged = about.get("judged", {"round": {}, "run": {}})  # which files of an earlier version have not
+        self.counts.update(judged["run"])
+        self.judged = Counter(judged["round"])
+        self.phases.load_state_dict(about["seconds"])
+
+    def spent_out(self, number: int, ranks: Ranks) -> bool:
+        """Whether fresh responses could get no label any more, so that they are not worth sampling."""
+
+        def nothing_left() -> bool:  # a round that was begun before, or whose file is damaged, has bought its labels
+            begun = sampled.files_of(self.rounds_folder, number) or round_file(self.rounds_folder, number).exists()
+            return self.desk.exhausted and not begun
+
+        if len(self.pool) == 0 or not ranks.once(nothing_left):
+            return False
+        self.phases.display.say(f"The label budget of {self.desk.budget} is spent; training goes on with its pairs.")
+        return True
+
+    def loader(self, number: int) -> PairBatches:
+        """The batches of a round's training."""
+        rows = self.pool.pair_rows(round=number if self.train_on == "round" else None)
+        self.pairs_this_round = len(rows) * self.epochs_per_round
+        return PairBatches(
+            self.pool,
+            rows,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            round=number,
+            passes=self.epochs_per_round,
+            rank=self.ranks.rank,
+            size=self.ranks.size,
+            normalize=self.weighting.normalize,
+        )
+
+    def about(self) -> dict[str, Any]:
+        """What is written about the run with each round's table."""
+        desk = self.desk
+        return {
+            "round": self.pool.round,
+            "rounds": self.rounds,
+            "seed": self.seed,
+            "budget": desk.budget,
+            "labels": {"spent": desk.spent, "reused": desk.reused, "evaluation": desk.evaluation},
+            **{k: self.counts[k] for k in (*SAMPLED, "pairs_trained")},
+            "judged": {"round": dict(self.judged), "run": {name: self.counts[name] for name in COUNTED}},
+            "money": {"spent": desk.money, "evaluation": desk.money_evaluation, "budget": desk.budget_money},
+            "seconds": dict(self.phases.seconds),
+            "evaluation": self.evaluation,
+        }
+
+    def write(self) -> None:
+        """Write the round's file, on rank 0; then what was kept before its labels has served, and the ledger is copied.
+
+        A ledger elsewhere serves several runs, and its copies are their owner's business.
+        """
+        if self.ranks.rank == 0:
+            self.pool.save(self.rounds_folder, self.about(), self.heldout_rows)
+            sampled.forget(self.rounds_folder, self.pool.round)
+            if Path(self.desk.path).resolve().parent == self.folder.resolve():
+                self.desk.copy(copy_of(self.folder))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the round, whose file holds the rest."""
+        return {
+            "round": self.pool.round,
+            "phases": self.phases.state_dict(),
+            "counts": dict(self.counts),
+            "judged": dict(self.judged),
+            "prompts": self.prompts_id,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from the pool of the checkpoint's round."""
+        if state["round"] >= 0:
+            self.pool, _ = Pool.load(self.rounds_folder, state["round"])
+        self.phases.load_state_dict(state["phases"])
+        self.counts = Counter(state["counts"])
+        self.judged = Counter(state.get("judged", {}))
+        if self.prompts_id not in ("", state.get("prompts", self.prompts_id)):
+            raise ValueError(
+                "The prompts of data.train are others than when this run began, and its pool belongs to those; "
+                "go on with the old ones, or choose another name=..."
+            )
+
+
+def labels_metrics(about: Mapping[str, Any]) -> dict[str, float]:
+    """What a round's labels were like, for the loggers: counts of the run so far, shares of the round."""
+    bought = {**about["labels"], "ahead": about["labeled_ahead"], "money": about["money"]["spent"]}
+    found = {**bought, **shares(about["judged"]["round"])}
+    return {f"labels/{name}": float(value) for name, value in found.items() if value is not None}
+
+
+def refuse_used_folder(folder: Path, *, resuming: bool) -> None:
+    """A folder that holds rounds is only for going on with them.
+
+    Raises:
+        ValueError: It holds a run, and this is no resume.
+    """
+    if not resuming and any((folder / "rounds").glob("*.parquet")):
+        state = "a finished run" if (folder / "summary.json").exists() else "an unfinished run"
+        raise ValueError(
+            f"{folder} already holds {state}; choose another name=..., "
+            "or go on with it: the same command with ckpt_path=last."
+        )
+
+
+def refuse_gapless(loss: PreferenceLoss, desk: Desk) -> None:
+    """A loss with a margin needs the rewards that the margin is taken from.
+
+    Raises:
+        ValueError: The labeler gives none.
+    """
+    if isinstance(loss, Margined) and not desk.scores:
+        raise ValueError(
+            f"{type(loss).__name__} takes a pair's margin from its rewards, and labeler {desk.labeler.name} gives "
+            f"none: it only compares. Choose loss=sigmoid, or a labeler that scores: {that('score')}."
+        )
+
+
+def refuse_scattered(folder: Path, ranks: Ranks) -> None:
+    """All processes of a run share one folder.
+
+    Raises:
+        ValueError: They disagree, as when each has named the run after its own clock.
+    """
+    found = sorted(set(ranks.gather([str(folder.resolve())])))
+    if len(found) > 1:
+        raise ValueError(
+            f"The {ranks.size} processes of this run chose {len(found)} folders ({found[0]}, {found[1]}); "
+            "give the run a name, so that all choose the same: name=..."
+        )
+
+
+def identity(folder: Path) -> str:
+    """The name under which the ledger knows the run: it lies in the folder, and goes along when that is moved.
+
+    A run that began before runs had names is known by where it lies.
+    """
+    file = folder / "run_id"
+    if not file.exists():
+        began = any((folder / "rounds").glob("*.parquet"))
+        unfinished = folder / f".run_id.{os.getpid()}"
+        unfinished.write_text(str(folder.resolve()) if began else uuid.uuid4().hex)
+        os.replace(unfinished, file)
+    return file.read_text()
+
+
+def copy_of(folder: Path) -> Path:
+    """Where a copy of the ledger lies, made whenever a round is written."""
+    return folder / "ledger.copy.sqlite"
+
+
+def last_told(folder: Path) -> Mapping[str, Any] | None:
+    """What was written with the newest round that can be read."""
+    newest_first = sorted((folder / "rounds").glob("round_*.parquet"), reverse=True)
+    return next((read_about(path) for path in newest_first if is_readable(path)), None)
+
+
+def refuse_lost_ledger(folder: Path, ledger: str) -> None:
+    """A run that has bought labels goes on with its ledger, not with a new one.
+
+    Raises:
+        ValueError: The ledger is gone or damaged; the message names it, and its copy.
+    """
+    told = last_told(folder)
+    why = fault(ledger) if told is not None and told["labels"]["spent"] else None
+    if why is None or told is None:
+        return
+    copy = copy_of(folder)
+    how = "put it back, and type the same command again"
+    if fault(copy) is None:
+        how = f"the last good copy is of round {told['round']} or later: type `cp {copy} {ledger}`, then the same again"
+    raise ValueError(
+        f"The ledger {ledger} {why}, and the run has bought {told['labels']['spent']} labels, which would be "
+        f"paid for again; {how}."
+    )
+
+
+def refuse_lost_labels(folder: Path, desk: Desk) -> None:
+    """A ledger that knows of fewer labels than the rounds is not the run's own.
+
+    Raises:
+        ValueError: Labels are missing.
+    """
+    told = last_told(folder)
+    if told is not None and desk.spent < told["labels"]["spent"]:
+        raise ValueError(
+            f"The ledger {desk.path} holds {desk.spent} labels bought by this run, and its rounds tell of "
+            f"{told['labels']['spent']}; they would be paid for again. Type labeler.path=... of the run's own ledger"
+            + (f"; a copy of it is {copy_of(folder)}." if fault(copy_of(folder)) is None else ".")
+        )
+
+
+def sweep_up(folder: Path) -> None:
+    """Remove what an interrupted run was just writing."""
+    for pattern in ("rounds/.*.parquet.*", "checkpoints/.*.unfinished", ".run_id.*", ".ledger.copy.*"):
+        for path in folder.glob(pattern):
+            if path.is_file():
+                path.unlink()
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Make the folder of a run, or say why it cannot be.
+
+    Raises:
+        ValueError: It cannot be made, or nothing can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            f"The run folder {folder} cannot be written to ({error}); choose another run_dir=..."
+        ) from error
