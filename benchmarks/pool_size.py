@@ -98,7 +98,7 @@ def measure(n: int) -> dict[str, float]:
     selector, seconds = OPTune(0.3), {}
     started = time.perf_counter()
     utilities = selector.prompt_utilities(prompts, At)  # type: ignore[arg-type]
-    chosen = selection.largest(utilities, selection.quota(n, fraction=0.3), names=names, seed=0)
+    chosen = selection.top_k(utilities, selection.quota(n, fraction=0.3), names=names, seed=0)
     seconds["choose_s"] = time.perf_counter() - started
     assert len(chosen) == -(-n * 3 // 10)
     started = time.perf_counter()

@@ -47,6 +47,6 @@ class Entropy(Callback):
             ids = [at.policy.encode_prompt(p) for p in mine]
             sampled = at.sampler.sample(at.policy, ids, seeds, plain=True)
             at.counts["tokens_generated"] += sum(len(r.ids) for of_prompt in sampled for r in of_prompt)
-            return selection.sequence_entropy([[r.logp for r in of_prompt] for of_prompt in sampled])
+            return selection.entropy([[r.logp for r in of_prompt] for of_prompt in sampled])
 
         return at.spread(prompts, entropy_of)

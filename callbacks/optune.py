@@ -42,4 +42,4 @@ class OPTune(Callback):
 
     def prompt_utilities(self, prompts: Sequence[Prompt], at: Round) -> list[float]:
         reward_PN, scored_PN, sampled_P = map(torch.from_numpy, at.pool.rewards([p.id for p in prompts]))
-        return selection.least_rewarded(reward_PN, scored_PN, sampled_P, self.statistic)
+        return selection.optune(reward_PN, scored_PN, sampled_P, self.statistic)

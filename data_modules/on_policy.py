@@ -18,7 +18,7 @@ from choosy.models.policy import Policy
 from choosy.module import WeightedDPO
 from choosy.parallel.ranks import current_ranks
 from choosy.reporting.phases import Phases
-from choosy.rounds.round import PairSelector, PromptSelector, Round, TrainOn, sampled
+from choosy.rounds.round import PairSelector, PromptSelector, Round, TrainOn, sample_responses
 from choosy.rounds.run import Reference, Run, refuse_gapless, refuse_scattered
 from choosy.sampling.protocol import Sampler
 from choosy.types import Candidates, Prompt
@@ -168,7 +168,7 @@ class OnPolicyData(LightningDataModule):
         done: Callable[[Sequence[Candidates]], None],
     ) -> list[Candidates]:
         """Fresh responses from the present policy (see `Sample`)."""
-        return sampled(prompts, at, n=self.responses, begun=begun, done=done)
+        return sample_responses(prompts, at, n=self.responses, begun=begun, done=done)
 
     def teardown(self, stage: str) -> None:
         self.run.sampler.close()

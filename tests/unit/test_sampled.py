@@ -16,8 +16,8 @@ from choosy.parallel.ranks import FakeRanks, OneRank
 from choosy.reporting.phases import Phases
 from choosy.resume import partial_rounds as sampled
 from choosy.resume.partial_rounds import News, Parts, begun, files_of, keep
-from choosy.rounds.round import Round, unlabeled
-from choosy.rounds.round import sampled as fresh
+from choosy.rounds.round import Round, sample_and_score
+from choosy.rounds.round import sample_responses as fresh
 from choosy.types import Candidates, Message, Prompt, Response
 
 PROMPTS = [Prompt(f"p{n}", f"user: {n}?", (Message("user", f"{n}?"),)) for n in range(8)]
@@ -126,7 +126,7 @@ def play(folder: Path, stub: Stub, ranks: Any, n: int = 2) -> tuple[list[Candida
     def sample(prompts: Any, at: Any, **kept: Any) -> list[Candidates]:
         return fresh(prompts, at, n=n, **kept)
 
-    mine = unlabeled(
+    mine = sample_and_score(
         at, PROMPTS, sample=sample, selector=None, responses=n, folder=folder, ahead=None
     )  # fmt: skip
     return mine, at.counts

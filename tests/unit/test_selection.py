@@ -16,15 +16,15 @@ from choosy.methods.selection import (
     Direction,
     centroid,
     certainty,
-    choose_pairs,
     dissimilarity,
-    largest,
-    least_rewarded,
+    entropy,
+    optune,
+    orient,
     pair_positions,
     quota,
     responses_of,
-    sequence_entropy,
-    toward,
+    top_k,
+    top_pairs,
     two_means,
 )
 
@@ -50,7 +50,7 @@ def of_prompts(utilities: Callable[[list[Any]], list[float]]) -> Choose:
 
     def choose(items: Sequence[Item], k: int, seed: int) -> list[Hashable]:
         names = [name for name, _ in items]
-        return [names[i] for i in largest(utilities([data for _, data in items]), k, names=names, seed=seed)]
+        return [names[i] for i in top_k(utilities([data for _, data in items]), k, names=names, seed=seed)]
 
     return choose
 
@@ -61,7 +61,7 @@ def of_pairs(utilities: Callable[[Any], list[float]], direction: Direction = "la
     def choose(items: Sequence[Item], k: int, seed: int) -> list[Hashable]:
         names = [name for name, _ in items]
         of_each = [utilities(data) for _, data in items]
-        chosen = choose_pairs(of_each, names=names, seed=seed, direction=direction, count=k)
+        chosen = top_pairs(of_each, names=names, seed=seed, direction=direction, count=k)
         return [(names[c.prompt], c.i, c.j) for c in chosen]
 
     return choose
@@ -92,7 +92,7 @@ numbers = Way(
 
 def rewards(statistic: Any) -> Way:
     return numbers._replace(
-        choose=of_prompts(lambda rows: least_rewarded(*stored(rows), statistic)),
+        choose=of_prompts(lambda rows: optune(*stored(rows), statistic)),
         broken=[[math.nan, 1.0], [1.0, math.nan], [-math.inf], [math.inf, 0.0]],
     )
 
@@ -114,7 +114,7 @@ WAYS = {
     "optune_mean": rewards("mean"),
     "optune_best": rewards("best"),
     "optune_worst": rewards("worst"),
-    "entropy": numbers._replace(choose=of_prompts(sequence_entropy), broken=[[math.nan, -1.0], [-1.0, -math.inf]]),
+    "entropy": numbers._replace(choose=of_prompts(entropy), broken=[[math.nan, -1.0], [-1.0, -math.inf]]),
     "certainty_largest": sure("largest"),
     "certainty_smallest": sure("smallest"),
     "certainty_middle": sure("middle"),
@@ -205,7 +205,7 @@ def test_a_broken_number_raises_and_names_the_item(way: Way) -> None:
             way.choose(items, 2, 0)
 
 
-# -- largest, toward, quota ----------------------------------------------------------------------------------
+# -- top_k, orient, quota ----------------------------------------------------------------------------------
 
 
 @given(
@@ -213,20 +213,20 @@ def test_a_broken_number_raises_and_names_the_item(way: Way) -> None:
     st.integers(0, 40),
     st.integers(0, 9),
 )
-def test_largest_agrees_with_a_sort(utilities: list[float], k: int, seed: int) -> None:
-    chosen = largest(utilities, k, names=[str(i) for i in range(len(utilities))], seed=seed)
+def test_top_k_agrees_with_a_sort(utilities: list[float], k: int, seed: int) -> None:
+    chosen = top_k(utilities, k, names=[str(i) for i in range(len(utilities))], seed=seed)
     assert len(set(chosen)) == len(chosen)
     assert [utilities[i] for i in chosen] == sorted(utilities, reverse=True)[:k]
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0, 2.0]), min_size=1, max_size=12), st.randoms(), st.integers(0, 9))
-def test_largest_does_not_see_positions(utilities: list[float], rng: random.Random, seed: int) -> None:
+def test_top_k_does_not_see_positions(utilities: list[float], rng: random.Random, seed: int) -> None:
     items = list(zip([f"p{i}" for i in range(len(utilities))], utilities, strict=True))
     k = (len(items) + 1) // 2
 
     def chosen(items: list[tuple[str, float]]) -> list[str]:
         names = [name for name, _ in items]
-        return [names[i] for i in largest([u for _, u in items], k, names=names, seed=seed)]
+        return [names[i] for i in top_k([u for _, u in items], k, names=names, seed=seed)]
 
     assert chosen(rng.sample(items, len(items))) == chosen(items)
 
@@ -236,8 +236,8 @@ def test_every_item_of_an_odd_sized_list_is_eligible(n: int) -> None:
     """The authors' scorer walks full batches only and silently forgets the last ones."""
     for best in range(n):
         utilities = [float(i == best) for i in range(n)]
-        assert largest(utilities, 1, names=[str(i) for i in range(n)], seed=0) == [best]
-        pairs = choose_pairs([[u] for u in utilities], names=[str(i) for i in range(n)], seed=0, count=1)
+        assert top_k(utilities, 1, names=[str(i) for i in range(n)], seed=0) == [best]
+        pairs = top_pairs([[u] for u in utilities], names=[str(i) for i in range(n)], seed=0, count=1)
         assert [pair.prompt for pair in pairs] == [best]
 
 
@@ -250,19 +250,19 @@ def test_every_item_of_an_odd_sized_list_is_eligible(n: int) -> None:
         ("tails", [0.0, 1.0, 2.0, 1.0, 2.0]),
     ],
 )
-def test_toward(direction: Direction, expected: list[float]) -> None:
+def test_orient(direction: Direction, expected: list[float]) -> None:
     """4 8 1 2 9 have the ranks 2 3 0 1 4; the median rank is 2."""
-    assert toward([4.0, 8.0, 1.0, 2.0, 9.0], direction) == expected
+    assert orient([4.0, 8.0, 1.0, 2.0, 9.0], direction) == expected
 
 
 def test_equal_utilities_are_equally_far_from_the_middle() -> None:
     """5 5 5 7 have the mean ranks 1 1 1 3, and the median rank is 1.5."""
-    assert toward([5.0, 5.0, 5.0, 7.0], "tails") == [0.5, 0.5, 0.5, 1.5]
+    assert orient([5.0, 5.0, 5.0, 7.0], "tails") == [0.5, 0.5, 0.5, 1.5]
 
 
 def test_an_unknown_direction_is_refused() -> None:
     with pytest.raises(ValueError, match="direction='up' is none of largest, smallest, middle, tails"):
-        toward([1.0], "up")  # type: ignore[arg-type]
+        orient([1.0], "up")  # type: ignore[arg-type]
 
 
 @given(st.integers(0, 10_000), st.floats(0.001, 1.0))
@@ -305,40 +305,40 @@ def test_quota_refuses(arguments: dict[str, Any], words: str) -> None:
 )
 def test_least_rewarded(statistic: Any, expected: list[float]) -> None:
     """Rewards 3, -2: mean 0.5, best 3, worst -2. Rewards 0, -2: mean -1, best 0, worst -2. Each negated."""
-    assert least_rewarded(*stored([[3.0, -2.0], [0.0, -2.0]]), statistic) == expected
+    assert optune(*stored([[3.0, -2.0], [0.0, -2.0]]), statistic) == expected
 
 
 def test_never_sampled_goes_first_and_unscored_is_average() -> None:
     """Known utilities -1 and 3: unscored prompts get their mean 1, never sampled ones 3 + 1."""
-    assert least_rewarded(*stored([[1.0], [None, -3.0], [None, None], [], None])) == [-1.0, 3.0, 1.0, 1.0, 4.0]
-    assert least_rewarded(*stored([None, None])) == [1.0, 1.0]
-    assert least_rewarded(*stored([[None], None])) == [0.0, 1.0]
+    assert optune(*stored([[1.0], [None, -3.0], [None, None], [], None])) == [-1.0, 3.0, 1.0, 1.0, 4.0]
+    assert optune(*stored([None, None])) == [1.0, 1.0]
+    assert optune(*stored([[None], None])) == [0.0, 1.0]
 
 
 def test_a_broken_reward_is_not_blamed_on_an_unscored_prompt() -> None:
-    utilities = least_rewarded(*stored([[None], [math.nan], None]))
+    utilities = optune(*stored([[None], [math.nan], None]))
     with pytest.raises(ValueError, match="utility of broken is nan"):
-        largest(utilities, 1, names=["unscored", "broken", "unseen"], seed=0)
+        top_k(utilities, 1, names=["unscored", "broken", "unseen"], seed=0)
 
 
 def test_an_unknown_statistic_is_refused() -> None:
     with pytest.raises(ValueError, match="statistic='median' is none of mean, best, worst"):
-        least_rewarded(*stored([[1.0]]), "median")  # type: ignore[arg-type]
+        optune(*stored([[1.0]]), "median")  # type: ignore[arg-type]
 
 
 def test_sequence_entropy_of_a_hand_worked_prompt() -> None:
     """-(-12 - 15 - 9) / 3 = 12; lengths do not enter."""
-    assert sequence_entropy([(-12.0, -15.0, -9.0)]) == [12.0]
+    assert entropy([(-12.0, -15.0, -9.0)]) == [12.0]
 
 
 def test_entropies_of_prompts_are_not_mixed() -> None:
     """The authors average the samples s .. s+N-1 for prompt s where they lie at s*N .. s*N+N-1."""
     samples = 3
     logps = [[-(10.0**p) * (1 + n) for n in range(samples)] for p in range(5)]
-    assert sequence_entropy(logps) == pytest.approx([2 * 10.0**p for p in range(5)])
+    assert entropy(logps) == pytest.approx([2 * 10.0**p for p in range(5)])
     flat = [logp for of_prompt in logps for logp in of_prompt]
     authors = [-sum(flat[p : p + samples]) / samples for p in range(5)]
-    assert sequence_entropy(logps)[1:] != pytest.approx(authors[1:])
+    assert entropy(logps)[1:] != pytest.approx(authors[1:])
 
 
 # -- pairs ---------------------------------------------------------------------------------------------------
@@ -371,7 +371,7 @@ def test_certainty_ranks_as_the_authors_do(implicit: list[float]) -> None:
 def test_saturated_gaps_still_rank() -> None:
     """A float sigmoid is 1 at 40 and at 50 alike."""
     assert authors_certainty(40, 0) == authors_certainty(50, 0)
-    chosen = choose_pairs([certainty([40, 0]), certainty([50, 0])], names=["40", "50"], seed=0)
+    chosen = top_pairs([certainty([40, 0]), certainty([50, 0])], names=["40", "50"], seed=0)
     assert [c.prompt for c in chosen] == [1, 0]
 
 
@@ -386,8 +386,8 @@ def test_cosines_worked_by_hand() -> None:
 def test_easy_is_the_smallest_cosine_and_hard_the_largest() -> None:
     """Of (1,0), (0.9,0.1), (-1,0.1): the last is opposite to the first, the first two nearly the same."""
     utilities = [dissimilarity(vectors([[1.0, 0.0], [0.9, 0.1], [-1.0, 0.1]]))]
-    (easy,) = choose_pairs(utilities, names=["p"], seed=0)
-    (hard,) = choose_pairs(utilities, names=["p"], seed=0, direction="smallest")
+    (easy,) = top_pairs(utilities, names=["p"], seed=0)
+    (hard,) = top_pairs(utilities, names=["p"], seed=0, direction="smallest")
     assert ((easy.i, easy.j), (hard.i, hard.j)) == ((0, 2), (0, 1))
 
 
@@ -395,7 +395,7 @@ def test_easy_is_the_smallest_cosine_and_hard_the_largest() -> None:
 def test_easy_and_hard_halves_are_disjoint(utilities: list[float]) -> None:
     def half(direction: Direction) -> set[int]:
         names = [str(i) for i in range(len(utilities))]
-        chosen = choose_pairs([[u] for u in utilities], names=names, seed=0, direction=direction, fraction=0.5)
+        chosen = top_pairs([[u] for u in utilities], names=names, seed=0, direction=direction, fraction=0.5)
         return {c.prompt for c in chosen}
 
     assert half("largest").isdisjoint(half("smallest"))
@@ -417,7 +417,7 @@ def test_the_centroid_pair_worked_by_hand() -> None:
 def test_fewer_than_two_responses_have_no_pair(n: int) -> None:
     embed = torch.ones(n, 3)
     assert certainty([0.0] * n) == dissimilarity(embed) == centroid(embed) == []
-    assert choose_pairs([[]], names=["lonely"], seed=0) == []
+    assert top_pairs([[]], names=["lonely"], seed=0) == []
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])
@@ -425,13 +425,13 @@ def test_equal_embeddings_still_have_a_centroid_pair(n: int) -> None:
     assert sum(u > 1 - 1e-9 for u in centroid(torch.ones(n, 3))) == 1
 
 
-# -- choose_pairs --------------------------------------------------------------------------------------------
+# -- top_pairs --------------------------------------------------------------------------------------------
 
 
 def test_constant_utilities_choose_different_pairs_under_different_seeds() -> None:
     """The authors' random pair of four responses is always (1, 2)."""
     constant = [[0.0] * 6]
-    pairs = {(c.i, c.j) for seed in range(60) for c in choose_pairs(constant, names=["p"], seed=seed)}
+    pairs = {(c.i, c.j) for seed in range(60) for c in top_pairs(constant, names=["p"], seed=seed)}
     assert pairs == set(pair_positions(4))
 
 
@@ -440,17 +440,17 @@ def test_the_cap_comes_before_the_quota() -> None:
     utilities = [[9.0, 8.0, 7.0], [1.0]]
 
     def chosen(**how: Any) -> list[tuple[int, int, int]]:
-        return [(c.prompt, c.i, c.j) for c in choose_pairs(utilities, names=["a", "b"], seed=0, **how)]
+        return [(c.prompt, c.i, c.j) for c in top_pairs(utilities, names=["a", "b"], seed=0, **how)]
 
     assert chosen() == [(0, 0, 1), (1, 0, 1)]
     assert chosen(fraction=0.5) == [(0, 0, 1)]
     assert chosen(per_prompt=2) == [(0, 0, 1), (0, 0, 2), (1, 0, 1)]
     assert chosen(per_prompt=None, fraction=0.5) == [(0, 0, 1), (0, 0, 2)]
-    assert chosen(count=2, barred={(0, 0, 1), (0, 0, 2)}) == [(0, 1, 2), (1, 0, 1)]
+    assert chosen(count=2, excluded={(0, 0, 1), (0, 0, 2)}) == [(0, 1, 2), (1, 0, 1)]
 
 
 def test_the_utility_reported_is_the_one_before_the_change_of_direction() -> None:
-    (pair,) = choose_pairs([[3.0, 1.0, 2.0]], names=["a"], seed=0, direction="smallest")
+    (pair,) = top_pairs([[3.0, 1.0, 2.0]], names=["a"], seed=0, direction="smallest")
     assert (pair.i, pair.j, pair.utility) == (0, 2, 1.0)
 
 
@@ -469,20 +469,20 @@ def test_chosen_pairs_respect_cap_bars_and_count(
 ) -> None:
     names = [f"p{i}" for i in range(len(utilities))]
     every = {(p, i, j) for p, us in enumerate(utilities) for i, j in pair_positions(responses_of(len(us)))}
-    barred = {key for key in sorted(every) if rng.random() < 0.3}
-    chosen = choose_pairs(
-        utilities, names=names, seed=0, direction=direction, count=count, per_prompt=per_prompt, barred=barred
+    excluded = {key for key in sorted(every) if rng.random() < 0.3}
+    chosen = top_pairs(
+        utilities, names=names, seed=0, direction=direction, count=count, per_prompt=per_prompt, excluded=excluded
     )
     keys = [(c.prompt, c.i, c.j) for c in chosen]
     assert len(set(keys)) == len(keys)
-    assert set(keys) <= every - barred
+    assert set(keys) <= every - excluded
     cap = len(every) if per_prompt is None else per_prompt
     of_prompt = [sum(key[0] == p for key in keys) for p in range(len(utilities))]
-    most = [min(cap, sum(key[0] == p for key in every - barred)) for p in range(len(utilities))]
+    most = [min(cap, sum(key[0] == p for key in every - excluded)) for p in range(len(utilities))]
     assert all(taken <= limit for taken, limit in zip(of_prompt, most, strict=True))
     assert len(keys) == min(count, sum(most))
 
 
 def test_a_cap_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="per_prompt=0 chooses no pair; choose per_prompt >= 1, or null"):
-        choose_pairs([[1.0]], names=["a"], seed=0, per_prompt=0)
+        top_pairs([[1.0]], names=["a"], seed=0, per_prompt=0)

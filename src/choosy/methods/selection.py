@@ -46,7 +46,7 @@ def quota(n: int, *, fraction: float | None = None, count: int | None = None) ->
     return n
 
 
-def largest(utilities: Sequence[float], k: int, *, names: Sequence[str], seed: int) -> list[int]:
+def top_k(utilities: Sequence[float], k: int, *, names: Sequence[str], seed: int) -> list[int]:
     """Positions of the k largest utilities, the most useful first.
 
     Ties are broken by a hash of (seed, name), so the choice depends on neither position nor rank.
@@ -55,7 +55,7 @@ def largest(utilities: Sequence[float], k: int, *, names: Sequence[str], seed: i
         ValueError: A utility is nan or infinite; the message names the item.
 
     Example:
-        >>> largest([0.1, 0.9, 0.5], 2, names=["a", "b", "c"], seed=0)
+        >>> top_k([0.1, 0.9, 0.5], 2, names=["a", "b", "c"], seed=0)
         [1, 2]
     """
     assert len(utilities) == len(names), f"{len(utilities)} utilities for {len(names)} names"
@@ -74,16 +74,16 @@ def largest(utilities: Sequence[float], k: int, *, names: Sequence[str], seed: i
     return order[:k]
 
 
-def toward(utilities: Sequence[float], direction: Direction) -> list[float]:
+def orient(utilities: Sequence[float], direction: Direction) -> list[float]:
     """Utilities after a change of direction, so that larger means *spend here first* again.
 
     `middle` prefers the items near the median rank, `tails` those far from it (active preference learning's
     MID and TAILS); equal utilities share their mean rank.
 
     Example:
-        >>> toward([5.0, 1.0, 3.0], "smallest")
+        >>> orient([5.0, 1.0, 3.0], "smallest")
         [-5.0, -1.0, -3.0]
-        >>> toward([5.0, 1.0, 3.0], "middle")
+        >>> orient([5.0, 1.0, 3.0], "middle")
         [-1.0, -1.0, -0.0]
     """
     if direction == "largest":
@@ -93,7 +93,7 @@ def toward(utilities: Sequence[float], direction: Direction) -> list[float]:
     if direction not in ("middle", "tails"):
         raise ValueError(f"direction={direction!r} is none of largest, smallest, middle, tails.")
     if not all(map(math.isfinite, utilities)):
-        return list(utilities)  # `largest` names the culprit
+        return list(utilities)  # `top_k` names the culprit
     known = torch.tensor(utilities, dtype=torch.float64)
     _, group_n, size_g = torch.unique(known, return_inverse=True, return_counts=True)
     rank_g = size_g.cumsum(0) - (size_g + 1) / 2  # mean rank of equal utilities
@@ -105,9 +105,7 @@ def toward(utilities: Sequence[float], direction: Direction) -> list[float]:
 # -- prompts ---------------------------------------------------------------------------------------------------
 
 
-def least_rewarded(
-    reward_PN: Tensor, scored_PN: Tensor, sampled_P: Tensor, statistic: Statistic = "mean"
-) -> list[float]:
+def optune(reward_PN: Tensor, scored_PN: Tensor, sampled_P: Tensor, statistic: Statistic = "mean") -> list[float]:
     """OPTune: the lower the stored reward of a prompt's responses, the larger the utility of sampling it again.
 
     Args:
@@ -122,7 +120,7 @@ def least_rewarded(
     Example:
         >>> reward_PN = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]])
         >>> sampled_P = torch.tensor([True, True, False])
-        >>> least_rewarded(reward_PN, sampled_P[:, None].expand(3, 2), sampled_P)
+        >>> optune(reward_PN, sampled_P[:, None].expand(3, 2), sampled_P)
         [-0.5, 0.5, 1.5]
     """
     reward_PN = reward_PN.double()
@@ -135,7 +133,7 @@ def least_rewarded(
         of_P = ended_PM.amax(1) if statistic == "best" else ended_PM.amin(1)
     else:
         raise ValueError(f"statistic={statistic!r} is none of mean, best, worst.")
-    broken_P = (scored_PN & ~reward_PN.isfinite()).any(1)  # stays nan, so that `largest` names the prompt
+    broken_P = (scored_PN & ~reward_PN.isfinite()).any(1)  # stays nan, so that `top_k` names the prompt
     utility_P = (-of_P).where(~broken_P, math.nan)
     known_P = utility_P[(count_P > 0) & ~broken_P]
     average, most = (known_P.mean(), known_P.max()) if len(known_P) else (torch.zeros(()), torch.zeros(()))
@@ -144,14 +142,14 @@ def least_rewarded(
     return utilities
 
 
-def sequence_entropy(logps: Sequence[Sequence[float]]) -> list[float]:
+def entropy(logps: Sequence[Sequence[float]]) -> list[float]:
     """Predictive entropy of each prompt: minus the mean log-probability of responses sampled at temperature 1.
 
     Log-probabilities are summed over tokens, not divided by length (active preference learning, arXiv 2402.08114,
     Eq. 7). Each prompt's estimate uses its own samples only; the authors' batched code mixes prompts.
 
     Example:
-        >>> sequence_entropy([(-12.0, -15.0, -9.0)])
+        >>> entropy([(-12.0, -15.0, -9.0)])
         [12.0]
     """
     return [-sum(of_prompt) / len(of_prompt) for of_prompt in logps]
@@ -254,7 +252,7 @@ class ChosenPair(NamedTuple):
     utility: float
 
 
-def choose_pairs(
+def top_pairs(
     utilities: Sequence[Sequence[float]],
     *,
     names: Sequence[str],
@@ -263,7 +261,7 @@ def choose_pairs(
     fraction: float | None = None,
     count: int | None = None,
     per_prompt: int | None = 1,
-    barred: Set[tuple[int, int, int]] = frozenset(),
+    excluded: Set[tuple[int, int, int]] = frozenset(),
 ) -> list[ChosenPair]:
     """The pairs to label, the most useful first: at most `per_prompt` of a prompt, then the quota over all.
 
@@ -275,10 +273,10 @@ def choose_pairs(
         fraction: Share of what `per_prompt` leaves over; `count` gives a number instead.
         count: See `fraction`.
         per_prompt: Most pairs of one prompt; None = any number.
-        barred: (prompt, i, j) that shall not be chosen: equal texts, or pairs that have a label already.
+        excluded: (prompt, i, j) that shall not be chosen: equal texts, or pairs that have a label already.
 
     Example:
-        >>> choose_pairs([[0.1], [0.7], [0.4]], names=["a", "b", "c"], seed=0, count=2)
+        >>> top_pairs([[0.1], [0.7], [0.4]], names=["a", "b", "c"], seed=0, count=2)
         [ChosenPair(prompt=1, i=0, j=1, utility=0.7), ChosenPair(prompt=2, i=0, j=1, utility=0.4)]
     """
     if per_prompt is not None and per_prompt < 1:
@@ -287,10 +285,10 @@ def choose_pairs(
         ChosenPair(p, i, j, utility)
         for p, of_prompt in enumerate(utilities)
         for (i, j), utility in zip(pair_positions(responses_of(len(of_prompt))), of_prompt, strict=True)
-        if (p, i, j) not in barred
+        if (p, i, j) not in excluded
     ]
-    directed = toward([pair.utility for pair in competing], direction)
-    order = largest(directed, len(directed), names=[f"{names[c.prompt]}:{c.i}-{c.j}" for c in competing], seed=seed)
+    directed = orient([pair.utility for pair in competing], direction)
+    order = top_k(directed, len(directed), names=[f"{names[c.prompt]}:{c.i}-{c.j}" for c in competing], seed=seed)
     taken = [0] * len(names)
     capped: list[ChosenPair] = []
     for at in order:

@@ -155,9 +155,9 @@ def play_round(
         responses: How many responses `sample` gives a prompt, at most.
         folder: Where responses are kept before their first label is bought, so that no crash costs them.
     """
-    with Ahead(desk, lambda some: purchase(some, None, desk, at)) as ahead:
+    with Ahead(desk, lambda some: buy_labels(some, None, desk, at)) as ahead:
         every = ahead if pair_selector is None else None  # then all will be labeled, whichever come next
-        mine = unlabeled(
+        mine = sample_and_score(
             at, prompts, sample=sample, selector=prompt_selector, responses=responses, folder=folder, ahead=every
         )
         with at.phases("select"):
@@ -178,7 +178,7 @@ def play_round(
     return at.pool.put([weigh(c, weighting, at.number) for c in labeled], round=at.number, keep=keep)
 
 
-def unlabeled(
+def sample_and_score(
     at: Round,
     prompts: Sequence[Prompt],
     *,
@@ -239,12 +239,12 @@ def choose_prompts(
     utilities = selector.prompt_utilities(prompts, at)
     k = selection.quota(len(prompts), fraction=selector.fraction, count=selector.count)
     names = [p.id for p in prompts]
-    best = selection.largest(utilities, k, names=names, seed=seed_of(at.seed, "prompts", at.number))
+    best = selection.top_k(utilities, k, names=names, seed=seed_of(at.seed, "prompts", at.number))
     best.sort(key=lambda i: names[i])
     return [prompts[i] for i in best], {names[i]: utilities[i] for i in best}
 
 
-def sampled(
+def sample_responses(
     prompts: Sequence[Prompt],
     at: Round,
     *,
@@ -306,7 +306,7 @@ def choose_pairs(
     utilities = selector.pair_utilities(mine, at)
     both = sorted(at.ranks.gather(list(zip(mine, utilities, strict=True))), key=lambda cu: cu[0].prompt.id)
     fresh = [c for c, _ in both]
-    pairs = selection.choose_pairs(
+    pairs = selection.top_pairs(
         [u for _, u in both],
         names=[c.prompt.id for c in fresh],
         seed=seed_of(at.seed, "pairs", at.number),
@@ -314,12 +314,12 @@ def choose_pairs(
         fraction=selector.fraction,
         count=selector.count,
         per_prompt=selector.per_prompt,
-        barred=barred(fresh),
+        excluded=excluded_pairs(fresh),
     )
     return pairs, fresh
 
 
-def barred(candidates: Sequence[Candidates]) -> set[tuple[int, int, int]]:
+def excluded_pairs(candidates: Sequence[Candidates]) -> set[tuple[int, int, int]]:
     """Pairs that no label shall be bought for: equal texts, and pairs that have one."""
     bars: set[tuple[int, int, int]] = set()
     for p, c in enumerate(candidates):
@@ -337,13 +337,13 @@ def label(
     Returns:
         The candidates with their pairs, and how many of the prompts or pairs the budget could not pay.
     """
-    labeled, unpaid, counts = at.ranks.once(lambda: purchase(fresh, pairs, desk, at))
+    labeled, unpaid, counts = at.ranks.once(lambda: buy_labels(fresh, pairs, desk, at))
     if at.ranks.rank == 0:  # the counts of all ranks are added up
         at.counts.update(counts)
     return labeled, unpaid
 
 
-def purchase(
+def buy_labels(
     fresh: Sequence[Candidates], pairs: list[ChosenPair] | None, desk: Desk, at: Round
 ) -> tuple[list[Candidates], int, Counter[str]]:
     """Buy what was chosen; what `label` returns, and counts of what was said."""
@@ -353,12 +353,12 @@ def purchase(
         bought = dict(zip(order, desk.score([fresh[i] for i in order]), strict=True))
         unpaid = sum(any(r.reward is None for r in c.responses) for c in bought.values())
         labeled = [best_against_worst(bought[i], name, at.number) for i in range(len(fresh))]
-        return labeled, unpaid, judgements.count([ends(c, at.number) for c in labeled], shown=False)
+        return labeled, unpaid, judgements.count([extremes_verdict(c, at.number) for c in labeled], shown=False)
     asked = pairs if pairs is not None else the_only_pairs(fresh, name)
     return scored_pairs(fresh, asked, desk, at) if desk.scores else compared_pairs(fresh, asked, desk, at)
 
 
-def ends(c: Candidates, number: int) -> tuple[Response, Response, Verdict | None]:
+def extremes_verdict(c: Candidates, number: int) -> tuple[Response, Response, Verdict | None]:
     """The two responses that best against worst is about, and what their rewards say; None where there are none."""
     new = next((pair for pair in c.pairs if pair.round == number), None)
     if new is not None:
@@ -371,7 +371,7 @@ def ends(c: Candidates, number: int) -> tuple[Response, Response, Verdict | None
 def the_only_pairs(fresh: Sequence[Candidates], labeler: str) -> list[ChosenPair]:
     """The pair of every prompt that has two different responses."""
     refuse_many(max((len(c.responses) for c in fresh), default=0), labeler)
-    skip = barred(fresh)
+    skip = excluded_pairs(fresh)
     return [
         ChosenPair(p, 0, 1, math.nan) for p, c in enumerate(fresh) if len(c.responses) == 2 and (p, 0, 1) not in skip
     ]
@@ -474,7 +474,7 @@ def weigh(c: Candidates, weighting: Weighting, number: int) -> Candidates:
     return replace(c, pairs=tuple(pairs))
 
 
-def rescored(at: Round) -> Pool:
+def rescore_pool(at: Round) -> Pool:
     """The pool with reference log-probs of a reference that has moved."""
     rows = list(range(len(at.pool)))
     mine = shard(rows, at.ranks)

@@ -22,7 +22,16 @@ from choosy.models.policy import Policy
 from choosy.parallel.ranks import OneRank, Ranks
 from choosy.reporting.phases import Phases
 from choosy.resume import partial_rounds as sampled
-from choosy.rounds.round import PairSelector, PromptSelector, Round, Sample, TrainOn, play_round, refuse_many, rescored
+from choosy.rounds.round import (
+    PairSelector,
+    PromptSelector,
+    Round,
+    Sample,
+    TrainOn,
+    play_round,
+    refuse_many,
+    rescore_pool,
+)
 from choosy.sampling.protocol import Sampler
 from choosy.types import Prompt, content_id
 
@@ -187,7 +196,7 @@ class Run:
         self.evaluation, self.heldout_rows = None, []
         at = Round(number, self.seed, policy, self.sampler, self.pool, ranks, self.phases, beta)
         if moved and len(self.pool):
-            at = Round(number, self.seed, policy, self.sampler, rescored(at), ranks, self.phases, beta)
+            at = Round(number, self.seed, policy, self.sampler, rescore_pool(at), ranks, self.phases, beta)
         self.pool = play_round(
             at,
             prompts,
