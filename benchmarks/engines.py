@@ -1,6 +1,6 @@
 """Which engine samples fastest here? The same 48 chats, 64 new tokens each, every engine that is installed.
 
-    .venv/bin/python benchmarks/engines.py          # generate, paged
+    .venv/bin/python benchmarks/engines.py          # generate
     .venv-vllm/bin/python benchmarks/engines.py     # vllm as well (make test-vllm builds it)
 
 Runs are interleaved, so that what else the machine does meets all engines alike; the first pass warms up and does not
@@ -27,7 +27,6 @@ from choosy.data.formats import read_prompts
 from choosy.models.policy import Lora, Policy
 from choosy.sampling import vllm
 from choosy.sampling.generate import Generate
-from choosy.sampling.paged import Paged
 from choosy.sampling.protocol import Sampler
 from choosy.types import seed_of
 
@@ -39,7 +38,7 @@ def main() -> None:
     asked.add_argument("--chats", type=int, default=48)
     asked.add_argument("--tokens", type=int, default=64)
     asked.add_argument("--runs", type=int, default=3)
-    asked.add_argument("--skip", nargs="*", default=[], choices=["generate", "paged", "vllm"])
+    asked.add_argument("--skip", nargs="*", default=[], choices=["generate", "vllm"])
     told = asked.parse_args()
 
     policy = moved(told.model, torch.device(told.device))
@@ -75,7 +74,6 @@ def built(tokens: int, chats: int) -> dict[str, Sampler]:
     """Every engine that is installed."""
     engines: dict[str, Sampler] = {
         "generate": Generate(max_new_tokens=tokens, batch_size=chats),
-        "paged": Paged(max_new_tokens=tokens, batch_size=chats),
     }
     if vllm.is_installed():
         engines["vllm"] = vllm.Vllm(max_new_tokens=tokens, batch_size=chats)

@@ -16,12 +16,11 @@ from choosy.models.policy import Lora, Policy
 from choosy.sampling import vllm
 from choosy.sampling.auto import Auto, fastest
 from choosy.sampling.generate import Generate
-from choosy.sampling.paged import Paged
 from choosy.sampling.protocol import Sampler
 from choosy.sampling.vllm import Vllm
 from choosy.types import Candidates, Prompt, Response, seed_of
 
-ENGINES = {"generate": Generate, "paged": Paged, "vllm": Vllm}
+ENGINES = {"generate": Generate, "vllm": Vllm}
 DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 24}
 BUILT = {"max_new_tokens": 64, "max_prompt_tokens": 128, "batch_size": 32, "compiled": False}
 
@@ -239,8 +238,6 @@ def test_settings_that_sample_nothing_are_refused(setting, told, engine):
 
 def test_settings_of_one_engine_are_refused_by_it(monkeypatch):
     monkeypatch.setattr(vllm, "is_installed", lambda: True)
-    with pytest.raises(ValueError, match=r"sampler\.page_size=2 is too small .* choose >= 4"):
-        Paged(page_size=2)
     with pytest.raises(ValueError, match=r"sampler\.cache_gib=0 holds no cache; choose at least 1"):
         Vllm(cache_gib=0)
     with pytest.raises(ValueError, match=r"sampler\.gpu_memory=1\.5 is no share .* choose in \(0, 1\]"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from choosy.models.fast.fused import compile_layers, fuse
+from choosy.models.fast.fused import fuse
 
 SMALL = {
     "vocab_size": 97,
@@ -68,26 +67,6 @@ def test_values_and_gradients_stay(architecture: str, lora: bool) -> None:
     for name, gradient in wanted[1].items():
         scale = max(1.0, gradient.abs().max().item())
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-5 * scale, msg=lambda m, n=name: n + m)
-
-
-@pytest.mark.slow
-def test_compiled_layers_give_the_same_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR", "")  # the compiler sets it, and the test puts it back
-    if not shutil.which("g++"):
-        pytest.skip("torch.compile needs g++ on a CPU")
-    model = tiny("llama", lora=False)
-    compiled = copy.deepcopy(model)
-    assert compile_layers(compiled) == 7
-    wanted, found = outcome(model), outcome(compiled)
-    torch.testing.assert_close(found[0], wanted[0], rtol=1e-4, atol=1e-4)
-    for name, gradient in wanted[1].items():
-        torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-3 * gradient.abs().max().item())
-
-
-def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ValueError, match=r"compile_layers=true needs a C\+\+ compiler"):
-        compile_layers(tiny("llama", lora=False))
 
 
 def test_a_disabled_adapter_is_not_there() -> None:

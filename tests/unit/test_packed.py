@@ -40,17 +40,6 @@ def test_other_precisions_stay_as_they_are():
         assert "forward" not in vars(exact[0])
 
 
-@torch.inference_mode()
-def test_what_is_compiled_stays_compiled():
-    mixed = nn.ModuleList([model(torch.bfloat16), model(torch.bfloat16)])
-    if not can_pack(mixed[0][0].weight):
-        pytest.skip("this processor or build of torch has no packed bf16 products")
-    mixed[0].compile()
-    with packed_linears(mixed, 64):
-        assert "forward" not in vars(mixed[0][0])
-        assert "forward" in vars(mixed[1][0])
-
-
 def test_an_error_leaves_plain_layers():
     plain = model(torch.bfloat16)
     with pytest.raises(RuntimeError, match="stop"), packed_linears(plain, 64):

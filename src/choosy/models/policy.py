@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as hf_logging
 
 from choosy.models.fast import tree_attention as grouped
-from choosy.models.fast.fused import compile_layers, fuse
+from choosy.models.fast.fused import fuse
 from choosy.models.fast.memory import free_memory, keep_freed_memory
 from choosy.models.locate import resolve_model
 from choosy.models.logprobs import (
@@ -90,7 +90,6 @@ class Policy(nn.Module):
         gradient_checkpointing: Recompute activations in the backward: less memory, more time.
         fused: Layers that do the same in fewer passes over memory, where they give equal values; not of weights that
             are sharded (trainer=fsdp).
-        compile_layers: Let torch.compile fuse norms and gated layers; worth a try on a GPU, with fused=False.
         gather: Whether sharded weights (trainer=fsdp) are gathered once for a whole phase of sampling or scoring:
             `auto` = if they fit into half of the free memory; else each forward gathers them layer by layer.
         chat_template: Jinja text that replaces the tokenizer's chat template.
@@ -110,7 +109,6 @@ class Policy(nn.Module):
         tokens_per_step: int = 2048,
         gradient_checkpointing: bool = False,
         fused: bool = True,
-        compile_layers: bool = False,
         gather: Gather = "auto",
         chat_template: str | None = None,
         revision: str | None = None,
@@ -132,7 +130,6 @@ class Policy(nn.Module):
         self.tokens_per_step = tokens_per_step
         self.gradient_checkpointing = gradient_checkpointing
         self.fused = fused
-        self.compile_layers = compile_layers
         self.gather: Gather = gather
         self.chat_template = chat_template
         self.revision = revision
@@ -245,8 +242,6 @@ class Policy(nn.Module):
         nn.Module.to(self.model, device)
         if self.fused and not sharded:  # whose layers hold shares outside of a forward
             fuse(self.model)
-        if self.compile_layers:
-            compile_layers(self.model)
         self.initial = {name: p.detach().clone() for name, p in self.trainable()}
         self.reference_state = self.initial
         self.__dict__.pop("stop_ids", None)

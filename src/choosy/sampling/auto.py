@@ -24,7 +24,6 @@ def fastest(device: str, *, has_vllm: bool, ranks: int) -> tuple[Engine, str]:
 
     On a CPU vLLM was measured at 1.3 to 1.5 times the speed of `generate`, once it had started (a minute;
     benchmarks/engines.py); on a GPU its kernels and captured graphs are made for this, but it was not measured there.
-    `paged` is never the answer: on a CPU it is the slowest, and on a GPU it was not measured either.
 
     Args:
         device: The policy's: cpu, cuda, ...

@@ -4,8 +4,6 @@ A CPU is done with the matrix products of a small model in about half of a train
 operations that read and write whole activations. These do the same in place, and their backwards recompute what is
 cheap instead of keeping it. `fuse` puts them into a model wherever a layer is found to give equal values.
 
-On a GPU `compile_layers` may do better; on a CPU it did not, after half a minute of compiling (docs/log.md).
-
 Axes: N tokens, D features in, E features out, R rank of an adapter.
 """
 
@@ -13,8 +11,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -141,25 +137,6 @@ def _fused_mlp(mlp: nn.Module) -> Callable[[Tensor], Tensor] | None:
         return y_BLD
 
     return forward
-
-
-def compile_layers(model: nn.Module) -> int:
-    """Let torch.compile fuse the norms and the gated layers, which see no segments; how many it will.
-
-    Args:
-        model: A causal language model of transformers, on its device.
-
-    Raises:
-        ValueError: A CPU without the C++ compiler that torch.compile needs there.
-    """
-    if next(model.parameters()).device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
-        raise ValueError(
-            "model.compile_layers=true needs a C++ compiler (g++, or CXX) on a CPU; install one, or set it to false."
-        )
-    layers = [layer for layer in model.modules() if _fused_norm(layer) or _fused_mlp(layer)]
-    for layer in layers:
-        layer.compile(dynamic=True)
-    return len(layers)
 
 
 def fuse(model: nn.Module) -> int:

@@ -41,18 +41,11 @@ def product(weight_ED: Tensor, rows: int) -> Callable[[Tensor, Tensor | None], T
 def packed_linears(model: nn.Module, rows: int) -> Iterator[None]:
     """Within the block, the model's linear layers multiply by packed copies of the weights that they have now.
 
-    What torch.compile has taken over stays as it is.
-
     Args:
         model: Not to be trained within the block.
         rows: How many rows the products will have, about.
     """
-    compiled = {part for module in model.modules() if module._compiled_call_impl for part in module.modules()}
-    layers = [
-        layer
-        for layer in model.modules()
-        if type(layer) is nn.Linear and layer not in compiled and can_pack(layer.weight)
-    ]
+    layers = [layer for layer in model.modules() if type(layer) is nn.Linear and can_pack(layer.weight)]
     try:
         for layer in layers:
             layer.forward = _forward(layer, rows)  # type: ignore[method-assign, assignment]
