@@ -27,8 +27,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 from faulty_judge import Asked, FaultyJudge
 
+from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.judge.judge import Judge
-from choosy.labeling.ledger import Desk
 from choosy.types import Candidates, Prompt, Response
 
 RESULTS = Path(__file__).parent / "results" / "judge_faults.json"
@@ -70,7 +70,7 @@ def buy(url: str, ledger: str, pairs: int) -> None:
         read_timeout=20.0,
         prompt_price=1e4,  # each reply that reports its hundred tokens costs 1
     )
-    desk = Desk(judge, path=ledger, max_invalid=None)  # the wrong verdicts are wanted here
+    desk = LabelBuyer(judge, path=ledger, max_invalid=None)  # the wrong verdicts are wanted here
     desk.open("bought")
     desk.compare([pair(i) for i in range(pairs)])
 
@@ -188,7 +188,7 @@ def trained_wrong(url: str, ledger: Path, pairs: int) -> tuple[int, int]:
     from choosy.methods.selection import ChosenPair
     from choosy.rounds.round import compared_pairs
 
-    desk = Desk(Judge("truth", base_url=url, retries=0), path=str(ledger))
+    desk = LabelBuyer(Judge("truth", base_url=url, retries=0), path=str(ledger))
     desk.open("trained")
     fresh = [Candidates(prompt, (first, second)) for prompt, first, second in map(pair, range(pairs))]
     chosen = [ChosenPair(i, 0, 1, 0.0) for i in range(pairs)]

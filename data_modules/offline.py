@@ -11,8 +11,8 @@ from lightning.pytorch import LightningDataModule
 from choosy.data.batches import PairBatches
 from choosy.data.encode import TooLong, with_tokens, within_limit
 from choosy.data.formats import read_candidates, read_prompts
+from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.dataset import Dataset
-from choosy.labeling.ledger import Desk
 from choosy.methods.weighting import Weighting
 from choosy.module import WeightedDPO
 from choosy.parallel.ranks import current_ranks
@@ -55,7 +55,7 @@ class OfflineData(LightningDataModule):
         *,
         run_dir: str,
         sampler: Sampler,
-        desk: Desk,
+        desk: LabelBuyer,
         weighting: Weighting,
         heldout: str | None = None,
         seed: int = 0,

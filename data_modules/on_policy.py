@@ -11,8 +11,8 @@ from choosy.data.batches import PairBatches
 from choosy.data.encode import TooLong, within_limit
 from choosy.data.formats import read_prompts
 from choosy.data.pool import Keep
+from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.dataset import Dataset
-from choosy.labeling.ledger import Desk
 from choosy.methods.weighting import Weighting
 from choosy.models.policy import Policy
 from choosy.module import WeightedDPO
@@ -55,7 +55,7 @@ class OnPolicyData(LightningDataModule):
         *,
         run_dir: str,
         sampler: Sampler,
-        desk: Desk,
+        desk: LabelBuyer,
         weighting: Weighting,
         heldout: str | None = None,
         seed: int = 0,

@@ -29,8 +29,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.client_config import ClientConfig
 
+from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.human.human import Human
-from choosy.labeling.ledger import Desk
 from choosy.types import Prompt, Response
 
 T = TypeVar("T")
@@ -264,7 +264,7 @@ EVIL = [
 
 def test_what_a_model_wrote_is_text_and_nothing_else(page, port, tmp_path):
     human = Human(str(tmp_path), port=port, grace=0)
-    desk = Desk(human, path=str(tmp_path / "ledger.sqlite"))
+    desk = LabelBuyer(human, path=str(tmp_path / "ledger.sqlite"))
     desk.open("run")
     asked = [(Prompt(f"p{i}", f"{i} {text}"), Response(text), Response(f"not {text}")) for i, text in enumerate(EVIL)]
     verdicts: list[Any] = []

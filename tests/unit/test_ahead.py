@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from choosy.labeling.both_orders import BothOrders
+from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.judge.judge import Judge
-from choosy.labeling.ledger import Desk
 from choosy.labeling.noisy import Noisy
 from choosy.labeling.protocols import Answer
 from choosy.rounds import label_ahead as module
@@ -72,12 +72,12 @@ def bought(path: Path) -> int:
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Desk, Ahead]]:
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[LabelBuyer, Ahead]]:
     """An open desk and what buys there ahead: made(labeler, budget=3)."""
     monkeypatch.setattr(module, "LOOK", 0.01)
 
-    def opened(labeler: Any, **budgets: Any) -> tuple[Desk, Ahead]:
-        desk = Desk(labeler, path=str(tmp_path / "ledger.sqlite"), **budgets)
+    def opened(labeler: Any, **budgets: Any) -> tuple[LabelBuyer, Ahead]:
+        desk = LabelBuyer(labeler, path=str(tmp_path / "ledger.sqlite"), **budgets)
         desk.open("a")
         return desk, Ahead(desk, lambda some: desk.compare([(c.prompt, *c.responses) for c in some]))  # type: ignore[misc]
 

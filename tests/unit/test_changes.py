@@ -29,7 +29,7 @@ HYDRA: dict[str, Any] = {
         "train": "prompts.jsonl",
         "run_dir": "runs/a",
         "rounds": 2,
-        "desk": {"_target_": "choosy.labeling.ledger.Desk", "path": "runs/a/ledger.sqlite", "budget": None},
+        "desk": {"_target_": "choosy.labeling.buyer.LabelBuyer", "path": "runs/a/ledger.sqlite", "budget": None},
     },
     "trainer": {"devices": 1, "max_epochs": 2, "callbacks": [{"_target_": "callbacks.optune.OPTune", "fraction": 0.3}]},
 }

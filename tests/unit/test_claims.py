@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from choosy.labeling.ledger import Desk, Ledger, Question
+from choosy.labeling.buyer import LabelBuyer
+from choosy.labeling.ledger import Ledger, Question
 from choosy.labeling.locks import Buyer, lives
 from choosy.labeling.protocols import Answer, Postponed
 from choosy.types import Prompt, Response, Verdict
@@ -73,8 +74,8 @@ def diary(tmp_path: Path) -> Path:
     return tmp_path / "diary.txt"
 
 
-def opened(path: Path, labeler: Any, run: str = "a", **budgets: Any) -> Desk:
-    desk = Desk(labeler, path=str(path), **budgets)
+def opened(path: Path, labeler: Any, run: str = "a", **budgets: Any) -> LabelBuyer:
+    desk = LabelBuyer(labeler, path=str(path), **budgets)
     desk.open(run)
     return desk
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.contrastive import Contrastive
-from choosy.labeling.ledger import Desk
 from choosy.labeling.protocols import NeedsPolicy, Scores
 from choosy.models.policy import Lora, Policy
 from choosy.types import Candidates, Message, Prompt, Response
@@ -96,7 +96,7 @@ def test_the_start_s_weights_judge_and_the_policy_is_left_as_it_was(moved: Polic
 
 def test_labels_of_other_weights_are_not_reused(moved: Policy, tmp_path: Path) -> None:
     for weights, bought in (("start", 2), ("current", 4)):
-        desk = Desk(labeler(None, weights=weights), path=str(tmp_path / f"{weights}.sqlite"))
+        desk = LabelBuyer(labeler(None, weights=weights), path=str(tmp_path / f"{weights}.sqlite"))
         desk.use_policy(moved)
         desk.open("run")
         candidates = [Candidates(CHAT, (Response("fine"), Response("bad")))]

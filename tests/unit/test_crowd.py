@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.crowd.crowd import Crowd, _draw
-from choosy.labeling.ledger import Desk
 from choosy.labeling.protocols import Compares, Scores
 from choosy.labeling.vader import Vader
 from choosy.types import MIRRORED, Prompt, Response
@@ -39,8 +39,8 @@ class Worker:
 
 @pytest.fixture
 def desk_of(tmp_path: Path):
-    def desk(labeler: Any, **options: Any) -> Desk:
-        return Desk(labeler, path=str(tmp_path / "ledger.sqlite"), **options)
+    def desk(labeler: Any, **options: Any) -> LabelBuyer:
+        return LabelBuyer(labeler, path=str(tmp_path / "ledger.sqlite"), **options)
 
     return desk
 
@@ -117,12 +117,12 @@ def test_the_budget_counts_votes(desk_of) -> None:
 
 
 def test_an_interrupted_crowd_goes_on_as_if_nothing_had_been(desk_of, tmp_path: Path) -> None:
-    def crowd(where: Path) -> tuple[Desk, list[Worker]]:
+    def crowd(where: Path) -> tuple[LabelBuyer, list[Worker]]:
         workers = [Worker("a", range(0, 40, 3)), Worker("b", range(0, 40, 2)), Worker("c", range(15))]
         workers.append(Worker("expert"))
-        desks = [Desk(w, path=str(where / "ledger.sqlite")) for w in workers]
+        desks = [LabelBuyer(w, path=str(where / "ledger.sqlite")) for w in workers]
         labeler = Crowd(dict(zip("abc", desks[:3], strict=True)), expert=desks[3], audit=0.3, memory=30)
-        desk = Desk(labeler, path=str(where / "ledger.sqlite"))
+        desk = LabelBuyer(labeler, path=str(where / "ledger.sqlite"))
         desk.open("run")
         return desk, workers
 

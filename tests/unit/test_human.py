@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.human.assignment import Assignment, Click, Question, first_on_the_left, majority
 from choosy.labeling.human.clicks import Clicks
 from choosy.labeling.human.human import Closed, Human, Plan, Sitting, same, token_from
-from choosy.labeling.ledger import Desk
 from choosy.labeling.protocols import Answer, TakenBack
 from choosy.rounds.evaluate import evaluate
 from choosy.types import Candidates, Prompt, Response
@@ -309,8 +309,8 @@ def human(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Human:
 
 
 @pytest.fixture
-def desk(human: Human, tmp_path: Path) -> Desk:
-    desk = Desk(human, path=str(tmp_path / "ledger.sqlite"), budget=10)
+def desk(human: Human, tmp_path: Path) -> LabelBuyer:
+    desk = LabelBuyer(human, path=str(tmp_path / "ledger.sqlite"), budget=10)
     desk.open("run")
     return desk
 
@@ -394,7 +394,7 @@ class Fickle:
 
 def test_an_answer_that_is_taken_back_leaves_no_trace_in_what_is_trained_on(tmp_path):
     fickle = Fickle()
-    desk = Desk(fickle, path=str(tmp_path / "ledger.sqlite"), budget=4)
+    desk = LabelBuyer(fickle, path=str(tmp_path / "ledger.sqlite"), budget=4)
     desk.open("run")
     assert desk.compare(asked(2)) == ["second", "second"]
     assert rows(tmp_path / "ledger.sqlite") == [("p0", "second", ""), ("p1", "second", "")]
@@ -408,7 +408,7 @@ def test_an_answer_that_is_taken_back_leaves_no_trace_in_what_is_trained_on(tmp_
 
 def test_a_desk_without_heldout_answers_asks_nobody_about_them(tmp_path):
     fickle = Fickle()
-    desk = Desk(fickle, path=str(tmp_path / "ledger.sqlite"), heldout=False)
+    desk = LabelBuyer(fickle, path=str(tmp_path / "ledger.sqlite"), heldout=False)
     desk.open("run")
     answers = [Candidates(prompt, (replace(one, ids=(1, 2), logp=-1.0, logp_ref=-3.0),)) for prompt, one, _ in asked(2)]
     start = {c.prompt.id: c for c in answers}

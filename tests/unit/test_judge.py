@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 from faulty_judge import FAULTS, Asked, FaultyJudge, prefers_longer
 
+from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.judge.endpoint import MOST_BYTES, Pace, Unanswered, retry_after
 from choosy.labeling.judge.judge import TEMPLATE, Judge, read_template, verdict_of
-from choosy.labeling.ledger import Desk
 from choosy.labeling.protocols import Answer, Compares, Scores
 from choosy.types import Prompt, Response
 
@@ -619,7 +619,7 @@ def test_the_key_goes_to_the_endpoint_and_nowhere_else(
     echo = FaultyJudge(lambda asked: f"You sent {asked.headers['Authorization']}.\n" + asked.verdict("first"))
     with echo as server:
         made = judge(server, key_env="JUDGE_KEY")
-        desk = Desk(made, path=str(tmp_path / "ledger.sqlite"))
+        desk = LabelBuyer(made, path=str(tmp_path / "ledger.sqlite"))
         desk.open("run")
         assert desk.compare(items(2)) == ["tie", "tie"]
     assert {asked.headers["Authorization"] for asked in server.asked} == {f"Bearer {KEY}"}
@@ -693,7 +693,7 @@ def test_the_desk_keeps_what_was_answered_and_a_resume_buys_the_rest(tmp_path: P
         return "503" if broken[0] and "question 17" in asked.user else None
 
     with FaultyJudge(fault=fault) as server:
-        desk = Desk(judge(server, retries=1, concurrency=3), path=str(tmp_path / "ledger.sqlite"))
+        desk = LabelBuyer(judge(server, retries=1, concurrency=3), path=str(tmp_path / "ledger.sqlite"))
         desk.open("run")
         with pytest.raises(ValueError, match=r"no label for prompt 'question 17'.*status 503.*a resume goes on"):
             desk.compare(asked)
@@ -711,7 +711,7 @@ def test_the_desk_keeps_what_was_answered_and_a_resume_buys_the_rest(tmp_path: P
 def test_a_budget_of_money_is_kept(tmp_path: Path) -> None:
     with FaultyJudge(prefers_longer, usage=(100, 0)) as server:
         made = judge(server, prompt_price=1e4, price=2.0)  # each request costs 1
-        desk = Desk(made, path=str(tmp_path / "ledger.sqlite"), budget_money=7.0)
+        desk = LabelBuyer(made, path=str(tmp_path / "ledger.sqlite"), budget_money=7.0)
         desk.open("run")
         assert [verdict is not None for verdict in desk.compare(items(5))] == [True, True, True, False, False]
         assert desk.money == pytest.approx(6.0)

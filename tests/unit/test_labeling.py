@@ -21,11 +21,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.contrastive import Contrastive
 from choosy.labeling.dataset import Dataset
 from choosy.labeling.function import Function
 from choosy.labeling.judge.judge import Judge
-from choosy.labeling.ledger import Desk
 from choosy.labeling.noisy import Noisy
 from choosy.labeling.protocols import COMPARE, SCORE, Compares, Scores
 from choosy.labeling.reward_model import RewardModel
@@ -264,7 +264,7 @@ def test_every_entry_of_the_menu_is_a_desk(tmp_path: Path, entry: str, required:
     config.labeler.labeler.update(required)
     config.labeler.budget = 3
     desk = instantiate(config.labeler)
-    assert isinstance(desk, Desk)
+    assert isinstance(desk, LabelBuyer)
     assert isinstance(desk.labeler, labeler)
     assert desk.budget == 3
     desk.open("a")
@@ -287,7 +287,7 @@ def test_the_table_of_what_labelers_can_is_that_of_the_menu() -> None:
 
 
 def test_the_desk_says_which_response_the_data_did_not_score(tmp_path: Path) -> None:
-    desk = Desk(Dataset(), path=str(tmp_path / "ledger.sqlite"))
+    desk = LabelBuyer(Dataset(), path=str(tmp_path / "ledger.sqlite"))
     desk.open("a")
     with pytest.raises(ValueError, match=r"dataset gave no label for prompt 'p', response 1: 'sampled'.*no gold"):
         desk.score([Candidates(PROMPT, (Response("given", gold=1.0), Response("sampled")))])

@@ -14,9 +14,10 @@ import pytest
 from rich.console import Console
 
 from choosy.cli import run_command
+from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.exchange import command as labels
 from choosy.labeling.exchange.command import FORMS, Form, Imported, export_labels, import_labels, stats
-from choosy.labeling.ledger import Desk, Ledger
+from choosy.labeling.ledger import Ledger
 from choosy.labeling.protocols import Answer, Postponed
 from choosy.types import Candidates, Message, Prompt, Response
 
@@ -65,7 +66,7 @@ def full(tmp_path: Path) -> Ledger:
     """A ledger with four verdicts and two scores."""
     path = str(tmp_path / "full.sqlite")
     for labeler in (Judge(), Scorer()):
-        desk = Desk(labeler, path=path)
+        desk = LabelBuyer(labeler, path=path)
         desk.open("/runs/a")
         if isinstance(labeler, Judge):
             desk.compare(ITEMS)
@@ -82,9 +83,9 @@ def empty(tmp_path: Path) -> Ledger:
 
 
 @pytest.fixture
-def waiting(tmp_path: Path) -> Desk:
+def waiting(tmp_path: Path) -> LabelBuyer:
     """A desk whose run waits for four verdicts."""
-    desk = Desk(Later(), path=str(tmp_path / "waiting.sqlite"), budget=4)
+    desk = LabelBuyer(Later(), path=str(tmp_path / "waiting.sqlite"), budget=4)
     desk.open("/runs/a")
     with pytest.raises(Postponed):
         desk.compare(ITEMS)
@@ -109,7 +110,7 @@ def test_what_goes_out_comes_back(full: Ledger, empty: Ledger, tmp_path: Path, f
 def test_imported_labels_are_not_bought_again(full: Ledger, empty: Ledger, tmp_path: Path) -> None:
     export_labels(full, tmp_path / "labels.csv")
     import_labels(tmp_path / "labels.csv", empty)
-    desk = Desk(Judge(), path=empty.path)
+    desk = LabelBuyer(Judge(), path=empty.path)
     desk.open("/runs/b")
     assert desk.compare([(prompt, two, one) for prompt, one, two in ITEMS]) == ["second", "first", "tie", "invalid"]
     assert (desk.spent, desk.reused, desk.money) == (0, 4, 0.0)
@@ -210,7 +211,7 @@ def test_what_the_real_programs_export(empty: Ledger, file: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_is_wanted_goes_out_and_is_answered(waiting: Desk, tmp_path: Path, form: Form) -> None:
+def test_what_is_wanted_goes_out_and_is_answered(waiting: LabelBuyer, tmp_path: Path, form: Form) -> None:
     ledger, file = Ledger(waiting._ledger.path), tmp_path / f"wanted{SUFFIX[form]}"
     assert export_labels(ledger, file, form=form, wanted=True) == 4
     with pytest.raises(ValueError, match="holds no label: none of its 4 rows has a verdict or a score"):
@@ -223,7 +224,7 @@ def test_what_is_wanted_goes_out_and_is_answered(waiting: Desk, tmp_path: Path, 
     assert (waiting.spent, waiting.exhausted) == (4, True), "the run has bought them, within its budget"
 
 
-def test_a_row_may_tell_a_question_in_words(waiting: Desk, tmp_path: Path) -> None:
+def test_a_row_may_tell_a_question_in_words(waiting: LabelBuyer, tmp_path: Path) -> None:
     file = tmp_path / "labels.jsonl"
     rows = [
         {"prompt": "Which?", "response_first": "b", "response_second": "a", "verdict": "first"},
@@ -343,7 +344,9 @@ def test_a_file_that_is_none(empty: Ledger, tmp_path: Path, content: bytes | Non
 # --- the command ---
 
 
-def test_the_command_line(full: Ledger, waiting: Desk, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line(
+    full: Ledger, waiting: LabelBuyer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_command(["labels", "export", full.path, str(tmp_path / "out.json"), "--form", "argilla"])
     run_command(["labels", "import", str(tmp_path / "new.sqlite"), str(tmp_path / "out.json")])
     run_command(["labels", "stats", str(tmp_path / "new.sqlite")])

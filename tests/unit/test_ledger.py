@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from choosy.labeling.asking import CHUNK
-from choosy.labeling.ledger import Desk, Question
+from choosy.labeling.buyer import LabelBuyer
+from choosy.labeling.ledger import Question
 from choosy.labeling.protocols import Answer, Labeler, Postponed
 from choosy.types import Candidates, Message, Prompt, Response, Verdict
 
@@ -84,11 +85,11 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def desk(path: Path) -> Callable[..., Desk]:
+def desk(path: Path) -> Callable[..., LabelBuyer]:
     """A desk that is open: desk(labeler, run="a", budget=3)."""
 
-    def opened(labeler: Labeler | None = None, run: str = "a", budget: int | None = None) -> Desk:
-        desk = Desk(labeler or Lengths(), path=str(path), budget=budget)
+    def opened(labeler: Labeler | None = None, run: str = "a", budget: int | None = None) -> LabelBuyer:
+        desk = LabelBuyer(labeler or Lengths(), path=str(path), budget=budget)
         desk.open(run)
         return desk
 
@@ -98,7 +99,7 @@ def desk(path: Path) -> Callable[..., Desk]:
 # --- buying and reusing ---
 
 
-def test_scores_come_back_in_place_and_are_rows_of_the_ledger(desk: Callable[..., Desk], path: Path) -> None:
+def test_scores_come_back_in_place_and_are_rows_of_the_ledger(desk: Callable[..., LabelBuyer], path: Path) -> None:
     counter = desk()
     asked = [given("p", "a", "bbb"), given("q", "cc")]
     assert rewards(counter.score(asked)) == [[1.0, 3.0], [2.0]]
@@ -108,7 +109,7 @@ def test_scores_come_back_in_place_and_are_rows_of_the_ledger(desk: Callable[...
     assert (counter.spent, counter.reused, counter.evaluation, counter.exhausted) == (3, 0, 0, False)
 
 
-def test_a_label_is_never_bought_twice(desk: Callable[..., Desk]) -> None:
+def test_a_label_is_never_bought_twice(desk: Callable[..., LabelBuyer]) -> None:
     counter = desk(first := Lengths())
     counter.score([given("p", "a", "a", "bb")])
     counter.score([given("p", "bb", "a")])
@@ -121,7 +122,7 @@ def test_a_label_is_never_bought_twice(desk: Callable[..., Desk]) -> None:
     assert desk(run="b").reused == 2, "a resumed run reports the same"
 
 
-def test_the_question_is_labeler_conversation_and_response(desk: Callable[..., Desk]) -> None:
+def test_the_question_is_labeler_conversation_and_response(desk: Callable[..., LabelBuyer]) -> None:
     labeler = Lengths()
     as_user = Prompt("p", "hi", (Message("user", "hi"),))
     as_system = Prompt("p", "hi", (Message("system", "hi"),))
@@ -133,12 +134,12 @@ def test_the_question_is_labeler_conversation_and_response(desk: Callable[..., D
     assert len(labeler.asked) == 4
 
 
-def test_labels_survive_in_write_ahead_mode(desk: Callable[..., Desk], path: Path) -> None:
+def test_labels_survive_in_write_ahead_mode(desk: Callable[..., LabelBuyer], path: Path) -> None:
     desk().score([given("p", "a")])
     assert rows(path, "PRAGMA journal_mode") == [("wal",)]
 
 
-def test_labels_are_committed_before_they_are_used(desk: Callable[..., Desk], path: Path) -> None:
+def test_labels_are_committed_before_they_are_used(desk: Callable[..., LabelBuyer], path: Path) -> None:
     """While a chunk is being asked for, the chunks before it can be seen by everybody."""
     seen: list[int] = []
 
@@ -151,13 +152,13 @@ def test_labels_are_committed_before_they_are_used(desk: Callable[..., Desk], pa
     assert seen == [0, CHUNK, 2 * CHUNK]
 
 
-def test_an_open_desk_travels_in_a_pickle(desk: Callable[..., Desk]) -> None:
+def test_an_open_desk_travels_in_a_pickle(desk: Callable[..., LabelBuyer]) -> None:
     counter = pickle.loads(pickle.dumps(desk()))
     assert rewards(counter.score([given("p", "a")])) == [[1.0]]
     assert counter.spent == 1
 
 
-def test_nothing_asked_is_nothing_bought(desk: Callable[..., Desk]) -> None:
+def test_nothing_asked_is_nothing_bought(desk: Callable[..., LabelBuyer]) -> None:
     counter = desk(budget=1)
     assert counter.score([]) == []
     assert counter.compare([]) == []
@@ -168,7 +169,7 @@ def test_nothing_asked_is_nothing_bought(desk: Callable[..., Desk]) -> None:
 # --- the budget ---
 
 
-def test_a_prompt_is_bought_whole_or_not_at_all_in_the_order_given(desk: Callable[..., Desk]) -> None:
+def test_a_prompt_is_bought_whole_or_not_at_all_in_the_order_given(desk: Callable[..., LabelBuyer]) -> None:
     counter = desk(labeler := Lengths(), budget=5)
     got = counter.score([given("p", "a", "bb"), given("q", "a", "bb"), given("r", "a", "bb")])
     assert rewards(got) == [[1.0, 2.0], [1.0, 2.0], [None, None]]
@@ -179,11 +180,11 @@ def test_a_prompt_is_bought_whole_or_not_at_all_in_the_order_given(desk: Callabl
     assert rewards(counter.score([given("t", "a"), given("q", "bb")])) == [[1.0], [2.0]], "the ledger is free"
 
 
-def test_a_response_named_twice_costs_once(desk: Callable[..., Desk]) -> None:
+def test_a_response_named_twice_costs_once(desk: Callable[..., LabelBuyer]) -> None:
     assert rewards(desk(budget=1).score([given("p", "a", "a")])) == [[1.0, 1.0]]
 
 
-def test_a_resumed_run_goes_on_counting(desk: Callable[..., Desk]) -> None:
+def test_a_resumed_run_goes_on_counting(desk: Callable[..., LabelBuyer]) -> None:
     desk(budget=3).score([given("p", "a", "bb")])
     again = desk(labeler := Lengths(), budget=3)
     assert again.spent == 2
@@ -209,8 +210,8 @@ def test_a_run_that_broke_anywhere_ends_like_one_that_did_not(tmp_path: Path, cu
             raise RuntimeError
         return float(text[1])
 
-    def opened(answer: Callable[[str], float]) -> Desk:
-        desk = Desk(Scripted(answer), path=str(tmp_path / "ledger.sqlite"), budget=7)
+    def opened(answer: Callable[[str], float]) -> LabelBuyer:
+        desk = LabelBuyer(Scripted(answer), path=str(tmp_path / "ledger.sqlite"), budget=7)
         desk.open("a")
         return desk
 
@@ -222,7 +223,7 @@ def test_a_run_that_broke_anywhere_ends_like_one_that_did_not(tmp_path: Path, cu
     assert resumed.spent == 6
 
 
-def test_labels_to_evaluate_are_neither_limited_nor_counted(desk: Callable[..., Desk]) -> None:
+def test_labels_to_evaluate_are_neither_limited_nor_counted(desk: Callable[..., LabelBuyer]) -> None:
     counter = desk(budget=1)
     assert rewards(counter.score([given("p", "a", "bb")], purpose="evaluate")) == [[1.0, 2.0]]
     assert (counter.spent, counter.evaluation, counter.exhausted) == (0, 2, False)
@@ -231,7 +232,7 @@ def test_labels_to_evaluate_are_neither_limited_nor_counted(desk: Callable[..., 
     assert (counter.spent, counter.evaluation) == (1, 3)
 
 
-def test_training_on_a_label_that_was_bought_to_evaluate_counts(desk: Callable[..., Desk]) -> None:
+def test_training_on_a_label_that_was_bought_to_evaluate_counts(desk: Callable[..., LabelBuyer]) -> None:
     counter = desk(labeler := Lengths(), budget=2)
     counter.score([given("p", "a", "bb"), given("q", "a")], purpose="evaluate")
     got = counter.score([given("p", "a", "bb"), given("q", "a")])
@@ -242,7 +243,7 @@ def test_training_on_a_label_that_was_bought_to_evaluate_counts(desk: Callable[.
 @pytest.mark.parametrize("budget", [0, -1])
 def test_a_budget_that_buys_nothing_is_refused(budget: int) -> None:
     with pytest.raises(ValueError, match=rf"labeler.budget={budget} buys nothing; .* null for no limit"):
-        Desk(Lengths(), path="unused", budget=budget)
+        LabelBuyer(Lengths(), path="unused", budget=budget)
 
 
 # --- comparisons ---
@@ -251,7 +252,7 @@ PROMPT = Prompt("p", "Which?")
 A, BB, CC = Response("a"), Response("bb"), Response("cc")
 
 
-def test_verdicts_are_bought_up_to_the_budget(desk: Callable[..., Desk], path: Path) -> None:
+def test_verdicts_are_bought_up_to_the_budget(desk: Callable[..., LabelBuyer], path: Path) -> None:
     counter = desk(labeler := Longer(), budget=2)
     assert (counter.scores, counter.compares) == (False, True)
     assert counter.compare([(PROMPT, A, BB), (PROMPT, BB, CC), (PROMPT, A, CC)]) == ["second", "tie", None]
@@ -260,7 +261,7 @@ def test_verdicts_are_bought_up_to_the_budget(desk: Callable[..., Desk], path: P
     assert kept[0] == ("compare", "a", "bb", None, "second")
 
 
-def test_a_verdict_is_reused_for_the_question_in_reverse(desk: Callable[..., Desk]) -> None:
+def test_a_verdict_is_reused_for_the_question_in_reverse(desk: Callable[..., LabelBuyer]) -> None:
     counter = desk(labeler := Longer())
     assert counter.compare([(PROMPT, BB, A), (PROMPT, A, BB)]) == ["first", "second"]
     assert counter.compare([(PROMPT, A, BB), (PROMPT, BB, A)]) == ["second", "first"]
@@ -268,7 +269,7 @@ def test_a_verdict_is_reused_for_the_question_in_reverse(desk: Callable[..., Des
     assert counter.spent == 1
 
 
-def test_invalid_verdicts_are_kept_and_mirrored_as_they_are(desk: Callable[..., Desk]) -> None:
+def test_invalid_verdicts_are_kept_and_mirrored_as_they_are(desk: Callable[..., LabelBuyer]) -> None:
     class Undecided:
         name = "undecided"
 
@@ -280,7 +281,7 @@ def test_invalid_verdicts_are_kept_and_mirrored_as_they_are(desk: Callable[..., 
     assert counter.spent == 1
 
 
-def test_a_labeler_that_only_scores_compares_by_two_scores(desk: Callable[..., Desk]) -> None:
+def test_a_labeler_that_only_scores_compares_by_two_scores(desk: Callable[..., LabelBuyer]) -> None:
     counter = desk(labeler := Lengths(), budget=3)
     assert (counter.scores, counter.compares) == (True, False)
     verdicts = counter.compare([(PROMPT, A, BB), (PROMPT, BB, CC), (PROMPT, A, Response("dd"))])
@@ -289,20 +290,20 @@ def test_a_labeler_that_only_scores_compares_by_two_scores(desk: Callable[..., D
     assert counter.spent == 3
 
 
-def test_a_labeler_that_only_compares_cannot_score(desk: Callable[..., Desk]) -> None:
+def test_a_labeler_that_only_compares_cannot_score(desk: Callable[..., LabelBuyer]) -> None:
     with pytest.raises(ValueError, match=r"labeler longer only compares.*labeler=vader"):
         desk(Longer()).score([given("p", "a")])
 
 
 def test_a_labeler_that_does_neither_is_refused() -> None:
     with pytest.raises(ValueError, match="score or compare; object has not"):
-        Desk(object(), path="unused")  # type: ignore[arg-type]
+        LabelBuyer(object(), path="unused")  # type: ignore[arg-type]
 
 
 # --- labelers that fail ---
 
 
-def test_an_error_names_its_row_and_keeps_the_rows_before_it(desk: Callable[..., Desk], path: Path) -> None:
+def test_an_error_names_its_row_and_keeps_the_rows_before_it(desk: Callable[..., LabelBuyer], path: Path) -> None:
     def fails(text: str) -> float:
         if text == "x" * 50:
             raise RuntimeError("the judge is asleep")
@@ -318,7 +319,7 @@ def test_an_error_names_its_row_and_keeps_the_rows_before_it(desk: Callable[...,
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None, "0.5"])
-def test_a_score_that_is_no_finite_number_is_an_error(desk: Callable[..., Desk], path: Path, bad: Any) -> None:
+def test_a_score_that_is_no_finite_number_is_an_error(desk: Callable[..., LabelBuyer], path: Path, bad: Any) -> None:
     labeler = Scripted(lambda text: bad if text == "bad" else 1.0)
     words = f"for prompt 'q', response 1: 'bad': wanted a finite number, found {bad!r}.*in the ledger"
     with pytest.raises(ValueError, match=words):
@@ -326,7 +327,7 @@ def test_a_score_that_is_no_finite_number_is_an_error(desk: Callable[..., Desk],
     assert [text for (text,) in rows(path, "SELECT response_first FROM labels")] == ["a", "b"]
 
 
-def test_a_verdict_that_is_none_of_the_four_is_an_error(desk: Callable[..., Desk]) -> None:
+def test_a_verdict_that_is_none_of_the_four_is_an_error(desk: Callable[..., LabelBuyer]) -> None:
     class Chatty(Longer):
         def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> list[Any]:
             return ["first", "Response A, clearly"]
@@ -337,7 +338,7 @@ def test_a_verdict_that_is_none_of_the_four_is_an_error(desk: Callable[..., Desk
     assert counter.spent == 1
 
 
-def test_one_answer_too_few_is_an_error(desk: Callable[..., Desk]) -> None:
+def test_one_answer_too_few_is_an_error(desk: Callable[..., LabelBuyer]) -> None:
     class Lossy(Lengths):
         def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
             return super().score(items)[1:]
@@ -356,12 +357,12 @@ def test_a_path_that_cannot_be_a_ledger_is_an_error(tmp_path: Path, path: Any) -
     (tmp_path / "text.txt").write_text("This is no database. " * 100)
     path = path.format(tmp=tmp_path) if isinstance(path, str) else path
     with pytest.raises(ValueError, match=r"labeler\.path=.* cannot serve as the ledger.*labeler\.path=runs/ledger"):
-        Desk(Lengths(), path=path).open("a")
+        LabelBuyer(Lengths(), path=path).open("a")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 @pytest.mark.parametrize("locked", ["folder", "file"])
-def test_a_ledger_that_cannot_be_written_is_an_error(desk: Callable[..., Desk], path: Path, locked: str) -> None:
+def test_a_ledger_that_cannot_be_written_is_an_error(desk: Callable[..., LabelBuyer], path: Path, locked: str) -> None:
     desk()
     target = path if locked == "file" else path.parent
     target.chmod(0o500 if locked == "folder" else 0o400)
@@ -373,7 +374,7 @@ def test_a_ledger_that_cannot_be_written_is_an_error(desk: Callable[..., Desk], 
 
 
 def _buy(path: str, run: str, start: Any) -> None:
-    desk = Desk(Lengths(), path=path)
+    desk = LabelBuyer(Lengths(), path=path)
     start.wait()
     desk.open(run)
     for i in range(10):
@@ -390,7 +391,7 @@ def test_processes_that_buy_the_same_labels_at_once_share_them(path: Path) -> No
         process.join(timeout=60)
     assert [process.exitcode for process in processes] == [0, 0]
     assert len(rows(path)) == 24
-    desks = [Desk(Lengths(), path=str(path)) for _ in processes]
+    desks = [LabelBuyer(Lengths(), path=str(path)) for _ in processes]
     for desk, run in zip(desks, "ab", strict=True):
         desk.open(run)
         assert desk.spent + desk.reused == 24, "what a run did not pay for itself, the other one did"
@@ -428,7 +429,7 @@ class Closed(Exception):
 FIVE = [(Prompt(f"p{i}", "Which?"), Response(f"a{i}"), Response(f"b{i}")) for i in range(5)]
 
 
-def test_an_answer_is_in_the_ledger_before_the_next_is_asked_for(desk: Callable[..., Desk], path: Path) -> None:
+def test_an_answer_is_in_the_ledger_before_the_next_is_asked_for(desk: Callable[..., LabelBuyer], path: Path) -> None:
     counter = desk(labeler := Clicks(path, [3, 0, 4, 1, 2], cost=0.25))
     assert counter.compare(FIVE) == ["first"] * 5
     assert (labeler.seen, labeler.asked) == ([0, 1, 2, 3, 4], [5])
@@ -437,14 +438,16 @@ def test_an_answer_is_in_the_ledger_before_the_next_is_asked_for(desk: Callable[
     assert (counter.spent, counter.money) == (5, 1.25)
 
 
-def test_a_labeler_that_yields_may_bound_what_it_is_asked(desk: Callable[..., Desk], path: Path) -> None:
+def test_a_labeler_that_yields_may_bound_what_it_is_asked(desk: Callable[..., LabelBuyer], path: Path) -> None:
     labeler = Clicks(path, [1, 0])
     labeler.at_once = 2  # type: ignore[attr-defined]
     assert desk(labeler).compare(FIVE[:4]) == ["first"] * 4
     assert labeler.asked == [2, 2]
 
 
-def test_what_was_yielded_before_an_error_is_kept_and_the_item_is_named(desk: Callable[..., Desk], path: Path) -> None:
+def test_what_was_yielded_before_an_error_is_kept_and_the_item_is_named(
+    desk: Callable[..., LabelBuyer], path: Path
+) -> None:
     counter = desk(labeler := Clicks(path, [3, 0, -4]))
     words = "clicks gave no label for prompt 'p4', question 4: 'a4' and 'b4': Closed: the browser is closed"
     with pytest.raises(ValueError, match=words):
@@ -455,7 +458,7 @@ def test_what_was_yielded_before_an_error_is_kept_and_the_item_is_named(desk: Ca
     assert mended.asked == [3], "what was answered is not asked again"
 
 
-def test_a_labeler_may_put_off_its_answers(desk: Callable[..., Desk]) -> None:
+def test_a_labeler_may_put_off_its_answers(desk: Callable[..., LabelBuyer]) -> None:
     class Tomorrow(Longer):
         def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer]:
             yield Answer(1, "tie")
@@ -479,7 +482,7 @@ def test_a_labeler_may_put_off_its_answers(desk: Callable[..., Desk]) -> None:
     ],
 )
 def test_an_answer_that_does_not_fit_is_an_error(
-    desk: Callable[..., Desk], answers: list[Answer | Verdict], words: str
+    desk: Callable[..., LabelBuyer], answers: list[Answer | Verdict], words: str
 ) -> None:
     class Sloppy(Longer):
         name = "clicks"
@@ -493,13 +496,13 @@ def test_an_answer_that_does_not_fit_is_an_error(
     assert counter.spent == (2 if "tie" in answers else 1)
 
 
-def test_a_list_may_hold_answers(desk: Callable[..., Desk], path: Path) -> None:
+def test_a_list_may_hold_answers(desk: Callable[..., LabelBuyer], path: Path) -> None:
     labeler = Scripted(lambda text: Answer(0, 2.0, raw="two", cost=0.5))
     assert rewards(desk(labeler).score([given("p", "a")])) == [[2.0]]
     assert rows(path, "SELECT raw, cost FROM labels") == [("two", 0.5)]
 
 
-def test_a_fingerprint_is_part_of_the_question(desk: Callable[..., Desk], path: Path) -> None:
+def test_a_fingerprint_is_part_of_the_question(desk: Callable[..., LabelBuyer], path: Path) -> None:
     labeler = Lengths()
     desk(labeler).score([given("p", "a")])
     labeler.fingerprint = "template 2"  # type: ignore[attr-defined]
@@ -529,7 +532,9 @@ class Mumbling:
 MANY = [(Prompt(f"{i}", f"Which of {i}?"), Response("a"), Response("b")) for i in range(90)]
 
 
-def test_a_labeler_that_talks_nonsense_stops_the_run_with_what_it_said(desk: Callable[..., Desk], path: Path) -> None:
+def test_a_labeler_that_talks_nonsense_stops_the_run_with_what_it_said(
+    desk: Callable[..., LabelBuyer], path: Path
+) -> None:
     counter = desk(Mumbling(3))
     words = (
         r"7 of the 20 verdicts of labeler mumbling are invalid, and labeler.max_invalid=0.2 .*\n  'well, well, .{188}'"
@@ -545,7 +550,7 @@ def test_a_labeler_that_talks_nonsense_stops_the_run_with_what_it_said(desk: Cal
 
 
 @pytest.mark.parametrize(("every", "limit"), [(10, 0.2), (1, None), (1, 1.0)])
-def test_as_much_nonsense_as_is_allowed(desk: Callable[..., Desk], every: int, limit: float | None) -> None:
+def test_as_much_nonsense_as_is_allowed(desk: Callable[..., LabelBuyer], every: int, limit: float | None) -> None:
     counter = desk(Mumbling(every))
     counter.max_invalid = limit
     assert counter.compare(MANY).count("invalid") == 90 // every
@@ -553,14 +558,14 @@ def test_as_much_nonsense_as_is_allowed(desk: Callable[..., Desk], every: int, l
 
 def test_a_share_of_nonsense_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match=r"labeler.max_invalid=1.5 is no share; choose 0 to 1, or null for no limit"):
-        Desk(Lengths(), path="unused", max_invalid=1.5)
+        LabelBuyer(Lengths(), path="unused", max_invalid=1.5)
 
 
 # --- keys ---
 
 
 def test_a_key_reaches_neither_the_ledger_nor_a_message(
-    desk: Callable[..., Desk], path: Path, monkeypatch: pytest.MonkeyPatch
+    desk: Callable[..., LabelBuyer], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JUDGE_API_KEY", "sk-canary-0123")
 
@@ -593,14 +598,14 @@ class Paid(Lengths):
             yield Answer(at, float(len(response.text)), cost=self.cost(response.text))
 
 
-def afford(counter: Desk, n: int) -> int:
+def afford(counter: LabelBuyer, n: int) -> int:
     got = counter.score([given(f"p{i:02d}", f"r{i:02d}") for i in range(n)])
     return sum(reward is not None for c in rewards(got) for reward in c)
 
 
 def test_a_price_known_beforehand_is_an_exact_budget(path: Path) -> None:
     for run, money, bought in (("a", 0.3, 3), ("b", 0.35, 6), ("c", 0.05, 6)):
-        desk = Desk(labeler := Scripted(lambda text: 1.0), path=str(path), budget_money=money)
+        desk = LabelBuyer(labeler := Scripted(lambda text: 1.0), path=str(path), budget_money=money)
         labeler.price = 0.1  # type: ignore[attr-defined]
         desk.open(run)
         assert afford(desk, 9) == bought, "what another run has bought is free"
@@ -610,19 +615,21 @@ def test_a_price_known_beforehand_is_an_exact_budget(path: Path) -> None:
 
 def test_a_cost_known_afterwards_is_reckoned_at_the_dearest(path: Path) -> None:
     costs = {"r00": 0.1, "r01": 0.1, "r02": 0.4}
-    desk = Desk(labeler := Paid(lambda text: costs.get(text, 0.2)), path=str(path), budget_money=1.0)
+    desk = LabelBuyer(labeler := Paid(lambda text: costs.get(text, 0.2)), path=str(path), budget_money=1.0)
     desk.open("a")
     assert afford(desk, 20) == 4, "one, one more, two more; then 0.2 is left, and one has cost 0.4"
     assert labeler.asked == ["r00", "r01", "r02", "r03"]
     assert desk.money == pytest.approx(0.8)
-    again = Desk(labeler, path=str(path), budget_money=1.0)
+    again = LabelBuyer(labeler, path=str(path), budget_money=1.0)
     again.open("a")
     assert (again.money, again.exhausted, afford(again, 20)) == (desk.money, True, 4)
 
 
 @pytest.mark.parametrize("dearest", [0.1, 0.25, 0.4])
 def test_no_budget_is_exceeded_by_a_labeler_whose_price_is_the_most_a_label_costs(path: Path, dearest: float) -> None:
-    desk = Desk(Paid(lambda text: dearest if int(text[1:]) % 3 else 0.05, price=0.4), path=str(path), budget_money=2.0)
+    desk = LabelBuyer(
+        Paid(lambda text: dearest if int(text[1:]) % 3 else 0.05, price=0.4), path=str(path), budget_money=2.0
+    )
     desk.open("a")
     bought = afford(desk, 50)
     assert 2.0 - 0.4 < desk.money <= 2.0
@@ -631,7 +638,7 @@ def test_no_budget_is_exceeded_by_a_labeler_whose_price_is_the_most_a_label_cost
 
 
 def test_a_budget_of_money_for_labels_that_cost_nothing_is_refused(path: Path) -> None:
-    desk = Desk(Paid(lambda text: 0.0), path=str(path), budget_money=1.0)
+    desk = LabelBuyer(Paid(lambda text: 0.0), path=str(path), budget_money=1.0)
     desk.open("a")
     with pytest.raises(ValueError, match=r"budget_money=1.0 limits nothing: the labels of lengths cost nothing"):
         afford(desk, 9)
@@ -641,7 +648,7 @@ def test_a_budget_of_money_for_labels_that_cost_nothing_is_refused(path: Path) -
 @pytest.mark.parametrize("money", [0, -1, math.inf, math.nan])
 def test_an_amount_that_buys_nothing_is_refused(money: float) -> None:
     with pytest.raises(ValueError, match=rf"labeler.budget_money={money} buys nothing; type an amount, or null"):
-        Desk(Lengths(), path="unused", budget_money=money)
+        LabelBuyer(Lengths(), path="unused", budget_money=money)
 
 
 # --- files of an earlier version ---
@@ -661,7 +668,7 @@ INSERT INTO reuses VALUES ('b', 'd1f8f8d6ef0acd1d');
 """
 
 
-def test_a_ledger_of_version_1_goes_on(desk: Callable[..., Desk], path: Path) -> None:
+def test_a_ledger_of_version_1_goes_on(desk: Callable[..., LabelBuyer], path: Path) -> None:
     key = Question("lengths", "", Prompt("p", "What about p?"), (Response("a"),)).key
     path.parent.mkdir()
     with closing(sqlite3.connect(path)) as db:
@@ -677,7 +684,7 @@ def test_a_ledger_of_version_1_goes_on(desk: Callable[..., Desk], path: Path) ->
     assert rows(path, "PRAGMA user_version") == [(2,)]
 
 
-def test_a_ledger_of_a_later_version_is_refused(desk: Callable[..., Desk], path: Path) -> None:
+def test_a_ledger_of_a_later_version_is_refused(desk: Callable[..., LabelBuyer], path: Path) -> None:
     desk()
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 9")
@@ -699,7 +706,7 @@ def test_an_answer_may_say_what_it_takes(tmp_path: Path) -> None:
             for at in range(2, len(items)):
                 yield Answer(at, "first")
 
-    desk = Desk(Middleman(), path=str(tmp_path / "ledger.sqlite"))
+    desk = LabelBuyer(Middleman(), path=str(tmp_path / "ledger.sqlite"))
     desk.open("run")
     desk.compare([(Prompt(f"p{n}", f"q{n}"), Response("a"), Response("b")) for n in range(3)])
     assert (desk.spent, desk.money) == (5, pytest.approx(2.5))
@@ -723,7 +730,7 @@ def test_a_labeler_is_told_for_whom_it_judges_and_with_which_policy(tmp_path: Pa
         def score(self, items):
             return [1.0] * len(items)
 
-    desk = Desk(Curious(), path=str(tmp_path / "ledger.sqlite"))
+    desk = LabelBuyer(Curious(), path=str(tmp_path / "ledger.sqlite"))
     desk.use_policy("a policy")
     for run in ("one", "two", "one"):
         desk.open(run)

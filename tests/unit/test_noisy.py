@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from choosy.labeling.ledger import Desk
+from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.noisy import Noisy
 from choosy.labeling.protocols import Compares, Scores
 from choosy.labeling.vader import Vader
@@ -80,7 +80,7 @@ def test_it_can_what_the_other_can_at_its_price(tmp_path: Path) -> None:
     assert (isinstance(scoring, Scores), isinstance(scoring, Compares)) == (True, False)
     assert (isinstance(comparing, Scores), isinstance(comparing, Compares)) == (False, True)
     assert (comparing.name, comparing.fingerprint, comparing.price) == ("first with noise 0.1, seed 3", "f", 0.5)
-    desk = Desk(Noisy(Lengths(), p=1.0), path=str(tmp_path / "ledger.sqlite"))
+    desk = LabelBuyer(Noisy(Lengths(), p=1.0), path=str(tmp_path / "ledger.sqlite"))
     desk.open("a")
     (c,) = desk.score([Candidates(Prompt("p", "?"), (Response("a"), Response("bb")))])
     assert [r.reward for r in c.responses] == [-1.0, -2.0]

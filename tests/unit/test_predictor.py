@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from choosy.labeling.ledger import Desk, Told
+from choosy.labeling.buyer import LabelBuyer
+from choosy.labeling.ledger import Told
 from choosy.labeling.predictor.predictor import Guess, Predictor, _draw, before, preferred
 from choosy.labeling.predictor.preference_model import Preference, PreferenceModel
 from choosy.labeling.protocols import Compares
@@ -61,10 +62,10 @@ class Scorer:
 def at(tiny_policy_dir: Path, tmp_path: Path):
     """A desk with a predictor, in a ledger of its own."""
 
-    def desk(labeler: Any, ledger: str = "ledger.sqlite", *, budget: int | None = None, **options: Any) -> Desk:
+    def desk(labeler: Any, ledger: str = "ledger.sqlite", *, budget: int | None = None, **options: Any) -> LabelBuyer:
         path = str(tmp_path / ledger)
-        predictor = Predictor(Desk(labeler, path=path), encoder=str(tiny_policy_dir), **{**OPTIONS, **options})
-        made = Desk(predictor, path=path, budget=budget)
+        predictor = Predictor(LabelBuyer(labeler, path=path), encoder=str(tiny_policy_dir), **{**OPTIONS, **options})
+        made = LabelBuyer(predictor, path=path, budget=budget)
         made.open("run")
         return made
 
@@ -163,7 +164,7 @@ def test_an_interrupted_predictor_goes_on_as_if_nothing_had_been(at, tmp_path: P
 
 def test_labels_of_other_runs_teach_it(at, tmp_path: Path) -> None:
     taste = Taste()
-    plain = Desk(taste, path=str(tmp_path / "ledger.sqlite"))
+    plain = LabelBuyer(taste, path=str(tmp_path / "ledger.sqlite"))
     plain.open("earlier")
     plain.compare(PAIRS[:60])
     desk = at(taste)
@@ -219,4 +220,4 @@ def test_what_is_refused(at, options: dict[str, Any], words: str) -> None:
 
 def test_a_budget_of_the_paid_desk_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"paid has a budget of its own.*give the budget as labeler\.budget"):
-        Predictor(Desk(Taste(), path=str(tmp_path / "l.sqlite"), budget=3))
+        Predictor(LabelBuyer(Taste(), path=str(tmp_path / "l.sqlite"), budget=3))

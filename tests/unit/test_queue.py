@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from choosy.labeling.ledger import Desk, Question
+from choosy.labeling.buyer import LabelBuyer
+from choosy.labeling.ledger import Question
 from choosy.labeling.protocols import Answer, Postponed
 from choosy.labeling.queue import Queue
 from choosy.types import Message, Prompt, Response
@@ -17,8 +18,8 @@ ASKED = [(TALK, Response('Because,\n"so".'), Response("No.")), (Prompt("p1", "Wh
 
 
 @pytest.fixture
-def desk(tmp_path) -> Desk:
-    desk = Desk(
+def desk(tmp_path) -> LabelBuyer:
+    desk = LabelBuyer(
         Queue(str(tmp_path), ledger=str(tmp_path / "my ledger.sqlite")), path=str(tmp_path / "my ledger.sqlite")
     )
     desk.open("run")

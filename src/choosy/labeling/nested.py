@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from choosy.labeling.ledger import Desk, Ledger
+from choosy.labeling.buyer import LabelBuyer
+from choosy.labeling.ledger import Ledger
 from choosy.models.policy import Policy
 
 
@@ -19,7 +20,7 @@ class NestedDesks:
         desks: By name.
     """
 
-    def __init__(self, desks: Mapping[str, Desk]) -> None:
+    def __init__(self, desks: Mapping[str, LabelBuyer]) -> None:
         self.desks = dict(desks)
         self._borne = (0, 0.0)
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from choosy.data.pool import SCHEMA, from_row, to_row, write_table
-from choosy.labeling.ledger import Desk
+from choosy.labeling.buyer import LabelBuyer
 from choosy.types import MIRRORED, Candidates, Prompt, Verdict, seed_of
 
 OUTCOME: Mapping[Verdict, float | None] = {"first": 1.0, "tie": 0.5, "second": 0.0, "invalid": None}
@@ -26,7 +26,7 @@ class Evaluation:
     rows: list[dict[str, Any]]
 
 
-def evaluate(answers: Sequence[Candidates], start: Mapping[str, Candidates], desk: Desk) -> Evaluation:
+def evaluate(answers: Sequence[Candidates], start: Mapping[str, Candidates], desk: LabelBuyer) -> Evaluation:
     """Judge each answer against the start policy's answer to the same prompt.
 
     Args:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
-from choosy.labeling.ledger import Desk, Interrupted
+from choosy.labeling.buyer import Interrupted, LabelBuyer
 from choosy.types import Candidates
 
 LOOK = 0.2  # seconds between two looks at what has been kept
@@ -24,12 +24,12 @@ class Ahead:
 
     Example:
         >>> from choosy.labeling.vader import Vader
-        >>> with Ahead(Desk(Vader(), path="ledger.sqlite"), print) as ahead:
+        >>> with Ahead(LabelBuyer(Vader(), path="ledger.sqlite"), print) as ahead:
         ...     ahead.finish()  # it was not started
         0
     """
 
-    def __init__(self, desk: Desk, buy: Callable[[list[Candidates]], object]) -> None:
+    def __init__(self, desk: LabelBuyer, buy: Callable[[list[Candidates]], object]) -> None:
         self._desk = desk
         self._buy = buy
         self._thread: threading.Thread | None = None

@@ -18,7 +18,7 @@ import torch
 
 from choosy.data.pool import Keep, Pool, with_rewards
 from choosy.labeling import statistics as judgements
-from choosy.labeling.ledger import Desk
+from choosy.labeling.buyer import LabelBuyer
 from choosy.methods import selection
 from choosy.methods.selection import ChosenPair, Direction
 from choosy.methods.weighting import Weighting
@@ -135,7 +135,7 @@ def play_round(
     sample: Sample,
     prompt_selector: PromptSelector | None,
     pair_selector: PairSelector | None,
-    desk: Desk,
+    desk: LabelBuyer,
     weighting: Weighting,
     keep: Keep,
     responses: int,
@@ -330,7 +330,7 @@ def excluded_pairs(candidates: Sequence[Candidates]) -> set[tuple[int, int, int]
 
 
 def label(
-    fresh: Sequence[Candidates], pairs: list[ChosenPair] | None, desk: Desk, at: Round
+    fresh: Sequence[Candidates], pairs: list[ChosenPair] | None, desk: LabelBuyer, at: Round
 ) -> tuple[list[Candidates], int]:
     """Buy what was chosen, once for all ranks, and make pairs of the verdicts; ties and invalid ones make none.
 
@@ -344,7 +344,7 @@ def label(
 
 
 def buy_labels(
-    fresh: Sequence[Candidates], pairs: list[ChosenPair] | None, desk: Desk, at: Round
+    fresh: Sequence[Candidates], pairs: list[ChosenPair] | None, desk: LabelBuyer, at: Round
 ) -> tuple[list[Candidates], int, Counter[str]]:
     """Buy what was chosen; what `label` returns, and counts of what was said."""
     name = desk.labeler.name
@@ -400,7 +400,7 @@ def best_against_worst(c: Candidates, source: str, number: int) -> Candidates:
 
 
 def scored_pairs(
-    fresh: Sequence[Candidates], asked: Sequence[ChosenPair], desk: Desk, at: Round
+    fresh: Sequence[Candidates], asked: Sequence[ChosenPair], desk: LabelBuyer, at: Round
 ) -> tuple[list[Candidates], int, Counter[str]]:
     """Pairs from two bought scores each: the higher reward is chosen."""
     unpaid = 0
@@ -426,7 +426,7 @@ def scored_pairs(
 
 
 def compared_pairs(
-    fresh: Sequence[Candidates], asked: Sequence[ChosenPair], desk: Desk, at: Round
+    fresh: Sequence[Candidates], asked: Sequence[ChosenPair], desk: LabelBuyer, at: Round
 ) -> tuple[list[Candidates], int, Counter[str]]:
     """Pairs from one bought comparison each; the order in which the two are shown is drawn anew for each."""
     turned = [seed_of(at.seed, "turn", at.number, fresh[a.prompt].prompt.id, a.i, a.j) % 2 == 1 for a in asked]

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from choosy.data.batches import PairBatches
 from choosy.data.pool import Keep, Pool, damage, is_readable, read_about, round_file
-from choosy.labeling.ledger import Desk, fault
+from choosy.labeling.buyer import LabelBuyer
+from choosy.labeling.ledger import fault
 from choosy.labeling.protocols import that
 from choosy.labeling.statistics import COUNTED, shares
 from choosy.methods.losses import Margined, PreferenceLoss
@@ -69,7 +70,7 @@ class Run:
         seed: int,
         rounds: int,
         sampler: Sampler,
-        desk: Desk,
+        desk: LabelBuyer,
         weighting: Weighting,
         batch_size: int,
         epochs_per_round: int,
@@ -338,7 +339,7 @@ def refuse_used_folder(folder: Path, *, resuming: bool) -> None:
         )
 
 
-def refuse_gapless(loss: PreferenceLoss, desk: Desk) -> None:
+def refuse_gapless(loss: PreferenceLoss, desk: LabelBuyer) -> None:
     """A loss with a margin needs the rewards that the margin is taken from.
 
     Raises:
@@ -410,7 +411,7 @@ def refuse_lost_ledger(folder: Path, ledger: str) -> None:
     )
 
 
-def refuse_lost_labels(folder: Path, desk: Desk) -> None:
+def refuse_lost_labels(folder: Path, desk: LabelBuyer) -> None:
     """A ledger that knows of fewer labels than the rounds is not the run's own.
 
     Raises:

@@ -7,7 +7,8 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from choosy.labeling.ledger import Desk, Ledger
+from choosy.labeling.buyer import LabelBuyer
+from choosy.labeling.ledger import Ledger
 from choosy.labeling.nested import NestedDesks
 from choosy.labeling.protocols import Answer
 from choosy.methods.aggregation import Record, learned, learned_from_peers, probability_first, verdict_of
@@ -40,7 +41,12 @@ class Crowd:
     """
 
     def __init__(
-        self, members: dict[str, Desk], *, expert: Desk | None = None, audit: float = 0.1, memory: float | None = None
+        self,
+        members: dict[str, LabelBuyer],
+        *,
+        expert: LabelBuyer | None = None,
+        audit: float = 0.1,
+        memory: float | None = None,
     ) -> None:
         if len(members) < 2:
             raise ValueError(

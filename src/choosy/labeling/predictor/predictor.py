@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from choosy.labeling.ledger import Desk, Ledger, Told
+from choosy.labeling.buyer import LabelBuyer
+from choosy.labeling.ledger import Ledger, Told
 from choosy.labeling.nested import NestedDesks
 from choosy.labeling.predictor.calibration import sure_from
 from choosy.labeling.predictor.preference_model import Preference, PreferenceModel
@@ -85,7 +86,7 @@ class Predictor:
 
     def __init__(
         self,
-        paid: Desk,
+        paid: LabelBuyer,
         *,
         encoder: str = "demo:minilm",
         max_error: float = 0.1,
