@@ -1,6 +1,6 @@
 """Ten thousand questions to a judge that misbehaves three times in ten, and kills: python benchmarks/judge_faults.py
 
-A process buys verdicts on pairs, each asked about in both orders, through the desk and into a ledger, from a server on
+A process buys verdicts on pairs, each asked about in both orders, through the buyer and into a ledger, from a server on
 loopback that knows which response is better, and is killed with -9 and started again while it does. Then the server's
 bill is held against the ledger, and the ledger against the truth. Written to benchmarks/results/judge_faults.json.
 """
@@ -70,9 +70,9 @@ def buy(url: str, ledger: str, pairs: int) -> None:
         read_timeout=20.0,
         prompt_price=1e4,  # each reply that reports its hundred tokens costs 1
     )
-    desk = LabelBuyer(judge, path=ledger, max_invalid=None)  # the wrong verdicts are wanted here
-    desk.open("bought")
-    desk.compare([pair(i) for i in range(pairs)])
+    buyer = LabelBuyer(judge, path=ledger, max_invalid=None)  # the wrong verdicts are wanted here
+    buyer.open("bought")
+    buyer.compare([pair(i) for i in range(pairs)])
 
 
 class Bill:
@@ -188,14 +188,14 @@ def trained_wrong(url: str, ledger: Path, pairs: int) -> tuple[int, int]:
     from choosy.methods.selection import ChosenPair
     from choosy.rounds.round import compared_pairs
 
-    desk = LabelBuyer(Judge("truth", base_url=url, retries=0), path=str(ledger))
-    desk.open("trained")
+    buyer = LabelBuyer(Judge("truth", base_url=url, retries=0), path=str(ledger))
+    buyer.open("trained")
     fresh = [Candidates(prompt, (first, second)) for prompt, first, second in map(pair, range(pairs))]
     chosen = [ChosenPair(i, 0, 1, 0.0) for i in range(pairs)]
     at: Any = SimpleNamespace(seed=0, number=0)
-    labeled, unpaid, *_ = compared_pairs(fresh, chosen, desk, at)
+    labeled, unpaid, *_ = compared_pairs(fresh, chosen, buyer, at)
     assert unpaid == 0
-    assert desk.spent == 0, "a label was bought again"
+    assert buyer.spent == 0, "a label was bought again"
     made = [(i, c.pairs[0]) for i, c in enumerate(labeled) if c.pairs]
     return len(made), sum(made_of.chosen != (0 if first_is_better(i) else 1) for i, made_of in made)
 

@@ -33,7 +33,7 @@ class OfflineData(LightningDataModule):
         heldout: Prompts to evaluate on; None = no evaluation.
         run_dir: Folder of the run.
         sampler: The engine that samples answers to held-out prompts, and those an entropy filter needs.
-        desk: Where labels are bought.
+        labels: Where labels are bought.
         weighting: The factor on each pair's loss.
         seed: Of the run.
         rounds: How many are planned.
@@ -55,7 +55,7 @@ class OfflineData(LightningDataModule):
         *,
         run_dir: str,
         sampler: Sampler,
-        desk: LabelBuyer,
+        labels: LabelBuyer,
         weighting: Weighting,
         heldout: str | None = None,
         seed: int = 0,
@@ -74,7 +74,7 @@ class OfflineData(LightningDataModule):
         super().__init__()
         if max_response_tokens < 1:
             raise ValueError(f"data.max_response_tokens={max_response_tokens} leaves no response; choose at least 1.")
-        if heldout is not None and isinstance(desk.labeler, Dataset):
+        if heldout is not None and isinstance(labels.labeler, Dataset):
             raise ValueError(
                 f"data.heldout={heldout} is answered by sampled responses, for which labeler=dataset has no scores; "
                 "choose data.heldout=null, or a labeler such as labeler=vader."
@@ -84,7 +84,7 @@ class OfflineData(LightningDataModule):
             seed=seed,
             rounds=rounds,
             sampler=sampler,
-            desk=desk,
+            labels=labels,
             weighting=weighting,
             batch_size=batch_size,
             epochs_per_round=epochs_per_round,
@@ -124,8 +124,8 @@ class OfflineData(LightningDataModule):
         assert self.trainer is not None
         module = cast(WeightedDPO, self.trainer.lightning_module)
         policy = module.policy
-        refuse_gapless(module.loss, self.run.desk)
-        self.run.desk.use_policy(policy)
+        refuse_gapless(module.loss, self.run.labels)
+        self.run.labels.use_policy(policy)
         candidates = within_limit(
             read_candidates(self.train_source, as_chat=self.as_chat, limit=self.limit),
             policy,

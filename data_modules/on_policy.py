@@ -32,7 +32,7 @@ class OnPolicyData(LightningDataModule):
         heldout: Prompts to evaluate on, likewise; None = no evaluation.
         run_dir: Folder of the run.
         sampler: The sampling engine.
-        desk: Where labels are bought.
+        labels: Where labels are bought.
         weighting: The factor on each pair's loss.
         seed: Of the run.
         rounds: How many are planned.
@@ -55,7 +55,7 @@ class OnPolicyData(LightningDataModule):
         *,
         run_dir: str,
         sampler: Sampler,
-        desk: LabelBuyer,
+        labels: LabelBuyer,
         weighting: Weighting,
         heldout: str | None = None,
         seed: int = 0,
@@ -75,7 +75,7 @@ class OnPolicyData(LightningDataModule):
         super().__init__()
         if responses < 2:
             raise ValueError(f"data.responses={responses} leaves nothing to compare; choose at least 2.")
-        if isinstance(desk.labeler, Dataset):
+        if isinstance(labels.labeler, Dataset):
             raise ValueError(
                 "labeler=dataset reads the scores of given responses, and the fresh ones of data=on_policy have none; "
                 "choose data=offline, or a labeler such as labeler=vader."
@@ -90,7 +90,7 @@ class OnPolicyData(LightningDataModule):
             seed=seed,
             rounds=rounds,
             sampler=sampler,
-            desk=desk,
+            labels=labels,
             weighting=weighting,
             batch_size=batch_size,
             epochs_per_round=epochs_per_round,
@@ -130,8 +130,8 @@ class OnPolicyData(LightningDataModule):
         assert self.trainer is not None
         module = cast(WeightedDPO, self.trainer.lightning_module)
         policy = module.policy
-        refuse_gapless(module.loss, self.run.desk)
-        self.run.desk.use_policy(policy)
+        refuse_gapless(module.loss, self.run.labels)
+        self.run.labels.use_policy(policy)
         self.prompts = self._read(self.train_source, policy, self.limit)
         self.heldout = self._read(self.heldout_source, policy, self.heldout_limit) if self.heldout_source else []
         self.run.ask(self.prompts)

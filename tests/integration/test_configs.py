@@ -77,7 +77,7 @@ def test_selector_data_and_labeler_compose(selector, data, labeler, parse):
     cfg = compose([f"selector={selector}", f"data={data}", *DATA[data], f"labeler={labeler}", *LABELER[labeler]])
     parsed = check(cfg, parse)
     assert parsed.data.class_path == cfg.data["_target_"]
-    assert parsed.data.init_args.desk.init_args.labeler.class_path == cfg.labeler.labeler["_target_"]
+    assert parsed.data.init_args.labels.init_args.labeler.class_path == cfg.labeler.labeler["_target_"]
 
 
 OTHERS = [(group, name) for group in GROUPS if group not in ("selector", "data", "labeler") for name in options(group)]
@@ -88,17 +88,17 @@ def test_every_other_file_composes(group, name, parse):
     check(compose([f"{group}={name}"]), parse)
 
 
-def test_the_desks_inside_a_labeler_are_chosen_by_name(parse):
+def test_the_buyers_inside_a_labeler_are_chosen_by_name(parse):
     members = ["+labeler@labeler.labeler.members.one=vader", "+labeler@labeler.labeler.members.two=contrastive"]
     cfg = compose(["labeler=crowd", *members, "+labeler@labeler.labeler.expert=vader", "labeler.labeler.memory=50"])
-    crowd = check(cfg, parse).data.init_args.desk.init_args.labeler.init_args
+    crowd = check(cfg, parse).data.init_args.labels.init_args.labeler.init_args
     assert crowd.members["two"].init_args.labeler.class_path == "choosy.labeling.contrastive.Contrastive"
     assert crowd.expert.init_args.labeler.class_path == "choosy.labeling.vader.Vader"
     cfg = compose(["labeler=predictor", "labeler@labeler.labeler.paid=contrastive", "labeler.budget=9"])
-    desk = check(cfg, parse).data.init_args.desk.init_args
-    paid = desk.labeler.init_args.paid.init_args
+    buyer = check(cfg, parse).data.init_args.labels.init_args
+    paid = buyer.labeler.init_args.paid.init_args
     assert paid.labeler.class_path == "choosy.labeling.contrastive.Contrastive"
-    assert (desk.budget, paid.budget) == (9, None)
+    assert (buyer.budget, paid.budget) == (9, None)
 
 
 def test_two_selectors_in_one_line_compose_both():

@@ -264,11 +264,11 @@ EVIL = [
 
 def test_what_a_model_wrote_is_text_and_nothing_else(page, port, tmp_path):
     human = Human(str(tmp_path), port=port, grace=0)
-    desk = LabelBuyer(human, path=str(tmp_path / "ledger.sqlite"))
-    desk.open("run")
+    buyer = LabelBuyer(human, path=str(tmp_path / "ledger.sqlite"))
+    buyer.open("run")
     asked = [(Prompt(f"p{i}", f"{i} {text}"), Response(text), Response(f"not {text}")) for i, text in enumerate(EVIL)]
     verdicts: list[Any] = []
-    thread = threading.Thread(target=lambda: verdicts.extend(desk.compare(asked)), daemon=True)
+    thread = threading.Thread(target=lambda: verdicts.extend(buyer.compare(asked)), daemon=True)
     thread.start()
     home = f"http://127.0.0.1:{port}/"
     until(lambda: human.sitting and listens(port), "page")

@@ -53,7 +53,7 @@ def test_a_predictor_saves_labels(play, tiny_policy_dir, caplog):
             *("labeler.labeler.min_labels=6", "labeler.labeler.max_error=0.95", "labeler.labeler.audit=0.3"),
             *("labeler.labeler.epochs=1", "labeler.labeler.max_length=64", "rounds=3"),
         )
-    saved = run.data.run.desk.labeler.saved
+    saved = run.data.run.labels.labeler.saved
     told = rows(run.run_dir, "labeler LIKE 'predictor:%'")
     assert saved.answered == sum(row["annotator"] == "predictor" for row in told) > 0
     assert f"{saved.answered} labels saved" in caplog.text

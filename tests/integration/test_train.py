@@ -219,7 +219,7 @@ def test_a_labeler_scores_what_is_trained_on(labeler, play, labeler_lines):
     run = play(f"labeler={labeler}", *labeler_lines[labeler], "rounds=1")
     assert scored(run.pool) == run.summary["labels"]["spent"] > 0
     sources = {pair["source"] for pairs in run.pool["pairs"] for pair in pairs}
-    assert sources == {run.data.run.desk.labeler.name}
+    assert sources == {run.data.run.labels.labeler.name}
 
 
 # -- what one seed promises, and what labels cost ---------------------------------------------------------------

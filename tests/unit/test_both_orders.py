@@ -78,10 +78,10 @@ def test_what_was_said_and_paid_is_that_of_both(tmp_path: Path) -> None:
     assert (json.loads(answer.raw), answer.cost, answer.annotator) == (["said 0", "said 1"], 0.2, "j")
     both = BothOrders(Judge(longer))
     assert (both.name, both.fingerprint, both.price, both.judgements) == ("judge in both orders", "template", 0.5, 2)
-    desk = LabelBuyer(both, path=str(tmp_path / "ledger.sqlite"), budget=5)
-    desk.open("a")
-    assert desk.compare(ITEMS) == ["second", "tie", None, None]
-    assert (desk.spent, desk.money, desk.exhausted) == (4, 1.0, True)
+    buyer = LabelBuyer(both, path=str(tmp_path / "ledger.sqlite"), budget=5)
+    buyer.open("a")
+    assert buyer.compare(ITEMS) == ["second", "tie", None, None]
+    assert (buyer.spent, buyer.money, buyer.exhausted) == (4, 1.0, True)
 
 
 def test_an_answer_comes_as_soon_as_both_orders_are_there() -> None:
@@ -94,11 +94,11 @@ def test_an_answer_comes_as_soon_as_both_orders_are_there() -> None:
 def test_an_error_names_the_pair(tmp_path: Path) -> None:
     judge = Hasty(longer)
     judge.breaks_at = 5
-    desk = LabelBuyer(BothOrders(judge), path=str(tmp_path / "ledger.sqlite"))
-    desk.open("a")
+    buyer = LabelBuyer(BothOrders(judge), path=str(tmp_path / "ledger.sqlite"))
+    buyer.open("a")
     with pytest.raises(ValueError, match=r"prompt 'p2', question 2: .*RuntimeError: cut"):
-        desk.compare(ITEMS)
-    assert desk.spent == 2
+        buyer.compare(ITEMS)
+    assert buyer.spent == 2
 
 
 def test_scores_have_no_order() -> None:

@@ -75,9 +75,9 @@ def diary(tmp_path: Path) -> Path:
 
 
 def opened(path: Path, labeler: Any, run: str = "a", **budgets: Any) -> LabelBuyer:
-    desk = LabelBuyer(labeler, path=str(path), **budgets)
-    desk.open(run)
-    return desk
+    buyer = LabelBuyer(labeler, path=str(path), **budgets)
+    buyer.open(run)
+    return buyer
 
 
 def paid(diary: Path) -> list[str]:
@@ -97,16 +97,16 @@ def left_behind(path: Path) -> list[str]:
 
 
 def _play(path: Path, labeler: Diary, run: int, start: Any, budgets: dict[str, float]) -> None:
-    desk = opened(path, labeler, str(run), **budgets)
+    buyer = opened(path, labeler, str(run), **budgets)
     numbers = list(range(60))
     Random(run).shuffle(numbers)
     start.wait()
     for at in range(0, 60, 20):
         asked = [pair(n)[::1] for n in numbers[at : at + 20]]
-        verdicts = desk.compare(asked)
+        verdicts = buyer.compare(asked)
         assert budgets or verdicts == ["first"] * 20
-    assert desk.spent <= budgets.get("budget", 60)
-    assert desk.money <= budgets.get("budget_money", 30)
+    assert buyer.spent <= budgets.get("budget", 60)
+    assert buyer.money <= budgets.get("budget_money", 30)
 
 
 @pytest.mark.slow
@@ -126,11 +126,11 @@ def test_eight_writers_pay_each_pair_once(
     kept = rows(path, "SELECT prompt_id FROM labels")
     assert sorted(paid(diary)) == sorted(prompt for (prompt,) in kept), "a label was lost"
     assert len(kept) == (40 if budgets else 60)
-    desks = [opened(path, kind(diary), str(run)) for run in range(8)]
-    assert sum(desk.spent for desk in desks) == len(kept)
-    assert sum(desk.money for desk in desks) == len(kept) * 0.5
+    buyers = [opened(path, kind(diary), str(run)) for run in range(8)]
+    assert sum(buyer.spent for buyer in buyers) == len(kept)
+    assert sum(buyer.money for buyer in buyers) == len(kept) * 0.5
     if not budgets:
-        assert all(desk.spent + desk.reused == 60 for desk in desks)
+        assert all(buyer.spent + buyer.reused == 60 for buyer in buyers)
     assert rows(path, "SELECT * FROM claims") == []
     assert left_behind(path) == []
 
@@ -140,11 +140,11 @@ def test_who_wants_what_another_is_buying_waits_for_it(path: Path, diary: Path) 
     process.start()
     while not paid(diary):
         time.sleep(0.01)
-    desk = opened(path, Diary(diary), "quick", budget=2)
-    assert desk.compare([pair(1), pair(2), pair(3)]) == ["first"] * 3
+    buyer = opened(path, Diary(diary), "quick", budget=2)
+    assert buyer.compare([pair(1), pair(2), pair(3)]) == ["first"] * 3
     process.join()
     assert sorted(paid(diary)) == ["p1", "p2", "p3"]
-    assert (desk.spent, desk.reused) == (1, 2), "the label that came free left room in the budget"
+    assert (buyer.spent, buyer.reused) == (1, 2), "the label that came free left room in the budget"
 
 
 # --- kill -9 ---
@@ -165,11 +165,11 @@ def test_a_killed_buyer_loses_nothing_and_holds_nobody_up(path: Path, diary: Pat
     assert len(before) >= 12
     assert len(in_flight) <= (4 if kind is Diary else 1), "at most what was asked at once is not in the ledger"
     assert len(left_behind(path)) == 1
-    desk = opened(path, kind(diary), "a")
+    buyer = opened(path, kind(diary), "a")
     assert left_behind(path) == [], "who opens the ledger removes what the dead left"
-    assert desk.compare(everything) == ["first"] * 30
+    assert buyer.compare(everything) == ["first"] * 30
     assert {prompt for prompt, times in Counter(paid(diary)).items() if times > 1} == in_flight
-    assert desk.spent == 30
+    assert buyer.spent == 30
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
 
 
@@ -244,12 +244,12 @@ import resource, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_claims import Yielding, opened, pair
-desk = opened(Path({path!r}), Yielding(Path({diary!r})))
+buyer = opened(Path({path!r}), Yielding(Path({diary!r})))
 limit = {limit}
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
-    desk.compare([pair(n) for n in range(2000)])
+    buyer.compare([pair(n) for n in range(2000)])
 except ValueError as error:
     print(error)
 """
@@ -284,9 +284,9 @@ def test_a_disk_that_runs_full_loses_no_label(small_disk: Path, diary: Path) -> 
     assert kept == paid(diary), "each label that was paid is there"
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
     shutil.copy(path, diary.parent)  # onto a disk that has room
-    desk = opened(diary.parent / path.name, Yielding(diary))
-    assert desk.spent == len(kept)
-    desk.compare([pair(n) for n in range(2000 - len(kept) - 5, 2000)])
+    buyer = opened(diary.parent / path.name, Yielding(diary))
+    assert buyer.spent == len(kept)
+    buyer.compare([pair(n) for n in range(2000 - len(kept) - 5, 2000)])
     assert max(Counter(paid(diary)).values()) == 1
 
 

@@ -96,16 +96,16 @@ def test_the_start_s_weights_judge_and_the_policy_is_left_as_it_was(moved: Polic
 
 def test_labels_of_other_weights_are_not_reused(moved: Policy, tmp_path: Path) -> None:
     for weights, bought in (("start", 2), ("current", 4)):
-        desk = LabelBuyer(labeler(None, weights=weights), path=str(tmp_path / f"{weights}.sqlite"))
-        desk.use_policy(moved)
-        desk.open("run")
+        buyer = LabelBuyer(labeler(None, weights=weights), path=str(tmp_path / f"{weights}.sqlite"))
+        buyer.use_policy(moved)
+        buyer.open("run")
         candidates = [Candidates(CHAT, (Response("fine"), Response("bad")))]
-        (first,) = desk.score(candidates)
-        assert desk.score(candidates) == [first]
+        (first,) = buyer.score(candidates)
+        assert buyer.score(candidates) == [first]
         with torch.no_grad():
             next(iter(moved.trainable()))[1].add_(0.1)
-        desk.score(candidates)
-        assert desk.spent == bought, weights
+        buyer.score(candidates)
+        assert buyer.spent == bought, weights
 
 
 def test_the_instruction_goes_where_the_template_takes_it(policy: Policy, tiny_policy_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""The crowd at its desk: votes, audits, what they cost, and what is left after an interruption."""
+"""The crowd at its buyer: votes, audits, what they cost, and what is left after an interruption."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Worker:
 
 
 @pytest.fixture
-def desk_of(tmp_path: Path):
-    def desk(labeler: Any, **options: Any) -> LabelBuyer:
+def buyer_of(tmp_path: Path):
+    def buyer(labeler: Any, **options: Any) -> LabelBuyer:
         return LabelBuyer(labeler, path=str(tmp_path / "ledger.sqlite"), **options)
 
-    return desk
+    return buyer
 
 
 def rows(tmp_path: Path, labeler: str) -> list[dict[str, Any]]:
@@ -55,44 +55,44 @@ def truth(pairs: Any = PAIRS) -> list[str]:
     return ["first" if one.text.startswith("good") else "second" for _, one, _ in pairs]
 
 
-def test_a_crowd_only_compares(desk_of) -> None:
-    crowd = Crowd({"one": desk_of(Vader()), "two": desk_of(Worker("w"))})
+def test_a_crowd_only_compares(buyer_of) -> None:
+    crowd = Crowd({"one": buyer_of(Vader()), "two": buyer_of(Worker("w"))})
     assert isinstance(crowd, Compares)
     assert not isinstance(crowd, Scores)
     assert crowd.judgements == 3, "two scores and a verdict"
     assert crowd.price is None
 
 
-def test_one_expert_among_guessers_is_found_by_audits(desk_of) -> None:
+def test_one_expert_among_guessers_is_found_by_audits(buyer_of) -> None:
     """Two always say first, one is always right: after the audits only the third counts."""
     members = {
-        "good": desk_of(Worker("good")),
-        "lazy": desk_of(Worker("lazy", says="first")),
-        "idle": desk_of(Worker("idle", says="first")),
+        "good": buyer_of(Worker("good")),
+        "lazy": buyer_of(Worker("lazy", says="first")),
+        "idle": buyer_of(Worker("idle", says="first")),
     }
-    crowd = Crowd(members, expert=desk_of(Worker("expert")), audit=0.5)
-    desk = desk_of(crowd)
-    desk.open("run")
-    verdicts = desk.compare(PAIRS)
+    crowd = Crowd(members, expert=buyer_of(Worker("expert")), audit=0.5)
+    buyer = buyer_of(crowd)
+    buyer.open("run")
+    verdicts = buyer.compare(PAIRS)
     assert verdicts[-25:] == truth()[-25:]
     assert crowd.records["good"].wrong == 0
     assert crowd.records["good"].weight > crowd.records["lazy"].weight + 1
-    assert desk.compare([(p, b, a) for p, a, b in PAIRS]) == [MIRRORED[v] for v in verdicts], "turned and not asked"
+    assert buyer.compare([(p, b, a) for p, a, b in PAIRS]) == [MIRRORED[v] for v in verdicts], "turned and not asked"
 
 
-def test_votes_are_kept_and_charged_once(desk_of, tmp_path: Path) -> None:
+def test_votes_are_kept_and_charged_once(buyer_of, tmp_path: Path) -> None:
     expert = Worker("expert", price=1.0)
     workers = [Worker(name, price=0.1) for name in "abc"]
-    crowd = Crowd({w.name: desk_of(w) for w in workers}, expert=desk_of(expert), audit=0.2)
-    desk = desk_of(crowd)
-    desk.open("run")
-    desk.compare(PAIRS)
+    crowd = Crowd({w.name: buyer_of(w) for w in workers}, expert=buyer_of(expert), audit=0.2)
+    buyer = buyer_of(crowd)
+    buyer.open("run")
+    buyer.compare(PAIRS)
     audited = sum(_draw(*pair) < 0.2 for pair in PAIRS)
     assert 0 < audited < 20
     assert crowd.judgements == 4
     assert crowd.price == pytest.approx(1.3)
-    assert desk.spent == 3 * 40 + audited
-    assert desk.money == pytest.approx(0.1 * 120 + audited)
+    assert buyer.spent == 3 * 40 + audited
+    assert buyer.money == pytest.approx(0.1 * 120 + audited)
     votes = rows(tmp_path, "a")
     assert len(votes) == 40
     assert {vote["run"] for vote in votes} == {"run#a"}
@@ -101,30 +101,30 @@ def test_votes_are_kept_and_charged_once(desk_of, tmp_path: Path) -> None:
     assert sum(row["annotator"] == "expert" for row in told) == audited
     assert (expert.asked, workers[0].asked) == (audited, 40)
 
-    plain = desk_of(workers[0])
+    plain = buyer_of(workers[0])
     plain.open("another run")
     plain.compare(PAIRS)
     assert (workers[0].asked, plain.reused) == (40, 40), "a vote serves other runs as well"
 
 
-def test_the_budget_counts_votes(desk_of) -> None:
-    crowd = Crowd({name: desk_of(Worker(name)) for name in "abc"})
-    desk = desk_of(crowd, budget=20)
-    desk.open("run")
-    verdicts = desk.compare(PAIRS)
-    assert (desk.spent, verdicts.count(None)) == (18, 34)
-    assert desk.exhausted
+def test_the_budget_counts_votes(buyer_of) -> None:
+    crowd = Crowd({name: buyer_of(Worker(name)) for name in "abc"})
+    buyer = buyer_of(crowd, budget=20)
+    buyer.open("run")
+    verdicts = buyer.compare(PAIRS)
+    assert (buyer.spent, verdicts.count(None)) == (18, 34)
+    assert buyer.exhausted
 
 
-def test_an_interrupted_crowd_goes_on_as_if_nothing_had_been(desk_of, tmp_path: Path) -> None:
+def test_an_interrupted_crowd_goes_on_as_if_nothing_had_been(buyer_of, tmp_path: Path) -> None:
     def crowd(where: Path) -> tuple[LabelBuyer, list[Worker]]:
         workers = [Worker("a", range(0, 40, 3)), Worker("b", range(0, 40, 2)), Worker("c", range(15))]
         workers.append(Worker("expert"))
-        desks = [LabelBuyer(w, path=str(where / "ledger.sqlite")) for w in workers]
-        labeler = Crowd(dict(zip("abc", desks[:3], strict=True)), expert=desks[3], audit=0.3, memory=30)
-        desk = LabelBuyer(labeler, path=str(where / "ledger.sqlite"))
-        desk.open("run")
-        return desk, workers
+        buyers = [LabelBuyer(w, path=str(where / "ledger.sqlite")) for w in workers]
+        labeler = Crowd(dict(zip("abc", buyers[:3], strict=True)), expert=buyers[3], audit=0.3, memory=30)
+        buyer = LabelBuyer(labeler, path=str(where / "ledger.sqlite"))
+        buyer.open("run")
+        return buyer, workers
 
     (tmp_path / "whole").mkdir()
     whole, _ = crowd(tmp_path / "whole")
@@ -142,25 +142,25 @@ def test_an_interrupted_crowd_goes_on_as_if_nothing_had_been(desk_of, tmp_path: 
     assert [w.asked + r.asked for w, r in zip(workers[:3], resumed[:3], strict=True)] == [40, 40, 40], "none twice"
 
 
-def test_ties_invalid_votes_and_spent_members_are_no_votes(desk_of) -> None:
+def test_ties_invalid_votes_and_spent_members_are_no_votes(buyer_of) -> None:
     members = {
-        "tie": desk_of(Worker("tie", says="tie")),
-        "broken": desk_of(Worker("broken", says="invalid")),
-        "capped": desk_of(Worker("capped"), budget=5),
+        "tie": buyer_of(Worker("tie", says="tie")),
+        "broken": buyer_of(Worker("broken", says="invalid")),
+        "capped": buyer_of(Worker("capped"), budget=5),
     }
-    desk = desk_of(Crowd(members))
-    desk.open("run")
-    assert desk.compare(PAIRS[:10]) == truth()[:5] + ["tie"] * 5
-    broken = desk_of(Crowd({name: desk_of(Worker(name, says="invalid")) for name in ("x", "y")}))
+    buyer = buyer_of(Crowd(members))
+    buyer.open("run")
+    assert buyer.compare(PAIRS[:10]) == truth()[:5] + ["tie"] * 5
+    broken = buyer_of(Crowd({name: buyer_of(Worker(name, says="invalid")) for name in ("x", "y")}))
     broken.open("run")
     assert broken.compare(PAIRS[:2]) == ["invalid"] * 2
 
 
-def test_a_crowd_without_money_says_so(desk_of) -> None:
-    desk = desk_of(Crowd({name: desk_of(Worker(name), budget=1) for name in "ab"}))
-    desk.open("run")
+def test_a_crowd_without_money_says_so(buyer_of) -> None:
+    buyer = buyer_of(Crowd({name: buyer_of(Worker(name), budget=1) for name in "ab"}))
+    buyer.open("run")
     with pytest.raises(ValueError, match=r"no member of crowd:a\+b has a budget left; raise the members' budgets"):
-        desk.compare(PAIRS)
+        buyer.compare(PAIRS)
 
 
 @pytest.mark.parametrize(
@@ -174,15 +174,15 @@ def test_a_crowd_without_money_says_so(desk_of) -> None:
         ({"memory": 1.0}, r"labeler\.labeler\.memory=1\.0 remembers nothing; type more than 1, or null"),
     ],
 )
-def test_what_is_refused(desk_of, options: dict[str, Any], words: str) -> None:
-    members = {name: desk_of(Worker(name)) for name in "abc"[: options.pop("members", 3)]}
+def test_what_is_refused(buyer_of, options: dict[str, Any], words: str) -> None:
+    members = {name: buyer_of(Worker(name)) for name in "abc"[: options.pop("members", 3)]}
     with pytest.raises(ValueError, match=words):
         Crowd(members, **options)
 
 
-def test_another_crowd_asks_anew(desk_of) -> None:
+def test_another_crowd_asks_anew(buyer_of) -> None:
     """Who is asked and how they are measured is part of the key, so that another crowd's verdicts are not reused."""
-    members = {name: desk_of(Worker(name)) for name in "ab"}
+    members = {name: buyer_of(Worker(name)) for name in "ab"}
     prints = {Crowd(members, **options).fingerprint for options in ({}, {"memory": 9.0}, {"expert": members["a"]})}
     assert len(prints) == 3
     assert Crowd(members).fingerprint == Crowd(members).fingerprint

@@ -293,7 +293,7 @@ def wait_until(act: Callable[[], bool]) -> bool:
     return False
 
 
-# -- at the desk -----------------------------------------------------------------------------------------------
+# -- at the buyer -----------------------------------------------------------------------------------------------
 
 
 def rows(path: Path) -> list[tuple[str, str, str]]:
@@ -309,14 +309,14 @@ def human(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Human:
 
 
 @pytest.fixture
-def desk(human: Human, tmp_path: Path) -> LabelBuyer:
-    desk = LabelBuyer(human, path=str(tmp_path / "ledger.sqlite"), budget=10)
-    desk.open("run")
-    return desk
+def buyer(human: Human, tmp_path: Path) -> LabelBuyer:
+    buyer = LabelBuyer(human, path=str(tmp_path / "ledger.sqlite"), budget=10)
+    buyer.open("run")
+    return buyer
 
 
-def test_a_saved_click_is_in_the_ledger_and_an_undone_one_is_not(human, desk, page, tmp_path, capsys):
-    verdicts = page.submit(desk.compare, asked(2))
+def test_a_saved_click_is_in_the_ledger_and_an_undone_one_is_not(human, buyer, page, tmp_path, capsys):
+    verdicts = page.submit(buyer.compare, asked(2))
     assert wait_until(lambda: bool(human.screen("ann").question))
     assert human.screen("ann").budget_left == 10
     assert human.sitting.click("ann", human.screen("ann").question, "tie")
@@ -328,7 +328,7 @@ def test_a_saved_click_is_in_the_ledger_and_an_undone_one_is_not(human, desk, pa
     for _ in range(2):
         assert human.sitting.click("ann", human.screen("ann").question, "skip")
     assert verdicts.result(5) == ["invalid", "invalid"]
-    assert desk.spent == 2
+    assert buyer.spent == 2
     assert not human.screen("ann").question
     told = capsys.readouterr().err
     assert "2 pairs to label at http://127.0.0.1:1/?token=secret (training waits)" in told
@@ -373,7 +373,7 @@ def test_a_token_is_random_or_the_environments():
     assert not same("", "x")
 
 
-# -- what the desk does for labelers of people -----------------------------------------------------------------
+# -- what the buyer does for labelers of people -----------------------------------------------------------------
 
 
 class Fickle:
@@ -394,25 +394,25 @@ class Fickle:
 
 def test_an_answer_that_is_taken_back_leaves_no_trace_in_what_is_trained_on(tmp_path):
     fickle = Fickle()
-    desk = LabelBuyer(fickle, path=str(tmp_path / "ledger.sqlite"), budget=4)
-    desk.open("run")
-    assert desk.compare(asked(2)) == ["second", "second"]
+    buyer = LabelBuyer(fickle, path=str(tmp_path / "ledger.sqlite"), budget=4)
+    buyer.open("run")
+    assert buyer.compare(asked(2)) == ["second", "second"]
     assert rows(tmp_path / "ledger.sqlite") == [("p0", "second", ""), ("p1", "second", "")]
-    assert desk.spent == 2
-    assert desk.compare(asked(3), purpose="evaluate") == ["second"] * 3
+    assert buyer.spent == 2
+    assert buyer.compare(asked(3), purpose="evaluate") == ["second"] * 3
     assert fickle.told == [
         {"purpose": "train", "budget": 4, "spent": 0},
         {"purpose": "evaluate", "budget": 4, "spent": 2},
     ]
 
 
-def test_a_desk_without_heldout_answers_asks_nobody_about_them(tmp_path):
+def test_a_buyer_without_heldout_answers_asks_nobody_about_them(tmp_path):
     fickle = Fickle()
-    desk = LabelBuyer(fickle, path=str(tmp_path / "ledger.sqlite"), heldout=False)
-    desk.open("run")
+    buyer = LabelBuyer(fickle, path=str(tmp_path / "ledger.sqlite"), heldout=False)
+    buyer.open("run")
     answers = [Candidates(prompt, (replace(one, ids=(1, 2), logp=-1.0, logp_ref=-3.0),)) for prompt, one, _ in asked(2)]
     start = {c.prompt.id: c for c in answers}
-    result = evaluate(answers, start, desk)
+    result = evaluate(answers, start, buyer)
     assert fickle.told == []
     assert result.metrics == {
         **{"reward": None, "win_rate": None, "ties": None, "invalid": None},

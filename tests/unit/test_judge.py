@@ -619,9 +619,9 @@ def test_the_key_goes_to_the_endpoint_and_nowhere_else(
     echo = FaultyJudge(lambda asked: f"You sent {asked.headers['Authorization']}.\n" + asked.verdict("first"))
     with echo as server:
         made = judge(server, key_env="JUDGE_KEY")
-        desk = LabelBuyer(made, path=str(tmp_path / "ledger.sqlite"))
-        desk.open("run")
-        assert desk.compare(items(2)) == ["tie", "tie"]
+        buyer = LabelBuyer(made, path=str(tmp_path / "ledger.sqlite"))
+        buyer.open("run")
+        assert buyer.compare(items(2)) == ["tie", "tie"]
     assert {asked.headers["Authorization"] for asked in server.asked} == {f"Bearer {KEY}"}
     assert KEY.encode() not in pickle.dumps(made)
     assert KEY not in repr(vars(made)) + repr(vars(made.endpoint))
@@ -682,10 +682,10 @@ def test_no_more_is_asked_than_has_places_while_nobody_takes_the_answers() -> No
         answers.close()
 
 
-# --- behind the desk ---
+# --- behind the buyer ---
 
 
-def test_the_desk_keeps_what_was_answered_and_a_resume_buys_the_rest(tmp_path: Path) -> None:
+def test_the_buyer_keeps_what_was_answered_and_a_resume_buys_the_rest(tmp_path: Path) -> None:
     broken = [True]
     asked = items(30)
 
@@ -693,28 +693,28 @@ def test_the_desk_keeps_what_was_answered_and_a_resume_buys_the_rest(tmp_path: P
         return "503" if broken[0] and "question 17" in asked.user else None
 
     with FaultyJudge(fault=fault) as server:
-        desk = LabelBuyer(judge(server, retries=1, concurrency=3), path=str(tmp_path / "ledger.sqlite"))
-        desk.open("run")
+        buyer = LabelBuyer(judge(server, retries=1, concurrency=3), path=str(tmp_path / "ledger.sqlite"))
+        buyer.open("run")
         with pytest.raises(ValueError, match=r"no label for prompt 'question 17'.*status 503.*a resume goes on"):
-            desk.compare(asked)
-        kept = desk.spent
+            buyer.compare(asked)
+        kept = buyer.spent
         assert kept + 4 >= 17 * 2
         paid = server.done["answered"]
         broken[0] = False
-        assert desk.compare(asked) == [truth(i) for i in range(30)]
-        assert desk.spent == 60
+        assert buyer.compare(asked) == [truth(i) for i in range(30)]
+        assert buyer.spent == 60
         assert server.done["answered"] - paid == 60 - kept
-        assert desk.compare([(p, second, first) for p, first, second in asked]) == [truth(i + 1) for i in range(30)]
+        assert buyer.compare([(p, second, first) for p, first, second in asked]) == [truth(i + 1) for i in range(30)]
         assert server.done["answered"] - paid == 60 - kept, "turned around it is the same question"
 
 
 def test_a_budget_of_money_is_kept(tmp_path: Path) -> None:
     with FaultyJudge(prefers_longer, usage=(100, 0)) as server:
         made = judge(server, prompt_price=1e4, price=2.0)  # each request costs 1
-        desk = LabelBuyer(made, path=str(tmp_path / "ledger.sqlite"), budget_money=7.0)
-        desk.open("run")
-        assert [verdict is not None for verdict in desk.compare(items(5))] == [True, True, True, False, False]
-        assert desk.money == pytest.approx(6.0)
+        buyer = LabelBuyer(made, path=str(tmp_path / "ledger.sqlite"), budget_money=7.0)
+        buyer.open("run")
+        assert [verdict is not None for verdict in buyer.compare(items(5))] == [True, True, True, False, False]
+        assert buyer.money == pytest.approx(6.0)
         assert server.done["answered"] == 6
 
 

@@ -258,16 +258,16 @@ def test_a_model_that_is_no_reward_model_is_an_error(
         ("contrastive", {}, Contrastive),
     ],
 )
-def test_every_entry_of_the_menu_is_a_desk(tmp_path: Path, entry: str, required: Any, labeler: type) -> None:
+def test_every_entry_of_the_menu_is_a_buyer(tmp_path: Path, entry: str, required: Any, labeler: type) -> None:
     config = OmegaConf.create({"run_dir": str(tmp_path), "seed": 0, "labeler": OmegaConf.load(MENU / f"{entry}.yaml")})
     assert config.labeler.budget is None
     config.labeler.labeler.update(required)
     config.labeler.budget = 3
-    desk = instantiate(config.labeler)
-    assert isinstance(desk, LabelBuyer)
-    assert isinstance(desk.labeler, labeler)
-    assert desk.budget == 3
-    desk.open("a")
+    buyer = instantiate(config.labeler)
+    assert isinstance(buyer, LabelBuyer)
+    assert isinstance(buyer.labeler, labeler)
+    assert buyer.budget == 3
+    buyer.open("a")
     assert (tmp_path / "ledger.sqlite").exists()
 
 
@@ -286,9 +286,9 @@ def test_the_table_of_what_labelers_can_is_that_of_the_menu() -> None:
     assert can == {"score": set(SCORE), "compare": set(COMPARE)}, "mend SCORE and COMPARE in choosy.labeling.protocols"
 
 
-def test_the_desk_says_which_response_the_data_did_not_score(tmp_path: Path) -> None:
-    desk = LabelBuyer(Dataset(), path=str(tmp_path / "ledger.sqlite"))
-    desk.open("a")
+def test_the_buyer_says_which_response_the_data_did_not_score(tmp_path: Path) -> None:
+    buyer = LabelBuyer(Dataset(), path=str(tmp_path / "ledger.sqlite"))
+    buyer.open("a")
     with pytest.raises(ValueError, match=r"dataset gave no label for prompt 'p', response 1: 'sampled'.*no gold"):
-        desk.score([Candidates(PROMPT, (Response("given", gold=1.0), Response("sampled")))])
-    assert desk.spent == 1
+        buyer.score([Candidates(PROMPT, (Response("given", gold=1.0), Response("sampled")))])
+    assert buyer.spent == 1

@@ -66,12 +66,12 @@ def full(tmp_path: Path) -> Ledger:
     """A ledger with four verdicts and two scores."""
     path = str(tmp_path / "full.sqlite")
     for labeler in (Judge(), Scorer()):
-        desk = LabelBuyer(labeler, path=path)
-        desk.open("/runs/a")
+        buyer = LabelBuyer(labeler, path=path)
+        buyer.open("/runs/a")
         if isinstance(labeler, Judge):
-            desk.compare(ITEMS)
+            buyer.compare(ITEMS)
         else:
-            desk.score([Candidates(ITEMS[1][0], ITEMS[1][1:])], purpose="evaluate")
+            buyer.score([Candidates(ITEMS[1][0], ITEMS[1][1:])], purpose="evaluate")
     return Ledger(path)
 
 
@@ -84,12 +84,12 @@ def empty(tmp_path: Path) -> Ledger:
 
 @pytest.fixture
 def waiting(tmp_path: Path) -> LabelBuyer:
-    """A desk whose run waits for four verdicts."""
-    desk = LabelBuyer(Later(), path=str(tmp_path / "waiting.sqlite"), budget=4)
-    desk.open("/runs/a")
+    """A buyer whose run waits for four verdicts."""
+    buyer = LabelBuyer(Later(), path=str(tmp_path / "waiting.sqlite"), budget=4)
+    buyer.open("/runs/a")
     with pytest.raises(Postponed):
-        desk.compare(ITEMS)
-    return desk
+        buyer.compare(ITEMS)
+    return buyer
 
 
 # --- there and back ---
@@ -110,10 +110,10 @@ def test_what_goes_out_comes_back(full: Ledger, empty: Ledger, tmp_path: Path, f
 def test_imported_labels_are_not_bought_again(full: Ledger, empty: Ledger, tmp_path: Path) -> None:
     export_labels(full, tmp_path / "labels.csv")
     import_labels(tmp_path / "labels.csv", empty)
-    desk = LabelBuyer(Judge(), path=empty.path)
-    desk.open("/runs/b")
-    assert desk.compare([(prompt, two, one) for prompt, one, two in ITEMS]) == ["second", "first", "tie", "invalid"]
-    assert (desk.spent, desk.reused, desk.money) == (0, 4, 0.0)
+    buyer = LabelBuyer(Judge(), path=empty.path)
+    buyer.open("/runs/b")
+    assert buyer.compare([(prompt, two, one) for prompt, one, two in ITEMS]) == ["second", "first", "tie", "invalid"]
+    assert (buyer.spent, buyer.reused, buyer.money) == (0, 4, 0.0)
 
 
 def test_labels_of_a_time_without_conversations_come_back(full: Ledger, empty: Ledger, tmp_path: Path) -> None:

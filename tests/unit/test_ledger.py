@@ -1,4 +1,4 @@
-"""The ledger and its desk: what is paid for is kept, nothing is paid twice, and the budget is exact."""
+"""The ledger and its buyer: what is paid for is kept, nothing is paid twice, and the budget is exact."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def desk(path: Path) -> Callable[..., LabelBuyer]:
-    """A desk that is open: desk(labeler, run="a", budget=3)."""
+def buyer(path: Path) -> Callable[..., LabelBuyer]:
+    """A buyer that is open: buyer(labeler, run="a", budget=3)."""
 
     def opened(labeler: Labeler | None = None, run: str = "a", budget: int | None = None) -> LabelBuyer:
-        desk = LabelBuyer(labeler or Lengths(), path=str(path), budget=budget)
-        desk.open(run)
-        return desk
+        buyer = LabelBuyer(labeler or Lengths(), path=str(path), budget=budget)
+        buyer.open(run)
+        return buyer
 
     return opened
 
@@ -99,8 +99,8 @@ def desk(path: Path) -> Callable[..., LabelBuyer]:
 # --- buying and reusing ---
 
 
-def test_scores_come_back_in_place_and_are_rows_of_the_ledger(desk: Callable[..., LabelBuyer], path: Path) -> None:
-    counter = desk()
+def test_scores_come_back_in_place_and_are_rows_of_the_ledger(buyer: Callable[..., LabelBuyer], path: Path) -> None:
+    counter = buyer()
     asked = [given("p", "a", "bbb"), given("q", "cc")]
     assert rewards(counter.score(asked)) == [[1.0, 3.0], [2.0]]
     assert rewards(asked) == [[None, None], [None]]
@@ -109,37 +109,37 @@ def test_scores_come_back_in_place_and_are_rows_of_the_ledger(desk: Callable[...
     assert (counter.spent, counter.reused, counter.evaluation, counter.exhausted) == (3, 0, 0, False)
 
 
-def test_a_label_is_never_bought_twice(desk: Callable[..., LabelBuyer]) -> None:
-    counter = desk(first := Lengths())
+def test_a_label_is_never_bought_twice(buyer: Callable[..., LabelBuyer]) -> None:
+    counter = buyer(first := Lengths())
     counter.score([given("p", "a", "a", "bb")])
     counter.score([given("p", "bb", "a")])
     assert sorted(first.asked) == ["a", "bb"]
     assert (counter.spent, counter.reused) == (2, 0)
-    other = desk(second := Lengths(), run="b", budget=1)
+    other = buyer(second := Lengths(), run="b", budget=1)
     assert rewards(other.score([given("p", "a", "bb", "ccc")])) == [[1.0, 2.0, 3.0]]
     assert second.asked == ["ccc"]
     assert (other.spent, other.reused, other.exhausted) == (1, 2, True)
-    assert desk(run="b").reused == 2, "a resumed run reports the same"
+    assert buyer(run="b").reused == 2, "a resumed run reports the same"
 
 
-def test_the_question_is_labeler_conversation_and_response(desk: Callable[..., LabelBuyer]) -> None:
+def test_the_question_is_labeler_conversation_and_response(buyer: Callable[..., LabelBuyer]) -> None:
     labeler = Lengths()
     as_user = Prompt("p", "hi", (Message("user", "hi"),))
     as_system = Prompt("p", "hi", (Message("system", "hi"),))
     for prompt in (Prompt("p", "hi"), as_user, as_system, Prompt("renamed", "hi")):
-        desk(labeler).score([Candidates(prompt, (Response("a", ids=(1,), finished=False),))])
+        buyer(labeler).score([Candidates(prompt, (Response("a", ids=(1,), finished=False),))])
     assert labeler.asked == ["a"] * 3, "roles matter, the prompt's id does not"
     labeler.name = "lengths-2"
-    desk(labeler).score([Candidates(as_user, (Response("a"),))])
+    buyer(labeler).score([Candidates(as_user, (Response("a"),))])
     assert len(labeler.asked) == 4
 
 
-def test_labels_survive_in_write_ahead_mode(desk: Callable[..., LabelBuyer], path: Path) -> None:
-    desk().score([given("p", "a")])
+def test_labels_survive_in_write_ahead_mode(buyer: Callable[..., LabelBuyer], path: Path) -> None:
+    buyer().score([given("p", "a")])
     assert rows(path, "PRAGMA journal_mode") == [("wal",)]
 
 
-def test_labels_are_committed_before_they_are_used(desk: Callable[..., LabelBuyer], path: Path) -> None:
+def test_labels_are_committed_before_they_are_used(buyer: Callable[..., LabelBuyer], path: Path) -> None:
     """While a chunk is being asked for, the chunks before it can be seen by everybody."""
     seen: list[int] = []
 
@@ -148,18 +148,18 @@ def test_labels_are_committed_before_they_are_used(desk: Callable[..., LabelBuye
             seen.append(len(rows(path)))
             return super().score(items)
 
-    desk(Watching()).score([given(f"p{i}", "a") for i in range(2 * CHUNK + 1)])
+    buyer(Watching()).score([given(f"p{i}", "a") for i in range(2 * CHUNK + 1)])
     assert seen == [0, CHUNK, 2 * CHUNK]
 
 
-def test_an_open_desk_travels_in_a_pickle(desk: Callable[..., LabelBuyer]) -> None:
-    counter = pickle.loads(pickle.dumps(desk()))
+def test_an_open_buyer_travels_in_a_pickle(buyer: Callable[..., LabelBuyer]) -> None:
+    counter = pickle.loads(pickle.dumps(buyer()))
     assert rewards(counter.score([given("p", "a")])) == [[1.0]]
     assert counter.spent == 1
 
 
-def test_nothing_asked_is_nothing_bought(desk: Callable[..., LabelBuyer]) -> None:
-    counter = desk(budget=1)
+def test_nothing_asked_is_nothing_bought(buyer: Callable[..., LabelBuyer]) -> None:
+    counter = buyer(budget=1)
     assert counter.score([]) == []
     assert counter.compare([]) == []
     assert counter.score([given("p")]) == [given("p")]
@@ -169,8 +169,8 @@ def test_nothing_asked_is_nothing_bought(desk: Callable[..., LabelBuyer]) -> Non
 # --- the budget ---
 
 
-def test_a_prompt_is_bought_whole_or_not_at_all_in_the_order_given(desk: Callable[..., LabelBuyer]) -> None:
-    counter = desk(labeler := Lengths(), budget=5)
+def test_a_prompt_is_bought_whole_or_not_at_all_in_the_order_given(buyer: Callable[..., LabelBuyer]) -> None:
+    counter = buyer(labeler := Lengths(), budget=5)
     got = counter.score([given("p", "a", "bb"), given("q", "a", "bb"), given("r", "a", "bb")])
     assert rewards(got) == [[1.0, 2.0], [1.0, 2.0], [None, None]]
     assert len(labeler.asked) == counter.spent == 4
@@ -180,13 +180,13 @@ def test_a_prompt_is_bought_whole_or_not_at_all_in_the_order_given(desk: Callabl
     assert rewards(counter.score([given("t", "a"), given("q", "bb")])) == [[1.0], [2.0]], "the ledger is free"
 
 
-def test_a_response_named_twice_costs_once(desk: Callable[..., LabelBuyer]) -> None:
-    assert rewards(desk(budget=1).score([given("p", "a", "a")])) == [[1.0, 1.0]]
+def test_a_response_named_twice_costs_once(buyer: Callable[..., LabelBuyer]) -> None:
+    assert rewards(buyer(budget=1).score([given("p", "a", "a")])) == [[1.0, 1.0]]
 
 
-def test_a_resumed_run_goes_on_counting(desk: Callable[..., LabelBuyer]) -> None:
-    desk(budget=3).score([given("p", "a", "bb")])
-    again = desk(labeler := Lengths(), budget=3)
+def test_a_resumed_run_goes_on_counting(buyer: Callable[..., LabelBuyer]) -> None:
+    buyer(budget=3).score([given("p", "a", "bb")])
+    again = buyer(labeler := Lengths(), budget=3)
     assert again.spent == 2
     assert rewards(again.score([given("p", "a", "bb"), given("q", "a", "bb"), given("r", "a")])) == [
         [1.0, 2.0],
@@ -194,10 +194,10 @@ def test_a_resumed_run_goes_on_counting(desk: Callable[..., LabelBuyer]) -> None
         [1.0],
     ]
     assert labeler.asked == ["a"]
-    lowered = desk(budget=1)
+    lowered = buyer(budget=1)
     assert lowered.exhausted
     assert rewards(lowered.score([given("p", "a", "bb")])) == [[1.0, 2.0]]
-    assert desk(run="another", budget=1).spent == 0
+    assert buyer(run="another", budget=1).spent == 0
 
 
 @pytest.mark.parametrize("culprit", ["p0", "p1", "q0", "q1", "q2", "r0"])
@@ -211,9 +211,9 @@ def test_a_run_that_broke_anywhere_ends_like_one_that_did_not(tmp_path: Path, cu
         return float(text[1])
 
     def opened(answer: Callable[[str], float]) -> LabelBuyer:
-        desk = LabelBuyer(Scripted(answer), path=str(tmp_path / "ledger.sqlite"), budget=7)
-        desk.open("a")
-        return desk
+        buyer = LabelBuyer(Scripted(answer), path=str(tmp_path / "ledger.sqlite"), budget=7)
+        buyer.open("a")
+        return buyer
 
     with pytest.raises(ValueError, match=culprit):
         opened(fails).score(asked)
@@ -223,8 +223,8 @@ def test_a_run_that_broke_anywhere_ends_like_one_that_did_not(tmp_path: Path, cu
     assert resumed.spent == 6
 
 
-def test_labels_to_evaluate_are_neither_limited_nor_counted(desk: Callable[..., LabelBuyer]) -> None:
-    counter = desk(budget=1)
+def test_labels_to_evaluate_are_neither_limited_nor_counted(buyer: Callable[..., LabelBuyer]) -> None:
+    counter = buyer(budget=1)
     assert rewards(counter.score([given("p", "a", "bb")], purpose="evaluate")) == [[1.0, 2.0]]
     assert (counter.spent, counter.evaluation, counter.exhausted) == (0, 2, False)
     assert rewards(counter.score([given("q", "a")])) == [[1.0]]
@@ -232,8 +232,8 @@ def test_labels_to_evaluate_are_neither_limited_nor_counted(desk: Callable[..., 
     assert (counter.spent, counter.evaluation) == (1, 3)
 
 
-def test_training_on_a_label_that_was_bought_to_evaluate_counts(desk: Callable[..., LabelBuyer]) -> None:
-    counter = desk(labeler := Lengths(), budget=2)
+def test_training_on_a_label_that_was_bought_to_evaluate_counts(buyer: Callable[..., LabelBuyer]) -> None:
+    counter = buyer(labeler := Lengths(), budget=2)
     counter.score([given("p", "a", "bb"), given("q", "a")], purpose="evaluate")
     got = counter.score([given("p", "a", "bb"), given("q", "a")])
     assert rewards(got) == [[1.0, 2.0], [None]]
@@ -252,8 +252,8 @@ PROMPT = Prompt("p", "Which?")
 A, BB, CC = Response("a"), Response("bb"), Response("cc")
 
 
-def test_verdicts_are_bought_up_to_the_budget(desk: Callable[..., LabelBuyer], path: Path) -> None:
-    counter = desk(labeler := Longer(), budget=2)
+def test_verdicts_are_bought_up_to_the_budget(buyer: Callable[..., LabelBuyer], path: Path) -> None:
+    counter = buyer(labeler := Longer(), budget=2)
     assert (counter.scores, counter.compares) == (False, True)
     assert counter.compare([(PROMPT, A, BB), (PROMPT, BB, CC), (PROMPT, A, CC)]) == ["second", "tie", None]
     assert labeler.asked == [("a", "bb"), ("bb", "cc")]
@@ -261,28 +261,28 @@ def test_verdicts_are_bought_up_to_the_budget(desk: Callable[..., LabelBuyer], p
     assert kept[0] == ("compare", "a", "bb", None, "second")
 
 
-def test_a_verdict_is_reused_for_the_question_in_reverse(desk: Callable[..., LabelBuyer]) -> None:
-    counter = desk(labeler := Longer())
+def test_a_verdict_is_reused_for_the_question_in_reverse(buyer: Callable[..., LabelBuyer]) -> None:
+    counter = buyer(labeler := Longer())
     assert counter.compare([(PROMPT, BB, A), (PROMPT, A, BB)]) == ["first", "second"]
     assert counter.compare([(PROMPT, A, BB), (PROMPT, BB, A)]) == ["second", "first"]
     assert labeler.asked == [("bb", "a")]
     assert counter.spent == 1
 
 
-def test_invalid_verdicts_are_kept_and_mirrored_as_they_are(desk: Callable[..., LabelBuyer]) -> None:
+def test_invalid_verdicts_are_kept_and_mirrored_as_they_are(buyer: Callable[..., LabelBuyer]) -> None:
     class Undecided:
         name = "undecided"
 
         def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> list[Verdict]:
             return ["invalid"] * len(items)
 
-    counter = desk(Undecided())
+    counter = buyer(Undecided())
     assert counter.compare([(PROMPT, A, BB)]) + counter.compare([(PROMPT, BB, A)]) == ["invalid", "invalid"]
     assert counter.spent == 1
 
 
-def test_a_labeler_that_only_scores_compares_by_two_scores(desk: Callable[..., LabelBuyer]) -> None:
-    counter = desk(labeler := Lengths(), budget=3)
+def test_a_labeler_that_only_scores_compares_by_two_scores(buyer: Callable[..., LabelBuyer]) -> None:
+    counter = buyer(labeler := Lengths(), budget=3)
     assert (counter.scores, counter.compares) == (True, False)
     verdicts = counter.compare([(PROMPT, A, BB), (PROMPT, BB, CC), (PROMPT, A, Response("dd"))])
     assert verdicts == ["second", "tie", None]
@@ -290,9 +290,9 @@ def test_a_labeler_that_only_scores_compares_by_two_scores(desk: Callable[..., L
     assert counter.spent == 3
 
 
-def test_a_labeler_that_only_compares_cannot_score(desk: Callable[..., LabelBuyer]) -> None:
+def test_a_labeler_that_only_compares_cannot_score(buyer: Callable[..., LabelBuyer]) -> None:
     with pytest.raises(ValueError, match=r"labeler longer only compares.*labeler=vader"):
-        desk(Longer()).score([given("p", "a")])
+        buyer(Longer()).score([given("p", "a")])
 
 
 def test_a_labeler_that_does_neither_is_refused() -> None:
@@ -303,7 +303,7 @@ def test_a_labeler_that_does_neither_is_refused() -> None:
 # --- labelers that fail ---
 
 
-def test_an_error_names_its_row_and_keeps_the_rows_before_it(desk: Callable[..., LabelBuyer], path: Path) -> None:
+def test_an_error_names_its_row_and_keeps_the_rows_before_it(buyer: Callable[..., LabelBuyer], path: Path) -> None:
     def fails(text: str) -> float:
         if text == "x" * 50:
             raise RuntimeError("the judge is asleep")
@@ -311,39 +311,39 @@ def test_an_error_names_its_row_and_keeps_the_rows_before_it(desk: Callable[...,
 
     words = rf"scripted gave no label for prompt 'q', response 1: '{'x' * 40}': RuntimeError: the judge is asleep"
     with pytest.raises(ValueError, match=words):
-        desk(Scripted(fails)).score([given("p", "a", "b"), given("q", "c", "x" * 50, "d")])
+        buyer(Scripted(fails)).score([given("p", "a", "b"), given("q", "c", "x" * 50, "d")])
     assert [text for (text,) in rows(path, "SELECT response_first FROM labels")] == ["a", "b", "c"]
-    mended = desk(Scripted(len))
+    mended = buyer(Scripted(len))
     assert mended.spent == 3
     assert rewards(mended.score([given("q", "c", "x" * 50, "d")])) == [[1.0, 50.0, 1.0]]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None, "0.5"])
-def test_a_score_that_is_no_finite_number_is_an_error(desk: Callable[..., LabelBuyer], path: Path, bad: Any) -> None:
+def test_a_score_that_is_no_finite_number_is_an_error(buyer: Callable[..., LabelBuyer], path: Path, bad: Any) -> None:
     labeler = Scripted(lambda text: bad if text == "bad" else 1.0)
     words = f"for prompt 'q', response 1: 'bad': wanted a finite number, found {bad!r}.*in the ledger"
     with pytest.raises(ValueError, match=words):
-        desk(labeler).score([given("p", "a"), given("q", "b", "bad", "c")])
+        buyer(labeler).score([given("p", "a"), given("q", "b", "bad", "c")])
     assert [text for (text,) in rows(path, "SELECT response_first FROM labels")] == ["a", "b"]
 
 
-def test_a_verdict_that_is_none_of_the_four_is_an_error(desk: Callable[..., LabelBuyer]) -> None:
+def test_a_verdict_that_is_none_of_the_four_is_an_error(buyer: Callable[..., LabelBuyer]) -> None:
     class Chatty(Longer):
         def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> list[Any]:
             return ["first", "Response A, clearly"]
 
-    counter = desk(Chatty())
+    counter = buyer(Chatty())
     with pytest.raises(ValueError, match="question 1: 'bb' and 'cc': wanted one of first, second, tie, invalid"):
         counter.compare([(PROMPT, A, BB), (PROMPT, BB, CC)])
     assert counter.spent == 1
 
 
-def test_one_answer_too_few_is_an_error(desk: Callable[..., LabelBuyer]) -> None:
+def test_one_answer_too_few_is_an_error(buyer: Callable[..., LabelBuyer]) -> None:
     class Lossy(Lengths):
         def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
             return super().score(items)[1:]
 
-    counter = desk(Lossy())
+    counter = buyer(Lossy())
     with pytest.raises(ValueError, match="gave 1 labels for 2 questions"):
         counter.score([given("p", "a", "bb")])
     assert counter.spent == 0, "nobody knows whose they are"
@@ -362,23 +362,23 @@ def test_a_path_that_cannot_be_a_ledger_is_an_error(tmp_path: Path, path: Any) -
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 @pytest.mark.parametrize("locked", ["folder", "file"])
-def test_a_ledger_that_cannot_be_written_is_an_error(desk: Callable[..., LabelBuyer], path: Path, locked: str) -> None:
-    desk()
+def test_a_ledger_that_cannot_be_written_is_an_error(buyer: Callable[..., LabelBuyer], path: Path, locked: str) -> None:
+    buyer()
     target = path if locked == "file" else path.parent
     target.chmod(0o500 if locked == "folder" else 0o400)
     try:
         with pytest.raises(ValueError, match=r"cannot serve as the ledger"):
-            desk()
+            buyer()
     finally:
         target.chmod(0o700)
 
 
 def _buy(path: str, run: str, start: Any) -> None:
-    desk = LabelBuyer(Lengths(), path=path)
+    buyer = LabelBuyer(Lengths(), path=path)
     start.wait()
-    desk.open(run)
+    buyer.open(run)
     for i in range(10):
-        assert rewards(desk.score([given(f"p{j}", "a", "bb") for j in range(i, i + 3)])) == [[1.0, 2.0]] * 3
+        assert rewards(buyer.score([given(f"p{j}", "a", "bb") for j in range(i, i + 3)])) == [[1.0, 2.0]] * 3
 
 
 def test_processes_that_buy_the_same_labels_at_once_share_them(path: Path) -> None:
@@ -391,11 +391,11 @@ def test_processes_that_buy_the_same_labels_at_once_share_them(path: Path) -> No
         process.join(timeout=60)
     assert [process.exitcode for process in processes] == [0, 0]
     assert len(rows(path)) == 24
-    desks = [LabelBuyer(Lengths(), path=str(path)) for _ in processes]
-    for desk, run in zip(desks, "ab", strict=True):
-        desk.open(run)
-        assert desk.spent + desk.reused == 24, "what a run did not pay for itself, the other one did"
-    assert desks[0].spent + desks[1].spent == 24
+    buyers = [LabelBuyer(Lengths(), path=str(path)) for _ in processes]
+    for buyer, run in zip(buyers, "ab", strict=True):
+        buyer.open(run)
+        assert buyer.spent + buyer.reused == 24, "what a run did not pay for itself, the other one did"
+    assert buyers[0].spent + buyers[1].spent == 24
 
 
 # --- labelers that yield answers as they come ---
@@ -429,8 +429,8 @@ class Closed(Exception):
 FIVE = [(Prompt(f"p{i}", "Which?"), Response(f"a{i}"), Response(f"b{i}")) for i in range(5)]
 
 
-def test_an_answer_is_in_the_ledger_before_the_next_is_asked_for(desk: Callable[..., LabelBuyer], path: Path) -> None:
-    counter = desk(labeler := Clicks(path, [3, 0, 4, 1, 2], cost=0.25))
+def test_an_answer_is_in_the_ledger_before_the_next_is_asked_for(buyer: Callable[..., LabelBuyer], path: Path) -> None:
+    counter = buyer(labeler := Clicks(path, [3, 0, 4, 1, 2], cost=0.25))
     assert counter.compare(FIVE) == ["first"] * 5
     assert (labeler.seen, labeler.asked) == ([0, 1, 2, 3, 4], [5])
     kept = rows(path, "SELECT prompt_id, verdict, raw, cost, annotator FROM labels ORDER BY time")
@@ -438,33 +438,33 @@ def test_an_answer_is_in_the_ledger_before_the_next_is_asked_for(desk: Callable[
     assert (counter.spent, counter.money) == (5, 1.25)
 
 
-def test_a_labeler_that_yields_may_bound_what_it_is_asked(desk: Callable[..., LabelBuyer], path: Path) -> None:
+def test_a_labeler_that_yields_may_bound_what_it_is_asked(buyer: Callable[..., LabelBuyer], path: Path) -> None:
     labeler = Clicks(path, [1, 0])
     labeler.at_once = 2  # type: ignore[attr-defined]
-    assert desk(labeler).compare(FIVE[:4]) == ["first"] * 4
+    assert buyer(labeler).compare(FIVE[:4]) == ["first"] * 4
     assert labeler.asked == [2, 2]
 
 
 def test_what_was_yielded_before_an_error_is_kept_and_the_item_is_named(
-    desk: Callable[..., LabelBuyer], path: Path
+    buyer: Callable[..., LabelBuyer], path: Path
 ) -> None:
-    counter = desk(labeler := Clicks(path, [3, 0, -4]))
+    counter = buyer(labeler := Clicks(path, [3, 0, -4]))
     words = "clicks gave no label for prompt 'p4', question 4: 'a4' and 'b4': Closed: the browser is closed"
     with pytest.raises(ValueError, match=words):
         counter.compare(FIVE)
     assert (counter.spent, labeler.asked) == (2, [5])
     mended = Clicks(path, [2, 1, 0])
-    assert desk(mended).compare(FIVE) == ["first"] * 5
+    assert buyer(mended).compare(FIVE) == ["first"] * 5
     assert mended.asked == [3], "what was answered is not asked again"
 
 
-def test_a_labeler_may_put_off_its_answers(desk: Callable[..., LabelBuyer]) -> None:
+def test_a_labeler_may_put_off_its_answers(buyer: Callable[..., LabelBuyer]) -> None:
     class Tomorrow(Longer):
         def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer]:
             yield Answer(1, "tie")
             raise Postponed("come back tomorrow")
 
-    counter = desk(Tomorrow())
+    counter = buyer(Tomorrow())
     with pytest.raises(Postponed, match="come back tomorrow"):
         counter.compare(FIVE)
     assert counter.spent == 1
@@ -482,7 +482,7 @@ def test_a_labeler_may_put_off_its_answers(desk: Callable[..., LabelBuyer]) -> N
     ],
 )
 def test_an_answer_that_does_not_fit_is_an_error(
-    desk: Callable[..., LabelBuyer], answers: list[Answer | Verdict], words: str
+    buyer: Callable[..., LabelBuyer], answers: list[Answer | Verdict], words: str
 ) -> None:
     class Sloppy(Longer):
         name = "clicks"
@@ -490,24 +490,24 @@ def test_an_answer_that_does_not_fit_is_an_error(
         def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer | Verdict]:
             yield from answers
 
-    counter = desk(Sloppy())
+    counter = buyer(Sloppy())
     with pytest.raises(ValueError, match=words):
         counter.compare(FIVE)
     assert counter.spent == (2 if "tie" in answers else 1)
 
 
-def test_a_list_may_hold_answers(desk: Callable[..., LabelBuyer], path: Path) -> None:
+def test_a_list_may_hold_answers(buyer: Callable[..., LabelBuyer], path: Path) -> None:
     labeler = Scripted(lambda text: Answer(0, 2.0, raw="two", cost=0.5))
-    assert rewards(desk(labeler).score([given("p", "a")])) == [[2.0]]
+    assert rewards(buyer(labeler).score([given("p", "a")])) == [[2.0]]
     assert rows(path, "SELECT raw, cost FROM labels") == [("two", 0.5)]
 
 
-def test_a_fingerprint_is_part_of_the_question(desk: Callable[..., LabelBuyer], path: Path) -> None:
+def test_a_fingerprint_is_part_of_the_question(buyer: Callable[..., LabelBuyer], path: Path) -> None:
     labeler = Lengths()
-    desk(labeler).score([given("p", "a")])
+    buyer(labeler).score([given("p", "a")])
     labeler.fingerprint = "template 2"  # type: ignore[attr-defined]
-    desk(labeler).score([given("p", "a")])
-    desk(labeler).score([given("p", "a")])
+    buyer(labeler).score([given("p", "a")])
+    buyer(labeler).score([given("p", "a")])
     assert labeler.asked == ["a", "a"]
     assert rows(path, "SELECT labeler, fingerprint FROM labels") == [("lengths", ""), ("lengths", "template 2")]
 
@@ -533,9 +533,9 @@ MANY = [(Prompt(f"{i}", f"Which of {i}?"), Response("a"), Response("b")) for i i
 
 
 def test_a_labeler_that_talks_nonsense_stops_the_run_with_what_it_said(
-    desk: Callable[..., LabelBuyer], path: Path
+    buyer: Callable[..., LabelBuyer], path: Path
 ) -> None:
-    counter = desk(Mumbling(3))
+    counter = buyer(Mumbling(3))
     words = (
         r"7 of the 20 verdicts of labeler mumbling are invalid, and labeler.max_invalid=0.2 .*\n  'well, well, .{188}'"
         r"\n.*All labels are in the ledger. Mend the labeler, or type a larger labeler.max_invalid, and resume"
@@ -550,8 +550,8 @@ def test_a_labeler_that_talks_nonsense_stops_the_run_with_what_it_said(
 
 
 @pytest.mark.parametrize(("every", "limit"), [(10, 0.2), (1, None), (1, 1.0)])
-def test_as_much_nonsense_as_is_allowed(desk: Callable[..., LabelBuyer], every: int, limit: float | None) -> None:
-    counter = desk(Mumbling(every))
+def test_as_much_nonsense_as_is_allowed(buyer: Callable[..., LabelBuyer], every: int, limit: float | None) -> None:
+    counter = buyer(Mumbling(every))
     counter.max_invalid = limit
     assert counter.compare(MANY).count("invalid") == 90 // every
 
@@ -565,7 +565,7 @@ def test_a_share_of_nonsense_that_is_none_is_refused() -> None:
 
 
 def test_a_key_reaches_neither_the_ledger_nor_a_message(
-    desk: Callable[..., LabelBuyer], path: Path, monkeypatch: pytest.MonkeyPatch
+    buyer: Callable[..., LabelBuyer], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JUDGE_API_KEY", "sk-canary-0123")
 
@@ -575,7 +575,7 @@ def test_a_key_reaches_neither_the_ledger_nor_a_message(
             raise RuntimeError("401 for sk-canary-0123")
 
     with pytest.raises(ValueError, match=r"RuntimeError: 401 for \[JUDGE_API_KEY\]"):
-        desk(Leaking()).compare(FIVE)
+        buyer(Leaking()).compare(FIVE)
     assert rows(path, "SELECT raw, annotator FROM labels") == [("you sent [JUDGE_API_KEY]", "[JUDGE_API_KEY]")]
     assert not any(b"canary" in file.read_bytes() for file in path.parent.iterdir())
 
@@ -605,44 +605,44 @@ def afford(counter: LabelBuyer, n: int) -> int:
 
 def test_a_price_known_beforehand_is_an_exact_budget(path: Path) -> None:
     for run, money, bought in (("a", 0.3, 3), ("b", 0.35, 6), ("c", 0.05, 6)):
-        desk = LabelBuyer(labeler := Scripted(lambda text: 1.0), path=str(path), budget_money=money)
+        buyer = LabelBuyer(labeler := Scripted(lambda text: 1.0), path=str(path), budget_money=money)
         labeler.price = 0.1  # type: ignore[attr-defined]
-        desk.open(run)
-        assert afford(desk, 9) == bought, "what another run has bought is free"
-        assert desk.money == pytest.approx(0.3 if run != "c" else 0.0)
-        assert desk.exhausted
+        buyer.open(run)
+        assert afford(buyer, 9) == bought, "what another run has bought is free"
+        assert buyer.money == pytest.approx(0.3 if run != "c" else 0.0)
+        assert buyer.exhausted
 
 
 def test_a_cost_known_afterwards_is_reckoned_at_the_dearest(path: Path) -> None:
     costs = {"r00": 0.1, "r01": 0.1, "r02": 0.4}
-    desk = LabelBuyer(labeler := Paid(lambda text: costs.get(text, 0.2)), path=str(path), budget_money=1.0)
-    desk.open("a")
-    assert afford(desk, 20) == 4, "one, one more, two more; then 0.2 is left, and one has cost 0.4"
+    buyer = LabelBuyer(labeler := Paid(lambda text: costs.get(text, 0.2)), path=str(path), budget_money=1.0)
+    buyer.open("a")
+    assert afford(buyer, 20) == 4, "one, one more, two more; then 0.2 is left, and one has cost 0.4"
     assert labeler.asked == ["r00", "r01", "r02", "r03"]
-    assert desk.money == pytest.approx(0.8)
+    assert buyer.money == pytest.approx(0.8)
     again = LabelBuyer(labeler, path=str(path), budget_money=1.0)
     again.open("a")
-    assert (again.money, again.exhausted, afford(again, 20)) == (desk.money, True, 4)
+    assert (again.money, again.exhausted, afford(again, 20)) == (buyer.money, True, 4)
 
 
 @pytest.mark.parametrize("dearest", [0.1, 0.25, 0.4])
 def test_no_budget_is_exceeded_by_a_labeler_whose_price_is_the_most_a_label_costs(path: Path, dearest: float) -> None:
-    desk = LabelBuyer(
+    buyer = LabelBuyer(
         Paid(lambda text: dearest if int(text[1:]) % 3 else 0.05, price=0.4), path=str(path), budget_money=2.0
     )
-    desk.open("a")
-    bought = afford(desk, 50)
-    assert 2.0 - 0.4 < desk.money <= 2.0
-    assert desk.exhausted
-    assert desk.spent == bought
+    buyer.open("a")
+    bought = afford(buyer, 50)
+    assert 2.0 - 0.4 < buyer.money <= 2.0
+    assert buyer.exhausted
+    assert buyer.spent == bought
 
 
 def test_a_budget_of_money_for_labels_that_cost_nothing_is_refused(path: Path) -> None:
-    desk = LabelBuyer(Paid(lambda text: 0.0), path=str(path), budget_money=1.0)
-    desk.open("a")
+    buyer = LabelBuyer(Paid(lambda text: 0.0), path=str(path), budget_money=1.0)
+    buyer.open("a")
     with pytest.raises(ValueError, match=r"budget_money=1.0 limits nothing: the labels of lengths cost nothing"):
-        afford(desk, 9)
-    assert desk.spent == 1
+        afford(buyer, 9)
+    assert buyer.spent == 1
 
 
 @pytest.mark.parametrize("money", [0, -1, math.inf, math.nan])
@@ -668,15 +668,15 @@ INSERT INTO reuses VALUES ('b', 'd1f8f8d6ef0acd1d');
 """
 
 
-def test_a_ledger_of_version_1_goes_on(desk: Callable[..., LabelBuyer], path: Path) -> None:
+def test_a_ledger_of_version_1_goes_on(buyer: Callable[..., LabelBuyer], path: Path) -> None:
     key = Question("lengths", "", Prompt("p", "What about p?"), (Response("a"),)).key
     path.parent.mkdir()
     with closing(sqlite3.connect(path)) as db:
         db.executescript(VERSION_1.replace("d1f8f8d6ef0acd1d", key))
-    counter = desk(labeler := Lengths(), budget=2)
+    counter = buyer(labeler := Lengths(), budget=2)
     assert rewards(counter.score([given("p", "a", "bb", "ccc")])) == [[None] * 3]
     assert rewards(counter.score([given("p", "a", "bb")])) == [[1.0, 2.0]]
-    assert (labeler.asked, counter.spent, counter.money, desk(run="b").reused) == (["bb"], 2, 0.0, 1)
+    assert (labeler.asked, counter.spent, counter.money, buyer(run="b").reused) == (["bb"], 2, 0.0, 1)
     assert rows(path, "SELECT raw, annotator, fingerprint, judgements, messages FROM labels") == [
         ("", "", "", 1, None),
         ("", "", "", 1, "[]"),
@@ -684,12 +684,12 @@ def test_a_ledger_of_version_1_goes_on(desk: Callable[..., LabelBuyer], path: Pa
     assert rows(path, "PRAGMA user_version") == [(2,)]
 
 
-def test_a_ledger_of_a_later_version_is_refused(desk: Callable[..., LabelBuyer], path: Path) -> None:
-    desk()
+def test_a_ledger_of_a_later_version_is_refused(buyer: Callable[..., LabelBuyer], path: Path) -> None:
+    buyer()
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 9")
     with pytest.raises(ValueError, match=r"written by a later Choosy \(format 9, .* 2\); update Choosy, or type"):
-        desk()
+        buyer()
 
 
 def test_an_answer_may_say_what_it_takes(tmp_path: Path) -> None:
@@ -706,12 +706,12 @@ def test_an_answer_may_say_what_it_takes(tmp_path: Path) -> None:
             for at in range(2, len(items)):
                 yield Answer(at, "first")
 
-    desk = LabelBuyer(Middleman(), path=str(tmp_path / "ledger.sqlite"))
-    desk.open("run")
-    desk.compare([(Prompt(f"p{n}", f"q{n}"), Response("a"), Response("b")) for n in range(3)])
-    assert (desk.spent, desk.money) == (5, pytest.approx(2.5))
-    assert [(told.judgements, told.cost) for told in desk.told()] == [(2, 1.0), (0, 0.0), (3, 1.5)]
-    assert (desk.per_comparison, desk.price_of_comparison) == (3, 1.5)
+    buyer = LabelBuyer(Middleman(), path=str(tmp_path / "ledger.sqlite"))
+    buyer.open("run")
+    buyer.compare([(Prompt(f"p{n}", f"q{n}"), Response("a"), Response("b")) for n in range(3)])
+    assert (buyer.spent, buyer.money) == (5, pytest.approx(2.5))
+    assert [(told.judgements, told.cost) for told in buyer.told()] == [(2, 1.0), (0, 0.0), (3, 1.5)]
+    assert (buyer.per_comparison, buyer.price_of_comparison) == (3, 1.5)
 
 
 def test_a_labeler_is_told_for_whom_it_judges_and_with_which_policy(tmp_path: Path) -> None:
@@ -730,9 +730,9 @@ def test_a_labeler_is_told_for_whom_it_judges_and_with_which_policy(tmp_path: Pa
         def score(self, items):
             return [1.0] * len(items)
 
-    desk = LabelBuyer(Curious(), path=str(tmp_path / "ledger.sqlite"))
-    desk.use_policy("a policy")
+    buyer = LabelBuyer(Curious(), path=str(tmp_path / "ledger.sqlite"))
+    buyer.use_policy("a policy")
     for run in ("one", "two", "one"):
-        desk.open(run)
-        desk.score([Candidates(Prompt("p", "q"), (Response(run),))])
-    assert desk.labeler.heard == ["a policy", [], [], [("one", 1.0, "one")]]
+        buyer.open(run)
+        buyer.score([Candidates(Prompt("p", "q"), (Response(run),))])
+    assert buyer.labeler.heard == ["a policy", [], [], [("one", 1.0, "one")]]

@@ -80,9 +80,9 @@ def test_it_can_what_the_other_can_at_its_price(tmp_path: Path) -> None:
     assert (isinstance(scoring, Scores), isinstance(scoring, Compares)) == (True, False)
     assert (isinstance(comparing, Scores), isinstance(comparing, Compares)) == (False, True)
     assert (comparing.name, comparing.fingerprint, comparing.price) == ("first with noise 0.1, seed 3", "f", 0.5)
-    desk = LabelBuyer(Noisy(Lengths(), p=1.0), path=str(tmp_path / "ledger.sqlite"))
-    desk.open("a")
-    (c,) = desk.score([Candidates(Prompt("p", "?"), (Response("a"), Response("bb")))])
+    buyer = LabelBuyer(Noisy(Lengths(), p=1.0), path=str(tmp_path / "ledger.sqlite"))
+    buyer.open("a")
+    (c,) = buyer.score([Candidates(Prompt("p", "?"), (Response("a"), Response("bb")))])
     assert [r.reward for r in c.responses] == [-1.0, -2.0]
 
 

@@ -1,4 +1,4 @@
-"""The predictor at its desk: what it learns, what it answers, what is bought, and what an interruption leaves."""
+"""The predictor at its buyer: what it learns, what it answers, what is bought, and what an interruption leaves."""
 
 from __future__ import annotations
 
@@ -60,16 +60,16 @@ class Scorer:
 
 @pytest.fixture
 def at(tiny_policy_dir: Path, tmp_path: Path):
-    """A desk with a predictor, in a ledger of its own."""
+    """A buyer with a predictor, in a ledger of its own."""
 
-    def desk(labeler: Any, ledger: str = "ledger.sqlite", *, budget: int | None = None, **options: Any) -> LabelBuyer:
+    def buyer(labeler: Any, ledger: str = "ledger.sqlite", *, budget: int | None = None, **options: Any) -> LabelBuyer:
         path = str(tmp_path / ledger)
         predictor = Predictor(LabelBuyer(labeler, path=path), encoder=str(tiny_policy_dir), **{**OPTIONS, **options})
         made = LabelBuyer(predictor, path=path, budget=budget)
         made.open("run")
         return made
 
-    return desk
+    return buyer
 
 
 def rows(path: Path, labeler: str) -> list[dict[str, Any]]:
@@ -98,10 +98,10 @@ def test_the_model_learns_a_taste_and_is_the_same_twice(tiny_policy_dir: Path) -
 
 def test_what_it_is_sure_of_is_not_bought(at, tmp_path: Path) -> None:
     taste = Taste(price=0.5)
-    desk = at(taste)
-    predictor = desk.labeler
+    buyer = at(taste)
+    predictor = buyer.labeler
     assert isinstance(predictor, Compares)
-    assert desk.compare(PAIRS) == truth()
+    assert buyer.compare(PAIRS) == truth()
     saved = predictor.saved
     assert saved.answered > 30
     assert saved.answered + saved.paid + saved.audited == 110
@@ -111,7 +111,7 @@ def test_what_it_is_sure_of_is_not_bought(at, tmp_path: Path) -> None:
         f"{saved.answered} labels saved, {len(taste.asked)} bought; the audit disagreed with 0 of {saved.audited}"
     )
 
-    assert (desk.spent, desk.money) == (len(taste.asked), pytest.approx(0.5 * len(taste.asked)))
+    assert (buyer.spent, buyer.money) == (len(taste.asked), pytest.approx(0.5 * len(taste.asked)))
     told = rows(tmp_path / "ledger.sqlite", predictor.name)
     free = [row for row in told if row["annotator"] == "predictor"]
     assert len(free) == saved.answered
@@ -122,20 +122,20 @@ def test_what_it_is_sure_of_is_not_bought(at, tmp_path: Path) -> None:
 
 def test_the_audit_tells_when_the_taste_has_changed(at) -> None:
     taste = Taste(turned_from=60)
-    desk = at(taste, audit=0.5)
-    desk.compare(PAIRS[:60])
-    assert desk.labeler.saved.disagreed == 0
-    desk.compare(PAIRS[60:80])
-    saved = desk.labeler.saved
+    buyer = at(taste, audit=0.5)
+    buyer.compare(PAIRS[:60])
+    assert buyer.labeler.saved.disagreed == 0
+    buyer.compare(PAIRS[60:80])
+    saved = buyer.labeler.saved
     assert saved.disagreed == sum(_draw(*pair) < 0.5 for pair in PAIRS[60:80]) > 5
     assert f"disagreed with {saved.disagreed} of {saved.audited}" in str(saved)
 
 
 def test_the_budget_is_spent_on_what_is_bought(at) -> None:
     taste = Taste()
-    desk = at(taste, budget=50)
-    verdicts = desk.compare(PAIRS)
-    assert desk.spent == len(taste.asked) == 50
+    buyer = at(taste, budget=50)
+    verdicts = buyer.compare(PAIRS)
+    assert buyer.spent == len(taste.asked) == 50
     assert len(PAIRS) > sum(verdict is not None for verdict in verdicts) > 60, "free answers come on top"
 
 
@@ -167,24 +167,24 @@ def test_labels_of_other_runs_teach_it(at, tmp_path: Path) -> None:
     plain = LabelBuyer(taste, path=str(tmp_path / "ledger.sqlite"))
     plain.open("earlier")
     plain.compare(PAIRS[:60])
-    desk = at(taste)
-    desk.compare(PAIRS[60:80])
-    assert desk.labeler.saved.paid == 0
-    assert desk.spent == desk.labeler.saved.audited == len(taste.asked) - 60
+    buyer = at(taste)
+    buyer.compare(PAIRS[60:80])
+    assert buyer.labeler.saved.paid == 0
+    assert buyer.spent == buyer.labeler.saved.audited == len(taste.asked) - 60
 
 
 def test_two_scores_are_two_labels(at) -> None:
-    desk = at(Scorer())
-    assert desk.labeler.judgements == 2
-    desk.compare(PAIRS[:10])
-    assert desk.spent == 20
-    assert desk.labeler.saved.paid == 10
+    buyer = at(Scorer())
+    assert buyer.labeler.judgements == 2
+    buyer.compare(PAIRS[:10])
+    assert buyer.spent == 20
+    assert buyer.labeler.saved.paid == 10
 
 
 def test_nothing_is_answered_that_cannot_be_vouched_for(at) -> None:
-    desk = at(Taste(), max_error=0.01)
-    desk.compare(PAIRS[:60])
-    assert desk.labeler.saved.paid == 60
+    buyer = at(Taste(), max_error=0.01)
+    buyer.compare(PAIRS[:60])
+    assert buyer.labeler.saved.paid == 60
 
 
 def test_preferences_of_labels() -> None:
@@ -218,6 +218,6 @@ def test_what_is_refused(at, options: dict[str, Any], words: str) -> None:
         at(Taste(), **options)
 
 
-def test_a_budget_of_the_paid_desk_is_refused(tmp_path: Path) -> None:
+def test_a_budget_of_the_paid_buyer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"paid has a budget of its own.*give the budget as labeler\.budget"):
         Predictor(LabelBuyer(Taste(), path=str(tmp_path / "l.sqlite"), budget=3))

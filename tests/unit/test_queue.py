@@ -18,17 +18,17 @@ ASKED = [(TALK, Response('Because,\n"so".'), Response("No.")), (Prompt("p1", "Wh
 
 
 @pytest.fixture
-def desk(tmp_path) -> LabelBuyer:
-    desk = LabelBuyer(
+def buyer(tmp_path) -> LabelBuyer:
+    buyer = LabelBuyer(
         Queue(str(tmp_path), ledger=str(tmp_path / "my ledger.sqlite")), path=str(tmp_path / "my ledger.sqlite")
     )
-    desk.open("run")
-    return desk
+    buyer.open("run")
+    return buyer
 
 
-def test_what_is_wanted_is_in_both_files_and_the_message_says_what_to_type(desk, tmp_path):
+def test_what_is_wanted_is_in_both_files_and_the_message_says_what_to_type(buyer, tmp_path):
     with pytest.raises(Postponed) as told:
-        desk.compare(ASKED)
+        buyer.compare(ASKED)
     path = tmp_path / "wanted.jsonl"
     assert f"2 pairs want a label: write first, second, tie or invalid as the verdict of each row of {path}" in str(
         told.value
@@ -57,11 +57,11 @@ def test_what_is_wanted_is_in_both_files_and_the_message_says_what_to_type(desk,
     assert json.loads(table[0]["messages"]) == [{"role": "user", "content": "Why?"}]
 
 
-def test_only_what_the_ledger_lacks_is_wanted_and_all_of_it_at_once(desk, tmp_path):
+def test_only_what_the_ledger_lacks_is_wanted_and_all_of_it_at_once(buyer, tmp_path):
     many = [(Prompt(f"q{i}", f"prompt {i}"), Response("a"), Response("b")) for i in range(200)]
     known = Question("queue", "", many[0][0], (many[0][1], many[0][2]))
-    desk._ledger.write([(known, Answer(0, "first"))], purpose="train", run="elsewhere")
+    buyer._ledger.write([(known, Answer(0, "first"))], purpose="train", run="elsewhere")
     with pytest.raises(Postponed, match="199 pairs want a label"):
-        desk.compare(many)
+        buyer.compare(many)
     assert len((tmp_path / "wanted.jsonl").read_text().splitlines()) == 199
-    assert desk.compare(many[:1]) == ["first"]
+    assert buyer.compare(many[:1]) == ["first"]

@@ -1,4 +1,4 @@
-"""How a labeler is asked: what the desk and labelers that wrap another one share."""
+"""How a labeler is asked: what the buyer and labelers that wrap another one share."""
 
 from __future__ import annotations
 

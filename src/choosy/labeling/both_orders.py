@@ -75,7 +75,7 @@ def joined(one: Answer, turned: Answer) -> Answer:
     raw = json.dumps([one.raw or one.value, turned.raw or turned.value], ensure_ascii=False)
     answer = Answer(one.at // 2, "tie", raw, one.cost + turned.cost, one.annotator)
     if unknown := [half.value for half in (one, turned) if half.value not in MIRRORED]:
-        return answer._replace(value=unknown[0])  # the desk refuses it
+        return answer._replace(value=unknown[0])  # the buyer refuses it
     mirrored = MIRRORED[turned.value]  # type: ignore[index]
     if one.value == mirrored or one.value == "invalid":
         return answer._replace(value=one.value)

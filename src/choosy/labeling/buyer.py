@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence, Set, Sized
 from contextlib import closing
 from dataclasses import replace
 from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from choosy.labeling.asking import CHUNK, at_once, chunks
@@ -133,7 +134,7 @@ class LabelBuyer:
 
     @property
     def _counts(self) -> Counts:
-        assert self._run, "the desk is not open"
+        assert self._run, "the buyer is not open"
         return self._ledger.counts(self._run)
 
     @property
@@ -258,7 +259,7 @@ class LabelBuyer:
 
     def _serve(self, groups: Sequence[Sequence[Question]], purpose: Purpose) -> list[list[Label] | None]:
         """All labels of each group of questions, or None where the rest of the budget cannot pay it."""
-        assert self._run, "the desk is not open"
+        assert self._run, "the buyer is not open"
         train = purpose == "train"
         pause = 0.05
         while True:  # several times, where only a label that is bought tells what the next one costs

@@ -46,7 +46,7 @@ else:  # jsonargparse takes a class for a labeler only if it returns just this t
 class TakenBack(Answer):
     """Takes back the answer given before to the item at this place, which will be answered anew.
 
-    It repeats what that answer said, and is for people who change their mind: the desk strikes the label out of the
+    It repeats what that answer said, and is for people who change their mind: the buyer strikes the label out of the
     ledger before it asks on.
     """
 
@@ -54,7 +54,7 @@ class TakenBack(Answer):
 class Postponed(Exception):
     """Raised by a labeler whose labels come another day: it ends the run in good order, and is no mistake.
 
-    The desk passes it on as it is; what was answered before it is in the ledger.
+    The buyer passes it on as it is; what was answered before it is in the ledger.
     """
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later
@@ -64,7 +64,7 @@ class Postponed(Exception):
 class Scores(Protocol):
     """A labeler that gives a response a reward; larger is better.
 
-    Beside its name a labeler may say (the desk reads these of a labeler of either kind):
+    Beside its name a labeler may say (the buyer reads these of a labeler of either kind):
 
     - `fingerprint: str`: what else its judgement depends on, such as the hash of a prompt template. It is part of the
       ledger's key: labels of another fingerprint are not reused.
@@ -108,7 +108,7 @@ class Compares(Protocol):
 
 @runtime_checkable
 class Informed(Protocol):
-    """A labeler that tells people what the desk knows, and is told it before it is asked."""
+    """A labeler that tells people what the buyer knows, and is told it before it is asked."""
 
     def inform(self, *, purpose: Purpose, budget: int | None, spent: int) -> None:
         """What the labels are for, how many the run may buy to train on, and how many of these it has bought."""
@@ -117,7 +117,7 @@ class Informed(Protocol):
 
 @runtime_checkable
 class Recalls(Protocol):
-    """A labeler that goes by what it said before: it learns from labels, or buys from other desks itself."""
+    """A labeler that goes by what it said before: it learns from labels, or buys from other buyers itself."""
 
     def recall(self, ledger: Ledger, run: str) -> None:
         """Judge for this run from now on, whose earlier labels are in the ledger; called before anything is asked."""

@@ -103,7 +103,7 @@ def menu(config: Mapping[str, Any]) -> dict[str, Any]:
     module, data, trainer = (dict(plain.get(k) or {}) for k in ("module", "data", "trainer"))
     if "module" not in plain:  # LightningCLI's word for it
         module = dict(plain["model"])
-    groups = {"sampler": "sampler", "desk": "labeler", "weighting": "weighting"}
+    groups = {"sampler": "sampler", "labels": "labeler", "weighting": "weighting"}
     parts = {ours: data.pop(theirs, None) for theirs, ours in groups.items()}
     callbacks = {str(c.get("_target_")).split(".")[-1]: c for c in trainer.pop("callbacks", None) or ()}
     trainer.pop("logger", None)

@@ -19,7 +19,7 @@ class Ahead:
     The labels lie in the ledger, where the round finds them when it asks for all of its labels.
 
     Args:
-        desk: Where they are bought.
+        labels: Where they are bought.
         buy: Buys all labels of these candidates.
 
     Example:
@@ -29,8 +29,8 @@ class Ahead:
         0
     """
 
-    def __init__(self, desk: LabelBuyer, buy: Callable[[list[Candidates]], object]) -> None:
-        self._desk = desk
+    def __init__(self, labels: LabelBuyer, buy: Callable[[list[Candidates]], object]) -> None:
+        self._labels = labels
         self._buy = buy
         self._thread: threading.Thread | None = None
         self._last = threading.Event()
@@ -45,8 +45,8 @@ class Ahead:
             prompts: How many the round samples.
             responses: How many responses each of them gets.
         """
-        answers = prompts * (responses if self._desk.scores else 1)
-        if not (self._desk.elsewhere and self._desk.covers(answers)):
+        answers = prompts * (responses if self._labels.scores else 1)
+        if not (self._labels.elsewhere and self._labels.covers(answers)):
             return
         self._thread = threading.Thread(target=self._run, args=(news,), name="ahead", daemon=True)
         self._thread.start()
@@ -64,7 +64,7 @@ class Ahead:
         except BaseException as error:  # whatever it is, it is raised where the round is played
             self._error = error
         finally:
-            self._desk.interrupted = False
+            self._labels.interrupted = False
 
     def check(self) -> None:
         """Raise what a purchase has raised; called while the sampling goes on."""
@@ -86,7 +86,7 @@ class Ahead:
         """Where the round has failed, stop after the answer that comes next."""
         self._last.set()
         if self._thread is not None and self._thread.is_alive():
-            self._desk.interrupted = True
+            self._labels.interrupted = True
             self._thread.join(PATIENCE)
             if not self._thread.is_alive():  # else it ends later, or with the process, as if it were killed
-                self._desk.interrupted = False
+                self._labels.interrupted = False

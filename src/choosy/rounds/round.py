@@ -135,7 +135,7 @@ def play_round(
     sample: Sample,
     prompt_selector: PromptSelector | None,
     pair_selector: PairSelector | None,
-    desk: LabelBuyer,
+    labels: LabelBuyer,
     weighting: Weighting,
     keep: Keep,
     responses: int,
@@ -149,13 +149,13 @@ def play_round(
         sample: Gives each prompt of this rank's share its responses.
         prompt_selector: Slot 1; None samples every prompt.
         pair_selector: Slot 2; None scores every response and takes best against worst.
-        desk: Where labels are bought.
+        labels: Where labels are bought.
         weighting: The factor on each pair's loss.
         keep: What the pool keeps of a prompt's earlier rounds.
         responses: How many responses `sample` gives a prompt, at most.
         folder: Where responses are kept before their first label is bought, so that no crash costs them.
     """
-    with Ahead(desk, lambda some: buy_labels(some, None, desk, at)) as ahead:
+    with Ahead(labels, lambda some: buy_labels(some, None, labels, at)) as ahead:
         every = ahead if pair_selector is None else None  # then all will be labeled, whichever come next
         mine = sample_and_score(
             at, prompts, sample=sample, selector=prompt_selector, responses=responses, folder=folder, ahead=every
@@ -164,7 +164,7 @@ def play_round(
             pairs, fresh = choose_pairs(at, mine, pair_selector)
         with at.phases("label", total=len(fresh), unit="prompts") as tick:
             early = at.ranks.once(ahead.finish)
-            labeled, unpaid = label(fresh, pairs, desk, at)
+            labeled, unpaid = label(fresh, pairs, labels, at)
             tick(len(fresh))
     if early:
         at.phases.display.say(f"{early} of {len(fresh)} prompts were labeled while the round was sampled.")
@@ -172,7 +172,7 @@ def play_round(
     if unpaid:
         labeled = worth_keeping(labeled, at.pool)
         at.phases.display.say(
-            f"The label budget of {desk.budget} is spent: {unpaid} of this round's judgements were not bought. "
+            f"The label budget of {labels.budget} is spent: {unpaid} of this round's judgements were not bought. "
             "Training goes on with the pairs bought so far."
         )
     return at.pool.put([weigh(c, weighting, at.number) for c in labeled], round=at.number, keep=keep)
@@ -330,32 +330,32 @@ def excluded_pairs(candidates: Sequence[Candidates]) -> set[tuple[int, int, int]
 
 
 def label(
-    fresh: Sequence[Candidates], pairs: list[ChosenPair] | None, desk: LabelBuyer, at: Round
+    fresh: Sequence[Candidates], pairs: list[ChosenPair] | None, labels: LabelBuyer, at: Round
 ) -> tuple[list[Candidates], int]:
     """Buy what was chosen, once for all ranks, and make pairs of the verdicts; ties and invalid ones make none.
 
     Returns:
         The candidates with their pairs, and how many of the prompts or pairs the budget could not pay.
     """
-    labeled, unpaid, counts = at.ranks.once(lambda: buy_labels(fresh, pairs, desk, at))
+    labeled, unpaid, counts = at.ranks.once(lambda: buy_labels(fresh, pairs, labels, at))
     if at.ranks.rank == 0:  # the counts of all ranks are added up
         at.counts.update(counts)
     return labeled, unpaid
 
 
 def buy_labels(
-    fresh: Sequence[Candidates], pairs: list[ChosenPair] | None, desk: LabelBuyer, at: Round
+    fresh: Sequence[Candidates], pairs: list[ChosenPair] | None, labels: LabelBuyer, at: Round
 ) -> tuple[list[Candidates], int, Counter[str]]:
     """Buy what was chosen; what `label` returns, and counts of what was said."""
-    name = desk.labeler.name
-    if pairs is None and desk.scores:
+    name = labels.labeler.name
+    if pairs is None and labels.scores:
         order = sorted(range(len(fresh)), key=lambda i: seed_of(at.seed, "label", at.number, fresh[i].prompt.id))
-        bought = dict(zip(order, desk.score([fresh[i] for i in order]), strict=True))
+        bought = dict(zip(order, labels.score([fresh[i] for i in order]), strict=True))
         unpaid = sum(any(r.reward is None for r in c.responses) for c in bought.values())
         labeled = [best_against_worst(bought[i], name, at.number) for i in range(len(fresh))]
         return labeled, unpaid, judgements.count([extremes_verdict(c, at.number) for c in labeled], shown=False)
     asked = pairs if pairs is not None else the_only_pairs(fresh, name)
-    return scored_pairs(fresh, asked, desk, at) if desk.scores else compared_pairs(fresh, asked, desk, at)
+    return scored_pairs(fresh, asked, labels, at) if labels.scores else compared_pairs(fresh, asked, labels, at)
 
 
 def extremes_verdict(c: Candidates, number: int) -> tuple[Response, Response, Verdict | None]:
@@ -400,7 +400,7 @@ def best_against_worst(c: Candidates, source: str, number: int) -> Candidates:
 
 
 def scored_pairs(
-    fresh: Sequence[Candidates], asked: Sequence[ChosenPair], desk: LabelBuyer, at: Round
+    fresh: Sequence[Candidates], asked: Sequence[ChosenPair], labels: LabelBuyer, at: Round
 ) -> tuple[list[Candidates], int, Counter[str]]:
     """Pairs from two bought scores each: the higher reward is chosen."""
     unpaid = 0
@@ -409,7 +409,7 @@ def scored_pairs(
     ]
     labeled = list(fresh)
     judged: list[tuple[Response, Response, Verdict | None]] = []
-    for a, half in zip(asked, desk.score(halves), strict=True):
+    for a, half in zip(asked, labels.score(halves), strict=True):
         one, other = half.responses
         first, second = one.reward, other.reward
         if first is None or second is None:
@@ -419,14 +419,14 @@ def scored_pairs(
         c = with_rewards(labeled[a.prompt], {a.i: first, a.j: second})
         if first != second:
             chosen, rejected = (a.i, a.j) if first > second else (a.j, a.i)
-            new = Pair(chosen, rejected, utility=a.utility, source=desk.labeler.name, round=at.number)
+            new = Pair(chosen, rejected, utility=a.utility, source=labels.labeler.name, round=at.number)
             c = replace(c, pairs=(*c.pairs, new))
         labeled[a.prompt] = c
     return labeled, unpaid, judgements.count(judged, shown=False)
 
 
 def compared_pairs(
-    fresh: Sequence[Candidates], asked: Sequence[ChosenPair], desk: LabelBuyer, at: Round
+    fresh: Sequence[Candidates], asked: Sequence[ChosenPair], labels: LabelBuyer, at: Round
 ) -> tuple[list[Candidates], int, Counter[str]]:
     """Pairs from one bought comparison each; the order in which the two are shown is drawn anew for each."""
     turned = [seed_of(at.seed, "turn", at.number, fresh[a.prompt].prompt.id, a.i, a.j) % 2 == 1 for a in asked]
@@ -436,11 +436,11 @@ def compared_pairs(
         for a, order in zip(asked, shown, strict=True)
     ]
     labeled = list(fresh)
-    verdicts = desk.compare(questions)  # type: ignore[arg-type]
+    verdicts = labels.compare(questions)  # type: ignore[arg-type]
     for a, (first, second), verdict in zip(asked, shown, verdicts, strict=True):
         if verdict in ("first", "second"):
             chosen, rejected = (first, second) if verdict == "first" else (second, first)
-            new = Pair(chosen, rejected, utility=a.utility, source=desk.labeler.name, round=at.number)
+            new = Pair(chosen, rejected, utility=a.utility, source=labels.labeler.name, round=at.number)
             labeled[a.prompt] = replace(labeled[a.prompt], pairs=(*labeled[a.prompt].pairs, new))
     judged = [
         (fresh[a.prompt].responses[one], fresh[a.prompt].responses[other], verdict)

@@ -54,7 +54,7 @@ class Run:
         seed: Of the run.
         rounds: How many are planned.
         sampler: The sampling engine.
-        desk: Where labels are bought.
+        labels: Where labels are bought.
         weighting: The factor on each pair's loss.
         batch_size: Pairs of one optimiser step, over all ranks.
         epochs_per_round: Passes over the pairs in each round.
@@ -70,7 +70,7 @@ class Run:
         seed: int,
         rounds: int,
         sampler: Sampler,
-        desk: LabelBuyer,
+        labels: LabelBuyer,
         weighting: Weighting,
         batch_size: int,
         epochs_per_round: int,
@@ -92,16 +92,16 @@ class Run:
         ):
             if given not in known:
                 raise ValueError(f"{name}={given} is none of {', '.join(known)}.")
-        if weighting.needs == "gap" and not desk.scores:
+        if weighting.needs == "gap" and not labels.scores:
             raise ValueError(
-                f"{type(weighting).__name__} weighs a pair by its rewards, and labeler {desk.labeler.name} gives none: "
-                f"it only compares. Choose weighting=uniform, or a labeler that scores: {that('score')}."
+                f"{type(weighting).__name__} weighs a pair by its rewards, and labeler {labels.labeler.name} gives "
+                f"none: it only compares. Choose weighting=uniform, or a labeler that scores: {that('score')}."
             )
         self.folder = Path(folder)
         self.seed = seed
         self.rounds = rounds
         self.sampler = sampler
-        self.desk = desk
+        self.labels = labels
         self.weighting = weighting
         self.batch_size = batch_size
         self.epochs_per_round = epochs_per_round
@@ -152,16 +152,16 @@ class Run:
         def look() -> str:
             refuse_used_folder(self.folder, resuming=resuming)
             refuse_unwritable(self.rounds_folder)
-            refuse_lost_ledger(self.folder, self.desk.path)
+            refuse_lost_ledger(self.folder, self.labels.path)
             name = identity(self.folder)
-            self.desk.open(name)
-            refuse_lost_labels(self.folder, self.desk)
+            self.labels.open(name)
+            refuse_lost_labels(self.folder, self.labels)
             sweep_up(self.folder)
             return name
 
         name = ranks.once(look)
         if ranks.rank > 0:
-            self.desk.open(name)
+            self.labels.open(name)
 
     def ask(self, prompts: Sequence[Prompt]) -> None:
         """Remember what the run asks, so that it goes on with the same prompts only."""
@@ -170,8 +170,8 @@ class Run:
     def expect(self, responses: int) -> None:
         """Before anything is sampled: refuse more responses to a prompt than can be judged as the run is set up."""
         self.responses = responses
-        if "pairs" not in self.slots and not self.desk.scores:
-            refuse_many(responses, self.desk.labeler.name)
+        if "pairs" not in self.slots and not self.labels.scores:
+            refuse_many(responses, self.labels.labeler.name)
 
     def play(
         self,
@@ -204,7 +204,7 @@ class Run:
             sample=sample,
             prompt_selector=self.slots.get("prompts"),  # type: ignore[arg-type]
             pair_selector=self.slots.get("pairs"),  # type: ignore[arg-type]
-            desk=self.desk,
+            labels=self.labels,
             weighting=self.weighting,
             keep=self.keep,
             responses=self.responses,
@@ -244,11 +244,11 @@ class Run:
 
         def nothing_left() -> bool:  # a round that was begun before, or whose file is damaged, has bought its labels
             begun = sampled.files_of(self.rounds_folder, number) or round_file(self.rounds_folder, number).exists()
-            return self.desk.exhausted and not begun
+            return self.labels.exhausted and not begun
 
         if len(self.pool) == 0 or not ranks.once(nothing_left):
             return False
-        self.phases.display.say(f"The label budget of {self.desk.budget} is spent; training goes on with its pairs.")
+        self.phases.display.say(f"The label budget of {self.labels.budget} is spent; training goes on with its pairs.")
         return True
 
     def loader(self, number: int) -> PairBatches:
@@ -269,16 +269,16 @@ class Run:
 
     def about(self) -> dict[str, Any]:
         """What is written about the run with each round's table."""
-        desk = self.desk
+        labels = self.labels
         return {
             "round": self.pool.round,
             "rounds": self.rounds,
             "seed": self.seed,
-            "budget": desk.budget,
-            "labels": {"spent": desk.spent, "reused": desk.reused, "evaluation": desk.evaluation},
+            "budget": labels.budget,
+            "labels": {"spent": labels.spent, "reused": labels.reused, "evaluation": labels.evaluation},
             **{k: self.counts[k] for k in (*SAMPLED, "pairs_trained")},
             "judged": {"round": dict(self.judged), "run": {name: self.counts[name] for name in COUNTED}},
-            "money": {"spent": desk.money, "evaluation": desk.money_evaluation, "budget": desk.budget_money},
+            "money": {"spent": labels.money, "evaluation": labels.money_evaluation, "budget": labels.budget_money},
             "seconds": dict(self.phases.seconds),
             "evaluation": self.evaluation,
         }
@@ -291,8 +291,8 @@ class Run:
         if self.ranks.rank == 0:
             self.pool.save(self.rounds_folder, self.about(), self.heldout_rows)
             sampled.forget(self.rounds_folder, self.pool.round)
-            if Path(self.desk.path).resolve().parent == self.folder.resolve():
-                self.desk.copy(copy_of(self.folder))
+            if Path(self.labels.path).resolve().parent == self.folder.resolve():
+                self.labels.copy(copy_of(self.folder))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the round, whose file holds the rest."""
@@ -339,15 +339,15 @@ def refuse_used_folder(folder: Path, *, resuming: bool) -> None:
         )
 
 
-def refuse_gapless(loss: PreferenceLoss, desk: LabelBuyer) -> None:
+def refuse_gapless(loss: PreferenceLoss, labels: LabelBuyer) -> None:
     """A loss with a margin needs the rewards that the margin is taken from.
 
     Raises:
         ValueError: The labeler gives none.
     """
-    if isinstance(loss, Margined) and not desk.scores:
+    if isinstance(loss, Margined) and not labels.scores:
         raise ValueError(
-            f"{type(loss).__name__} takes a pair's margin from its rewards, and labeler {desk.labeler.name} gives "
+            f"{type(loss).__name__} takes a pair's margin from its rewards, and labeler {labels.labeler.name} gives "
             f"none: it only compares. Choose loss=sigmoid, or a labeler that scores: {that('score')}."
         )
 
@@ -411,16 +411,16 @@ def refuse_lost_ledger(folder: Path, ledger: str) -> None:
     )
 
 
-def refuse_lost_labels(folder: Path, desk: LabelBuyer) -> None:
+def refuse_lost_labels(folder: Path, labels: LabelBuyer) -> None:
     """A ledger that knows of fewer labels than the rounds is not the run's own.
 
     Raises:
         ValueError: Labels are missing.
     """
     told = last_told(folder)
-    if told is not None and desk.spent < told["labels"]["spent"]:
+    if told is not None and labels.spent < told["labels"]["spent"]:
         raise ValueError(
-            f"The ledger {desk.path} holds {desk.spent} labels bought by this run, and its rounds tell of "
+            f"The ledger {labels.path} holds {labels.spent} labels bought by this run, and its rounds tell of "
             f"{told['labels']['spent']}; they would be paid for again. Type labeler.path=... of the run's own ledger"
             + (f"; a copy of it is {copy_of(folder)}." if fault(copy_of(folder)) is None else ".")
         )

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.ledger import Ledger
-from choosy.labeling.nested import NestedDesks
+from choosy.labeling.nested import NestedBuyers
 from choosy.labeling.protocols import Answer
 from choosy.methods.aggregation import Record, learned, learned_from_peers, probability_first, verdict_of
 from choosy.models.policy import Policy
@@ -31,8 +31,8 @@ class Crowd:
     ledger, so that a resumed run goes on where it was. Each vote that is bought takes a label of the budget.
 
     Args:
-        members: The desks of the members, by name; each may have a budget of its own.
-        expert: The desk of somebody who is trusted; None = nobody.
+        members: The buyers of the members, by name; each may have a budget of its own.
+        expert: The buyer of somebody who is trusted; None = nobody.
         audit: Share of the pairs that the expert judges too; drawn by content, the same in every run.
         memory: After about so many measurements an old one counts no more, for members who change; None = never.
 
@@ -65,17 +65,17 @@ class Crowd:
         self.audit = audit
         self.memory = math.inf if memory is None else memory
         self.records: dict[str, Record] = {}
-        self._nested = NestedDesks({**members, **({"expert": expert} if expert else {})})
+        self._nested = NestedBuyers({**members, **({"expert": expert} if expert else {})})
 
     @property
     def judgements(self) -> int:
         """How many labels an answer takes at most: one of each member, and the expert's."""
-        return sum(desk.per_comparison for desk in self._nested.desks.values())
+        return sum(buyer.per_comparison for buyer in self._nested.buyers.values())
 
     @property
     def price(self) -> float | None:
         """What an answer costs at most; None if a member does not say."""
-        prices = [desk.price_of_comparison for desk in self._nested.desks.values()]
+        prices = [buyer.price_of_comparison for buyer in self._nested.buyers.values()]
         return None if None in prices else sum(price for price in prices if price is not None)
 
     @property
@@ -83,8 +83,8 @@ class Crowd:
         """Who the members are, and how they are measured."""
         who = [
             part
-            for name, desk in self._nested.desks.items()
-            for part in (name, desk.labeler.name, str(getattr(desk.labeler, "fingerprint", "")))
+            for name, buyer in self._nested.buyers.items()
+            for part in (name, buyer.labeler.name, str(getattr(buyer.labeler, "fingerprint", "")))
         ]
         return content_id(*who, str(self.audit if self.expert else 0), str(self.memory))
 
@@ -100,7 +100,7 @@ class Crowd:
 
     def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer]:
         """A verdict on each item, in their order; all votes are bought before the first is given."""
-        said = {name: desk.compare(items) for name, desk in self.members.items()}
+        said = {name: buyer.compare(items) for name, buyer in self.members.items()}
         trusted = self._audited(items)
         shares = self._nested.shares(len(items))
         for at in range(len(items)):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.ledger import Ledger, Told
-from choosy.labeling.nested import NestedDesks
+from choosy.labeling.nested import NestedBuyers
 from choosy.labeling.predictor.calibration import sure_from
 from choosy.labeling.predictor.preference_model import Preference, PreferenceModel
 from choosy.labeling.protocols import Answer
@@ -69,7 +69,7 @@ class Predictor:
     stands there, and how often the two disagree is logged; `annotator` and `raw` of the label say who answered and why.
 
     Args:
-        paid: The desk of the labeler whose taste is learned. It has no budget: that is `labeler.budget`.
+        paid: The buyer of the labeler whose taste is learned. It has no budget: that is `labeler.budget`.
         encoder: A folder or hub id of a transformer, or `demo:minilm`.
         max_error: Share of the model's answers that may be wrong, vouched for with 90 % confidence.
         audit: Share of the model's answers that are bought as well; drawn by content, the same in every run.
@@ -81,7 +81,7 @@ class Predictor:
         device: Where it runs; auto takes a GPU if there is one.
 
     Raises:
-        ValueError: A number is out of range, or the paid desk has a budget.
+        ValueError: A number is out of range, or the paid buyer has a budget.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Predictor:
         self.seed = seed
         self.device = device
         self.saved = Saved()
-        self._nested = NestedDesks({"paid": paid})
+        self._nested = NestedBuyers({"paid": paid})
         self._preferences: dict[Preference, None] = {}  # in the order in which they came, each once
         self._trained_on = 0
         self._model: PreferenceModel | None = None
