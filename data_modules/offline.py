@@ -89,7 +89,7 @@ class OfflineData(LightningDataModule):
             batch_size=batch_size,
             epochs_per_round=epochs_per_round,
             train_on=train_on,
-            keep="latest",
+            keep="newest",
             reference=reference,
         )
         self.train_source = train

@@ -40,7 +40,7 @@ class OnPolicyData(LightningDataModule):
         batch_size: Pairs of one optimiser step, over all ranks.
         epochs_per_round: Passes over the pairs in each round.
         train_on: All pairs of the `pool`, or those made in this `round`.
-        keep: What the pool keeps of a prompt: its `latest` responses, or `all` that made pairs.
+        keep: Which labeled responses of a prompt are trained on: the `newest`, or `all`.
         reference: The policy at the start (`initial`), or as it was before each round (`previous_round`).
         max_prompt_tokens: Longest prompt, chat template included.
         too_long: What happens to longer ones: `drop` or `error`.
@@ -64,7 +64,7 @@ class OnPolicyData(LightningDataModule):
         batch_size: int = 16,
         epochs_per_round: int = 1,
         train_on: TrainOn = "pool",
-        keep: Keep = "latest",
+        keep: Keep = "newest",
         reference: Reference = "initial",
         max_prompt_tokens: int = 512,
         too_long: TooLong = "drop",

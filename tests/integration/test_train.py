@@ -321,12 +321,29 @@ def test_train_on_decides_whether_older_pairs_are_trained_again(train_on, play):
     assert len(run.witness.pairs[1]) == (rounds.count(1) if train_on == "round" else len(rounds))
 
 
-def test_keep_all_keeps_the_pairs_of_prompts_that_were_sampled_again(play):
-    latest, everything = (play(f"pool.keep={keep}", name=keep) for keep in ("latest", "all"))
-    assert latest.pool["prompt_id"].is_unique
-    assert set(latest.pool["sampled_in"]) == {1}
-    of_first_round = len(everything.witness.pairs[0])
-    assert len(everything.witness.pairs[1]) == of_first_round + len(latest.witness.pairs[1])
+def test_keep_decides_whether_an_older_label_stays_beside_a_newer_one(play):
+    newest, everything = (play(f"pool.keep={keep}", name=keep) for keep in ("newest", "all"))
+    first, second = (everything.round(number).query("sampled_in == @number and chosen.notna()") for number in range(2))
+    assert len(everything.witness.pairs[1]) == len(first) + len(second)
+    assert len(newest.witness.pairs[1]) == len({*first["prompt_id"], *second["prompt_id"]})
+    trained = newest.pool[newest.pool["chosen"].notna()]
+    assert trained["prompt_id"].is_unique
+    assert set(trained["sampled_in"]) <= {0, 1}
+    assert set(second["prompt_id"]) == set(trained.query("sampled_in == 1")["prompt_id"])
+
+
+@pytest.mark.parametrize("keep", ["newest", "all"])
+def test_no_label_is_dropped_when_its_prompt_is_sampled_again_unlabeled(keep, play):
+    """Every round samples all prompts again and labels a quarter of them; the others' labels stay in training."""
+    run = play("selector=certainty", "callbacks.certainty.fraction=0.25", f"pool.keep={keep}", "rounds=3")
+    bought = {number: run.round(number).query("sampled_in == @number and chosen.notna()") for number in range(3)}
+    assert all(0 < len(table) < 12 for table in bought.values())
+    of = {name: table for table in bought.values() for name in table["prompt_id"]}  # the newest label of each prompt
+    wanted = len(of) if keep == "newest" else sum(map(len, bought.values()))
+    assert len(run.witness.pairs[2]) == wanted > max(map(len, bought.values()))
+    assert {name for name, *_ in run.witness.pairs[2]} == set(of)
+    newest = run.pool.groupby("prompt_id")["sampled_in"].max()
+    assert newest.tolist() == [2] * 12, "selectors see this round's responses"
 
 
 def test_epochs_per_round_shows_every_pair_as_often(play):

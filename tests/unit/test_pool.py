@@ -191,30 +191,41 @@ def test_a_missing_file_with_no_other_says_so(tmp_path: Path) -> None:
 # -- rounds ---------------------------------------------------------------------------------------------
 
 
-def test_latest_replaces_what_was_sampled_again() -> None:
-    first = Pool().put([candidates("b"), candidates("a"), candidates("c")], round=0)
-    second = first.put([candidates("b", 1), candidates("d", 1)], round=1)
+@pytest.mark.parametrize("keep", ["newest", "all"])
+def test_the_newest_responses_replace_those_without_a_label(keep: Any) -> None:
+    first = Pool().put([candidates(name, paired=False) for name in "bac"], round=0, keep=keep)
+    second = first.put([candidates("b", 1, paired=False), candidates("d", 1)], round=1, keep=keep)
     assert contents(first) == [("a", 0, "sampled"), ("b", 0, "sampled"), ("c", 0, "sampled")]
-    assert contents(second) == [
-        ("a", 0, "reused"),
-        ("b", 1, "sampled"),
-        ("c", 0, "reused"),
-        ("d", 1, "sampled"),
-    ]
+    assert contents(second) == [("a", 0, "reused"), ("b", 1, "sampled"), ("c", 0, "reused"), ("d", 1, "sampled")]
     assert (first.round, second.round, len(second)) == (0, 1, 4)
 
 
-def test_all_keeps_the_earlier_rows_that_have_pairs() -> None:
-    first = Pool().put([candidates("a"), candidates("b", paired=False)], round=0, keep="all")
-    second = first.put([candidates("a", 1), candidates("b", 1)], round=1, keep="all")
-    assert contents(second) == [("a", 0, "reused"), ("a", 1, "sampled"), ("b", 1, "sampled")]
+@pytest.mark.parametrize("keep", ["newest", "all"])
+def test_a_label_outlives_a_round_that_samples_its_prompt_and_buys_nothing(keep: Any) -> None:
+    """The labeled row is trained on, the unlabeled one is what selectors see, and is replaced by the next one."""
+    pool = Pool().put([candidates("a", rewards=[1.0, 2.0])], round=0, keep=keep)
+    for round in (1, 2):
+        pool = pool.put([candidates("a", round, paired=False, rewards=[5.0, 6.0 + round])], round=round, keep=keep)
+        assert contents(pool) == [("a", 0, "reused"), ("a", round, "sampled")]
+        assert pool.pair_rows() == [(0, 0)]
+        assert pool.current() == {"a": 1}
+        assert pool.rewards(["a"])[0].tolist() == [[5.0, 6.0 + round]]
 
 
-@pytest.mark.parametrize("keep", ["latest", "all"])
-def test_a_round_played_again_never_duplicates(keep: Any) -> None:
+def test_newest_replaces_a_label_by_a_newer_one_and_all_keeps_both() -> None:
+    fresh = {"newest": [("a", 2, "sampled")], "all": [("a", 0, "reused"), ("a", 2, "sampled")]}
+    for keep, expected in fresh.items():
+        pool = Pool().put([candidates("a")], round=0, keep=keep)  # type: ignore[arg-type]
+        pool = pool.put([candidates("a", 1, paired=False)], round=1, keep=keep)  # type: ignore[arg-type]
+        assert contents(pool.put([candidates("a", 2)], round=2, keep=keep)) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("keep", ["newest", "all"])
+def test_a_round_played_again_never_duplicates(keep: Any, paired: bool) -> None:
     pool = Pool().put([candidates("a"), candidates("b")], round=0, keep=keep)
-    once = pool.put([candidates("a", 1)], round=1, keep=keep)
-    twice = once.put([candidates("a", 1)], round=1, keep=keep)
+    once = pool.put([candidates("a", 1, paired=paired)], round=1, keep=keep)
+    twice = once.put([candidates("a", 1, paired=paired)], round=1, keep=keep)
     assert contents(twice) == contents(once)
 
 

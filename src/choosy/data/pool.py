@@ -1,6 +1,6 @@
 """The pool: every prompt with its responses, rewards and pairs. Arrow in memory, one Parquet file a round on disk.
 
-One row holds one prompt's candidates. A round's file holds the whole pool as it stood after that round, so the
+One row holds one prompt's candidates of one round; an earlier round's row stays while its labels are trained on. A round's file holds the whole pool as it stood after that round, so the
 newest file is all that a resume needs; it is replaced atomically, so a crash leaves the old one or the new one. A
 file's footer holds a checksum of all its other bytes, so that one that changed on the disk is noticed.
 """
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from choosy.types import Candidates, Pair, Prompt, Response
 
-Keep = Literal["latest", "all"]
+Keep = Literal["newest", "all"]
 
 PAIR = pa.struct(
     {
@@ -162,23 +162,22 @@ class Pool:
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
-    def put(self, fresh: Sequence[Candidates], *, round: int, keep: Keep = "latest") -> Pool:
-        """The pool after a round: fresh candidates replace older ones of the same prompt.
+    def put(self, fresh: Sequence[Candidates], *, round: int, keep: Keep = "newest") -> Pool:
+        """The pool after a round: a prompt's newest responses, and those that its labels are about.
 
         Args:
             fresh: Candidates of this round.
             round: Its number.
-            keep: `latest`: one row a prompt; `all`: earlier rows stay if they have pairs.
+            keep: Which labeled rows of a prompt stay: the `newest`, until a newer one is labeled, or `all`.
         """
+        ids, stamps = self.table["prompt_id"], self._stamps()
         fresh_ids = pa.array([c.prompt.id for c in fresh], pa.string())
-        superseded = pc.is_in(self.table["prompt_id"], value_set=fresh_ids)
-        if keep == "all":
-            now = pa.array([f"{c.prompt.id}@{c.round}" for c in fresh], pa.string())
-            stamp = pc.binary_join_element_wise(
-                self.table["prompt_id"], pc.cast(self.table["sampled_in"], pa.string()), "@"
-            )
-            paired = pc.greater(pc.list_value_length(self.table["pairs"]), 0)
-            superseded = pc.and_(superseded, pc.or_(pc.is_in(stamp, value_set=now), pc.invert(paired)))
+        labeled_ids = pa.array([c.prompt.id for c in fresh if c.pairs], pa.string())
+        played_again = pc.is_in(stamps, value_set=pa.array([f"{c.prompt.id}@{c.round}" for c in fresh], pa.string()))
+        unlabeled = pc.equal(pc.list_value_length(self.table["pairs"]), 0)
+        superseded = pc.or_(played_again, pc.and_(unlabeled, pc.is_in(ids, value_set=fresh_ids)))
+        if keep == "newest":
+            superseded = pc.or_(superseded, pc.is_in(ids, value_set=labeled_ids))
         old = self.table.filter(pc.invert(superseded))
         old = old.set_column(
             old.schema.get_field_index("origin"), "origin", pa.array(["reused"] * old.num_rows, pa.string())
@@ -186,6 +185,11 @@ class Pool:
         new = pa.Table.from_pylist([to_row(c, origin="sampled") for c in fresh], schema=SCHEMA)
         table = pa.concat_tables([old, new]).sort_by([("prompt_id", "ascending"), ("sampled_in", "ascending")])
         return Pool(table.combine_chunks(), round=round)
+
+    def _stamps(self) -> pa.ChunkedArray:
+        """What names each row: its prompt and the round that sampled its responses."""
+        sampled_in = pc.cast(self.table["sampled_in"], pa.string())
+        return pc.binary_join_element_wise(self.table["prompt_id"], sampled_in, "@")
 
     def current(self) -> dict[str, int]:
         """Row of each prompt's newest candidates."""

@@ -151,7 +151,7 @@ def play_round(
         pair_selector: Slot 2; None scores every response and takes best against worst.
         labels: Where labels are bought.
         weighting: The factor on each pair's loss.
-        keep: What the pool keeps of a prompt's earlier rounds.
+        keep: Which labeled rows of a prompt the pool keeps.
         responses: How many responses `sample` gives a prompt, at most.
         folder: Where responses are kept before their first label is bought, so that no crash costs them.
     """
@@ -170,7 +170,6 @@ def play_round(
         at.phases.display.say(f"{early} of {len(fresh)} prompts were labeled while the round was sampled.")
         at.counts["labeled_ahead"] += early if at.ranks.rank == 0 else 0
     if unpaid:
-        labeled = worth_keeping(labeled, at.pool)
         at.phases.display.say(
             f"The label budget of {labels.budget} is spent: {unpaid} of this round's judgements were not bought. "
             "Training goes on with the pairs bought so far."
@@ -220,14 +219,6 @@ def sample_and_score(
     sampled_files.keep(folder, at.number, mine, at.ranks, counts=dict(at.counts), seconds=at.phases.seconds)
     parts.forget()
     return mine
-
-
-def worth_keeping(labeled: Sequence[Candidates], pool: Pool) -> list[Candidates]:
-    """Without those that got no label because the budget is spent, where the pool has pairs of their prompt."""
-    paired = {c.prompt.id for c in pool.candidates(pool.current().values()) if c.pairs}
-    return [
-        c for c in labeled if c.pairs or any(r.reward is not None for r in c.responses) or c.prompt.id not in paired
-    ]
 
 
 def choose_prompts(

@@ -59,7 +59,7 @@ class Run:
         batch_size: Pairs of one optimiser step, over all ranks.
         epochs_per_round: Passes over the pairs in each round.
         train_on: All pairs of the `pool`, or those made in this `round`.
-        keep: What the pool keeps of a prompt: its `latest` responses, or `all` that made pairs.
+        keep: Which labeled responses of a prompt are trained on: the `newest`, or `all`.
         reference: The policy at the start (`initial`), or as it was before each round (`previous_round`).
     """
 
@@ -87,7 +87,7 @@ class Run:
                 raise ValueError(f"{name}={value} trains nothing; choose {name} >= 1.")
         for name, given, known in (
             ("train_on", train_on, ("pool", "round")),
-            ("pool.keep", keep, ("latest", "all")),
+            ("pool.keep", keep, ("newest", "all")),
             ("reference", reference, ("initial", "previous_round")),
         ):
             if given not in known:
