@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import Checkpoint
 
+from choosy.files import replacing
 from choosy.resume.checkpoints import checkpoints_folder, last_file
 
 
@@ -50,10 +52,8 @@ class Checkpoints(Checkpoint):
 
 def point(name: Path, file: Path) -> None:
     """Give a file a second name, at once: no second copy, and never a moment without the old or the new one."""
-    unfinished = name.with_name(f".{name.name}.unfinished")
-    unfinished.unlink(missing_ok=True)
-    try:
-        os.link(file, unfinished)
-    except OSError:  # a file system without hard links
-        unfinished.write_bytes(file.read_bytes())
-    os.replace(unfinished, name)
+    with replacing(name) as unfinished:
+        try:
+            os.link(file, unfinished)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(file, unfinished)

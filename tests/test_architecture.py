@@ -109,7 +109,7 @@ def test_nobody_reaches_torch_distributed_without_importing_it() -> None:
         ("methods/losses.py", {"torch"}),
         ("methods/weighting.py", {"torch"}),
         ("parallel/ranks.py", {"torch"}),
-        ("data/pool.py", {"numpy", "pyarrow", "choosy.types"}),
+        ("data/pool.py", {"numpy", "pyarrow", "choosy.files", "choosy.types"}),
         ("models/fast/tree_attention.py", {"torch", "transformers"}),
         ("models/fast/fused.py", {"torch", "peft"}),
         ("models/logprobs.py", {"torch", "choosy.models"}),

@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from choosy.files import replacing
 from choosy.labeling.exchange import command as labels
 from choosy.labeling.protocols import Postponed
 from choosy.parallel.ranks import LOST, another_ended, end_with_launcher
@@ -80,9 +81,8 @@ class KeepConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.is_global_zero:
-            data.run.folder.mkdir(parents=True, exist_ok=True)
-            text = self.parser.dump(self.config, skip_none=False)
-            (data.run.folder / "config.yaml").write_text(text)
+            with replacing(data.run.folder / "config.yaml") as unfinished:
+                unfinished.write_text(self.parser.dump(self.config, skip_none=False))
 
 
 def fit(args: list[str] | None = None, *, run: bool = True) -> ChoosyCLI:

@@ -17,35 +17,41 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Give a path to write a file or a folder to; when the block ends, it takes the place of `path`.
 
     What is written is on the disk before the old file goes. A block that raises leaves the old file as it was.
+    A folder that is replaced by another is absent for a moment, since no system replaces one at once.
 
     Args:
-        path: What is replaced; its folder is made if there is none.
+        path: What is replaced; its parent folder is made if there is none.
 
     Yields:
         A path in the same folder that does not exist yet; the block must create it.
 
     Example:
-        >>> with replacing("numbers.txt") as unfinished:
-        ...     _ = unfinished.write_text("1 2 3")
-        >>> Path("numbers.txt").read_text()
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     with replacing(f"{folder}/numbers.txt") as unfinished:
+        ...         _ = unfinished.write_text("1 2 3")
+        ...     Path(folder, "numbers.txt").read_text()
         '1 2 3'
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{SUFFIX}")
+    unfinished, old = (path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{SUFFIX}") for _ in range(2))
     try:
         yield unfinished
-        if unfinished.is_file():
-            _flush(unfinished)
+        for written in (*unfinished.rglob("*"), unfinished):
+            _flush(written)
+        if path.is_dir():
+            os.replace(path, old)
         os.replace(unfinished, path)
         _flush(path.parent)
     finally:
         _remove(unfinished)
+        _remove(old)
 
 
 def remove_unfinished(folder: str | Path) -> None:
     """Remove what killed processes had begun to write anywhere below the folder."""
-    for path in list(Path(folder).rglob(f".*{SUFFIX}")):
+    for path in list(Path(folder).rglob(f".*{SUFFIX}*")):  # SQLite writes its journal beside its file
         _remove(path)
 
 

@@ -23,6 +23,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
+from choosy.files import replacing
 from choosy.labeling.protocols import Postponed
 from choosy.parallel.ranks import LOST, agreed, another_ended, end_with_launcher
 from choosy.redaction import refuse_secrets
@@ -177,14 +178,11 @@ def same_again(cfg: DictConfig) -> str:
 
 def write_config(cfg: DictConfig, run_dir: Path) -> None:
     """Keep the resolved configuration, and the overrides that made it, with the run."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    unfinished = run_dir / ".config.yaml.unfinished"  # other processes of a resumed run may be reading the old one
-    unfinished.write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    os.replace(unfinished, run_dir / "config.yaml")
+    with replacing(run_dir / "config.yaml") as unfinished:  # other processes of a resumed run may be reading it
+        unfinished.write_text(OmegaConf.to_yaml(cfg, resolve=True))
     if HydraConfig.initialized():
-        (run_dir / ".hydra").mkdir(exist_ok=True)
-        overrides = OmegaConf.to_yaml(HydraConfig.get().overrides.task)
-        (run_dir / ".hydra" / "overrides.yaml").write_text(overrides)
+        with replacing(run_dir / ".hydra" / "overrides.yaml") as unfinished:
+            unfinished.write_text(OmegaConf.to_yaml(HydraConfig.get().overrides.task))
 
 
 def refuse_blanks(cfg: DictConfig) -> None:

@@ -104,7 +104,8 @@ def test_a_half_written_folder_is_never_used(home, conversions):
     (home / MODEL).mkdir(parents=True)
     (home / MODEL / "model.safetensors").write_text("cut off")
     resolve_model("demo:smollm2")
-    assert conversions == [home / f".{MODEL}.unfinished"]
+    assert [folder.parent for folder in conversions] == [home]
+    assert not conversions[0].exists()
     assert sorted(path.name for path in (home / MODEL).iterdir()) == ["config.json", "prepared.txt"]
 
 

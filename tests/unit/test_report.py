@@ -275,7 +275,7 @@ def test_index_lists_the_finished_jobs_of_a_sweep_in_order(tmp_path):
         {"job": "10", "overrides": ""} | numbers | cost,
     ]
     assert report.index(tmp_path) == path
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob("*.unfinished"))
 
 
 RANK_0 = SimpleNamespace(is_global_zero=True)

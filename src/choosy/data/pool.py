@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from choosy.files import replacing
 from choosy.types import Candidates, Pair, Prompt, Response
 
 Keep = Literal["newest", "all"]
@@ -284,18 +285,13 @@ def round_file(folder: str | Path, round: int) -> Path:
 def write_table(table: pa.Table, path: Path, about: Mapping[str, Any]) -> Path:
     """Write a table with its facts so that a reader sees the old file or the new one, never a part."""
     table = table.replace_schema_metadata({"choosy": json.dumps(about), CHECKSUM: f"sha256:{'0' * DIGITS}"})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("w+b") as file:
+    with replacing(path) as unfinished, unfinished.open("w+b") as file:
         pq.write_table(table, file, compression="zstd", write_page_checksum=True)
         at = _checksum_at(file)
         assert at is not None, "Parquet keeps a schema's metadata in the footer as it is"
         found = _checksum(file, at)
         file.seek(at)
         file.write(found)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
     return path
 
 

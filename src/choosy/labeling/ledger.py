@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from choosy.files import replacing
 from choosy.labeling.locks import Buyer, bury, lives
 from choosy.labeling.protocols import Answer, Purpose
 from choosy.redaction import scrub
@@ -314,11 +315,8 @@ class Ledger:
 
     def copy(self, to: Path) -> None:
         """Copy the labels as they stand; whoever reads `to` sees the old copy or the new one."""
-        unfinished = to.with_name(f".{to.name}.{os.getpid()}")
-        unfinished.unlink(missing_ok=True)
-        with self._transaction() as db, closing(sqlite3.connect(unfinished)) as copied:
+        with replacing(to) as unfinished, self._transaction() as db, closing(sqlite3.connect(unfinished)) as copied:
             db.backup(copied)
-        os.replace(unfinished, to)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from choosy.files import replacing
 from choosy.labeling.ledger import Question
 from choosy.labeling.protocols import Postponed
 from choosy.types import Prompt, Response, Verdict
@@ -42,8 +42,10 @@ class Queue:
         """
         rows = [wanted(self.name, *item) for item in items]
         path = self.folder / "wanted.jsonl"
-        put(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        put(path.with_suffix(".csv"), as_csv(rows))
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for file, text in ((path, lines), (path.with_suffix(".csv"), as_csv(rows))):
+            with replacing(file) as unfinished:
+                unfinished.write_text(text, encoding="utf-8")
         raise Postponed(
             f"{len(rows)} pairs want a label: write first, second, tie or invalid as the verdict of each row of "
             f"{path} (or of wanted.csv beside it). Then type\n"
@@ -65,10 +67,3 @@ def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
     writer.writeheader()
     writer.writerows(cells)
     return table.getvalue()
-
-
-def put(path: Path, text: str) -> None:
-    """Write a file whole or not at all, whatever was there."""
-    half = path.with_name(f".{path.name}.half")
-    half.write_text(text, encoding="utf-8")
-    os.replace(half, path)

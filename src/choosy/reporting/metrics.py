@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from choosy.files import replacing
 
 Row = dict[str, str]
 
@@ -72,13 +73,10 @@ class MetricsFile(Logger):
 
     def _rewrite(self, rows: list[Row]) -> None:
         self._columns = sorted(set().union(*rows))
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self._file.with_name(f".{self._file.name}.unfinished")
-        with unfinished.open("w", newline="") as file:
+        with replacing(self._file) as unfinished, unfinished.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(unfinished, self._file)
 
     def _read(self) -> list[Row]:
         if not self._file.exists():

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from choosy.files import replacing
 from choosy.labeling.statistics import shares
 from choosy.reporting.page import COLORS, REWARD, WIN_RATE, Side, curves, page
 from choosy.reporting.phases import PHASES, duration
@@ -185,10 +185,8 @@ def write_summary(run: Run, path: str | Path) -> None:
 
 def _replace(path: str | Path, content: str | bytes) -> None:
     """Write a file so that a reader finds the old one or the new one whole, never half of it."""
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(unfinished, path)
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def rounds_table(run: Run) -> list[tuple[str, ...]]:

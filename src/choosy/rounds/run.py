@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import uuid
 from collections import Counter
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 from choosy.data.batches import PairBatches
 from choosy.data.pool import Keep, Pool, damage, is_readable, read_about, round_file
+from choosy.files import remove_unfinished, replacing
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.ledger import fault
 from choosy.labeling.protocols import that
@@ -156,7 +156,7 @@ class Run:
             name = identity(self.folder)
             self.labels.open(name)
             refuse_lost_labels(self.folder, self.labels)
-            sweep_up(self.folder)
+            remove_unfinished(self.folder)
             return name
 
         name = ranks.once(look)
@@ -374,9 +374,8 @@ def identity(folder: Path) -> str:
     file = folder / "run_id"
     if not file.exists():
         began = any((folder / "rounds").glob("*.parquet"))
-        unfinished = folder / f".run_id.{os.getpid()}"
-        unfinished.write_text(str(folder.resolve()) if began else uuid.uuid4().hex)
-        os.replace(unfinished, file)
+        with replacing(file) as unfinished:
+            unfinished.write_text(str(folder.resolve()) if began else uuid.uuid4().hex)
     return file.read_text()
 
 
@@ -424,14 +423,6 @@ def refuse_lost_labels(folder: Path, labels: LabelBuyer) -> None:
             f"{told['labels']['spent']}; they would be paid for again. Type labeler.path=... of the run's own ledger"
             + (f"; a copy of it is {copy_of(folder)}." if fault(copy_of(folder)) is None else ".")
         )
-
-
-def sweep_up(folder: Path) -> None:
-    """Remove what an interrupted run was just writing."""
-    for pattern in ("rounds/.*.parquet.*", "checkpoints/.*.unfinished", ".run_id.*", ".ledger.copy.*"):
-        for path in folder.glob(pattern):
-            if path.is_file():
-                path.unlink()
 
 
 def refuse_unwritable(folder: Path) -> None:

@@ -1,0 +1,115 @@
+"""Files and folders are replaced whole or not at all, whenever the process is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from choosy.files import SUFFIX, remove_unfinished, replacing
+
+WRITE = """
+import os, signal, sys
+from pathlib import Path
+from choosy.files import replacing
+
+def part(unfinished, kind, text):
+    if kind == "folder":
+        unfinished.mkdir()
+        unfinished = unfinished / "part"
+    unfinished.write_text(text)
+
+path, kind = Path(sys.argv[1]), sys.argv[2]
+with replacing(path) as unfinished:
+    part(unfinished, kind, "half of the new")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def write(path: Path, kind: str, text: str) -> None:
+    with replacing(path) as unfinished:
+        if kind == "folder":
+            unfinished.mkdir()
+            (unfinished / "part").write_text(text)
+        else:
+            unfinished.write_text(text)
+
+
+def read(path: Path, kind: str) -> str:
+    return (path / "part" if kind == "folder" else path).read_text()
+
+
+KINDS = pytest.mark.parametrize("kind", ["file", "folder"])
+
+
+@KINDS
+@pytest.mark.parametrize("before", ["the old", None], ids=["replacing", "new"])
+def test_a_killed_writer_leaves_the_old_one_and_no_half_of_the_new(kind, before, tmp_path):
+    path = tmp_path / "deep" / "thing"
+    if before is not None:
+        write(path, kind, before)
+    killed = subprocess.run([sys.executable, "-c", WRITE, str(path), kind], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(path.parent.glob(f".thing.*{SUFFIX}"))) == 1, "the kill came while it was written"
+    assert path.exists() == (before is not None)
+    if before is not None:
+        assert read(path, kind) == before
+    remove_unfinished(tmp_path)
+    assert list(path.parent.iterdir()) == ([path] if before is not None else [])
+
+
+@KINDS
+def test_the_new_one_takes_the_place_of_the_old_one(kind, tmp_path):
+    path = tmp_path / "thing"
+    for text in ("one", "two"):
+        write(path, kind, text)
+        assert read(path, kind) == text
+        assert list(tmp_path.iterdir()) == [path]
+
+
+@KINDS
+def test_a_block_that_raises_leaves_the_old_one(kind, tmp_path):
+    path = tmp_path / "thing"
+    write(path, kind, "old")
+
+    def fill_the_disk() -> None:
+        with replacing(path) as unfinished:
+            if kind == "folder":
+                unfinished.mkdir()
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fill_the_disk()
+    assert read(path, kind) == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@KINDS
+def test_the_new_one_is_on_the_disk_before_the_old_one_goes(kind, tmp_path, monkeypatch):
+    done: list[str] = []
+    open_, fsync, replace = os.open, os.fsync, os.replace
+    names: dict[int, str] = {}
+
+    def opened(path, *how):
+        descriptor = open_(path, *how)
+        names[descriptor] = "parent" if Path(path) == tmp_path else Path(path).suffix or Path(path).name
+        return descriptor
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (done.append(names[descriptor]), fsync(descriptor)))
+    monkeypatch.setattr(os, "replace", lambda *places: (done.append("replace"), replace(*places)))
+    write(tmp_path / "thing", kind, "new")
+    assert done == [*(["part"] if kind == "folder" else []), SUFFIX, "replace", "parent"]
+
+
+def test_two_writers_at_once_do_not_meet(tmp_path):
+    path = tmp_path / "thing"
+    with replacing(path) as one, replacing(path) as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert path.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [path]
