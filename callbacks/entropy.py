@@ -9,6 +9,7 @@ from lightning.pytorch import Callback
 
 from choosy.methods import selection
 from choosy.rounds.round import Round
+from choosy.sampling.settings import SamplingSettings
 from choosy.types import Prompt, seed_of
 
 
@@ -45,7 +46,8 @@ class Entropy(Callback):
         def entropy_of(mine: list[Prompt]) -> list[float]:
             seeds = [[seed_of(at.seed, "entropy", at.number, p.id, n) for n in range(self.samples)] for p in mine]
             ids = [at.policy.encode_prompt(p) for p in mine]
-            sampled = at.sampler.sample(at.policy, ids, seeds, plain=True)
+            settings = SamplingSettings(max_new_tokens=at.sampler.max_new_tokens)  # temperature 1, all tokens
+            sampled = at.sampler.sample(at.policy, ids, seeds, settings=settings)
             at.counts["tokens_generated"] += sum(len(r.ids) for of_prompt in sampled for r in of_prompt)
             return selection.entropy([[r.logp for r in of_prompt] for of_prompt in sampled])
 

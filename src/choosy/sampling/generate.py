@@ -20,7 +20,8 @@ from choosy.models.fast.packed import packed_linears
 from choosy.models.logprobs import Ids
 from choosy.models.policy import Policy
 from choosy.sampling.prefill import prefill
-from choosy.sampling.protocol import Done, as_response, refuse_settings
+from choosy.sampling.protocol import Done, as_response
+from choosy.sampling.settings import EngineSettings, SamplingSettings
 from choosy.types import Response
 
 log = logging.getLogger(__name__)
@@ -37,35 +38,11 @@ class _Row:
     logp: float = 0.0
 
 
-class Generate:
-    """Samples with transformers' model and cache in this process.
+@dataclass(kw_only=True, eq=False)
+class Generate(EngineSettings):
+    """Samples with transformers' model and cache in this process; for its arguments see `EngineSettings`."""
 
-    Args:
-        temperature: 1 samples the policy itself; smaller is sharper; 0 takes the likeliest token.
-        top_p: Smallest share of probability that the candidate tokens must reach; 1 = all tokens.
-        top_k: Most candidate tokens; 0 = all.
-        max_new_tokens: Longest response, end-of-sequence token included.
-        batch_size: Responses in flight at once.
-    """
-
-    def __init__(
-        self,
-        *,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        max_new_tokens: int = 256,
-        batch_size: int = 64,
-    ) -> None:
-        refuse_settings(
-            temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens, batch_size=batch_size
-        )
-        self.temperature = temperature
-        self.top_p = top_p
-        self.top_k = top_k
-        self.max_new_tokens = max_new_tokens
-        self.batch_size = batch_size
-        self.sync_seconds = 0.0  # the policy itself is sampled
+    sync_seconds: float = field(default=0.0, init=False)  # the policy's own weights are used
 
     def close(self) -> None: ...
 
@@ -75,11 +52,11 @@ class Generate:
         prompts: Sequence[Ids],
         seeds: Sequence[Sequence[int]],
         *,
-        plain: bool = False,
+        settings: SamplingSettings | None = None,
         done: Done = lambda ended: None,
     ) -> list[list[Response]]:
-        """One response for each seed of each prompt (see `Sampler.sample`)."""
-        shape = (1.0, 1.0, 0) if plain else (self.temperature, self.top_p, self.top_k)
+        """Sample one response for each seed of each prompt (see `Sampler.sample`)."""
+        settings = self if settings is None else settings
         responses: list[list[Response]] = [[Response("")] * len(of_prompt) for of_prompt in seeds]
         order = sorted(range(len(prompts)), key=lambda p: -len(prompts[p]))  # neighbours of like length
         with policy.for_sampling(), packed_linears(policy.causal_lm, self.batch_size):
@@ -89,7 +66,7 @@ class Generate:
                 while order and rows + len(seeds[order[0]]) <= self.batch_size:
                     rows += len(seeds[order[0]])
                     batch.append(order.pop(0))
-                for row in self._fitting(policy, batch, prompts, seeds, shape):
+                for row in self._fitting(policy, batch, prompts, seeds, settings):
                     responses[row.prompt][row.sample] = as_response(policy, row.ids, row.logp)
                 done({p: responses[p] for p in batch})
         return responses
@@ -100,11 +77,11 @@ class Generate:
         batch: Sequence[int],
         prompts: Sequence[Ids],
         seeds: Sequence[Sequence[int]],
-        shape: tuple[float, float, int],
+        settings: SamplingSettings,
     ) -> list[_Row]:
         """The batch, in halves where the memory does not hold it whole; later batches are then smaller, too."""
         try:
-            return self._batch(policy, batch, prompts, seeds, shape)
+            return self._batch(policy, batch, prompts, seeds, settings)
         except torch.OutOfMemoryError as error:
             if len(batch) == 1 or not policy.forwards_alone:
                 raise ValueError(
@@ -117,7 +94,7 @@ class Generate:
             torch.cuda.empty_cache()
         middle = len(batch) // 2
         halves = (batch[:middle], batch[middle:])
-        return [row for half in halves for row in self._fitting(policy, half, prompts, seeds, shape)]
+        return [row for half in halves for row in self._fitting(policy, half, prompts, seeds, settings)]
 
     def _batch(
         self,
@@ -125,17 +102,17 @@ class Generate:
         batch: Sequence[int],
         prompts: Sequence[Ids],
         seeds: Sequence[Sequence[int]],
-        shape: tuple[float, float, int],
+        settings: SamplingSettings,
     ) -> list[_Row]:
         model, device = policy.causal_lm, policy.device
         copies = [len(seeds[p]) for p in batch]
         logits_RV, cache, mask_RL = prefill(policy, [prompts[p] for p in batch], copies)
-        flying = [_Row(p, n, uniforms(seed, self.max_new_tokens)) for p in batch for n, seed in enumerate(seeds[p])]
+        flying = [_Row(p, n, uniforms(seed, settings.max_new_tokens)) for p in batch for n, seed in enumerate(seeds[p])]
         done: list[_Row] = []
         alive = list(range(len(flying)))  # positions in the cache of the rows still flying
-        for step in range(self.max_new_tokens):
+        for step in range(settings.max_new_tokens):
             draw_R = torch.tensor([row.draws[step] for row in flying], device=device)
-            token_R = choose_token(logits_RV, draw_R, *shape)
+            token_R = choose_token(logits_RV, draw_R, settings.temperature, settings.top_p, settings.top_k)
             logp_R = logits_RV.gather(-1, token_R[:, None]).squeeze(-1) - logits_RV.logsumexp(-1)
             for row, token, logp in zip(flying, token_R.tolist(), logp_R.tolist(), strict=True):
                 if math.isnan(logp):
@@ -147,7 +124,7 @@ class Generate:
                 row.logp += logp
             alive = [r for r, row in enumerate(flying) if row.ids[-1] not in policy.stop_ids]
             done += [row for row in flying if row.ids[-1] in policy.stop_ids]
-            if not alive or step + 1 == self.max_new_tokens:
+            if not alive or step + 1 == settings.max_new_tokens:
                 break
             if len(alive) < len(flying):
                 alive = closed_up(alive)

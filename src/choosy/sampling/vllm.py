@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -23,7 +24,8 @@ from choosy.models.locate import resolve_model
 from choosy.models.logprobs import Ids
 from choosy.models.policy import Policy
 from choosy.parallel.ranks import current_ranks
-from choosy.sampling.protocol import Done, as_response, refuse_settings
+from choosy.sampling.protocol import Done, as_response
+from choosy.sampling.settings import EngineSettings, SamplingSettings
 from choosy.types import Candidates, Prompt, Response
 
 HOW_TO_INSTALL = (
@@ -38,55 +40,33 @@ def is_installed() -> bool:
     return find_spec("vllm") is not None
 
 
-class Vllm:
+@dataclass(kw_only=True, eq=False)
+class Vllm(EngineSettings):
     """Samples with a vLLM engine that is started once and follows the policy by weight updates.
 
     Args:
-        temperature: 1 samples the policy itself; smaller is sharper; 0 takes the likeliest token.
-        top_p: Smallest share of probability that the candidate tokens must reach; 1 = all tokens.
-        top_k: Most candidate tokens; 0 = all.
-        max_new_tokens: Longest response, end-of-sequence token included.
-        batch_size: Responses in flight at once.
         max_prompt_tokens: Longest prompt; with `max_new_tokens` the longest sequence the engine is built for.
         cache_gib: Memory of the engine's cache on a CPU, in GiB.
         gpu_memory: Share of a GPU's memory for the engine's weights and cache; training needs the rest.
         compiled: Let vLLM compile the model and capture graphs: a slower start, faster steps.
     """
 
-    def __init__(
-        self,
-        *,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        max_new_tokens: int = 256,
-        batch_size: int = 64,
-        max_prompt_tokens: int = 512,
-        cache_gib: int = 1,
-        gpu_memory: float = 0.4,
-        compiled: bool = True,
-    ) -> None:
-        refuse_settings(
-            temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens, batch_size=batch_size
-        )
-        if cache_gib < 1:
-            raise ValueError(f"sampler.cache_gib={cache_gib} holds no cache; choose at least 1.")
-        if not 0 < gpu_memory <= 1:
-            raise ValueError(f"sampler.gpu_memory={gpu_memory} is no share of a GPU's memory; choose in (0, 1].")
+    max_prompt_tokens: int = 512
+    cache_gib: int = 1
+    gpu_memory: float = 0.4
+    compiled: bool = True
+    sync_seconds: float = field(default=0.0, init=False)
+    _llm: Any = field(default=None, init=False, repr=False)
+    _proven: bool = field(default=False, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cache_gib < 1:
+            raise ValueError(f"sampler.cache_gib={self.cache_gib} holds no cache; choose at least 1.")
+        if not 0 < self.gpu_memory <= 1:
+            raise ValueError(f"sampler.gpu_memory={self.gpu_memory} is no share of a GPU's memory; choose in (0, 1].")
         if not is_installed():
             raise ValueError(HOW_TO_INSTALL)
-        self.temperature = temperature
-        self.top_p = top_p
-        self.top_k = top_k
-        self.max_new_tokens = max_new_tokens
-        self.batch_size = batch_size
-        self.max_prompt_tokens = max_prompt_tokens
-        self.cache_gib = cache_gib
-        self.gpu_memory = gpu_memory
-        self.compiled = compiled
-        self.sync_seconds = 0.0
-        self._llm: Any = None
-        self._proven = False
 
     def sample(
         self,
@@ -94,16 +74,12 @@ class Vllm:
         prompts: Sequence[Ids],
         seeds: Sequence[Sequence[int]],
         *,
-        plain: bool = False,
+        settings: SamplingSettings | None = None,
         done: Done = lambda ended: None,
     ) -> list[list[Response]]:
-        """One response for each seed of each prompt (see `Sampler.sample`)."""
-        longest = max(map(len, prompts), default=0)
-        if longest > self.max_prompt_tokens:
-            raise ValueError(
-                f"A prompt has {longest} tokens and the engine is built for sampler.max_prompt_tokens="
-                f"{self.max_prompt_tokens}; type sampler.max_prompt_tokens={longest} or more."
-            )
+        """Sample one response for each seed of each prompt (see `Sampler.sample`)."""
+        settings = self if settings is None else settings
+        self._refuse_longer(max(map(len, prompts), default=0), settings.max_new_tokens)
         wanted = [(p, n) for p in range(len(prompts)) for n in range(len(seeds[p]))]
         if not wanted:
             return [[] for _ in prompts]
@@ -113,7 +89,7 @@ class Vllm:
             self._hand_over(policy)
         queued = self._llm.enqueue(
             [{"prompt_token_ids": list(prompts[p])} for p, _ in wanted],
-            [self._params(policy, seeds[p][n], plain=plain) for p, n in wanted],
+            [sampling_params(policy, seeds[p][n], settings) for p, n in wanted],
             use_tqdm=False,
         )
         names = [name.partition("-")[0] for name in queued]  # an output has its name without what the engine adds
@@ -156,20 +132,18 @@ class Vllm:
             if left:
                 engine.abort_request(sorted(left))
 
-    def _params(self, policy: Policy, seed: int, *, plain: bool) -> Any:
-        from vllm import SamplingParams
-
-        return SamplingParams(
-            temperature=1.0 if plain else self.temperature,
-            top_p=1.0 if plain else self.top_p,
-            top_k=0 if plain else self.top_k,
-            max_tokens=self.max_new_tokens,
-            seed=seed,
-            stop_token_ids=sorted(policy.stop_ids),
-            ignore_eos=True,  # stop_token_ids has it
-            logprobs=0,  # of the sampled token alone, before temperature and cuts
-            detokenize=False,
-        )
+    def _refuse_longer(self, prompt_tokens: int, new_tokens: int) -> None:
+        """Refuse what does not fit into the sequences that the engine is built for."""
+        if prompt_tokens > self.max_prompt_tokens:
+            raise ValueError(
+                f"A prompt has {prompt_tokens} tokens and the engine is built for sampler.max_prompt_tokens="
+                f"{self.max_prompt_tokens}; type sampler.max_prompt_tokens={prompt_tokens} or more."
+            )
+        if new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"max_new_tokens={new_tokens} is wanted and the engine is built for sampler.max_new_tokens="
+                f"{self.max_new_tokens}; type sampler.max_new_tokens={new_tokens} or more."
+            )
 
     def _start(self, policy: Policy) -> Any:
         refuse_ranks(current_ranks().size)
@@ -198,6 +172,23 @@ class Vllm:
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._llm.reset_prefix_cache()  # what was computed with the old weights
         self.sync_seconds += time.perf_counter() - begun
+
+
+def sampling_params(policy: Policy, seed: int, settings: SamplingSettings) -> Any:
+    """The settings of one response in vLLM's words."""
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        max_tokens=settings.max_new_tokens,
+        seed=seed,
+        stop_token_ids=sorted(policy.stop_ids),
+        ignore_eos=True,  # stop_token_ids has it
+        logprobs=0,  # of the sampled token alone, before temperature and cuts
+        detokenize=False,
+    )
 
 
 def refuse_ranks(ranks: int) -> None:
