@@ -59,8 +59,8 @@ class WeightedDPO(LightningModule):
         optimizer: Makes the optimiser of the trainable parameters.
         warmup_steps: Steps over which the learning rate rises to its value.
         max_grad_norm: Clip the gradient to this norm; None = leave it.
-        reset_policy: `each_round` goes back to the start's weights before each round's training, as active
-            preference learning does; `never` trains on.
+        reset_policy: `each_round` goes back to the start's weights, and a new optimiser with its warm-up, before each
+            round's training, as active preference learning does; `never` trains on.
         on_bad_loss: What a loss or a gradient that is nan or infinite does: `stop` ends the run, `skip` leaves those
             pairs out of the step. Neither lets it reach the weights.
         seed: Of the adapter's initial weights.
@@ -126,9 +126,12 @@ class WeightedDPO(LightningModule):
         self.losses = []
         if self.reset_policy == "each_round" and self.current_epoch > 0:
             self.policy.restore_start()
-            optimizer = self.optimizers(use_pl_optimizer=False)
+            optimizer, warmup = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
             assert isinstance(optimizer, Optimizer)
+            assert isinstance(warmup, torch.optim.lr_scheduler.LambdaLR)
             optimizer.state.clear()
+            warmup.last_epoch = -1
+            warmup.step()  # the first step of the round has the learning rate of the first step of the run
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         optimizer = self.optimizers()

@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch.testing import assert_close
 
 from choosy.labeling.protocols import SCORE
@@ -157,7 +158,7 @@ WEIGHT_OF_GAP: dict[str, Callable[[float], float]] = {
     "uniform": lambda gap: 1.0,
     "wdpo": lambda gap: 1 / (1 + math.exp(-gap)),
     "wdpo_linear": lambda gap: gap,
-    "wdpo_normalized": lambda gap: 1 / (1 + math.exp(-gap)),  # its batches are normalised, the pool is not
+    "wdpo_normalized": lambda gap: 1 / (1 + math.exp(-gap)),  # divided by the round's mean in training only
 }
 
 
@@ -170,7 +171,10 @@ def test_a_weighting_weighs_pairs_by_their_reward_gap(weighting, play):
             assert gap > 0
             assert pair["weight"] == pytest.approx(WEIGHT_OF_GAP[weighting](gap))
     if weighting == "wdpo_normalized":
-        assert run.losses[0] == pytest.approx(math.log(2), rel=1e-6)
+        weight = dict(run.pool[run.pool["weight"].notna()][["prompt_id", "weight"]].itertuples(index=False))
+        first = [weight[name] for name, *_ in run.witness.pairs[0][:4]]
+        mean = sum(weight.values()) / len(weight)
+        assert run.losses[0] == pytest.approx(math.log(2) * sum(first) / 4 / mean, rel=1e-6)
 
 
 @pytest.mark.parametrize("model", options("model"))
@@ -298,6 +302,25 @@ def test_reset_policy_starts_each_round_from_the_same_weights(reset, play):
     start, first, second = run.witness.start, *run.witness.before_round
     assert_close(first, start, **EXACTLY)
     assert all(torch.equal(second[name], start[name]) for name in start) == (reset == "each_round")
+
+
+@pytest.mark.parametrize("reset", ["each_round", "never"])
+def test_reset_policy_starts_the_warm_up_again_with_the_optimiser(reset, play):
+    class Rates(Callback):
+        def __init__(self) -> None:
+            self.of_round: list[list[float]] = []
+
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            self.of_round.append([])
+
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            self.of_round[-1].append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    rates = Rates()
+    play(f"reset_policy={reset}", "warmup_steps=3", "lr=4e-4", "data.limit=8", callbacks=[rates])
+    first, second = rates.of_round
+    assert first[:2] == pytest.approx([1e-4, 2e-4])
+    assert second[0] == pytest.approx(1e-4 if reset == "each_round" else 1e-4 * (len(first) + 1))
 
 
 @pytest.mark.parametrize("reference", ["previous_round", "initial"])

@@ -92,12 +92,24 @@ def test_the_ranks_together_take_what_one_takes_alone(size: int, normalize: bool
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_weights_are_normalised_over_the_whole_batch() -> None:
-    """Weights 1 2 3 6 have the mean 3; rank 0 of 2 holds the first and the third."""
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 11])
+def test_a_normalised_weight_depends_on_the_round_and_not_on_the_batch(batch_size: int) -> None:
+    """Weights 1 ... 11 have mean 6: whatever its neighbours, a pair of weight w counts w / 6."""
+    given = list(batches(11, batch_size=batch_size, normalize=True, passes=2))
+    weights = [(n, w) for batch in given for n, w in zip(names(batch), batch.weight_B.tolist(), strict=True)]
+    assert len(weights) == 22
+    for name, weight in weights:
+        assert weight == pytest.approx((1 + int(name[1:])) / 6)
+
+
+def test_only_the_pairs_of_the_round_are_in_the_mean() -> None:
+    """Weights 1, 2, 3 and 6 have mean 3; rank 0 of 2 has the first and the third of them."""
     pool = pool_of(6)
-    pairs = [pool.training_pair(row, 0) for row in (0, 1, 2, 5)]
-    assert batch_of(pairs, normalize=True).weight_B.tolist() == pytest.approx([1 / 3, 2 / 3, 1, 2])
-    assert batch_of(pairs, rank=0, size=2, normalize=True).weight_B.tolist() == pytest.approx([1 / 3, 1])
+    rows = [pool.pair_rows()[i] for i in (0, 1, 2, 5)]
+    loader = PairBatches(pool, rows, batch_size=4, seed=0, round=0, normalize=True)
+    assert loader.mean_weight == 3.0
+    pairs = [pool.training_pair(*row) for row in rows]
+    assert batch_of(pairs, rank=0, size=2, mean_weight=3.0).weight_B.tolist() == pytest.approx([1 / 3, 1])
     assert batch_of(pairs).weight_B.tolist() == [1, 2, 3, 6]
 
 

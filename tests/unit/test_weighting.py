@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from choosy.methods.weighting import Column, RewardGap, Uniform, Weighting, normalized
+from choosy.methods.weighting import Column, RewardGap, Uniform, Weighting, mean_weight
 
 NOT_GIVEN = torch.full((3,), math.nan)
 GAP_B = torch.tensor([0.0, 1.25, 4.0])
@@ -55,15 +55,13 @@ def test_a_larger_gap_weighs_more(form: Any) -> None:
 
 
 @given(st.lists(st.floats(0.001, 1000), min_size=1, max_size=20))
-def test_normalized_weights_have_mean_one_and_keep_their_ratios(weights: list[float]) -> None:
-    weight_B = torch.tensor(weights, dtype=torch.float64)
-    normal_B = normalized(weight_B)
-    assert normal_B.mean().item() == pytest.approx(1.0)
-    torch.testing.assert_close(normal_B / normal_B[0], weight_B / weight_B[0])
+def test_weights_divided_by_their_mean_have_mean_one(weights: list[float]) -> None:
+    weight_X = torch.tensor(weights, dtype=torch.float64)
+    assert (weight_X / mean_weight(weight_X)).mean().item() == pytest.approx(1.0)
 
 
-def test_weights_that_are_all_zero_stay_zero() -> None:
-    assert normalized(torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
+def test_weights_that_are_all_zero_or_none_are_divided_by_one() -> None:
+    assert mean_weight(torch.zeros(3)) == mean_weight(torch.zeros(0)) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from choosy.data.pool import PairKey, Pool, TrainingPair
-from choosy.methods.weighting import normalized
+from choosy.methods.weighting import mean_weight
 from choosy.models.logprobs import Group, packed
 from choosy.types import seed_of
 
@@ -65,11 +65,9 @@ class Batch:
             yield Batch(tuple(self.pairs[i] for i in positions), self.weight_B[positions], self.total)
 
 
-def batch_of(pairs: Sequence[TrainingPair], *, rank: int = 0, size: int = 1, normalize: bool = False) -> Batch:
-    """This rank's share of an optimiser batch, weights normalised over the whole batch if wanted."""
-    weight_B = torch.tensor([pair.weight for pair in pairs], dtype=torch.float32)
-    if normalize and len(pairs):
-        weight_B = normalized(weight_B)
+def batch_of(pairs: Sequence[TrainingPair], *, rank: int = 0, size: int = 1, mean_weight: float = 1.0) -> Batch:
+    """This rank's share of an optimiser batch, its weights divided by the mean weight of the round if wanted."""
+    weight_B = torch.tensor([pair.weight for pair in pairs], dtype=torch.float32) / mean_weight
     return Batch(tuple(pairs[rank::size]), weight_B[rank::size], len(pairs))
 
 
@@ -112,7 +110,7 @@ class PairBatches:
         self.rows = rows
         self.rank = rank
         self.size = size
-        self.normalize = normalize
+        self.mean_weight = mean_weight(torch.from_numpy(pool.weights(rows))) if normalize else 1.0
         self.given = 0
         order = pair_order(len(rows), seed=seed, round=round, passes=passes)
         by_pass = [order[at : at + len(rows)] for at in range(0, len(order), len(rows) or 1)]
@@ -126,7 +124,7 @@ class PairBatches:
         for number, positions in enumerate(self.batches[start:], start=start):
             self.given = number + 1
             pairs = [self.pool.training_pair(*self.rows[i]) for i in positions]
-            yield batch_of(pairs, rank=self.rank, size=self.size, normalize=self.normalize)
+            yield batch_of(pairs, rank=self.rank, size=self.size, mean_weight=self.mean_weight)
         self.given = 0
 
     def state_dict(self) -> dict[str, Any]:

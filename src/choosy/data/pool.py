@@ -1,8 +1,9 @@
 """The pool: every prompt with its responses, rewards and pairs. Arrow in memory, one Parquet file a round on disk.
 
-One row holds one prompt's candidates of one round; an earlier round's row stays while its labels are trained on. A round's file holds the whole pool as it stood after that round, so the
-newest file is all that a resume needs; it is replaced atomically, so a crash leaves the old one or the new one. A
-file's footer holds a checksum of all its other bytes, so that one that changed on the disk is noticed.
+One row holds one prompt's candidates of one round; an earlier round's row stays while its labels are trained on. A
+round's file holds the whole pool as it was after that round, so the newest file is all that a resume needs; it is
+replaced atomically, so a crash leaves the old one or the new one. A file's footer holds a checksum of all its other
+bytes, so that one that changed on the disk is noticed.
 """
 
 from __future__ import annotations
@@ -237,6 +238,13 @@ class Pool:
         if round is not None:
             kept_X = pc.equal(pc.struct_field(pc.list_flatten(pairs), "round"), round).to_numpy(zero_copy_only=False)
         return list(zip(row_X[kept_X].tolist(), place_X[kept_X].tolist(), strict=True))
+
+    def weights(self, rows: Sequence[tuple[int, int]]) -> np.ndarray:
+        """The weights (X,) of the pairs at these places, as `pair_rows` gives them."""
+        pairs = self.table["pairs"].combine_chunks()
+        weight_X = pc.struct_field(pc.list_flatten(pairs), "weight").to_numpy(zero_copy_only=False)
+        first = np.searchsorted(pc.list_parent_indices(pairs).to_numpy(), np.arange(len(self)))
+        return np.array([weight_X[first[row] + position] for row, position in rows])
 
     def training_pair(self, row: int, position: int) -> TrainingPair:
         """One pair as the loss needs it."""

@@ -1,4 +1,4 @@
-"""How much each pair counts: from the gap of its rewards, or from a column of the data, to a factor on its loss."""
+"""Pair weights: factors on each pair's loss from the gap of its rewards, or from a column of the data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Weighting(Protocol):
     """Any rule for pair weights.
 
     Attributes:
-        normalize: Whether the weights are divided by their mean in each batch, which keeps the step size comparable.
+        normalize: Whether the weights are divided by their mean over the round, which keeps the step size comparable.
         needs: What a pair must bring: its reward `gap`, a `given` weight, or nothing.
     """
 
@@ -29,14 +29,17 @@ class Weighting(Protocol):
         ...
 
 
-def normalized(weight_B: Tensor) -> Tensor:
-    """Weights with mean 1 (form C of OPTune's weighting); all-zero weights stay zero.
+def mean_weight(weight_X: Tensor) -> float:
+    """The divisor that gives the weights of a round's X pairs mean 1 (form C of OPTune's weighting).
+
+    It is a fact of the round and not of a batch: a pair's weight depends neither on the batch it falls into nor on
+    that batch's size. Weights that are all zero stay zero.
 
     Example:
-        >>> normalized(torch.tensor([1.0, 3.0]))
-        tensor([0.5000, 1.5000])
+        >>> mean_weight(torch.tensor([1.0, 3.0])), mean_weight(torch.zeros(2))
+        (2.0, 1.0)
     """
-    return weight_B / weight_B.mean().clamp(min=torch.finfo(weight_B.dtype).tiny)
+    return float(weight_X.double().mean()) or 1.0 if len(weight_X) else 1.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class RewardGap:
         form: `sigmoid`: sigmoid(beta2 * gap), in [1/2, 1) (form A); `linear`: beta2 * gap, unbounded (form B).
         beta2: How strongly the gap counts.
         clip: Largest weight, for the linear form; None = no limit.
-        normalize: Divide by the batch's mean weight (form C).
+        normalize: Divide by the mean weight of the round's pairs (form C). AdamW cancels a constant scale of the loss,
+            so what a weighting changes is only how the pairs compare with each other.
 
     Example:
         >>> RewardGap(beta2=1.0).weigh(torch.tensor([0.0, 1.25]), torch.ones(2))
