@@ -18,8 +18,9 @@ from choosy.models.policy import Policy
 from choosy.module import WeightedDPO
 from choosy.parallel.ranks import current_ranks
 from choosy.reporting.phases import Phases
+from choosy.resume.run_folder import refuse_scattered
 from choosy.rounds.round import PairSelector, PromptSelector, Round, TrainOn, sample_responses
-from choosy.rounds.run import Reference, Run, refuse_gapless, refuse_scattered
+from choosy.rounds.run import Reference, Run, refuse_gapless
 from choosy.sampling.protocol import Sampler
 from choosy.types import Candidates, Prompt
 

@@ -19,7 +19,13 @@ from choosy.parallel.ranks import LOST, another_ended, end_with_launcher
 from choosy.redaction import refuse_secrets
 from choosy.reporting import summary as report
 from choosy.resume.config_changes import tell_changes
-from choosy.rounds.run import refuse_lost_ledger, refuse_unwritable, refuse_used_folder
+from choosy.resume.run_folder import (
+    auto_resume,
+    checkpoint,
+    refuse_lost_ledger,
+    refuse_unwritable,
+    refuse_used_folder,
+)
 
 USAGE = """choosy fit --config run.yaml   play what `python train.py ... --cfg job --resolve > run.yaml` composed
 choosy report RUN_DIR          write and print the report of a run, finished or not
@@ -60,8 +66,6 @@ class ChoosyCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Refuse a used folder before anything is spent, find the checkpoint, and tell the data module of a resume."""
-        from choosy.main import auto_resume, checkpoint
-
         refuse_secrets(self.config.as_dict())
         told, folder = self.config_init["fit"], self.datamodule.run.folder
         wanted = auto_resume(told["ckpt_path"], folder)

@@ -28,9 +28,14 @@ from choosy.labeling.protocols import Postponed
 from choosy.parallel.ranks import LOST, agreed, another_ended, end_with_launcher
 from choosy.redaction import refuse_secrets
 from choosy.reporting import summary as report
-from choosy.resume.checkpoints import to_go_on_from
 from choosy.resume.config_changes import tell_changes
-from choosy.rounds.run import refuse_lost_ledger, refuse_unwritable, refuse_used_folder
+from choosy.resume.run_folder import (
+    auto_resume,
+    checkpoint,
+    refuse_lost_ledger,
+    refuse_unwritable,
+    refuse_used_folder,
+)
 
 OmegaConf.register_new_resolver(
     "started", lambda pattern: agreed(pattern, time.strftime(pattern)), use_cache=True, replace=True
@@ -140,27 +145,6 @@ def join_tasks(devices: Any) -> bool:
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
     os.environ.update(where, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=str(tasks))
     return True
-
-
-def checkpoint(wanted: str | None, run_dir: Path) -> str | None:
-    """The checkpoint to go on from; a run that was interrupted before its first one begins again with its labels."""
-    if wanted not in ("last", "start"):
-        if wanted is not None and not Path(wanted).exists():
-            raise ValueError(f"ckpt_path={wanted} does not exist; give a file, or `last` with the name of the run.")
-        return wanted
-    found = to_go_on_from(run_dir) if wanted == "last" else None
-    if found is None and not (run_dir / "rounds").is_dir():
-        raise ValueError(
-            f"ckpt_path={wanted}: {run_dir} holds no run to go on with; give its name, as in name=demo ckpt_path=last."
-        )
-    return None if found is None else str(found)
-
-
-def auto_resume(wanted: str | None, run_dir: Path) -> str | None:
-    """`auto` is for jobs that are queued again: `last` where there is a run, and a new run where there is none."""
-    if wanted != "auto":
-        return wanted
-    return "last" if (run_dir / "rounds").is_dir() else None
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from choosy.parallel import ranks as subject
 from choosy.parallel.ranks import FakeRanks, OneRank, agreed, another_ended, is_sharded, placed_like, whole
-from choosy.rounds.run import refuse_scattered
+from choosy.resume.run_folder import refuse_scattered
 
 
 def test_alone_one_takes_the_own_word(monkeypatch):
