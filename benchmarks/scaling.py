@@ -27,7 +27,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from choosy.data.pool import Pool
-from choosy.parallel.ranks import FakeRanks, TorchRanks, shard, shard_weights
+from choosy.parallel.ranks import FakeRanks, TorchRanks, shard
+from choosy.parallel.sharding import shard_weights
 from choosy.types import Candidates, Pair, Prompt, Response
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scaling.json"

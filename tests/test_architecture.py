@@ -78,7 +78,6 @@ def test_arrows_that_must_not_be(folder: str, forbidden: str) -> None:
 @pytest.mark.parametrize(
     ("package", "only"),
     [
-        ("torch.distributed", "src/choosy/parallel/ranks.py"),
         ("hydra", "src/choosy/main.py"),
         ("jsonargparse", "src/choosy/cli.py"),
         ("lightning.pytorch.cli", "src/choosy/cli.py"),
@@ -86,6 +85,13 @@ def test_arrows_that_must_not_be(folder: str, forbidden: str) -> None:
 )
 def test_one_file_knows_the_framework(package: str, only: str) -> None:
     assert importers(package) <= {only}
+
+
+TORCH_DISTRIBUTED = {f"src/choosy/parallel/{name}.py" for name in ("ranks", "sharding", "launch")}
+
+
+def test_one_folder_knows_torch_distributed() -> None:
+    assert importers("torch.distributed") == TORCH_DISTRIBUTED
 
 
 def attributes(path: Path) -> Iterator[str]:
@@ -96,8 +102,8 @@ def attributes(path: Path) -> Iterator[str]:
 
 
 def test_nobody_reaches_torch_distributed_without_importing_it() -> None:
-    reaching = {path.name for path in FILES if any(within(name, "torch.distributed") for name in attributes(path))}
-    assert reaching <= {"ranks.py"}
+    reaching = {path for path in FILES if any(within(name, "torch.distributed") for name in attributes(path))}
+    assert {path.relative_to(ROOT).as_posix() for path in reaching} <= TORCH_DISTRIBUTED
 
 
 @pytest.mark.parametrize(
@@ -109,6 +115,8 @@ def test_nobody_reaches_torch_distributed_without_importing_it() -> None:
         ("methods/losses.py", {"torch"}),
         ("methods/weighting.py", {"torch"}),
         ("parallel/ranks.py", {"torch"}),
+        ("parallel/sharding.py", {"torch", "choosy.parallel"}),
+        ("parallel/launch.py", {"torch"}),
         ("data/pool.py", {"numpy", "pyarrow", "choosy.files", "choosy.types"}),
         ("models/fast/tree_attention.py", {"torch", "transformers"}),
         ("models/fast/fused.py", {"torch", "peft"}),

@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from choosy.files import replacing
 from choosy.labeling.exchange import command as labels
 from choosy.labeling.protocols import Postponed
-from choosy.parallel.ranks import LOST, another_ended, end_with_launcher
+from choosy.parallel.launch import LOST, another_ended, end_with_launcher
 from choosy.redaction import refuse_secrets
 from choosy.reporting import summary as report
 from choosy.resume.config_changes import tell_changes

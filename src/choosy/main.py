@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from choosy.files import replacing
 from choosy.labeling.protocols import Postponed
-from choosy.parallel.ranks import LOST, agreed, another_ended, end_with_launcher
+from choosy.parallel.launch import LOST, agreed, another_ended, end_with_launcher
 from choosy.redaction import refuse_secrets
 from choosy.reporting import summary as report
 from choosy.resume.config_changes import tell_changes

@@ -21,7 +21,8 @@ from choosy.data.pool import PairKey
 from choosy.methods.losses import PreferenceLoss, log_ratio_difference, weighted_dpo_loss
 from choosy.models.logprobs import Group
 from choosy.models.policy import Policy
-from choosy.parallel.ranks import current_ranks, is_sharded, whole
+from choosy.parallel.ranks import current_ranks
+from choosy.parallel.sharding import is_sharded, whole
 from choosy.reporting.metrics import log_at_once
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from choosy.parallel import ranks as subject
-from choosy.parallel.ranks import FakeRanks, OneRank, agreed, another_ended, is_sharded, placed_like, whole
+from choosy.parallel import launch
+from choosy.parallel.launch import agreed, another_ended
+from choosy.parallel.ranks import FakeRanks, OneRank
+from choosy.parallel.sharding import in_step, is_sharded, placed_like, whole
 from choosy.resume.run_folder import refuse_scattered
 
 
@@ -23,7 +25,7 @@ def test_alone_one_takes_the_own_word(monkeypatch):
 
 
 def test_under_torchrun_all_take_the_first_word(monkeypatch):
-    store = subject.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = launch.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     for name, value in (
         ("TORCHELASTIC_USE_AGENT_STORE", "True"),
         ("MASTER_ADDR", "127.0.0.1"),
@@ -80,7 +82,7 @@ def test_ranks_keep_step_until_the_busiest_is_done():
 
     def program(ranks: FakeRanks) -> None:
         inner = Inner(ranks.rank)
-        with subject.in_step(Root(), inner, inner, ranks):
+        with in_step(Root(), inner, inner, ranks):
             for _ in range((4, 0, 1)[ranks.rank]):
                 inner()
 
@@ -90,7 +92,7 @@ def test_ranks_keep_step_until_the_busiest_is_done():
 
 RANK = """
 import os, pathlib, sys, time
-from choosy.parallel.ranks import end_with_launcher
+from choosy.parallel.launch import end_with_launcher
 end_with_launcher(every=0.1)
 pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
 time.sleep(120)

@@ -37,7 +37,8 @@ from choosy.models.logprobs import (
     share_prompt,
     takes_one_row,
 )
-from choosy.parallel.ranks import current_ranks, gathered, in_step, is_sharded, local, placed_like, shard_weights, whole
+from choosy.parallel.ranks import current_ranks
+from choosy.parallel.sharding import gathered, in_step, is_sharded, local, placed_like, shard_weights, whole
 from choosy.types import Candidates, Prompt, Response
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,100 @@
+"""Weights sharded over the ranks of a run (FSDP2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from choosy.parallel.ranks import Ranks
+
+
+def shard_weights(
+    root: nn.Module, blocks: Sequence[nn.Module], *, device: torch.device, compute: torch.dtype | None
+) -> None:
+    """Leave each rank its share of every weight; a block is gathered when its forward or backward runs.
+
+    Args:
+        root: What holds the blocks and the weights outside of them; its forward must contain every trained one.
+        blocks: Decoder layers. One may hold frozen weights of one precision and trained ones of another.
+        device: Of this rank.
+        compute: Precision in which weights are gathered; None = their own. Gradients are summed in fp32.
+    """
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=precision)
+    fully_shard(root, mesh=mesh, mp_policy=MixedPrecisionPolicy(compute, torch.float32, cast_forward_inputs=False))
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether the module's weights are sharded over the ranks."""
+    return isinstance(module, FSDPModule)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which this rank may hold a share; of a sharded one every rank must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's share of a tensor; all of one that is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def placed_like(tensor: Tensor, model: Tensor) -> Tensor:
+    """A whole tensor, on the device of another, and sharded if that is; every rank must ask."""
+    tensor = tensor.to(model.device)
+    return distribute_tensor(tensor, model.device_mesh, model.placements) if isinstance(model, DTensor) else tensor
+
+
+@contextmanager
+def gathered(root: nn.Module) -> Iterator[None]:
+    """Whole weights on every rank within the block, where forwards need no other rank; all ranks must enter."""
+    parts = [module for module in root.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(part is not root, recurse=False)
+
+
+@contextmanager
+def in_step(root: nn.Module, inner: nn.Module, filler: Callable[[], object], ranks: Ranks) -> Iterator[None]:
+    """Every rank runs as many forwards of `inner` as the busiest one; all ranks must enter.
+
+    For weights that do not fit whole: each forward gathers them block by block, and that takes all ranks.
+
+    Args:
+        root: The sharded module; its own weights, outside its blocks, are gathered for the whole block.
+        inner: The part of it whose forwards are counted.
+        filler: Runs `inner` once, for a rank that has nothing left to do.
+        ranks: Who must keep step.
+    """
+    busy = True
+
+    def announce(*_: object) -> None:
+        if busy:
+            ranks.gather([True])
+
+    cast(FSDPModule, root).unshard()
+    hook = inner.register_forward_pre_hook(announce, prepend=True)
+    try:
+        yield
+        busy = False
+        while any(ranks.gather([False])):
+            filler()
+    finally:
+        hook.remove()
+        cast(FSDPModule, root).reshard()
