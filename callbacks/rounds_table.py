@@ -16,7 +16,7 @@ class RoundsTable(Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         run = trainer.datamodule.run
         run.counts["pairs_trained"] += trainer.datamodule.pairs_this_round
-        about = run.ranks.once(run.about)
+        about = run.ranks.on_rank_zero(run.about)
         costs = {
             **labels_metrics(about),
             **{k: about[k] for k in ("tokens_generated", "prompts_sampled", "pairs_trained")},

@@ -39,12 +39,14 @@ class WinRate(Callback):
         run, prompts = trainer.datamodule.run, trainer.datamodule.heldout
         if not prompts:
             return
-        if not run.ranks.once(lambda: run.is_there(start_file(run.rounds_folder))):
+        if not run.ranks.on_rank_zero(lambda: run.is_there(start_file(run.rounds_folder))):
             at = self.round(-1, run, pl_module)
             with pl_module.policy.as_start(), run.phases("evaluate", total=len(prompts), unit="start answers") as tick:
                 answers = self.answers(prompts, at, tick)
                 judged = run.labels.scores and run.labels.heldout
-                scored = at.ranks.once(lambda: run.labels.score(answers, purpose="evaluate") if judged else answers)
+                scored = at.ranks.on_rank_zero(
+                    lambda: run.labels.score(answers, purpose="evaluate") if judged else answers
+                )
             if at.ranks.rank == 0:
                 write_start(run.rounds_folder, scored, run.about())
             at.ranks.gather([])  # nobody reads the file before it is there
@@ -58,7 +60,7 @@ class WinRate(Callback):
         at = self.round(number, run, pl_module)
         with run.phases("evaluate", total=len(prompts), unit="answers") as tick:
             answers = self.answers(prompts, at, tick)
-            result: Evaluation = at.ranks.once(lambda: evaluate(answers, self.start, run.labels))
+            result: Evaluation = at.ranks.on_rank_zero(lambda: evaluate(answers, self.start, run.labels))
         run.evaluation, run.heldout_rows = result.metrics, result.rows
         told = {f"heldout/{k}": v for k, v in result.metrics.items() if v is not None}
         log_at_once(pl_module, told, step=trainer.global_step - 1)

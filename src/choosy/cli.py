@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from choosy.files import replacing
 from choosy.labeling.exchange import command as labels
 from choosy.labeling.protocols import Postponed
-from choosy.parallel.launch import LOST, another_ended, end_with_launcher
+from choosy.parallel.launch import LOST, end_with_launcher, is_peer_failure
 from choosy.redaction import refuse_secrets
 from choosy.reporting import summary as report
 from choosy.resume.config_changes import tell_changes
@@ -118,7 +118,7 @@ def main() -> None:
     except (ValueError, MisconfigurationException) as error:
         sys.exit(f"\n{error}")
     except RuntimeError as error:
-        if not another_ended(error):
+        if not is_peer_failure(error):
             raise
         sys.exit(f"\n{LOST}")
 

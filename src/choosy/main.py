@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from choosy.files import replacing
 from choosy.labeling.protocols import Postponed
-from choosy.parallel.launch import LOST, agreed, another_ended, end_with_launcher
+from choosy.parallel.launch import LOST, end_with_launcher, first_writer, is_peer_failure
 from choosy.redaction import refuse_secrets
 from choosy.reporting import summary as report
 from choosy.resume.config_changes import tell_changes
@@ -38,7 +38,7 @@ from choosy.resume.run_folder import (
 )
 
 OmegaConf.register_new_resolver(
-    "started", lambda pattern: agreed(pattern, time.strftime(pattern)), use_cache=True, replace=True
+    "started", lambda pattern: first_writer(pattern, time.strftime(pattern)), use_cache=True, replace=True
 )
 
 PROCESSES_FROM_OUTSIDE = ("LOCAL_RANK", "SLURM_PROCID", "PMI_RANK")
@@ -64,7 +64,7 @@ def main(cfg: DictConfig) -> float | None:
             raise
         sys.exit(f"\n{told}")
     except RuntimeError as error:
-        if not another_ended(error):
+        if not is_peer_failure(error):
             raise
         sys.exit(f"\n{LOST}")
 

@@ -22,7 +22,7 @@ from choosy.methods.losses import PreferenceLoss, log_ratio_difference, weighted
 from choosy.models.logprobs import Group
 from choosy.models.policy import Policy
 from choosy.parallel.ranks import current_ranks
-from choosy.parallel.sharding import is_sharded, whole
+from choosy.parallel.sharding import full_tensor, is_sharded
 from choosy.reporting.metrics import log_at_once
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class WeightedDPO(LightningModule):
         if seen is None:
             return
         params = [p for _, p in self.policy.trainable()]
-        norm = whole(torch.nn.utils.clip_grad_norm_(params, self.max_grad_norm or torch.inf))
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_(params, self.max_grad_norm or torch.inf))
         if not torch.isfinite(norm):
             said = f"The gradient of step {self.trainer.global_step} is {norm.item()}, though its losses are finite;"
             if self.on_bad_loss == "stop":

@@ -123,7 +123,7 @@ def test_the_instruction_goes_where_the_template_takes_it(policy: Policy, tiny_p
 
 
 def test_weights_that_are_shared_out_cannot_judge(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy, "forwards_alone", False)
+    monkeypatch.setattr(policy, "is_gathered", False)
     with pytest.raises(ValueError, match=r"trainer=fsdp shares the policy's weights out.*choose trainer=ddp"):
         labeler(policy).score([(CHAT, Response("fine"))])
 

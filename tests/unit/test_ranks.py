@@ -1,4 +1,4 @@
-"""Ranks: keeping step, agreeing on a name, ending with the launcher."""
+"""Ranks run forwards in lockstep, take the first writer's name, end with their launcher."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import torch
 from torch import nn
 
 from choosy.parallel import launch
-from choosy.parallel.launch import agreed, another_ended
+from choosy.parallel.launch import first_writer, is_peer_failure
 from choosy.parallel.ranks import FakeRanks, OneRank
-from choosy.parallel.sharding import in_step, is_sharded, placed_like, whole
+from choosy.parallel.sharding import full_tensor, is_sharded, lockstep, placed_like
 from choosy.resume.run_folder import refuse_scattered
 
 
-def test_alone_one_takes_the_own_word(monkeypatch):
+def test_a_process_without_torchrun_takes_its_own_value(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
-    assert agreed("name", "noon") == "noon"
+    assert first_writer("name", "noon") == "noon"
 
 
-def test_under_torchrun_all_take_the_first_word(monkeypatch):
+def test_under_torchrun_all_take_the_first_writers_value(monkeypatch):
     store = launch.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     for name, value in (
         ("TORCHELASTIC_USE_AGENT_STORE", "True"),
@@ -32,8 +32,8 @@ def test_under_torchrun_all_take_the_first_word(monkeypatch):
         ("MASTER_PORT", str(store.port)),
     ):
         monkeypatch.setenv(name, value)
-    assert [agreed("time", word) for word in ("noon", "one past noon")] == ["noon", "noon"]
-    assert agreed("date", "today") == "today"
+    assert [first_writer("time", word) for word in ("noon", "one past noon")] == ["noon", "noon"]
+    assert first_writer("date", "today") == "today"
 
 
 def test_processes_that_choose_different_folders_are_refused(tmp_path):
@@ -51,19 +51,19 @@ def test_processes_that_choose_different_folders_are_refused(tmp_path):
         (ConnectionResetError(104, "Connection reset by peer"), False),  # a labeler's server
     ],
 )
-def test_what_says_that_another_rank_has_ended(error, is_one):
-    assert another_ended(error) is is_one
+def test_errors_that_mean_another_rank_has_ended(error, is_one):
+    assert is_peer_failure(error) is is_one
 
 
-def test_whole_tensors_stay_as_they_are():
+def test_tensors_that_are_not_sharded_stay_as_they_are():
     tensor = torch.arange(3.0)
-    assert whole(tensor) is tensor
+    assert full_tensor(tensor) is tensor
     assert placed_like(tensor, torch.zeros(3)) is tensor
     assert not is_sharded(nn.Linear(1, 1))
     assert OneRank().gather([1]) == [1]
 
 
-def test_ranks_keep_step_until_the_busiest_is_done():
+def test_lockstep_lasts_until_the_busiest_rank_is_done():
     class Root(nn.Module):  # what FSDP2 adds to a module
         def unshard(self) -> None: ...
         def reshard(self) -> None: ...
@@ -82,7 +82,7 @@ def test_ranks_keep_step_until_the_busiest_is_done():
 
     def program(ranks: FakeRanks) -> None:
         inner = Inner(ranks.rank)
-        with in_step(Root(), inner, inner, ranks):
+        with lockstep(Root(), inner, inner, ranks):
             for _ in range((4, 0, 1)[ranks.rank]):
                 inner()
 

@@ -68,7 +68,7 @@ class Contrastive:
                 "labeler=contrastive judges with the policy that is trained, and was given none; "
                 "use it in a run, or call use_policy first"
             )
-        if not self._policy.forwards_alone:
+        if not self._policy.is_gathered:
             raise ValueError(
                 "labeler=contrastive judges on one process, and trainer=fsdp shares the policy's weights out over all; "
                 "choose trainer=ddp, or another labeler"

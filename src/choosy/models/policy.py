@@ -38,7 +38,7 @@ from choosy.models.logprobs import (
     takes_one_row,
 )
 from choosy.parallel.ranks import current_ranks
-from choosy.parallel.sharding import gathered, in_step, is_sharded, local, placed_like, shard_weights, whole
+from choosy.parallel.sharding import full_tensor, gathered, is_sharded, local, lockstep, placed_like, shard_weights
 from choosy.types import Candidates, Prompt, Response
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class Policy(nn.Module):
         self.model: PreTrainedModel | PeftModel | None = None
         self.initial: dict[str, Tensor] = {}
         self.reference_state: dict[str, Tensor] = {}
-        self.forwards_alone = True  # whether a forward needs no other rank
+        self.is_gathered = True  # whether a forward needs no other rank
         self._encoded: dict[Prompt, array[int]] = {}  # four bytes a token; a tuple has 36
 
     # -- text and tokens ---------------------------------------------------------------------------------------
@@ -277,10 +277,10 @@ class Policy(nn.Module):
             raise ValueError(f"{self.name} does not say which of its layers may be sharded; choose trainer=ddp.")
         # frozen weights and fp32 adapters are gathered as they are, full fine-tuning's master weights as `dtype`
         shard_weights(self, layers, device=device, compute=None if self.lora else self.compute_dtype)
-        self.forwards_alone = False
+        self.is_gathered = False
         with torch.no_grad():
             self(self._idle)  # the first forward tells torch which modules belong together
-        with self.together():
+        with self.weights_gathered():
             _ = self.shares_prompts  # found out here, where all ranks are
 
     def _idle(self) -> Tensor:
@@ -354,25 +354,14 @@ class Policy(nn.Module):
         return all(current_ranks().gather([all(torch.equal(now, then) for now, then in pairs)]))
 
     @contextmanager
-    def _instead(self, weights: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
-        kept = [(p, p.data) for p, _ in weights]
-        try:
-            for p, data in weights:
-                p.data = data
-            yield
-        finally:
-            for p, data in kept:
-                p.data = data
-
-    @contextmanager
     def _in_state(self, state: Mapping[str, Tensor]) -> Iterator[None]:
         """The trainable weights in another state within the block."""
         pairs = [(p, state[name].to(p.device)) for name, p in self.trainable()]
         if not is_sharded(self):
-            with self._instead(pairs):
+            with swapped_in(pairs):
                 yield
             return
-        assert not self.forwards_alone, "a state is entered before its weights are gathered"
+        assert not self.is_gathered, "a state is entered before its weights are gathered"
         with torch.no_grad():  # gathering reads the shards themselves, so that pointers would not do
             kept = [p.detach().clone() for p, _ in pairs]
             try:
@@ -392,23 +381,23 @@ class Policy(nn.Module):
         return self._in_state(self.initial)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def weights_gathered(self) -> Iterator[None]:
         """Within the block each rank may run as many forwards without gradient as it likes; all ranks must enter.
 
         Sharded weights are gathered once, if they fit; else every forward gathers them layer by layer, and ranks
-        that are done go on with the others (see `in_step`).
+        that are done go on with the others (see `lockstep`).
         """
-        if self.forwards_alone:
+        if self.is_gathered:
             yield
         elif self._fits():
             with torch.no_grad(), gathered(self):
-                self.forwards_alone = True
+                self.is_gathered = True
                 try:
                     yield
                 finally:
-                    self.forwards_alone = False
+                    self.is_gathered = False
         else:
-            with torch.no_grad(), in_step(self, self._decoder, self._idle, current_ranks()):
+            with torch.no_grad(), lockstep(self, self._decoder, self._idle, current_ranks()):
                 yield
 
     def _fits(self) -> bool:
@@ -427,8 +416,8 @@ class Policy(nn.Module):
         with ExitStack() as stack:
             stack.callback(self.train, was_training)
             self.eval()
-            stack.enter_context(self.together())
-            if not self.forwards_alone:  # what passes by layer by layer cannot be merged
+            stack.enter_context(self.weights_gathered())
+            if not self.is_gathered:  # what passes by layer by layer cannot be merged
                 stack.enter_context(self.precision())
                 yield
                 return
@@ -437,7 +426,7 @@ class Policy(nn.Module):
                 for weight, merged in self._sampling_weights():
                     weight.copy_(merged)  # a gathered copy, which ends with the block
             else:
-                stack.enter_context(self._instead(list(self._sampling_weights())))
+                stack.enter_context(swapped_in(list(self._sampling_weights())))
             if isinstance(self.model, PeftModel):
                 stack.enter_context(self.model.disable_adapter())
             yield
@@ -517,7 +506,7 @@ class Policy(nn.Module):
         was_training = self.training
         self.eval()
         scored: list[list[float]] = [[] for _ in groups]
-        with self.together():
+        with self.weights_gathered():
             share = bool(groups) and self.shares_prompts and self._fits_window(groups)
             for positions, values in score_groups(
                 self.causal_lm,
@@ -547,7 +536,7 @@ class Policy(nn.Module):
     def embed(self, responses: Sequence[Response]) -> Tensor:
         """What each response means to the reference: (N, D), last layer, mean over the response's own tokens."""
         # the response alone, without its prompt, as REAL's code does (METHODS.md 3.1)
-        with self.as_reference(), self.together(), self.precision():
+        with self.as_reference(), self.weights_gathered(), self.precision():
             if not responses:
                 return torch.zeros(0, self.causal_lm.config.hidden_size)
             rows = share_prompt([Group(r.ids or (self.tokenizer.eos_token_id,), []) for r in responses]).to(self.device)
@@ -583,8 +572,21 @@ class Policy(nn.Module):
 def on_rank_0(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Whole tensors in rank 0's memory, gathered one by one; nothing on the other ranks, which must ask, too."""
     rank = current_ranks().rank
-    tensors = ((name, whole(tensor)) for name, tensor in state.items())
+    tensors = ((name, full_tensor(tensor)) for name, tensor in state.items())
     return {name: tensor.detach().cpu() for name, tensor in tensors if rank == 0}
+
+
+@contextmanager
+def swapped_in(weights: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
+    """Let parameters point to other tensors within the block."""
+    before = [(p, p.data) for p, _ in weights]
+    try:
+        for p, data in weights:
+            p.data = data
+        yield
+    finally:
+        for p, data in before:
+            p.data = data
 
 
 def _merged(layer: Any) -> Tensor:

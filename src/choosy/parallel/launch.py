@@ -16,21 +16,29 @@ LOST = (
 )
 
 
-def agreed(name: str, mine: str) -> str:
-    """The first word of any process that torchrun has started, so that all take the same; alone, the own word.
+def first_writer(name: str, mine: str) -> str:
+    """Return the value that the first of torchrun's processes published, so that all take the same.
 
-    Lightning and SLURM leave no such place: the former passes the folder on, the latter needs a name.
+    Lightning and SLURM offer no store for this: Lightning passes the folder on, and on SLURM the run needs a name.
+
+    Args:
+        name: Of the value.
+        mine: This process's own value, returned if torchrun has not started it.
     """
-    told = os.environ
-    if told.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    env = os.environ
+    if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return mine
-    store = TCPStore(told["MASTER_ADDR"], int(told["MASTER_PORT"]), is_master=False, timeout=timedelta(minutes=5))
-    word: bytes = store.compare_set(f"choosy/{name}/{told.get('TORCHELASTIC_RESTART_COUNT', '0')}", "", mine)
-    return word.decode()
+    store = TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False, timeout=timedelta(minutes=5))
+    first: bytes = store.compare_set(f"choosy/{name}/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}", "", mine)
+    return first.decode()
 
 
 def end_with_launcher(every: float = 1.0) -> None:
-    """End this process soon after the one that started it as a rank, lest it wait for ever for the others."""
+    """End this process soon after its launcher, if it is a rank; it would wait for the other ranks for ever.
+
+    Args:
+        every: Seconds between two checks.
+    """
     launched = "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("LOCAL_RANK", "0") != "0"
     launcher = os.getppid()
     if not launched or launcher == 1:
@@ -45,7 +53,7 @@ def end_with_launcher(every: float = 1.0) -> None:
     threading.Thread(target=watch, daemon=True, name="end-with-launcher").start()
 
 
-def another_ended(error: BaseException) -> bool:
-    """Whether a collective failed because a process at its other end is gone."""
+def is_peer_failure(error: BaseException) -> bool:
+    """Whether an error means that another process of the run is gone."""
     broken = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exit")
     return isinstance(error, RuntimeError) and any(words in str(error) for words in broken)

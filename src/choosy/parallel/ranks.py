@@ -12,26 +12,26 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=365)  # people who label take their time; a rank that dies is noticed by its closed socket
+TIMEOUT = timedelta(days=365)  # people may label for days; a rank that dies is noticed by its closed socket
 
 
 class Ranks(Protocol):
-    """What a round needs to know of the processes that play it together."""
+    """The processes that play a round together, as one of them sees them."""
 
     rank: int
     size: int
 
     def gather(self, mine: Sequence[T]) -> list[T]:
-        """Everybody's items, on every rank, in order of rank."""
+        """Give every rank the items of all ranks, in order of rank."""
         ...
 
-    def once(self, act: Callable[[], T]) -> T:
-        """Act on rank 0 alone and give every rank the result; its error is raised on every rank."""
+    def on_rank_zero(self, act: Callable[[], T]) -> T:
+        """Call a function on rank 0 only and give every rank its result; an error is raised on every rank."""
         ...
 
 
 def shard(items: Sequence[T], ranks: Ranks) -> list[T]:
-    """This rank's share of the items: every size-th one, so that shares differ by at most one.
+    """Take this rank's share of the items: every size-th one, so that shares differ by at most one.
 
     Example:
         >>> shard("abcde", OneRank())
@@ -49,30 +49,30 @@ class OneRank:
     def gather(self, mine: Sequence[T]) -> list[T]:
         return list(mine)
 
-    def once(self, act: Callable[[], T]) -> T:
+    def on_rank_zero(self, act: Callable[[], T]) -> T:
         return act()
 
 
 class TorchRanks:
-    """A run on the processes of torch.distributed's default group; they first meet here all at once."""
+    """A run on the processes of torch.distributed's default group; all of them must build this at the same time."""
 
     def __init__(self) -> None:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         assert dist.group.WORLD is not None
-        self._group = patient_group(dist.group.WORLD)
+        self._group = group_that_waits(dist.group.WORLD)
 
     def gather(self, mine: Sequence[T]) -> list[T]:
         shares: list[Any] = [None] * self.size
         dist.all_gather_object(shares, list(mine), group=self._group)
         return [item for share in shares for item in share]
 
-    def once(self, act: Callable[[], T]) -> T:
+    def on_rank_zero(self, act: Callable[[], T]) -> T:
         box: list[Any] = [None, None]
         if self.rank == 0:
             try:
                 box[0] = act()
-            except Exception as error:  # it must reach the ranks that wait, whatever it is
+            except Exception as error:  # any error must reach the ranks that wait
                 box[1] = error
         dist.broadcast_object_list(box, src=0, group=self._group)
         if box[1] is not None:
@@ -82,9 +82,9 @@ class TorchRanks:
 
 
 @cache
-def patient_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
-    """The processes of `world` in a group that waits for as long as a round takes, labels by hand included."""
-    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=PATIENCE)
+def group_that_waits(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    """Make a group of all processes that waits as long as a round takes, even one labeled by hand."""
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=TIMEOUT)
     return group
 
 
@@ -129,18 +129,18 @@ class FakeRanks:
     def _exchange(self, mine: Any) -> list[Any]:
         self._board[self.rank] = mine
         self._barrier.wait()
-        everybody = list(self._board)
+        everyones = list(self._board)
         self._barrier.wait()
-        return everybody
+        return everyones
 
     def gather(self, mine: Sequence[T]) -> list[T]:
         return [item for share in self._exchange(list(mine)) for item in share]
 
-    def once(self, act: Callable[[], T]) -> T:
+    def on_rank_zero(self, act: Callable[[], T]) -> T:
         result: T = self._exchange(act() if self.rank == 0 else None)[0]
         return result
 
 
 def current_ranks() -> Ranks:
-    """The ranks of the process group this process is in, or the one rank it is alone."""
+    """The ranks of this process's group; of a single process, `OneRank`."""
     return TorchRanks() if dist.is_available() and dist.is_initialized() else OneRank()

@@ -39,8 +39,8 @@ def is_sharded(module: nn.Module) -> bool:
     return isinstance(module, FSDPModule)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor of which this rank may hold a share; of a sharded one every rank must ask."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gather a tensor of which this rank may hold a share; for a sharded one every rank must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -50,14 +50,14 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def placed_like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor, on the device of another, and sharded if that is; every rank must ask."""
+    """Put a full tensor on another one's device, sharded if that one is; then every rank must call this."""
     tensor = tensor.to(model.device)
     return distribute_tensor(tensor, model.device_mesh, model.placements) if isinstance(model, DTensor) else tensor
 
 
 @contextmanager
 def gathered(root: nn.Module) -> Iterator[None]:
-    """Whole weights on every rank within the block, where forwards need no other rank; all ranks must enter."""
+    """Give every rank all weights within the block, where forwards need no other rank; all ranks must enter."""
     parts = [module for module in root.modules() if isinstance(module, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
@@ -71,16 +71,16 @@ def gathered(root: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def in_step(root: nn.Module, inner: nn.Module, filler: Callable[[], object], ranks: Ranks) -> Iterator[None]:
-    """Every rank runs as many forwards of `inner` as the busiest one; all ranks must enter.
+def lockstep(root: nn.Module, inner: nn.Module, filler: Callable[[], object], ranks: Ranks) -> Iterator[None]:
+    """Let every rank run as many forwards of `inner` within the block as the busiest one; all ranks must enter.
 
-    For weights that do not fit whole: each forward gathers them block by block, and that takes all ranks.
+    For weights that do not fit into one rank's memory: each forward gathers them block by block, which takes all ranks.
 
     Args:
         root: The sharded module; its own weights, outside its blocks, are gathered for the whole block.
         inner: The part of it whose forwards are counted.
-        filler: Runs `inner` once, for a rank that has nothing left to do.
-        ranks: Who must keep step.
+        filler: Runs `inner` once, for a rank that has finished its own.
+        ranks: All of them.
     """
     busy = True
 

@@ -198,7 +198,7 @@ def kept(folder: Path, number: int, prompts: Sequence[Prompt], ranks: Ranks) -> 
     Raises:
         ValueError: It answers prompts that the run does not have.
     """
-    files = ranks.once(lambda: whole_set(folder, number))
+    files = ranks.on_rank_zero(lambda: whole_set(folder, number))
     if not files:
         return None
     asked = {p.id: p for p in prompts}

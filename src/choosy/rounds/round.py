@@ -163,7 +163,7 @@ def play_round(
         with at.phases("select"):
             pairs, fresh = choose_pairs(at, mine, pair_selector)
         with at.phases("label", total=len(fresh), unit="prompts") as tick:
-            early = at.ranks.once(ahead.finish)
+            early = at.ranks.on_rank_zero(ahead.finish)
             labeled, unpaid = label(fresh, pairs, labels, at)
             tick(len(fresh))
     if early:
@@ -328,7 +328,7 @@ def label(
     Returns:
         The candidates with their pairs, and how many of the prompts or pairs the budget could not pay.
     """
-    labeled, unpaid, counts = at.ranks.once(lambda: buy_labels(fresh, pairs, labels, at))
+    labeled, unpaid, counts = at.ranks.on_rank_zero(lambda: buy_labels(fresh, pairs, labels, at))
     if at.ranks.rank == 0:  # the counts of all ranks are added up
         at.counts.update(counts)
     return labeled, unpaid

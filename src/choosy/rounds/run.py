@@ -164,7 +164,7 @@ class Run:
             remove_unfinished(self.folder)
             return name
 
-        name = ranks.once(look)
+        name = ranks.on_rank_zero(look)
         if ranks.rank > 0:
             self.labels.open(name)
 
@@ -196,7 +196,7 @@ class Run:
         moved = self.reference == "previous_round" and number > 0
         if moved:
             policy.refer_to_current()
-        if ranks.once(lambda: self.is_there(round_file(self.rounds_folder, number))):
+        if ranks.on_rank_zero(lambda: self.is_there(round_file(self.rounds_folder, number))):
             self._adopt(number)
             return
         self.evaluation, self.heldout_rows = None, []
@@ -251,7 +251,7 @@ class Run:
             begun = sampled.files_of(self.rounds_folder, number) or round_file(self.rounds_folder, number).exists()
             return self.labels.exhausted and not begun
 
-        if len(self.pool) == 0 or not ranks.once(nothing_left):
+        if len(self.pool) == 0 or not ranks.on_rank_zero(nothing_left):
             return False
         self.phases.display.say(f"The label budget of {self.labels.budget} is spent; training goes on with its pairs.")
         return True

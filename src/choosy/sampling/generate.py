@@ -83,7 +83,7 @@ class Generate(EngineSettings):
         try:
             return self._batch(policy, batch, prompts, seeds, settings)
         except torch.OutOfMemoryError as error:
-            if len(batch) == 1 or not policy.forwards_alone:
+            if len(batch) == 1 or not policy.is_gathered:
                 raise ValueError(
                     f"Sampling {len(batch)} prompts at once does not fit into the memory of {policy.device}; choose a "
                     f"smaller sampler.max_new_tokens, data.responses, or sampler.batch_size. ({error})"
