@@ -186,14 +186,14 @@ def trained_wrong(url: str, ledger: Path, pairs: int) -> tuple[int, int]:
     from types import SimpleNamespace  # here and not above: these bring torch, and the buyer shall start fast
 
     from choosy.methods.selection import ChosenPair
-    from choosy.rounds.round import compared_pairs
+    from choosy.rounds.label import compared_pairs
 
     buyer = LabelBuyer(Judge("truth", base_url=url, retries=0), path=str(ledger))
     buyer.open("trained")
     fresh = [Candidates(prompt, (first, second)) for prompt, first, second in map(pair, range(pairs))]
     chosen = [ChosenPair(i, 0, 1, 0.0) for i in range(pairs)]
     at: Any = SimpleNamespace(seed=0, number=0)
-    labeled, unpaid, *_ = compared_pairs(fresh, chosen, buyer, at)
+    labeled, unpaid, _ = compared_pairs(at, fresh, chosen, buyer)
     assert unpaid == 0
     assert buyer.spent == 0, "a label was bought again"
     made = [(i, c.pairs[0]) for i, c in enumerate(labeled) if c.pairs]

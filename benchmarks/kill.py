@@ -50,7 +50,7 @@ from choosy.main import compose, train
 from choosy.models.policy import Policy
 from choosy.reporting.phases import Phases
 from choosy.resume.checkpoints import WholeFiles
-from data_modules.on_policy import OnPolicyData
+from choosy.rounds.sample import FreshResponses
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "kill.json"
@@ -183,7 +183,7 @@ def keep_diary(run_dir: Path) -> None:
     ours = [module for name, module in sys.modules.items() if name.startswith("choosy")]
     for module in [module for module in ours if vars(module).get("write_table") is write_table]:
         diary.observe(module, "write_table", "writing a Parquet file")
-    enter, sample = Phases.__call__, OnPolicyData.sample
+    enter, sample = Phases.__call__, FreshResponses.__call__
 
     @contextlib.contextmanager
     def phase(self: Phases, name: str, **about: Any) -> Iterator[Callable[[int], None]]:
@@ -192,15 +192,16 @@ def keep_diary(run_dir: Path) -> None:
         with diary.during(name), enter(self, name, **about) as tick:
             yield tick
 
-    def sampled(self: OnPolicyData, prompts: Any, at: Any, **how: Any) -> Any:
-        note("sample", at.number)
-        return sample(self, prompts, at, **how)
+    def sampled(self: FreshResponses, at: Any, chosen: Any, *, begun: Any, **how: Any) -> Any:
+        if any(prompt.id not in begun for prompt, _ in chosen):
+            note("sample", at.number)
+        return sample(self, at, chosen, begun=begun, **how)
 
     def note(*words: Any) -> None:
         with run_dir.with_suffix(".order").open("a") as file:
             file.write(json.dumps(words) + "\n")
 
-    Phases.__call__, OnPolicyData.sample = phase, sampled  # type: ignore[method-assign]
+    Phases.__call__, FreshResponses.__call__ = phase, sampled  # type: ignore[method-assign]
 
 
 def lines_of(file: Path) -> list[tuple[Any, ...]]:

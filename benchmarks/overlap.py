@@ -25,7 +25,7 @@ from faulty_judge import Asked, FaultyJudge, prefers_longer
 
 import choosy.main
 from choosy.labeling.judge.judge import Judge
-from choosy.resume.partial_rounds import Parts
+from choosy.resume.partial_rounds import PartWriter
 
 
 def main() -> None:
@@ -55,9 +55,9 @@ def main() -> None:
 def played(ahead: bool, told: argparse.Namespace) -> dict[str, float]:
     """One round; seconds from the first prompt to the last label, of each phase, and of writing parts."""
     spent = {"parts": 0.0, "written": 0.0}
-    write = Parts.write
+    write = PartWriter.write
 
-    def timed(self: Parts) -> None:
+    def timed(self: PartWriter) -> None:
         spent["written"] += bool(self._waiting)
         begun = time.perf_counter()
         write(self)
@@ -67,14 +67,14 @@ def played(ahead: bool, told: argparse.Namespace) -> dict[str, float]:
         time.sleep(told.seconds)
         return prefers_longer(asked)
 
-    Parts.write = timed  # type: ignore[method-assign]
+    PartWriter.write = timed  # type: ignore[method-assign]
     Judge.elsewhere = ahead
     try:
         with tempfile.TemporaryDirectory() as folder, FaultyJudge(slow, usage=None) as server:
             choosy.main.train(choosy.main.compose(lines(told, server.url)), Path(folder) / "run")
             summary: dict[str, Any] = json.loads((Path(folder) / "run" / "summary.json").read_text())
     finally:
-        Parts.write = write  # type: ignore[method-assign]
+        PartWriter.write = write  # type: ignore[method-assign]
     phases = {name: summary["seconds"][name] for name in ("sample", "score", "select", "label")}
     return {"to_labels": sum(phases.values()), **phases, **spent}
 

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from choosy.methods import selection
-from choosy.rounds.round import Round
+from choosy.rounds.context import Round
 from choosy.types import Candidates
 
 

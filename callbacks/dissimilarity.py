@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 
 from choosy.methods import selection
 from choosy.models.embeddings import sentence_embeddings
-from choosy.rounds.round import Round
+from choosy.rounds.context import Round
 from choosy.types import Candidates
 
 

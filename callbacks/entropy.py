@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from choosy.methods import selection
-from choosy.rounds.round import Round
+from choosy.rounds.context import Round
 from choosy.sampling.settings import SamplingSettings
 from choosy.types import Prompt, seed_of
 

@@ -10,9 +10,10 @@ from lightning.pytorch import Callback
 from choosy.module import WeightedDPO
 from choosy.parallel.ranks import shard
 from choosy.reporting.metrics import log_at_once
+from choosy.rounds.context import Round
 from choosy.rounds.evaluate import Evaluation, evaluate, read_start, start_file, write_start
-from choosy.rounds.round import Round, sample_responses
 from choosy.rounds.run import Run
+from choosy.rounds.sample import sample_responses
 from choosy.types import Candidates, Prompt
 
 
@@ -72,7 +73,7 @@ class WinRate(Callback):
     def answers(self, prompts: Sequence[Prompt], at: Round, tick: Callable[[int], None]) -> list[Candidates]:
         """One answer to each prompt, with its log-probs under policy and reference, on every rank."""
         mine = sample_responses(
-            shard(prompts, at.ranks), at, n=1, purpose="evaluate", done=lambda some: tick(len(some))
+            at, shard(prompts, at.ranks), n=1, purpose="evaluate", done=lambda some: tick(len(some))
         )
         mine = at.policy.score_reference(mine)
         answers = {c.prompt.id: c for c in at.ranks.gather(mine)}

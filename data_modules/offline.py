@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule
@@ -15,13 +15,38 @@ from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.dataset import Dataset
 from choosy.methods.weighting import Weighting
 from choosy.module import WeightedDPO
-from choosy.parallel.ranks import current_ranks
+from choosy.parallel.ranks import current_ranks, shard
 from choosy.reporting.phases import Phases
 from choosy.resume.run_folder import refuse_scattered
-from choosy.rounds.round import PairSelector, PromptSelector, Round, TrainOn
+from choosy.rounds.context import ChosenPrompt, Done, PairSelector, PromptSelector, Round, TrainOn
 from choosy.rounds.run import Reference, Run, refuse_gapless
 from choosy.sampling.protocol import Sampler
 from choosy.types import Candidates, Prompt
+
+
+@dataclass(frozen=True)
+class GivenResponses:
+    """Looks up the given responses to each chosen prompt (see `Sample`).
+
+    Attributes:
+        given: The candidates by prompt id.
+    """
+
+    given: Mapping[str, Candidates]
+
+    @property
+    def responses(self) -> int:
+        return max(len(c.responses) for c in self.given.values())
+
+    def __call__(
+        self, at: Round, chosen: Sequence[ChosenPrompt], *, begun: Mapping[str, Candidates], done: Done
+    ) -> list[Candidates]:
+        """Return the candidates with the rewards and pairs that earlier rounds have bought."""
+        mine = shard(chosen, at.ranks)
+        row_of = at.pool.current()
+        known = at.pool.candidates(row_of[p.id] for p, _ in mine if p.id in row_of)
+        stored = {c.prompt.id: c for c in known}
+        return [replace(stored.get(p.id, self.given[p.id]), prompt=p, utility=utility) for p, utility in mine]
 
 
 class OfflineData(LightningDataModule):
@@ -153,30 +178,15 @@ class OfflineData(LightningDataModule):
         assert self.trainer is not None
         module = cast(WeightedDPO, self.trainer.lightning_module)
         number = self.trainer.current_epoch
-        self.run.expect(max(len(c.responses) for c in self.given.values()))
         self.run.play(
             number,
             [c.prompt for c in self.given.values()],
             policy=module.policy,
-            sample=self.look_up,
+            sample=GivenResponses(self.given),
             ranks=current_ranks(),
             beta=module.loss.beta,
         )
         return self.run.loader(number)
-
-    def look_up(
-        self,
-        prompts: list[Prompt],
-        at: Round,
-        *,
-        begun: Mapping[str, Candidates],
-        done: Callable[[Sequence[Candidates]], None],
-    ) -> list[Candidates]:
-        """The given responses, with what earlier rounds found out about them; nothing that needs to be kept."""
-        row_of = at.pool.current()
-        known = at.pool.candidates(row_of[p.id] for p in prompts if p.id in row_of)
-        stored = {c.prompt.id: c for c in known}
-        return [replace(stored.get(p.id, self.given[p.id]), prompt=p) for p in prompts]
 
     def teardown(self, stage: str) -> None:
         self.run.sampler.close()

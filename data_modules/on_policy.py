@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule
@@ -19,10 +18,11 @@ from choosy.module import WeightedDPO
 from choosy.parallel.ranks import current_ranks
 from choosy.reporting.phases import Phases
 from choosy.resume.run_folder import refuse_scattered
-from choosy.rounds.round import PairSelector, PromptSelector, Round, TrainOn, sample_responses
+from choosy.rounds.context import PairSelector, PromptSelector, TrainOn
 from choosy.rounds.run import Reference, Run, refuse_gapless
+from choosy.rounds.sample import FreshResponses
 from choosy.sampling.protocol import Sampler
-from choosy.types import Candidates, Prompt
+from choosy.types import Prompt
 
 
 class OnPolicyData(LightningDataModule):
@@ -149,27 +149,15 @@ class OnPolicyData(LightningDataModule):
         assert self.trainer is not None
         module = cast(WeightedDPO, self.trainer.lightning_module)
         number = self.trainer.current_epoch
-        self.run.expect(self.responses)
         self.run.play(
             number,
             [] if self.run.spent_out(number, current_ranks()) else self.prompts,
             policy=module.policy,
-            sample=self.sample,
+            sample=FreshResponses(self.responses),
             ranks=current_ranks(),
             beta=module.loss.beta,
         )
         return self.run.loader(number)
-
-    def sample(
-        self,
-        prompts: list[Prompt],
-        at: Round,
-        *,
-        begun: Mapping[str, Candidates],
-        done: Callable[[Sequence[Candidates]], None],
-    ) -> list[Candidates]:
-        """Fresh responses from the present policy (see `Sample`)."""
-        return sample_responses(prompts, at, n=self.responses, begun=begun, done=done)
 
     def teardown(self, stage: str) -> None:
         self.run.sampler.close()

@@ -20,11 +20,12 @@ pytestmark = pytest.mark.slow
 
 DIES = """
 
-import collections, os, pathlib, signal
+import collections, os, pathlib, signal, sys
 import torch
-from data_modules.on_policy import OnPolicyData
+from choosy.rounds.sample import FreshResponses
 
 HERE = pathlib.Path(__file__).parent
+RUN = pathlib.Path(next(word for word in sys.argv if word.startswith("run_dir=")).removeprefix("run_dir="))
 RANK = int(os.environ.get("LOCAL_RANK", "0"))
 POINT, COUNT, *DOOMED = os.environ.get("KILL", "nowhere 0").split()  # the last of the doomed kills the others
 HERE.joinpath(f"pid{RANK}").write_text(str(os.getpid()))
@@ -42,12 +43,13 @@ def dies_first(point, act):
         return act(*args, **kwargs)
     return dying
 
-def noted(self, prompts, at, *, sample=OnPolicyData.sample, **how):
-    with HERE.joinpath(f"{self.run.folder.name}.sampled").open("a") as file:
-        print(RANK, at.number, file=file)
-    return sample(self, prompts, at, **how)
+def noted(self, at, chosen, *, begun, sample=FreshResponses.__call__, **how):
+    if any(prompt.id not in begun for prompt, _ in chosen):
+        with RUN.with_suffix(".sampled").open("a") as file:
+            print(RANK, at.number, file=file)
+    return sample(self, at, chosen, begun=begun, **how)
 
-OnPolicyData.sample = noted
+FreshResponses.__call__ = noted
 torch.optim.AdamW.step = dies_first("training", torch.optim.AdamW.step)
 vowels = dies_first("labeling", vowels)
 """

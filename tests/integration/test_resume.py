@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from torch.testing import assert_close
 
 from choosy.data.pool import damage
-from data_modules.on_policy import OnPolicyData
+from choosy.rounds.sample import FreshResponses
 
 EXACTLY = {"rtol": 0.0, "atol": 0.0}
 ROUNDS = ["rounds=3", "selector=random", "callbacks.random_prompts.fraction=0.5"]
@@ -40,13 +40,14 @@ class Kill(Callback):
 def sampled_rounds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rounds that were sampled, in order, over all runs of the test."""
     rounds: list[int] = []
-    sample = OnPolicyData.sample
+    sample = FreshResponses.__call__
 
-    def counted(self: OnPolicyData, prompts: Any, at: Any, **kept: Any) -> Any:
-        rounds.append(at.number)
-        return sample(self, prompts, at, **kept)
+    def counted(self: FreshResponses, at: Any, chosen: Any, *, begun: Any, **how: Any) -> Any:
+        if any(prompt.id not in begun for prompt, _ in chosen):
+            rounds.append(at.number)
+        return sample(self, at, chosen, begun=begun, **how)
 
-    monkeypatch.setattr(OnPolicyData, "sample", counted)
+    monkeypatch.setattr(FreshResponses, "__call__", counted)
     return rounds
 
 

@@ -1,92 +1,150 @@
-"""Labels that are bought while their round is still being sampled, of a labeler that judges elsewhere."""
+"""Labels that are bought while their round is still being sampled, from a labeler that runs on another machine."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 from choosy.labeling.buyer import Interrupted, LabelBuyer
-from choosy.types import Candidates
+from choosy.labeling.protocols import Labeler
+from choosy.rounds.context import ChosenPrompt, Done, Round, Sample
+from choosy.types import Candidates, Prompt, Response, Verdict
 
-LOOK = 0.2  # seconds between two looks at what has been kept
+POLL = 0.2  # seconds between two looks at what has been sampled
 PATIENCE = 3.0  # seconds that a purchase may take to stop when the sampling has failed
 
+Feed = Callable[[], list[Candidates]]
 
-class Ahead:
-    """Buys in a thread of its own the labels of what is kept of a round, for as long as the round is sampled.
 
-    The labels lie in the ledger, where the round finds them when it asks for all of its labels.
+class LabelAhead:
+    """Buys labels in a thread while the round is sampled; the round then finds them in the ledger.
+
+    It stands in the place of the buyer (see `Labels`): the round's own purchase waits for the thread.
 
     Args:
-        labels: Where they are bought.
-        buy: Buys all labels of these candidates.
+        buyer: Where labels are bought.
+        buy: Buys all labels of some candidates.
 
     Example:
         >>> from choosy.labeling.vader import Vader
-        >>> with Ahead(LabelBuyer(Vader(), path="ledger.sqlite"), print) as ahead:
-        ...     ahead.finish()  # it was not started
+        >>> with LabelAhead(LabelBuyer(Vader(), path="ledger.sqlite"), print) as labels:
+        ...     labels.finish()  # it was not started
         0
     """
 
-    def __init__(self, labels: LabelBuyer, buy: Callable[[list[Candidates]], object]) -> None:
-        self._labels = labels
+    def __init__(self, buyer: LabelBuyer, buy: Callable[[list[Candidates]], object]) -> None:
+        self._buyer = buyer
         self._buy = buy
         self._thread: threading.Thread | None = None
         self._last = threading.Event()
         self._error: BaseException | None = None
         self._bought = 0
 
-    def start(self, news: Callable[[], list[Candidates]], *, prompts: int, responses: int) -> None:
-        """Buy from now on, if the labeler need not wait and the budgets surely pay the whole round.
+    @property
+    def labeler(self) -> Labeler:
+        return self._buyer.labeler
+
+    @property
+    def scores(self) -> bool:
+        return self._buyer.scores
+
+    @property
+    def budget(self) -> int | None:
+        return self._buyer.budget
+
+    def score(self, candidates: Sequence[Candidates]) -> list[Candidates]:
+        self.finish()
+        return self._buyer.score(candidates)
+
+    def compare(self, questions: Sequence[tuple[Prompt, Response, Response]]) -> list[Verdict | None]:
+        self.finish()
+        return self._buyer.compare(questions)
+
+    def start(self, feed: Feed, *, prompts: int, responses: int) -> None:
+        """Start to buy, if the labeler runs elsewhere and the budgets certainly pay for the whole round.
 
         Args:
-            news: Gives the candidates that were kept since it was last called.
-            prompts: How many the round samples.
+            feed: Returns the candidates that were sampled since its last call.
+            prompts: How many prompts the round samples.
             responses: How many responses each of them gets.
         """
-        answers = prompts * (responses if self._labels.scores else 1)
-        if not (self._labels.elsewhere and self._labels.covers(answers)):
+        answers = prompts * (responses if self._buyer.scores else 1)
+        if not (self._buyer.elsewhere and self._buyer.covers(answers)):
             return
-        self._thread = threading.Thread(target=self._run, args=(news,), name="ahead", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(feed,), name="label ahead", daemon=True)
         self._thread.start()
 
-    def _run(self, news: Callable[[], list[Candidates]]) -> None:
+    def _run(self, feed: Feed) -> None:
         try:
             while not self._last.is_set():
-                if kept := news():
-                    self._buy(kept)
-                    self._bought += len(kept)
+                if sampled := feed():
+                    self._buy(sampled)
+                    self._bought += len(sampled)
                 else:
-                    self._last.wait(LOOK)
+                    self._last.wait(POLL)
         except Interrupted:
             pass
         except BaseException as error:  # whatever it is, it is raised where the round is played
             self._error = error
         finally:
-            self._labels.interrupted = False
+            self._buyer.interrupted = False
 
     def check(self) -> None:
-        """Raise what a purchase has raised; called while the sampling goes on."""
+        """Raise the error of a purchase; called during the sampling."""
         if self._error is not None:
             raise self._error
 
     def finish(self) -> int:
-        """Let the purchase that is under way end, and begin no other; how many prompts were served ahead."""
+        """Wait for the purchase under way and start no other; returns how many prompts were labeled ahead."""
         self._last.set()
         if self._thread is not None:
             self._thread.join()
         self.check()
         return self._bought
 
-    def __enter__(self) -> Ahead:
+    def __enter__(self) -> LabelAhead:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Where the round has failed, stop after the answer that comes next."""
+        """Stop a purchase after its next answer, where the round has failed."""
         self._last.set()
         if self._thread is not None and self._thread.is_alive():
-            self._labels.interrupted = True
+            self._buyer.interrupted = True
             self._thread.join(PATIENCE)
             if not self._thread.is_alive():  # else it ends later, or with the process, as if it were killed
-                self._labels.interrupted = False
+                self._buyer.interrupted = False
+
+
+@dataclass(frozen=True)
+class WhileSampling:
+    """Starts to buy labels when the sampling starts (see `Sample`).
+
+    Attributes:
+        sample: What samples.
+        ahead: What buys.
+        feed: Makes the feed of a round that samples these prompts.
+    """
+
+    sample: Sample
+    ahead: LabelAhead
+    feed: Callable[[Sequence[Prompt]], Feed]
+
+    @property
+    def responses(self) -> int:
+        return self.sample.responses
+
+    def __call__(
+        self, at: Round, chosen: Sequence[ChosenPrompt], *, begun: Mapping[str, Candidates], done: Done
+    ) -> list[Candidates]:
+        if at.ranks.rank == 0:
+            feed = self.feed([prompt for prompt, _ in chosen])
+            self.ahead.start(feed, prompts=len(chosen), responses=self.responses)
+
+        def check(some: Sequence[Candidates]) -> None:
+            done(some)
+            if at.ranks.size == 1:  # several ranks learn of an error together, before they label
+                self.ahead.check()
+
+        return self.sample(at, chosen, begun=begun, done=check)

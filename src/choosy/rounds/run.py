@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from choosy.methods.weighting import Weighting
 from choosy.models.policy import Policy
 from choosy.parallel.ranks import OneRank, Ranks
 from choosy.reporting.phases import Phases
-from choosy.resume import partial_rounds as sampled
+from choosy.resume.partial_rounds import UnlabeledFeed, files_of, forget
 from choosy.resume.run_folder import (
     copy_of,
     identity,
@@ -28,16 +29,12 @@ from choosy.resume.run_folder import (
     refuse_unwritable,
     refuse_used_folder,
 )
-from choosy.rounds.round import (
-    PairSelector,
-    PromptSelector,
-    Round,
-    Sample,
-    TrainOn,
-    play_round,
-    refuse_many,
-    rescore_pool,
-)
+from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample, TrainOn
+from choosy.rounds.label import buy_labels, refuse_many
+from choosy.rounds.label_ahead import LabelAhead, WhileSampling
+from choosy.rounds.resumable import Resumable
+from choosy.rounds.round import play_round
+from choosy.rounds.score import rescore_pool
 from choosy.sampling.protocol import Sampler
 from choosy.types import Prompt, content_id
 
@@ -122,7 +119,6 @@ class Run:
         self.heldout_rows: list[Mapping[str, Any]] = []
         self.evaluation: dict[str, float] | None = None
         self.prompts_id = ""
-        self.responses = 0
 
     @property
     def rounds_folder(self) -> Path:
@@ -172,12 +168,6 @@ class Run:
         """Remember what the run asks, so that it goes on with the same prompts only."""
         self.prompts_id = content_id(*(part for p in prompts for part in (p.id, p.text)))
 
-    def expect(self, responses: int) -> None:
-        """Before anything is sampled: refuse more responses to a prompt than can be judged as the run is set up."""
-        self.responses = responses
-        if "pairs" not in self.slots and not self.labels.scores:
-            refuse_many(responses, self.labels.labeler.name)
-
     def play(
         self,
         number: int,
@@ -188,8 +178,10 @@ class Run:
         ranks: Ranks,
         beta: float,
     ) -> None:
-        """Play the round, unless the pool has got it or its file is there from before an interruption."""
+        """Play a round, unless the pool has it or its file is there from before an interruption."""
         self.ranks = ranks
+        if "pairs" not in self.slots and not self.labels.scores:
+            refuse_many(sample.responses, self.labels.labeler.name)
         if self.pool.round >= number:
             return
         self.phases.display.round(number, self.rounds)
@@ -202,19 +194,8 @@ class Run:
         self.evaluation, self.heldout_rows = None, []
         at = Round(number, self.seed, policy, self.sampler, self.pool, ranks, self.phases, beta)
         if moved and len(self.pool):
-            at = Round(number, self.seed, policy, self.sampler, rescore_pool(at), ranks, self.phases, beta)
-        self.pool = play_round(
-            at,
-            prompts,
-            sample=sample,
-            prompt_selector=self.slots.get("prompts"),  # type: ignore[arg-type]
-            pair_selector=self.slots.get("pairs"),  # type: ignore[arg-type]
-            labels=self.labels,
-            weighting=self.weighting,
-            keep=self.keep,
-            responses=self.responses,
-            folder=self.rounds_folder,
-        )
+            at = replace(at, pool=rescore_pool(at))
+        self.pool = self._played(at, prompts, sample)
         of_round = sum(ranks.gather([at.counts]), Counter[str]())
         self.counts.update(of_round)
         self.judged = Counter({name: of_round[name] for name in COUNTED})
@@ -225,6 +206,29 @@ class Run:
                 "Check the labeler, and that the sampler gives different responses."
             )
         self.write()
+
+    def _played(self, at: Round, prompts: Sequence[Prompt], sample: Sample) -> Pool:
+        """Play a round that a crash does not lose, with labels bought during the sampling where that is possible."""
+        pair_selector = self.slots.get("pairs")
+
+        def feed(chosen: Sequence[Prompt]) -> UnlabeledFeed:
+            return UnlabeledFeed(self.rounds_folder, at.number, chosen, responses=sample.responses)
+
+        with LabelAhead(self.labels, lambda some: buy_labels(at, some, None, self.labels)) as labels:
+            early = WhileSampling(sample, labels, feed) if pair_selector is None else sample  # all will be labeled
+            parts = Parts(
+                sample=Resumable(early, prompts, self.rounds_folder),
+                labels=labels,
+                weighting=self.weighting,
+                keep=self.keep,
+                prompt_selector=self.slots.get("prompts"),  # type: ignore[arg-type]
+                pair_selector=pair_selector,  # type: ignore[arg-type]
+            )
+            pool = play_round(at, prompts, parts)
+            if ahead := labels.finish():
+                self.phases.display.say(f"{ahead} prompts were labeled while the round was sampled.")
+                at.counts["labeled_ahead"] += ahead
+        return pool
 
     def is_there(self, path: Path) -> bool:
         """Whether a file of the run is there and whole; one that is damaged is named, and will be written anew."""
@@ -248,7 +252,7 @@ class Run:
         """Whether fresh responses could get no label any more, so that they are not worth sampling."""
 
         def nothing_left() -> bool:  # a round that was begun before, or whose file is damaged, has bought its labels
-            begun = sampled.files_of(self.rounds_folder, number) or round_file(self.rounds_folder, number).exists()
+            begun = files_of(self.rounds_folder, number) or round_file(self.rounds_folder, number).exists()
             return self.labels.exhausted and not begun
 
         if len(self.pool) == 0 or not ranks.on_rank_zero(nothing_left):
@@ -295,7 +299,7 @@ class Run:
         """
         if self.ranks.rank == 0:
             self.pool.save(self.rounds_folder, self.about(), self.heldout_rows)
-            sampled.forget(self.rounds_folder, self.pool.round)
+            forget(self.rounds_folder, self.pool.round)
             if Path(self.labels.path).resolve().parent == self.folder.resolve():
                 self.labels.copy(copy_of(self.folder))
 

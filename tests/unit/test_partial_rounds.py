@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from choosy.data.pool import Pool
 from choosy.parallel.ranks import FakeRanks, OneRank
 from choosy.reporting.phases import Phases
 from choosy.resume import partial_rounds as sampled
-from choosy.resume.partial_rounds import News, Parts, begun, files_of, keep
-from choosy.rounds.round import Round, sample_and_score
-from choosy.rounds.round import sample_responses as fresh
+from choosy.resume.partial_rounds import PartWriter, UnlabeledFeed, files_of, forget, read_begun
+from choosy.rounds.context import ChosenPrompt, Round
+from choosy.rounds.resumable import Resumable
+from choosy.rounds.sample import FreshResponses
 from choosy.types import Candidates, Message, Prompt, Response
 
 PROMPTS = [Prompt(f"p{n}", f"user: {n}?", (Message("user", f"{n}?"),)) for n in range(8)]
@@ -27,8 +27,8 @@ def candidates(prompt: Prompt, *, n: int = 2) -> Candidates:
     return Candidates(prompt, tuple(Response(f"{prompt.id} {i}", (i, 2), True, -1.0) for i in range(n)), (1, 2), 3)
 
 
-def parts(folder: Path, ranks: Any = None, **settings: Any) -> Parts:
-    return Parts(folder, 3, ranks or OneRank(), seconds=lambda: {"sample": 2.0}, **settings)
+def parts(folder: Path, ranks: Any = None, **settings: Any) -> PartWriter:
+    return PartWriter(folder, 3, ranks or OneRank(), seconds=lambda: {"sample": 2.0}, **settings)
 
 
 def names(folder: Path) -> list[str]:
@@ -44,10 +44,10 @@ def test_a_part_is_written_every_few_seconds_and_as_time_passes_less_often(tmp_p
     now = 404.1
     writer.add([candidates(PROMPTS[6])])
     assert len(names(tmp_path)) == 4, "one hundredth of the time has passed"
-    found = begun(tmp_path, 3, PROMPTS)
+    found = read_begun(tmp_path, 3, PROMPTS, responses=2)
     assert found.candidates == {p.id: candidates(p) for p in PROMPTS[:7]}, "conversations, texts and token ids"
     assert found.seconds == {"sample": 2.0}
-    writer.forget()
+    forget(tmp_path, 3)
     assert names(tmp_path) == []
 
 
@@ -58,7 +58,7 @@ def test_a_rank_that_goes_on_does_not_write_over_its_parts(tmp_path: Path) -> No
         writer.write()
         writer.write()
     assert len(names(tmp_path)) == 3
-    assert begun(tmp_path, 3, PROMPTS).candidates.keys() == {"p0", "p1", "p2"}
+    assert read_begun(tmp_path, 3, PROMPTS, responses=2).candidates.keys() == {"p0", "p1", "p2"}
 
 
 def test_damaged_parts_are_passed_over_and_other_rounds_and_prompts_told_apart(tmp_path: Path) -> None:
@@ -68,25 +68,26 @@ def test_damaged_parts_are_passed_over_and_other_rounds_and_prompts_told_apart(t
         writer.write()
     first = files_of(tmp_path, 3)[0]
     first.write_bytes(first.read_bytes()[:-20])
-    assert begun(tmp_path, 3, PROMPTS).candidates.keys() == {"p1"}
-    assert begun(tmp_path, 2, PROMPTS) == ({}, {})
+    assert read_begun(tmp_path, 3, PROMPTS, responses=2).candidates.keys() == {"p1"}
+    assert read_begun(tmp_path, 2, PROMPTS, responses=2) == ({}, {})
     with pytest.raises(ValueError, match=r"responses to prompt p1, which data.train has not"):
-        begun(tmp_path, 3, PROMPTS[:1])
+        read_begun(tmp_path, 3, PROMPTS[:1], responses=2)
 
 
-def test_news_are_what_was_kept_since_the_last_look(tmp_path: Path) -> None:
-    news = News(tmp_path, 3, PROMPTS, chosen=PROMPTS[:4], responses=2)
-    assert news() == []
+def test_the_feed_gives_what_was_written_since_the_last_call(tmp_path: Path) -> None:
+    feed = UnlabeledFeed(tmp_path, 3, PROMPTS[:4], responses=2)
+    assert feed() == []
     writer = parts(tmp_path)
     writer.add([candidates(PROMPTS[0]), candidates(PROMPTS[7]), candidates(PROMPTS[1], n=3)])
     writer.write()
-    assert [c.prompt for c in news()] == PROMPTS[:1], "chosen, and with as many responses as the round has"
+    assert feed() == [candidates(PROMPTS[0])], "chosen, and with as many responses as the round has"
     writer.add([candidates(PROMPTS[2])])
     writer.write()
-    scored = [replace(candidates(p), utility=1.0) for p in (PROMPTS[2], PROMPTS[3])]
-    keep(tmp_path, 3, scored, OneRank(), counts={}, seconds={})
-    assert [c.prompt for c in news()] == PROMPTS[2:4], "each prompt once"
-    assert news() == []
+    other = parts(tmp_path, ranks=FakeRanks(1, 2, [], None))  # type: ignore[arg-type]
+    other.add([candidates(PROMPTS[2]), candidates(PROMPTS[3])])
+    other.write()
+    assert [c.prompt for c in feed()] == PROMPTS[2:4], "each prompt once"
+    assert feed() == []
 
 
 # -- a round that goes on --------------------------------------------------------------------------------------
@@ -116,20 +117,11 @@ class Stub:
             done({p: made[p] for p in range(start, min(start + 2, len(ids)))})
         return made
 
-    def score_reference(self, candidates: Sequence[Candidates], tick: Callable[[int], None]) -> list[Candidates]:
-        return [replace(c, responses=tuple(replace(r, logp_ref=-2.0) for r in c.responses)) for c in candidates]
-
 
 def play(folder: Path, stub: Stub, ranks: Any, n: int = 2) -> tuple[list[Candidates], Counter[str]]:
     at = Round(3, 0, stub, stub, Pool(), ranks, Phases(), 0.1)  # type: ignore[arg-type]
-
-    def sample(prompts: Any, at: Any, **kept: Any) -> list[Candidates]:
-        return fresh(prompts, at, n=n, **kept)
-
-    mine = sample_and_score(
-        at, PROMPTS, sample=sample, selector=None, responses=n, folder=folder, ahead=None
-    )  # fmt: skip
-    return mine, at.counts
+    sample = Resumable(FreshResponses(n), PROMPTS, folder)
+    return sample(at, [ChosenPrompt(p, 1.0) for p in PROMPTS]), at.counts
 
 
 def texts(shares: Sequence[tuple[list[Candidates], Counter[str]]]) -> tuple[dict[str, list[str]], Counter[str]]:
@@ -146,14 +138,15 @@ def test_a_round_that_goes_on_samples_the_rest_only(before, after, tmp_path, mon
     folder = tmp_path / "cut"
     with pytest.raises(RuntimeError, match="the machine stops"):
         FakeRanks.play(before, lambda ranks: play(folder, Stub(fail_at=1 if ranks.rank == 0 else None), ranks))
-    there = begun(folder, 3, PROMPTS).candidates
+    there = read_begun(folder, 3, PROMPTS, responses=2).candidates
     assert 0 < len(there) < len(PROMPTS)
     stubs = [Stub() for _ in range(after)]
     assert texts(FakeRanks.play(after, lambda ranks: play(folder, stubs[ranks.rank], ranks))) == whole
     again = sum(len(stub.asked) for stub in stubs)
     assert again < math.ceil(len(PROMPTS) / 2), "what was there has not been sampled again"
-    ours = {sampled.share_file(folder, 3, rank, after) for rank in range(after)}
-    assert ours <= set(files_of(folder, 3))
+    last = [Stub() for _ in range(after)]
+    assert texts(FakeRanks.play(after, lambda ranks: play(folder, last[ranks.rank], ranks))) == whole
+    assert [stub.asked for stub in last] == [[]] * after, "now all of it is there"
 
 
 def test_another_number_of_responses_is_sampled_anew(tmp_path, monkeypatch):
@@ -162,5 +155,5 @@ def test_another_number_of_responses_is_sampled_anew(tmp_path, monkeypatch):
         play(tmp_path, Stub(fail_at=2), OneRank())
     stub = Stub()
     mine, counts = play(tmp_path, stub, OneRank(), n=3)
-    assert {len(c.responses) for c in mine} == {3}
+    assert {(len(c.responses), c.utility) for c in mine} == {(3, 1.0)}
     assert (len(stub.asked), counts["tokens_generated"], counts["prompts_sampled"]) == (4, 24, 8)

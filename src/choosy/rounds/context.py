@@ -1,0 +1,171 @@
+"""What a round is played with: the context of a round, its parts, the protocols of its selectors."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+from choosy.data.pool import Keep, Pool
+from choosy.labeling.protocols import Labeler
+from choosy.methods.selection import Direction
+from choosy.methods.weighting import Weighting
+from choosy.models.policy import Policy
+from choosy.parallel.ranks import Ranks, shard
+from choosy.reporting.phases import Phases
+from choosy.sampling.protocol import Sampler
+from choosy.types import Candidates, Prompt, Response, Verdict
+
+TrainOn = Literal["pool", "round"]
+Done = Callable[[Sequence[Candidates]], None]
+
+
+@dataclass(frozen=True)
+class Round:
+    """The context of one round. Nothing in it changes during the round except `counts`.
+
+    Attributes:
+        number: Number of the round, from 0.
+        seed: Seed of the run.
+        policy: The policy as trained so far; in `for_sampling` or `as_reference` state only inside such a block.
+        sampler: The sampling engine.
+        pool: The pool after the previous round.
+        ranks: The processes that play together.
+        phases: The stopwatch.
+        beta: Scale of the implicit reward: the loss's beta.
+        counts: This rank's tokens and the like, summed over ranks at the end of the round.
+    """
+
+    number: int
+    seed: int
+    policy: Policy
+    sampler: Sampler
+    pool: Pool
+    ranks: Ranks
+    phases: Phases
+    beta: float
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def spread(self, prompts: Sequence[Prompt], utilities_of: Callable[[list[Prompt]], list[float]]) -> list[float]:
+        """Compute expensive utilities of prompts, each on one rank only; every rank returns all of them."""
+        mine = shard(prompts, self.ranks)
+        found = dict(self.ranks.gather(list(zip((p.id for p in mine), utilities_of(mine), strict=True))))
+        return [found[p.id] for p in prompts]
+
+
+class PromptSelector(Protocol):
+    """Answers slot 1: which prompts are sampled again?
+
+    Attributes:
+        fraction: Share of the prompts to sample; `count` gives a number instead.
+        count: Number of prompts to sample.
+        warmup_rounds: Rounds that sample every prompt before this selector starts to choose.
+    """
+
+    fraction: float | None
+    count: int | None
+    warmup_rounds: int
+
+    def prompt_utilities(self, prompts: Sequence[Prompt], at: Round) -> list[float]:
+        """How much fresh responses to each prompt would teach: larger = sampled first. The same on every rank."""
+        ...
+
+
+class PairSelector(Protocol):
+    """Answers slot 2: which pairs are labeled?
+
+    Attributes:
+        fraction: Share of the competing pairs to label; `count` gives a number instead.
+        count: Number of pairs to label.
+        per_prompt: Most pairs of one prompt; None = any number.
+        direction: Which end of the utilities is spent on first.
+    """
+
+    fraction: float | None
+    count: int | None
+    per_prompt: int | None
+    direction: Direction
+
+    def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
+        """Utilities of each candidate's pairs i < j: larger = labeled first. Sees this rank's candidates only."""
+        ...
+
+
+class ChosenPrompt(NamedTuple):
+    """A prompt that gets fresh responses, with its utility; nan without a selector."""
+
+    prompt: Prompt
+    utility: float = math.nan
+
+
+class Sample(Protocol):
+    """Gives the chosen prompts their responses.
+
+    Attributes:
+        responses: The most responses that a prompt gets.
+    """
+
+    @property
+    def responses(self) -> int: ...
+
+    def __call__(
+        self, at: Round, chosen: Sequence[ChosenPrompt], *, begun: Mapping[str, Candidates], done: Done
+    ) -> list[Candidates]:
+        """Return the candidates of this rank's share of the chosen prompts.
+
+        Args:
+            at: The context of the round.
+            chosen: All chosen prompts, the same on every rank.
+            begun: Candidates of this round that an interrupted run has sampled already, by prompt id.
+            done: Called during the sampling with candidates that are ready.
+        """
+        ...
+
+
+class Labels(Protocol):
+    """Where a round buys its labels. Both methods buy in the order given, the most useful first.
+
+    Attributes:
+        labeler: Who judges.
+        scores: Whether the labeler scores single responses.
+        budget: The most labels that the run may buy to train on; None = no limit.
+    """
+
+    @property
+    def labeler(self) -> Labeler: ...
+
+    @property
+    def scores(self) -> bool: ...
+    @property
+    def budget(self) -> int | None: ...
+
+    def score(self, candidates: Sequence[Candidates]) -> list[Candidates]:
+        """Return the candidates with rewards; those that the budget cannot pay are returned unchanged."""
+        ...
+
+    def compare(self, questions: Sequence[tuple[Prompt, Response, Response]]) -> list[Verdict | None]:
+        """Return the verdict on each question; None for those that the budget cannot pay."""
+        ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts that a run plugs into its rounds.
+
+    Attributes:
+        sample: Gives chosen prompts their responses: this rank's share of the candidates.
+        labels: Where labels are bought.
+        weighting: The factor on each pair's loss.
+        keep: What the pool keeps of a prompt's earlier rounds.
+        prompt_selector: Slot 1; None samples every prompt.
+        pair_selector: Slot 2; None scores every response and pairs the best with the worst.
+    """
+
+    sample: Callable[[Round, Sequence[ChosenPrompt]], list[Candidates]]
+    labels: Labels
+    weighting: Weighting
+    keep: Keep
+    prompt_selector: PromptSelector | None = None
+    pair_selector: PairSelector | None = None

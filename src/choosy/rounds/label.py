@@ -1,0 +1,160 @@
+"""Labels of a round, bought once for all ranks."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from choosy.data.pool import with_rewards
+from choosy.labeling import statistics
+from choosy.methods.selection import ChosenPair
+from choosy.rounds.choose import excluded_pairs
+from choosy.rounds.context import Labels, Round
+from choosy.types import Candidates, Pair, Response, Verdict, seed_of
+
+Judged = tuple[Response, Response, Verdict | None]
+
+
+class Bought(NamedTuple):
+    """The result of a purchase.
+
+    Attributes:
+        labeled: The candidates with their new pairs.
+        unpaid: Prompts or pairs that the budget could not pay.
+        counts: Statistics of the verdicts.
+    """
+
+    labeled: list[Candidates]
+    unpaid: int
+    counts: Counter[str]
+
+
+def label(
+    at: Round, mine: Sequence[Candidates], pairs: Sequence[ChosenPair] | None, labels: Labels
+) -> list[Candidates]:
+    """Buy the labels of the chosen pairs; ties and invalid verdicts make no pair.
+
+    Args:
+        at: The context of the round.
+        mine: This rank's candidates.
+        pairs: The chosen pairs, the most useful first; None = score every response.
+        labels: Where labels are bought.
+
+    Returns:
+        All ranks' candidates in the order of their prompts' ids, with their new pairs.
+    """
+    fresh = sorted(at.ranks.gather(mine), key=lambda c: c.prompt.id)
+    with at.phases("label", total=len(fresh), unit="prompts") as tick:
+        bought = at.ranks.on_rank_zero(lambda: buy_labels(at, fresh, pairs, labels))
+        tick(len(fresh))
+    if at.ranks.rank == 0:  # the counts of all ranks are added up
+        at.counts.update(bought.counts)
+    if bought.unpaid:
+        at.phases.display.say(
+            f"The label budget of {labels.budget} is spent: {bought.unpaid} of this round's judgements were not "
+            "bought. Training goes on with the pairs bought so far."
+        )
+    return bought.labeled
+
+
+def buy_labels(at: Round, fresh: Sequence[Candidates], pairs: Sequence[ChosenPair] | None, labels: Labels) -> Bought:
+    """Buy labels of the chosen pairs, or of every response, on this rank."""
+    if pairs is None and labels.scores:
+        return best_against_worst(at, fresh, labels)
+    asked = pairs if pairs is not None else the_only_pairs(fresh, labels.labeler.name)
+    return scored_pairs(at, fresh, asked, labels) if labels.scores else compared_pairs(at, fresh, asked, labels)
+
+
+def best_against_worst(at: Round, fresh: Sequence[Candidates], labels: Labels) -> Bought:
+    """Buy a score for every response and pair the best with the worst; the seed decides who is scored first."""
+    order = sorted(range(len(fresh)), key=lambda i: seed_of(at.seed, "label", at.number, fresh[i].prompt.id))
+    scored = dict(zip(order, labels.score([fresh[i] for i in order]), strict=True))
+    labeled = [with_extremes(scored[i], labels.labeler.name, at.number) for i in range(len(fresh))]
+    unpaid = sum(any(r.reward is None for r in c.responses) for c in labeled)
+    return Bought(labeled, unpaid, statistics.count([extremes_verdict(c, at.number) for c in labeled], shown=False))
+
+
+def with_extremes(c: Candidates, source: str, number: int) -> Candidates:
+    """Pair the highest with the lowest reward; equal rewards or texts make no pair."""
+    rewards = [r.reward for r in c.responses if r.reward is not None]
+    if len(rewards) < max(2, len(c.responses)):
+        return c
+    best, worst = rewards.index(max(rewards)), rewards.index(min(rewards))
+    if rewards[best] == rewards[worst] or (min(best, worst), max(best, worst)) in excluded_pairs(c):
+        return c
+    return replace(c, pairs=(*c.pairs, Pair(best, worst, source=source, round=number)))
+
+
+def extremes_verdict(c: Candidates, number: int) -> Judged:
+    """Return the best and the worst response, and the verdict of their rewards; None where there are no rewards."""
+    new = next((pair for pair in c.pairs if pair.round == number), None)
+    if new is not None:
+        return c.responses[new.chosen], c.responses[new.rejected], "first"
+    rewards = {r.reward for r in c.responses}
+    tied = len(c.responses) > 1 and len(rewards) == 1 and None not in rewards
+    return c.responses[0], c.responses[-1], "tie" if tied else None
+
+
+def the_only_pairs(fresh: Sequence[Candidates], labeler: str) -> list[ChosenPair]:
+    """Return the pair of every prompt that has two different responses."""
+    refuse_many(max((len(c.responses) for c in fresh), default=0), labeler)
+    return [
+        ChosenPair(p, 0, 1, math.nan)
+        for p, c in enumerate(fresh)
+        if len(c.responses) == 2 and (0, 1) not in excluded_pairs(c)
+    ]
+
+
+def refuse_many(responses: int, labeler: str) -> None:
+    """Refuse more than two responses to a prompt where nothing chooses which of them are compared."""
+    if responses > 2:
+        raise ValueError(
+            f"labeler {labeler} only compares, and {responses} responses to a prompt make many pairs; "
+            "choose which to compare with a pair selector such as selector=certainty, or data.responses=2."
+        )
+
+
+def scored_pairs(at: Round, fresh: Sequence[Candidates], asked: Sequence[ChosenPair], labels: Labels) -> Bought:
+    """Buy two scores for each pair; the higher reward is chosen."""
+    halves = [
+        replace(fresh[a.prompt], responses=tuple(fresh[a.prompt].responses[n] for n in (a.i, a.j))) for a in asked
+    ]
+    labeled = list(fresh)
+    judged: list[Judged] = []
+    for a, half in zip(asked, labels.score(halves), strict=True):
+        one, other = half.responses
+        first, second = one.reward, other.reward
+        if first is None or second is None:
+            judged.append((one, other, None))
+            continue
+        judged.append((one, other, "tie" if first == second else "first" if first > second else "second"))
+        c = with_rewards(labeled[a.prompt], {a.i: first, a.j: second})
+        if first != second:
+            chosen, rejected = (a.i, a.j) if first > second else (a.j, a.i)
+            new = Pair(chosen, rejected, utility=a.utility, source=labels.labeler.name, round=at.number)
+            c = replace(c, pairs=(*c.pairs, new))
+        labeled[a.prompt] = c
+    unpaid = sum(verdict is None for *_, verdict in judged)
+    return Bought(labeled, unpaid, statistics.count(judged, shown=False))
+
+
+def compared_pairs(at: Round, fresh: Sequence[Candidates], asked: Sequence[ChosenPair], labels: Labels) -> Bought:
+    """Buy one comparison for each pair; the seed draws the order in which the two responses are shown."""
+    turned = [seed_of(at.seed, "turn", at.number, fresh[a.prompt].prompt.id, a.i, a.j) % 2 == 1 for a in asked]
+    shown = [(a.j, a.i) if turn else (a.i, a.j) for a, turn in zip(asked, turned, strict=True)]
+    questions = [
+        (fresh[a.prompt].prompt, fresh[a.prompt].responses[first], fresh[a.prompt].responses[second])
+        for a, (first, second) in zip(asked, shown, strict=True)
+    ]
+    labeled = list(fresh)
+    verdicts = labels.compare(questions)
+    for a, (first, second), verdict in zip(asked, shown, verdicts, strict=True):
+        if verdict in ("first", "second"):
+            chosen, rejected = (first, second) if verdict == "first" else (second, first)
+            new = Pair(chosen, rejected, utility=a.utility, source=labels.labeler.name, round=at.number)
+            labeled[a.prompt] = replace(labeled[a.prompt], pairs=(*labeled[a.prompt].pairs, new))
+    judged = [(one, other, verdict) for (_, one, other), verdict in zip(questions, verdicts, strict=True)]
+    return Bought(labeled, verdicts.count(None), statistics.count(judged, shown=True))

@@ -1,0 +1,46 @@
+"""Sampling that a crash does not lose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from choosy.resume.partial_rounds import PartWriter, read_begun
+from choosy.rounds.context import ChosenPrompt, Round, Sample
+from choosy.types import Candidates, Prompt
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """Samples what an interrupted run has not sampled, and writes it to disk during the sampling.
+
+    Attributes:
+        sample: What samples.
+        prompts: All prompts of the run.
+        folder: Folder of the rounds.
+    """
+
+    sample: Sample
+    prompts: Sequence[Prompt]
+    folder: Path
+
+    def __call__(self, at: Round, chosen: Sequence[ChosenPrompt]) -> list[Candidates]:
+        """Return the candidates of this rank's share of the chosen prompts."""
+        begun, seconds = read_begun(self.folder, at.number, self.prompts, responses=self.sample.responses)
+        at.ranks.gather([])  # no rank writes before all have read
+        at.phases.load_state_dict(seconds)
+        parts = PartWriter(self.folder, at.number, at.ranks, seconds=lambda: at.phases.seconds)
+        ticked = 0
+        with at.phases("sample", total=len(chosen), unit="prompts") as tick:
+
+            def keep(some: Sequence[Candidates]) -> None:
+                nonlocal ticked
+                ticked += len(some)
+                tick(len(some) * at.ranks.size)
+                parts.add(some)
+
+            mine = self.sample(at, chosen, begun=begun, done=keep)
+            parts.write()
+            tick((len(mine) - ticked) * at.ranks.size)
+        return mine

@@ -1,0 +1,75 @@
+"""Fresh responses from the present policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from choosy.parallel.ranks import shard
+from choosy.rounds.context import ChosenPrompt, Done, Round
+from choosy.types import Candidates, Prompt, Response, seed_of
+
+
+@dataclass(frozen=True)
+class FreshResponses:
+    """Samples N responses to each chosen prompt (see `Sample`).
+
+    Attributes:
+        responses: N.
+    """
+
+    responses: int
+
+    def __call__(
+        self, at: Round, chosen: Sequence[ChosenPrompt], *, begun: Mapping[str, Candidates], done: Done
+    ) -> list[Candidates]:
+        mine = shard(chosen, at.ranks)
+        sampled = sample_responses(at, [prompt for prompt, _ in mine], n=self.responses, begun=begun, done=done)
+        return [replace(c, utility=utility) for c, (_, utility) in zip(sampled, mine, strict=True)]
+
+
+def sample_responses(
+    at: Round,
+    prompts: Sequence[Prompt],
+    *,
+    n: int,
+    purpose: str = "train",
+    begun: Mapping[str, Candidates] | None = None,
+    done: Done = lambda some: None,
+) -> list[Candidates]:
+    """Sample N responses to each prompt; the seed of a response is a hash of (run, purpose, round, prompt, sample).
+
+    Args:
+        at: The context of the round; its counts are added to.
+        prompts: P prompts.
+        n: Responses to each prompt.
+        purpose: Part of the seed.
+        begun: Candidates of this round and purpose that are sampled already; they are not sampled again.
+        done: Called during the sampling with candidates that are ready.
+
+    Returns:
+        P candidates in the order of the prompts.
+    """
+    found = {p.id: begun[p.id] for p in prompts if p.id in begun} if begun else {}
+    rest = [p for p in prompts if p.id not in found]
+    ids = [at.policy.encode_prompt(prompt) for prompt in rest]
+    seeds = [[seed_of(at.seed, purpose, at.number, p.id, sample) for sample in range(n)] for p in rest]
+
+    def made(responses: Mapping[int, list[Response]]) -> list[Candidates]:
+        return [Candidates(rest[p], tuple(of_prompt), ids[p], at.number) for p, of_prompt in responses.items()]
+
+    synced = at.sampler.sync_seconds
+    responses: list[list[Response]] = []
+    if any(at.ranks.gather([bool(rest)])):  # a sharded policy samples on all ranks or on none
+        responses = at.sampler.sample(at.policy, ids, seeds, done=lambda ended: done(made(ended)))
+    synced = at.sampler.sync_seconds - synced
+    if synced and at.ranks.rank == 0:
+        at.phases.display.say(f"The policy's weights went into the sampling engine in {synced:.2f} s.")
+    found |= {c.prompt.id: c for c in made(dict(enumerate(responses)))}
+    all_of_them = [r for c in found.values() for r in c.responses]
+    at.counts["tokens_generated"] += sum(len(r.ids) for r in all_of_them)
+    at.counts["prompts_sampled"] += len(prompts)
+    at.counts["responses_cut"] += sum(not r.finished for r in all_of_them)
+    at.counts["responses_empty"] += sum(not r.text for r in all_of_them)
+    at.counts["sync_milliseconds"] += round(1000 * synced)
+    return [found[p.id] for p in prompts]
