@@ -1,0 +1,43 @@
+"""What happens to a loss or a gradient that is nan or infinite: it never reaches the weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Literal
+
+from choosy.data.pool import PairKey
+
+log = logging.getLogger(__name__)
+
+OnBadLoss = Literal["stop", "skip"]
+REMEDY = "Lower lr, or raise loss.beta, or check those prompts' responses; on_bad_loss=skip goes on without them."
+
+
+class BadLosses:
+    """Ends the run, or warns and lets the step go on without what is not finite.
+
+    Args:
+        on_bad_loss: `stop` raises an error, `skip` warns.
+    """
+
+    def __init__(self, on_bad_loss: OnBadLoss) -> None:
+        if on_bad_loss not in ("stop", "skip"):
+            raise ValueError(f"on_bad_loss={on_bad_loss} is none of stop, skip.")
+        self.on_bad_loss = on_bad_loss
+
+    def report_pairs(self, bad: Sequence[PairKey]) -> None:
+        """Raise or warn about pairs whose loss is not finite; the step is then computed without them."""
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        names = ", ".join(prompt_id for prompt_id, *_ in bad[:5])
+        what = f"The loss of {len(bad)} pairs is not finite (prompts {names}{more});"
+        self._report(what, "they are left out of this step.")
+
+    def report_gradient(self, step: int, norm: float) -> None:
+        """Raise or warn about a gradient that is not finite though its losses are; the step is then skipped."""
+        self._report(f"The gradient of step {step} is {norm}, though its losses are finite;", "the step is skipped.")
+
+    def _report(self, what: str, consequence: str) -> None:
+        if self.on_bad_loss == "stop":
+            raise ValueError(f"{what} the last checkpoint is good. {REMEDY}")
+        log.warning("%s %s", what, consequence)
