@@ -121,6 +121,7 @@ def test_nobody_reaches_torch_distributed_without_importing_it() -> None:
         ("models/fast/tree_attention.py", {"torch", "transformers"}),
         ("models/fast/fused.py", {"torch", "peft"}),
         ("models/logprobs.py", {"torch", "choosy.models"}),
+        ("models/rows.py", {"torch", "choosy.models"}),
     ],
 )
 def test_the_pure_centre_knows_little(file: str, allowed: set[str]) -> None:

@@ -17,8 +17,8 @@ from choosy.data.batches import Batch, batch_of
 from choosy.data.pool import TrainingPair
 from choosy.main import quiet
 from choosy.methods.losses import SigmoidLoss
-from choosy.models.logprobs import Group
 from choosy.models.policy import Lora, Policy
+from choosy.models.rows import Group
 from choosy.module import WeightedDPO
 from choosy.types import Candidates, Prompt, Response
 

@@ -19,9 +19,9 @@ from torchmetrics import MeanMetric
 from choosy.data.batches import Batch
 from choosy.data.pool import PairKey
 from choosy.methods.losses import PreferenceLoss, log_ratio_difference, weighted_dpo_loss
-from choosy.models.logprobs import Group
 from choosy.models.out_of_memory import explain_oom
 from choosy.models.policy import Policy
+from choosy.models.rows import Group
 from choosy.parallel.ranks import current_ranks
 from choosy.parallel.sharding import full_tensor, is_sharded
 from choosy.reporting.metrics import log_at_once

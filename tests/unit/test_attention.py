@@ -10,7 +10,7 @@ from torch import Tensor
 
 from choosy.models.fast import tree_attention as attention
 from choosy.models.fast.tree_attention import A_BUNDLE, Block, Segment, Tree, blocks, bundles, grouped_attention
-from choosy.models.logprobs import Group, share_prompt
+from choosy.models.rows import Group, share_prompt
 
 GROUPS = [Group([*range(9), n], [[1] * (n + 2), [2], [3] * 5]) for n in range(3)]
 ROWS = share_prompt(GROUPS, one_row=True)

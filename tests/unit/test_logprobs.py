@@ -16,17 +16,14 @@ from torch import Tensor, nn
 
 from choosy.models.fast import tree_attention as attention
 from choosy.models.logprobs import (
-    Group,
     can_share_prompt,
     chosen_token_logps,
-    packed,
     padded_response_logps,
     response_logps,
     score_groups,
-    separate,
-    share_prompt,
     takes_one_row,
 )
+from choosy.models.rows import Group, packed, separate, share_prompt
 
 attention.register()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from choosy.data.pool import PairKey, Pool, TrainingPair
 from choosy.methods.weighting import mean_weight
-from choosy.models.logprobs import Group, packed
+from choosy.models.rows import Group, packed
 from choosy.types import seed_of
 
 

@@ -27,16 +27,14 @@ from choosy.models.fast.fused import fuse
 from choosy.models.fast.memory import free_memory, keep_freed_memory
 from choosy.models.locate import resolve_model
 from choosy.models.logprobs import (
-    Group,
-    Ids,
     can_share_prompt,
     last_hidden,
     padded_response_logps,
     response_logps,
     score_groups,
-    share_prompt,
     takes_one_row,
 )
+from choosy.models.rows import Group, Ids, share_prompt
 from choosy.parallel.ranks import current_ranks
 from choosy.parallel.sharding import full_tensor, gathered, is_sharded, local, lockstep, placed_like, shard_weights
 from choosy.types import Candidates, Prompt, Response

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from choosy.models.logprobs import Ids
 from choosy.models.policy import Policy
+from choosy.models.rows import Ids
 from choosy.parallel.ranks import current_ranks
 from choosy.sampling.generate import Generate
 from choosy.sampling.protocol import Done, Sampler

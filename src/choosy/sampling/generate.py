@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from choosy.models.fast.packed import packed_linears
-from choosy.models.logprobs import Ids
 from choosy.models.policy import Policy
+from choosy.models.rows import Ids
 from choosy.sampling.prefill import prefill
 from choosy.sampling.protocol import Done, as_response
 from choosy.sampling.settings import EngineSettings, SamplingSettings

@@ -18,8 +18,9 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from choosy.models.fast.tree_attention import Segment
-from choosy.models.logprobs import Group, Ids, common_prefix, last_hidden, needs_no_mask, share_prompt
+from choosy.models.logprobs import last_hidden, needs_no_mask
 from choosy.models.policy import Policy
+from choosy.models.rows import Group, Ids, common_prefix, share_prompt
 
 
 class Prefilled(NamedTuple):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from choosy.models.logprobs import Ids
 from choosy.models.policy import Policy
+from choosy.models.rows import Ids
 from choosy.sampling.settings import SamplingSettings
 from choosy.types import Response
 

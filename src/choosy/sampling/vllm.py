@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from choosy.models.locate import resolve_model
-from choosy.models.logprobs import Ids
 from choosy.models.policy import Policy
+from choosy.models.rows import Ids
 from choosy.parallel.ranks import current_ranks
 from choosy.sampling.protocol import Done, as_response
 from choosy.sampling.settings import EngineSettings, SamplingSettings

@@ -1,0 +1,214 @@
+"""Rows of token ids: prompts laid out once with all their responses, for one forward pass.
+
+The prompt is computed once for all its responses: it is followed by response 1 ... response N, positions restart
+after the prompt, and attention hides the siblings. Where the attention takes a tree of segments (`grouped` on a CPU,
+FlexAttention), all groups of a pass lie in one row without padding, behind what all their prompts begin with, such
+as a system prompt; else each group has a row of its own.
+
+Axes: B rows, L tokens of a row, T predicted tokens, S segments of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+from choosy.models.fast.tree_attention import Segment
+
+Ids = Sequence[int]
+
+
+class Group(NamedTuple):
+    """The token ids of one prompt and of its responses, each ending as the policy ended it."""
+
+    prompt_ids: Ids
+    response_ids: Sequence[Ids]
+
+    @property
+    def tokens(self) -> int:
+        """Length of the group when the prompt is shared."""
+        return len(self.prompt_ids) + sum(max(len(ids) - 1, 0) for ids in self.response_ids)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Groups laid out for one forward pass, and where each response token is predicted."""
+
+    ids_BL: Tensor
+    position_BL: Tensor
+    segments: tuple[tuple[Segment, ...], ...]  # of each row
+    row_T: Tensor
+    column_T: Tensor
+    target_T: Tensor
+    response_T: Tensor
+    responses: int
+
+    def to(self, device: torch.device) -> Rows:
+        """The same rows on another device."""
+        names = ("ids_BL", "position_BL", "row_T", "column_T", "target_T", "response_T")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    @property
+    def segment_BL(self) -> Tensor:
+        """The segment of each token, -1 where a row is padded."""
+        segment_BL = torch.full(self.ids_BL.shape, -1)
+        for b, row in enumerate(self.segments):
+            for n, (start, end, _) in enumerate(row):
+                segment_BL[b, start:end] = n
+        return segment_BL.to(self.ids_BL.device)
+
+    @property
+    def above_BSS(self) -> Tensor:
+        """Whether a token of one segment (second axis) may look at an earlier one of another (third).
+
+        The last segment stands for padding (-1), which sees itself, lest a row of the softmax be empty.
+        """
+        most = max(map(len, self.segments))
+        above_BSS = torch.zeros(len(self.segments), most + 1, most + 1, dtype=torch.bool)
+        above_BSS[:, most, most] = True
+        for b, row in enumerate(self.segments):
+            for n in range(len(row)):
+                ancestor = n
+                while ancestor >= 0:
+                    above_BSS[b, n, ancestor] = True
+                    ancestor = row[ancestor].parent
+        return above_BSS.to(self.ids_BL.device)
+
+    @property
+    def mask_BLL(self) -> Tensor:
+        """True where the query (second axis) may look at the key (third): causal, itself and its ancestors."""
+        rows_B11 = torch.arange(len(self.ids_BL), device=self.ids_BL.device)[:, None, None]
+        segment_BL = self.segment_BL
+        return self.above_BSS[rows_B11, segment_BL[:, :, None], segment_BL[:, None, :]].tril()
+
+    @property
+    def block_mask(self) -> BlockMask:
+        """The mask as FlexAttention takes it: blocks that nobody sees are never computed."""
+        segment_BL, above_BSS = self.segment_BL, self.above_BSS
+
+        def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (query >= key) & above_BSS[b, segment_BL[b, query], segment_BL[b, key]]
+
+        B, L = self.ids_BL.shape
+        return create_block_mask(sees, B, None, L, L, device=self.ids_BL.device)
+
+
+SHORTEST_PREFIX = 8  # to gather the keys of fewer tokens for every prompt costs more than it saves
+
+
+def common_prefix(prompts: Sequence[Ids]) -> Ids:
+    """What all prompts begin with, so that each keeps at least one token of its own; nothing for a single prompt.
+
+    Example:
+        >>> common_prefix([[5, 6, 7], [5, 6], [5, 6, 8]])
+        [5]
+    """
+    if len(prompts) < 2:
+        return []
+    shortest = min(prompts, key=len)
+    length = 0
+    while length < len(shortest) - 1 and all(ids[length] == shortest[length] for ids in prompts):
+        length += 1
+    return list(shortest[:length])
+
+
+def share_prompt(groups: Sequence[Group], *, one_row: bool = False) -> Rows:
+    """The prompt of each group once, then its responses; a response's last token is only ever a target.
+
+    Args:
+        groups: What the rows hold.
+        one_row: All groups one behind the other, after what all their prompts begin with; else a row each.
+
+    Raises:
+        ValueError: A prompt without tokens, from which nothing can be predicted.
+    """
+    prefix = common_prefix([group.prompt_ids for group in groups]) if one_row else []
+    if len(prefix) < SHORTEST_PREFIX:
+        prefix = []
+    row = _Row([*prefix], list(range(len(prefix))), [Segment(0, len(prefix), -1)] if prefix else [])
+    laid: list[_Row] = []
+    rows, columns, targets, owners = [], [], [], []
+    response = 0
+    for group in groups:
+        if not group.prompt_ids:
+            raise ValueError("A prompt has no tokens; give it text, or a tokenizer with a beginning-of-sequence token.")
+        if laid and not one_row:
+            row = _Row([], [], [])
+        if not laid or not one_row:
+            laid.append(row)
+        prompt = row.append(group.prompt_ids[len(prefix) :], len(prefix), 0 if prefix else -1)
+        last = len(row.ids) - 1
+        for ids in group.response_ids:
+            # the prompt's last token predicts the response's first, each later token its successor
+            at = len(row.ids)
+            columns += [last, *range(at, at + len(ids) - 1)][: len(ids)]
+            rows += [len(laid) - 1] * len(ids)
+            targets += list(ids)
+            owners += [response] * len(ids)
+            response += 1
+            if len(ids) > 1:
+                row.append(ids[:-1], len(group.prompt_ids), prompt)
+    width = max(len(row.ids) for row in laid)
+    return Rows(
+        ids_BL=torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in laid]),
+        position_BL=torch.tensor([row.positions + [0] * (width - len(row.ids)) for row in laid]),
+        segments=tuple(tuple(row.segments) for row in laid),
+        row_T=torch.tensor(rows, dtype=torch.long),
+        column_T=torch.tensor(columns, dtype=torch.long),
+        target_T=torch.tensor(targets, dtype=torch.long),
+        response_T=torch.tensor(owners, dtype=torch.long),
+        responses=response,
+    )
+
+
+@dataclass
+class _Row:
+    """A row in the making."""
+
+    ids: list[int]
+    positions: list[int]
+    segments: list[Segment]
+
+    def append(self, ids: Ids, position: int, parent: int) -> int:
+        """Add a segment whose first token has this position; its number."""
+        self.segments.append(Segment(len(self.ids), len(self.ids) + len(ids), parent))
+        self.ids += ids
+        self.positions += range(position, position + len(ids))
+        return len(self.segments) - 1
+
+
+def separate(groups: Sequence[Group]) -> list[Group]:
+    """Every response with a prompt of its own: the padded path, for models that cannot share one."""
+    return [Group(group.prompt_ids, [ids]) for group in groups for ids in group.response_ids]
+
+
+def packed(groups: Sequence[Group], tokens_per_step: int, *, one_row: bool = False) -> Iterator[list[int]]:
+    """Positions of groups in batches of at most about so many tokens, similar lengths together.
+
+    A group longer than the budget goes alone. Every group is in exactly one batch.
+
+    Args:
+        groups: To be packed.
+        tokens_per_step: The budget, padding included.
+        one_row: Groups lie one behind the other, so that there is no padding.
+
+    Example:
+        >>> groups = [Group([1] * n, []) for n in (2, 9, 3, 8)]
+        >>> [sorted(b) for b in packed(groups, 18)], [sorted(b) for b in packed(groups, 20, one_row=True)]
+        ([[1, 3], [0, 2]], [[1, 2, 3], [0]])
+    """
+    order = sorted(range(len(groups)), key=lambda i: (-groups[i].tokens, i))
+    batch: list[int] = []
+    for i in order:
+        rows = groups[batch[0]].tokens * (len(batch) + 1) if batch else 0
+        if batch and (sum(groups[j].tokens for j in (*batch, i)) if one_row else rows) > tokens_per_step:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
