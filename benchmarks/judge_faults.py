@@ -70,7 +70,7 @@ def buy(url: str, ledger: str, pairs: int) -> None:
         read_timeout=20.0,
         prompt_price=1e4,  # each reply that reports its hundred tokens costs 1
     )
-    buyer = LabelBuyer(judge, path=ledger, max_invalid=None)  # the wrong verdicts are wanted here
+    buyer = LabelBuyer(judge, ledger=ledger, max_invalid=None)  # the wrong verdicts are wanted here
     buyer.open("bought")
     buyer.compare([pair(i) for i in range(pairs)])
 
@@ -188,7 +188,7 @@ def trained_wrong(url: str, ledger: Path, pairs: int) -> tuple[int, int]:
     from choosy.methods.selection import ChosenPair
     from choosy.rounds.label import compared_pairs
 
-    buyer = LabelBuyer(Judge("truth", base_url=url, retries=0), path=str(ledger))
+    buyer = LabelBuyer(Judge("truth", base_url=url, retries=0), ledger=str(ledger))
     buyer.open("trained")
     fresh = [Candidates(prompt, (first, second)) for prompt, first, second in map(pair, range(pairs))]
     chosen = [ChosenPair(i, 0, 1, 0.0) for i in range(pairs)]

@@ -122,7 +122,7 @@ def prepare(folder: Path) -> list[str]:
         "data.responses=3",
         "selector=optune_certainty",
         "labeler=function",
-        "labeler.labeler.path=paid.vowels",
+        "labeler.path=paid.vowels",
         "rounds=4",
         "sampler.max_new_tokens=8",
         "batching.batch_size=2",

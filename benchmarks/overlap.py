@@ -92,8 +92,8 @@ def lines(told: argparse.Namespace, url: str) -> list[str]:
         "selector=none",
         "weighting=uniform",
         "labeler=judge",
-        "labeler.labeler.model=toy",
-        f"labeler.labeler.base_url={url}",
+        "labeler.model=toy",
+        f"labeler.base_url={url}",
         "callbacks.report.console=false",
     ]
 

@@ -89,7 +89,7 @@ def seconds_to_end(folder: Path, lines: list[str], *, case: str, launcher: str, 
         left.unlink(missing_ok=True)
     words = [*lines, "trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={processes}", "name=run"]
     words += [f"+callbacks.fails={{_target_: fails.{name}, rank: {rank}, how: {how}}}"]
-    words += ["labeler.labeler.path=fails.slow"] if name == "FailsWhileLabeled" else []
+    words += ["labeler.path=fails.slow"] if name == "FailsWhileLabeled" else []
     words += [f"run_dir={tempfile.mkdtemp(dir=folder)}"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     started = [sys.executable, *(torchrun if launcher == "torchrun" else []), str(ROOT / "train.py"), *words]

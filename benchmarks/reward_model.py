@@ -83,7 +83,7 @@ def run_against(folder: Path, where: Path) -> dict[str, Any]:
     """Two rounds of the demo's policy with the saved model as the labeler."""
     command = [
         *(sys.executable, str(ROOT / "train.py"), "trainer=cpu", f"run_dir={where / 'run'}", "labeler=reward_model"),
-        *(f"labeler.labeler.model={folder}", "data.limit=48", "data.heldout_limit=24", "rounds=2", "selector=none"),
+        *(f"labeler.model={folder}", "data.limit=48", "data.heldout_limit=24", "rounds=2", "selector=none"),
         *("sampler.max_new_tokens=24", "lr=5e-4", "callbacks.report.console=false"),
     ]
     begun = time.monotonic()

@@ -21,8 +21,8 @@ class WinRate(Callback):
     """Compares the policy's answers to held-out prompts with the start policy's, which are sampled once and kept.
 
     Logged per round: win rate (a tie is half a win), ties, mean reward, KL to the reference, response length.
-    The judge is the data module's labeler; what it is asked here does not count against the label budget. With
-    `labeler.heldout=false` it is not asked: KL and length are logged, and there is no win rate.
+    The judge is the one that `labels.evaluation` names; what it is asked here does not count against the label budget.
+    With `labels.evaluation=nobody` KL and length are logged, and there is no win rate.
 
     Args:
         every: Evaluate after every so many rounds, and after the last one.
@@ -44,10 +44,9 @@ class WinRate(Callback):
             at = self.round(-1, run, pl_module)
             with pl_module.policy.as_start(), run.phases("evaluate", total=len(prompts), unit="start answers") as tick:
                 answers = self.answers(prompts, at, tick)
-                judged = run.labels.scores and run.labels.heldout
-                scored = at.ranks.on_rank_zero(
-                    lambda: run.labels.score(answers, purpose="evaluate") if judged else answers
-                )
+                judge = run.labels.evaluator
+                scores = judge is not None and judge.scores
+                scored = at.ranks.on_rank_zero(lambda: judge.score(answers, purpose="evaluate") if scores else answers)
             if at.ranks.rank == 0:
                 write_start(run.rounds_folder, scored, run.about())
             at.ranks.gather([])  # nobody reads the file before it is there
@@ -61,7 +60,7 @@ class WinRate(Callback):
         at = self.round(number, run, pl_module)
         with run.phases("evaluate", total=len(prompts), unit="answers") as tick:
             answers = self.answers(prompts, at, tick)
-            result: Evaluation = at.ranks.on_rank_zero(lambda: evaluate(answers, self.start, run.labels))
+            result: Evaluation = at.ranks.on_rank_zero(lambda: evaluate(answers, self.start, run.labels.evaluator))
         run.evaluation, run.heldout_rows = result.metrics, result.rows
         told = {f"heldout/{k}": v for k, v in result.metrics.items() if v is not None}
         log_at_once(pl_module, told, step=trainer.global_step - 1)

@@ -100,10 +100,10 @@ class OfflineData(LightningDataModule):
         super().__init__()
         if max_response_tokens < 1:
             raise ValueError(f"data.max_response_tokens={max_response_tokens} leaves no response; choose at least 1.")
-        if heldout is not None and isinstance(labels.labeler, Dataset):
+        if heldout is not None and labels.evaluator and isinstance(labels.evaluator.labeler, Dataset):
             raise ValueError(
                 f"data.heldout={heldout} is answered by sampled responses, for which labeler=dataset has no scores; "
-                "choose data.heldout=null, or a labeler such as labeler=vader."
+                "choose data.heldout=null, or a labeler that judges them, such as labeler@labels.evaluation=vader."
             )
         self.run = Run(
             run_dir,

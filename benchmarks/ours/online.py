@@ -65,7 +65,7 @@ def main() -> None:
                 f"data.train={folder / 'prompts.jsonl'}",
                 "data.heldout=null",
                 "labeler=function",
-                "labeler.labeler.path=vowels_reward.vowels",
+                "labeler.path=vowels_reward.vowels",
                 f"rounds={job['windows'] + 1}",
                 f"batching.batch_size={job['batch_size']}",
                 f"sampler.max_new_tokens={job['max_new_tokens']}",

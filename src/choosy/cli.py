@@ -73,7 +73,7 @@ class ChoosyCLI(LightningCLI):
         refuse_used_folder(folder, resuming=self.datamodule.resuming)
         told["ckpt_path"] = checkpoint(wanted, folder)
         if wanted is not None:
-            refuse_lost_ledger(folder, self.datamodule.run.labels.path)
+            refuse_lost_ledger(folder, self.datamodule.run.labels.ledger.path)
             tell_changes(folder, yaml.safe_load(self.parser.dump(self.config, skip_none=False))["fit"])
         told["weights_only"] = True
         refuse_unwritable(folder)

@@ -95,7 +95,7 @@ def train(cfg: DictConfig, run_dir: Path, *, multirun: bool = False) -> float | 
     trainer = instantiate(cfg.trainer, _convert_="all")
     data.resuming = resuming
     if resuming:
-        refuse_lost_ledger(run_dir, data.run.labels.path)
+        refuse_lost_ledger(run_dir, data.run.labels.ledger.path)
     if trainer.is_global_zero:
         write_config(cfg, run_dir)
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)

@@ -39,7 +39,7 @@ def refuse_secrets(config: Any) -> None:
             raise ValueError(
                 f"{name} holds a secret, and the configuration is written into the run's folder; keep it in an "
                 "environment variable instead, and give the name of that where the labeler asks for it, as in "
-                "labeler.labeler.key_env=OPENAI_API_KEY"
+                "labeler.key_env=OPENAI_API_KEY"
             )
 
 

@@ -118,7 +118,7 @@ def play(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path, monkeypatch:
         "sampler.max_new_tokens=8",
         "callbacks.report.console=false",
     ]
-    function = ["labeler=function", "labeler.labeler.path=toy_rewards.toy"]
+    function = ["labeler=function", "labeler.path=toy_rewards.toy"]
 
     def played(*overrides: str, name: str = "run", callbacks: Sequence[Callback] = ()) -> Finished:
         built: list[Any] = []

@@ -35,9 +35,9 @@ def lines(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path) -> list[str
         "data.heldout=null",
         "sampler.batch_size=4",
         "labeler=judge",
-        "labeler.labeler.model=toy",
-        "labeler.labeler.concurrency=2",
-        "labeler.labeler.first_wait=0.01",
+        "labeler.model=toy",
+        "labeler.concurrency=2",
+        "labeler.first_wait=0.01",
         "selector=none",
         "weighting=uniform",
     ]
@@ -63,7 +63,7 @@ def seconds(run_dir: Path) -> pd.Series:
 
 def test_labels_bought_ahead_are_those_bought_afterwards(lines, slow_sampling, tmp_path, monkeypatch, capsys) -> None:
     with FaultyJudge(slow) as server:
-        typed = [*lines, f"labeler.labeler.base_url={server.url}"]
+        typed = [*lines, f"labeler.base_url={server.url}"]
         train(compose(typed), tmp_path / "ahead")
         assert server.done["answered"] == 2 * len(labels(tmp_path / "ahead" / "ledger.sqlite"))
         assert "prompts were labeled while the round was sampled" in capsys.readouterr().err
@@ -95,9 +95,9 @@ def test_a_judge_that_refuses_stops_the_run_while_it_samples(lines, slow_samplin
         return batch(*args)
 
     Generate._batch = counted  # type: ignore[method-assign]  # slow_sampling takes it back
-    few = ["labeler.labeler.retries=0", "sampler.batch_size=2"]
+    few = ["labeler.retries=0", "sampler.batch_size=2"]
     with FaultyJudge(slow, lambda asked: "401") as server, pytest.raises(ValueError, match="status 401"):
-        train(compose([*lines, *few, f"labeler.labeler.base_url={server.url}"]), tmp_path / "run")
+        train(compose([*lines, *few, f"labeler.base_url={server.url}"]), tmp_path / "run")
     assert batches < 12, "it did not go on to the end"
 
 
@@ -115,7 +115,7 @@ def test_a_budget_that_was_spent_ahead_is_trained_on_by_the_run_that_goes_on(lin
         return score(at, candidates)
 
     with FaultyJudge(prefers_longer) as server:
-        typed = [*lines, f"labeler.labeler.base_url={server.url}", "labeler.budget=48"]
+        typed = [*lines, f"labeler.base_url={server.url}", "labels.budget=48"]
         with monkeypatch.context() as patched:
             patched.setattr(round_module, "score_reference", stopped)
             with pytest.raises(RuntimeError, match="the machine stops"):
@@ -134,7 +134,7 @@ def test_a_budget_that_was_spent_ahead_is_trained_on_by_the_run_that_goes_on(lin
 def test_killed_in_the_middle_nothing_is_sampled_or_paid_twice(lines, tmp_path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     with FaultyJudge(slow) as server:
-        typed = [*lines, f"labeler.labeler.base_url={server.url}"]
+        typed = [*lines, f"labeler.base_url={server.url}"]
         done = command(ROOT / "train.py", *typed, f"run_dir={whole}", folder=tmp_path)
         assert done.returncode == 0, done.stderr
         answered = server.done["answered"]

@@ -21,15 +21,15 @@ def options(group: str) -> list[str]:
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and any(path.glob("*.yaml")))
 DATA = {"on_policy": [], "offline": ["data.train=pairs.jsonl"]}
 LABELER = {
-    "function": ["labeler.labeler.path=toy.vowels"],
-    "reward_model": ["labeler.labeler.model=judge"],
-    "judge": ["labeler.labeler.model=toy", "labeler.labeler.base_url=http://localhost:8000/v1"],
+    "function": ["labeler.path=toy.vowels"],
+    "reward_model": ["labeler.model=judge"],
+    "judge": ["labeler.model=toy", "labeler.base_url=http://localhost:8000/v1"],
     "dataset": [],
     "human": [],
     "queue": [],
     "vader": [],
     "noisy": [],
-    "crowd": ["+labeler@labeler.labeler.members.one=vader", "+labeler@labeler.labeler.members.two=contrastive"],
+    "crowd": ["+labeler@labeler.members.one=vader", "+labeler@labeler.members.two=contrastive"],
     "contrastive": [],
     "predictor": [],
 }
@@ -77,7 +77,7 @@ def test_selector_data_and_labeler_compose(selector, data, labeler, parse):
     cfg = compose([f"selector={selector}", f"data={data}", *DATA[data], f"labeler={labeler}", *LABELER[labeler]])
     parsed = check(cfg, parse)
     assert parsed.data.class_path == cfg.data["_target_"]
-    assert parsed.data.init_args.labels.init_args.labeler.class_path == cfg.labeler.labeler["_target_"]
+    assert parsed.data.init_args.labels.init_args.labeler.class_path == cfg.labeler["_target_"]
 
 
 OTHERS = [(group, name) for group in GROUPS if group not in ("selector", "data", "labeler") for name in options(group)]
@@ -88,17 +88,35 @@ def test_every_other_file_composes(group, name, parse):
     check(compose([f"{group}={name}"]), parse)
 
 
-def test_the_buyers_inside_a_labeler_are_chosen_by_name(parse):
-    members = ["+labeler@labeler.labeler.members.one=vader", "+labeler@labeler.labeler.members.two=contrastive"]
-    cfg = compose(["labeler=crowd", *members, "+labeler@labeler.labeler.expert=vader", "labeler.labeler.memory=50"])
-    crowd = check(cfg, parse).data.init_args.labels.init_args.labeler.init_args
-    assert crowd.members["two"].init_args.labeler.class_path == "choosy.labeling.contrastive.Contrastive"
-    assert crowd.expert.init_args.labeler.class_path == "choosy.labeling.vader.Vader"
-    cfg = compose(["labeler=predictor", "labeler@labeler.labeler.paid=contrastive", "labeler.budget=9"])
-    buyer = check(cfg, parse).data.init_args.labels.init_args
-    paid = buyer.labeler.init_args.paid.init_args
-    assert paid.labeler.class_path == "choosy.labeling.contrastive.Contrastive"
-    assert (buyer.budget, paid.budget) == (9, None)
+@pytest.mark.parametrize("labeler", options("labeler"))
+def test_what_holds_for_labels_can_be_typed_with_every_labeler(labeler, parse):
+    typed = ["labels.budget=500", "labels.ledger=labels.sqlite", "labels.max_invalid=0.1", "labels.evaluation=nobody"]
+    cfg = compose([f"labeler={labeler}", *LABELER[labeler], "labels.budget_money=2.5", *typed])
+    labels = check(cfg, parse).data.init_args.labels.init_args
+    assert (labels.budget, labels.budget_money, labels.ledger) == (500, 2.5, "labels.sqlite")
+    assert (labels.max_invalid, labels.evaluation) == (0.1, "nobody")
+
+
+@pytest.mark.parametrize("labeler", options("labeler"))
+def test_every_labeler_can_judge_heldout_answers(labeler, parse):
+    there = [line.replace("labeler.", "labels.evaluation.", 1) for line in LABELER[labeler]]
+    cfg = compose([f"labeler@labels.evaluation={labeler}", *there, "labels.budget=1"])
+    labels = check(cfg, parse).data.init_args.labels.init_args
+    assert labels.evaluation.class_path == compose([f"labeler={labeler}"]).labeler["_target_"]
+    assert labels.labeler.class_path == "choosy.labeling.vader.Vader"
+
+
+def test_labelers_inside_a_labeler_are_chosen_by_name(parse):
+    members = ["+labeler@labeler.members.one=vader", "+labeler@labeler.members.two=contrastive"]
+    typed = ["labeler@labeler.expert=vader", "labeler.memory=50", "+labeler.budgets.one=7"]
+    crowd = check(compose(["labeler=crowd", *members, *typed]), parse).data.init_args.labels.init_args.labeler.init_args
+    assert crowd.members["two"].class_path == "choosy.labeling.contrastive.Contrastive"
+    assert crowd.expert.class_path == "choosy.labeling.vader.Vader"
+    assert dict(crowd.budgets) == {"one": 7}
+    for labeler, inner in (("predictor", "paid"), ("noisy", "wrapped")):
+        cfg = compose([f"labeler={labeler}", f"labeler@labeler.{inner}=contrastive"])
+        outer = check(cfg, parse).data.init_args.labels.init_args.labeler.init_args
+        assert outer[inner].class_path == "choosy.labeling.contrastive.Contrastive"
 
 
 def test_two_selectors_in_one_line_compose_both():

@@ -91,7 +91,7 @@ WAYS = {
     "fsdp, two, budget, embedded, recomputing": (
         "fsdp",
         2,
-        [*EMBED, *RECOMPUTE, "labeler.budget=9"],
+        [*EMBED, *RECOMPUTE, "labels.budget=9"],
     ),
     "fsdp, two, in step": ("fsdp", 2, [*IDLE, *STOPS, "model.gather=never", "reference=previous_round"]),
     "fsdp, two, all weights": ("fsdp", 2, [*FULL, *UNEVEN, "reset_policy=each_round", "selector=optune"]),
@@ -123,7 +123,7 @@ def test_many_processes_equal_one(strategy, processes, settings, tmp_path, tiny_
     keys = [set(labels(folder / "ledger.sqlite")["key"]) for folder in (one, many)]
     assert keys[0] == keys[1] != set()
     assert summary(one) == summary(many)
-    if "labeler.budget=9" in settings:
+    if "labels.budget=9" in settings:
         assert summary(many)["labels"]["spent"] in (8, 9)  # a pair costs two
     shown = [pd.read_csv(folder / "metrics.csv").dropna(subset="loss_step") for folder in (one, many)]
     for column in STEP:
@@ -153,8 +153,8 @@ def test_two_processes_spend_the_money_of_one(
     lines = [line for line in typed(tmp_path, tiny_policy_dir, prompts_file) if not line.startswith("labeler")]
     with (tmp_path / "toy.py").open("a") as toy:
         toy.write(SHOW_RANK + SOLD)
-    lines += ["data.limit=7", "data.heldout_limit=3", "labeler=vader", f"labeler.labeler._target_=toy.{labeler}"]
-    lines += [*settings, "labeler.budget_money=0.6", *([f"+labeler.labeler.price={price}"] if price else [])]
+    lines += ["data.limit=7", "data.heldout_limit=3", "labeler=vader", f"labeler._target_=toy.{labeler}"]
+    lines += [*settings, "labels.budget_money=0.6", *([f"+labeler.price={price}"] if price else [])]
     launched = {"one": [], "many": ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]}
     bills: dict[str, list[str]] = {}
     for name, processes in launched.items():
@@ -213,7 +213,7 @@ def test_labels_may_take_longer_than_the_strategy_waits(tmp_path, tiny_policy_di
         toy.write(
             "\nimport time\n\ndef slow(prompt, response):\n    time.sleep(3)\n    return vowels(prompt, response)\n"
         )
-    lines += ["labeler.labeler.path=toy.slow", "data.limit=5", f"run_dir={tmp_path / 'run'}"]
+    lines += ["labeler.path=toy.slow", "data.limit=5", f"run_dir={tmp_path / 'run'}"]
     impatient = [
         *("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"),
         "trainer.strategy={_target_: lightning.pytorch.strategies.DDPStrategy, "

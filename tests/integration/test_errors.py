@@ -67,12 +67,12 @@ def test_a_misspelt_key_is_named(refused):
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("labeler.budget=0", "labeler.budget=0 buys nothing; type 1 or more"),
+        ("labels.budget=0", "labels.budget=0 buys nothing; type 1 or more"),
         ("data.responses=1", "data.responses=1 leaves nothing to compare; choose at least 2"),
         ("sampler.temperature=-1", "sampler.temperature=-1 samples nothing; choose >= 0"),
         ("model.name=/no/such/folder", "there is no folder '/no/such/folder'.*check the path"),
-        ("labeler.labeler.path=toy.nosuch", "toy.nosuch.*names no function.*PYTHONPATH"),
-        ("labeler.labeler.path=???", r"labeler.labeler.path must be given; type labeler.labeler.path=\.\.\."),
+        ("labeler.path=toy.nosuch", "toy.nosuch.*names no function.*PYTHONPATH"),
+        ("labeler.path=???", r"labeler.path must be given; type labeler.path=\.\.\."),
         ("loss.beta=0", "loss.beta=0 .*choose beta > 0"),
         ("rounds=0", "rounds=0 trains nothing; choose rounds >= 1"),
     ],
@@ -112,9 +112,9 @@ def test_a_gpu_that_is_not_there(refused, tmp_path):
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("+labeler.labeler.api_key=sk-0123456789", "labeler.labeler.api_key holds a secret.*environment variable"),
+        ("+labeler.api_key=sk-0123456789", "labeler.api_key holds a secret.*environment variable"),
         ("name=sk-canary-0123", "name holds a secret"),
-        ("+labeler.labeler.note='${oc.env:JUDGE_API_KEY}'", "labeler.note holds a secret"),
+        ("+labeler.note='${oc.env:JUDGE_API_KEY}'", "labeler.note holds a secret"),
     ],
 )
 def test_a_key_in_the_configuration(line, told, refused, tmp_path, monkeypatch):
@@ -139,7 +139,7 @@ class Leaking:
 """
     )
     lines[:] = [line for line in lines if not line.startswith("labeler")]
-    named = [*lines, "labeler=vader", "labeler.labeler._target_=leaking.Leaking", "weighting=uniform", "selector=none"]
+    named = [*lines, "labeler=vader", "labeler._target_=leaking.Leaking", "weighting=uniform", "selector=none"]
     train(compose(named), tmp_path / "run")
     files = contents(tmp_path / "run")
     assert {"config.yaml", "ledger.sqlite", "summary.json", "report.html"} <= files.keys()
@@ -210,7 +210,7 @@ def test_a_chat_for_a_tokenizer_without_a_chat_template(refused, tiny_policy_dir
 @pytest.fixture
 def only_compares(lines) -> None:
     lines[:] = [line for line in lines if not line.startswith("labeler")]
-    lines += ["labeler=vader", "labeler.labeler._target_=toy.Longer"]
+    lines += ["labeler=vader", "labeler._target_=toy.Longer"]
 
 
 @pytest.mark.usefixtures("only_compares")
@@ -247,7 +247,7 @@ def test_a_weight_column_of_fresh_responses(refused):
 
 
 def test_given_scores_of_fresh_responses(lines, refused):
-    lines.remove("labeler.labeler.path=toy.vowels")
+    lines.remove("labeler.path=toy.vowels")
     refused("labeler=dataset", told="labeler=dataset.*fresh ones.*data=offline")
 
 
@@ -266,8 +266,10 @@ def test_a_weight_column_with_a_hole(lines, refused, pairs_file):
 
 
 def test_given_scores_of_heldout_answers(lines, refused, pairs_file):
-    lines.remove("labeler.labeler.path=toy.vowels")
-    refused("data=offline", f"data.train={pairs_file}", "labeler=dataset", told="data.heldout=null, or a labeler")
+    lines.remove("labeler.path=toy.vowels")
+    refused(
+        "data=offline", f"data.train={pairs_file}", "labeler=dataset", told="data.heldout=null, or .*evaluation=vader"
+    )
 
 
 # -- a labeler that fails --------------------------------------------------------------------------------------
@@ -279,9 +281,9 @@ def test_given_scores_of_heldout_answers(lines, refused, pairs_file):
 )
 def test_a_labeler_that_fails_on_a_row_loses_no_label(sick, why, lines, tmp_path):
     run, ledger = tmp_path / "run", tmp_path / "run" / "ledger.sqlite"
-    named = [*lines, "labeler.labeler.name=toy", "selector=none"]
+    named = [*lines, "labeler.name=toy", "selector=none"]
     with pytest.raises(ValueError, match=rf"prompt 'p05', response 0: .*{why}.*mend the labeler and resume"):
-        train(compose([*named, f"labeler.labeler.path=toy.{sick}"]), run)
+        train(compose([*named, f"labeler.path=toy.{sick}"]), run)
     before = labels(ledger)
     assert len(before) > 0
     assert "p05" not in set(before["prompt_id"])

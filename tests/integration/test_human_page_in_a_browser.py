@@ -159,7 +159,7 @@ def run(tmp_path, tiny_policy_dir, prompts_file, port) -> Iterator[Callable[...,
     lines = [
         line for line in typed(tmp_path, tiny_policy_dir, prompts_file) if not line.startswith(("labeler", "data.l"))
     ]
-    lines += ["labeler=human", f"labeler.labeler.port={port}", "labeler.labeler.grace=1", "labeler.budget=50"]
+    lines += ["labeler=human", f"labeler.port={port}", "labeler.grace=1", "labels.budget=50"]
     lines += ["selector=none", "weighting=uniform", "rounds=1", "name=labeled"]
     started: list[Running] = []
 
@@ -264,7 +264,7 @@ EVIL = [
 
 def test_what_a_model_wrote_is_text_and_nothing_else(page, port, tmp_path):
     human = Human(str(tmp_path), port=port, grace=0)
-    buyer = LabelBuyer(human, path=str(tmp_path / "ledger.sqlite"))
+    buyer = LabelBuyer(human, ledger=str(tmp_path / "ledger.sqlite"))
     buyer.open("run")
     asked = [(Prompt(f"p{i}", f"{i} {text}"), Response(text), Response(f"not {text}")) for i, text in enumerate(EVIL)]
     verdicts: list[Any] = []

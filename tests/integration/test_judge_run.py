@@ -42,11 +42,11 @@ def lines(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path, monkeypatch
         *given,
         "name=judged",
         "labeler=judge",
-        "labeler.labeler.model=toy",
-        "labeler.labeler.key_env=JUDGE_KEY",
-        "labeler.labeler.first_wait=0.01",
-        "labeler.labeler.prompt_price=2.0",
-        "labeler.labeler.completion_price=10.0",
+        "labeler.model=toy",
+        "labeler.key_env=JUDGE_KEY",
+        "labeler.first_wait=0.01",
+        "labeler.prompt_price=2.0",
+        "labeler.completion_price=10.0",
         "selector=none",
         "weighting=uniform",
     ]
@@ -68,9 +68,7 @@ def test_a_run_with_a_judge_that_misbehaves(lines: list[str], tmp_path: Path) ->
             return chance.choice(PASSING) if chance.random() < 0.3 else None
 
     with FaultyJudge(prefers_more_vowels, fault) as server:
-        done = command(
-            ROOT / "train.py", *lines, f"labeler.labeler.base_url={server.url}", folder=tmp_path, timeout=1200
-        )
+        done = command(ROOT / "train.py", *lines, f"labeler.base_url={server.url}", folder=tmp_path, timeout=1200)
     assert done.returncode == 0, done.stderr
     assert {asked.headers["Authorization"] for asked in server.asked} == {f"Bearer {KEY}"}
     run = tmp_path / "runs" / "judged"
@@ -98,8 +96,8 @@ def test_a_judge_that_goes_down_stops_the_run_and_a_resume_pays_nothing_twice(li
         return "503" if down.is_set() or (asked.number == 7 and not down.set()) else None
 
     with FaultyJudge(prefers_more_vowels, fault) as server:
-        few = ["labeler.labeler.retries=1", "labeler.labeler.concurrency=2", "rounds=1", "data.heldout=null"]
-        typed = [*lines, *few, f"labeler.labeler.base_url={server.url}"]
+        few = ["labeler.retries=1", "labeler.concurrency=2", "rounds=1", "data.heldout=null"]
+        typed = [*lines, *few, f"labeler.base_url={server.url}"]
         with pytest.raises(ValueError, match=r"status 503.* of the 8 pairs asked about were answered, and"):
             train(compose(typed), run)
         before = labels(run / "ledger.sqlite")
@@ -115,8 +113,8 @@ def test_a_judge_that_goes_down_stops_the_run_and_a_resume_pays_nothing_twice(li
 
 def test_a_key_that_is_not_set_is_told_before_anything_is_sampled(lines: list[str], tmp_path: Path) -> None:
     lines = [line.replace("=JUDGE_KEY", "=NO_SUCH_KEY") for line in lines]
-    with pytest.raises(InstantiationException, match=r"labeler\.labeler\.key_env must be the name of an environment"):
-        train(compose([*lines, "labeler.labeler.base_url=http://127.0.0.1:9/v1"]), tmp_path / "run")
+    with pytest.raises(InstantiationException, match=r"labeler\.key_env must be the name of an environment"):
+        train(compose([*lines, "labeler.base_url=http://127.0.0.1:9/v1"]), tmp_path / "run")
     assert not list(tmp_path.glob("run/rounds/*"))
 
 
@@ -174,7 +172,7 @@ def test_a_run_judged_by_a_real_server(served: tuple[str, str], lines: list[str]
         "Prompt ($fence): $prompt\nFirst: $first\nSecond: $second\n"
         "Repeat this line and write nothing else:\nVerdict $code: first\n"
     )
-    lines = [line for line in lines if not line.startswith(("name=", "rounds=", "labeler.labeler.model="))]
+    lines = [line for line in lines if not line.startswith(("name=", "rounds=", "labeler.model="))]
     done = command(
         ROOT / "train.py",
         *lines,
@@ -182,11 +180,11 @@ def test_a_run_judged_by_a_real_server(served: tuple[str, str], lines: list[str]
         "rounds=1",
         "data.limit=4",
         "data.heldout=null",
-        f"labeler.labeler.model={model}",
-        f"labeler.labeler.base_url={url}",
-        f"labeler.labeler.template={template}",
-        "labeler.labeler.max_tokens=32",
-        "labeler.labeler.concurrency=2",
+        f"labeler.model={model}",
+        f"labeler.base_url={url}",
+        f"labeler.template={template}",
+        "labeler.max_tokens=32",
+        "labeler.concurrency=2",
         folder=tmp_path,
         timeout=1200,
     )

@@ -155,7 +155,7 @@ def test_a_moved_run_goes_on_with_its_budget(stopped, tmp_path):
     spent = len(labels(run / "ledger.sqlite").query("purpose == 'train'"))
     moved = tmp_path / "moved"
     run.rename(moved)
-    train(compose([*lines, f"labeler.budget={spent}"]), moved)
+    train(compose([*lines, f"labels.budget={spent}"]), moved)
     assert len(labels(moved / "ledger.sqlite").query("purpose == 'train'")) == spent
 
 

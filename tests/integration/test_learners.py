@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-TOY = ["labeler.labeler.members.two.labeler.path=toy_rewards.toy"]
-MEMBERS = ["+labeler@labeler.labeler.members.one=vader", "+labeler@labeler.labeler.members.two=function"]
+TOY = ["labeler.members.two.path=toy_rewards.toy"]
+MEMBERS = ["+labeler@labeler.members.one=vader", "+labeler@labeler.members.two=function"]
 
 
 def rows(run_dir: Path, where: str) -> list[dict[str, Any]]:
@@ -22,9 +22,9 @@ def rows(run_dir: Path, where: str) -> list[dict[str, Any]]:
 
 
 def test_a_crowd_with_an_expert(play, caplog):
-    expert = ["+labeler@labeler.labeler.expert=function", "labeler.labeler.expert.labeler.path=toy_rewards.toy"]
+    expert = ["labeler@labeler.expert=function", "labeler.expert.path=toy_rewards.toy"]
     with caplog.at_level(logging.INFO, logger="choosy"):
-        run = play("labeler=crowd", *MEMBERS, *TOY, *expert, "labeler.labeler.audit=0.5")
+        run = play("labeler=crowd", *MEMBERS, *TOY, *expert, "labeler.audit=0.5")
     told = rows(run.run_dir, "labeler = 'crowd:one+two'")
     assert {tuple(json.loads(row["raw"])["votes"]) for row in told} == {("one", "two")}
     assert 0 < sum(row["annotator"] == "expert" for row in told) < len(told)
@@ -41,17 +41,17 @@ def test_the_policy_judges_itself(play):
     assert run.summary["reward"]["final"] is not None
     again = play("labeler=contrastive", "weighting=wdpo", name="again")
     assert again.summary["reward"] == run.summary["reward"]
-    current = play("labeler=contrastive", "labeler.labeler.weights=current", "rounds=2", name="current")
+    current = play("labeler=contrastive", "labeler.weights=current", "rounds=2", name="current")
     assert len({row["fingerprint"] for row in rows(current.run_dir, "purpose = 'train'")}) == 2, "a judge a round"
 
 
 def test_a_predictor_saves_labels(play, tiny_policy_dir, caplog):
     with caplog.at_level(logging.INFO, logger="choosy"):
         run = play(
-            *("labeler=predictor", "labeler@labeler.labeler.paid=function"),
-            *("labeler.labeler.paid.labeler.path=toy_rewards.toy", f"labeler.labeler.encoder={tiny_policy_dir}"),
-            *("labeler.labeler.min_labels=6", "labeler.labeler.max_error=0.95", "labeler.labeler.audit=0.3"),
-            *("labeler.labeler.epochs=1", "labeler.labeler.max_length=64", "rounds=3"),
+            *("labeler=predictor", "labeler@labeler.paid=function"),
+            *("labeler.paid.path=toy_rewards.toy", f"labeler.encoder={tiny_policy_dir}"),
+            *("labeler.min_labels=6", "labeler.max_error=0.95", "labeler.audit=0.3"),
+            *("labeler.epochs=1", "labeler.max_length=64", "rounds=3"),
         )
     saved = run.data.run.labels.labeler.saved
     told = rows(run.run_dir, "labeler LIKE 'predictor:%'")
@@ -62,9 +62,7 @@ def test_a_predictor_saves_labels(play, tiny_policy_dir, caplog):
 
 
 def test_a_crowd_of_nobody_says_what_to_type(play):
-    with pytest.raises(
-        Exception, match=r"two members or more, and labeler\.labeler\.members names 0; type for instance"
-    ):
+    with pytest.raises(Exception, match=r"two members or more, and labeler\.members names 0; type for instance"):
         play("labeler=crowd")
 
 

@@ -155,3 +155,12 @@ def test_rows_of_one_prompt_keep_their_own_labels(play, rows_file):
     ]
     run = play(*OFFLINE, rows_file(ranking), "rounds=1")
     assert {(chosen, rejected) for _, chosen, rejected in texts_of_pairs(run)} == {("A", "B"), ("A", "C"), ("B", "C")}
+
+
+def test_heldout_answers_have_a_judge_of_their_own(play, rows_file):
+    run = play("data=offline", "labeler=dataset", rows_file(SCORED), "labeler@labels.evaluation=vader", "rounds=1")
+    with closing(sqlite3.connect(run.run_dir / "ledger.sqlite")) as db:
+        found = dict(db.execute("SELECT purpose, group_concat(DISTINCT labeler) FROM labels GROUP BY purpose"))
+    assert found["train"] == "dataset"
+    assert found["evaluate"].startswith("vader-")
+    assert 0 <= run.summary["win_rate"] <= 1

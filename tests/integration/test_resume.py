@@ -54,7 +54,7 @@ def sampled_rounds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 SETTINGS = {
     "plain": [],
     "moving reference": ["reference=previous_round", "pool.keep=all", "epochs_per_round=2"],
-    "reset": ["reset_policy=each_round", "warmup_steps=3", "labeler.budget=40"],
+    "reset": ["reset_policy=each_round", "warmup_steps=3", "labels.budget=40"],
 }
 
 
@@ -100,7 +100,7 @@ def test_a_damaged_pool_file_is_named_when_the_run_goes_on(play, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("budget", [None, 30], ids=["no budget", "a budget that the round has spent"])
 def test_a_half_written_round_is_played_again(budget, play, sampled_rounds, tmp_path):
-    lines = [*ROUNDS, *([f"labeler.budget={budget}"] if budget else [])]
+    lines = [*ROUNDS, *([f"labels.budget={budget}"] if budget else [])]
     with pytest.raises(Killed):
         play(*lines, callbacks=[Kill(1, None)])
     whole = play(*lines, name="whole")

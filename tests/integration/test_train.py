@@ -209,8 +209,8 @@ def labeler_lines(tmp_path: Path, tiny_policy_dir: Path) -> dict[str, list[str]]
     rows.write_text("".join(json.dumps(row) + "\n" for row in given))
     offline = ["data=offline", f"data.train={rows}", "data.heldout=null"]
     return {
-        "function": ["labeler.labeler.path=toy_rewards.toy"],
-        "reward_model": [f"labeler.labeler.model={judge}"],
+        "function": ["labeler.path=toy_rewards.toy"],
+        "reward_model": [f"labeler.model={judge}"],
         "dataset": offline,
         "vader": offline,
         "noisy": offline,
@@ -271,7 +271,7 @@ def test_certainty_takes_the_log_probs_that_sampling_gave(play, monkeypatch):
 
 @pytest.mark.parametrize(("responses", "budget", "affordable"), [(2, 10, 10), (3, 10, 9)])
 def test_a_budget_is_never_exceeded_and_the_run_goes_on(responses, budget, affordable, play, capsys):
-    run = play(f"labeler.budget={budget}", f"data.responses={responses}")
+    run = play(f"labels.budget={budget}", f"data.responses={responses}")
     assert f"The label budget of {budget} is spent" in capsys.readouterr().err
     assert run.summary["rounds"] == 2
     assert run.summary["labels"]["budget"] == budget
@@ -281,9 +281,9 @@ def test_a_budget_is_never_exceeded_and_the_run_goes_on(responses, budget, affor
 
 
 def test_labels_of_a_shared_ledger_are_free_for_the_next_run(play, tmp_path):
-    ledger = f"labeler.path={tmp_path}/shared.sqlite"
+    ledger = f"labels.ledger={tmp_path}/shared.sqlite"
     one = play(ledger, name="one")
-    two = play(ledger, "labeler.budget=1", name="two")
+    two = play(ledger, "labels.budget=1", name="two")
     assert one.summary["labels"]["spent"] > 0
     assert two.summary["labels"] == {
         **{"spent": 0, "evaluation": 0, "budget": 1},
@@ -453,7 +453,7 @@ def test_round_files_tell_what_they_are_about(play):
 
 
 def test_a_spent_budget_samples_no_more(play, capsys):
-    run = play("labeler.budget=10", "data.limit=5")
+    run = play("labels.budget=10", "data.limit=5")
     assert "The label budget of 10 is spent; training goes on with its pairs" in capsys.readouterr().err
     assert set(run.round(0)["origin"]) == {"sampled"}
     assert set(run.round(1)["origin"]) == {"reused"}

@@ -52,7 +52,7 @@ def typed(folder: Path, policy: Path, prompts: Path) -> list[str]:
         "data.limit=8",
         "data.heldout_limit=4",
         "labeler=function",
-        "labeler.labeler.path=toy.vowels",
+        "labeler.path=toy.vowels",
         "rounds=2",
         "sampler.max_new_tokens=6",
         "batching.batch_size=4",

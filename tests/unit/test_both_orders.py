@@ -78,7 +78,7 @@ def test_what_was_said_and_paid_is_that_of_both(tmp_path: Path) -> None:
     assert (json.loads(answer.raw), answer.cost, answer.annotator) == (["said 0", "said 1"], 0.2, "j")
     both = BothOrders(Judge(longer))
     assert (both.name, both.fingerprint, both.price, both.judgements) == ("judge in both orders", "template", 0.5, 2)
-    buyer = LabelBuyer(both, path=str(tmp_path / "ledger.sqlite"), budget=5)
+    buyer = LabelBuyer(both, ledger=str(tmp_path / "ledger.sqlite"), budget=5)
     buyer.open("a")
     assert buyer.compare(ITEMS) == ["second", "tie", None, None]
     assert (buyer.spent, buyer.money, buyer.exhausted) == (4, 1.0, True)
@@ -94,7 +94,7 @@ def test_an_answer_comes_as_soon_as_both_orders_are_there() -> None:
 def test_an_error_names_the_pair(tmp_path: Path) -> None:
     judge = Hasty(longer)
     judge.breaks_at = 5
-    buyer = LabelBuyer(BothOrders(judge), path=str(tmp_path / "ledger.sqlite"))
+    buyer = LabelBuyer(BothOrders(judge), ledger=str(tmp_path / "ledger.sqlite"))
     buyer.open("a")
     with pytest.raises(ValueError, match=r"prompt 'p2', question 2: .*RuntimeError: cut"):
         buyer.compare(ITEMS)
@@ -107,5 +107,5 @@ def test_scores_have_no_order() -> None:
 
 
 def test_one_label_for_a_pair_asked_twice_is_no_budget(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"labeler.budget=1 buys nothing; type 2 or more"):
-        LabelBuyer(BothOrders(Judge(longer)), path=str(tmp_path / "ledger.sqlite"), budget=1)
+    with pytest.raises(ValueError, match=r"labels.budget=1 buys nothing; type 2 or more"):
+        LabelBuyer(BothOrders(Judge(longer)), ledger=str(tmp_path / "ledger.sqlite"), budget=1)

@@ -29,7 +29,7 @@ HYDRA: dict[str, Any] = {
         "train": "prompts.jsonl",
         "run_dir": "runs/a",
         "rounds": 2,
-        "labels": {"_target_": "choosy.labeling.buyer.LabelBuyer", "path": "runs/a/ledger.sqlite", "budget": None},
+        "labels": {"_target_": "choosy.labeling.buyer.LabelBuyer", "ledger": "runs/a/ledger.sqlite", "budget": None},
     },
     "trainer": {"devices": 1, "max_epochs": 2, "callbacks": [{"_target_": "callbacks.optune.OPTune", "fraction": 0.3}]},
 }
@@ -57,7 +57,7 @@ def test_the_same_configuration_has_no_changes():
         ({"module__optimizer__lr": 2e-4}, ["lr: 0.0001 -> 0.0002"]),
         ({"data__rounds": 4, "trainer__max_epochs": 4}, ["rounds: 2 -> 4"]),
         ({"trainer__devices": 8}, ["trainer.devices: 1 -> 8"]),
-        ({"data__labels__budget": 9}, ["labeler.budget: not set -> 9"]),
+        ({"data__labels__budget": 9}, ["labels.budget: not set -> 9"]),
         ({"seed": 1}, ["seed: 0 -> 1"]),
         ({"trainer__callbacks": []}, ["callbacks.OPTune: 'callbacks.optune.OPTune' -> not set",
                                       "callbacks.OPTune.fraction: 0.3 -> not set"]),
@@ -68,7 +68,7 @@ def test_a_change_is_told_in_the_words_of_the_menu(settings, told):
 
 
 def test_a_folder_that_was_moved_is_no_change():
-    moved = changed(run_dir="runs/b", data__run_dir="runs/b", data__labels__path="runs/b/ledger.sqlite")
+    moved = changed(run_dir="runs/b", data__run_dir="runs/b", data__labels__ledger="runs/b/ledger.sqlite")
     assert changes(HYDRA, moved) == []
 
 

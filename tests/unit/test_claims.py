@@ -75,7 +75,7 @@ def diary(tmp_path: Path) -> Path:
 
 
 def opened(path: Path, labeler: Any, run: str = "a", **budgets: Any) -> LabelBuyer:
-    buyer = LabelBuyer(labeler, path=str(path), **budgets)
+    buyer = LabelBuyer(labeler, ledger=str(path), **budgets)
     buyer.open(run)
     return buyer
 

@@ -96,7 +96,7 @@ def test_the_start_s_weights_judge_and_the_policy_is_left_as_it_was(moved: Polic
 
 def test_labels_of_other_weights_are_not_reused(moved: Policy, tmp_path: Path) -> None:
     for weights, bought in (("start", 2), ("current", 4)):
-        buyer = LabelBuyer(labeler(None, weights=weights), path=str(tmp_path / f"{weights}.sqlite"))
+        buyer = LabelBuyer(labeler(None, weights=weights), ledger=str(tmp_path / f"{weights}.sqlite"))
         buyer.use_policy(moved)
         buyer.open("run")
         candidates = [Candidates(CHAT, (Response("fine"), Response("bad")))]
@@ -114,7 +114,7 @@ def test_the_instruction_goes_where_the_template_takes_it(policy: Policy, tiny_p
     )
     picky = Policy(str(tiny_policy_dir), lora=Lora(r=4), dtype="float32", chat_template=template)
     picky.load(device=torch.device("cpu"), seed=0)
-    with pytest.raises(ValueError, match=r"system turn \(no system turn\); type labeler\.labeler\.place=user"):
+    with pytest.raises(ValueError, match=r"system turn \(no system turn\); type labeler\.place=user"):
         labeler(picky).score([(CHAT, Response("fine"))])
     (reward,) = labeler(picky, place="user").score([(CHAT, Response("fine"))])
     turns = [Prompt("", "", (Message("user", f"{text}\n\nHow was it?"),)) for text in (GOOD, BAD)]
@@ -141,10 +141,10 @@ def test_it_scores_and_says_what_it_needs() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"bad": GOOD}, r"needs two different instructions.*type labeler\.labeler\.good='...'"),
+        ({"bad": GOOD}, r"needs two different instructions.*type labeler\.good='...'"),
         ({"good": " "}, r"needs two different instructions"),
-        ({"weights": "mine"}, r"labeler\.labeler\.weights=mine is none of start, current"),
-        ({"place": "top"}, r"labeler\.labeler\.place=top is none of system, user"),
+        ({"weights": "mine"}, r"labeler\.weights=mine is none of start, current"),
+        ({"place": "top"}, r"labeler\.place=top is none of system, user"),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], words: str) -> None:

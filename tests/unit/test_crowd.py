@@ -40,7 +40,7 @@ class Worker:
 @pytest.fixture
 def buyer_of(tmp_path: Path):
     def buyer(labeler: Any, **options: Any) -> LabelBuyer:
-        return LabelBuyer(labeler, path=str(tmp_path / "ledger.sqlite"), **options)
+        return LabelBuyer(labeler, ledger=str(tmp_path / "ledger.sqlite"), **options)
 
     return buyer
 
@@ -56,7 +56,7 @@ def truth(pairs: Any = PAIRS) -> list[str]:
 
 
 def test_a_crowd_only_compares(buyer_of) -> None:
-    crowd = Crowd({"one": buyer_of(Vader()), "two": buyer_of(Worker("w"))})
+    crowd = Crowd({"one": Vader(), "two": Worker("w")})
     assert isinstance(crowd, Compares)
     assert not isinstance(crowd, Scores)
     assert crowd.judgements == 3, "two scores and a verdict"
@@ -66,11 +66,11 @@ def test_a_crowd_only_compares(buyer_of) -> None:
 def test_one_expert_among_guessers_is_found_by_audits(buyer_of) -> None:
     """Two always say first, one is always right: after the audits only the third counts."""
     members = {
-        "good": buyer_of(Worker("good")),
-        "lazy": buyer_of(Worker("lazy", says="first")),
-        "idle": buyer_of(Worker("idle", says="first")),
+        "good": Worker("good"),
+        "lazy": Worker("lazy", says="first"),
+        "idle": Worker("idle", says="first"),
     }
-    crowd = Crowd(members, expert=buyer_of(Worker("expert")), audit=0.5)
+    crowd = Crowd(members, expert=Worker("expert"), audit=0.5)
     buyer = buyer_of(crowd)
     buyer.open("run")
     verdicts = buyer.compare(PAIRS)
@@ -83,7 +83,7 @@ def test_one_expert_among_guessers_is_found_by_audits(buyer_of) -> None:
 def test_votes_are_kept_and_charged_once(buyer_of, tmp_path: Path) -> None:
     expert = Worker("expert", price=1.0)
     workers = [Worker(name, price=0.1) for name in "abc"]
-    crowd = Crowd({w.name: buyer_of(w) for w in workers}, expert=buyer_of(expert), audit=0.2)
+    crowd = Crowd({w.name: w for w in workers}, expert=expert, audit=0.2)
     buyer = buyer_of(crowd)
     buyer.open("run")
     buyer.compare(PAIRS)
@@ -95,7 +95,7 @@ def test_votes_are_kept_and_charged_once(buyer_of, tmp_path: Path) -> None:
     assert buyer.money == pytest.approx(0.1 * 120 + audited)
     votes = rows(tmp_path, "a")
     assert len(votes) == 40
-    assert {vote["run"] for vote in votes} == {"run#a"}
+    assert {vote["run"] for vote in votes} == {"run#crowd:a+b+c#a"}
     told = rows(tmp_path, "crowd:a+b+c")
     assert json.loads(told[0]["raw"])["votes"] == dict.fromkeys("abc", truth()[0])
     assert sum(row["annotator"] == "expert" for row in told) == audited
@@ -108,7 +108,7 @@ def test_votes_are_kept_and_charged_once(buyer_of, tmp_path: Path) -> None:
 
 
 def test_the_budget_counts_votes(buyer_of) -> None:
-    crowd = Crowd({name: buyer_of(Worker(name)) for name in "abc"})
+    crowd = Crowd({name: Worker(name) for name in "abc"})
     buyer = buyer_of(crowd, budget=20)
     buyer.open("run")
     verdicts = buyer.compare(PAIRS)
@@ -120,9 +120,8 @@ def test_an_interrupted_crowd_goes_on_as_if_nothing_had_been(buyer_of, tmp_path:
     def crowd(where: Path) -> tuple[LabelBuyer, list[Worker]]:
         workers = [Worker("a", range(0, 40, 3)), Worker("b", range(0, 40, 2)), Worker("c", range(15))]
         workers.append(Worker("expert"))
-        buyers = [LabelBuyer(w, path=str(where / "ledger.sqlite")) for w in workers]
-        labeler = Crowd(dict(zip("abc", buyers[:3], strict=True)), expert=buyers[3], audit=0.3, memory=30)
-        buyer = LabelBuyer(labeler, path=str(where / "ledger.sqlite"))
+        labeler = Crowd(dict(zip("abc", workers[:3], strict=True)), expert=workers[3], audit=0.3, memory=30)
+        buyer = LabelBuyer(labeler, ledger=str(where / "ledger.sqlite"))
         buyer.open("run")
         return buyer, workers
 
@@ -144,22 +143,22 @@ def test_an_interrupted_crowd_goes_on_as_if_nothing_had_been(buyer_of, tmp_path:
 
 def test_ties_invalid_votes_and_spent_members_are_no_votes(buyer_of) -> None:
     members = {
-        "tie": buyer_of(Worker("tie", says="tie")),
-        "broken": buyer_of(Worker("broken", says="invalid")),
-        "capped": buyer_of(Worker("capped"), budget=5),
+        "tie": Worker("tie", says="tie"),
+        "broken": Worker("broken", says="invalid"),
+        "capped": Worker("capped"),
     }
-    buyer = buyer_of(Crowd(members))
+    buyer = buyer_of(Crowd(members, budgets={"capped": 5}))
     buyer.open("run")
     assert buyer.compare(PAIRS[:10]) == truth()[:5] + ["tie"] * 5
-    broken = buyer_of(Crowd({name: buyer_of(Worker(name, says="invalid")) for name in ("x", "y")}))
+    broken = buyer_of(Crowd({name: Worker(name, says="invalid") for name in ("x", "y")}))
     broken.open("run")
     assert broken.compare(PAIRS[:2]) == ["invalid"] * 2
 
 
 def test_a_crowd_without_money_says_so(buyer_of) -> None:
-    buyer = buyer_of(Crowd({name: buyer_of(Worker(name), budget=1) for name in "ab"}))
+    buyer = buyer_of(Crowd({name: Worker(name) for name in "ab"}, budgets={"a": 1, "b": 1}))
     buyer.open("run")
-    with pytest.raises(ValueError, match=r"no member of crowd:a\+b has a budget left; raise the members' budgets"):
+    with pytest.raises(ValueError, match=r"no member of crowd:a\+b has a budget left; raise labeler.budgets"):
         buyer.compare(PAIRS)
 
 
@@ -168,21 +167,22 @@ def test_a_crowd_without_money_says_so(buyer_of) -> None:
     [
         (
             {"members": 1},
-            r"has two members or more, and labeler\.labeler\.members names 1; type for instance \+labeler@",
+            r"has two members or more, and labeler\.members names 1; type for instance \+labeler@",
         ),
-        ({"audit": 0.0}, r"labeler\.labeler\.audit=0\.0 is no share of the pairs; type a number above 0"),
-        ({"memory": 1.0}, r"labeler\.labeler\.memory=1\.0 remembers nothing; type more than 1, or null"),
+        ({"audit": 0.0}, r"labeler\.audit=0\.0 is no share of the pairs; type a number above 0"),
+        ({"budgets": {"d": 5}}, r"labeler\.budgets\.d is the budget of no member; members: a, b, c"),
+        ({"memory": 1.0}, r"labeler\.memory=1\.0 remembers nothing; type more than 1, or null"),
     ],
 )
 def test_what_is_refused(buyer_of, options: dict[str, Any], words: str) -> None:
-    members = {name: buyer_of(Worker(name)) for name in "abc"[: options.pop("members", 3)]}
+    members = {name: Worker(name) for name in "abc"[: options.pop("members", 3)]}
     with pytest.raises(ValueError, match=words):
         Crowd(members, **options)
 
 
 def test_another_crowd_asks_anew(buyer_of) -> None:
     """Who is asked and how they are measured is part of the key, so that another crowd's verdicts are not reused."""
-    members = {name: buyer_of(Worker(name)) for name in "ab"}
+    members = {name: Worker(name) for name in "ab"}
     prints = {Crowd(members, **options).fingerprint for options in ({}, {"memory": 9.0}, {"expert": members["a"]})}
     assert len(prints) == 3
     assert Crowd(members).fingerprint == Crowd(members).fingerprint

@@ -310,7 +310,7 @@ def human(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Human:
 
 @pytest.fixture
 def buyer(human: Human, tmp_path: Path) -> LabelBuyer:
-    buyer = LabelBuyer(human, path=str(tmp_path / "ledger.sqlite"), budget=10)
+    buyer = LabelBuyer(human, ledger=str(tmp_path / "ledger.sqlite"), budget=10)
     buyer.open("run")
     return buyer
 
@@ -347,9 +347,9 @@ def test_another_instruction_or_overlap_is_another_judgement(tmp_path):
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ({"overlap": 0}, "labeler.labeler.overlap=0 makes no sense; type 1 or more"),
-        ({"hold": -1}, "labeler.labeler.hold=-1 makes no sense; type 0 or more"),
-        ({"grace": -1}, "labeler.labeler.grace=-1 makes no sense"),
+        ({"overlap": 0}, "labeler.overlap=0 makes no sense; type 1 or more"),
+        ({"hold": -1}, "labeler.hold=-1 makes no sense; type 0 or more"),
+        ({"grace": -1}, "labeler.grace=-1 makes no sense"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused(how, told, tmp_path):
@@ -394,7 +394,7 @@ class Fickle:
 
 def test_an_answer_that_is_taken_back_leaves_no_trace_in_what_is_trained_on(tmp_path):
     fickle = Fickle()
-    buyer = LabelBuyer(fickle, path=str(tmp_path / "ledger.sqlite"), budget=4)
+    buyer = LabelBuyer(fickle, ledger=str(tmp_path / "ledger.sqlite"), budget=4)
     buyer.open("run")
     assert buyer.compare(asked(2)) == ["second", "second"]
     assert rows(tmp_path / "ledger.sqlite") == [("p0", "second", ""), ("p1", "second", "")]
@@ -408,11 +408,11 @@ def test_an_answer_that_is_taken_back_leaves_no_trace_in_what_is_trained_on(tmp_
 
 def test_a_buyer_without_heldout_answers_asks_nobody_about_them(tmp_path):
     fickle = Fickle()
-    buyer = LabelBuyer(fickle, path=str(tmp_path / "ledger.sqlite"), heldout=False)
+    buyer = LabelBuyer(fickle, ledger=str(tmp_path / "ledger.sqlite"), evaluation="nobody")
     buyer.open("run")
     answers = [Candidates(prompt, (replace(one, ids=(1, 2), logp=-1.0, logp_ref=-3.0),)) for prompt, one, _ in asked(2)]
     start = {c.prompt.id: c for c in answers}
-    result = evaluate(answers, start, buyer)
+    result = evaluate(answers, start, buyer.evaluator)
     assert fickle.told == []
     assert result.metrics == {
         **{"reward": None, "win_rate": None, "ties": None, "invalid": None},

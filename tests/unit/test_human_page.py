@@ -94,7 +94,7 @@ def test_a_port_that_is_taken_is_told_with_what_to_type(tmp_path):
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=f"127.0.0.1 port {port} .*labeler.labeler.port=0 for any that is free"):
+        with pytest.raises(ValueError, match=f"127.0.0.1 port {port} .*labeler.port=0 for any that is free"):
             serve(Human(str(tmp_path), port=port))
 
 

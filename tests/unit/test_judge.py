@@ -280,7 +280,7 @@ def test_a_template_that_asks_in_vain(tmp_path: Path, text: str, words: str) -> 
 
 
 def test_a_template_that_is_not_there() -> None:
-    with pytest.raises(ValueError, match=r"labeler.labeler.template='no.txt' cannot be read .*or null"):
+    with pytest.raises(ValueError, match=r"labeler.template='no.txt' cannot be read .*or null"):
         Judge("toy", base_url="http://localhost/v1", template="no.txt")
 
 
@@ -451,7 +451,7 @@ def test_retry_after_is_heeded_by_every_request(fault: str) -> None:
 
 
 def test_an_endpoint_that_asks_for_too_much_patience_stops_the_run() -> None:
-    told = r"status 429 and the wish to wait 3600 s, more than labeler.labeler.longest_wait=2"
+    told = r"status 429 and the wish to wait 3600 s, more than labeler.longest_wait=2"
     with FaultyJudge(fault=lambda asked: "429", retry_after="3600") as server:
         start = time.monotonic()
         with pytest.raises(Unanswered, match=told):
@@ -589,9 +589,7 @@ def test_an_address_with_a_secret_is_refused_and_not_repeated(options: Any) -> N
 
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://localhost/v1", "file:///etc/passwd", "http://", "/v1"])
 def test_what_is_no_address_is_refused(url: str) -> None:
-    with pytest.raises(
-        ValueError, match=r"is no http address; type for instance labeler.labeler.base_url=http://local"
-    ):
+    with pytest.raises(ValueError, match=r"is no http address; type for instance labeler.base_url=http://local"):
         Judge("toy", base_url=url)
 
 
@@ -619,7 +617,7 @@ def test_the_key_goes_to_the_endpoint_and_nowhere_else(
     echo = FaultyJudge(lambda asked: f"You sent {asked.headers['Authorization']}.\n" + asked.verdict("first"))
     with echo as server:
         made = judge(server, key_env="JUDGE_KEY")
-        buyer = LabelBuyer(made, path=str(tmp_path / "ledger.sqlite"))
+        buyer = LabelBuyer(made, ledger=str(tmp_path / "ledger.sqlite"))
         buyer.open("run")
         assert buyer.compare(items(2)) == ["tie", "tie"]
     assert {asked.headers["Authorization"] for asked in server.asked} == {f"Bearer {KEY}"}
@@ -693,7 +691,7 @@ def test_the_buyer_keeps_what_was_answered_and_a_resume_buys_the_rest(tmp_path: 
         return "503" if broken[0] and "question 17" in asked.user else None
 
     with FaultyJudge(fault=fault) as server:
-        buyer = LabelBuyer(judge(server, retries=1, concurrency=3), path=str(tmp_path / "ledger.sqlite"))
+        buyer = LabelBuyer(judge(server, retries=1, concurrency=3), ledger=str(tmp_path / "ledger.sqlite"))
         buyer.open("run")
         with pytest.raises(ValueError, match=r"no label for prompt 'question 17'.*status 503.*a resume goes on"):
             buyer.compare(asked)
@@ -711,7 +709,7 @@ def test_the_buyer_keeps_what_was_answered_and_a_resume_buys_the_rest(tmp_path: 
 def test_a_budget_of_money_is_kept(tmp_path: Path) -> None:
     with FaultyJudge(prefers_longer, usage=(100, 0)) as server:
         made = judge(server, prompt_price=1e4, price=2.0)  # each request costs 1
-        buyer = LabelBuyer(made, path=str(tmp_path / "ledger.sqlite"), budget_money=7.0)
+        buyer = LabelBuyer(made, ledger=str(tmp_path / "ledger.sqlite"), budget_money=7.0)
         buyer.open("run")
         assert [verdict is not None for verdict in buyer.compare(items(5))] == [True, True, True, False, False]
         assert buyer.money == pytest.approx(6.0)
@@ -721,16 +719,16 @@ def test_a_budget_of_money_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"concurrency": 0}, "labeler.labeler.concurrency=0: type 1 or more"),
-        ({"max_tokens": 0}, "labeler.labeler.max_tokens=0: type 1 or more"),
-        ({"retries": -1}, "labeler.labeler.retries=-1: type 0 or more"),
-        ({"prompt_price": -1.0}, "labeler.labeler.prompt_price=-1.0: type 0 or more"),
-        ({"completion_price": float("nan")}, "labeler.labeler.completion_price=nan: type 0 or more"),
-        ({"requests_per_minute": 0}, "labeler.labeler.requests_per_minute=0: type more than 0"),
-        ({"tokens_per_minute": -5}, "labeler.labeler.tokens_per_minute=-5: type more than 0"),
-        ({"total_timeout": 0}, "labeler.labeler.total_timeout=0: type more than 0"),
-        ({"price": 0.0}, "labeler.labeler.price=0.0: type the most that one pair may cost, or null"),
-        ({"limit": "max"}, "labeler.labeler.limit='max': type max_tokens or max_completion_tokens"),
+        ({"concurrency": 0}, "labeler.concurrency=0: type 1 or more"),
+        ({"max_tokens": 0}, "labeler.max_tokens=0: type 1 or more"),
+        ({"retries": -1}, "labeler.retries=-1: type 0 or more"),
+        ({"prompt_price": -1.0}, "labeler.prompt_price=-1.0: type 0 or more"),
+        ({"completion_price": float("nan")}, "labeler.completion_price=nan: type 0 or more"),
+        ({"requests_per_minute": 0}, "labeler.requests_per_minute=0: type more than 0"),
+        ({"tokens_per_minute": -5}, "labeler.tokens_per_minute=-5: type more than 0"),
+        ({"total_timeout": 0}, "labeler.total_timeout=0: type more than 0"),
+        ({"price": 0.0}, "labeler.price=0.0: type the most that one pair may cost, or null"),
+        ({"limit": "max"}, "labeler.limit='max': type max_tokens or max_completion_tokens"),
         ({"options": {"stream": True, "n": 2}}, "options sets n, stream, which the judge sets itself"),
     ],
 )

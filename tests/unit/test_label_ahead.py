@@ -73,20 +73,20 @@ def bought(path: Path) -> int:
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[LabelBuyer, LabelAhead]]:
-    """An open desk and what buys there ahead: made(labeler, budget=3)."""
+    """An open buyer and what buys there ahead: made(labeler, budget=3)."""
     monkeypatch.setattr(module, "POLL", 0.01)
 
     def opened(labeler: Any, **budgets: Any) -> tuple[LabelBuyer, LabelAhead]:
-        desk = LabelBuyer(labeler, path=str(tmp_path / "ledger.sqlite"), **budgets)
-        desk.open("a")
-        return desk, LabelAhead(desk, lambda some: desk.compare([(c.prompt, *c.responses) for c in some]))  # type: ignore[misc]
+        buyer = LabelBuyer(labeler, ledger=str(tmp_path / "ledger.sqlite"), **budgets)
+        buyer.open("a")
+        return buyer, LabelAhead(buyer, lambda some: buyer.compare([(c.prompt, *c.responses) for c in some]))  # type: ignore[misc]
 
     return opened
 
 
 def test_what_is_kept_is_bought_and_found_by_who_asks_for_it_later(made, tmp_path) -> None:
     labeler, kept = Far(), Kept()
-    desk, ahead = made(labeler)
+    buyer, ahead = made(labeler)
     with ahead:
         ahead.start(kept, prompts=5, responses=2)
         kept.new = given(0, 1)
@@ -97,9 +97,9 @@ def test_what_is_kept_is_bought_and_found_by_who_asks_for_it_later(made, tmp_pat
         labeler.leave.release()
         assert ahead.finish() == 3, "what is under way is waited for"
         labeler.leave.release(2)
-        assert desk.compare([(c.prompt, *c.responses) for c in given(0, 1, 2, 3, 4)]) == ["first"] * 5
+        assert buyer.compare([(c.prompt, *c.responses) for c in given(0, 1, 2, 3, 4)]) == ["first"] * 5
     assert labeler.asked == ["p0", "p1", "p2", "p3", "p4"], "nothing is asked twice"
-    assert desk.spent == 5
+    assert buyer.spent == 5
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_an_error_is_raised_where_the_round_is_played(made) -> None:
 
 def test_when_the_round_fails_the_purchase_ends_with_the_next_answer(made, tmp_path) -> None:
     labeler, kept = Far(), Kept()
-    desk, ahead = made(labeler)
+    buyer, ahead = made(labeler)
     kept.new = given(*range(5))
 
     def sample() -> None:
@@ -170,7 +170,7 @@ def test_when_the_round_fails_the_purchase_ends_with_the_next_answer(made, tmp_p
         sample()
     assert bought(tmp_path / "ledger.sqlite") == 2, "the answer that was under way is kept, and no other is asked for"
     labeler.leave.release(3)
-    assert desk.compare([(c.prompt, *c.responses) for c in given(*range(5))]) == ["first"] * 5, "the desk goes on"
+    assert buyer.compare([(c.prompt, *c.responses) for c in given(*range(5))]) == ["first"] * 5, "the buyer goes on"
     assert labeler.asked == ["p0", "p1", "p2", "p3", "p4"]
 
 

@@ -30,6 +30,7 @@ from choosy.labeling.noisy import Noisy
 from choosy.labeling.protocols import COMPARE, SCORE, Compares, Scores
 from choosy.labeling.reward_model import RewardModel
 from choosy.labeling.vader import Vader
+from choosy.main import compose
 from choosy.types import Candidates, Message, Prompt, Response
 
 PROMPT = Prompt("p", "How was the film?")
@@ -91,7 +92,7 @@ def test_a_function_gets_the_two_texts() -> None:
     ],
 )
 def test_a_path_that_names_no_function_says_what_to_type(path: str, words: str) -> None:
-    with pytest.raises(ValueError, match=rf"labeler\.labeler\.path='{path}' {words}"):
+    with pytest.raises(ValueError, match=rf"labeler\.path='{path}' {words}"):
         Function(path)
 
 
@@ -258,15 +259,13 @@ def test_a_model_that_is_no_reward_model_is_an_error(
         ("contrastive", {}, Contrastive),
     ],
 )
-def test_every_entry_of_the_menu_is_a_buyer(tmp_path: Path, entry: str, required: Any, labeler: type) -> None:
-    config = OmegaConf.create({"run_dir": str(tmp_path), "seed": 0, "labeler": OmegaConf.load(MENU / f"{entry}.yaml")})
-    assert config.labeler.budget is None
-    config.labeler.labeler.update(required)
-    config.labeler.budget = 3
-    buyer = instantiate(config.labeler)
+def test_every_entry_of_the_menu_is_a_labeler(tmp_path: Path, entry: str, required: Any, labeler: type) -> None:
+    typed = [f"labeler.{name}={value}" for name, value in required.items()]
+    cfg = compose([f"labeler={entry}", *typed, f"run_dir={tmp_path}", "labels.budget=3"])
+    buyer = instantiate(cfg.labels)
     assert isinstance(buyer, LabelBuyer)
     assert isinstance(buyer.labeler, labeler)
-    assert buyer.budget == 3
+    assert (buyer.budget, buyer.evaluator) == (3, buyer)
     buyer.open("a")
     assert (tmp_path / "ledger.sqlite").exists()
 
@@ -279,7 +278,7 @@ def test_the_menu_is_tested_whole() -> None:
 def test_the_table_of_what_labelers_can_is_that_of_the_menu() -> None:
     can: dict[str, set[str]] = {"score": set(), "compare": set()}
     for path in MENU.glob("*.yaml"):
-        target = OmegaConf.load(path).labeler._target_
+        target = OmegaConf.load(path)._target_
         for method in can:
             if hasattr(get_class(target), method) and path.stem != "noisy":  # it can what the one within can
                 can[method].add(path.stem)
@@ -287,7 +286,7 @@ def test_the_table_of_what_labelers_can_is_that_of_the_menu() -> None:
 
 
 def test_the_buyer_says_which_response_the_data_did_not_score(tmp_path: Path) -> None:
-    buyer = LabelBuyer(Dataset(), path=str(tmp_path / "ledger.sqlite"))
+    buyer = LabelBuyer(Dataset(), ledger=str(tmp_path / "ledger.sqlite"))
     buyer.open("a")
     with pytest.raises(ValueError, match=r"dataset gave no label for prompt 'p', response 1: 'sampled'.*no gold"):
         buyer.score([Candidates(PROMPT, (Response("given", gold=1.0), Response("sampled")))])

@@ -66,7 +66,7 @@ def full(tmp_path: Path) -> Ledger:
     """A ledger with four verdicts and two scores."""
     path = str(tmp_path / "full.sqlite")
     for labeler in (Judge(), Scorer()):
-        buyer = LabelBuyer(labeler, path=path)
+        buyer = LabelBuyer(labeler, ledger=path)
         buyer.open("/runs/a")
         if isinstance(labeler, Judge):
             buyer.compare(ITEMS)
@@ -85,7 +85,7 @@ def empty(tmp_path: Path) -> Ledger:
 @pytest.fixture
 def waiting(tmp_path: Path) -> LabelBuyer:
     """A buyer whose run waits for four verdicts."""
-    buyer = LabelBuyer(Later(), path=str(tmp_path / "waiting.sqlite"), budget=4)
+    buyer = LabelBuyer(Later(), ledger=str(tmp_path / "waiting.sqlite"), budget=4)
     buyer.open("/runs/a")
     with pytest.raises(Postponed):
         buyer.compare(ITEMS)
@@ -110,7 +110,7 @@ def test_what_goes_out_comes_back(full: Ledger, empty: Ledger, tmp_path: Path, f
 def test_imported_labels_are_not_bought_again(full: Ledger, empty: Ledger, tmp_path: Path) -> None:
     export_labels(full, tmp_path / "labels.csv")
     import_labels(tmp_path / "labels.csv", empty)
-    buyer = LabelBuyer(Judge(), path=empty.path)
+    buyer = LabelBuyer(Judge(), ledger=empty.path)
     buyer.open("/runs/b")
     assert buyer.compare([(prompt, two, one) for prompt, one, two in ITEMS]) == ["second", "first", "tie", "invalid"]
     assert (buyer.spent, buyer.reused, buyer.money) == (0, 4, 0.0)
@@ -212,7 +212,7 @@ def test_what_the_real_programs_export(empty: Ledger, file: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_what_is_wanted_goes_out_and_is_answered(waiting: LabelBuyer, tmp_path: Path, form: Form) -> None:
-    ledger, file = Ledger(waiting._ledger.path), tmp_path / f"wanted{SUFFIX[form]}"
+    ledger, file = Ledger(waiting.ledger.path), tmp_path / f"wanted{SUFFIX[form]}"
     assert export_labels(ledger, file, form=form, wanted=True) == 4
     with pytest.raises(ValueError, match="holds no label: none of its 4 rows has a verdict or a score"):
         import_labels(file, ledger)
@@ -232,7 +232,7 @@ def test_a_row_may_tell_a_question_in_words(waiting: LabelBuyer, tmp_path: Path)
         {"prompt": "New?", "response_first": "y"},
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    ledger = Ledger(waiting._ledger.path)
+    ledger = Ledger(waiting.ledger.path)
     assert import_labels(file, ledger, labeler="later") == Imported(2, 0, 1, [])
     assert len(ledger.rows("wanted")) == 3
     with pytest.raises(Postponed):
@@ -351,7 +351,7 @@ def test_the_command_line(
     run_command(["labels", "import", str(tmp_path / "new.sqlite"), str(tmp_path / "out.json")])
     run_command(["labels", "stats", str(tmp_path / "new.sqlite")])
     to = str(tmp_path / "wanted.json")
-    run_command(["labels", "export", waiting._ledger.path, to, "--wanted", "--form", "label-studio"])
+    run_command(["labels", "export", waiting.ledger.path, to, "--wanted", "--form", "label-studio"])
     told = capsys.readouterr().out
     for words in (
         "6 labels in ",

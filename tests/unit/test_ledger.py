@@ -89,7 +89,7 @@ def buyer(path: Path) -> Callable[..., LabelBuyer]:
     """A buyer that is open: buyer(labeler, run="a", budget=3)."""
 
     def opened(labeler: Labeler | None = None, run: str = "a", budget: int | None = None) -> LabelBuyer:
-        buyer = LabelBuyer(labeler or Lengths(), path=str(path), budget=budget)
+        buyer = LabelBuyer(labeler or Lengths(), ledger=str(path), budget=budget)
         buyer.open(run)
         return buyer
 
@@ -211,7 +211,7 @@ def test_a_run_that_broke_anywhere_ends_like_one_that_did_not(tmp_path: Path, cu
         return float(text[1])
 
     def opened(answer: Callable[[str], float]) -> LabelBuyer:
-        buyer = LabelBuyer(Scripted(answer), path=str(tmp_path / "ledger.sqlite"), budget=7)
+        buyer = LabelBuyer(Scripted(answer), ledger=str(tmp_path / "ledger.sqlite"), budget=7)
         buyer.open("a")
         return buyer
 
@@ -242,8 +242,8 @@ def test_training_on_a_label_that_was_bought_to_evaluate_counts(buyer: Callable[
 
 @pytest.mark.parametrize("budget", [0, -1])
 def test_a_budget_that_buys_nothing_is_refused(budget: int) -> None:
-    with pytest.raises(ValueError, match=rf"labeler.budget={budget} buys nothing; .* null for no limit"):
-        LabelBuyer(Lengths(), path="unused", budget=budget)
+    with pytest.raises(ValueError, match=rf"labels.budget={budget} buys nothing; .* null for no limit"):
+        LabelBuyer(Lengths(), ledger="unused", budget=budget)
 
 
 # --- comparisons ---
@@ -297,7 +297,7 @@ def test_a_labeler_that_only_compares_cannot_score(buyer: Callable[..., LabelBuy
 
 def test_a_labeler_that_does_neither_is_refused() -> None:
     with pytest.raises(ValueError, match="score or compare; object has not"):
-        LabelBuyer(object(), path="unused")  # type: ignore[arg-type]
+        LabelBuyer(object(), ledger="unused")  # type: ignore[arg-type]
 
 
 # --- labelers that fail ---
@@ -356,8 +356,8 @@ def test_one_answer_too_few_is_an_error(buyer: Callable[..., LabelBuyer]) -> Non
 def test_a_path_that_cannot_be_a_ledger_is_an_error(tmp_path: Path, path: Any) -> None:
     (tmp_path / "text.txt").write_text("This is no database. " * 100)
     path = path.format(tmp=tmp_path) if isinstance(path, str) else path
-    with pytest.raises(ValueError, match=r"labeler\.path=.* cannot serve as the ledger.*labeler\.path=runs/ledger"):
-        LabelBuyer(Lengths(), path=path).open("a")
+    with pytest.raises(ValueError, match=r"labels\.ledger=.* cannot serve as the ledger.*labels\.ledger=runs/led"):
+        LabelBuyer(Lengths(), ledger=path).open("a")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -374,7 +374,7 @@ def test_a_ledger_that_cannot_be_written_is_an_error(buyer: Callable[..., LabelB
 
 
 def _buy(path: str, run: str, start: Any) -> None:
-    buyer = LabelBuyer(Lengths(), path=path)
+    buyer = LabelBuyer(Lengths(), ledger=path)
     start.wait()
     buyer.open(run)
     for i in range(10):
@@ -391,7 +391,7 @@ def test_processes_that_buy_the_same_labels_at_once_share_them(path: Path) -> No
         process.join(timeout=60)
     assert [process.exitcode for process in processes] == [0, 0]
     assert len(rows(path)) == 24
-    buyers = [LabelBuyer(Lengths(), path=str(path)) for _ in processes]
+    buyers = [LabelBuyer(Lengths(), ledger=str(path)) for _ in processes]
     for buyer, run in zip(buyers, "ab", strict=True):
         buyer.open(run)
         assert buyer.spent + buyer.reused == 24, "what a run did not pay for itself, the other one did"
@@ -537,8 +537,8 @@ def test_a_labeler_that_talks_nonsense_stops_the_run_with_what_it_said(
 ) -> None:
     counter = buyer(Mumbling(3))
     words = (
-        r"7 of the 20 verdicts of labeler mumbling are invalid, and labeler.max_invalid=0.2 .*\n  'well, well, .{188}'"
-        r"\n.*All labels are in the ledger. Mend the labeler, or type a larger labeler.max_invalid, and resume"
+        r"7 of the 20 verdicts of labeler mumbling are invalid, and labels.max_invalid=0.2 .*\n  'well, well, .{188}'"
+        r"\n.*All labels are in the ledger. Mend the labeler, or type a larger labels.max_invalid, and resume"
     )
     with pytest.raises(ValueError, match=f"(?s){words}"):
         counter.compare(MANY)
@@ -557,8 +557,8 @@ def test_as_much_nonsense_as_is_allowed(buyer: Callable[..., LabelBuyer], every:
 
 
 def test_a_share_of_nonsense_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"labeler.max_invalid=1.5 is no share; choose 0 to 1, or null for no limit"):
-        LabelBuyer(Lengths(), path="unused", max_invalid=1.5)
+    with pytest.raises(ValueError, match=r"labels.max_invalid=1.5 is no share; choose 0 to 1, null for no limit"):
+        LabelBuyer(Lengths(), ledger="unused", max_invalid=1.5)
 
 
 # --- keys ---
@@ -605,7 +605,7 @@ def afford(counter: LabelBuyer, n: int) -> int:
 
 def test_a_price_known_beforehand_is_an_exact_budget(path: Path) -> None:
     for run, money, bought in (("a", 0.3, 3), ("b", 0.35, 6), ("c", 0.05, 6)):
-        buyer = LabelBuyer(labeler := Scripted(lambda text: 1.0), path=str(path), budget_money=money)
+        buyer = LabelBuyer(labeler := Scripted(lambda text: 1.0), ledger=str(path), budget_money=money)
         labeler.price = 0.1  # type: ignore[attr-defined]
         buyer.open(run)
         assert afford(buyer, 9) == bought, "what another run has bought is free"
@@ -615,12 +615,12 @@ def test_a_price_known_beforehand_is_an_exact_budget(path: Path) -> None:
 
 def test_a_cost_known_afterwards_is_reckoned_at_the_dearest(path: Path) -> None:
     costs = {"r00": 0.1, "r01": 0.1, "r02": 0.4}
-    buyer = LabelBuyer(labeler := Paid(lambda text: costs.get(text, 0.2)), path=str(path), budget_money=1.0)
+    buyer = LabelBuyer(labeler := Paid(lambda text: costs.get(text, 0.2)), ledger=str(path), budget_money=1.0)
     buyer.open("a")
     assert afford(buyer, 20) == 4, "one, one more, two more; then 0.2 is left, and one has cost 0.4"
     assert labeler.asked == ["r00", "r01", "r02", "r03"]
     assert buyer.money == pytest.approx(0.8)
-    again = LabelBuyer(labeler, path=str(path), budget_money=1.0)
+    again = LabelBuyer(labeler, ledger=str(path), budget_money=1.0)
     again.open("a")
     assert (again.money, again.exhausted, afford(again, 20)) == (buyer.money, True, 4)
 
@@ -628,7 +628,7 @@ def test_a_cost_known_afterwards_is_reckoned_at_the_dearest(path: Path) -> None:
 @pytest.mark.parametrize("dearest", [0.1, 0.25, 0.4])
 def test_no_budget_is_exceeded_by_a_labeler_whose_price_is_the_most_a_label_costs(path: Path, dearest: float) -> None:
     buyer = LabelBuyer(
-        Paid(lambda text: dearest if int(text[1:]) % 3 else 0.05, price=0.4), path=str(path), budget_money=2.0
+        Paid(lambda text: dearest if int(text[1:]) % 3 else 0.05, price=0.4), ledger=str(path), budget_money=2.0
     )
     buyer.open("a")
     bought = afford(buyer, 50)
@@ -638,7 +638,7 @@ def test_no_budget_is_exceeded_by_a_labeler_whose_price_is_the_most_a_label_cost
 
 
 def test_a_budget_of_money_for_labels_that_cost_nothing_is_refused(path: Path) -> None:
-    buyer = LabelBuyer(Paid(lambda text: 0.0), path=str(path), budget_money=1.0)
+    buyer = LabelBuyer(Paid(lambda text: 0.0), ledger=str(path), budget_money=1.0)
     buyer.open("a")
     with pytest.raises(ValueError, match=r"budget_money=1.0 limits nothing: the labels of lengths cost nothing"):
         afford(buyer, 9)
@@ -647,8 +647,8 @@ def test_a_budget_of_money_for_labels_that_cost_nothing_is_refused(path: Path) -
 
 @pytest.mark.parametrize("money", [0, -1, math.inf, math.nan])
 def test_an_amount_that_buys_nothing_is_refused(money: float) -> None:
-    with pytest.raises(ValueError, match=rf"labeler.budget_money={money} buys nothing; type an amount, or null"):
-        LabelBuyer(Lengths(), path="unused", budget_money=money)
+    with pytest.raises(ValueError, match=rf"labels.budget_money={money} buys nothing; type an amount, or null"):
+        LabelBuyer(Lengths(), ledger="unused", budget_money=money)
 
 
 # --- files of an earlier version ---
@@ -706,12 +706,15 @@ def test_an_answer_may_say_what_it_takes(tmp_path: Path) -> None:
             for at in range(2, len(items)):
                 yield Answer(at, "first")
 
-    buyer = LabelBuyer(Middleman(), path=str(tmp_path / "ledger.sqlite"))
+    buyer = LabelBuyer(Middleman(), ledger=str(tmp_path / "ledger.sqlite"))
     buyer.open("run")
     buyer.compare([(Prompt(f"p{n}", f"q{n}"), Response("a"), Response("b")) for n in range(3)])
     assert (buyer.spent, buyer.money) == (5, pytest.approx(2.5))
-    assert [(told.judgements, told.cost) for told in buyer.told()] == [(2, 1.0), (0, 0.0), (3, 1.5)]
-    assert (buyer.per_comparison, buyer.price_of_comparison) == (3, 1.5)
+    assert [(label.judgements, label.cost) for label in buyer.ledger.labels_of("middleman")] == [
+        (2, 1.0),
+        (0, 0.0),
+        (3, 1.5),
+    ]
 
 
 def test_a_labeler_is_told_for_whom_it_judges_and_with_which_policy(tmp_path: Path) -> None:
@@ -721,8 +724,10 @@ def test_a_labeler_is_told_for_whom_it_judges_and_with_which_policy(tmp_path: Pa
         def __init__(self) -> None:
             self.heard: list[Any] = []
 
-        def recall(self, ledger, run):
-            self.heard.append([(told.first, told.score, told.run) for told in ledger.told(self.name, run=run)])
+        def recall(self, history, run):
+            self.heard.append(
+                [(label.first, label.score, label.run) for label in history.labels_of(self.name, run=run)]
+            )
 
         def use_policy(self, policy):
             self.heard.append(policy)
@@ -730,7 +735,7 @@ def test_a_labeler_is_told_for_whom_it_judges_and_with_which_policy(tmp_path: Pa
         def score(self, items):
             return [1.0] * len(items)
 
-    buyer = LabelBuyer(Curious(), path=str(tmp_path / "ledger.sqlite"))
+    buyer = LabelBuyer(Curious(), ledger=str(tmp_path / "ledger.sqlite"))
     buyer.use_policy("a policy")
     for run in ("one", "two", "one"):
         buyer.open(run)

@@ -80,7 +80,7 @@ def test_it_can_what_the_other_can_at_its_price(tmp_path: Path) -> None:
     assert (isinstance(scoring, Scores), isinstance(scoring, Compares)) == (True, False)
     assert (isinstance(comparing, Scores), isinstance(comparing, Compares)) == (False, True)
     assert (comparing.name, comparing.fingerprint, comparing.price) == ("first with noise 0.1, seed 3", "f", 0.5)
-    buyer = LabelBuyer(Noisy(Lengths(), p=1.0), path=str(tmp_path / "ledger.sqlite"))
+    buyer = LabelBuyer(Noisy(Lengths(), p=1.0), ledger=str(tmp_path / "ledger.sqlite"))
     buyer.open("a")
     (c,) = buyer.score([Candidates(Prompt("p", "?"), (Response("a"), Response("bb")))])
     assert [r.reward for r in c.responses] == [-1.0, -2.0]
@@ -88,5 +88,5 @@ def test_it_can_what_the_other_can_at_its_price(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("p", [-0.1, 1.1])
 def test_a_chance_that_is_none_is_refused(p: float) -> None:
-    with pytest.raises(ValueError, match=rf"labeler.labeler.p={p} is no probability; choose 0 <= p <= 1"):
+    with pytest.raises(ValueError, match=rf"labeler.p={p} is no probability; choose 0 <= p <= 1"):
         Noisy(Vader(), p=p)

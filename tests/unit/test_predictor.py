@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.ledger import Told
 from choosy.labeling.predictor.predictor import Guess, Predictor, _draw, before, preferred
 from choosy.labeling.predictor.preference_model import Preference, PreferenceModel
-from choosy.labeling.protocols import Compares
+from choosy.labeling.protocols import Compares, LabelRecord
 from choosy.types import MIRRORED, Prompt, Response
 
 PAIRS = [
@@ -64,8 +63,8 @@ def at(tiny_policy_dir: Path, tmp_path: Path):
 
     def buyer(labeler: Any, ledger: str = "ledger.sqlite", *, budget: int | None = None, **options: Any) -> LabelBuyer:
         path = str(tmp_path / ledger)
-        predictor = Predictor(LabelBuyer(labeler, path=path), encoder=str(tiny_policy_dir), **{**OPTIONS, **options})
-        made = LabelBuyer(predictor, path=path, budget=budget)
+        predictor = Predictor(labeler, encoder=str(tiny_policy_dir), **{**OPTIONS, **options})
+        made = LabelBuyer(predictor, ledger=path, budget=budget)
         made.open("run")
         return made
 
@@ -164,7 +163,7 @@ def test_an_interrupted_predictor_goes_on_as_if_nothing_had_been(at, tmp_path: P
 
 def test_labels_of_other_runs_teach_it(at, tmp_path: Path) -> None:
     taste = Taste()
-    plain = LabelBuyer(taste, path=str(tmp_path / "ledger.sqlite"))
+    plain = LabelBuyer(taste, ledger=str(tmp_path / "ledger.sqlite"))
     plain.open("earlier")
     plain.compare(PAIRS[:60])
     buyer = at(taste)
@@ -188,9 +187,9 @@ def test_nothing_is_answered_that_cannot_be_vouched_for(at) -> None:
 
 
 def test_preferences_of_labels() -> None:
-    def told(run: str, first: str, second: str | None = None, **value: Any) -> Told:
+    def told(run: str, first: str, second: str | None = None, **value: Any) -> LabelRecord:
         blank = {"score": None, "verdict": None, "raw": "", "annotator": "", "judgements": 1, "cost": 0.0}
-        return Told(**{**blank, "prompt": "q", "first": first, "second": second, "run": run, **value})
+        return LabelRecord(**{**blank, "prompt": "q", "first": first, "second": second, "run": run, **value})
 
     labels = [
         *(told("a", text, score=score) for text, score in (("b", 2.0), ("c", 1.0), ("d", 3.0), ("e", 0.0), ("f", 1.0))),
@@ -208,16 +207,11 @@ def test_preferences_of_labels() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"max_error": 0.0}, r"labeler\.labeler\.max_error=0\.0 is no share; type a number between 0 and 1"),
-        ({"audit": 1.0}, r"labeler\.labeler\.audit=1\.0 is no share"),
-        ({"min_labels": 2}, r"labeler\.labeler\.min_labels=2 teaches nothing; type 3 or more"),
+        ({"max_error": 0.0}, r"labeler\.max_error=0\.0 is no share; type a number between 0 and 1"),
+        ({"audit": 1.0}, r"labeler\.audit=1\.0 is no share"),
+        ({"min_labels": 2}, r"labeler\.min_labels=2 teaches nothing; type 3 or more"),
     ],
 )
 def test_what_is_refused(at, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         at(Taste(), **options)
-
-
-def test_a_budget_of_the_paid_buyer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"paid has a budget of its own.*give the budget as labeler\.budget"):
-        Predictor(LabelBuyer(Taste(), path=str(tmp_path / "l.sqlite"), budget=3))

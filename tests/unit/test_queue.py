@@ -20,7 +20,7 @@ ASKED = [(TALK, Response('Because,\n"so".'), Response("No.")), (Prompt("p1", "Wh
 @pytest.fixture
 def buyer(tmp_path) -> LabelBuyer:
     buyer = LabelBuyer(
-        Queue(str(tmp_path), ledger=str(tmp_path / "my ledger.sqlite")), path=str(tmp_path / "my ledger.sqlite")
+        Queue(str(tmp_path), ledger=str(tmp_path / "my ledger.sqlite")), ledger=str(tmp_path / "my ledger.sqlite")
     )
     buyer.open("run")
     return buyer
@@ -60,7 +60,7 @@ def test_what_is_wanted_is_in_both_files_and_the_message_says_what_to_type(buyer
 def test_only_what_the_ledger_lacks_is_wanted_and_all_of_it_at_once(buyer, tmp_path):
     many = [(Prompt(f"q{i}", f"prompt {i}"), Response("a"), Response("b")) for i in range(200)]
     known = Question("queue", "", many[0][0], (many[0][1], many[0][2]))
-    buyer._ledger.write([(known, Answer(0, "first"))], purpose="train", run="elsewhere")
+    buyer.ledger.write([(known, Answer(0, "first"))], purpose="train", run="elsewhere")
     with pytest.raises(Postponed, match="199 pairs want a label"):
         buyer.compare(many)
     assert len((tmp_path / "wanted.jsonl").read_text().splitlines()) == 199

@@ -10,14 +10,15 @@ from collections.abc import Callable, Generator, Iterable, Sequence, Set, Sized
 from contextlib import closing
 from dataclasses import replace
 from numbers import Real
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from choosy.labeling.asking import CHUNK, at_once, chunks
 from choosy.labeling.dataset import Dataset
-from choosy.labeling.ledger import Counts, Label, Ledger, Question, Told
+from choosy.labeling.ledger import Counts, Label, Ledger, Question
+from choosy.labeling.nested import nested_run
 from choosy.labeling.protocols import (
     Answer,
+    BuysLabels,
     Compares,
     Informed,
     Labeler,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MAX_INVALID = 0.2  # the share of invalid verdicts that a machine may give, unless the run says otherwise
 ENOUGH = 20  # verdicts, before their share of invalid ones says anything
 
 
@@ -45,7 +47,7 @@ class LabelBuyer:
 
     Args:
         labeler: Who judges.
-        path: The ledger's file.
+        ledger: The ledger's file.
         budget: The most labels the run may buy to train on; None sets no limit. Labels bought to evaluate, or
             by another run, do not count.
         budget_money: The most money that these labels may cost, in the labeler's currency; None sets no limit.
@@ -54,11 +56,15 @@ class LabelBuyer:
             asked for one prompt or pair first, then for as many answers at once as it has given before; what it
             costs above the budget is at most what the answers of the last purchase cost above the dearest before it.
         max_invalid: The largest share of invalid verdicts among those bought since the run was started or resumed;
-            above it, once there are 20, the run stops with what was said. None sets no limit.
+            above it, once there are 20, the run stops with what was said. None sets no limit. `auto` is 0.2, and no
+            limit where people answer, who may call a pair invalid as they like.
+        evaluation: Who judges held-out answers: another labeler, the training `labeler`, or `nobody`. `auto` is the
+            training labeler, and nobody where people answer, whose time it would take.
 
     Attributes:
         scores: Whether the labeler can score a response.
         compares: Whether the labeler itself can compare two; if not, `compare` compares two of its scores.
+        evaluator: The buyer of labels of held-out answers, which may be this one; None if nobody judges them.
         interrupted: Set by another thread: a purchase under way ends with the answer that comes next.
     """
 
@@ -66,26 +72,25 @@ class LabelBuyer:
         self,
         labeler: Labeler,
         *,
-        path: str,
+        ledger: str,
         budget: int | None = None,
         budget_money: float | None = None,
-        max_invalid: float | None = 0.2,
-        heldout: bool = True,
+        max_invalid: float | Literal["auto"] | None = "auto",
+        evaluation: Labeler | Literal["auto", "labeler", "nobody"] = "auto",
     ) -> None:
         if budget is not None and budget < (least := int(getattr(labeler, "judgements", 1))):
-            raise ValueError(f"labeler.budget={budget} buys nothing; type {least} or more, or null for no limit")
+            raise ValueError(f"labels.budget={budget} buys nothing; type {least} or more, or null for no limit")
         if budget_money is not None and not 0 < budget_money < math.inf:
-            raise ValueError(f"labeler.budget_money={budget_money} buys nothing; type an amount, or null for no limit")
+            raise ValueError(f"labels.budget_money={budget_money} buys nothing; type an amount, or null for no limit")
+        if max_invalid not in ("auto", None) and not (isinstance(max_invalid, Real) and 0 <= max_invalid <= 1):
+            raise ValueError(f"labels.max_invalid={max_invalid} is no share; choose 0 to 1, null for no limit, or auto")
         self.labeler = labeler
         self.budget = budget
-        if max_invalid is not None and not 0 <= max_invalid <= 1:
-            raise ValueError(f"labeler.max_invalid={max_invalid} is no share; choose 0 to 1, or null for no limit")
         self.budget_money = budget_money
         self.max_invalid = max_invalid
         self.interrupted = False
         self._judged: Counter[str] = Counter()
         self._invalid: list[str] = []
-        self.heldout = heldout
         self.scores = isinstance(labeler, Scores)
         self.compares = isinstance(labeler, Compares)
         if not (self.scores or self.compares):
@@ -93,49 +98,54 @@ class LabelBuyer:
                 f"a labeler has a name, and a method score or compare; {type(labeler).__name__} has not: "
                 f"choose one, such as {that('score')}"
             )
-        self._ledger = Ledger(path)
+        self.ledger = Ledger(ledger)
         self._run = ""
+        if evaluation == "auto":
+            evaluation = "nobody" if self._people else "labeler"
+        self.evaluator = self._evaluator(evaluation)
+
+    @property
+    def _people(self) -> bool:
+        return bool(getattr(self.labeler, "people", False))
+
+    def _evaluator(self, evaluation: Labeler | str) -> LabelBuyer | None:
+        if evaluation in ("labeler", "nobody"):
+            return self if evaluation == "labeler" else None
+        if isinstance(evaluation, str):
+            raise ValueError(
+                f"labels.evaluation={evaluation} is none of auto, labeler, nobody; "
+                f"another labeler is named as labeler@labels.evaluation={evaluation}"
+            )
+        return LabelBuyer(evaluation, ledger=self.ledger.path, max_invalid=self.max_invalid, evaluation="labeler")
 
     def open(self, run: str) -> None:
         """Buy for this run from now on; a run that is resumed under its name goes on counting."""
-        self._ledger.create()
+        self.ledger.create()
         self._run = run
+        if isinstance(self.labeler, BuysLabels):
+            self.labeler.use_buyers(self._buyer_of)
         if isinstance(self.labeler, Recalls):
-            self.labeler.recall(self._ledger, run)
+            self.labeler.recall(self.ledger, run)
+        if self.evaluator is not None and self.evaluator is not self:
+            self.evaluator.open(run)
+
+    def _buyer_of(self, name: str, labeler: Labeler, *, budget: int | None = None) -> LabelBuyer:
+        """The buyer of a labeler that stands inside this buyer's."""
+        buyer = LabelBuyer(labeler, ledger=self.ledger.path, budget=budget, max_invalid=self.max_invalid)
+        buyer.open(nested_run(self._run, self.labeler.name, name))
+        return buyer
 
     def use_policy(self, policy: Policy) -> None:
-        """Hand the policy to a labeler that judges with it."""
+        """Hand the policy to the labelers that judge with it."""
         if isinstance(self.labeler, NeedsPolicy):
             self.labeler.use_policy(policy)
-
-    def told(self) -> list[Told]:
-        """Every label that the labeler has given so far, to this run and others, the earliest first."""
-        return self._ledger.told(self.labeler.name, fingerprint=str(getattr(self.labeler, "fingerprint", "")))
-
-    @property
-    def per_comparison(self) -> int:
-        """How many labels of a budget one comparison takes."""
-        return self._judgements * (1 if self.compares else 2)
-
-    @property
-    def price_of_comparison(self) -> float | None:
-        """What one comparison costs at most; None if the labeler does not say."""
-        price = getattr(self.labeler, "price", None)
-        return None if price is None else float(price) * (1 if self.compares else 2)
-
-    @property
-    def path(self) -> str:
-        """The ledger's file."""
-        return self._ledger.path
-
-    def copy(self, to: Path) -> None:
-        """Leave a copy of the ledger."""
-        self._ledger.copy(to)
+        if self.evaluator is not None and self.evaluator is not self:
+            self.evaluator.use_policy(policy)
 
     @property
     def _counts(self) -> Counts:
         assert self._run, "the buyer is not open"
-        return self._ledger.counts(self._run)
+        return self.ledger.counts(self._run)
 
     @property
     def spent(self) -> int:
@@ -197,12 +207,12 @@ class LabelBuyer:
             ValueError: The labels cost nothing, so that a budget of money limits nothing.
         """
         price = getattr(self.labeler, "price", None)
-        _, dearest = self._ledger.prices(self._run, self.labeler.name)
+        _, dearest = self.ledger.prices(self._run, self.labeler.name)
         known = [float(cost) for cost in (price, dearest) if cost is not None]
         if known and max(known) <= 0:
             raise ValueError(
-                f"labeler.budget_money={self.budget_money} limits nothing: the labels of {self.labeler.name} cost "
-                "nothing. Type labeler.budget_money=null, or tell what a label costs, where the labeler has a price"
+                f"labels.budget_money={self.budget_money} limits nothing: the labels of {self.labeler.name} cost "
+                "nothing. Type labels.budget_money=null, or tell what a label costs, where the labeler has a price"
             )
         return max(known, default=None)
 
@@ -263,7 +273,7 @@ class LabelBuyer:
         train = purpose == "train"
         pause = 0.05
         while True:  # several times, where only a label that is bought tells what the next one costs
-            known = self._ledger.find(q.key for group in groups for q in group)
+            known = self.ledger.find(q.key for group in groups for q in group)
             owed = {key for key, label in known.items() if label.run == self._run and label.purpose == "evaluate"}
             free = known.keys() - owed if train else known.keys()
             limits = (self._left(), self._wave()) if train else (math.inf, math.inf)
@@ -274,18 +284,18 @@ class LabelBuyer:
             missing = [q for key, q in wanted.items() if key not in known]
             bought = self._buy(missing, purpose)
             if train:
-                self._ledger.train_on(wanted, run=self._run)
+                self.ledger.train_on(wanted, run=self._run)
             if wanted.keys() <= free:
                 break
             if missing and not bought:
                 pause = self._wait(pause, len(missing))
-        labels = self._ledger.find(wanted)
+        labels = self.ledger.find(wanted)
         return [None if group is None else [labels[q.key] for q in group] for group in served]
 
     def _wait(self, pause: float, labels: int) -> float:
         """Give others, who are buying what is wanted here, some time; returns how long to wait next."""
         if 1 <= pause < 2:
-            log.warning("Waiting for %d labels that another process is buying into %s.", labels, self._ledger.path)
+            log.warning("Waiting for %d labels that another process is buying into %s.", labels, self.ledger.path)
         time.sleep(min(pause, 1.0))
         return 2 * pause
 
@@ -293,7 +303,7 @@ class LabelBuyer:
         """How many answers may be bought before it is looked again what they cost."""
         if self.budget_money is None or getattr(self.labeler, "price", None) is not None:
             return math.inf
-        return max(1, self._ledger.prices(self._run, self.labeler.name)[0])
+        return max(1, self.ledger.prices(self._run, self.labeler.name)[0])
 
     def _buy(self, questions: Sequence[Question], purpose: Purpose) -> int:
         """Buy what nobody else is buying; how many that were."""
@@ -302,12 +312,12 @@ class LabelBuyer:
         size, bought = at_once(self.labeler, self._method(questions[0]), len(questions)), 0
         try:
             for _, some in chunks(questions, max(size, CHUNK)):
-                with self._ledger.buying([q.key for q in some]) as mine:
+                with self.ledger.buying([q.key for q in some]) as mine:
                     for _, chunk in chunks([q for q in some if q.key in mine], size):
                         self._ask(chunk, purpose)
                     bought += len(mine)
         except Postponed:
-            self._ledger.want(questions, purpose=purpose, run=self._run, judgements=self._judgements)
+            self.ledger.want(questions, purpose=purpose, run=self._run, judgements=self._judgements)
             raise
         return bought
 
@@ -383,7 +393,7 @@ class LabelBuyer:
             if not answer.cost and answer.judgements is None:
                 answer = answer._replace(cost=float(getattr(self.labeler, "price", None) or 0.0))
             kept.append((left.pop(answer.at), answer))
-        self._ledger.write(kept, purpose=purpose, run=self._run, judgements=self._judgements)
+        self.ledger.write(kept, purpose=purpose, run=self._run, judgements=self._judgements)
         self._refuse_nonsense(kept)
         if why:
             question = left.get(answer.at)
@@ -395,13 +405,14 @@ class LabelBuyer:
         said = [answer.raw or "nothing" for _, answer in bought if answer.value == "invalid"]
         self._invalid = [*self._invalid, *said][-3:]
         invalid, judged = self._judged["invalid"], self._judged.total()
-        if self.max_invalid is None or judged < ENOUGH or invalid <= self.max_invalid * judged:
+        limit = (None if self._people else MAX_INVALID) if self.max_invalid == "auto" else self.max_invalid
+        if limit is None or judged < ENOUGH or invalid <= limit * judged:
             return
         quoted = "\n  ".join(repr(scrub(said)[:200]) for said in self._invalid)
         raise ValueError(
             f"{invalid} of the {judged} verdicts of labeler {self.labeler.name} are invalid, and "
-            f"labeler.max_invalid={self.max_invalid} allows a share of no more. It said, for instance:\n  {quoted}\n"
-            "All labels are in the ledger. Mend the labeler, or type a larger labeler.max_invalid, and resume the run"
+            f"labels.max_invalid={limit} allows a share of no more. It said, for instance:\n  {quoted}\n"
+            "All labels are in the ledger. Mend the labeler, or type a larger labels.max_invalid, and resume the run"
         )
 
     def _take_back(self, answer: TakenBack, questions: Sequence[Question], left: dict[int, Question]) -> None:
@@ -409,7 +420,7 @@ class LabelBuyer:
         at, value = answer.at, answer.value
         assert at in range(len(questions)), "a labeler takes back an answer to an item that it was not asked"
         assert at not in left, "a labeler takes back an answer that it has not given"
-        self._ledger.strike(questions[at].key, run=self._run)
+        self.ledger.strike(questions[at].key, run=self._run)
         self._judged[str(value)] -= 1
         left[at] = questions[at]
 

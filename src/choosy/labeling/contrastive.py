@@ -41,11 +41,11 @@ class Contrastive:
         if not (good.strip() and bad.strip()) or good == bad:
             raise ValueError(
                 "labeler=contrastive needs two different instructions, and these give every response the same reward; "
-                "type labeler.labeler.good='...' and labeler.labeler.bad='...'"
+                "type labeler.good='...' and labeler.bad='...'"
             )
         for option, value, known in (("weights", weights, ("start", "current")), ("place", place, ("system", "user"))):
             if value not in known:
-                raise ValueError(f"labeler.labeler.{option}={value} is none of {', '.join(known)}")
+                raise ValueError(f"labeler.{option}={value} is none of {', '.join(known)}")
         self.name = f"contrastive:{weights}"
         self.good = good
         self.bad = bad
@@ -116,7 +116,7 @@ class Contrastive:
             other = "user" if self.place == "system" else "system"
             raise ValueError(
                 f"the chat template of {self.policy.name} refuses the instruction of labeler=contrastive in a "
-                f"{self.place} turn ({error}); type labeler.labeler.place={other}"
+                f"{self.place} turn ({error}); type labeler.place={other}"
             ) from error
 
 

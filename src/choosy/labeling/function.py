@@ -18,7 +18,7 @@ class Function:
         path: Where the function is: `package.module.callable`.
         name: The name its labels are kept under. Give a new one when the function changes: labels bought
             under the old name are then no longer reused.
-        price: Money that one call costs, for `labeler.budget_money`; None if calls are free.
+        price: Money that one call costs, for `labels.budget_money`; None if calls are free.
 
     Raises:
         ValueError: There is no such function.
@@ -32,7 +32,7 @@ class Function:
 
     def __init__(self, path: str, *, name: str | None = None, price: float | None = None) -> None:
         if price is not None and price < 0:
-            raise ValueError(f"labeler.labeler.price={price} is no price; type 0 or more, or null for free calls")
+            raise ValueError(f"labeler.price={price} is no price; type 0 or more, or null for free calls")
         self.name = name or f"function:{path}"
         self.price = price
         self._reward = _found(path)
@@ -48,12 +48,12 @@ def _found(path: str) -> Reward:
         function = getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"labeler.labeler.path={path!r} names no function ({error}); type package.module.callable, "
-            "e.g. labeler.labeler.path=my_rewards.length, with the folder of my_rewards.py on PYTHONPATH"
+            f"labeler.path={path!r} names no function ({error}); type package.module.callable, "
+            "e.g. labeler.path=my_rewards.length, with the folder of my_rewards.py on PYTHONPATH"
         ) from error
     if not callable(function):
         raise ValueError(
-            f"labeler.labeler.path={path!r} is a {type(function).__name__}, which cannot be called; "
+            f"labeler.path={path!r} is a {type(function).__name__}, which cannot be called; "
             "name a function of (prompt_text, response_text) that returns a number"
         )
     return cast(Reward, function)

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from choosy.files import replacing
 from choosy.labeling.locks import Buyer, bury, lives
-from choosy.labeling.protocols import Answer, Purpose
+from choosy.labeling.protocols import Answer, LabelRecord, Purpose
 from choosy.redaction import scrub
 from choosy.types import Prompt, Response, Verdict, content_id
 
@@ -52,21 +52,6 @@ class Label(NamedTuple):
     score: float | None
     verdict: Verdict | None
     purpose: Purpose
-    run: str
-
-
-class Told(NamedTuple):
-    """A label with all that was said, as the labelers read it that learn from labels."""
-
-    prompt: str
-    first: str
-    second: str | None
-    score: float | None
-    verdict: Verdict | None
-    raw: str
-    annotator: str
-    judgements: int
-    cost: float
     run: str
 
 
@@ -143,8 +128,8 @@ class Ledger:
             bury(self.path)
         except (TypeError, OSError, sqlite3.Error) as error:
             raise ValueError(
-                f"labeler.path={self.path!r} cannot serve as the ledger of labels ({error}); "
-                "type a file in a folder that you may write to, for instance labeler.path=runs/ledger.sqlite"
+                f"labels.ledger={self.path!r} cannot serve as the ledger of labels ({error}); "
+                "type a file in a folder that you may write to, for instance labels.ledger=runs/ledger.sqlite"
             ) from error
 
     def _lay_out(self) -> None:
@@ -167,8 +152,8 @@ class Ledger:
         (found,) = db.execute("PRAGMA user_version").fetchone()
         if found > VERSION:
             raise ValueError(
-                f"labeler.path={self.path!r} was written by a later Choosy (format {found}, and this one knows "
-                f"{VERSION}); update Choosy, or type another file, for instance labeler.path=runs/ledger.sqlite"
+                f"labels.ledger={self.path!r} was written by a later Choosy (format {found}, and this one knows "
+                f"{VERSION}); update Choosy, or type another file, for instance labels.ledger=runs/ledger.sqlite"
             )
         for statement in (*SCHEMA, *(SINCE_2 if found < 2 else ())):
             db.execute(statement)
@@ -305,13 +290,13 @@ class Ledger:
             count, dearest = row.fetchone()
         return count, dearest
 
-    def told(self, labeler: str, *, fingerprint: str | None = None, run: str | None = None) -> list[Told]:
-        """What a labeler has said, the earliest first: to all runs or to one, and under one fingerprint or any."""
+    def labels_of(self, labeler: str, *, fingerprint: str | None = None, run: str | None = None) -> list[LabelRecord]:
+        """All labels of a labeler, the earliest first: of all runs or one, under any fingerprint or one."""
         query = """SELECT prompt, response_first, response_second, score, verdict, raw, annotator, judgements, cost, run
             FROM labels WHERE labeler = ?1 AND run = coalesce(?2, run) AND fingerprint = coalesce(?3, fingerprint)
             ORDER BY rowid"""
         with self._transaction() as db:
-            return [Told(*row) for row in db.execute(query, (labeler, run, fingerprint))]
+            return [LabelRecord(*row) for row in db.execute(query, (labeler, run, fingerprint))]
 
     def copy(self, to: Path) -> None:
         """Copy the labels as they stand; whoever reads `to` sees the old copy or the new one."""

@@ -1,51 +1,102 @@
-"""Buyers inside a labeler: what it buys to answer with, in the ledger as labels of their own, and who bears it."""
+"""Labelers inside a labeler: it buys their labels through the same ledger, and its own answers bear the cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.ledger import Ledger
+from choosy.labeling.protocols import BuyerOf, Buys, Compares, Labeler, LabelHistory, NeedsPolicy
 from choosy.models.policy import Policy
+from choosy.types import Prompt, Response, Verdict
 
 
-class NestedBuyers:
-    """The buyers a labeler buys from, and how much of what they spent its own answers have not borne yet.
+class NestedLabelers:
+    """The labelers that another one buys labels from.
 
-    Labels bought here are in the ledger under their own labelers' names, so that none is bought twice; they belong to
-    a run of their own, `<run>#<name>`, and the run's budgets are charged by the answers that are made of them. The two
-    sums are reconciled whenever an answer is given, so that they agree after an interruption as well.
+    Their labels are in the ledger under their own names, so that none is bought twice. They belong to a run of their
+    own, `<run>#<labeler>#<name>`: the budgets of the run are charged by the answers that are made of them. What an
+    answer is charged is computed from the ledger, so that it is right after an interruption as well.
 
     Args:
-        buyers: By name.
+        labelers: By the name they have here.
+        budgets: The most labels that may be bought of some of them; the others have no limit of their own.
     """
 
-    def __init__(self, buyers: Mapping[str, LabelBuyer]) -> None:
-        self.buyers = dict(buyers)
-        self._borne = (0, 0.0)
+    def __init__(self, labelers: Mapping[str, Labeler], budgets: Mapping[str, int] | None = None) -> None:
+        self.labelers = dict(labelers)
+        self.budgets = dict(budgets or {})
+        self._buyers: dict[str, Buys] = {}
 
-    def open(self, ledger: Ledger, run: str, labeler: str) -> None:
-        """Buy for this run of the labeler from now on."""
-        for name, buyer in self.buyers.items():
-            buyer.open(f"{run}#{name}")
-        told = ledger.told(labeler, run=run)
-        self._borne = (sum(one.judgements for one in told), sum(one.cost for one in told))
+    @property
+    def labels_per_comparison(self) -> int:
+        """How many labels it takes at most to have one pair compared by all of them."""
+        return sum(labels_per_comparison(labeler) for labeler in self.labelers.values())
+
+    @property
+    def price_of_comparison(self) -> float | None:
+        """What it costs at most to have one pair compared by all of them; None if one of them does not say."""
+        prices = [price_of_comparison(labeler) for labeler in self.labelers.values()]
+        return None if None in prices else sum(price for price in prices if price is not None)
+
+    @property
+    def fingerprint(self) -> list[str]:
+        """Who they are."""
+        return [
+            part
+            for name, labeler in self.labelers.items()
+            for part in (name, labeler.name, str(getattr(labeler, "fingerprint", "")))
+        ]
 
     def use_policy(self, policy: Policy) -> None:
-        """Hand the policy on."""
-        for buyer in self.buyers.values():
-            buyer.use_policy(policy)
+        """Hand the policy on to those that judge with it."""
+        for labeler in self.labelers.values():
+            if isinstance(labeler, NeedsPolicy):
+                labeler.use_policy(policy)
 
-    def shares(self, answers: int) -> list[tuple[int, float]]:
-        """What has been bought and not borne: labels and money, divided among so many answers.
+    def use_buyers(self, buyer_of: BuyerOf) -> None:
+        """Buy through these buyers from now on."""
+        self._buyers = {
+            name: buyer_of(name, labeler, budget=self.budgets.get(name)) for name, labeler in self.labelers.items()
+        }
 
-        Each share counts as borne once `bear` is told of it.
+    def compare(self, name: str, pairs: Sequence[tuple[Prompt, Response, Response]]) -> list[Verdict | None]:
+        """The verdict of one of them on each pair, bought if need be; None where its own budget is spent."""
+        return self._buyers[name].compare(pairs)
+
+    def charges(self, history: LabelHistory, labeler: str, run: str, answers: int) -> list[tuple[int, float]]:
+        """Divide what was bought here among answers that are about to be given.
+
+        Args:
+            history: The ledger's labels.
+            labeler: Name of the labeler that gives the answers.
+            run: The run it answers.
+            answers: How many it is about to give.
+
+        Returns:
+            Labels and money for each answer; together they are what no earlier answer was charged.
         """
-        labels = sum(buyer.spent for buyer in self.buyers.values()) - self._borne[0]
-        money = sum(buyer.money for buyer in self.buyers.values()) - self._borne[1]
+        charged = history.labels_of(labeler, run=run)
+        labels = sum(buyer.spent for buyer in self._buyers.values()) - sum(one.judgements for one in charged)
+        money = sum(buyer.money for buyer in self._buyers.values()) - sum(one.cost for one in charged)
         each, more = divmod(max(labels, 0), answers)
         return [(each + (n < more), max(money, 0.0) / answers) for n in range(answers)]
 
-    def bear(self, share: tuple[int, float]) -> None:
-        """Note that an answer bears this share."""
-        self._borne = (self._borne[0] + share[0], self._borne[1] + share[1])
+
+def labels_per_comparison(labeler: Labeler) -> int:
+    """How many labels of a budget one comparison takes; two scores where the labeler only scores."""
+    return int(getattr(labeler, "judgements", 1)) * (1 if isinstance(labeler, Compares) else 2)
+
+
+def price_of_comparison(labeler: Labeler) -> float | None:
+    """What one comparison costs at most; None if the labeler does not say."""
+    price = getattr(labeler, "price", None)
+    return None if price is None else float(price) * (1 if isinstance(labeler, Compares) else 2)
+
+
+def nested_run(run: str, labeler: str, name: str) -> str:
+    """The run to which labels belong that a labeler buys of another one.
+
+    Example:
+        >>> nested_run("run", "predictor:judge", "paid")
+        'run#predictor:judge#paid'
+    """
+    return f"{run}#{labeler}#{name}"

@@ -17,7 +17,7 @@ class Noisy:
     from the contents and the seed alone, so that the same question is answered the same way always, in any run.
 
     Args:
-        labeler: Who is asked.
+        wrapped: The labeler that is asked.
         p: How likely a judgement is turned round; 0.5 leaves nothing of it.
         seed: Of the coins.
 
@@ -30,32 +30,32 @@ class Noisy:
 
     at_once = None  # the other labeler is asked as many at once as it wants
 
-    def __init__(self, labeler: Labeler, *, p: float = 0.1, seed: int = 0) -> None:
+    def __init__(self, wrapped: Labeler, *, p: float = 0.1, seed: int = 0) -> None:
         if not 0 <= p <= 1:
-            raise ValueError(f"labeler.labeler.p={p} is no probability; choose 0 <= p <= 1")
-        self.labeler = labeler
+            raise ValueError(f"labeler.p={p} is no probability; choose 0 <= p <= 1")
+        self.wrapped = wrapped
         self.p = p
         self.seed = seed
-        self.name = f"{labeler.name} with noise {p:g}, seed {seed}"
-        self.fingerprint = str(getattr(labeler, "fingerprint", ""))
-        self.elsewhere = bool(getattr(labeler, "elsewhere", False))
-        self.judgements = int(getattr(labeler, "judgements", 1))
-        if (price := getattr(labeler, "price", None)) is not None:
+        self.name = f"{wrapped.name} with noise {p:g}, seed {seed}"
+        self.fingerprint = str(getattr(wrapped, "fingerprint", ""))
+        self.elsewhere = bool(getattr(wrapped, "elsewhere", False))
+        self.judgements = int(getattr(wrapped, "judgements", 1))
+        if (price := getattr(wrapped, "price", None)) is not None:
             self.price = float(price)
         for method, protocol in (("score", Scores), ("compare", Compares)):
-            if not isinstance(labeler, protocol):  # it can what the other labeler can, and no more
+            if not isinstance(wrapped, protocol):  # it can what the other labeler can, and no more
                 setattr(self, method, None)  # by which isinstance finds that a protocol is not met
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> Iterator[Answer]:
-        assert isinstance(self.labeler, Scores)
-        for answer in in_places(self.labeler, self.labeler.score, items):
+        assert isinstance(self.wrapped, Scores)
+        for answer in in_places(self.wrapped, self.wrapped.score, items):
             prompt, _ = items[answer.at]
             turned = self._turns(prompt) and not isinstance(answer.value, str)
             yield answer._replace(value=-answer.value) if turned else answer  # type: ignore[operator]
 
     def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer]:
-        assert isinstance(self.labeler, Compares)
-        for answer in in_places(self.labeler, self.labeler.compare, items):
+        assert isinstance(self.wrapped, Compares)
+        for answer in in_places(self.wrapped, self.wrapped.compare, items):
             prompt, *responses = items[answer.at]
             turned = answer.value in MIRRORED and self._turns(prompt, *sorted(r.text for r in responses))
             yield answer._replace(value=MIRRORED[answer.value]) if turned else answer  # type: ignore[index]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_ch
 from choosy.types import Prompt, Response, Verdict
 
 if TYPE_CHECKING:
-    from choosy.labeling.ledger import Ledger
     from choosy.models.policy import Policy
 
 Purpose = Literal["train", "evaluate"]
@@ -49,6 +48,29 @@ class TakenBack(Answer):
     It repeats what that answer said, and is for people who change their mind: the buyer strikes the label out of the
     ledger before it asks on.
     """
+
+
+class LabelRecord(NamedTuple):
+    """A label as labelers read it that learn from labels."""
+
+    prompt: str
+    first: str
+    second: str | None
+    score: float | None
+    verdict: Verdict | None
+    raw: str
+    annotator: str
+    judgements: int
+    cost: float
+    run: str
+
+
+class LabelHistory(Protocol):
+    """The labels that are in the ledger."""
+
+    def labels_of(self, labeler: str, *, fingerprint: str | None = None, run: str | None = None) -> list[LabelRecord]:
+        """All labels of a labeler, the earliest first: of all runs or one, under any fingerprint or one."""
+        ...
 
 
 class Postponed(Exception):
@@ -117,10 +139,43 @@ class Informed(Protocol):
 
 @runtime_checkable
 class Recalls(Protocol):
-    """A labeler that goes by what it said before: it learns from labels, or buys from other buyers itself."""
+    """A labeler that learns from the labels in the ledger."""
 
-    def recall(self, ledger: Ledger, run: str) -> None:
-        """Judge for this run from now on, whose earlier labels are in the ledger; called before anything is asked."""
+    def recall(self, history: LabelHistory, run: str) -> None:
+        """Judge for this run from now on, whose earlier labels are in the history; called before anything is asked."""
+        ...
+
+
+class Buys(Protocol):
+    """Buys the labels of one labeler for another one."""
+
+    @property
+    def spent(self) -> int:
+        """Labels bought so far."""
+        ...
+
+    @property
+    def money(self) -> float:
+        """What they cost."""
+        ...
+
+    def compare(self, questions: Sequence[tuple[Prompt, Response, Response]]) -> list[Verdict | None]:
+        """The verdict on each pair, or None where the budget cannot pay it."""
+        ...
+
+
+class BuyerOf(Protocol):
+    """Makes the buyer of a labeler that stands inside another one."""
+
+    def __call__(self, name: str, labeler: Labeler, *, budget: int | None = None) -> Buys: ...
+
+
+@runtime_checkable
+class BuysLabels(Protocol):
+    """A labeler that makes its answers of what it buys from other labelers."""
+
+    def use_buyers(self, buyer_of: BuyerOf) -> None:
+        """Buy through these buyers from now on; called before `recall`."""
         ...
 
 

@@ -27,6 +27,7 @@ class Queue:
         name: Under whose name the labels are kept. A name that another labeler has had reuses its labels.
     """
 
+    people = True
     at_once = None  # everything that a round wants, in one file
 
     def __init__(self, folder: str, *, ledger: str, name: str = "queue") -> None:

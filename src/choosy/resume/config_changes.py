@@ -37,6 +37,7 @@ TYPED = {
     "data.reference": "reference",
     "data.keep": "pool.keep",
 }
+GROUPS = ("callbacks", "model", "labeler", "labels", "sampler", "weighting", "loss")  # what they lack is a change too
 REPEATED = ("data.seed", "module.seed", "trainer.max_epochs")  # said once, as seed and rounds
 
 
@@ -91,7 +92,7 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
             one = one.replace(str(moved[0]), str(moved[1]))
         absent = name not in old or name not in new
         group = name.split(".")[0]
-        if one == two or (absent and group not in ("callbacks", "model", "labeler", "sampler", "weighting", "loss")):
+        if one == two or (absent and group not in GROUPS):
             continue
         found.append(Change(TYPED.get(name, name), one, two))
     return found
@@ -103,8 +104,8 @@ def menu(config: Mapping[str, Any]) -> dict[str, Any]:
     module, data, trainer = (dict(plain.get(k) or {}) for k in ("module", "data", "trainer"))
     if "module" not in plain:  # LightningCLI's word for it
         module = dict(plain["model"])
-    groups = {"sampler": "sampler", "labels": "labeler", "weighting": "weighting"}
-    parts = {ours: data.pop(theirs, None) for theirs, ours in groups.items()}
+    parts = {group: data.pop(group, None) for group in ("sampler", "labels", "weighting")}
+    parts["labeler"] = (parts["labels"] or {}).pop("labeler", None)
     callbacks = {str(c.get("_target_")).split(".")[-1]: c for c in trainer.pop("callbacks", None) or ()}
     trainer.pop("logger", None)
     policy, loss = module.pop("policy", None), module.pop("loss", None)

@@ -118,8 +118,8 @@ def refuse_lost_labels(folder: Path, labels: LabelBuyer) -> None:
     told = last_told(folder)
     if told is not None and labels.spent < told["labels"]["spent"]:
         raise ValueError(
-            f"The ledger {labels.path} holds {labels.spent} labels bought by this run, and its rounds tell of "
-            f"{told['labels']['spent']}; they would be paid for again. Type labeler.path=... of the run's own ledger"
+            f"The ledger {labels.ledger.path} holds {labels.spent} labels bought by this run, and its rounds tell of "
+            f"{told['labels']['spent']}; they would be paid for again. Type labels.ledger=... of the run's own ledger"
             + (f"; a copy of it is {copy_of(folder)}." if fault(copy_of(folder)) is None else ".")
         )
 

@@ -26,26 +26,26 @@ class Evaluation:
     rows: list[dict[str, Any]]
 
 
-def evaluate(answers: Sequence[Candidates], start: Mapping[str, Candidates], labels: LabelBuyer) -> Evaluation:
+def evaluate(answers: Sequence[Candidates], start: Mapping[str, Candidates], judge: LabelBuyer | None) -> Evaluation:
     """Judge each answer against the start policy's answer to the same prompt.
 
     Args:
         answers: One response a prompt, log-probs under policy and reference known.
         start: The start policy's answers by prompt id.
-        labels: The judge; a labeler that scores decides by its scores, and equal scores tie. One that is not asked
-            about held-out answers leaves what needs no judge: KL and length.
+        judge: Buys the judgements; a labeler that scores decides by its scores, and equal scores tie. None = nobody
+            judges, and what needs no judge is left: KL and length.
     """
     both = [replace(c, responses=(c.responses[0], start[c.prompt.id].responses[0])) for c in answers]
     verdicts: list[Verdict | None]
-    if not labels.heldout:
+    if judge is None:
         verdicts = [None] * len(both)
-    elif labels.scores:
-        both = labels.score(both, purpose="evaluate")
+    elif judge.scores:
+        both = judge.score(both, purpose="evaluate")
         verdicts = [*map(by_reward, both)]
     else:
         turned = [seed_of("shown", c.prompt.id) % 2 == 1 for c in both]  # judges tend to favour a place
         asked = [(c.prompt, *c.responses[:: -1 if turn else 1]) for c, turn in zip(both, turned, strict=True)]
-        told = [verdict or "invalid" for verdict in labels.compare(asked, purpose="evaluate")]  # type: ignore[arg-type]
+        told = [verdict or "invalid" for verdict in judge.compare(asked, purpose="evaluate")]  # type: ignore[arg-type]
         verdicts = [MIRRORED[verdict] if turn else verdict for verdict, turn in zip(told, turned, strict=True)]
     outcomes = [OUTCOME[verdict] if verdict else None for verdict in verdicts]
     judged = [outcome for outcome in outcomes if outcome is not None]
@@ -54,8 +54,8 @@ def evaluate(answers: Sequence[Candidates], start: Mapping[str, Candidates], lab
     metrics = {
         "reward": fmean(rewards) if rewards else None,
         "win_rate": fmean(judged) if judged else None,
-        "ties": verdicts.count("tie") / len(verdicts) if labels.heldout else None,
-        "invalid": verdicts.count("invalid") / len(verdicts) if labels.heldout else None,
+        "ties": verdicts.count("tie") / len(verdicts) if judge else None,
+        "invalid": verdicts.count("invalid") / len(verdicts) if judge else None,
         "kl": fmean(r.logp - r.logp_ref for r in now),  # one sample a prompt, summed over tokens
         "length": fmean(len(r.ids) for r in now),
     }

@@ -29,7 +29,7 @@ class LabelAhead:
 
     Example:
         >>> from choosy.labeling.vader import Vader
-        >>> with LabelAhead(LabelBuyer(Vader(), path="ledger.sqlite"), print) as labels:
+        >>> with LabelAhead(LabelBuyer(Vader(), ledger="ledger.sqlite"), print) as labels:
         ...     labels.finish()  # it was not started
         0
     """

@@ -153,7 +153,7 @@ class Run:
         def look() -> str:
             refuse_used_folder(self.folder, resuming=resuming)
             refuse_unwritable(self.rounds_folder)
-            refuse_lost_ledger(self.folder, self.labels.path)
+            refuse_lost_ledger(self.folder, self.labels.ledger.path)
             name = identity(self.folder)
             self.labels.open(name)
             refuse_lost_labels(self.folder, self.labels)
@@ -300,8 +300,8 @@ class Run:
         if self.ranks.rank == 0:
             self.pool.save(self.rounds_folder, self.about(), self.heldout_rows)
             forget(self.rounds_folder, self.pool.round)
-            if Path(self.labels.path).resolve().parent == self.folder.resolve():
-                self.labels.copy(copy_of(self.folder))
+            if Path(self.labels.ledger.path).resolve().parent == self.folder.resolve():
+                self.labels.ledger.copy(copy_of(self.folder))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the round, whose file holds the rest."""

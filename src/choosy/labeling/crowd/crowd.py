@@ -7,10 +7,8 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.ledger import Ledger
-from choosy.labeling.nested import NestedBuyers
-from choosy.labeling.protocols import Answer
+from choosy.labeling.nested import NestedLabelers
+from choosy.labeling.protocols import Answer, BuyerOf, Labeler, LabelHistory
 from choosy.methods.aggregation import Record, learned, learned_from_peers, probability_first, verdict_of
 from choosy.models.policy import Policy
 from choosy.types import Prompt, Response, Verdict, content_id, seed_of
@@ -31,87 +29,90 @@ class Crowd:
     ledger, so that a resumed run goes on where it was. Each vote that is bought takes a label of the budget.
 
     Args:
-        members: The buyers of the members, by name; each may have a budget of its own.
-        expert: The buyer of somebody who is trusted; None = nobody.
+        members: The members, by name.
+        expert: Somebody who is trusted; None = nobody.
+        budgets: The most labels that some members may give, by name; a member that has given them has no vote.
         audit: Share of the pairs that the expert judges too; drawn by content, the same in every run.
         memory: After about so many measurements an old one counts no more, for members who change; None = never.
 
     Raises:
-        ValueError: There are fewer than two members, or a number is out of range.
+        ValueError: There are fewer than two members, a budget is nobody's, or a number is out of range.
     """
 
     def __init__(
         self,
-        members: dict[str, LabelBuyer],
+        members: dict[str, Labeler],
         *,
-        expert: LabelBuyer | None = None,
+        expert: Labeler | None = None,
+        budgets: dict[str, int] | None = None,
         audit: float = 0.1,
         memory: float | None = None,
     ) -> None:
         if len(members) < 2:
             raise ValueError(
-                f"a crowd has two members or more, and labeler.labeler.members names {len(members)}; type for instance "
-                "+labeler@labeler.labeler.members.one=vader +labeler@labeler.labeler.members.two=function"
+                f"a crowd has two members or more, and labeler.members names {len(members)}; type for instance "
+                "+labeler@labeler.members.one=vader +labeler@labeler.members.two=function"
             )
+        if expert is not None and "expert" in members:
+            raise ValueError("labeler.members.expert has the name of the expert; give that member another name")
         if not 0 < audit <= 1:
-            raise ValueError(
-                f"labeler.labeler.audit={audit} is no share of the pairs; type a number above 0, at most 1"
-            )
+            raise ValueError(f"labeler.audit={audit} is no share of the pairs; type a number above 0, at most 1")
         if memory is not None and memory <= 1:
-            raise ValueError(f"labeler.labeler.memory={memory} remembers nothing; type more than 1, or null for all")
+            raise ValueError(f"labeler.memory={memory} remembers nothing; type more than 1, or null for all")
+        if unknown := sorted((budgets or {}).keys() - members.keys() - ({"expert"} if expert else set())):
+            raise ValueError(f"labeler.budgets.{unknown[0]} is the budget of no member; members: {', '.join(members)}")
         self.name = f"crowd:{'+'.join(members)}"
         self.members = members
         self.expert = expert
         self.audit = audit
         self.memory = math.inf if memory is None else memory
         self.records: dict[str, Record] = {}
-        self._nested = NestedBuyers({**members, **({"expert": expert} if expert else {})})
+        self._nested = NestedLabelers({**members, **({"expert": expert} if expert else {})}, budgets)
+        self._history: LabelHistory | None = None
+        self._run = ""
 
     @property
     def judgements(self) -> int:
         """How many labels an answer takes at most: one of each member, and the expert's."""
-        return sum(buyer.per_comparison for buyer in self._nested.buyers.values())
+        return self._nested.labels_per_comparison
 
     @property
     def price(self) -> float | None:
         """What an answer costs at most; None if a member does not say."""
-        prices = [buyer.price_of_comparison for buyer in self._nested.buyers.values()]
-        return None if None in prices else sum(price for price in prices if price is not None)
+        return self._nested.price_of_comparison
 
     @property
     def fingerprint(self) -> str:
         """Who the members are, and how they are measured."""
-        who = [
-            part
-            for name, buyer in self._nested.buyers.items()
-            for part in (name, buyer.labeler.name, str(getattr(buyer.labeler, "fingerprint", "")))
-        ]
-        return content_id(*who, str(self.audit if self.expert else 0), str(self.memory))
+        return content_id(*self._nested.fingerprint, str(self.audit if self.expert else 0), str(self.memory))
 
     def use_policy(self, policy: Policy) -> None:
         self._nested.use_policy(policy)
 
-    def recall(self, ledger: Ledger, run: str) -> None:
-        self._nested.open(ledger, run, self.name)
+    def use_buyers(self, buyer_of: BuyerOf) -> None:
+        self._nested.use_buyers(buyer_of)
+
+    def recall(self, history: LabelHistory, run: str) -> None:
+        self._history, self._run = history, run
         self.records = {}
-        for told in ledger.told(self.name, run=run):
-            said = json.loads(told.raw)
+        for label in history.labels_of(self.name, run=run):
+            said = json.loads(label.raw)
             self._learn(said["votes"], said["expert"])
 
     def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer]:
         """A verdict on each item, in their order; all votes are bought before the first is given."""
-        said = {name: buyer.compare(items) for name, buyer in self.members.items()}
+        assert self._history is not None, "a crowd is asked through a buyer that is open"
+        said = {name: self._nested.compare(name, items) for name in self.members}
         trusted = self._audited(items)
-        shares = self._nested.shares(len(items))
+        charges = self._nested.charges(self._history, self.name, self._run, len(items))
         for at in range(len(items)):
             votes: Votes = {name: vote for name, of in said.items() if (vote := of[at]) is not None}
             if not votes:
                 raise ValueError(
-                    f"no member of {self.name} has a budget left; raise the members' budgets, or let labeler.budget "
+                    f"no member of {self.name} has a budget left; raise labeler.budgets, or let labels.budget "
                     "say when the run stops buying"
                 )
-            self._nested.bear(shares[at])
-            yield self._answer(at, votes, trusted.get(at), shares[at])
+            yield self._answer(at, votes, trusted.get(at), charges[at])
             self._learn(votes, trusted.get(at))
         log.info("%s: %s", self.name, worth(self.records))
 
@@ -120,14 +121,14 @@ class Crowd:
         if self.expert is None:
             return {}
         drawn = [at for at, item in enumerate(items) if _draw(*item) < self.audit]
-        verdicts = self.expert.compare([items[at] for at in drawn])
+        verdicts = self._nested.compare("expert", [items[at] for at in drawn])
         return {at: verdict for at, verdict in zip(drawn, verdicts, strict=True) if verdict is not None}
 
-    def _answer(self, at: int, votes: Votes, trusted: Verdict | None, share: tuple[int, float]) -> Answer:
+    def _answer(self, at: int, votes: Votes, trusted: Verdict | None, charge: tuple[int, float]) -> Answer:
         first = probability_first(votes, self.records)
         verdict = "invalid" if set(votes.values()) == {"invalid"} else verdict_of(first)
         raw = json.dumps({"votes": votes, "expert": trusted, "first": round(first, 6)}, ensure_ascii=False)
-        return Answer(at, trusted or verdict, raw, share[1], "expert" if trusted else "", share[0])
+        return Answer(at, trusted or verdict, raw, charge[1], "expert" if trusted else "", charge[0])
 
     def _learn(self, votes: Mapping[str, Verdict], trusted: Verdict | None) -> None:
         if self.expert is None:

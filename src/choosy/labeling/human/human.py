@@ -259,6 +259,7 @@ class Human:
     """
 
     elsewhere = True
+    people = True
 
     def __init__(
         self,
@@ -274,7 +275,7 @@ class Human:
     ) -> None:
         for option, value, least in (("overlap", overlap, 1), ("hold", hold, 0), ("grace", grace, 0)):
             if value < least:
-                raise ValueError(f"labeler.labeler.{option}={value} makes no sense; type {least} or more")
+                raise ValueError(f"labeler.{option}={value} makes no sense; type {least} or more")
         if find_spec("gradio") is None:
             raise ValueError(
                 "labeler=human shows its page with Gradio, which is not installed; type pip install 'choosy[human]'"

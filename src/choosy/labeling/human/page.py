@@ -143,7 +143,7 @@ def serve(human: Human) -> str:
     except OSError as error:
         raise ValueError(
             f"The page for labeling cannot listen on {human.host} port {human.port} ({error.strerror}); "
-            "type another port, such as labeler.labeler.port=0 for any that is free"
+            "type another port, such as labeler.port=0 for any that is free"
         ) from error
     port = listening.getsockname()[1]
     if human.host not in LOOPBACK:

@@ -147,11 +147,11 @@ class Endpoint:
         )
         if taken := sorted(OURS & options.keys()):
             raise ValueError(
-                f"labeler.labeler.options sets {', '.join(taken)}, which the judge sets itself; "
-                "options is for what has no line of its own, for instance +labeler.labeler.options.reasoning_effort=low"
+                f"labeler.options sets {', '.join(taken)}, which the judge sets itself; "
+                "options is for what has no line of its own, for instance +labeler.options.reasoning_effort=low"
             )
         if limit not in ("max_tokens", "max_completion_tokens"):
-            raise ValueError(f"labeler.labeler.limit={limit!r}: type max_tokens or max_completion_tokens")
+            raise ValueError(f"labeler.limit={limit!r}: type max_tokens or max_completion_tokens")
         self.model = model
         self.address = checked_url(base_url, "base_url").rstrip("/") + "/chat/completions"
         self.proxy = checked_url(proxy, "proxy") if proxy else None
@@ -181,13 +181,13 @@ class Endpoint:
         known = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_env) and os.environ.get(self.key_env)
         if not known:
             raise ValueError(
-                "labeler.labeler.key_env must be the name of an environment variable that holds the key, and no such "
+                "labeler.key_env must be the name of an environment variable that holds the key, and no such "
                 "variable is set; export the key and type the variable's name (never the key itself), for instance "
-                "labeler.labeler.key_env=OPENAI_API_KEY, or null for an endpoint that asks for none"
+                "labeler.key_env=OPENAI_API_KEY, or null for an endpoint that asks for none"
             )
         if not re.fullmatch(r"[!-~]+", known):
             raise ValueError(
-                "the environment variable that labeler.labeler.key_env names holds blanks, line breaks or letters "
+                "the environment variable that labeler.key_env names holds blanks, line breaks or letters "
                 'beyond ASCII, which no key has; set it again, for instance export OPENAI_API_KEY="$(cat key.txt)"'
             )
         return known
@@ -315,7 +315,7 @@ class Session:
                 raise Unanswered(
                     self._down(
                         f"status {status} and the wish to wait {after:.0f} s, more than "
-                        f"labeler.labeler.longest_wait={self.endpoint.longest_wait:g}"
+                        f"labeler.longest_wait={self.endpoint.longest_wait:g}"
                     )
                 )
             if after:
@@ -354,7 +354,7 @@ class Session:
     def _down(self, why: str) -> str:
         return (
             f"{self.endpoint.address} gives no answer: {why}, at the last of up to {self.endpoint.retries + 1} tries; "
-            "check that it is up, and labeler.labeler.concurrency, requests_per_minute and total_timeout"
+            "check that it is up, and labeler.concurrency, requests_per_minute and total_timeout"
         )
 
     def _pause(self, state: RetryCallState) -> float:
@@ -391,13 +391,12 @@ def checked_url(url: str, name: str) -> str:
         parts = httpx2.URL("")
     if parts.userinfo or parts.query or parts.fragment or "@" in url:
         raise ValueError(
-            f"labeler.labeler.{name} holds a name, a password or a query, and it is kept in config.yaml; "
-            f"type it without, put the key into an environment variable and its name into labeler.labeler.key_env"
+            f"labeler.{name} holds a name, a password or a query, and it is kept in config.yaml; "
+            f"type it without, put the key into an environment variable and its name into labeler.key_env"
         )
     if parts.scheme not in ("http", "https") or not parts.host:
         raise ValueError(
-            f"labeler.labeler.{name}={url!r} is no http address; "
-            f"type for instance labeler.labeler.{name}=http://localhost:8000/v1"
+            f"labeler.{name}={url!r} is no http address; type for instance labeler.{name}=http://localhost:8000/v1"
         )
     return url
 
@@ -461,10 +460,10 @@ def _completion(response: httpx2.Response, found: Any) -> tuple[str, bool]:
 def _refuse_below(least: int, **given: float) -> None:
     for name, value in given.items():
         if not value >= least:
-            raise ValueError(f"labeler.labeler.{name}={value}: type {least} or more")
+            raise ValueError(f"labeler.{name}={value}: type {least} or more")
 
 
 def _refuse_zero(**given: float | None) -> None:
     for name, value in given.items():
         if value is not None and not value > 0:
-            raise ValueError(f"labeler.labeler.{name}={value}: type more than 0")
+            raise ValueError(f"labeler.{name}={value}: type more than 0")

@@ -125,7 +125,7 @@ class Judge:
         self.name = f"judge:{model}"
         self.judgements = 2 if both_orders else 1
         if price is not None and not price > 0:
-            raise ValueError(f"labeler.labeler.price={price}: type the most that one pair may cost, or null")
+            raise ValueError(f"labeler.price={price}: type the most that one pair may cost, or null")
         self.price = price
         settings = json.dumps(self.endpoint.settings, sort_keys=True)
         self.fingerprint = content_id(*self.template.values(), settings, str(both_orders))
@@ -251,7 +251,7 @@ def read_template(path: str | None) -> dict[str, str]:
         text = place.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"labeler.labeler.template={path!r} cannot be read ({error}); type a text file, "
+            f"labeler.template={path!r} cannot be read ({error}); type a text file, "
             "or null for the template that comes with Choosy"
         ) from error
     if not re.search(r"^\[(system|user)\]$", text, re.MULTILINE):

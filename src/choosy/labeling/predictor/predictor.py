@@ -10,12 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.ledger import Ledger, Told
-from choosy.labeling.nested import NestedBuyers
+from choosy.labeling.nested import NestedLabelers, nested_run
 from choosy.labeling.predictor.calibration import sure_from
 from choosy.labeling.predictor.preference_model import Preference, PreferenceModel
-from choosy.labeling.protocols import Answer
+from choosy.labeling.protocols import Answer, BuyerOf, Labeler, LabelHistory, LabelRecord
 from choosy.models.policy import Policy
 from choosy.types import Prompt, Response, Verdict, content_id, seed_of
 
@@ -69,7 +67,7 @@ class Predictor:
     stands there, and how often the two disagree is logged; `annotator` and `raw` of the label say who answered and why.
 
     Args:
-        paid: The buyer of the labeler whose taste is learned. It has no budget: that is `labeler.budget`.
+        paid: The labeler whose taste is learned; its labels count against `labels.budget`.
         encoder: A folder or hub id of a transformer, or `demo:minilm`.
         max_error: Share of the model's answers that may be wrong, vouched for with 90 % confidence.
         audit: Share of the model's answers that are bought as well; drawn by content, the same in every run.
@@ -81,12 +79,12 @@ class Predictor:
         device: Where it runs; auto takes a GPU if there is one.
 
     Raises:
-        ValueError: A number is out of range, or the paid buyer has a budget.
+        ValueError: A number is out of range.
     """
 
     def __init__(
         self,
-        paid: LabelBuyer,
+        paid: Labeler,
         *,
         encoder: str = "demo:minilm",
         max_error: float = 0.1,
@@ -100,15 +98,10 @@ class Predictor:
     ) -> None:
         for name, share in (("max_error", max_error), ("audit", audit)):
             if not 0 < share < 1:
-                raise ValueError(f"labeler.labeler.{name}={share} is no share; type a number between 0 and 1")
+                raise ValueError(f"labeler.{name}={share} is no share; type a number between 0 and 1")
         if min_labels < HELD_OUT:
-            raise ValueError(f"labeler.labeler.min_labels={min_labels} teaches nothing; type {HELD_OUT} or more")
-        if paid.budget is not None or paid.budget_money is not None:
-            raise ValueError(
-                "labeler.labeler.paid has a budget of its own, and then some pairs would get no answer; "
-                "give the budget as labeler.budget or labeler.budget_money"
-            )
-        self.name = f"predictor:{paid.labeler.name}"
+            raise ValueError(f"labeler.min_labels={min_labels} teaches nothing; type {HELD_OUT} or more")
+        self.name = f"predictor:{paid.name}"
         self.paid = paid
         self.encoder = encoder
         self.max_error = max_error
@@ -120,7 +113,9 @@ class Predictor:
         self.seed = seed
         self.device = device
         self.saved = Saved()
-        self._nested = NestedBuyers({"paid": paid})
+        self._nested = NestedLabelers({"paid": paid})
+        self._history: LabelHistory | None = None
+        self._run = ""
         self._preferences: dict[Preference, None] = {}  # in the order in which they came, each once
         self._trained_on = 0
         self._model: PreferenceModel | None = None
@@ -129,33 +124,37 @@ class Predictor:
     @property
     def judgements(self) -> int:
         """How many labels an answer takes at most: those of the paid labeler."""
-        return self.paid.per_comparison
+        return self._nested.labels_per_comparison
 
     @property
     def price(self) -> float | None:
         """What an answer costs at most; None if the paid labeler does not say."""
-        return self.paid.price_of_comparison
+        return self._nested.price_of_comparison
 
     @property
     def fingerprint(self) -> str:
         """Whose taste is learned, and how."""
         options = (self.encoder, self.max_error, self.audit, self.min_labels, self.epochs, self.lr, self.max_length)
-        return content_id(str(getattr(self.paid.labeler, "fingerprint", "")), *map(str, options), str(self.seed))
+        return content_id(str(getattr(self.paid, "fingerprint", "")), *map(str, options), str(self.seed))
 
     def use_policy(self, policy: Policy) -> None:
         self._nested.use_policy(policy)
 
-    def recall(self, ledger: Ledger, run: str) -> None:
-        self._nested.open(ledger, run, self.name)
+    def use_buyers(self, buyer_of: BuyerOf) -> None:
+        self._nested.use_buyers(buyer_of)
+
+    def recall(self, history: LabelHistory, run: str) -> None:
+        self._history, self._run = history, run
         self.saved, self._model, self._trained_on = Saved(), None, 0
         self._preferences = {}
-        self._learn(before(self.paid.told(), f"{run}#paid"))
-        for told in ledger.told(self.name, run=run):
-            assert told.second is not None
-            assert told.verdict
-            self._count(told.raw, told.annotator)
-            if told.annotator != "predictor":
-                self._learn(preferred(told.prompt, told.first, told.second, told.verdict))
+        of_paid = history.labels_of(self.paid.name, fingerprint=str(getattr(self.paid, "fingerprint", "")))
+        self._learn(before(of_paid, nested_run(run, self.name, "paid")))
+        for label in history.labels_of(self.name, run=run):
+            assert label.second is not None
+            assert label.verdict
+            self._count(label.raw, label.annotator)
+            if label.annotator != "predictor":
+                self._learn(preferred(label.prompt, label.first, label.second, label.verdict))
 
     def compare(self, items: Sequence[Item]) -> Iterator[Answer]:
         """A verdict on each item, in their order; the paid labeler is asked about those of a stretch at once."""
@@ -176,8 +175,9 @@ class Predictor:
     def _answers(
         self, asked: Sequence[tuple[int, Item]], guesses: Sequence[Guess | None], paid: Sequence[int]
     ) -> Iterator[Answer]:
-        bought = dict(zip(paid, self.paid.compare([asked[n][1] for n in paid]), strict=True))
-        shares = iter(self._nested.shares(len(paid)) if paid else [])
+        assert self._history is not None, "a predictor is asked through a buyer that is open"
+        bought = dict(zip(paid, self._nested.compare("paid", [asked[n][1] for n in paid]), strict=True))
+        charges = iter(self._nested.charges(self._history, self.name, self._run, len(paid)) if paid else [])
         for n, (at, item) in enumerate(asked):
             guess, verdict = guesses[n], bought.get(n)
             sure = guess is not None and guess.sureness >= self._sure_from
@@ -187,10 +187,9 @@ class Predictor:
                 assert guess is not None
                 answer = Answer(at, guess.verdict, raw, 0.0, "predictor", 0)
             else:
-                labels, money = share = next(shares)
-                self._nested.bear(share)
+                labels, money = next(charges)
                 raw = json.dumps({**about, "paid": verdict})
-                answer = Answer(at, verdict, raw, money, self.paid.labeler.name, labels)
+                answer = Answer(at, verdict, raw, money, self.paid.name, labels)
                 self._learn(preferred(item[0].text, item[1].text, item[2].text, verdict))
             self._count(answer.raw, answer.annotator)
             yield answer
@@ -273,7 +272,7 @@ def preferred(prompt: str, first: str, second: str, verdict: Verdict) -> list[Pr
     return [Preference(prompt, first, second) if verdict == "first" else Preference(prompt, second, first)]
 
 
-def before(labels: Sequence[Told], run: str) -> list[Preference]:
+def before(labels: Sequence[LabelRecord], run: str) -> list[Preference]:
     """The preferences of other runs that were there when this run bought its first label, earliest first.
 
     Of scores, those of one prompt make preferences: the best over the worst, the second best over the second worst.
