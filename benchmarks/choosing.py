@@ -16,7 +16,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from common import ROOT, middle, save
 
-from choosy.data.pool import read_about, round_file
+from choosy.data.pool import round_file
+from choosy.data.table_files import read_about
 
 SELECTORS = ("optune", "certainty", "dissimilarity", "optune_certainty", "optune_dissimilarity", "entropy")
 

@@ -9,7 +9,7 @@ import pytest
 from lightning.pytorch import Callback
 from torch.testing import assert_close
 
-from choosy.data.pool import damage
+from choosy.data.table_files import damage
 from choosy.rounds.sample import FreshResponses
 
 EXACTLY = {"rtol": 0.0, "atol": 0.0}

@@ -1,29 +1,23 @@
 """The pool: every prompt with its responses, rewards and pairs. Arrow in memory, one Parquet file a round on disk.
 
 One row holds one prompt's candidates of one round; an earlier round's row stays while its labels are trained on. A
-round's file holds the whole pool as it was after that round, so the newest file is all that a resume needs; it is
-replaced atomically, so a crash leaves the old one or the new one. A file's footer holds a checksum of all its other
-bytes, so that one that changed on the disk is noticed.
+round's file holds the whole pool as it was after that round, so the newest file is all that a resume needs.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from choosy.files import replacing
+from choosy.data.table_files import damage, is_readable, read_about, write_table
 from choosy.types import Candidates, Pair, Prompt, Response
 
 Keep = Literal["newest", "all"]
@@ -288,82 +282,6 @@ class Pool:
 def round_file(folder: str | Path, round: int) -> Path:
     """Where a round's file lies."""
     return Path(folder) / f"round_{round:03d}.parquet"
-
-
-def write_table(table: pa.Table, path: Path, about: Mapping[str, Any]) -> Path:
-    """Write a table with its facts so that a reader sees the old file or the new one, never a part."""
-    table = table.replace_schema_metadata({"choosy": json.dumps(about), CHECKSUM: f"sha256:{'0' * DIGITS}"})
-    with replacing(path) as unfinished, unfinished.open("w+b") as file:
-        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-        at = _checksum_at(file)
-        assert at is not None, "Parquet keeps a schema's metadata in the footer as it is"
-        found = _checksum(file, at)
-        file.seek(at)
-        file.write(found)
-    return path
-
-
-def read_about(path: Path) -> dict[str, Any]:
-    """What was written about a round with its table."""
-    about: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {}).get(b"choosy", b"{}"))
-    return about
-
-
-# -- whether a file is what was written ----------------------------------------------------------------------------
-
-CHECKSUM = "choosy-checksum"  # its name in the footer
-DIGITS = 64
-
-
-def damage(path: Path) -> str | None:
-    """What is wrong with a Parquet file, read to its last byte; None if nothing is.
-
-    Files of an earlier version have no checksum of the whole; of these every page's is looked at.
-    """
-    try:
-        with path.open("rb") as file:
-            at = _checksum_at(file)
-            if at is not None:
-                file.seek(at)
-                return None if file.read(DIGITS) == _checksum(file, at) else "its bytes are not those that were written"
-            if CHECKSUM.encode() in _end_of(file):
-                return "its checksum is damaged"
-        pq.read_table(path, page_checksum_verification=True)
-    except (OSError, pa.ArrowException) as error:
-        return str(error).splitlines()[0]
-    return None
-
-
-def is_readable(path: Path) -> bool:
-    """Whether a Parquet file is there and whole, to its last byte."""
-    return damage(path) is None
-
-
-def _end_of(file: BinaryIO) -> bytes:
-    """The end of a file, with what its writer has told of itself."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 2**20))
-    return file.read()
-
-
-def _checksum_at(file: BinaryIO) -> int | None:
-    """Where the digits of a file's checksum are; None if it has none, or not any more."""
-    end = _end_of(file)
-    places = [found.end() - DIGITS for found in re.finditer(rb"sha256:[0-9a-f]{%d}" % DIGITS, end)]
-    return file.tell() - len(end) + places[-1] if places else None  # the writer's words come after all numbers
-
-
-def _checksum(file: BinaryIO, at: int) -> bytes:
-    """The checksum of a file, with zeros for its own digits."""
-    sha = hashlib.sha256()
-    file.seek(0)
-    while part := file.read(min(2**20, at - file.tell())):
-        sha.update(part)
-    sha.update(b"0" * DIGITS)
-    file.seek(at + DIGITS)
-    while part := file.read(2**20):
-        sha.update(part)
-    return sha.hexdigest().encode()
 
 
 def with_rewards(c: Candidates, rewards: Mapping[int, float]) -> Candidates:

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from choosy.data.pool import SCHEMA, from_row, is_readable, read_about, to_row, write_table
+from choosy.data.pool import SCHEMA, from_row, to_row
+from choosy.data.table_files import is_readable, read_about, write_table
 from choosy.parallel.ranks import Ranks
 from choosy.types import Candidates, Prompt
 

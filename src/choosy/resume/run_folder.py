@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from choosy.data.pool import is_readable, read_about
+from choosy.data.table_files import is_readable, read_about
 from choosy.files import replacing
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.ledger import fault

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from choosy.data.pool import SCHEMA, from_row, to_row, write_table
+from choosy.data.pool import SCHEMA, from_row, to_row
+from choosy.data.table_files import write_table
 from choosy.labeling.buyer import LabelBuyer
 from choosy.types import MIRRORED, Candidates, Prompt, Verdict, seed_of
 

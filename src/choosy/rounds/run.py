@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from choosy.data.batches import PairBatches
-from choosy.data.pool import Keep, Pool, damage, round_file
+from choosy.data.pool import Keep, Pool, round_file
+from choosy.data.table_files import damage
 from choosy.files import remove_unfinished
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.protocols import that
