@@ -17,7 +17,6 @@ from choosy.methods.weighting import Weighting
 from choosy.module import WeightedDPO
 from choosy.parallel.ranks import current_ranks, shard
 from choosy.reporting.phases import Phases
-from choosy.resume.run_folder import refuse_scattered
 from choosy.rounds.context import ChosenPrompt, Done, PairSelector, PromptSelector, Round, TrainOn
 from choosy.rounds.run import Reference, Run, refuse_gapless
 from choosy.sampling.protocol import Sampler
@@ -168,7 +167,6 @@ class OfflineData(LightningDataModule):
             self.heldout = within_limit(
                 prompts, policy, limit=self.max_prompt_tokens, too_long=self.too_long, source=self.heldout_source
             )
-        refuse_scattered(self.run.folder, current_ranks())
         self.run.ask([c.prompt for c in self.given.values()])
         resuming = self.resuming or self.trainer.ckpt_path is not None
         self.run.open(current_ranks(), resuming=resuming)

@@ -17,7 +17,6 @@ from choosy.models.policy import Policy
 from choosy.module import WeightedDPO
 from choosy.parallel.ranks import current_ranks
 from choosy.reporting.phases import Phases
-from choosy.resume.run_folder import refuse_scattered
 from choosy.rounds.context import PairSelector, PromptSelector, TrainOn
 from choosy.rounds.run import Reference, Run, refuse_gapless
 from choosy.rounds.sample import FreshResponses
@@ -136,7 +135,6 @@ class OnPolicyData(LightningDataModule):
         self.prompts = self._read(self.train_source, policy, self.limit)
         self.heldout = self._read(self.heldout_source, policy, self.heldout_limit) if self.heldout_source else []
         self.run.ask(self.prompts)
-        refuse_scattered(self.run.folder, current_ranks())
         resuming = self.resuming or self.trainer.ckpt_path is not None
         self.run.open(current_ranks(), resuming=resuming)
 

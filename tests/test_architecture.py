@@ -140,6 +140,7 @@ FLOORS = [
     {"rounds"},
     {"module"},
     {"main", "cli"},
+    {"__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 CHOOSY = {".".join(path.relative_to(ROOT / "src").with_suffix("").parts): path for path in FILES if "src" in path.parts}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +11,7 @@ import sys
 import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,8 +49,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             shutil.copy(part, source)
     pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
-    run = subprocess.run([*pip, "-w", str(built), str(source)], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    done = subprocess.run([*pip, "-w", str(built), str(source)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     (path,) = built.glob("choosy-*.whl")
     return path
 
@@ -68,17 +71,87 @@ def test_every_file_that_a_run_reads_is_in_the_wheel(wheel):
 def test_the_wheel_names_the_command(wheel):
     archive = zipfile.ZipFile(wheel)
     (points,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
-    assert "choosy = choosy.cli:main" in archive.read(points).decode()
+    assert "choosy = choosy.__main__:main" in archive.read(points).decode()
 
 
-def test_the_installed_package_composes_from_any_folder(wheel, tmp_path):
-    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
-    zipfile.ZipFile(wheel).extractall(site)
-    elsewhere.mkdir()
-    environ = {**os.environ, "PYTHONPATH": str(site)}
-    run = subprocess.run([sys.executable, "-c", USE], cwd=elsewhere, env=environ, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    prompts, *places = run.stdout.splitlines()
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what pip installs of the wheel, the command included."""
+    folder = tmp_path_factory.mktemp("site")
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(folder), str(wheel)]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A folder far from the checkout, with a reward of the user's own in it."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "my_rewards.py").write_text(
+        "def vowels(prompt, response):\n    return float(sum(map(ord, response)) % 7)\n"
+    )
+    return folder
+
+
+def run(*words: object, folder: Path, path: object = "") -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], cwd=folder, env=environ, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture
+def typed(tiny_policy_dir: Path, prompts_file: Path) -> list[str]:
+    """What is typed for a tiny run."""
+    return [
+        *("trainer=cpu", f"model.name={tiny_policy_dir}", "model.dtype=float32", "labeler=function"),
+        *(f"data.train={prompts_file}", "data.limit=4", f"data.heldout={prompts_file}", "data.heldout_limit=2"),
+        *("labeler.path=my_rewards.vowels", "rounds=1", "sampler.max_new_tokens=6", "batching.batch_size=4"),
+    ]
+
+
+def numbers(run_dir: Path) -> dict[str, Any]:
+    """summary.json without the seconds, which no two runs share."""
+    found: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    return {name: value for name, value in found.items() if name not in ("seconds", "sync_seconds")}
+
+
+def test_choosy_train_does_in_any_folder_what_train_py_does_in_the_checkout(site, elsewhere, typed, tmp_path):
+    run(site / "bin" / "choosy", "train", *typed, "name=one", folder=elsewhere, path=site)
+    run(ROOT / "train.py", *typed, f"run_dir={tmp_path}/two", folder=ROOT, path=elsewhere)
+    one, two = elsewhere / "runs" / "one", tmp_path / "two"
+    assert numbers(one) == numbers(two)
+    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+    assert sorted(path.name for path in elsewhere.iterdir() if path.name != "__pycache__") == ["my_rewards.py", "runs"]
+
+
+def test_choosy_train_takes_the_flags_of_hydra(site, elsewhere, typed):
+    choosy = site / "bin" / "choosy"
+    composed = run(
+        choosy, "train", *typed, "lr=0.5", "--cfg", "job", "--package", "module.optimizer", folder=elsewhere, path=site
+    )
+    assert "lr: ${lr}" in composed.stdout
+    run(choosy, "train", "-m", *typed, "seed=0,1", "hydra.sweep.dir=sweep", folder=elsewhere, path=site)
+    with (elsewhere / "sweep" / "index.csv").open() as file:
+        assert [row["job"] for row in csv.DictReader(file)] == ["0", "1"]
+    assert [numbers(elsewhere / "sweep" / job)["seed"] for job in ("0", "1")] == [0, 1]
+
+
+def test_choosy_train_starts_the_other_processes_of_a_run(site, elsewhere, typed):
+    choosy = site / "bin" / "choosy"
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "name=two"]
+    run(choosy, "train", *typed, *two, folder=elsewhere, path=site)
+    run(choosy, "train", *typed, "name=one", folder=elsewhere, path=site)
+    assert numbers(elsewhere / "runs" / "two") == numbers(elsewhere / "runs" / "one")
+
+
+def test_the_installed_package_composes_from_any_folder(site, elsewhere):
+    done = run("-c", USE, folder=elsewhere, path=site)
+    prompts, *places = done.stdout.splitlines()
     assert int(prompts) > 0
     assert len(places) == 3
     assert all(Path(place).is_relative_to(site) for place in places), places

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader
 
 from choosy.data.batches import Batch, batch_of
 from choosy.data.pool import TrainingPair
-from choosy.main import quiet
 from choosy.methods.losses import SigmoidLoss
 from choosy.models.policy import Lora, Policy
 from choosy.models.rows import Group
 from choosy.module import WeightedDPO
+from choosy.reporting.phases import quiet
 from choosy.types import Candidates, Prompt, Response
 
 job = json.loads(sys.argv[1])

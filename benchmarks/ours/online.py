@@ -9,10 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 
-import choosy.main
+from choosy.main import compose, train
 
 job = json.loads(sys.argv[1])
 sys.path.insert(0, job["folder"])
@@ -47,18 +46,9 @@ def main() -> None:
         if trainer.current_epoch < job["windows"]:  # the next round is played as soon as this hook returns
             begin()
 
-    built = choosy.main.instantiate
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        made = built(*args, **kwargs)
-        if isinstance(made, Trainer):
-            made.callbacks.append(LambdaCallback(on_train_epoch_end=end))
-        return made
-
-    choosy.main.instantiate = watched
     say(setup_seconds=0.0)
-    choosy.main.train(
-        choosy.main.compose(
+    train(
+        compose(
             [
                 "trainer=cpu",
                 f"model.name={job['model']}",
@@ -77,6 +67,7 @@ def main() -> None:
             ]
         ),
         folder / "run",
+        callbacks=[LambdaCallback(on_train_epoch_end=end)],
     )
 
 

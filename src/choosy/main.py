@@ -1,15 +1,14 @@
-"""From a composed configuration to a run. The only file that imports Hydra."""
+"""Trains as Hydra composes it. The only file that imports Hydra."""
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import shlex
 import sys
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from choosy.files import replacing
@@ -28,94 +27,118 @@ from choosy.labeling.protocols import Postponed
 from choosy.parallel.launch import LOST, end_with_launcher, first_writer, is_peer_failure
 from choosy.redaction import refuse_secrets
 from choosy.reporting import summary as report
-from choosy.resume.config_changes import tell_changes
-from choosy.resume.run_folder import (
-    auto_resume,
-    checkpoint,
-    refuse_lost_ledger,
-    refuse_unwritable,
-    refuse_used_folder,
-)
+from choosy.reporting.phases import quiet
+from choosy.resume import run_folder
 
 OmegaConf.register_new_resolver(
     "started", lambda pattern: first_writer(pattern, time.strftime(pattern)), use_cache=True, replace=True
 )
 
+COMMAND = list(sys.argv)  # as typed, `choosy train ...` or `python train.py ...`
 PROCESSES_FROM_OUTSIDE = ("LOCAL_RANK", "SLURM_PROCID", "PMI_RANK")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run leaves in its folder and in memory.
+
+    Attributes:
+        run_dir: Folder of the run.
+        data: The data module, with the run's pool.
+        module: The Lightning module, with the tuned policy.
+        trainer: The trainer.
+    """
+
+    run_dir: Path
+    data: LightningDataModule
+    module: LightningModule
+    trainer: Trainer
+
+    @property
+    def run(self) -> report.Run:
+        """What the round files of the run hold; `summary(run)` gives its metrics."""
+        return report.read_run(self.run_dir)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://choosy.conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    """Train as configured; what the user can mend is told in a sentence (HYDRA_FULL_ERROR=1 shows the stack).
+    """Train as configured and return the objective, for sweepers.
 
-    A run that waits for labels of another day leaves with exit code 75.
+    A mistake that the user can mend ends the process with a sentence (HYDRA_FULL_ERROR=1 shows the stack), a run that
+    waits for labels of another day with exit code 75.
     """
+    sys.argv[:] = COMMAND  # Lightning repeats it to start the other processes of a run
     end_with_launcher()
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        return train(
-            cfg, Path(HydraConfig.get().runtime.output_dir), multirun=HydraConfig.get().mode == RunMode.MULTIRUN
-        )
+        if not join_tasks(cfg.trainer.get("devices")):
+            return None
+        if multirun:
+            refuse_relaunching_sweep(cfg)
+        trained = train(cfg, run_dir)
     except Postponed as postponed:
         print(f"\n{postponed}\n  {same_again(cfg)}", file=sys.stderr)
         sys.exit(Postponed.exit_code)
     except (ValueError, MisconfigurationException, InstantiationException) as error:
-        told = innermost(error)
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(told, ValueError | MisconfigurationException):
+        cause = innermost(error)
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(cause, ValueError | MisconfigurationException):
             raise
-        sys.exit(f"\n{told}")
+        sys.exit(f"\n{cause}")
     except RuntimeError as error:
         if not is_peer_failure(error):
             raise
         sys.exit(f"\n{LOST}")
-
-
-def train(cfg: DictConfig, run_dir: Path, *, multirun: bool = False) -> float | None:
-    """Play all rounds and return the objective, for sweepers."""
-    cfg.run_dir = os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
-    refuse_blanks(cfg)
-    for resolve in (False, True):  # as it was typed, so that its name is told, then as it is written down
-        refuse_secrets(OmegaConf.to_container(cfg, resolve=resolve))
-    refuse_objective(cfg)
-    if not join_tasks(cfg.trainer.get("devices")):
+    if not trained.trainer.is_global_zero:
         return None
-    refuse_relaunching_sweep(cfg, multirun)
-    refuse_missing_gpu(cfg)
-    wanted = auto_resume(cfg.ckpt_path, run_dir)
-    resuming = wanted is not None
-    refuse_used_folder(run_dir, resuming=resuming)
-    ckpt_path = checkpoint(wanted, run_dir)
-    refuse_unwritable(run_dir)
-    if resuming:
-        tell_changes(run_dir, plain(cfg))
-    quiet()
-    seed_everything(cfg.seed, workers=True, verbose=False)
+    if multirun:
+        report.index(run_dir.parent)
+    return objective(cfg, trained.run)
 
+
+def train(cfg: DictConfig, run_dir: Path, *, callbacks: Sequence[Callback] = ()) -> Trained:
+    """Play all rounds of a run.
+
+    Args:
+        cfg: The composed configuration.
+        run_dir: Folder of the run.
+        callbacks: Further callbacks, which are called before those of the configuration.
+    """
+    start = prepare(cfg, run_dir)
+    seed_everything(cfg.seed, workers=True, verbose=False)
     data = instantiate(cfg.data, _convert_="all")
     module = instantiate(cfg.module, _convert_="all")
     trainer = instantiate(cfg.trainer, _convert_="all")
-    data.resuming = resuming
-    if resuming:
-        refuse_lost_ledger(run_dir, data.run.labels.ledger.path)
+    data.resuming = start.resuming
+    trainer.callbacks[:0] = callbacks
     if trainer.is_global_zero:
         write_config(cfg, run_dir)
-    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-
-    if multirun and trainer.is_global_zero:
-        report.index(run_dir.parent)
-    return objective(cfg, run_dir) if trainer.is_global_zero else None
+    trainer.fit(module, datamodule=data, ckpt_path=start.ckpt_path, weights_only=True)
+    return Trained(run_dir, data, module, trainer)
 
 
-def objective(cfg: DictConfig, run_dir: Path) -> float | None:
-    """What the run has come to: its last win rate, or the labels it took to reach the wanted one (else infinity)."""
-    played = report.read_run(run_dir)
+def prepare(cfg: DictConfig, run_dir: Path) -> run_folder.Start:
+    """Refuse what cannot run before anything is spent, and choose the checkpoint that a run resumes from."""
+    cfg.run_dir = os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
+    refuse_blanks(cfg)
+    for resolve in (False, True):  # as typed, so that the message names what was typed, then as written into the folder
+        refuse_secrets(OmegaConf.to_container(cfg, resolve=resolve))
+    refuse_objective(cfg)
+    refuse_missing_gpu(cfg)
+    quiet()
+    return run_folder.prepare(run_dir, cfg.ckpt_path, config=plain(cfg), ledger=cfg.labels.ledger)
+
+
+def objective(cfg: DictConfig, run: report.Run) -> float | None:
+    """Return the last win rate, or the labels bought until the wanted one (infinity if it was not reached)."""
     if cfg.objective == "win_rate":
-        return played.last.get("win_rate")
-    reached = (r.labels["spent"] for r in played.evaluated if (r.evaluation or {})["win_rate"] >= cfg.target_win_rate)
+        return run.last.get("win_rate")
+    reached = (r.labels["spent"] for r in run.evaluated if (r.evaluation or {})["win_rate"] >= cfg.target_win_rate)
     return float(next(reached, math.inf))
 
 
 def refuse_objective(cfg: DictConfig) -> None:
-    """An objective that is none, or that nothing will measure."""
+    """Refuse an unknown objective, and one that nothing will measure."""
     if cfg.objective not in ("win_rate", "labels_to_win_rate"):
         raise ValueError(f"objective={cfg.objective} is none of win_rate, labels_to_win_rate.")
     if cfg.objective == "labels_to_win_rate" and not (cfg.data.get("heldout") and cfg.callbacks.get("win_rate")):
@@ -125,10 +148,16 @@ def refuse_objective(cfg: DictConfig) -> None:
 
 
 def join_tasks(devices: Any) -> bool:
-    """Where submitit has started a job's processes on this machine, say so in the words that Lightning knows.
+    """Tell Lightning of the processes that submitit has started on this machine for one job.
+
+    Args:
+        devices: `trainer.devices` of the job.
 
     Returns:
-        Whether this process has something to do: a job on one device leaves the others nothing.
+        Whether this process takes part: in a job on one device only the first one does.
+
+    Raises:
+        ValueError: The job wants another number of processes.
     """
     tasks = int(os.environ.get("SUBMITIT_LOCAL_NTASKS", 1)) if os.environ.get("SUBMITIT_EXECUTOR") == "local" else 1
     if tasks == 1:
@@ -148,20 +177,21 @@ def join_tasks(devices: Any) -> bool:
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as dicts and lists."""
+    """Return the resolved configuration as dicts and lists."""
     composed: Any = OmegaConf.to_container(cfg, resolve=True)
     return dict(composed)
 
 
 def same_again(cfg: DictConfig) -> str:
-    """The command that goes on with this run."""
+    """Return the command that resumes this run."""
+    program = ["choosy", "train"] if COMMAND[1:2] == ["train"] else ["python", "train.py"]
     replaced = ("name=", "run_dir=", "ckpt_path=")
     typed = [word for word in HydraConfig.get().overrides.task if not word.startswith(replaced)]
-    return shlex.join(["python", "train.py", *typed, f"run_dir={cfg.run_dir}", "ckpt_path=last"])
+    return shlex.join([*program, *typed, f"run_dir={cfg.run_dir}", "ckpt_path=last"])
 
 
 def write_config(cfg: DictConfig, run_dir: Path) -> None:
-    """Keep the resolved configuration, and the overrides that made it, with the run."""
+    """Write the resolved configuration, and the overrides that made it, into the run's folder."""
     with replacing(run_dir / "config.yaml") as unfinished:  # other processes of a resumed run may be reading it
         unfinished.write_text(OmegaConf.to_yaml(cfg, resolve=True))
     if HydraConfig.initialized():
@@ -170,13 +200,13 @@ def write_config(cfg: DictConfig, run_dir: Path) -> None:
 
 
 def refuse_blanks(cfg: DictConfig) -> None:
-    """A value that only the user can know is missing."""
+    """Refuse a configuration with values that only the user can give."""
     if found := list(blanks(OmegaConf.to_container(cfg, resolve=False))):
         raise ValueError(f"{' and '.join(found)} must be given; type {' '.join(f'{name}=...' for name in found)}")
 
 
 def blanks(node: Any, name: str = "") -> Iterator[str]:
-    """The names of all values that are ???.
+    """Yield the names of all values that are ???.
 
     Example:
         >>> list(blanks({"data": {"train": "???", "limit": None}}))
@@ -189,11 +219,11 @@ def blanks(node: Any, name: str = "") -> Iterator[str]:
         yield name
 
 
-def refuse_relaunching_sweep(cfg: DictConfig, multirun: bool) -> None:
-    """Each process that a strategy launches by itself would run the whole sweep again."""
+def refuse_relaunching_sweep(cfg: DictConfig) -> None:
+    """Refuse a sweep over a strategy that launches processes: each of them would run the whole sweep again."""
     launches = cfg.trainer.get("devices") not in (1, "1") or cfg.trainer.get("num_nodes", 1) != 1
     from_outside = any(name in os.environ for name in PROCESSES_FROM_OUTSIDE)
-    if multirun and launches and not from_outside:
+    if launches and not from_outside:
         raise ValueError(
             "-m with several devices: every process that the strategy starts would run the whole sweep again. "
             "Start each job's processes from outside: hydra/launcher=submitit_local or submitit_slurm with "
@@ -203,7 +233,7 @@ def refuse_relaunching_sweep(cfg: DictConfig, multirun: bool) -> None:
 
 
 def refuse_missing_gpu(cfg: DictConfig) -> None:
-    """A GPU was asked for and there is none."""
+    """Refuse trainer.accelerator=gpu where there is no GPU."""
     if cfg.trainer.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ValueError(
             "trainer.accelerator=gpu, but torch finds no GPU; choose trainer=cpu, or install a CUDA build of torch."
@@ -211,30 +241,13 @@ def refuse_missing_gpu(cfg: DictConfig) -> None:
 
 
 def innermost(error: BaseException) -> BaseException:
-    """The error that Hydra wrapped when it built an object."""
+    """Return the error that Hydra wrapped when it built an object."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
-def quiet() -> None:
-    """Leave the terminal to the run: no banners, no advice that does not apply."""
-    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "httpx2"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*Experiment logs directory.*exists and is not empty.*",
-        ".*Checkpoint directory.*exists and is not empty.*",
-        ".*You have overridden `transfer_batch_to_device`.*",
-        ".*It is recommended to use `self.log.*sync_dist=True.*",
-        ".*LeafSpec.*",
-        ".*isinstance.treespec.*",
-        ".*`lr_scheduler.step.*",
-        ".*Found .* module.s. in eval mode.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
-
-
 def compose(overrides: list[str]) -> Any:
-    """The configuration that these overrides give, for tools and tests."""
+    """Return the configuration that these overrides give, for tools and tests."""
     with hydra.initialize_config_module("choosy.conf", version_base="1.3"):
         return hydra.compose("train", overrides=overrides)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
-import choosy.main
+from choosy.main import compose, train
 from choosy.models.policy import Lora, Policy
 from choosy.module import WeightedDPO
 
@@ -121,23 +121,11 @@ def play(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path, monkeypatch:
     function = ["labeler=function", "labeler.path=toy_rewards.toy"]
 
     def played(*overrides: str, name: str = "run", callbacks: Sequence[Callback] = ()) -> Finished:
-        built: list[Any] = []
         witness = Witness()
-
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            built.append(instantiate(*args, **kwargs))
-            if isinstance(built[-1], Trainer):
-                built[-1].callbacks[:0] = [witness, *callbacks]
-            return built[-1]
-
-        instantiate = choosy.main.instantiate
-        with monkeypatch.context() as patched:
-            patched.setattr(choosy.main, "instantiate", watched)
-            labeler = [] if any(line.startswith("labeler=") for line in overrides) else function
-            choosy.main.train(choosy.main.compose([*defaults, *labeler, *overrides]), tmp_path / name)
-        data, module, _ = built
-        assert isinstance(module, WeightedDPO)
-        return Finished(tmp_path / name, module.policy, data, witness)
+        labeler = [] if any(line.startswith("labeler=") for line in overrides) else function
+        trained = train(compose([*defaults, *labeler, *overrides]), tmp_path / name, callbacks=[witness, *callbacks])
+        assert isinstance(trained.module, WeightedDPO)
+        return Finished(tmp_path / name, trained.module.policy, trained.data, witness)
 
     return played
 

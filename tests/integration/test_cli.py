@@ -1,8 +1,10 @@
-"""`choosy fit` plays what `train.py` plays, and the other words of the command do what they say."""
+"""`choosy fit` plays what `choosy train` plays, and the other subcommands do what they say."""
 
 from __future__ import annotations
 
 import csv
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from safetensors.torch import load_file
 from tiny import ROOT, command, contents, labels, summary, typed
 from torch.testing import assert_close
 
-from choosy import cli
+from choosy import __main__ as command_line
 from choosy.main import compose, train
 
 
@@ -28,7 +30,8 @@ def lines(tmp_path, tiny_policy_dir, prompts_file, monkeypatch) -> list[str]:
 def choosy(monkeypatch) -> Callable[..., None]:
     def call(*words: object) -> None:
         monkeypatch.setattr("sys.argv", ["choosy", *map(str, words)])
-        cli.main()
+        monkeypatch.setattr("sys.path", [*sys.path])
+        command_line.main()
 
     return call
 
@@ -93,7 +96,7 @@ def test_fit_refuses_a_used_folder_and_leaves_it_as_it_is(lines, choosy, tmp_pat
 
 def test_fit_has_nothing_to_go_on_with(lines, choosy, tmp_path):
     config = written(lines, tmp_path / "run")
-    refused(choosy, "fit", "--config", config, "--ckpt_path=last", told="holds no run to go on with")
+    refused(choosy, "fit", "--config", config, "--ckpt_path=last", told="holds no run to resume")
     assert not (tmp_path / "run").exists()
 
 
@@ -129,14 +132,39 @@ def test_index_lists_the_runs_below_a_folder(lines, choosy, tmp_path, capsys):
         assert int(row["labels"]) == summary(tmp_path / "sweep" / row["job"])["labels"]["spent"]
 
 
-@pytest.mark.parametrize("words", [[], ["nonsense"], ["report"], ["index", "one", "two"], ["fits", "--config", "x"]])
+@pytest.mark.parametrize("words", [[], ["nonsense"], ["fits", "--config", "x"]])
 def test_usage_answers_nonsense(words, choosy):
     refused(choosy, *words, told="(?s)choosy fit --config run.yaml.*choosy report RUN_DIR.*choosy index SWEEP_DIR")
 
 
 def test_help_is_the_usage(choosy, capsys):
     choosy("--help")
-    assert capsys.readouterr().out.strip() == cli.USAGE
+    assert capsys.readouterr().out.strip() == command_line.USAGE
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("train", "choosy train.*selector=certainty.*selector: .*optune"),
+        ("fit", "usage: choosy.*fit.*--config.*--trainer"),
+        ("report", "usage: choosy report.*RUN_DIR"),
+        ("index", "usage: choosy index.*SWEEP_DIR"),
+        ("labels", "usage: choosy labels.*stats"),
+        ("labels stats", "usage: choosy labels stats"),
+    ],
+)
+def test_each_subcommand_has_help(words, told, choosy, capsys):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        choosy(*words.split(), "--help")
+    assert re.search(told, capsys.readouterr().out, re.DOTALL)
+
+
+def test_fit_needs_no_hydra(lines, tmp_path):
+    config = written([*lines, "rounds=1"], tmp_path / "run")
+    program = "import sys; sys.modules['hydra'] = None; from choosy.cli import fit; fit()"
+    run = command("-c", program, "fit", "--config", config, folder=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "run" / "summary.json").exists()
 
 
 @pytest.mark.parametrize("word", ["report", "index"])
@@ -150,7 +178,7 @@ def test_the_two_commands_of_the_usage_work_as_they_are_typed(lines, tmp_path):
     composed = command(ROOT / "train.py", *words, folder=tmp_path)
     assert composed.returncode == 0, composed.stderr
     (tmp_path / "run.yaml").write_text(composed.stdout)
-    played = command("-m", "choosy.cli", "fit", "--config", "run.yaml", folder=tmp_path)
+    played = command("-m", "choosy", "fit", "--config", "run.yaml", folder=tmp_path)
     assert played.returncode == 0, played.stderr
     assert summary(tmp_path / "run")["rounds"] == 1
 

@@ -17,7 +17,7 @@ import yaml
 from omegaconf import OmegaConf
 from tiny import ROOT, command, ending, labels, summary, typed
 
-from choosy.main import compose, train
+from choosy.main import compose, join_tasks, objective, train
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +47,7 @@ def as_typed(entry: str, lines: list[str], run_dir: Path) -> list[str]:
         return [TRAIN, *lines, f"run_dir={run_dir}"]
     file = run_dir.with_suffix(".yaml")
     file.write_text(OmegaConf.to_yaml(compose([*lines, f"run_dir={run_dir}"]), resolve=True))
-    return ["-m", "choosy.cli", "fit", "--config", str(file)]
+    return ["-m", "choosy", "fit", "--config", str(file)]
 
 
 def test_torchrun_starts_the_processes(lines, tmp_path):
@@ -107,12 +107,12 @@ def test_a_submitit_grid_of_one_process_and_of_two(lines, tmp_path):
     assert (tmp_path / "sweep" / "index.csv").exists()
 
 
-def test_submitit_with_too_few_processes_says_what_to_type(lines, tmp_path, monkeypatch):
+def test_submitit_with_too_few_processes_says_what_to_type(monkeypatch):
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
     monkeypatch.setenv("SUBMITIT_LOCAL_NTASKS", "2")
     monkeypatch.setenv("SUBMITIT_LOCAL_GLOBALID", "0")
     with pytest.raises(ValueError, match=r"trainer.devices=4, but submitit starts 2.*hydra.launcher.tasks_per_node=4"):
-        train(compose([*lines, *DDP, "trainer.devices=4"]), tmp_path / "run")
+        join_tasks(4)
 
 
 # -- a signal --------------------------------------------------------------------------------------------------
@@ -214,7 +214,8 @@ def test_an_objective_that_nothing_measures(line, told, lines, tmp_path):
 
 def test_labels_to_a_win_rate(lines, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    wanted = ["objective=labels_to_win_rate", "target_win_rate=0"]
-    assert train(compose([*lines, *wanted]), tmp_path / "run") == summary(tmp_path / "run")["labels"]["spent"]
-    again = ["objective=labels_to_win_rate", "target_win_rate=1.1", "ckpt_path=last"]
-    assert train(compose([*lines, *again]), tmp_path / "run") == float("inf")
+    cfg = compose([*lines, "objective=labels_to_win_rate", "target_win_rate=0"])
+    run = train(cfg, tmp_path / "run").run
+    assert objective(cfg, run) == summary(tmp_path / "run")["labels"]["spent"]
+    cfg.target_win_rate = 1.1
+    assert objective(cfg, run) == float("inf")

@@ -313,7 +313,7 @@ def test_a_folder_that_holds_a_run(state, planned, lines, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(
     ("ckpt_path", "told"),
-    [("last", "holds no run to go on with; give its name, as in name=demo"), ("no.ckpt", "no.ckpt does not exist")],
+    [("last", "holds no run to resume; give its name, as in name=demo"), ("no.ckpt", "no.ckpt does not exist")],
 )
 def test_nothing_to_go_on_with(ckpt_path, told, refused, tmp_path):
     refused(f"ckpt_path={ckpt_path}", told=told)

@@ -162,7 +162,7 @@ def test_a_moved_run_goes_on_with_its_budget(stopped, tmp_path):
 @pytest.mark.slow
 def test_another_learning_rate_is_taken_and_another_seed_refused(stopped):
     lines, run = stopped
-    refused([*lines, "seed=1"], run, r"cannot go on with seed: 0 -> 1.*choose another name=")
+    refused([*lines, "seed=1"], run, r"cannot be resumed with seed: 0 -> 1.*choose another name=")
     train(compose([*lines, "lr=0.5"]), run)
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert [group["lr"] for group in state["optimizer_states"][0]["param_groups"]] == [0.5]

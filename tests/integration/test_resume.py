@@ -84,7 +84,7 @@ def test_a_finished_run_is_not_overwritten(play):
 
 
 def test_there_must_be_something_to_go_on_with(play):
-    with pytest.raises(ValueError, match=r"ckpt_path=last: .* holds no run to go on with"):
+    with pytest.raises(ValueError, match=r"ckpt_path=last: .* holds no run to resume"):
         play("ckpt_path=last")
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from choosy.cli import run_command
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.exchange import command as labels
 from choosy.labeling.exchange.command import FORMS, Form, Imported, export_labels, import_labels, stats
@@ -347,11 +346,11 @@ def test_a_file_that_is_none(empty: Ledger, tmp_path: Path, content: bytes | Non
 def test_the_command_line(
     full: Ledger, waiting: LabelBuyer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_command(["labels", "export", full.path, str(tmp_path / "out.json"), "--form", "argilla"])
-    run_command(["labels", "import", str(tmp_path / "new.sqlite"), str(tmp_path / "out.json")])
-    run_command(["labels", "stats", str(tmp_path / "new.sqlite")])
+    labels.command(["export", full.path, str(tmp_path / "out.json"), "--form", "argilla"])
+    labels.command(["import", str(tmp_path / "new.sqlite"), str(tmp_path / "out.json")])
+    labels.command(["stats", str(tmp_path / "new.sqlite")])
     to = str(tmp_path / "wanted.json")
-    run_command(["labels", "export", waiting.ledger.path, to, "--wanted", "--form", "label-studio"])
+    labels.command(["export", waiting.ledger.path, to, "--wanted", "--form", "label-studio"])
     told = capsys.readouterr().out
     for words in (
         "6 labels in ",
@@ -362,10 +361,10 @@ def test_the_command_line(
     ):
         assert words in told
     with pytest.raises(ValueError, match=r"No ledger nosuch.sqlite; check the path"):
-        run_command(["labels", "stats", "nosuch.sqlite"])
+        labels.command(["stats", "nosuch.sqlite"])
     bad = tmp_path / "bad.jsonl"
     bad.write_text(f"{json.dumps(GOOD)}\nnonsense\n")
-    run_command(["labels", "import", full.path, str(bad), "--skip-bad", "--labeler", "me"])
+    labels.command(["import", full.path, str(bad), "--skip-bad", "--labeler", "me"])
     assert "1 bad rows left out:\n  line 2: not JSON" in capsys.readouterr().out
     assert full.rows("labels")[-1]["labeler"] == "me"
 

@@ -16,7 +16,7 @@ from choosy.parallel import launch
 from choosy.parallel.launch import first_writer, is_peer_failure
 from choosy.parallel.ranks import FakeRanks, OneRank
 from choosy.parallel.sharding import full_tensor, is_sharded, lockstep, placed_like
-from choosy.resume.run_folder import refuse_scattered
+from choosy.resume.run_folder import refuse_different_folders
 
 
 def test_a_process_without_torchrun_takes_its_own_value(monkeypatch):
@@ -38,8 +38,8 @@ def test_under_torchrun_all_take_the_first_writers_value(monkeypatch):
 
 def test_processes_that_choose_different_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"2 processes of this run chose 2 folders .*give the run a name.*name=\.\.\."):
-        FakeRanks.play(2, lambda ranks: refuse_scattered(tmp_path / str(ranks.rank), ranks))
-    FakeRanks.play(2, lambda ranks: refuse_scattered(tmp_path, ranks))
+        FakeRanks.play(2, lambda ranks: refuse_different_folders(tmp_path / str(ranks.rank), ranks))
+    FakeRanks.play(2, lambda ranks: refuse_different_folders(tmp_path, ranks))
 
 
 @pytest.mark.parametrize(

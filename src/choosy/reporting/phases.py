@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -367,3 +369,20 @@ class RichDisplay:
 def make_display() -> Display:
     """The live display if a person watches standard error on a terminal, else the plain one."""
     return RichDisplay() if sys.stderr.isatty() else PlainDisplay()
+
+
+def quiet() -> None:
+    """Mute banners of libraries, and their advice that does not apply here."""
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*Experiment logs directory.*exists and is not empty.*",
+        ".*Checkpoint directory.*exists and is not empty.*",
+        ".*You have overridden `transfer_batch_to_device`.*",
+        ".*It is recommended to use `self.log.*sync_dist=True.*",
+        ".*LeafSpec.*",
+        ".*isinstance.treespec.*",
+        ".*`lr_scheduler.step.*",
+        ".*Found .* module.s. in eval mode.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and the choice of the one that a run goes on from."""
+"""Writes and checks the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from choosy.files import replacing
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there when it is on the disk.
+    """Writes each checkpoint completely or not at all.
 
-    Lightning's own way holds the file in memory, writes it to the system's temporary folder and moves it from
-    there, which is a copy, and can be cut short, where that folder lies on another disk.
+    Lightning writes it to the system's temporary folder and moves it from there. Where that folder is on another disk,
+    the move is a copy, which a kill can cut short.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -28,17 +28,17 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def checkpoints_folder(run_dir: Path) -> Path:
-    """Where the checkpoints of a run lie."""
+    """Return the folder of a run's checkpoints."""
     return run_dir / "checkpoints"
 
 
 def last_file(run_dir: Path) -> Path:
-    """The checkpoint that `ckpt_path=last` goes on from."""
+    """Return the checkpoint that is written last, from which `ckpt_path=last` resumes."""
     return checkpoints_folder(run_dir) / "last.ckpt"
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, read to its last byte; None if nothing is."""
+    """Read a checkpoint to its last byte and return what is wrong with it; None if nothing is."""
     if path.is_dir():  # a sharded checkpoint, which torch.distributed finishes with its .metadata
         return None if (path / ".metadata").exists() else "its .metadata is missing"
     try:
@@ -49,8 +49,8 @@ def damage(path: Path) -> str | None:
     return None if bad is None else f"the part {bad} is not what was written"
 
 
-def to_go_on_from(run_dir: Path) -> Path | None:
-    """The checkpoint that is last; None if the run has not written any.
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """Return the newest checkpoint of a run; None if it has not written any.
 
     Raises:
         ValueError: It is damaged; the message names the last good one and what to type.

@@ -1,4 +1,4 @@
-"""A run that goes on under another configuration: what has changed, and what a run cannot change any more."""
+"""Compares a resumed run's configuration with the one it was started with."""
 
 from __future__ import annotations
 
@@ -6,140 +6,128 @@ import logging
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
 log = logging.getLogger(__name__)
 
-# What the weights, the pool or the start's answers were made with.
-FIXED = (
-    "seed",
-    *("model", "model.name", "model.revision", "model.adapter", "model.dtype", "model.chat_template"),
-    *("model.lora", "model.lora.*"),
-    *("data", "data.train", "data.heldout", "data.limit", "data.heldout_limit"),
+FIXED = (  # the weights, the responses or the labels were made with these
+    *("seed", "reference", "module.optimizer", "data"),
+    *("model", "model.name", "model.revision", "model.adapter", "model.dtype", "model.chat_template", "model.lora*"),
+    *("data.train", "data.heldout", "data.limit", "data.heldout_limit"),
     *("data.max_prompt_tokens", "data.max_response_tokens", "data.too_long", "data.as_chat"),
-    *("reference", "module.optimizer"),
 )
-# What says where things lie or which processes compute, and nothing about what is computed.
-PLACES = ("*.run_dir", "*.save_dir", "*.dirpath", "trainer.default_root_dir", "trainer.logger*", "trainer.callbacks*")
-# The words of the menu for what they set.
-TYPED = {
+MENU = {  # where a setting is in the composed run: what is typed for it in the menu
+    "module.policy.tokens_per_step": "batching.tokens_per_step",
+    "module.policy": "model",
+    "module.loss": "loss",
     "module.optimizer.lr": "lr",
     "module.warmup_steps": "warmup_steps",
     "module.max_grad_norm": "max_grad_norm",
     "module.reset_policy": "reset_policy",
+    "module.on_bad_loss": "on_bad_loss",
+    "module.seed": "seed",
+    "data.seed": "seed",
     "data.rounds": "rounds",
     "data.batch_size": "batching.batch_size",
-    "model.tokens_per_step": "batching.tokens_per_step",
     "data.epochs_per_round": "epochs_per_round",
     "data.train_on": "train_on",
-    "data.reference": "reference",
     "data.keep": "pool.keep",
+    "data.reference": "reference",
+    "data.run_dir": "run_dir",
+    "data.sampler": "sampler",
+    "data.weighting": "weighting",
+    "data.labels": "labels",
+    "data.labels.labeler": "labeler",
+    "trainer.max_epochs": "rounds",
+    "trainer.callbacks": "callbacks",
+    "trainer.logger": "logger",
 }
-GROUPS = ("callbacks", "model", "labeler", "labels", "sampler", "weighting", "loss")  # what they lack is a change too
-REPEATED = ("data.seed", "module.seed", "trainer.max_epochs")  # said once, as seed and rounds
 
 
-class Change(NamedTuple):
-    """One setting, as it was when the run began or was last resumed, and as it is wanted now."""
+def report_changes(folder: Path, config: Mapping[str, Any]) -> None:
+    """Log what differs from the config.yaml in the run's folder.
 
-    name: str
-    was: Any
-    now: Any
-
-    def __str__(self) -> str:
-        return f"{self.name}: {_shown(self.was)} -> {_shown(self.now)}"
-
-
-def tell_changes(run_dir: Path, now: Mapping[str, Any]) -> None:
-    """Say what differs from the run's config.yaml.
+    Args:
+        folder: Folder of the run.
+        config: The configuration now; either may be of Hydra or of LightningCLI.
 
     Raises:
-        ValueError: Something differs that cannot change in the course of a run.
+        ValueError: Something differs that the run's weights, responses or labels were made with.
     """
-    file = run_dir / "config.yaml"
-    if not file.exists():  # killed before it was written: nothing was done under it
+    file = folder / "config.yaml"
+    if not file.exists():  # the run was killed before it did anything
         return
-    found = changes(yaml.safe_load(file.read_text()), now)
-    refused = [change for change in found if any(fnmatch(change.name, pattern) for pattern in FIXED)]
-    if refused:
+    found = changes(yaml.safe_load(file.read_text()), config)
+    if refused := [text for name, text in found.items() if is_fixed(name)]:
         raise ValueError(
-            f"The run in {run_dir} cannot go on with {'; '.join(map(str, refused))}: its weights, responses and "
-            "labels were made with the old value. Type the old value, or choose another name=... for a new run."
+            f"The run in {folder} cannot be resumed with {'; '.join(refused)}: its weights, responses and labels were "
+            "made with the old value. Type the old value, or choose another name=... for a new run."
         )
-    for change in found:
-        log.warning("this run goes on with %s", change)
+    for text in found.values():
+        log.warning("the run is resumed with %s", text)
 
 
-def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """What two configurations of a run set differently; either may be Hydra's or LightningCLI's.
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """Return what two configurations of one run set differently, by the name that is typed for it.
+
+    Between a configuration of Hydra and one of LightningCLI, which also writes the defaults, only settings of both
+    are compared, and those that are fixed.
 
     Example:
-        >>> one = {"seed": 0, "module": {"policy": {"name": "a"}, "loss": {"beta": 0.1}}, "data": {}, "trainer": {}}
-        >>> two = {**one, "module": {"policy": {"name": "b"}, "loss": {"beta": 0.1}}}
-        >>> [str(change) for change in changes(one, two)]
-        ["model.name: 'a' -> 'b'"]
+        >>> one = {"seed": 0, "module": {"policy": {"name": "a"}}, "data": {}, "trainer": {}}
+        >>> changes(one, {**one, "module": {"policy": {"name": "b"}}})
+        {'model.name': "model.name: 'a' -> 'b'"}
     """
-    old, new = dict(leaves(menu(was))), dict(leaves(menu(now)))
-    moved = (run_dir_of(was), run_dir_of(now))
-    found = []
-    for name in sorted(old.keys() | new.keys()):
-        if any(fnmatch(name, place) for place in PLACES) or name in REPEATED:
-            continue
-        one, two = old.get(name), new.get(name)
-        if isinstance(one, str) and all(moved):
-            one = one.replace(str(moved[0]), str(moved[1]))
-        absent = name not in old or name not in new
-        group = name.split(".")[0]
-        if one == two or (absent and group not in GROUPS):
-            continue
-        found.append(Change(TYPED.get(name, name), one, two))
-    return found
+    was, now = settings(old), settings(new)
+    if "run_dir" in was and "run_dir" in now:  # a run may be moved
+        folders = str(was["run_dir"]), str(now["run_dir"])
+        was = {name: value.replace(*folders) if isinstance(value, str) else value for name, value in was.items()}
+    alike = ("module" in old) == ("module" in new)
+    return {
+        name: f"{name}: {_shown(was.get(name))} -> {_shown(now.get(name))}"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name) and (alike or is_fixed(name) or (name in was and name in now))
+    }
 
 
-def menu(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration in the groups of the menu, each setting once."""
-    plain = without_wrappers(config)
-    module, data, trainer = (dict(plain.get(k) or {}) for k in ("module", "data", "trainer"))
-    if "module" not in plain:  # LightningCLI's word for it
-        module = dict(plain["model"])
-    parts = {group: data.pop(group, None) for group in ("sampler", "labels", "weighting")}
-    parts["labeler"] = (parts["labels"] or {}).pop("labeler", None)
-    callbacks = {str(c.get("_target_")).split(".")[-1]: c for c in trainer.pop("callbacks", None) or ()}
-    trainer.pop("logger", None)
-    policy, loss = module.pop("policy", None), module.pop("loss", None)
-    if isinstance(policy, dict) and isinstance(policy.get("lora"), dict):
-        policy["lora"].pop("_target_", None)  # LightningCLI writes the only class there is without its name
-    seed = plain.get("seed", plain.get("seed_everything"))
-    whole = {"seed": seed, "model": policy, "loss": loss, "module": module, "data": data, "trainer": trainer}
-    return {**whole, **parts, "callbacks": callbacks}
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every setting of a configuration of Hydra or LightningCLI by the name that is typed for it."""
+    module, seed = ("module", "seed") if "module" in config else ("model", "seed_everything")
+    parts = {"seed": config.get(seed), "module": config[module], "data": config["data"], "trainer": config["trainer"]}
+    return {_typed(name): value for name, value in _leaves(parts, "") if value is not None}
 
 
-def without_wrappers(node: Any) -> Any:
-    """LightningCLI's `class_path` and `init_args` in Hydra's words."""
-    if isinstance(node, list):
-        return [without_wrappers(item) for item in node]
+def is_fixed(name: str) -> bool:
+    """Whether a setting cannot change in the course of a run."""
+    return any(fnmatch(name, pattern) for pattern in FIXED)
+
+
+def _leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield each setting with its dotted name; an object's class goes by the object's name."""
+    if isinstance(node, list) and all(isinstance(item, Mapping) for item in node):
+        node = {_class(item).rpartition(".")[2]: item for item in node}
     if not isinstance(node, Mapping):
-        return node
-    if "class_path" in node:
-        return {"_target_": node["class_path"], **without_wrappers(node.get("init_args") or {})}
-    return {k: without_wrappers(v) for k, v in node.items() if k != "_partial_"}
-
-
-def leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting with its dotted name; a class goes by the name of what it is the class of."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from leaves(value, name if key == "_target_" else f"{name}.{key}" if name else str(key))
-    else:
         yield name, node
+        return
+    if _class(node) and not name.endswith(".lora"):  # which LightningCLI writes without its class: there is but one
+        yield name, _class(node)
+    for key, value in node.items():
+        if key == "init_args":
+            yield from _leaves(value, name)
+        elif key not in ("_target_", "class_path", "_partial_"):
+            yield from _leaves(value, f"{name}.{key}" if name else key)
 
 
-def run_dir_of(config: Mapping[str, Any]) -> str | None:
-    """Where the run lay under this configuration."""
-    where = without_wrappers(config.get("data") or {}).get("run_dir")
-    return None if where is None else str(where)
+def _class(node: Mapping[str, Any]) -> str:
+    return str(node.get("_target_") or node.get("class_path") or "")
+
+
+def _typed(name: str) -> str:
+    """Return what is typed for a setting: the menu's name for it or for the group that it is in."""
+    place = max((p for p in MENU if f"{name}.".startswith(f"{p}.")), key=len, default="")
+    return MENU[place] + name.removeprefix(place) if place else name
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Whether a run may start in a folder: what is refused there, and the checkpoint that a run continues from."""
+"""Decides whether a run may start in a folder; a run that resumes is told its checkpoint."""
 
 from __future__ import annotations
 
@@ -6,53 +6,126 @@ import tempfile
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from choosy.data.table_files import is_readable, read_about
-from choosy.files import replacing
+from choosy.files import remove_unfinished, replacing
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.ledger import fault
 from choosy.parallel.ranks import Ranks
-from choosy.resume.checkpoints import to_go_on_from
+from choosy.resume.checkpoints import newest_checkpoint
+from choosy.resume.config_changes import report_changes
 
 
-def checkpoint(wanted: str | None, run_dir: Path) -> str | None:
-    """The checkpoint to go on from; a run that was interrupted before its first one begins again with its labels."""
-    if wanted not in ("last", "start"):
-        if wanted is not None and not Path(wanted).exists():
-            raise ValueError(f"ckpt_path={wanted} does not exist; give a file, or `last` with the name of the run.")
-        return wanted
-    found = to_go_on_from(run_dir) if wanted == "last" else None
-    if found is None and not (run_dir / "rounds").is_dir():
-        raise ValueError(
-            f"ckpt_path={wanted}: {run_dir} holds no run to go on with; give its name, as in name=demo ckpt_path=last."
-        )
-    return None if found is None else str(found)
+class Start(NamedTuple):
+    """How a run starts.
+
+    Attributes:
+        resuming: Whether it resumes the run in its folder.
+        ckpt_path: The checkpoint to load. A run that was interrupted before its first checkpoint resumes without one:
+            it trains again from the start's weights, on the rounds and labels that are there.
+    """
+
+    resuming: bool
+    ckpt_path: str | None
 
 
-def auto_resume(wanted: str | None, run_dir: Path) -> str | None:
-    """`auto` is for jobs that are queued again: `last` where there is a run, and a new run where there is none."""
-    if wanted != "auto":
-        return wanted
-    return "last" if (run_dir / "rounds").is_dir() else None
+def prepare(folder: Path, ckpt_path: str | None, *, config: Mapping[str, Any], ledger: str) -> Start:
+    """Check a run's folder before anything is spent, and choose the checkpoint.
+
+    Args:
+        folder: Folder of the run.
+        ckpt_path: None for a new run; `last`; `start`, to train again on the rounds that are there; `auto`, which is
+            `last` where there is a run and None where there is none; or a checkpoint's file.
+        config: The run's configuration, as Hydra or LightningCLI composed it.
+        ledger: The ledger's file.
+
+    Raises:
+        ValueError: The run cannot start in this folder, or not like this.
+    """
+    if ckpt_path == "auto":
+        ckpt_path = "last" if _holds_run(folder) else None
+    start = Start(ckpt_path is not None, _checkpoint(folder, ckpt_path))
+    refuse_used_folder(folder, resuming=start.resuming)
+    refuse_unwritable(folder)
+    if start.resuming:
+        report_changes(folder, config)
+        refuse_lost_ledger(folder, ledger)
+    return start
+
+
+def open_folder(folder: Path, labels: LabelBuyer, ranks: Ranks, *, resuming: bool) -> None:
+    """Take possession of a run's folder once all processes have met, and open its ledger on each of them.
+
+    Args:
+        folder: Folder of the run, as this process sees it.
+        labels: Buyer of the run's labels.
+        ranks: The processes of the run.
+        resuming: Whether the run resumes the one in the folder.
+
+    Raises:
+        ValueError: The processes have different folders, the folder holds another run, or the ledger lacks labels.
+    """
+    refuse_different_folders(folder, ranks)
+
+    def take() -> str:
+        refuse_used_folder(folder, resuming=resuming)  # scripts that build their own Trainer do not prepare
+        name = run_id(folder)
+        labels.open(name)
+        refuse_lost_labels(folder, labels)
+        remove_unfinished(folder)
+        return name
+
+    name = ranks.on_rank_zero(take)
+    if ranks.rank > 0:
+        labels.open(name)
+
+
+def run_id(folder: Path) -> str:
+    """Return the name of the run in its ledger; it is written into the folder, so that a moved run keeps it."""
+    file = folder / "run_id"
+    if not file.exists():
+        with replacing(file) as unfinished:
+            unfinished.write_text(uuid.uuid4().hex)
+    return file.read_text()
+
+
+def ledger_copy(folder: Path) -> Path:
+    """Return the path of the ledger's copy, which is written with every round."""
+    return folder / "ledger.copy.sqlite"
 
 
 def refuse_used_folder(folder: Path, *, resuming: bool) -> None:
-    """A folder that holds rounds is only for going on with them.
+    """Refuse a new run in a folder that holds rounds.
 
     Raises:
-        ValueError: It holds a run, and this is no resume.
+        ValueError: The folder holds a run, and this one does not resume it.
     """
     if not resuming and any((folder / "rounds").glob("*.parquet")):
         state = "a finished run" if (folder / "summary.json").exists() else "an unfinished run"
         raise ValueError(
-            f"{folder} already holds {state}; choose another name=..., "
-            "or go on with it: the same command with ckpt_path=last."
+            f"{folder} already holds {state}; choose another name=..., or resume it: the same command with "
+            "ckpt_path=last."
         )
 
 
-def refuse_scattered(folder: Path, ranks: Ranks) -> None:
-    """All processes of a run share one folder.
+def refuse_unwritable(folder: Path) -> None:
+    """Make the folder of a run.
+
+    Raises:
+        ValueError: It cannot be made, or nothing can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            f"The run folder {folder} cannot be written to ({error}); choose another run_dir=..."
+        ) from error
+
+
+def refuse_different_folders(folder: Path, ranks: Ranks) -> None:
+    """Refuse processes of one run that chose different folders.
 
     Raises:
         ValueError: They disagree, as when each has named the run after its own clock.
@@ -65,75 +138,59 @@ def refuse_scattered(folder: Path, ranks: Ranks) -> None:
         )
 
 
-def identity(folder: Path) -> str:
-    """The name under which the ledger knows the run: it lies in the folder, and goes along when that is moved.
-
-    A run that began before runs had names is known by where it lies.
-    """
-    file = folder / "run_id"
-    if not file.exists():
-        began = any((folder / "rounds").glob("*.parquet"))
-        with replacing(file) as unfinished:
-            unfinished.write_text(str(folder.resolve()) if began else uuid.uuid4().hex)
-    return file.read_text()
-
-
-def copy_of(folder: Path) -> Path:
-    """Where a copy of the ledger lies, made whenever a round is written."""
-    return folder / "ledger.copy.sqlite"
-
-
-def last_told(folder: Path) -> Mapping[str, Any] | None:
-    """What was written with the newest round that can be read."""
-    newest_first = sorted((folder / "rounds").glob("round_*.parquet"), reverse=True)
-    return next((read_about(path) for path in newest_first if is_readable(path)), None)
-
-
 def refuse_lost_ledger(folder: Path, ledger: str) -> None:
-    """A run that has bought labels goes on with its ledger, not with a new one.
+    """Refuse to resume a run that has bought labels without its ledger.
 
     Raises:
-        ValueError: The ledger is gone or damaged; the message names it, and its copy.
+        ValueError: The ledger is missing or damaged; the message names it and its copy.
     """
-    told = last_told(folder)
-    why = fault(ledger) if told is not None and told["labels"]["spent"] else None
-    if why is None or told is None:
+    about = _newest_round(folder)
+    why = fault(ledger) if about and about["labels"]["spent"] else None
+    if why is None:
         return
-    copy = copy_of(folder)
+    copy, number = ledger_copy(folder), about["round"]
     how = "put it back, and type the same command again"
     if fault(copy) is None:
-        how = f"the last good copy is of round {told['round']} or later: type `cp {copy} {ledger}`, then the same again"
+        how = f"the last good copy is of round {number} or later: type `cp {copy} {ledger}`, then the same again"
     raise ValueError(
-        f"The ledger {ledger} {why}, and the run has bought {told['labels']['spent']} labels, which would be "
+        f"The ledger {ledger} {why}, and the run has bought {about['labels']['spent']} labels, which would be "
         f"paid for again; {how}."
     )
 
 
 def refuse_lost_labels(folder: Path, labels: LabelBuyer) -> None:
-    """A ledger that knows of fewer labels than the rounds is not the run's own.
+    """Refuse a ledger that holds fewer labels of this run than its rounds have counted.
 
     Raises:
         ValueError: Labels are missing.
     """
-    told = last_told(folder)
-    if told is not None and labels.spent < told["labels"]["spent"]:
+    about = _newest_round(folder)
+    if about and labels.spent < about["labels"]["spent"]:
         raise ValueError(
-            f"The ledger {labels.ledger.path} holds {labels.spent} labels bought by this run, and its rounds tell of "
-            f"{told['labels']['spent']}; they would be paid for again. Type labels.ledger=... of the run's own ledger"
-            + (f"; a copy of it is {copy_of(folder)}." if fault(copy_of(folder)) is None else ".")
+            f"The ledger {labels.ledger.path} holds {labels.spent} labels bought by this run, and its rounds have counted "
+            f"{about['labels']['spent']}; they would be paid for again. Type labels.ledger=... of the run's own ledger"
+            + (f"; a copy of it is {ledger_copy(folder)}." if fault(ledger_copy(folder)) is None else ".")
         )
 
 
-def refuse_unwritable(folder: Path) -> None:
-    """Make the folder of a run, or say why it cannot be.
+def _holds_run(folder: Path) -> bool:
+    return (folder / "run_id").exists()
 
-    Raises:
-        ValueError: It cannot be made, or nothing can be written into it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
+
+def _checkpoint(folder: Path, wanted: str | None) -> str | None:
+    if wanted not in ("last", "start"):
+        if wanted is not None and not Path(wanted).exists():
+            raise ValueError(f"ckpt_path={wanted} does not exist; give a file, or `last` with the name of the run.")
+        return wanted
+    found = newest_checkpoint(folder) if wanted == "last" else None
+    if found is None and not _holds_run(folder):
         raise ValueError(
-            f"The run folder {folder} cannot be written to ({error}); choose another run_dir=..."
-        ) from error
+            f"ckpt_path={wanted}: {folder} holds no run to resume; give its name, as in name=demo ckpt_path=last."
+        )
+    return None if found is None else str(found)
+
+
+def _newest_round(folder: Path) -> Mapping[str, Any]:
+    """Return what was written about the newest round that can be read; empty if there is none."""
+    newest_first = sorted((folder / "rounds").glob("round_*.parquet"), reverse=True)
+    return next((read_about(path) for path in newest_first if is_readable(path)), {})

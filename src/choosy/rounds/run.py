@@ -12,7 +12,6 @@ from typing import Any, Literal
 from choosy.data.batches import PairBatches
 from choosy.data.pool import Keep, Pool, round_file
 from choosy.data.table_files import damage
-from choosy.files import remove_unfinished
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.protocols import that
 from choosy.labeling.statistics import COUNTED, shares
@@ -22,14 +21,7 @@ from choosy.models.policy import Policy
 from choosy.parallel.ranks import OneRank, Ranks
 from choosy.reporting.phases import Phases
 from choosy.resume.partial_rounds import UnlabeledFeed, files_of, forget
-from choosy.resume.run_folder import (
-    copy_of,
-    identity,
-    refuse_lost_labels,
-    refuse_lost_ledger,
-    refuse_unwritable,
-    refuse_used_folder,
-)
+from choosy.resume.run_folder import ledger_copy, open_folder
 from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample, TrainOn
 from choosy.rounds.label import buy_labels, refuse_many
 from choosy.rounds.label_ahead import LabelAhead, WhileSampling
@@ -144,26 +136,12 @@ class Run:
             self.slots[slot] = selector
 
     def open(self, ranks: Ranks, *, resuming: bool) -> None:
-        """Open the ledger on every rank; one of them looks at the folder, and refuses another run's rounds.
+        """Open the run's folder and its ledger once all ranks have met.
 
         Raises:
-            ValueError: The folder holds rounds and this is no resume, it cannot be written to, or the ledger has
-                lost labels that the run has bought.
+            ValueError: The folder holds another run, or the ledger has lost labels that the run has bought.
         """
-
-        def look() -> str:
-            refuse_used_folder(self.folder, resuming=resuming)
-            refuse_unwritable(self.rounds_folder)
-            refuse_lost_ledger(self.folder, self.labels.ledger.path)
-            name = identity(self.folder)
-            self.labels.open(name)
-            refuse_lost_labels(self.folder, self.labels)
-            remove_unfinished(self.folder)
-            return name
-
-        name = ranks.on_rank_zero(look)
-        if ranks.rank > 0:
-            self.labels.open(name)
+        open_folder(self.folder, self.labels, ranks, resuming=resuming)
 
     def ask(self, prompts: Sequence[Prompt]) -> None:
         """Remember what the run asks, so that it goes on with the same prompts only."""
@@ -302,7 +280,7 @@ class Run:
             self.pool.save(self.rounds_folder, self.about(), self.heldout_rows)
             forget(self.rounds_folder, self.pool.round)
             if Path(self.labels.ledger.path).resolve().parent == self.folder.resolve():
-                self.labels.ledger.copy(copy_of(self.folder))
+                self.labels.ledger.copy(ledger_copy(self.folder))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the round, whose file holds the rest."""

@@ -1,4 +1,4 @@
-"""What a run that goes on may change, and what it may not."""
+"""What a resumed run may change, and what it may not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from choosy.resume.config_changes import changes, tell_changes
+from choosy.main import compose, plain
+from choosy.resume.config_changes import FIXED, changes, report_changes, settings
 
 HYDRA: dict[str, Any] = {
     "seed": 0,
@@ -48,7 +49,7 @@ def changed(**settings: Any) -> dict[str, Any]:
 
 
 def test_the_same_configuration_has_no_changes():
-    assert changes(HYDRA, copy.deepcopy(HYDRA)) == []
+    assert changes(HYDRA, copy.deepcopy(HYDRA)) == {}
 
 
 @pytest.mark.parametrize(
@@ -64,12 +65,12 @@ def test_the_same_configuration_has_no_changes():
     ],
 )  # fmt: skip
 def test_a_change_is_told_in_the_words_of_the_menu(settings, told):
-    assert [str(change) for change in changes(HYDRA, changed(**settings))] == told
+    assert list(changes(HYDRA, changed(**settings)).values()) == told
 
 
 def test_a_folder_that_was_moved_is_no_change():
     moved = changed(run_dir="runs/b", data__run_dir="runs/b", data__labels__ledger="runs/b/ledger.sqlite")
-    assert changes(HYDRA, moved) == []
+    assert changes(HYDRA, moved) == {}
 
 
 def test_lightning_cli_and_hydra_write_the_same_configuration():
@@ -79,10 +80,15 @@ def test_lightning_cli_and_hydra_write_the_same_configuration():
         if not isinstance(node, dict):
             return node
         rest = {k: wrapped(v) for k, v in node.items() if k not in ("_target_", "_partial_")}
+        if list(node) == ["_target_", "r"]:  # the adapter's settings, which are of the only class there is
+            return rest
         return {"class_path": node["_target_"], "init_args": rest} if "_target_" in node else rest
 
     cli = {"seed_everything": 0, "model": wrapped(HYDRA["module"]), "data": wrapped(HYDRA["data"])}
-    assert changes(HYDRA, {**cli, "trainer": wrapped(HYDRA["trainer"])}) == []
+    cli["trainer"] = wrapped(HYDRA["trainer"]) | {"fast_dev_run": False}  # a default that Hydra's has not
+    assert changes(HYDRA, cli) == {}
+    assert list(changes(cli, changed(module__policy__lora=None)).values()) == ["model.lora.r: 16 -> not set"]
+    assert list(changes(cli, changed(module__optimizer__lr=2e-4)).values()) == ["lr: 0.0001 -> 0.0002"]
 
 
 @pytest.mark.parametrize(
@@ -98,15 +104,35 @@ def test_lightning_cli_and_hydra_write_the_same_configuration():
 )
 def test_what_a_run_was_made_with_stays(settings, told, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(HYDRA))
-    with pytest.raises(ValueError, match=rf"cannot go on with.*{told}.*Type the old value, or choose another name="):
-        tell_changes(tmp_path, changed(**settings))
+    with pytest.raises(
+        ValueError, match=rf"cannot be resumed with.*{told}.*Type the old value, or choose another name="
+    ):
+        report_changes(tmp_path, changed(**settings))
 
 
 def test_what_may_change_is_said(tmp_path, caplog):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(HYDRA))
-    tell_changes(tmp_path, changed(module__optimizer__lr=2e-4))
-    assert "goes on with lr: 0.0001 -> 0.0002" in caplog.text
+    report_changes(tmp_path, changed(module__optimizer__lr=2e-4))
+    assert "the run is resumed with lr: 0.0001 -> 0.0002" in caplog.text
 
 
-def test_a_run_without_its_configuration_is_not_asked(tmp_path):
-    tell_changes(tmp_path, changed(seed=1))
+def test_a_run_without_its_configuration_is_not_compared(tmp_path):
+    report_changes(tmp_path, changed(seed=1))
+
+
+@pytest.mark.parametrize("data", [[], ["data=offline", "data.train=pairs.jsonl"]], ids=["on_policy", "offline"])
+def test_every_setting_has_the_name_that_is_typed_for_it(data):
+    composed = plain(compose(data))
+    names = settings(composed).keys()
+    assert {name for name in FIXED if "*" not in name} - OPTIONAL <= names
+    assert any(name.startswith("model.lora.") for name in names)
+    groups = {"loss", "model", "labeler", "sampler", "weighting", "data", "trainer"}
+    lists = ("callbacks.", "logger.", "trainer.plugins.")
+    for name in names - groups:
+        if not name.startswith(lists):
+            compose([*data, f"{name}=null"])  # Hydra refuses a name that it does not know
+
+
+OPTIONAL = {"model.revision", "model.adapter", "model.chat_template", "data.heldout", "data.limit"} | {
+    *("data.heldout_limit", "data.max_response_tokens"),
+}

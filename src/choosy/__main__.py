@@ -1,0 +1,83 @@
+"""The command `choosy`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from choosy.cli import fit
+from choosy.labeling.exchange import command as labels
+from choosy.labeling.protocols import Postponed
+from choosy.main import main as train
+from choosy.parallel.launch import LOST, end_with_launcher, is_peer_failure
+from choosy.reporting import summary
+
+USAGE = """choosy train selector=certainty   play a run, with -m several; `choosy train --help` lists what can be typed
+choosy fit --config run.yaml      play what `choosy train ... --cfg job --resolve > run.yaml` composed
+choosy report RUN_DIR             write and print the report of a run, finished or not
+choosy index SWEEP_DIR            write index.csv and index.html over the runs of a sweep
+choosy labels stats LEDGER        labels, ties and money of each labeler and run; also: export, import"""
+
+
+def main() -> None:
+    """Run the command; a mistake that the user can mend ends it with a sentence."""
+    sys.path.append(os.getcwd())  # as `python train.py` finds the user's own labelers and rewards
+    words = sys.argv[1:]
+    if words in (["--help"], ["-h"]):
+        print(USAGE)
+    elif words[:1] == ["train"]:
+        sys.argv = [sys.argv[0], *words[1:]]  # Hydra reads the words after `train`
+        train()
+    elif words and words[0] in COMMANDS:
+        in_sentences(COMMANDS[words[0]], words[1:])
+    else:
+        sys.exit(USAGE)
+
+
+def in_sentences(command: Callable[[list[str]], object], words: list[str]) -> None:
+    """Run a command; a mistake that the user can mend ends the process with a sentence."""
+    end_with_launcher()
+    try:
+        command(words)
+    except Postponed as postponed:
+        print(f"\n{postponed}\n  and then this command again with --ckpt_path last", file=sys.stderr)
+        sys.exit(Postponed.exit_code)
+    except (ValueError, MisconfigurationException) as error:
+        sys.exit(f"\n{error}")
+    except RuntimeError as error:
+        if not is_peer_failure(error):
+            raise
+        sys.exit(f"\n{LOST}")
+
+
+def report(words: list[str]) -> None:
+    """Write and print the report of a run."""
+    parser = ArgumentParser("choosy report", description="Write and print the report of a run, finished or not.")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="the folder of the run, with rounds/ in it")
+    folder = parser.parse_args(words).run_dir
+    run = summary.read_run(folder)
+    summary.plot(run, f"{folder}/curves.png")
+    summary.html(run, f"{folder}/report.html")
+    summary.console(run)
+
+
+def index(words: list[str]) -> None:
+    """Write the index of a sweep."""
+    parser = ArgumentParser("choosy index", description="Write index.csv over the finished runs of a sweep.")
+    parser.add_argument("sweep_dir", metavar="SWEEP_DIR", help="the folder below which the runs are")
+    print(summary.index(parser.parse_args(words).sweep_dir))
+
+
+COMMANDS: dict[str, Callable[[list[str]], object]] = {
+    "fit": lambda words: fit(),  # LightningCLI reads the command line itself
+    "report": report,
+    "index": index,
+    "labels": labels.command,
+}
+
+if __name__ == "__main__":
+    main()
