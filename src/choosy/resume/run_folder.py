@@ -167,7 +167,7 @@ def refuse_lost_labels(folder: Path, labels: LabelBuyer) -> None:
     about = _newest_round(folder)
     if about and labels.spent < about["labels"]["spent"]:
         raise ValueError(
-            f"The ledger {labels.ledger.path} holds {labels.spent} labels bought by this run, and its rounds have counted "
+            f"The ledger {labels.ledger.path} holds {labels.spent} labels of this run, and its rounds have counted "
             f"{about['labels']['spent']}; they would be paid for again. Type labels.ledger=... of the run's own ledger"
             + (f"; a copy of it is {ledger_copy(folder)}." if fault(ledger_copy(folder)) is None else ".")
         )
