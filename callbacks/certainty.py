@@ -54,7 +54,7 @@ class Certainty(Callback):
         refs = [[r.logp_ref for r in c.responses] for c in candidates]
         logps = refs if at.policy.is_reference() else self.policy_logps(candidates, at)  # equal policies: gap 0
         both = zip(logps, refs, strict=True)
-        return [selection.certainty(selection.implicit_rewards(logp_N, ref_N, at.beta)) for logp_N, ref_N in both]
+        return [selection.certainty(selection.implicit_rewards(logp_N, ref_N, at.loss.beta)) for logp_N, ref_N in both]
 
     def policy_logps(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
         """Log-probability of each response under the policy: as it was sampled, or scored where that is not known."""

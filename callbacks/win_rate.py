@@ -67,7 +67,7 @@ class WinRate(Callback):
 
     def round(self, number: int, run: Run, module: WeightedDPO) -> Round:
         """The policy as it is after a round; -1 is the start."""
-        return Round(number, run.seed, module.policy, run.sampler, run.pool, run.ranks, run.phases, module.loss.beta)
+        return Round(number, run.seed, module.policy, run.sampler, run.pool, run.ranks, run.phases, module.loss)
 
     def answers(self, prompts: Sequence[Prompt], at: Round, tick: Callable[[int], None]) -> list[Candidates]:
         """One answer to each prompt, with its log-probs under policy and reference, on every rank."""

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule
 
-from choosy.data.batches import PairBatches
+from choosy.data.batches import ItemBatches
 from choosy.data.encode import TooLong, with_tokens, within_limit
 from choosy.data.formats import read_candidates, read_prompts
 from choosy.labeling.buyer import LabelBuyer
@@ -18,7 +18,8 @@ from choosy.module import WeightedDPO
 from choosy.parallel.ranks import current_ranks, shard
 from choosy.reporting.phases import Phases
 from choosy.rounds.context import ChosenPrompt, Done, PairSelector, PromptSelector, Round, TrainOn
-from choosy.rounds.run import Reference, Run, refuse_gapless
+from choosy.rounds.needs import check_needs
+from choosy.rounds.run import Reference, Run
 from choosy.sampling.protocol import Sampler
 from choosy.types import Candidates, Prompt
 
@@ -149,7 +150,7 @@ class OfflineData(LightningDataModule):
         assert self.trainer is not None
         module = cast(WeightedDPO, self.trainer.lightning_module)
         policy = module.policy
-        refuse_gapless(module.loss, self.run.labels)
+        check_needs(module.loss, self.run.weighting, self.run.labels)
         self.run.labels.use_policy(policy)
         candidates = within_limit(
             read_candidates(self.train_source, as_chat=self.as_chat, limit=self.limit),
@@ -171,7 +172,7 @@ class OfflineData(LightningDataModule):
         resuming = self.resuming or self.trainer.ckpt_path is not None
         self.run.open(current_ranks(), resuming=resuming)
 
-    def train_dataloader(self) -> PairBatches:
+    def train_dataloader(self) -> ItemBatches:
         """Choose and label this epoch's pairs, then train."""
         assert self.trainer is not None
         module = cast(WeightedDPO, self.trainer.lightning_module)
@@ -182,9 +183,9 @@ class OfflineData(LightningDataModule):
             policy=module.policy,
             sample=GivenResponses(self.given),
             ranks=current_ranks(),
-            beta=module.loss.beta,
+            loss=module.loss,
         )
-        return self.run.loader(number)
+        return self.run.loader(number, module.loss)
 
     def teardown(self, stage: str) -> None:
         self.run.sampler.close()

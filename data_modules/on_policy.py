@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule
 
-from choosy.data.batches import PairBatches
+from choosy.data.batches import ItemBatches
 from choosy.data.encode import TooLong, within_limit
 from choosy.data.formats import read_prompts
 from choosy.data.pool import Keep
@@ -18,7 +18,8 @@ from choosy.module import WeightedDPO
 from choosy.parallel.ranks import current_ranks
 from choosy.reporting.phases import Phases
 from choosy.rounds.context import PairSelector, PromptSelector, TrainOn
-from choosy.rounds.run import Reference, Run, refuse_gapless
+from choosy.rounds.needs import check_needs
+from choosy.rounds.run import Reference, Run
 from choosy.rounds.sample import FreshResponses
 from choosy.sampling.protocol import Sampler
 from choosy.types import Prompt
@@ -130,7 +131,7 @@ class OnPolicyData(LightningDataModule):
         assert self.trainer is not None
         module = cast(WeightedDPO, self.trainer.lightning_module)
         policy = module.policy
-        refuse_gapless(module.loss, self.run.labels)
+        check_needs(module.loss, self.run.weighting, self.run.labels)
         self.run.labels.use_policy(policy)
         self.prompts = self._read(self.train_source, policy, self.limit)
         self.heldout = self._read(self.heldout_source, policy, self.heldout_limit) if self.heldout_source else []
@@ -142,7 +143,7 @@ class OnPolicyData(LightningDataModule):
         prompts = read_prompts(source, as_chat=self.as_chat, limit=limit)
         return within_limit(prompts, policy, limit=self.max_prompt_tokens, too_long=self.too_long, source=source)
 
-    def train_dataloader(self) -> PairBatches:
+    def train_dataloader(self) -> ItemBatches:
         """Play this epoch's round, then train on its pairs."""
         assert self.trainer is not None
         module = cast(WeightedDPO, self.trainer.lightning_module)
@@ -153,9 +154,9 @@ class OnPolicyData(LightningDataModule):
             policy=module.policy,
             sample=FreshResponses(self.responses),
             ranks=current_ranks(),
-            beta=module.loss.beta,
+            loss=module.loss,
         )
-        return self.run.loader(number)
+        return self.run.loader(number, module.loss)
 
     def teardown(self, stage: str) -> None:
         self.run.sampler.close()

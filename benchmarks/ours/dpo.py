@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
 from choosy.data.batches import Batch, batch_of
-from choosy.data.pool import TrainingPair
+from choosy.data.items import Item
 from choosy.methods.losses import SigmoidLoss
 from choosy.models.policy import Lora, Policy
 from choosy.models.rows import Group
@@ -105,12 +105,12 @@ def main() -> None:
         [Candidates(Prompt("", ""), (Response("", c), Response("", r)), p) for p, c, r in rows]
     )
     reference_seconds = time.perf_counter() - reference
-    pairs = [
-        TrainingPair(str(i), p, c, r, s.responses[0].logp_ref, s.responses[1].logp_ref, 1.0)
+    items = [
+        Item(str(i), p, [c, r], [scored.logp_ref for scored in s.responses])
         for i, ((p, c, r), s) in enumerate(zip(rows, scored, strict=True))
     ]
     size, n = job["batch_size"], job["warmup_steps"] + job["windows"] * job["steps"]
-    batches = [batch_of([pairs[(i * size + j) % len(pairs)] for j in range(size)]) for i in range(n)]
+    batches = [batch_of([items[(i * size + j) % len(items)] for j in range(size)]) for i in range(n)]
     windows = Windows()
     trainer = Trainer(
         accelerator="cpu",

@@ -17,8 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from choosy.data.batches import Batch
-from choosy.data.pool import PairKey
-from choosy.methods.losses import PreferenceLoss, log_ratio_difference, weighted_dpo_loss
+from choosy.data.items import ItemKey
+from choosy.methods.loss_inputs import Loss
 from choosy.models.out_of_memory import explain_oom
 from choosy.models.policy import Policy
 from choosy.models.rows import Group
@@ -34,21 +34,21 @@ ResetPolicy = Literal["never", "each_round"]
 
 
 class WeightedDPO(LightningModule):
-    """Trains a policy on pairs, each with a weight, against the reference log-probs that the pool keeps.
+    """Trains a policy on items of the pool, each with a weight: pairs, ranked lists, or good and bad responses.
 
     A batch is one optimiser step; it is computed in parts that fit the policy's token budget, so packing changes
     the speed and not the gradient.
 
     Args:
         policy: The model to train.
-        loss: A loss of the DPO family.
+        loss: What an item costs (see `choosy.methods.losses`).
         optimizer: Makes the optimiser of the trainable parameters.
         warmup_steps: Steps over which the learning rate rises to its value.
         max_grad_norm: Clip the gradient to this norm; None = do not clip.
         reset_policy: `each_round` goes back to the start's weights, and a new optimiser with its warm-up, before each
             round's training, as active preference learning does; `never` trains on.
         on_bad_loss: What a loss or a gradient that is nan or infinite does: `stop` ends the run, `skip` leaves those
-            pairs out of the step. Neither lets it reach the weights.
+            items out of the step. Neither lets it reach the weights.
         seed: Of the adapter's initial weights.
     """
 
@@ -56,7 +56,7 @@ class WeightedDPO(LightningModule):
         self,
         policy: Policy,
         *,
-        loss: PreferenceLoss,
+        loss: Loss,
         optimizer: Callable[[Iterable[Parameter]], Optimizer],
         warmup_steps: int = 0,
         max_grad_norm: float | None = 1.0,
@@ -67,7 +67,7 @@ class WeightedDPO(LightningModule):
         super().__init__()
         if reset_policy not in ("never", "each_round"):
             raise ValueError(f"reset_policy={reset_policy} is none of never, each_round.")
-        self.automatic_optimization = False  # a step is a batch of pairs, in as many parts as its tokens need
+        self.automatic_optimization = False  # a step is a batch of items, in as many parts as its tokens need
         self.strict_loading = False  # frozen weights are not in the checkpoint
         self.policy = policy
         self.loss = loss
@@ -79,6 +79,7 @@ class WeightedDPO(LightningModule):
         self.seed = seed
         self.loss_epoch = MeanMetric(sync_on_compute=False)  # every rank knows the losses of all
         self.loss_epoch.persistent(True)
+        self.kl = 0.0  # of the policy from the reference, by the last step's own samples; of all ranks
         self.configured_groups: list[dict[str, Any]] = []
 
     def configure_model(self) -> None:
@@ -123,17 +124,18 @@ class WeightedDPO(LightningModule):
             optimizer.state.clear()
             warmup.last_epoch = -1
             warmup.step()  # the first step of the round has the learning rate of the first step of the run
+        if self.policy.is_reference():
+            self.kl = 0.0
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One optimiser step on the mean over the batch's pairs of weight x loss."""
+        """One optimiser step on the mean over the batch's items of weight x loss."""
 
         def part_loss(part: Batch) -> tuple[Tensor, StepStats]:
-            logp_B2 = self.policy.logps(part.groups).view(-1, 2)
-            ref_B2, weight_B, gap_B = (x.to(logp_B2.device) for x in (part.logp_ref_B2, part.weight_B, part.gap_B))
-            delta_B = log_ratio_difference(logp_B2[:, 0], logp_B2[:, 1], ref_B2[:, 0], ref_B2[:, 1])
-            loss_B = weighted_dpo_loss(delta_B, weight_B, self.loss, gap_B)
+            s = part.loss_inputs(self.policy.token_logps(part.groups), kl=self.kl)
+            loss_B = part.weight_B.to(s.logp_R.device) * self.loss.items(s)
             loss = loss_B.sum() / batch.total
-            return loss, pair_stats(part, loss, loss_B, logp_B2.detach(), self.loss.beta * (logp_B2.detach() - ref_B2))
+            bad = [part.items[n].key for n in (~torch.isfinite(loss_B)).nonzero().flatten().tolist()]
+            return loss, StepStats.of(s, loss, self.loss.rewards(s), bad)
 
         if batch.total:
             stats = self.accumulate_gradients(batch, part_loss)
@@ -141,18 +143,18 @@ class WeightedDPO(LightningModule):
             self.log_step(stats, norm, batch.total)
 
     def accumulate_gradients(self, batch: Batch, part_loss: Callable[[Batch], tuple[Tensor, StepStats]]) -> StepStats:
-        """The gradients of the step, averaged over the ranks, without those pairs whose loss is not finite.
+        """The gradients of the step, averaged over the ranks, without those items whose loss is not finite.
 
         Args:
-            batch: This rank's pairs.
+            batch: This rank's items.
             part_loss: A part's share of the step's loss, and its stats.
 
         Returns:
             The stats of all ranks.
         """
-        left_out: tuple[PairKey, ...] = ()
+        left_out: tuple[ItemKey, ...] = ()
         while (stats := self._pass(batch.without(left_out), part_loss)).bad:
-            self.bad_losses.report_pairs(stats.bad)
+            self.bad_losses.report_items(stats.bad)
             left_out += stats.bad
         return stats
 
@@ -171,7 +173,7 @@ class WeightedDPO(LightningModule):
         for number, part in enumerate(parts, start=1):
             last = number == len(parts)
             with explain_oom(self.policy):
-                loss, stats = part_loss(part) if part.pairs else self.no_loss()
+                loss, stats = part_loss(part) if part.items else self.no_loss()
             mine.append(stats)
             if last:
                 everybody = StepStats.sum(ranks.gather([StepStats.sum(mine)]))
@@ -182,8 +184,8 @@ class WeightedDPO(LightningModule):
         return everybody
 
     def no_loss(self) -> tuple[Tensor, StepStats]:
-        """A loss of 0 that has gradients, for a rank without a pair of the step."""
-        return self.policy.logps(FILLER).sum() * 0, StepStats.sum([])
+        """A loss of 0 that has gradients, for a rank without an item of the step."""
+        return self.policy.token_logps(FILLER).sum() * 0, StepStats.sum([])
 
     def no_sync(self) -> AbstractContextManager[Any]:
         """Leave out the averaging over ranks: they may cut a step into different numbers of parts."""
@@ -197,15 +199,16 @@ class WeightedDPO(LightningModule):
         norm = full_tensor(torch.nn.utils.clip_grad_norm_(params, self.max_grad_norm or torch.inf))
         if not torch.isfinite(norm):
             self.bad_losses.report_gradient(self.trainer.global_step, norm.item())
-        if not torch.isfinite(norm) or not len(stats.best_R):  # gradients of 0 would still move the momentum
+        if not torch.isfinite(norm) or not len(stats.first_R):  # gradients of 0 would still move the momentum
             optimizer.zero_grad()  # type: ignore[union-attr]
         optimizer.step()  # type: ignore[union-attr]
         self.lr_schedulers().step()  # type: ignore[union-attr]
         return norm
 
-    def log_step(self, stats: StepStats, norm: Tensor, pairs: int) -> None:
+    def log_step(self, stats: StepStats, norm: Tensor, items: int) -> None:
         """Log the step, and with the last step of an epoch the epoch's mean loss."""
-        self.loss_epoch.update(stats.loss, weight=pairs)
+        self.kl = self.kl if stats.kl is None else stats.kl
+        self.loss_epoch.update(stats.loss, weight=items)
         metrics: dict[str, float | Tensor] = {"loss_step": stats.loss, **stats.metrics()}
         if self.max_grad_norm is not None:
             metrics["grad_norm"] = norm
@@ -224,20 +227,15 @@ class WeightedDPO(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         start, reference = self.policy.states()
-        checkpoint["choosy"] = {"initial": start, "reference": reference, "loss_epoch": self.loss_epoch.state_dict()}
+        metric = self.loss_epoch.state_dict()
+        checkpoint["choosy"] = {"initial": start, "reference": reference, "loss_epoch": metric, "kl": self.kl}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         states: Mapping[str, Any] = checkpoint["choosy"]
         self.configure_model()
         self.loss_epoch.load_state_dict(states["loss_epoch"])
+        self.kl = states["kl"]
         self.policy.load_states(states["initial"], states["reference"])
-
-
-def pair_stats(part: Batch, loss: Tensor, loss_B: Tensor, logp_B2: Tensor, reward_B2: Tensor) -> StepStats:
-    """The stats of a part's pairs."""
-    bad = tuple(part.pairs[i].key for i in (~torch.isfinite(loss_B)).nonzero().flatten().tolist())
-    best_R = torch.tensor([True, False]).repeat(len(part))
-    return StepStats(loss.item(), reward_B2.flatten().cpu(), logp_B2.flatten().cpu(), best_R, bad)
 
 
 def refuse_tensor_parallel(mesh: Sequence[int], nodes: int) -> None:

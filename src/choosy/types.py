@@ -45,6 +45,7 @@ class Response:
         finished: Whether the policy ended it (False: cut at the length limit).
         logp: Summed log-probability under the policy that sampled it; nan if not known.
         logp_ref: The same under the reference; nan if not known.
+        token_logps_ref: Log-probability of each token under the reference; empty unless the loss needs them.
         reward: The labeler's score, once bought; larger is better.
         gold: The score that came with the data; only the `dataset` labeler may read it.
     """
@@ -56,6 +57,7 @@ class Response:
     logp_ref: float = math.nan
     reward: float | None = None
     gold: float | None = None
+    token_logps_ref: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,11 @@ class Candidates:
     utility: float = math.nan
     pairs: tuple[Pair, ...] = ()
     weight: float | None = None
+
+    @property
+    def labeled(self) -> bool:
+        """Whether there is a label to train on: a pair, or the reward of a lone response, good above 0, bad below."""
+        return bool(self.pairs) or (len(self.responses) == 1 and bool(self.responses[0].reward))
 
 
 def content_id(*parts: str) -> str:

@@ -23,13 +23,13 @@ TOY_REWARD = "def toy(prompt, response):\n    return sum(map(ord, response)) % 7
 
 
 class Witness(Callback):
-    """Copies the weights at the start and before each round's first step, and lists the pairs of every step."""
+    """Copies the weights at the start and before each round's first step, and lists the items of every step."""
 
     def __init__(self) -> None:
         self.start: State = {}
         self.frozen: State = {}
         self.before_round: list[State] = []
-        self.pairs: list[list[tuple[str, tuple[int, ...], tuple[int, ...]]]] = []
+        self.pairs: list[list[tuple[Any, ...]]] = []  # of each round: prompt id, then the responses' tokens
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.start, self.frozen = trained(pl_module.policy), untrained(pl_module.policy)
@@ -39,7 +39,7 @@ class Witness(Callback):
             self.before_round.append(trained(pl_module.policy))
             self.pairs.append([])
         if self.pairs:
-            self.pairs[-1] += [(p.prompt_id, tuple(p.chosen_ids), tuple(p.rejected_ids)) for p in batch.pairs]
+            self.pairs[-1] += [(x.prompt_id, *map(tuple, x.response_ids)) for x in batch.items]
 
 
 def trained(policy: Policy) -> State:

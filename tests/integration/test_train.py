@@ -245,14 +245,17 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(play):
 
 
 def test_certainty_takes_the_log_probs_that_sampling_gave(play, monkeypatch):
-    score = Policy.score
     passes: list[int] = []
 
-    def counted(policy, candidates, *told):
-        passes.append(len(candidates))
-        return score(policy, candidates, *told)
+    def count(method):
+        def counted(policy, candidates, *args, **kwargs):
+            passes.append(len(candidates))
+            return method(policy, candidates, *args, **kwargs)
 
-    monkeypatch.setattr(Policy, "score", counted)
+        return counted
+
+    monkeypatch.setattr(Policy, "score", count(Policy.score))
+    monkeypatch.setattr(Policy, "score_reference", count(Policy.score_reference))
     everybody = 12  # evaluation scores fewer
     by_sampling = play("selector=certainty", name="sampled")
     once = passes.count(everybody)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from choosy.data.batches import Batch, PairBatches, batch_of, pair_order
+from choosy.data.batches import Batch, ItemBatches, batch_of, shuffled
+from choosy.data.items import Item, PoolItems
 from choosy.data.pool import Pool
 from choosy.types import Candidates, Pair, Prompt, Response
+
+NEEDS = frozenset({"pair", "reference"})
 
 
 def pool_of(pairs: int) -> Pool:
@@ -33,13 +37,12 @@ def pool_of(pairs: int) -> Pool:
     )
 
 
-def batches(pairs: int = 11, **how: Any) -> PairBatches:
-    pool = pool_of(pairs)
-    return PairBatches(pool, pool.pair_rows(), **{"batch_size": 4, "seed": 0, "round": 1} | how)
+def batches(pairs: int = 11, **how: Any) -> ItemBatches:
+    return ItemBatches(PoolItems(pool_of(pairs), NEEDS, round=1), **{"batch_size": 4, "seed": 0, "round": 1} | how)
 
 
 def names(batch: Batch) -> list[str]:
-    return [pair.prompt_id for pair in batch.pairs]
+    return [item.prompt_id for item in batch.items]
 
 
 # -- which pairs ----------------------------------------------------------------------------------------
@@ -65,14 +68,13 @@ def test_every_pass_takes_all_pairs_in_an_order_of_its_own() -> None:
 
 def test_the_order_is_a_function_of_seed_and_round() -> None:
     assert [names(b) for b in batches()] == [names(b) for b in batches()]
-    orders = [pair_order(20, seed=seed, round=round, passes=1) for seed, round in [(0, 0), (0, 1), (1, 0), (1, 1)]]
+    orders = [shuffled(20, seed=seed, round=round, passes=1) for seed, round in [(0, 0), (0, 1), (1, 0), (1, 1)]]
     assert len(set(map(tuple, orders))) == 4
 
 
 def test_without_pairs_there_is_one_empty_batch() -> None:
     (batch,) = batches(0)
     assert (len(batch), batch.total, batch.groups, list(batch.parts(100))) == (0, 0, [], [])
-    assert batch.logp_ref_B2.shape == (0, 2)
 
 
 # -- ranks ----------------------------------------------------------------------------------------------
@@ -102,15 +104,14 @@ def test_a_normalised_weight_depends_on_the_round_and_not_on_the_batch(batch_siz
         assert weight == pytest.approx((1 + int(name[1:])) / 6)
 
 
-def test_only_the_pairs_of_the_round_are_in_the_mean() -> None:
-    """Weights 1, 2, 3 and 6 have mean 3; rank 0 of 2 has the first and the third of them."""
-    pool = pool_of(6)
-    rows = [pool.pair_rows()[i] for i in (0, 1, 2, 5)]
-    loader = PairBatches(pool, rows, batch_size=4, seed=0, round=0, normalize=True)
-    assert loader.mean_weight == 3.0
-    pairs = [pool.training_pair(*row) for row in rows]
-    assert batch_of(pairs, rank=0, size=2, mean_weight=3.0).weight_B.tolist() == pytest.approx([1 / 3, 1])
-    assert batch_of(pairs).weight_B.tolist() == [1, 2, 3, 6]
+def test_only_the_items_of_the_round_are_in_the_mean() -> None:
+    """Weights 1 and 2 of round 0, 3 and 4 of round 1; rank 0 of 2 has the first and the third of four."""
+    labeled = [replace(c, pairs=(replace(c.pairs[0], round=i // 2),)) for i, c in enumerate(pool_of(4).candidates())]
+    items = PoolItems(Pool().put(labeled, round=1), NEEDS, round=1, only_round=True)
+    assert ItemBatches(items, batch_size=4, seed=0, round=1, normalize=True).mean_weight == 3.5
+    every = list(PoolItems(Pool().put(labeled, round=1), NEEDS, round=1))
+    assert batch_of(every, rank=0, size=2, mean_weight=2.5).weight_B.tolist() == pytest.approx([0.4, 1.2])
+    assert batch_of(every).weight_B.tolist() == [1, 2, 3, 4]
 
 
 # -- resuming -------------------------------------------------------------------------------------------
@@ -137,14 +138,44 @@ def test_a_loader_starts_over_after_its_last_batch() -> None:
 
 
 def test_a_batch_typed_in_full() -> None:
-    pool = pool_of(2)
-    batch = batch_of([pool.training_pair(0, 0), pool.training_pair(1, 0)])
+    batch = batch_of(list(PoolItems(pool_of(2), NEEDS, round=1)))
     assert batch.groups == [((5,), [(1,), (2, 3)]), ((5, 5), [(1, 1), (2, 3)])]
-    assert batch.logp_ref_B2.tolist() == [[-1.0, -2.0], [-2.0, -2.0]]
     assert batch.weight_B.tolist() == [1.0, 2.0]
-    assert batch.gap_B.tolist() == [1.5, 2.5]
-    assert batch.none().gap_B.shape == (0,)
-    assert (len(batch), batch.total) == (2, 2)
+    assert (len(batch), batch.total, batch.none().total, len(batch.none())) == (2, 2, 2, 0)
+    s = batch.loss_inputs(torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0]), kl=0.5)
+    assert s.logp_R.tolist() == [-1.0, -5.0, -9.0, -13.0]
+    assert s.ref_R.tolist() == [-1.0, -2.0, -2.0, -2.0]
+    assert s.length_R.tolist() == [1, 2, 2, 2]
+    assert s.item_R.tolist() == [0, 0, 1, 1]
+    assert s.good_R.tolist() == [True, False, True, False]
+    assert s.reward_R.tolist() == [2.0, 0.5, 3.0, 0.5]
+    assert s.gap_B.tolist() == [1.5, 2.5]
+    assert (len(s.own_K), s.kl, s.tokens) == (0, 0.5, None)
+
+
+def test_items_of_any_size_with_samples_of_the_policy_s_own_typed_in_full() -> None:
+    """A list of three whose policy has moved on, and a bad single one with another sample of the round."""
+    a = Item("a", (5,), [(1,), (2,), (3, 3)], [-1.0, -2.0, -3.0], 1.0, [3.0, 2.0, 1.0])
+    b = Item("b", (6,), [(4, 4)], [-4.0], 2.0, [-1.0], good=False, on_policy=True, own_ids=[(7,)], own_ref_logps=[-5.0])
+    s = batch_of([a, b]).loss_inputs(-torch.arange(1.0, 8.0))
+    assert s.logp_R.tolist() == [-1.0, -2.0, -7.0, -11.0]
+    assert s.ref_R.tolist() == [-1.0, -2.0, -3.0, -4.0]
+    assert s.item_R.tolist() == [0, 0, 0, 1]
+    assert s.good_R.tolist() == [True, False, False, False]
+    assert s.own_K.tolist() == [-11.0, -7.0]
+    assert s.own_ref_K.tolist() == [-4.0, -5.0]
+    assert s.own_item_K.tolist() == [1, 1]
+
+
+def test_log_probs_of_single_tokens_are_those_of_the_items_alone() -> None:
+    a = Item("a", (5,), [(1, 2), (3,)], [-3.0, -4.0], ref_token_logps=[(-1.0, -2.0), (-4.0,)])
+    b = Item("b", (6,), [(4,), ()], [-5.0, 0.0], ref_token_logps=[(-5.0,), ()], own_ids=[(7, 7)], own_ref_logps=[-1.0])
+    tokens = batch_of([a, b]).loss_inputs(-torch.arange(1.0, 7.0)).tokens
+    assert tokens is not None
+    assert tokens.logp_T.tolist() == [-1.0, -2.0, -3.0, -4.0]
+    assert tokens.ref_T.tolist() == [-1.0, -2.0, -4.0, -5.0]
+    assert tokens.id_T.tolist() == [1, 2, 3, 4]
+    assert tokens.response_T.tolist() == [0, 0, 1, 2]
 
 
 @pytest.mark.parametrize("tokens_per_step", [1, 12, 1000])
@@ -156,6 +187,3 @@ def test_parts_cover_the_batch_once(tokens_per_step: int) -> None:
     assert sorted(pieces) == sorted(zip(names(batch), batch.weight_B.tolist(), strict=True))
     assert all(part.total == batch.total == 11 for part in parts)
     assert math.fsum(part.weight_B.sum().item() for part in parts) == pytest.approx(batch.weight_B.sum().item())
-    assert all(
-        torch.equal(part.logp_ref_B2[:, 0], torch.tensor([p.chosen_logp_ref for p in part.pairs])) for part in parts
-    )

@@ -18,10 +18,11 @@ from choosy.models.fast import tree_attention as attention
 from choosy.models.logprobs import (
     can_share_prompt,
     chosen_token_logps,
-    padded_response_logps,
-    response_logps,
+    padded_token_logps,
     score_groups,
+    sum_by_response,
     takes_one_row,
+    token_logps,
 )
 from choosy.models.rows import Group, packed, separate, share_prompt
 
@@ -98,6 +99,16 @@ def group(prompt: int, *responses: int, seed: int = 0) -> Group:
     return Group(draw(prompt), [draw(n) for n in responses])
 
 
+def shared(model: nn.Module, groups: Sequence[Group], *, one_row: bool = False) -> Tensor:
+    """Summed log-probs (S,) by rows that share their prompts."""
+    return sum_by_response(token_logps(model, share_prompt(groups, one_row=one_row)), groups)
+
+
+def padded(model: nn.Module, groups: Sequence[Group]) -> Tensor:
+    """The same by padded rows."""
+    return sum_by_response(padded_token_logps(model, groups), groups)
+
+
 LENGTHS = (5, 1, 0, 9, 3, 1, 7, 11)  # of responses: one-token and empty ones among them
 ONE_TO_EIGHT = [group(2 * n - 1, *LENGTHS[:n], seed=n) for n in range(1, 9)] + [group(4, 0), group(1, 0, 1)]
 
@@ -111,16 +122,21 @@ def values_and_gradients(model: nn.Module, logps: Callable[[], Tensor]) -> tuple
 
 
 def assert_paths_agree(model: nn.Module, groups: Sequence[Group]) -> None:
-    shared_S, shared = values_and_gradients(
-        model, lambda: response_logps(model, share_prompt(groups, one_row=takes_one_row(model)))
-    )
-    padded_S, padded = values_and_gradients(model, lambda: padded_response_logps(model, groups))
+    one_row = takes_one_row(model)
+    with torch.no_grad():
+        shared_T, padded_T = (
+            token_logps(model, share_prompt(groups, one_row=one_row)),
+            padded_token_logps(model, groups),
+        )
+    torch.testing.assert_close(shared_T, padded_T, rtol=1e-5, atol=1e-5)
+    shared_S, sharing = values_and_gradients(model, lambda: shared(model, groups, one_row=one_row))
+    padded_S, padding = values_and_gradients(model, lambda: padded(model, groups))
     torch.testing.assert_close(shared_S, padded_S, rtol=1e-5, atol=1e-5)
-    assert shared.keys() == padded.keys()
-    for name, gradient in padded.items():
+    assert sharing.keys() == padding.keys()
+    for name, gradient in padding.items():
         scale = max(1.0, gradient.abs().max().item())
         torch.testing.assert_close(
-            shared[name], gradient, rtol=1e-5, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}"
+            sharing[name], gradient, rtol=1e-5, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
@@ -156,16 +172,16 @@ def test_only_trained_parameters_get_gradients() -> None:
 def test_siblings_neither_see_nor_move_each_other() -> None:
     model, (prompt, (first, second)) = tiny("llama", "grouped"), group(5, 4, 6)
     with torch.no_grad():
-        alone = response_logps(model, share_prompt([Group(prompt, [second])]))[0]
-        after = response_logps(model, share_prompt([Group(prompt, [first, second])]))[1]
-        before = response_logps(model, share_prompt([Group(prompt, [second, first])]))[0]
+        alone = shared(model, [Group(prompt, [second])])[0]
+        after = shared(model, [Group(prompt, [first, second])])[1]
+        before = shared(model, [Group(prompt, [second, first])])[0]
     torch.testing.assert_close(after, alone)
     torch.testing.assert_close(before, alone)
 
 
 def test_an_empty_response_has_log_probability_zero() -> None:
     groups = [group(3, 0, 2), group(2, 0)]
-    logp_S = response_logps(tiny("llama"), share_prompt(groups))
+    logp_S = shared(tiny("llama"), groups)
     assert (logp_S[0].item(), logp_S[2].item()) == (0.0, 0.0)
     assert logp_S[1] < -1
     logp_S.sum().backward()
@@ -176,7 +192,7 @@ def test_a_padded_row_by_hand() -> None:
     model = tiny("llama")
     with torch.no_grad():
         logp_LV = model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits[0].log_softmax(-1)
-        (value,) = padded_response_logps(model, [Group([5, 6], [[7, 8]])])
+        (value,) = padded(model, [Group([5, 6], [[7, 8]])])
     assert value.item() == pytest.approx((logp_LV[1, 7] + logp_LV[2, 8]).item(), rel=1e-6)
 
 
@@ -237,8 +253,6 @@ def test_rows_of_two_groups_typed_in_full() -> None:
     assert rows.row_T.tolist() == [0, 0, 0, 0, 0, 1, 1]
     assert rows.column_T.tolist() == [1, 2, 1, 3, 4, 0, 1]
     assert rows.target_T.tolist() == [7, 8, 9, 10, 11, 2, 3]
-    assert rows.response_T.tolist() == [0, 0, 1, 1, 1, 2, 2]
-    assert rows.responses == 4
 
 
 def test_one_row_of_two_groups_typed_in_full() -> None:
@@ -374,14 +388,15 @@ def test_packed_covers_every_group_once_within_the_budget(
 def test_scores_do_not_depend_on_the_packing(share: bool, tokens_per_step: int) -> None:
     model = tiny("llama", "grouped")
     scored: dict[int, list[float]] = {}
-    for positions, values in score_groups(
+    for positions, logp_T in score_groups(
         model,
         ONE_TO_EIGHT,
         share=share,
         tokens_per_step=tokens_per_step,
         precision=nullcontext,
     ):
-        scored.update(zip(positions, values, strict=True))
-    expected = iter(padded_response_logps(model, ONE_TO_EIGHT).tolist())
+        logps = iter(sum_by_response(logp_T, [ONE_TO_EIGHT[i] for i in positions]).tolist())
+        scored |= {i: [next(logps) for _ in ONE_TO_EIGHT[i].response_ids] for i in positions}
+    expected = iter(padded(model, ONE_TO_EIGHT).tolist())
     for i, of_group in enumerate(ONE_TO_EIGHT):
         assert scored[i] == pytest.approx([next(expected) for _ in of_group.response_ids], abs=1e-4)

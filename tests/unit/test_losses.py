@@ -7,16 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from choosy.methods.losses import (
-    HingeLoss,
-    IPOLoss,
-    PreferenceLoss,
-    SelfRewardLoss,
-    SigmoidLoss,
-    log_ratio_difference,
-    weighted_dpo_loss,
-)
+from choosy.methods.loss_inputs import Loss, LossInputs
+from choosy.methods.losses import HingeLoss, IPOLoss, SelfRewardLoss, SigmoidLoss
 from choosy.methods.weighting import RewardGap
 
 # Log-probs of four pairs for which LLaMA-Factory's tests and TRL's formulas give known losses.
@@ -30,13 +24,74 @@ def double(values: list[float]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def deltas(*logps: list[float]) -> torch.Tensor:
-    return log_ratio_difference(*map(double, logps))
+def pairs(*logps: list[float], gap: list[float] | None = None) -> LossInputs:
+    """Pairs from log-probs of chosen and rejected under the policy, then under the reference."""
+    return LossInputs.of_pairs(*map(double, logps), gap_B=gap and double(gap))
+
+
+def pairs_of(delta_B: torch.Tensor, gap_B: torch.Tensor | None = None) -> LossInputs:
+    """Pairs with these differences of log-ratios: chosen moved by delta, rejected at its reference."""
+    zero_B = torch.zeros_like(delta_B)
+    return LossInputs.of_pairs(delta_B, zero_B, zero_B, zero_B, gap_B=zero_B if gap_B is None else gap_B)
 
 
 @pytest.fixture(params=FAMILY, ids=lambda loss: f"{type(loss).__name__}{getattr(loss, 'label_smoothing', '') or ''}")
-def loss(request: pytest.FixtureRequest) -> PreferenceLoss:
+def loss(request: pytest.FixtureRequest) -> Loss:
     return request.param
+
+
+# -- the same digits as the closed forms on delta ------------------------------------------------------------
+
+
+def sigmoid(delta: torch.Tensor, gap: torch.Tensor, beta: float) -> torch.Tensor:
+    return (1 - 0.0) * -F.logsigmoid(beta * delta) + 0.0 * -F.logsigmoid(-beta * delta)
+
+
+def smoothed(delta: torch.Tensor, gap: torch.Tensor, beta: float) -> torch.Tensor:
+    return (1 - 0.1) * -F.logsigmoid(beta * delta) + 0.1 * -F.logsigmoid(-beta * delta)
+
+
+def ipo(delta: torch.Tensor, gap: torch.Tensor, beta: float) -> torch.Tensor:
+    return (delta - 1 / (2 * beta)) ** 2
+
+
+def hinge(delta: torch.Tensor, gap: torch.Tensor, beta: float) -> torch.Tensor:
+    return F.relu(1 - beta * delta)
+
+
+def dlma(delta: torch.Tensor, gap: torch.Tensor, beta: float) -> torch.Tensor:
+    return -F.logsigmoid(beta * (delta - 0.2 * gap.clamp(-40.0, 40.0)))
+
+
+CLOSED = [
+    (SigmoidLoss, {}, sigmoid),
+    (SigmoidLoss, {"label_smoothing": 0.1}, smoothed),
+    (IPOLoss, {}, ipo),
+    (HingeLoss, {}, hinge),
+    (SelfRewardLoss, {}, dlma),
+]
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.37, 2.0])
+@pytest.mark.parametrize(("kind", "settings", "closed"), CLOSED, ids=lambda x: getattr(x, "__name__", ""))
+def test_every_bit_is_that_of_the_closed_form(kind: Any, settings: dict[str, float], closed: Any, beta: float) -> None:
+    """Value and gradient of 512 random pairs in fp32, as the loss took them from the difference of log-ratios."""
+    random = torch.Generator().manual_seed(0)
+    logp_B4 = -200 * torch.rand(512, 4, generator=random)
+    rewards_B2 = torch.randn(512, 2, generator=random, dtype=torch.float64) * 30
+    weight_B = torch.rand(512, generator=random)
+    gap_B = torch.tensor([chosen - rejected for chosen, rejected in rewards_B2.tolist()])
+    found, expected = logp_B4[:, :2].clone().requires_grad_(), logp_B4[:, :2].clone().requires_grad_()
+    delta_B = (expected[:, 0] - logp_B4[:, 2]) - (expected[:, 1] - logp_B4[:, 3])
+    wanted_B = weight_B * closed(delta_B, gap_B, beta)
+    s = LossInputs.of(found.flatten(), logp_B4[:, 2:].flatten(), sizes=[2] * 512, reward_R=rewards_B2.flatten())
+    loss = kind(beta=beta, **settings)
+    given_B = weight_B * loss.items(s)
+    assert torch.equal(given_B, wanted_B)
+    given_B.sum().backward()
+    wanted_B.sum().backward()
+    assert torch.equal(found.grad, expected.grad)
+    assert torch.equal(loss.rewards(s).view(-1, 2), beta * (logp_B4[:, :2] - logp_B4[:, 2:]))
 
 
 # -- numbers -------------------------------------------------------------------------------------------------
@@ -44,11 +99,11 @@ def loss(request: pytest.FixtureRequest) -> PreferenceLoss:
 
 def test_golden_values() -> None:
     """delta = (-40 + 42) - (-55 + 50) = 7; -log sigmoid(0.7) = log(1 + e^-0.7) = 0.403186."""
-    delta_B = deltas([-40.0], [-55.0], [-42.0], [-50.0])
-    assert delta_B.tolist() == [7.0]
-    assert SigmoidLoss(beta=0.1).pairwise(delta_B).item() == pytest.approx(0.403186, abs=1e-6)
-    assert IPOLoss(beta=0.1).pairwise(delta_B).item() == pytest.approx(4.0)  # (7 - 1 / 0.2)^2
-    assert HingeLoss(beta=0.1).pairwise(delta_B).item() == pytest.approx(0.3)  # 1 - 0.7
+    s = pairs([-40.0], [-55.0], [-42.0], [-50.0])
+    assert s.delta_B.tolist() == [7.0]
+    assert SigmoidLoss(beta=0.1).items(s).item() == pytest.approx(0.403186, abs=1e-6)
+    assert IPOLoss(beta=0.1).items(s).item() == pytest.approx(4.0)  # (7 - 1 / 0.2)^2
+    assert HingeLoss(beta=0.1).items(s).item() == pytest.approx(0.3)  # 1 - 0.7
 
 
 @pytest.mark.parametrize(
@@ -60,17 +115,11 @@ def test_golden_values() -> None:
         (IPOLoss(beta=0.1), [11.56, 19.36]),
     ],
 )
-def test_other_implementations_give_the_same(loss: PreferenceLoss, expected: list[float]) -> None:
+def test_other_implementations_give_the_same(loss: Loss, expected: list[float]) -> None:
     """delta = 1.6 0.6 1.6 0.6."""
-    delta_B = deltas(CHOSEN, REJECTED, CHOSEN_REF, REJECTED_REF)
-    assert delta_B.tolist() == pytest.approx([1.6, 0.6, 1.6, 0.6])
-    assert loss.pairwise(delta_B).tolist() == pytest.approx(expected * 2, abs=1e-8)
-
-
-def test_weighted_sigmoid_of_other_implementations() -> None:
-    delta_B = deltas(CHOSEN, REJECTED, CHOSEN_REF, REJECTED_REF)
-    weighted_B = weighted_dpo_loss(delta_B, double([1.0, 0.5, 0.25, 2.0]), SigmoidLoss(beta=0.1))
-    assert weighted_B.tolist() == pytest.approx([0.61634377, 0.33179856, 0.15408594, 1.32719423], abs=1e-8)
+    s = pairs(CHOSEN, REJECTED, CHOSEN_REF, REJECTED_REF)
+    assert s.delta_B.tolist() == pytest.approx([1.6, 0.6, 1.6, 0.6])
+    assert loss.items(s).tolist() == pytest.approx(expected * 2, abs=1e-8)
 
 
 @pytest.mark.parametrize("beta2", [0.5, 1.0, 2.0])
@@ -82,7 +131,7 @@ def test_wdpo_golden_values(form: Any, beta2: float) -> None:
         "linear": {0.5: 0.251991, 1.0: 0.503983, 2.0: 1.007965},
     }
     weight_B = RewardGap(form=form, beta2=beta2).weigh(double([1.25]), double([math.nan]))
-    value = weighted_dpo_loss(double([7.0]), weight_B, SigmoidLoss(beta=0.1)).item()
+    value = (weight_B * SigmoidLoss(beta=0.1).items(pairs_of(double([7.0])))).item()
     assert value == pytest.approx(golden[form][beta2], abs=1e-6)
 
 
@@ -91,78 +140,73 @@ def test_wdpo_golden_values(form: Any, beta2: float) -> None:
 )
 def test_dlma_golden_values(gap: float, expected: float) -> None:
     """delta 7, share 0.2, clip 40: -log sigmoid(0.1 (7 - 5)), then (7 - 8), (7 + 8) and (7 - 0) for 7 - 5."""
-    value = weighted_dpo_loss(double([7.0]), double([1.0]), SelfRewardLoss(beta=0.1), double([gap])).item()
+    value = SelfRewardLoss(beta=0.1).items(pairs_of(double([7.0]), double([gap]))).item()
     assert value == pytest.approx(expected, abs=1e-6)
 
 
-# -- what every loss keeps -----------------------------------------------------------------------------------
+# -- what every loss of pairs with a reference keeps -----------------------------------------------------------
 
 
-def test_a_policy_that_is_its_reference_has_a_known_loss(loss: PreferenceLoss) -> None:
+def test_a_policy_that_is_its_reference_has_a_known_loss(loss: Loss) -> None:
     """delta 0: ln 2 for the sigmoid, smoothed or not; 1 for the hinge; (1 / 2 beta)^2 = 25 for IPO."""
     expected = {HingeLoss: 1.0, IPOLoss: 25.0}.get(type(loss), math.log(2))
-    assert loss.pairwise(torch.zeros(3)).tolist() == pytest.approx([expected] * 3, abs=1e-7)
+    assert loss.items(pairs_of(torch.zeros(3))).tolist() == pytest.approx([expected] * 3, abs=1e-7)
 
 
-def test_swapping_chosen_and_rejected_flips_delta(loss: PreferenceLoss) -> None:
-    delta_B = deltas(CHOSEN, REJECTED, CHOSEN_REF, REJECTED_REF)
-    swapped_B = deltas(REJECTED, CHOSEN, REJECTED_REF, CHOSEN_REF)
-    assert torch.equal(swapped_B, -delta_B)
-    assert (loss.pairwise(swapped_B) > loss.pairwise(delta_B)).all(), "every pair here prefers its chosen response"
+def test_swapping_chosen_and_rejected_flips_delta(loss: Loss) -> None:
+    s = pairs(CHOSEN, REJECTED, CHOSEN_REF, REJECTED_REF, gap=[0.0] * 4)
+    swapped = pairs(REJECTED, CHOSEN, REJECTED_REF, CHOSEN_REF, gap=[0.0] * 4)
+    assert torch.equal(swapped.delta_B, -s.delta_B)
+    assert (loss.items(swapped) > loss.items(s)).all(), "every pair here prefers its chosen response"
 
 
 def test_half_the_labels_flipped_says_nothing() -> None:
     delta_B = torch.linspace(-50, 50, 11)
     loss = SigmoidLoss(label_smoothing=0.5)
-    torch.testing.assert_close(loss.pairwise(delta_B), loss.pairwise(-delta_B))
+    torch.testing.assert_close(loss.items(pairs_of(delta_B)), loss.items(pairs_of(-delta_B)))
 
 
-def test_the_loss_is_unreduced_and_each_pair_is_its_own(loss: PreferenceLoss) -> None:
+def test_the_loss_is_unreduced_and_each_pair_is_its_own(loss: Loss) -> None:
     delta_B = torch.tensor([1.5, -2.0, 30.0])
-    assert torch.equal(loss.pairwise(delta_B), torch.cat([loss.pairwise(d[None]) for d in delta_B]))
+    assert torch.equal(loss.items(pairs_of(delta_B)), torch.cat([loss.items(pairs_of(d[None])) for d in delta_B]))
 
 
-def test_gradients_are_those_of_the_formula(loss: PreferenceLoss) -> None:
+def test_gradients_are_those_of_the_formula(loss: Loss) -> None:
     delta_B = double([-30.0, -1.0, 0.0, 2.0, 7.0, 25.0]).requires_grad_()
-    assert torch.autograd.gradcheck(loss.pairwise, (delta_B,))
+    assert torch.autograd.gradcheck(lambda delta_B: loss.items(pairs_of(delta_B)), (delta_B,))
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_extreme_log_probs_stay_finite(loss: PreferenceLoss, scale: float, dtype: torch.dtype) -> None:
-    delta_B = scale * deltas([-0.1, -50, -0.5, -100], [-0.2, -5, -30, -1], [-0.15, -3, -0.6, -2], [-0.25, -4, -5, -1.5])
-    delta_B = delta_B.to(dtype).requires_grad_()
-    values_B = loss.pairwise(delta_B)
+def test_extreme_log_probs_stay_finite(loss: Loss, scale: float, dtype: torch.dtype) -> None:
+    far = pairs([-0.1, -50, -0.5, -100], [-0.2, -5, -30, -1], [-0.15, -3, -0.6, -2], [-0.25, -4, -5, -1.5])
+    delta_B = (scale * far.delta_B).to(dtype).requires_grad_()
+    values_B = loss.items(pairs_of(delta_B))
     values_B.sum().backward()
     assert values_B.isfinite().all()
     assert delta_B.grad is not None
     assert delta_B.grad.isfinite().all()
 
 
-# -- weights -------------------------------------------------------------------------------------------------
+def test_neither_reward_nor_reference_gets_a_gradient(loss: Loss) -> None:
+    logp_R, ref_R, reward_R = (torch.tensor([1.6, 0.6, -1.0, 2.0]).requires_grad_() for _ in range(3))
+    s = LossInputs.of(logp_R, ref_R.detach(), sizes=[2, 2], reward_R=reward_R.detach())
+    loss.items(s).sum().backward()
+    assert logp_R.grad is not None
+    assert not loss.rewards(s).requires_grad
 
 
-def test_the_weight_is_a_factor(loss: PreferenceLoss) -> None:
-    delta_B, weight_B, gap_B = (torch.tensor(x) for x in ([1.6, 0.6, -3.0], [2.0, 0.0, 0.25], [0.0, 0.0, 0.0]))
-    assert torch.equal(weighted_dpo_loss(delta_B, weight_B, loss, gap_B), weight_B * loss.pairwise(delta_B))
-    assert torch.equal(weighted_dpo_loss(delta_B, torch.ones(3), loss, gap_B), loss.pairwise(delta_B))
+def test_only_a_loss_that_declares_it_looks_at_the_rewards(loss: Loss) -> None:
+    delta_B = double([7.0, 3.0])
+    without = loss.items(pairs_of(delta_B, torch.full_like(delta_B, math.nan))).isfinite().all()
+    assert bool(without) == ("reward" not in loss.needs)
 
 
-def test_neither_weight_nor_gap_gets_a_gradient(loss: PreferenceLoss) -> None:
-    delta_B, weight_B, gap_B = (torch.tensor([1.6, 0.6]).requires_grad_() for _ in range(3))
-    weighted_dpo_loss(delta_B, weight_B * 2, loss, gap_B).sum().backward()
-    assert weight_B.grad is None
-    assert gap_B.grad is None
-    assert delta_B.grad is not None
-
-
-def test_only_a_loss_with_a_margin_looks_at_the_gap() -> None:
-    delta_B, weight_B, gap_B = double([7.0] * 4), torch.ones(4, dtype=torch.float64), double(GAP)
-    for loss in FAMILY[:-1]:
-        nothing = gap_B * math.nan
-        assert torch.equal(weighted_dpo_loss(delta_B, weight_B, loss, nothing), loss.pairwise(delta_B))
-    margin_B = SelfRewardLoss(share=0.5, clip=10.0).margin(gap_B)
-    assert margin_B.tolist() == [5.0, 5.0, -1.5, 0.0]  # half of 10, of 10, of -3 and of 0
+def test_a_margin_is_the_clamped_gap_times_its_share() -> None:
+    """Half of 10, of 10, of -3 and of 0: the loss is that of the sigmoid at 7 less these."""
+    margin_B = double([5.0, 5.0, -1.5, 0.0])
+    found = SelfRewardLoss(share=0.5, clip=10.0).items(pairs_of(double([7.0] * 4), double(GAP)))
+    torch.testing.assert_close(found, SigmoidLoss().items(pairs_of(7 - margin_B)))
 
 
 # -- refusals ------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from choosy.data.pool import Pool
+from choosy.methods.losses import SigmoidLoss
 from choosy.parallel.ranks import FakeRanks, OneRank
 from choosy.reporting.phases import Phases
 from choosy.resume import partial_rounds as sampled
@@ -119,7 +120,7 @@ class Stub:
 
 
 def play(folder: Path, stub: Stub, ranks: Any, n: int = 2) -> tuple[list[Candidates], Counter[str]]:
-    at = Round(3, 0, stub, stub, Pool(), ranks, Phases(), 0.1)  # type: ignore[arg-type]
+    at = Round(3, 0, stub, stub, Pool(), ranks, Phases(), SigmoidLoss())  # type: ignore[arg-type]
     sample = Resumable(FreshResponses(n), PROMPTS, folder)
     return sample(at, [ChosenPrompt(p, 1.0) for p in PROMPTS]), at.counts
 

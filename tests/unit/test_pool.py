@@ -43,7 +43,7 @@ ODD = [
         (
             Response("", (), False, math.nan, -3.5, None, 4.0),
             Response("yes", (5, 6, 2), True, -0.1, math.nan, 0.1 + 0.2, None),
-            Response("no", (9,), True, -1.0, -1.0, -1.0, -4.0),
+            Response("no", (9,), True, -1.0, -1.0, -1.0, -4.0, (-1.0,)),
         ),
         (1,),
         round=3,
@@ -207,6 +207,17 @@ def test_a_label_outlives_a_round_that_samples_its_prompt_and_buys_nothing(keep:
         assert pool.rewards(["a"])[0].tolist() == [[5.0, 6.0 + round]]
 
 
+@pytest.mark.parametrize(("reward", "labeled"), [(1.0, True), (-1.0, True), (0.0, False), (None, False)])
+def test_a_lone_response_is_labeled_by_a_reward_that_is_good_or_bad(reward: float | None, labeled: bool) -> None:
+    row = candidates("a", paired=False, rewards=[reward])
+    assert row.labeled == labeled
+    pool = Pool().put([row, candidates("b", paired=False, rewards=[1.0, 2.0])], round=0)
+    assert pool.lone_rows() == pool.lone_rows(round=0) == ([(0, 1.0)] if labeled else [])
+    assert pool.lone_rows(round=1) == []
+    again = pool.put([candidates("a", 1, paired=False, rewards=[None])], round=1)
+    assert [name for name, *_ in contents(again)] == ["a"] * (1 + labeled) + ["b"]
+
+
 def test_newest_replaces_a_label_by_a_newer_one_and_all_keeps_both() -> None:
     fresh = {"newest": [("a", 2, "sampled")], "all": [("a", 0, "reused"), ("a", 2, "sampled")]}
     for keep, expected in fresh.items():
@@ -261,15 +272,6 @@ def test_pair_rows_of_the_pool_and_of_a_round() -> None:
     assert pool.pair_rows() == [(0, 0), (2, 0), (2, 1)]
     assert pool.pair_rows(round=4) == [(2, 1)]
     assert pool.pair_rows(round=9) == []
-
-
-def test_a_training_pair_is_what_the_loss_needs() -> None:
-    pair = Pool().put([ODD[-1]], round=3).training_pair(0, 1)
-    assert pair[:-1] == ("everything", (1,), (9,), (), -1.0, -3.5, 0.0)
-    assert math.isnan(pair.gap)  # one of the two has no reward
-    rewarded = with_rewards(ODD[-1], {0: -3.0})
-    assert Pool().put([rewarded], round=3).training_pair(0, 1).gap == 2.0
-    assert pair.tokens == 1  # the prompt; a response's last token is not read
 
 
 def test_other_contents_for_the_same_rows() -> None:

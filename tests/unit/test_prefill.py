@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from choosy.models.logprobs import padded_response_logps
+from choosy.models.logprobs import padded_token_logps
 from choosy.models.policy import Policy
 from choosy.models.rows import Group
 from choosy.sampling.generate import Generate, choose_token, closed_up
@@ -127,7 +127,7 @@ def test_other_architectures(architecture, tiny_policy_dir, tmp_path):
             torch.testing.assert_close(seen_RV[r], wanted, rtol=1e-4, atol=1e-4)
     groups = [Group(ids, [(60, 61), (70, 71, 72)]) for ids in prompts]
     torch.testing.assert_close(
-        policy.logps(groups), padded_response_logps(policy.causal_lm, groups), rtol=1e-4, atol=1e-4
+        policy.token_logps(groups), padded_token_logps(policy.causal_lm, groups), rtol=1e-4, atol=1e-4
     )
 
 

@@ -1,81 +1,114 @@
-"""From the pool's pairs to optimiser batches: exact in pairs, packed by tokens, resumable between any two.
+"""Optimiser batches of the pool's items: exact in items, packed by tokens, resumable between any two.
 
-Which pairs form a batch depends on the seed, the round and the pairs alone; ranks share each batch.
+Which items form a batch depends on the seed, the round and the items alone; ranks share each batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from choosy.data.pool import PairKey, Pool, TrainingPair
+from choosy.data.items import Item, ItemKey, PoolItems
+from choosy.methods.loss_inputs import LossInputs, TokenLogps
 from choosy.methods.weighting import mean_weight
+from choosy.models.logprobs import sum_by_response
 from choosy.models.rows import Group, packed
 from choosy.types import seed_of
 
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's pairs of one optimiser step.
+    """This rank's items of one optimiser step.
 
     Attributes:
-        pairs: The pairs; may be empty on a rank of a short last batch.
+        items: The items; may be empty on a rank of a short last batch.
         weight_B: Their weights.
-        total: Pairs of the step over all ranks, by which the summed loss is divided.
+        total: Items of the step over all ranks, by which the summed loss is divided.
     """
 
-    pairs: tuple[TrainingPair, ...]
+    items: tuple[Item, ...]
     weight_B: Tensor
     total: int
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.items)
 
     @property
     def groups(self) -> list[Group]:
-        """Per pair its prompt with chosen and rejected response."""
-        return [Group(p.prompt_ids, [p.chosen_ids, p.rejected_ids]) for p in self.pairs]
+        """The prompt of each item with its responses."""
+        return [item.group for item in self.items]
 
-    @property
-    def logp_ref_B2(self) -> Tensor:
-        """Reference log-probs of chosen and rejected."""
-        return torch.tensor([[p.chosen_logp_ref, p.rejected_logp_ref] for p in self.pairs]).view(-1, 2)
+    def loss_inputs(self, logp_T: Tensor, *, kl: float = 0.0) -> LossInputs:
+        """What the loss is given: the log-probs of the batch's groups with what the pool knows about them.
 
-    @property
-    def gap_B(self) -> Tensor:
-        """reward(chosen) - reward(rejected); nan where there are no rewards."""
-        return torch.tensor([p.gap for p in self.pairs])
+        Args:
+            logp_T: Log-probabilities of the groups' response tokens under the policy.
+            kl: The last step's KL divergence from the reference.
+        """
+        device, items = logp_T.device, self.items
+        logp_S = sum_by_response(logp_T, self.groups)  # S: of each item its responses, then its other samples
+        ref_S = torch.tensor([ref for x in items for ref in (*x.ref_logps, *x.own_ref_logps)], device=device)
+        item_S = torch.tensor([n for n, x in enumerate(items) for _ in x.group.response_ids])
+        other_S = torch.tensor([i >= len(x.response_ids) for x in items for i in range(len(x.group.response_ids))])
+        place_R = (~other_S).nonzero().flatten().to(device)
+        own_S = other_S | torch.tensor([x.on_policy for x in items])[item_S]
+        place_K = own_S.nonzero().flatten().to(device)
+        length_R = torch.tensor([len(ids) for x in items for ids in x.response_ids], dtype=torch.long)
+        return LossInputs.of(
+            logp_S[place_R],
+            ref_S[place_R],
+            sizes=[len(x.response_ids) for x in items],
+            length_R=length_R.to(device),
+            good_R=torch.tensor([x.good and i == 0 for x in items for i in range(len(x.response_ids))], device=device),
+            reward_R=torch.tensor([reward for x in items for reward in x.rewards], dtype=torch.float64),
+            own=(logp_S[place_K], ref_S[place_K], item_S.to(device)[place_K]),
+            kl=kl,
+            tokens=self._token_logps(logp_T, length_R) if items[0].ref_token_logps else None,
+        )
+
+    def _token_logps(self, logp_T: Tensor, length_R: Tensor) -> TokenLogps:
+        """Log-probabilities of the tokens of the items' responses, without those of other samples."""
+        items, device = self.items, logp_T.device
+        other_T = [n >= len(x.response_ids) for x in items for n, ids in enumerate(x.group.response_ids) for _ in ids]
+        ref_T = [ref for x in items for of_response in x.ref_token_logps for ref in of_response]
+        id_T = [token for x in items for ids in x.response_ids for token in ids]
+        return TokenLogps(
+            logp_T[~torch.tensor(other_T, device=device)],
+            torch.tensor(ref_T, device=device),
+            torch.tensor(id_T, device=device),
+            torch.repeat_interleave(length_R).to(device),
+        )
 
     def none(self) -> Batch:
-        """The same step for a rank that has no pair of it."""
+        """The same step for a rank that has no item of it."""
         return Batch((), torch.empty(0), self.total)
 
-    def without(self, pairs: Sequence[PairKey]) -> Batch:
-        """The batch without some pairs, which still count in the total."""
-        kept = [i for i, pair in enumerate(self.pairs) if pair.key not in pairs]
-        return Batch(tuple(self.pairs[i] for i in kept), self.weight_B[kept], self.total)
+    def without(self, items: Collection[ItemKey]) -> Batch:
+        """The batch without some items, which still count in the total."""
+        kept = [i for i, item in enumerate(self.items) if item.key not in items]
+        return Batch(tuple(self.items[i] for i in kept), self.weight_B[kept], self.total)
 
     def parts(self, tokens_per_step: int, *, one_row: bool = False) -> Iterator[Batch]:
         """The batch in pieces that fit the token budget; the pieces' summed losses are the batch's."""
         for positions in packed(self.groups, tokens_per_step, one_row=one_row):
-            yield Batch(tuple(self.pairs[i] for i in positions), self.weight_B[positions], self.total)
+            yield Batch(tuple(self.items[i] for i in positions), self.weight_B[positions], self.total)
 
 
-def batch_of(pairs: Sequence[TrainingPair], *, rank: int = 0, size: int = 1, mean_weight: float = 1.0) -> Batch:
+def batch_of(items: Sequence[Item], *, rank: int = 0, size: int = 1, mean_weight: float = 1.0) -> Batch:
     """This rank's share of an optimiser batch, its weights divided by the mean weight of the round if wanted."""
-    weight_B = torch.tensor([pair.weight for pair in pairs], dtype=torch.float32) / mean_weight
-    return Batch(tuple(pairs[rank::size]), weight_B[rank::size], len(pairs))
+    weight_B = torch.tensor([item.weight for item in items], dtype=torch.float32) / mean_weight
+    return Batch(tuple(items[rank::size]), weight_B[rank::size], len(items))
 
 
-def pair_order(n: int, *, seed: int, round: int, passes: int) -> list[int]:
+def shuffled(n: int, *, seed: int, round: int, passes: int) -> list[int]:
     """A fresh shuffle of n positions for each pass of a round.
 
     Example:
-        >>> order = pair_order(4, seed=0, round=1, passes=2)
+        >>> order = shuffled(4, seed=0, round=1, passes=2)
         >>> sorted(order[:4]), sorted(order[4:])
         ([0, 1, 2, 3], [0, 1, 2, 3])
     """
@@ -86,17 +119,26 @@ def pair_order(n: int, *, seed: int, round: int, passes: int) -> list[int]:
     return order
 
 
-class PairBatches:
-    """A loader over the pairs of one round that can be put back to any batch.
+class ItemBatches:
+    """A loader over the items of one round that can be put back to any batch.
 
-    Every pass takes all pairs; the last batch of a pass may be short, and nothing is dropped. Without pairs it
+    Every pass takes all items; the last batch of a pass may be short, and nothing is dropped. Without items it
     gives one empty batch, so that the round still ends.
+
+    Args:
+        items: The items of the round.
+        batch_size: Items of one optimiser step, over all ranks.
+        seed: Of the run.
+        round: Its number.
+        passes: Passes over the items.
+        rank: This rank's number.
+        size: The number of ranks.
+        normalize: Whether weights are divided by their mean over the round.
     """
 
     def __init__(
         self,
-        pool: Pool,
-        rows: Sequence[tuple[int, int]],
+        items: PoolItems,
         *,
         batch_size: int,
         seed: int,
@@ -106,14 +148,13 @@ class PairBatches:
         size: int = 1,
         normalize: bool = False,
     ) -> None:
-        self.pool = pool
-        self.rows = rows
+        self.items = items
         self.rank = rank
         self.size = size
-        self.mean_weight = mean_weight(torch.from_numpy(pool.weights(rows))) if normalize else 1.0
+        self.mean_weight = mean_weight(torch.from_numpy(items.weights)) if normalize else 1.0
         self.given = 0
-        order = pair_order(len(rows), seed=seed, round=round, passes=passes)
-        by_pass = [order[at : at + len(rows)] for at in range(0, len(order), len(rows) or 1)]
+        order = shuffled(len(items), seed=seed, round=round, passes=passes)
+        by_pass = [order[at : at + len(items)] for at in range(0, len(order), len(items) or 1)]
         self.batches = [one[at : at + batch_size] for one in by_pass for at in range(0, len(one), batch_size)] or [[]]
 
     def __len__(self) -> int:
@@ -123,8 +164,8 @@ class PairBatches:
         start, self.given = self.given, 0
         for number, positions in enumerate(self.batches[start:], start=start):
             self.given = number + 1
-            pairs = [self.pool.training_pair(*self.rows[i]) for i in positions]
-            yield batch_of(pairs, rank=self.rank, size=self.size, mean_weight=self.mean_weight)
+            mine = [self.items[i] for i in positions]
+            yield batch_of(mine, rank=self.rank, size=self.size, mean_weight=self.mean_weight)
         self.given = 0
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +48,7 @@ SCHEMA = pa.schema(
         "response_ids": pa.list_(pa.list_(pa.int32())),
         "prompt_ids": pa.list_(pa.int32()),
         "gold": pa.list_(pa.float64()),
+        "ref_token_logps": pa.list_(pa.list_(pa.float32())),  # null unless the loss needs them
         "given_weight": pa.float64(),
         "pairs": pa.list_(PAIR),
         "chosen": pa.string(),  # text of the first pair, for people who open the table
@@ -57,32 +58,6 @@ SCHEMA = pa.schema(
         "outcome": pa.float64(),  # held-out rows: 1 win, 0.5 tie, 0 loss against the start policy
     }
 )
-
-
-PairKey = tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-
-
-class TrainingPair(NamedTuple):
-    """What one pair brings to the loss."""
-
-    prompt_id: str
-    prompt_ids: Sequence[int]
-    chosen_ids: Sequence[int]
-    rejected_ids: Sequence[int]
-    chosen_logp_ref: float
-    rejected_logp_ref: float
-    weight: float
-    gap: float = math.nan  # reward(chosen) - reward(rejected); nan where there are none
-
-    @property
-    def key(self) -> PairKey:
-        """What tells the pair from others."""
-        return self.prompt_id, tuple(self.prompt_ids), tuple(self.chosen_ids), tuple(self.rejected_ids)
-
-    @property
-    def tokens(self) -> int:
-        """Length of the pair's row when the prompt is shared."""
-        return len(self.prompt_ids) + max(len(self.chosen_ids) - 1, 0) + max(len(self.rejected_ids) - 1, 0)
 
 
 def _null(x: float | None) -> float | None:
@@ -96,6 +71,7 @@ def _nan(x: float | None) -> float:
 def to_row(c: Candidates, *, origin: str, split: str = "train", outcome: float | None = None) -> dict[str, Any]:
     """One row of the table."""
     first = c.pairs[0] if c.pairs else None
+    of_tokens = any(r.token_logps_ref for r in c.responses)
     return {
         "split": split,
         "prompt_id": c.prompt.id,
@@ -111,6 +87,7 @@ def to_row(c: Candidates, *, origin: str, split: str = "train", outcome: float |
         "response_ids": [r.ids for r in c.responses],
         "prompt_ids": c.prompt_ids,
         "gold": [r.gold for r in c.responses],
+        "ref_token_logps": [r.token_logps_ref for r in c.responses] if of_tokens else None,
         "given_weight": c.weight,
         "pairs": [
             {
@@ -134,11 +111,14 @@ def to_row(c: Candidates, *, origin: str, split: str = "train", outcome: float |
 def from_row(row: Mapping[str, Any]) -> Candidates:
     """The candidates of one row."""
     columns = ("responses", "response_ids", "finished", "logps", "ref_logps", "rewards", "gold")
+    of_tokens = row["ref_token_logps"] or [()] * len(row["responses"])
     return Candidates(
         Prompt(row["prompt_id"], row["prompt"]),
         tuple(
-            Response(text, tuple(ids), finished, _nan(logp), _nan(logp_ref), reward, gold)
-            for text, ids, finished, logp, logp_ref, reward, gold in zip(*(row[c] for c in columns), strict=True)
+            Response(text, tuple(ids), finished, _nan(logp), _nan(logp_ref), reward, gold, tuple(logps_ref))
+            for text, ids, finished, logp, logp_ref, reward, gold, logps_ref in zip(
+                *(row[c] for c in columns), of_tokens, strict=True
+            )
         ),
         tuple(row["prompt_ids"]),
         row["sampled_in"],
@@ -168,10 +148,9 @@ class Pool:
         """
         ids, stamps = self.table["prompt_id"], self._stamps()
         fresh_ids = pa.array([c.prompt.id for c in fresh], pa.string())
-        labeled_ids = pa.array([c.prompt.id for c in fresh if c.pairs], pa.string())
+        labeled_ids = pa.array([c.prompt.id for c in fresh if c.labeled], pa.string())
         played_again = pc.is_in(stamps, value_set=pa.array([f"{c.prompt.id}@{c.round}" for c in fresh], pa.string()))
-        unlabeled = pc.equal(pc.list_value_length(self.table["pairs"]), 0)
-        superseded = pc.or_(played_again, pc.and_(unlabeled, pc.is_in(ids, value_set=fresh_ids)))
+        superseded = pc.or_(played_again, pc.and_(pc.invert(self._labeled()), pc.is_in(ids, value_set=fresh_ids)))
         if keep == "newest":
             superseded = pc.or_(superseded, pc.is_in(ids, value_set=labeled_ids))
         old = self.table.filter(pc.invert(superseded))
@@ -240,14 +219,28 @@ class Pool:
         first = np.searchsorted(pc.list_parent_indices(pairs).to_numpy(), np.arange(len(self)))
         return np.array([weight_X[first[row] + position] for row, position in rows])
 
-    def training_pair(self, row: int, position: int) -> TrainingPair:
-        """One pair as the loss needs it."""
-        (c,) = self.candidates([row])
-        pair = c.pairs[position]
-        chosen, rejected = c.responses[pair.chosen], c.responses[pair.rejected]
-        logps_ref = (chosen.logp_ref, rejected.logp_ref)
-        gap = _nan(chosen.reward) - _nan(rejected.reward)
-        return TrainingPair(c.prompt.id, c.prompt_ids, chosen.ids, rejected.ids, *logps_ref, pair.weight, gap)
+    def lone_rows(self, *, round: int | None = None) -> list[tuple[int, float]]:
+        """(row, given weight or 1) of every labeled lone response, or of those sampled in one round."""
+        row_X = self._lone_rows()
+        if round is not None:
+            row_X = row_X.filter(pc.equal(self.table["sampled_in"].combine_chunks().take(row_X), round))
+        weights = pc.fill_null(self.table["given_weight"].take(row_X), 1.0).to_pylist()
+        return list(zip(row_X.to_pylist(), weights, strict=True))
+
+    def _lone_rows(self) -> pa.Array:
+        """Rows with one response that has a reward other than 0."""
+        row_X = pc.indices_nonzero(pc.equal(pc.list_value_length(self.table["responses"]), 1))
+        reward_X = pc.list_flatten(self.table["rewards"].combine_chunks().take(row_X))
+        return row_X.filter(pc.fill_null(pc.not_equal(reward_X, 0.0), False))
+
+    def _labeled(self) -> pa.Array:
+        """Whether there is a label to train on in each row (see `Candidates.labeled`)."""
+        labeled = pc.greater(pc.list_value_length(self.table["pairs"].combine_chunks()), 0).to_numpy(
+            zero_copy_only=False
+        )
+        labeled = labeled.copy()
+        labeled[self._lone_rows().to_numpy()] = True
+        return pa.array(labeled)
 
     # -- disk --------------------------------------------------------------------------------------------------
 

@@ -132,8 +132,8 @@ def _sight(model: nn.Module, rows: Rows) -> dict[str, Any]:
     return {"attention_mask": mask_B1LL}
 
 
-def response_logps(model: nn.Module, rows: Rows) -> Tensor:
-    """Summed log-probability (S,) of every response in the rows, in the order of the groups.
+def token_logps(model: nn.Module, rows: Rows) -> Tensor:
+    """Log-probability (T,) of every response token in the rows, response by response in the order of the groups.
 
     Args:
         model: A causal language model of transformers, adapters injected.
@@ -142,12 +142,11 @@ def response_logps(model: nn.Module, rows: Rows) -> Tensor:
     hidden_BLD = last_hidden(model, rows)
     head = model.get_output_embeddings()  # type: ignore[operator]
     assert head.bias is None, "a head with a bias takes the padded path"
-    logp_T = chosen_token_logps(hidden_BLD[rows.row_T, rows.column_T], head.weight, rows.target_T)
-    return torch.zeros(rows.responses, device=logp_T.device).index_add(0, rows.response_T, logp_T)
+    return chosen_token_logps(hidden_BLD[rows.row_T, rows.column_T], head.weight, rows.target_T)
 
 
-def padded_response_logps(model: nn.Module, groups: Sequence[Group]) -> Tensor:
-    """The same by the book: one padded row a response, the model's own mask, positions and logits. Slow and sure."""
+def padded_token_logps(model: nn.Module, groups: Sequence[Group]) -> Tensor:
+    """The same from one padded row a response, with the model's own mask, positions and logits. Slow and sure."""
     device = next(model.parameters()).device
     alone = separate(groups)
     width = max(len(g.prompt_ids) + len(g.response_ids[0]) for g in alone)
@@ -161,8 +160,20 @@ def padded_response_logps(model: nn.Module, groups: Sequence[Group]) -> Tensor:
         answer_SL[s, len(prompt_ids) : end] = True
     logits_SLV = model(input_ids=ids_SL.to(device), attention_mask=real_SL.to(device), use_cache=False).logits
     logp_SL = logits_SLV[:, :-1].float().log_softmax(-1).gather(-1, ids_SL[:, 1:, None].to(device)).squeeze(-1)
-    summed_S: Tensor = (logp_SL * answer_SL[:, 1:].to(device)).sum(-1)
-    return summed_S
+    logp_T: Tensor = logp_SL[answer_SL[:, 1:].to(device)]
+    return logp_T
+
+
+def sum_by_response(logp_T: Tensor, groups: Sequence[Group]) -> Tensor:
+    """Summed log-probability (S,) of every response of the groups, from those of its tokens.
+
+    Example:
+        >>> sum_by_response(torch.tensor([-1.0, -2.0, -4.0]), [Group([5], [[6, 7], [8]])])
+        tensor([-3., -4.])
+    """
+    length_S = torch.tensor([len(ids) for group in groups for ids in group.response_ids], dtype=torch.long)
+    response_T = torch.repeat_interleave(length_S).to(logp_T.device)
+    return torch.zeros(len(length_S), device=logp_T.device).index_add(0, response_T, logp_T)
 
 
 def can_share_prompt(model: nn.Module, vocabulary: int) -> bool:
@@ -180,8 +191,8 @@ def can_share_prompt(model: nn.Module, vocabulary: int) -> bool:
     try:
         with torch.no_grad():
             rows = share_prompt(probe, one_row=takes_one_row(model)).to(next(model.parameters()).device)
-            shared_S = response_logps(model, rows)
-            padded_S = padded_response_logps(model, probe)
+            shared_S = sum_by_response(token_logps(model, rows), probe)
+            padded_S = sum_by_response(padded_token_logps(model, probe), probe)
     except (AssertionError, AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
         log.info("This architecture refused shared prompts: %s", error)
         return False
@@ -198,16 +209,19 @@ def score_groups(
     share: bool,
     tokens_per_step: int,
     precision: Callable[[], AbstractContextManager[Any]],
-) -> Iterator[tuple[list[int], list[list[float]]]]:
-    """Log-probabilities without gradients, batch by batch: (positions of groups, per group one value a response)."""
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Compute log-probabilities without gradients, batch by batch.
+
+    Yields:
+        Positions of groups, and log-probabilities (T,) of these groups' response tokens, in the memory of the CPU.
+    """
     device = next(model.parameters()).device
     one_row = share and takes_one_row(model)
     for batch in packed(groups, tokens_per_step, one_row=one_row):
         chosen = [groups[i] for i in batch]
         with torch.no_grad(), precision():
             if share:
-                logp_S = response_logps(model, share_prompt(chosen, one_row=one_row).to(device))
+                logp_T = token_logps(model, share_prompt(chosen, one_row=one_row).to(device))
             else:
-                logp_S = padded_response_logps(model, chosen)
-        flat = iter(logp_S.tolist())
-        yield batch, [[next(flat) for _ in group.response_ids] for group in chosen]
+                logp_T = padded_token_logps(model, chosen)
+        yield batch, logp_T.cpu()

@@ -29,10 +29,11 @@ from choosy.models.locate import resolve_model
 from choosy.models.logprobs import (
     can_share_prompt,
     last_hidden,
-    padded_response_logps,
-    response_logps,
+    padded_token_logps,
     score_groups,
+    sum_by_response,
     takes_one_row,
+    token_logps,
 )
 from choosy.models.rows import Group, Ids, share_prompt
 from choosy.parallel.ranks import current_ranks
@@ -484,51 +485,73 @@ class Policy(nn.Module):
         """Compute something with gradients; torch hangs the gathering of sharded weights on this call."""
         return compute()
 
-    def logps(self, groups: Sequence[Group]) -> Tensor:
-        """Summed log-probability (S,) of every response of the groups, with gradients."""
-        logp_S: Tensor = self(lambda: self._logps(groups))
-        return logp_S
+    def token_logps(self, groups: Sequence[Group]) -> Tensor:
+        """Log-probability (T,) of every response token, response by response, with gradients."""
+        logp_T: Tensor = self(lambda: self._token_logps(groups))
+        return logp_T
 
-    def _logps(self, groups: Sequence[Group]) -> Tensor:
+    def _token_logps(self, groups: Sequence[Group]) -> Tensor:
         with self.precision():
             if self.shares_prompts and self._fits_window(groups):
                 rows = share_prompt(groups, one_row=takes_one_row(self.causal_lm))
-                return response_logps(self.causal_lm, rows.to(self.device))
-            return padded_response_logps(self.causal_lm, groups)
+                return token_logps(self.causal_lm, rows.to(self.device))
+            return padded_token_logps(self.causal_lm, groups)
 
     def score(
         self, candidates: Sequence[Candidates], tick: Callable[[int], None] = lambda n: None
     ) -> list[list[float]]:
         """Summed log-probability of each response of each candidate, in their order, without gradients."""
+        scored: list[list[float]] = [[] for _ in candidates]
+        for n, logps, _ in self._scored(candidates, tick):
+            scored[n] = logps
+        return scored
+
+    def score_reference(
+        self,
+        candidates: Sequence[Candidates],
+        tick: Callable[[int], None] = lambda n: None,
+        *,
+        tokens: bool = False,
+    ) -> list[Candidates]:
+        """The candidates with each response's log-probability under the reference.
+
+        Args:
+            candidates: Prompts with responses.
+            tick: Called with the number of candidates that have been scored.
+            tokens: Whether the log-probabilities of single tokens are kept too.
+        """
+        result = list(candidates)
+        with self.as_reference():
+            for n, logps, logp_T_of in self._scored(candidates, tick):
+                of_tokens = [tuple(logp_T.tolist()) if tokens else () for logp_T in logp_T_of]
+                scored = zip(candidates[n].responses, logps, of_tokens, strict=True)
+                responses = tuple(replace(r, logp_ref=logp, token_logps_ref=each) for r, logp, each in scored)
+                result[n] = replace(candidates[n], responses=responses)
+        return result
+
+    def _scored(
+        self, candidates: Sequence[Candidates], tick: Callable[[int], None]
+    ) -> Iterator[tuple[int, list[float], Sequence[Tensor]]]:
+        """Position of each candidate, log-probabilities of its responses, and of each response's tokens."""
         groups = [Group(c.prompt_ids, [r.ids for r in c.responses]) for c in candidates]
         was_training = self.training
         self.eval()
-        scored: list[list[float]] = [[] for _ in groups]
         with self.weights_gathered():
             share = bool(groups) and self.shares_prompts and self._fits_window(groups)
-            for positions, values in score_groups(
+            for positions, logp_T in score_groups(
                 self.causal_lm,
                 groups,
                 share=share,
                 tokens_per_step=self.tokens_per_step,
                 precision=self.precision,
             ):
-                for position, of_group in zip(positions, values, strict=True):
-                    scored[position] = of_group
+                chosen = [groups[n] for n in positions]
+                logps = iter(sum_by_response(logp_T, chosen).tolist())
+                of_tokens = iter(torch.split(logp_T, [len(ids) for group in chosen for ids in group.response_ids]))
+                for n, group in zip(positions, chosen, strict=True):
+                    yield n, [next(logps) for _ in group.response_ids], [next(of_tokens) for _ in group.response_ids]
                 tick(len(positions))
         self.train(was_training)
-        return scored
-
-    def score_reference(
-        self, candidates: Sequence[Candidates], tick: Callable[[int], None] = lambda n: None
-    ) -> list[Candidates]:
-        """The candidates with each response's log-probability under the reference."""
-        with self.as_reference():
-            scored = self.score(candidates, tick)
-        return [
-            replace(c, responses=tuple(replace(r, logp_ref=v) for r, v in zip(c.responses, values, strict=True)))
-            for c, values in zip(candidates, scored, strict=True)
-        ]
 
     @torch.no_grad()
     def embed(self, responses: Sequence[Response]) -> Tensor:

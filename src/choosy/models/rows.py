@@ -45,12 +45,10 @@ class Rows:
     row_T: Tensor
     column_T: Tensor
     target_T: Tensor
-    response_T: Tensor
-    responses: int
 
     def to(self, device: torch.device) -> Rows:
         """The same rows on another device."""
-        names = ("ids_BL", "position_BL", "row_T", "column_T", "target_T", "response_T")
+        names = ("ids_BL", "position_BL", "row_T", "column_T", "target_T")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     @property
@@ -132,8 +130,7 @@ def share_prompt(groups: Sequence[Group], *, one_row: bool = False) -> Rows:
         prefix = []
     row = _Row([*prefix], list(range(len(prefix))), [Segment(0, len(prefix), -1)] if prefix else [])
     laid: list[_Row] = []
-    rows, columns, targets, owners = [], [], [], []
-    response = 0
+    rows, columns, targets = [], [], []
     for group in groups:
         if not group.prompt_ids:
             raise ValueError("A prompt has no tokens; give it text, or a tokenizer with a beginning-of-sequence token.")
@@ -149,8 +146,6 @@ def share_prompt(groups: Sequence[Group], *, one_row: bool = False) -> Rows:
             columns += [last, *range(at, at + len(ids) - 1)][: len(ids)]
             rows += [len(laid) - 1] * len(ids)
             targets += list(ids)
-            owners += [response] * len(ids)
-            response += 1
             if len(ids) > 1:
                 row.append(ids[:-1], len(group.prompt_ids), prompt)
     width = max(len(row.ids) for row in laid)
@@ -161,8 +156,6 @@ def share_prompt(groups: Sequence[Group], *, one_row: bool = False) -> Rows:
         row_T=torch.tensor(rows, dtype=torch.long),
         column_T=torch.tensor(columns, dtype=torch.long),
         target_T=torch.tensor(targets, dtype=torch.long),
-        response_T=torch.tensor(owners, dtype=torch.long),
-        responses=response,
     )
 
 

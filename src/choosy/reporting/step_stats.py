@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from choosy.data.pool import PairKey
+from choosy.data.items import ItemKey
+from choosy.methods.loss_inputs import LossInputs
 
 
 @dataclass(frozen=True)
@@ -19,47 +20,68 @@ class StepStats:
         loss: The step's loss: the weighted losses, summed and divided by the items of the step.
         reward_R: Implicit reward of every response, item after item.
         logp_R: Summed log-probability of every response.
-        best_R: Whether a response is the best of its item.
-        bad: The pairs whose loss is not finite.
+        first_R: Whether a response is the first of its item.
+        good_R: Whether it is preferred: the first of a pair or a list, a single response that is good.
+        own_log_ratio_K: Log-ratios of policy and reference of the policy's own samples.
+        bad: The items whose loss is not finite.
     """
 
     loss: float
     reward_R: Tensor
     logp_R: Tensor
-    best_R: Tensor
-    bad: tuple[PairKey, ...] = ()
+    first_R: Tensor
+    good_R: Tensor
+    own_log_ratio_K: Tensor
+    bad: tuple[ItemKey, ...] = ()
+
+    @classmethod
+    def of(cls, s: LossInputs, loss: Tensor, reward_R: Tensor, bad: Sequence[ItemKey] = ()) -> StepStats:
+        """The stats of one part of a step."""
+        own_K = (s.own_K.detach() - s.own_ref_K).cpu()
+        logp_R, first_R, good_R = s.logp_R.detach().cpu(), (s.rank_R == 0).cpu(), s.good_R.cpu()
+        return cls(loss.item(), reward_R.cpu(), logp_R, first_R, good_R, own_K, tuple(bad))
 
     @classmethod
     def sum(cls, parts: Sequence[StepStats]) -> StepStats:
         """The stats of several parts of one step."""
-        none = torch.empty(0)
+        none, no = torch.empty(0), torch.empty(0, dtype=torch.bool)
         return cls(
             sum(part.loss for part in parts),
             torch.cat([none, *(part.reward_R for part in parts)]),
             torch.cat([none, *(part.logp_R for part in parts)]),
-            torch.cat([none.bool(), *(part.best_R for part in parts)]),
+            torch.cat([no, *(part.first_R for part in parts)]),
+            torch.cat([no, *(part.good_R for part in parts)]),
+            torch.cat([none, *(part.own_log_ratio_K for part in parts)]),
             tuple(key for part in parts for key in part.bad),
         )
 
     def metrics(self) -> dict[str, float]:
         """Rewards, accuracies, margins and log-probs under TRL's names; nothing of a step without items.
 
+        Of a list, `rejected` is every response but the best, and an accuracy is how many of these the best one beats.
+        Single responses are `chosen` if they are good and `rejected` if they are bad, and have no accuracy.
+
         Example:
-            >>> reward_R, logp_R, best_R = map(torch.tensor, ([2.0, -1.0], [-3.0, -4.0], [True, False]))
-            >>> metrics = StepStats(0.5, reward_R, logp_R, best_R).metrics()
+            >>> s = LossInputs.of_pairs([-3.0], [-4.0], [-3.0], [-3.0])
+            >>> metrics = StepStats.of(s, torch.tensor(0.5), torch.tensor([2.0, -1.0])).metrics()
             >>> {name: value for name, value in metrics.items() if name.startswith("rewards")}
             {'rewards/chosen': 2.0, 'rewards/rejected': -1.0, 'rewards/accuracies': 1.0, 'rewards/margins': 3.0}
         """
-        if not len(self.best_R):
-            return {}
-        item_R = self.best_R.cumsum(0) - 1
-        margin_R = (self.reward_R[self.best_R][item_R] - self.reward_R)[~self.best_R]
-        found = {
-            "rewards/chosen": self.reward_R[self.best_R].mean(),
-            "rewards/rejected": self.reward_R[~self.best_R].mean(),
-            "rewards/accuracies": (margin_R > 0).float().mean(),
-            "rewards/margins": margin_R.mean(),
-            "logps/chosen": self.logp_R[self.best_R].mean(),
-            "logps/rejected": self.logp_R[~self.best_R].mean(),
-        }
+        found: dict[str, Tensor] = {}
+        for name, of_R in (("chosen", self.good_R), ("rejected", ~self.good_R)):
+            if of_R.any():
+                found |= {f"rewards/{name}": self.reward_R[of_R].mean(), f"logps/{name}": self.logp_R[of_R].mean()}
+        item_R = self.first_R.cumsum(0) - 1
+        margin_R = (self.reward_R[self.first_R][item_R] - self.reward_R)[~self.first_R]
+        if len(margin_R):
+            found |= {"rewards/accuracies": (margin_R > 0).float().mean(), "rewards/margins": margin_R.mean()}
+        elif {"rewards/chosen", "rewards/rejected"} <= found.keys():
+            found["rewards/margins"] = found["rewards/chosen"] - found["rewards/rejected"]
+        if (kl := self.kl) is not None:
+            found["kl"] = torch.tensor(kl)
         return {name: value.item() for name, value in found.items()}
+
+    @property
+    def kl(self) -> float | None:
+        """KL divergence of the policy from the reference as its own samples of this step estimate it; None of none."""
+        return self.own_log_ratio_K.mean().item() if len(self.own_log_ratio_K) else None

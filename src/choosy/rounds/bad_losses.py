@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Literal
 
-from choosy.data.pool import PairKey
+from choosy.data.items import ItemKey
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +26,11 @@ class BadLosses:
             raise ValueError(f"on_bad_loss={on_bad_loss} is none of stop, skip.")
         self.on_bad_loss = on_bad_loss
 
-    def report_pairs(self, bad: Sequence[PairKey]) -> None:
-        """Raise or warn about pairs whose loss is not finite; the step is then computed without them."""
+    def report_items(self, bad: Sequence[ItemKey]) -> None:
+        """Raise or warn about items whose loss is not finite; the step is then computed without them."""
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         names = ", ".join(prompt_id for prompt_id, *_ in bad[:5])
-        what = f"The loss of {len(bad)} pairs is not finite (prompts {names}{more});"
+        what = f"The loss of {len(bad)} items is not finite (prompts {names}{more});"
         self._report(what, "they are left out of this step.")
 
     def report_gradient(self, step: int, norm: float) -> None:

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from choosy.data.pool import Keep, Pool
 from choosy.labeling.protocols import Labeler
+from choosy.methods.loss_inputs import Loss
 from choosy.methods.selection import Direction
 from choosy.methods.weighting import Weighting
 from choosy.models.policy import Policy
@@ -34,7 +35,7 @@ class Round:
         pool: The pool after the previous round.
         ranks: The processes that play together.
         phases: The stopwatch.
-        beta: Scale of the implicit reward: the loss's beta.
+        loss: The loss, whose beta scales implicit rewards and whose needs decide what is computed.
         counts: This rank's tokens and the like, summed over ranks at the end of the round.
     """
 
@@ -45,7 +46,7 @@ class Round:
     pool: Pool
     ranks: Ranks
     phases: Phases
-    beta: float
+    loss: Loss
     counts: Counter[str] = field(default_factory=Counter)
 
     def spread(self, prompts: Sequence[Prompt], utilities_of: Callable[[list[Prompt]], list[float]]) -> list[float]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from choosy.data.pool import with_rewards
 from choosy.labeling import statistics
+from choosy.methods.pairing import best_and_worst
 from choosy.methods.selection import ChosenPair
 from choosy.rounds.choose import excluded_pairs
 from choosy.rounds.context import Labels, Round
@@ -82,10 +83,10 @@ def with_extremes(c: Candidates, source: str, number: int) -> Candidates:
     rewards = [r.reward for r in c.responses if r.reward is not None]
     if len(rewards) < max(2, len(c.responses)):
         return c
-    best, worst = rewards.index(max(rewards)), rewards.index(min(rewards))
-    if rewards[best] == rewards[worst] or (min(best, worst), max(best, worst)) in excluded_pairs(c):
+    extremes = best_and_worst(rewards)
+    if extremes is None or (min(extremes), max(extremes)) in excluded_pairs(c):
         return c
-    return replace(c, pairs=(*c.pairs, Pair(best, worst, source=source, round=number)))
+    return replace(c, pairs=(*c.pairs, Pair(*extremes, source=source, round=number)))
 
 
 def extremes_verdict(c: Candidates, number: int) -> Judged:

@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from choosy.data.batches import PairBatches
+from choosy.data.batches import ItemBatches
+from choosy.data.items import PoolItems
 from choosy.data.pool import Keep, Pool, round_file
 from choosy.data.table_files import damage
 from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.protocols import that
 from choosy.labeling.statistics import COUNTED, shares
-from choosy.methods.losses import Margined, PreferenceLoss
+from choosy.methods.loss_inputs import Loss, form_of
 from choosy.methods.weighting import Weighting
 from choosy.models.policy import Policy
 from choosy.parallel.ranks import OneRank, Ranks
@@ -87,11 +87,6 @@ class Run:
         ):
             if given not in known:
                 raise ValueError(f"{name}={given} is none of {', '.join(known)}.")
-        if weighting.needs == "gap" and not labels.scores:
-            raise ValueError(
-                f"{type(weighting).__name__} weighs a pair by its rewards, and labeler {labels.labeler.name} gives "
-                f"none: it only compares. Choose weighting=uniform, or a labeler that scores: {that('score')}."
-            )
         self.folder = Path(folder)
         self.seed = seed
         self.rounds = rounds
@@ -155,7 +150,7 @@ class Run:
         policy: Policy,
         sample: Sample,
         ranks: Ranks,
-        beta: float,
+        loss: Loss,
     ) -> None:
         """Play a round, unless the pool has it or its file is there from before an interruption."""
         self.ranks = ranks
@@ -171,17 +166,18 @@ class Run:
             self._adopt(number)
             return
         self.evaluation, self.heldout_rows = None, []
-        at = Round(number, self.seed, policy, self.sampler, self.pool, ranks, self.phases, beta)
+        at = Round(number, self.seed, policy, self.sampler, self.pool, ranks, self.phases, loss)
         if moved and len(self.pool):
             at = replace(at, pool=rescore_pool(at))
         self.pool = self._played(at, prompts, sample)
         of_round = sum(ranks.gather([at.counts]), Counter[str]())
         self.counts.update(of_round)
         self.judged = Counter({name: of_round[name] for name in COUNTED})
-        if not self.pool.pair_rows():
+        if not PoolItems(self.pool, loss.needs, round=number):
+            ties, invalid = self.judged["ties"], self.judged["invalid"]
             raise ValueError(
-                f"Round {number} made no pair out of {len(self.pool)} prompts: every verdict was a tie, invalid, or "
-                f"beyond the label budget ({self.judged['ties']} ties, {self.judged['invalid']} invalid). "
+                f"Round {number} made no {form_of(loss.needs)} out of {len(self.pool)} prompts: every verdict was "
+                f"a tie, invalid, or beyond the label budget ({ties} ties, {invalid} invalid). "
                 "Check the labeler, and that the sampler gives different responses."
             )
         self.write()
@@ -239,13 +235,12 @@ class Run:
         self.phases.display.say(f"The label budget of {self.labels.budget} is spent; training goes on with its pairs.")
         return True
 
-    def loader(self, number: int) -> PairBatches:
+    def loader(self, number: int, loss: Loss) -> ItemBatches:
         """The batches of a round's training."""
-        rows = self.pool.pair_rows(round=number if self.train_on == "round" else None)
-        self.pairs_this_round = len(rows) * self.epochs_per_round
-        return PairBatches(
-            self.pool,
-            rows,
+        items = PoolItems(self.pool, loss.needs, round=number, only_round=self.train_on == "round")
+        self.pairs_this_round = len(items) * self.epochs_per_round
+        return ItemBatches(
+            items,
             batch_size=self.batch_size,
             seed=self.seed,
             round=number,
@@ -311,16 +306,3 @@ def labels_metrics(about: Mapping[str, Any]) -> dict[str, float]:
     bought = {**about["labels"], "ahead": about["labeled_ahead"], "money": about["money"]["spent"]}
     found = {**bought, **shares(about["judged"]["round"])}
     return {f"labels/{name}": float(value) for name, value in found.items() if value is not None}
-
-
-def refuse_gapless(loss: PreferenceLoss, labels: LabelBuyer) -> None:
-    """A loss with a margin needs the rewards that the margin is taken from.
-
-    Raises:
-        ValueError: The labeler gives none.
-    """
-    if isinstance(loss, Margined) and not labels.scores:
-        raise ValueError(
-            f"{type(loss).__name__} takes a pair's margin from its rewards, and labeler {labels.labeler.name} gives "
-            f"none: it only compares. Choose loss=sigmoid, or a labeler that scores: {that('score')}."
-        )
