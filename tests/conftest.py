@@ -33,7 +33,6 @@ SET_BY_LIBRARIES = {
     *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),  # scikit-learn
     *("PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR", "CUDA_MODULE_LOADING"),  # torch
     "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",  # torch.compile, which vLLM uses
-    "HF_HUB_DISABLE_TELEMETRY",  # gradio
     *(
         "PL_GLOBAL_SEED",
         "PL_SEED_WORKERS",

@@ -59,11 +59,12 @@ def test_every_file_that_a_run_reads_is_in_the_wheel(wheel):
     inside = set(zipfile.ZipFile(wheel).namelist())
     wanted = {f"choosy/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
     wanted |= {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
-    wanted |= {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.txt")}
+    for suffix in ("txt", "j2", "css", "js"):
+        wanted |= {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob(f"*.{suffix}")}
     wanted |= {f"choosy/data/prompts/{path.name}" for path in (ROOT / "src/choosy/data/prompts").glob("*.jsonl")}
     for package in ("callbacks", "data_modules"):
         wanted |= {f"{package}/{path.name}" for path in (ROOT / package).glob("*.py")}
-    assert {"choosy/data/prompts/train.jsonl", "choosy/labeling/judge/template.txt"} <= wanted
+    assert {f"choosy/{path}" for path in ("data/prompts/train.jsonl", "labeling/human/page.html.j2")} <= wanted
     assert wanted - inside == set()
     assert "choosy/py.typed" in inside
 

@@ -1,4 +1,4 @@
-"""People as labelers: who sees what, what clicks come to, what undo undoes, and what the ledger has when."""
+"""Test the labeler that asks people, without its page."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.human.assignment import Assignment, Click, Question, first_on_the_left, majority
+from choosy.labeling.human.access import same, token_from
+from choosy.labeling.human.assignment import Assignment, Click, PairQuestion, first_on_the_left, majority
 from choosy.labeling.human.clicks import Clicks
-from choosy.labeling.human.human import Closed, Human, Plan, Sitting, same, token_from
+from choosy.labeling.human.labeler import Human
+from choosy.labeling.human.sitting import Sitting, SittingClosed
 from choosy.labeling.protocols import Answer, TakenBack
 from choosy.rounds.evaluate import evaluate
 from choosy.types import Candidates, Prompt, Response
@@ -31,18 +33,18 @@ class Clock:
         return self.now
 
 
-def questions(n: int) -> list[Question]:
-    return [Question(f"q{i}", f"prompt {i}", f"first {i}", f"second {i}") for i in range(n)]
+def questions(n: int) -> list[PairQuestion]:
+    return [PairQuestion(f"q{i}", f"prompt {i}", f"first {i}", f"second {i}") for i in range(n)]
 
 
 def asked(n: int) -> list[tuple[Prompt, Response, Response]]:
     return [(Prompt(f"p{i}", f"prompt {i}"), Response(f"first {i}"), Response(f"second {i}")) for i in range(n)]
 
 
-# -- who sees what ---------------------------------------------------------------------------------------------
+# -- assignment ---------------------------------------------------------------------------------------------
 
 
-def test_several_annotators_get_different_pairs_in_order_of_use():
+def test_annotators_get_different_questions_in_order():
     table = Assignment(questions(3))
     assert [table.show(who).id for who in ("ann", "bob", "cy")] == ["q0", "q1", "q2"]
     assert table.show("ann").id == "q0", "a page that is loaded again shows the same question"
@@ -52,7 +54,7 @@ def test_several_annotators_get_different_pairs_in_order_of_use():
     assert table.left == 2
 
 
-def test_with_overlap_each_pair_goes_to_so_many_different_annotators():
+def test_overlap_gives_each_question_to_that_many_different_annotators():
     table = Assignment(questions(2), overlap=2)
     seen = {who: [] for who in ("ann", "bob", "cy")}
     for _ in range(3):
@@ -65,7 +67,7 @@ def test_with_overlap_each_pair_goes_to_so_many_different_annotators():
     assert sorted(name for names in seen.values() for name in names) == ["q0", "q0", "q1", "q1"]
 
 
-def test_one_annotator_cannot_stand_for_two():
+def test_one_annotator_cannot_judge_a_question_twice():
     table = Assignment(questions(1), overlap=2)
     assert table.click(Click("q0", "ann", "first"))
     assert table.show("ann") is None
@@ -73,7 +75,7 @@ def test_one_annotator_cannot_stand_for_two():
     assert table.clicks["q0"] == [Click("q0", "ann", "first")]
 
 
-def test_a_pair_on_a_silent_screen_goes_to_somebody_else_once_no_other_is_left():
+def test_a_question_on_an_idle_screen_goes_to_another_annotator_when_no_other_is_left():
     clock = Clock()
     table = Assignment(questions(2), hold=60, clock=clock)
     assert table.show("gone").id == "q0"
@@ -87,19 +89,19 @@ def test_a_pair_on_a_silent_screen_goes_to_somebody_else_once_no_other_is_left()
     assert not table.click(Click("q0", "ann", "second")), "one label, not two"
 
 
-def test_a_click_on_no_question_of_this_sitting_counts_for_nothing():
+def test_a_click_on_an_unknown_question_is_refused():
     table = Assignment(questions(1))
     assert not table.click(Click("elsewhere", "ann", "first"))
 
 
-def test_clicks_of_before_are_taken_up_and_no_more_than_needed():
+def test_earlier_clicks_count_up_to_the_overlap():
     before = [Click("q0", "ann", "first"), Click("q0", "bob", "second"), Click("old", "ann", "tie")]
     table = Assignment(questions(2), before, overlap=1)
     assert table.clicks == {"q0": [before[0]], "q1": []}
     assert table.undo("ann") is None, "what is in the ledger since before the interruption stays there"
 
 
-def test_undo_takes_back_the_latest_click_first_and_shows_the_question_again():
+def test_undo_removes_the_latest_click_first_and_shows_its_question_again():
     table = Assignment(questions(3))
     for name in ("q0", "q1"):
         table.show("ann")
@@ -113,10 +115,10 @@ def test_undo_takes_back_the_latest_click_first_and_shows_the_question_again():
     assert table.left == 3
 
 
-# -- blinding and votes ----------------------------------------------------------------------------------------
+# -- sides and votes ----------------------------------------------------------------------------------------
 
 
-def test_the_side_is_drawn_for_each_question_and_annotator_and_kept():
+def test_first_on_the_left_is_random_over_questions_and_annotators_and_repeatable():
     sides = {(q, who): first_on_the_left(f"q{q}", who) for q in range(400) for who in ("ann", "bob")}
     assert sides == {(q, who): first_on_the_left(f"q{q}", who) for q, who in sides}
     for who in ("ann", "bob"):
@@ -137,14 +139,14 @@ def test_the_side_is_drawn_for_each_question_and_annotator_and_kept():
         (["invalid", "invalid"], "invalid"),
     ],
 )
-def test_the_label_is_what_most_said(verdicts, label):
+def test_majority(verdicts, label):
     assert majority(Click("q", f"a{i}", verdict) for i, verdict in enumerate(verdicts)) == label
 
 
-# -- the journal -----------------------------------------------------------------------------------------------
+# -- clicks -----------------------------------------------------------------------------------------------
 
 
-def test_the_journal_keeps_clicks_and_marks_undone_ones(tmp_path):
+def test_clicks_are_stored_and_undone_ones_marked(tmp_path):
     clicks = Clicks(tmp_path / "clicks.sqlite", "human")
     one, two = Click("q0", "ann", "first"), Click("q1", "ann", "tie")
     clicks.write(one)
@@ -157,21 +159,21 @@ def test_the_journal_keeps_clicks_and_marks_undone_ones(tmp_path):
         assert db.execute("SELECT count(*), count(undone) FROM clicks").fetchone() == (3, 1)
 
 
-def test_the_journal_takes_no_second_click_of_one_annotator_on_one_question(tmp_path):
+def test_clicks_refuse_a_second_click_of_an_annotator_on_a_question(tmp_path):
     clicks = Clicks(tmp_path / "clicks.sqlite", "human")
     clicks.write(Click("q0", "ann", "first"))
     with pytest.raises(sqlite3.IntegrityError):
         clicks.write(Click("q0", "ann", "second"))
 
 
-# -- a sitting -------------------------------------------------------------------------------------------------
+# -- sitting -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def sit(tmp_path: Path) -> Callable[..., Sitting]:
     def sitting(n: int = 3, **how: Any) -> Sitting:
         clicks = Clicks(tmp_path / "clicks.sqlite", "human")
-        return Sitting(questions(n), clicks, **{"plan": Plan(), "overlap": 1, "hold": 60, "grace": 0.2, **how})
+        return Sitting(questions(n), clicks, **{"overlap": 1, "hold": 60, "grace": 0.2, **how})
 
     return sitting
 
@@ -201,7 +203,7 @@ def test_a_click_returns_only_when_its_label_is_written(sit, page):
 
 
 @pytest.mark.parametrize("text", ["first", "second"])
-def test_the_verdict_is_of_the_text_whatever_its_side(text, sit, page):
+def test_the_verdict_follows_the_text_and_not_the_side(text, sit, page):
     sitting = sit(20)
     answers = sitting.answers()
     clicked = set()
@@ -216,7 +218,7 @@ def test_the_verdict_is_of_the_text_whatever_its_side(text, sit, page):
     answers.close()
 
 
-def test_undo_takes_the_label_back_until_the_last_seconds_are_over(sit, page):
+def test_undo_takes_the_label_back_until_the_grace_is_over(sit, page):
     sitting = sit(1, grace=0.5)
     answers = sitting.answers()
     page.submit(sitting.click, "ann", "q0", "tie")
@@ -248,13 +250,13 @@ def test_undo_of_one_of_two_votes_takes_the_label_back_too(sit, page):
     answers.close()
 
 
-def test_a_run_that_stops_before_the_ledger_has_a_click_says_so_and_keeps_it(sit, page):
+def test_a_click_survives_a_run_that_stops_before_the_ledger_has_it(sit, page):
     sitting = sit(2)
     answers = sitting.answers()
     click = page.submit(sitting.click, "ann", "q0", "tie")
     assert next(answers).value == "tie"
     answers.close()
-    with pytest.raises(Closed):
+    with pytest.raises(SittingClosed):
         click.result(5)
     assert not sitting.click("ann", "q1", "tie")
     again = sit(2).answers()
@@ -262,7 +264,7 @@ def test_a_run_that_stops_before_the_ledger_has_a_click_says_so_and_keeps_it(sit
     again.close()
 
 
-def test_a_click_that_the_disk_does_not_take_was_not_said(sit, monkeypatch):
+def test_a_click_that_cannot_be_written_does_not_count(sit, monkeypatch):
     sitting = sit(1)
 
     def full(click: Click) -> None:
@@ -276,8 +278,8 @@ def test_a_click_that_the_disk_does_not_take_was_not_said(sit, monkeypatch):
     assert not sitting.screen("ann").can_undo
 
 
-def test_the_screen_counts_what_is_done_and_what_is_left_of_the_budget(sit):
-    sitting = sit(3, overlap=2, plan=Plan("train", budget_left=7))
+def test_the_screen_shows_progress_and_the_budget_left(sit):
+    sitting = sit(3, overlap=2, budget_left=7)
     assert (sitting.screen("ann").done, sitting.screen("ann").asked, sitting.screen("ann").budget_left) == (0, 3, 10)
     assert not sitting.screen("ann").can_undo
     sitting.click("ann", "q0", "tie")
@@ -293,7 +295,7 @@ def wait_until(act: Callable[[], bool]) -> bool:
     return False
 
 
-# -- at the buyer -----------------------------------------------------------------------------------------------
+# -- with the ledger -----------------------------------------------------------------------------------------------
 
 
 def rows(path: Path) -> list[tuple[str, str, str]]:
@@ -334,32 +336,32 @@ def test_a_saved_click_is_in_the_ledger_and_an_undone_one_is_not(human, buyer, p
     assert "2 pairs to label at http://127.0.0.1:1/?token=secret (training waits)" in told
 
 
-def test_another_instruction_or_overlap_is_another_judgement(tmp_path):
+def test_instruction_and_overlap_change_the_fingerprint(tmp_path):
     prints = {
         Human(str(tmp_path), **how).fingerprint for how in ({}, {"overlap": 3}, {"instruction": "Which is safer?"})
     }
     assert len(prints) == 3
 
 
-# -- mistakes --------------------------------------------------------------------------------------------------
+# -- wrong settings --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ({"overlap": 0}, "labeler.overlap=0 makes no sense; type 1 or more"),
-        ({"hold": -1}, "labeler.hold=-1 makes no sense; type 0 or more"),
-        ({"grace": -1}, "labeler.grace=-1 makes no sense"),
+        ({"overlap": 0}, "labeler.overlap=0 is too small; type 1 or more"),
+        ({"hold": -1}, "labeler.hold=-1 is too small; type 0 or more"),
+        ({"grace": -1}, "labeler.grace=-1 is too small"),
     ],
 )
-def test_a_value_that_makes_no_sense_is_refused(how, told, tmp_path):
+def test_a_value_out_of_range_is_refused(how, told, tmp_path):
     with pytest.raises(ValueError, match=told):
         Human(str(tmp_path), **how)
 
 
-def test_a_missing_gradio_is_told_with_what_to_type(tmp_path, monkeypatch):
-    monkeypatch.setattr("choosy.labeling.human.human.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"Gradio, which is not installed; type pip install 'choosy\[human\]'"):
+def test_a_missing_package_is_named_with_what_to_type(tmp_path, monkeypatch):
+    monkeypatch.setattr("choosy.labeling.human.labeler.find_spec", lambda name: None if name == "uvicorn" else True)
+    with pytest.raises(ValueError, match=r"uvicorn, which is not installed; type pip install 'choosy\[human\]'"):
         Human(str(tmp_path))
 
 
@@ -369,6 +371,8 @@ def test_a_token_is_random_or_the_environments():
     assert token_from({"CHOOSY_LABELING_TOKEN": "x" * 16}) == "x" * 16
     with pytest.raises(ValueError, match="CHOOSY_LABELING_TOKEN has 3 characters, which can be guessed; wanted 16"):
         token_from({"CHOOSY_LABELING_TOKEN": "abc"})
+    with pytest.raises(ValueError, match="use letters, digits, - and _"):
+        token_from({"CHOOSY_LABELING_TOKEN": "a secret & a half"})
     assert same("ü", "ü")
     assert not same("", "x")
 

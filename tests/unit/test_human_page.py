@@ -1,152 +1,196 @@
-"""Who may open the page for labeling, what it tells a browser, and what its events give back."""
+"""Test the labeling page over HTTP."""
 
 from __future__ import annotations
 
 import re
+import socket
+import sqlite3
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytest.importorskip("gradio", reason="the page for labeling is an extra: pip install 'choosy[human]'")
+pytest.importorskip("uvicorn", reason="the page for labeling is an extra: pip install 'choosy[human]'")
 
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from choosy.labeling.human.assignment import Question
+from choosy.labeling.human.assignment import PairQuestion
 from choosy.labeling.human.clicks import Clicks
-from choosy.labeling.human.human import Human, Plan, Screen, Sitting
-from choosy.labeling.human.page import Draw, application, facts_line, serve, waiting_line
+from choosy.labeling.human.labeler import Human
+from choosy.labeling.human.page import application, facts_line, serve, waiting_line
+from choosy.labeling.human.sitting import Screen, Sitting, SittingClosed
 
-PATHS = [
-    *("/", "/config", "/info", "/theme.css", "/manifest.json", "/labeling.js", "/labeling.css", "/alive", "/nothing"),
-    *("/gradio_api/info", "/gradio_api/queue/data", "/gradio_api/file=/etc/passwd", "/gradio_api/heartbeat/x"),
-    *("/static/img/logo.svg", "/login_check", "/monitoring", "/docs", "/openapi.json", "/mcp"),
-]
-
-
-@pytest.fixture(scope="module")
-def human(tmp_path_factory: pytest.TempPathFactory) -> Human:
-    return Human(str(tmp_path_factory.mktemp("run")), instruction="Which is <b>safer</b>?")
-
-
-@pytest.fixture(scope="module")
-def app(human: Human) -> Any:
-    return application(human, 7860)
+PATHS = ("/", "/page.js", "/page.css", "/screen", "/screen?annotator=ann", "/act", "/nothing", "/docs", "/openapi.json")
+MORE = ("/page.html.j2", "/../labeler.py", "/static/x", "/%2e%2e/labeler.py")
 
 
 @pytest.fixture
-def client(app: Any) -> TestClient:
+def human(tmp_path: Path) -> Human:
+    human = Human(str(tmp_path), instruction="Which is <b>safer</b>?")
+    questions = [PairQuestion(f"q{i}", f"prompt {i}", f"first {i}", f"second {i}") for i in range(2)]
+    human.sitting = Sitting(questions, Clicks(tmp_path / "clicks.sqlite", "human"), overlap=2, hold=60, grace=1)
+    return human
+
+
+@pytest.fixture
+def stranger(human: Human) -> TestClient:
+    app = application(human, token=human.token, port=7860)
     return TestClient(app, base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_nobody_gets_anything_without_the_token(path, client, human):
-    for query in ("", "?token=", "?token=wrong", f"?token={human.token[:-1]}", f"?token={human.token}x"):
+@pytest.fixture
+def client(stranger: TestClient, human: Human) -> TestClient:
+    """A browser that has opened the address once, and has the token as a cookie since."""
+    assert stranger.get(f"/?token={human.token}").status_code == 200
+    return stranger
+
+
+def act(client: TestClient, action: str, question: str = "q0", annotator: str = "ann") -> dict[str, Any]:
+    answer = client.post("/act", json={"annotator": annotator, "question": question, "action": action})
+    assert answer.status_code == 200
+    return answer.json()
+
+
+# -- who may open it -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [*PATHS, *MORE])
+def test_every_request_without_the_token_is_refused(path, stranger, human):
+    join = "&" if "?" in path else "?"
+    for query in ("", "token=", "token=wrong", f"token={human.token[:-1]}", f"token={human.token}x"):
         for method in ("get", "post", "put", "delete", "head", "options"):
-            answer = getattr(client, method)(path + query)
-            assert answer.status_code == 401, (method, path + query)
+            answer = getattr(stranger, method)(path + join + query)
+            assert answer.status_code == 401, (method, path, query)
             assert human.token not in answer.text
-    assert client.get(path, headers={"cookie": "choosy_labeling_7860=wrong"}).status_code == 401
+            assert "set-cookie" not in answer.headers
+    assert stranger.get(path, headers={"cookie": "choosy_labeling_7860=wrong"}).status_code == 401
+    assert stranger.get(path, headers={"cookie": 'choosy_labeling_7860="\\377'}).status_code == 401
 
 
-def test_no_websocket_opens(client, human):
-    with pytest.raises(WebSocketDisconnect), client.websocket_connect(f"/ws?token={human.token}"):
-        pass
+def test_no_websocket_opens(stranger, human):
+    for query in ("", f"?token={human.token}"):
+        with pytest.raises(WebSocketDisconnect), stranger.websocket_connect(f"/{query}"):
+            pass
 
 
-def test_the_address_opens_the_page_and_the_cookie_the_rest(client, human):
-    page = client.get(f"/?token={human.token}")
+def test_the_address_opens_the_page_and_the_cookie_the_rest(stranger, human):
+    page = stranger.get(f"/?token={human.token}")
     assert page.status_code == 200
     cookie = page.headers["set-cookie"]
     assert "HttpOnly" in cookie
-    assert "SameSite=Lax" in cookie
-    assert "labeling.css" in page.text
-    assert client.get("/labeling.js").status_code == 200
-    assert client.get("/alive").text == "yes"
-    for asset in re.findall(r'(?:src|href)="\./(assets/[^"]+)"', page.text):
-        assert client.get("/" + asset).status_code == 200
+    assert "samesite=lax" in cookie.lower()
+    assert human.token not in page.text
+    for path in re.findall(r'(?:src|href)="([^":]+)"', page.text):
+        assert stranger.get(f"/{path}").status_code == 200
+    assert set(re.findall(r'(?:src|href)="([^":]+)"', page.text)) == {"page.css", "page.js"}
+    assert stranger.get("/screen?annotator=ann").json()["question"] == "q0"
 
 
-def test_the_page_may_load_nothing_from_elsewhere_and_run_no_script_but_its_own(client, human):
-    page = client.get(f"/?token={human.token}")
-    policy = page.headers["content-security-policy"]
-    nonce = re.search(r"script-src 'self' 'nonce-([^']+)';", policy).group(1)
-    assert "default-src 'none'" in policy
-    assert "unsafe-eval" not in policy
-    assert "http:" not in policy
-    assert "https:" not in policy
-    assert page.headers["referrer-policy"] == "no-referrer"
-    scripts = re.findall(r"<script[^>]*>", page.text)
-    assert len(scripts) > 3
-    assert all(f'nonce="{nonce}"' in script for script in scripts)
-    assert client.get("/").headers["content-security-policy"] != policy, "a nonce is used once"
-    assert "<b>safer</b>" not in page.text
+def test_the_page_loads_nothing_from_elsewhere_and_runs_only_its_own_script(client):
+    for path in ("/", "/screen?annotator=ann", "/nothing"):
+        answer = client.get(path)
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "script-src 'self';" in policy
+        assert not re.search("unsafe|https?:", policy)
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["cache-control"] == "no-store"
+    page = client.get("/").text
+    assert re.findall(r"<script[^>]*>[^<]*", page) == ['<script src="page.js" defer>']
+    assert not re.search(r"\bon\w+=|\bstyle=|<style", page)
 
 
-@pytest.mark.parametrize("path", ["upload", "file=/etc/passwd", "proxy=http://127.0.0.1", "deep_link"])
-def test_what_the_page_does_not_need_is_not_there_even_with_the_token(path, client, human):
-    assert client.post(f"/gradio_api/{path}?token={human.token}").status_code == 404
+def test_the_instruction_is_escaped(client):
+    page = client.get("/").text
+    assert "<b>safer</b>" not in page
+    assert "&lt;b&gt;safer&lt;/b&gt;" in page
 
 
-def test_a_port_that_is_taken_is_told_with_what_to_type(tmp_path):
-    import socket
+@pytest.mark.parametrize("path", ["/nothing", *MORE, "/upload", "/docs"])
+def test_there_is_nothing_else_even_with_the_token(path, client):
+    assert client.get(path).status_code == 404
 
+
+def test_a_taken_port_is_named_with_what_to_type(human):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=f"127.0.0.1 port {port} .*labeler.port=0 for any that is free"):
-            serve(Human(str(tmp_path), port=port))
+        with pytest.raises(ValueError, match=rf"127.0.0.1 port {port} .*labeler.port=0 for any that is free"):
+            serve(human, token=human.token, host="127.0.0.1", port=port)
 
 
-# -- events ----------------------------------------------------------------------------------------------------
+# -- requests of the page's script -----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def draw(tmp_path: Path) -> Draw:
-    human = Human(str(tmp_path))
-    questions = [Question(f"q{i}", f"prompt {i}", f"first {i}", f"second {i}") for i in range(2)]
-    clicks = Clicks(tmp_path / "clicks.sqlite", "human")
-    human.sitting = Sitting(questions, clicks, plan=Plan(), overlap=2, hold=60, grace=1)
-    return Draw(human)
+def test_a_name_is_cleaned_and_required(client):
+    assert client.get("/screen", params={"annotator": "  Ada   Lovelace "}).json()["annotator"] == "Ada Lovelace"
+    assert len(client.get("/screen", params={"annotator": "x" * 99}).json()["annotator"]) == 40
+    assert client.get("/screen", params={"annotator": "  "}).status_code == 400
+    assert client.get("/screen").status_code == 400
 
 
-def question(parts: list[Any]) -> Any:
-    return parts[3]
+def test_a_click_judges_the_question_that_was_on_the_screen(client, human):
+    after = act(client, "left")
+    assert (after["question"], after["note"]) == ("q1", "Saved.")
+    twice = act(client, "left")
+    assert (twice["question"], twice["note"]) == ("q1", ""), "the second of two quick clicks judges nothing unseen"
+    assert human.screen("ann").question == "q1"
+    back = act(client, "undo", "q1")
+    assert (back["question"], back["note"]) == ("q0", "Undone; judge it again.")
+    assert act(client, "undo")["note"] == "Nothing to undo."
+    assert act(client, "skip")["note"] == "Skipped and saved."
 
 
-def note(parts: list[Any]) -> Any:
-    return parts[-2]
+@pytest.mark.parametrize(
+    ("status", "request_"),
+    [
+        (400, {"json": {"annotator": "ann", "question": "q0", "action": "explode"}}),
+        (400, {"json": {"annotator": "ann", "question": "q0"}}),
+        (400, {"json": {"annotator": " ", "question": "q0", "action": "left"}}),
+        (400, {"json": ["ann"]}),
+        (415, {"data": {"annotator": "ann", "question": "q0", "action": "left"}}),
+        (415, {"content": '{"annotator": "ann", "question": "q0", "action": "left"}'}),
+        (400, {"content": "{", "headers": {"content-type": "application/json"}}),
+    ],
+)
+def test_a_malformed_request_is_refused_and_judges_nothing(status, request_, client, human):
+    assert client.post("/act", **request_).status_code == status
+    assert client.get("/act").status_code == 405
+    assert not human.screen("ann").can_undo
 
 
-def test_a_name_is_asked_for_first_and_cleaned(draw):
-    assert draw.entered("")[0] == ""
-    assert draw.entered("  Ada   Lovelace ")[0] == "Ada Lovelace"
-    assert len(draw.entered("x" * 99)[0]) == 40
+@pytest.mark.parametrize(
+    ("error", "note"),
+    [(SittingClosed(), "counts when the run is resumed"), (sqlite3.OperationalError("full"), "Not saved: full")],
+)
+def test_the_note_says_when_a_click_was_not_written(error, note):
+    @dataclass
+    class Failing:
+        instruction: str = ""
+
+        def screen(self, annotator: str) -> Screen:
+            return Screen()
+
+        def click(self, annotator: str, question: str, side: str) -> bool:
+            raise error
+
+        def undo(self, annotator: str) -> bool:
+            raise error
+
+    client = TestClient(application(Failing(), token="t" * 16, port=1))
+    client.get(f"/?token={'t' * 16}")
+    assert note in act(client, "left")["note"]
+    assert note in act(client, "undo")["note"]
 
 
-def test_a_click_is_of_the_question_that_was_on_the_screen(draw):
-    press = draw.clicked("left")
-    after = press("ann", "q0")
-    assert (question(after), note(after)) == ("q1", "Saved.")
-    twice = press("ann", "q0")
-    assert (question(twice), note(twice)) == ("q1", ""), "the second of two quick clicks judges nothing unseen"
-    assert draw.human.sitting.screen("ann").question == "q1"
-    back = draw.undone("ann", "q1")
-    assert (question(back), note(back)) == ("q0", "Taken back; judge it again.")
-    assert note(draw.undone("ann", "q0")) == "Nothing to undo."
-
-
-def test_looking_again_leaves_the_texts_of_the_same_question_alone(draw):
-    first = draw.looked_again("ann", "")
-    assert first[5] == "prompt 0"
-    assert draw.looked_again("ann", "q0")[5] != "prompt 0"
-    assert len(first) == len(draw.parts("", "", "")) == 15
-
-
-def test_lines():
+def test_facts_line():
     assert facts_line(Screen()) == ""
-    assert facts_line(Screen(done=1, asked=3, purpose="train", budget_left=9)) == "**1 of 3** judged · 9 labels left"
+    assert facts_line(Screen(done=1, asked=3, purpose="train", budget_left=9)) == "1 of 3 judged · 9 labels left"
     assert "not trained on" in facts_line(Screen(done=1, asked=3, purpose="evaluate"))
+
+
+def test_waiting_line():
     assert "until then the last click can be undone" in waiting_line(Screen(closing_in=3.2, purpose="train"))
-    assert "other people" in waiting_line(Screen(purpose="train"))
+    assert "Other people" in waiting_line(Screen(purpose="train"))
     assert "model is at work" in waiting_line(Screen())

@@ -1,1 +1,1 @@
-"""People who judge on a page."""
+"""People as the labeler."""

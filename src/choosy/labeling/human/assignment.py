@@ -1,4 +1,4 @@
-"""Who of several annotators sees which pair, on which side each answer stands, and what their clicks come to."""
+"""Assign pairs to annotators."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from choosy.types import MIRRORED, Prompt, Response, Verdict, content_id, seed_o
 
 
 @dataclass(frozen=True)
-class Question:
-    """A pair to be judged by people.
+class PairQuestion:
+    """A pair of answers to be judged by people.
 
     Attributes:
-        id: Stable name of its contents.
-        prompt: What was asked.
-        first: One answer.
-        second: The other.
+        id: Hash of its contents.
+        prompt: Text of the prompt.
+        first: Text of the first answer.
+        second: Text of the second answer.
     """
 
     id: str
@@ -28,14 +28,14 @@ class Question:
     second: str
 
     @classmethod
-    def of(cls, prompt: Prompt, first: Response, second: Response) -> Question:
-        """The question whether the first or the second is the better answer."""
+    def of(cls, prompt: Prompt, first: Response, second: Response) -> PairQuestion:
+        """Build the question from a prompt and two responses."""
         turns = [part for message in prompt.messages for part in (message.role, message.content)]
         return cls(content_id(prompt.text, *turns, "", first.text, second.text), prompt.text, first.text, second.text)
 
 
 class Click(NamedTuple):
-    """What one annotator said of one question; the verdict is of its first and second, wherever they stood."""
+    """One annotator's verdict on one question, about its first and second answer wherever they stood."""
 
     question: str
     annotator: str
@@ -43,7 +43,7 @@ class Click(NamedTuple):
 
 
 def first_on_the_left(question: str, annotator: str) -> bool:
-    """Whether an annotator sees the first answer on the left: drawn for each question and annotator, and kept.
+    """Draw the side of the first answer: random over questions and annotators, the same at every call.
 
     Example:
         >>> {first_on_the_left("q", f"annotator {n}") for n in range(20)} == {True, False}
@@ -52,13 +52,13 @@ def first_on_the_left(question: str, annotator: str) -> bool:
     return seed_of("side", question, annotator) % 2 == 0
 
 
-def as_seen(verdict: Verdict, click: Click) -> Verdict:
-    """A verdict of first and second as one of left and right, `first` being the left; and the other way round."""
-    return verdict if first_on_the_left(click.question, click.annotator) else MIRRORED[verdict]
+def swap_sides(verdict: Verdict, question: str, annotator: str) -> Verdict:
+    """Translate a verdict between first/second and left/right, `first` standing for left; it is its own inverse."""
+    return verdict if first_on_the_left(question, annotator) else MIRRORED[verdict]
 
 
 def majority(clicks: Iterable[Click]) -> Verdict:
-    """What most annotators said; a tie where no verdict has more votes than each other, invalid where all skipped.
+    """Return the verdict with the most votes: a tie if two lead equally, invalid if everybody skipped.
 
     Example:
         >>> majority([Click("q", "ann", "first"), Click("q", "bob", "invalid")])
@@ -72,28 +72,27 @@ def majority(clicks: Iterable[Click]) -> Verdict:
     return "tie" if len(votes) == 2 and votes[0][1] == votes[1][1] else votes[0][0]
 
 
-@dataclass
-class Shown:
-    """A question on somebody's screen, and since when."""
+class OnScreen(NamedTuple):
+    """The question on an annotator's screen, and the time at which it appeared there."""
 
     question: str
     since: float
 
 
 class Assignment:
-    """Hands out questions, the most useful first, so that each is judged by `overlap` different annotators.
+    """Gives each question to `overlap` different annotators, in the order of the questions.
 
     Args:
         questions: In the order in which they should be judged.
-        clicks: What was said before; of other questions it is no matter.
+        clicks: Earlier clicks; those on other questions are ignored.
         overlap: How many annotators judge each question.
-        hold: Seconds after which a question on a silent screen may be given to somebody else.
-        clock: Gives the time in seconds.
+        hold: Seconds after which a question on an idle screen may go to another annotator.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
         self,
-        questions: Sequence[Question],
+        questions: Sequence[PairQuestion],
         clicks: Iterable[Click] = (),
         *,
         overlap: int = 1,
@@ -104,67 +103,70 @@ class Assignment:
         self.overlap = overlap
         self.hold = hold
         self.clicks: dict[str, list[Click]] = {name: [] for name in self.questions}
-        self.latest: dict[str, list[str]] = {}  # of each annotator, what may be undone
+        self.undoable: dict[str, list[str]] = {}  # by annotator, the questions that undo may take back, latest last
         self._clock = clock
-        self._shown: dict[str, Shown] = {}
+        self._screens: dict[str, OnScreen] = {}
         for click in clicks:
             if click.question in self.questions and not self.complete(click.question):
                 self.clicks[click.question].append(click)
 
     def complete(self, question: str) -> bool:
-        """Whether enough annotators have judged it."""
+        """Whether enough annotators have judged the question."""
         return len(self.clicks[question]) >= self.overlap
 
     @property
     def left(self) -> int:
-        """How many questions are not complete."""
+        """Number of questions that are not complete."""
         return sum(not self.complete(name) for name in self.questions)
 
-    def show(self, annotator: str) -> Question | None:
-        """The question on the annotator's screen, else the next one for them; None if others hold what is left."""
-        shown = self._shown.get(annotator)
+    def show(self, annotator: str) -> PairQuestion | None:
+        """Return the annotator's current or next question; None if others are judging all that is left."""
+        shown = self._screens.get(annotator)
         if shown is None or not self._wants(shown.question, annotator):
-            self._shown.pop(annotator, None)
+            self._screens.pop(annotator, None)
             name = self._next(annotator)
             if name is None:
                 return None
-            shown = self._shown[annotator] = Shown(name, self._clock())
+            shown = self._screens[annotator] = OnScreen(name, self._clock())
         return self.questions[shown.question]
 
     def click(self, click: Click) -> bool:
-        """Take a click; False if the question needs none (any more) of this annotator, who then sees another."""
+        """Count a click; returns False if the question needs no click from this annotator."""
         if not self._wants(click.question, click.annotator):
             return False
         self.clicks[click.question].append(click)
-        self._shown.pop(click.annotator, None)
-        self.latest.setdefault(click.annotator, []).append(click.question)
+        self._screens.pop(click.annotator, None)
+        self.undoable.setdefault(click.annotator, []).append(click.question)
         return True
 
     def undo(self, annotator: str) -> Click | None:
-        """Take back the annotator's latest click and show its question again; None if there is nothing to undo."""
-        if not self.latest.get(annotator):
+        """Remove the annotator's latest click and show its question again; returns None if there is none."""
+        if not self.undoable.get(annotator):
             return None
-        name = self.latest[annotator].pop()
+        name = self.undoable[annotator].pop()
         click = next(click for click in self.clicks[name] if click.annotator == annotator)
         self.clicks[name].remove(click)
-        self._shown[annotator] = Shown(name, self._clock())
+        self._screens[annotator] = OnScreen(name, self._clock())
         return click
 
     def _next(self, annotator: str) -> str | None:
-        open_ = [name for name in self.questions if self._wants(name, annotator)]
+        candidates = [name for name in self.questions if self._wants(name, annotator)]
         held: dict[str, list[float]] = {}
-        for shown in self._shown.values():
-            held.setdefault(shown.question, []).append(shown.since)
-        for name in open_:
+        for screen in self._screens.values():
+            held.setdefault(screen.question, []).append(screen.since)
+        for name in candidates:
             if len(self.clicks[name]) + len(held.get(name, ())) < self.overlap:
                 return name
-        stale = [name for name in open_ if self._clock() - min(held[name]) > self.hold]
-        for name in stale[:1]:  # whoever held it longest has gone; should they come back, the earlier click counts
-            gone = min(
-                (who for who, s in self._shown.items() if s.question == name), key=lambda w: self._shown[w].since
-            )
-            del self._shown[gone]
-        return stale[0] if stale else None
+        for name in candidates:
+            if self._clock() - min(held[name]) > self.hold:
+                self._release(name)
+                return name
+        return None
+
+    def _release(self, question: str) -> None:
+        """Clear the screen that has shown the question longest; if that annotator returns, the earlier click counts."""
+        holders = [who for who, screen in self._screens.items() if screen.question == question]
+        del self._screens[min(holders, key=lambda who: self._screens[who].since)]
 
     def _wants(self, question: str, annotator: str) -> bool:
         if question not in self.questions or self.complete(question):

@@ -1,4 +1,4 @@
-"""The journal of a run's clicks: what people said is on the disk before anything else happens to it."""
+"""Store every click in an SQLite file before anything else happens to it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from choosy.labeling.human.assignment import Click
 
-SCHEMA = (
+CLICKS_SCHEMA = (
     """CREATE TABLE IF NOT EXISTS clicks (
     id INTEGER PRIMARY KEY, labeler TEXT NOT NULL, question TEXT NOT NULL, annotator TEXT NOT NULL,
     verdict TEXT NOT NULL, time REAL NOT NULL, undone REAL)""",
@@ -19,13 +19,13 @@ SCHEMA = (
 
 
 class Clicks:
-    """Every click of a run, undone ones included, in an SQLite file in its folder.
+    """Every click of a run, undone ones included, in an SQLite file in the run's folder.
 
-    It is opened for each transaction, so that no connection is carried into a fork or a thread.
+    The file is opened for each transaction, so that no connection crosses a fork or a thread.
 
     Args:
-        path: The file.
-        labeler: Under whose name the clicks are kept.
+        path: The SQLite file.
+        labeler: The labeler's name, which is stored with each click.
     """
 
     def __init__(self, path: Path, labeler: str) -> None:
@@ -33,11 +33,11 @@ class Clicks:
         self.labeler = labeler
         with self._transaction() as db:
             db.execute("PRAGMA journal_mode = WAL")
-            for statement in SCHEMA:
+            for statement in CLICKS_SCHEMA:
                 db.execute(statement)
 
     def standing(self) -> list[Click]:
-        """All clicks that were not undone, in their order."""
+        """Return all clicks that were not undone, oldest first."""
         query = "SELECT question, annotator, verdict FROM clicks WHERE labeler = ? AND undone IS NULL ORDER BY id"
         with self._transaction() as db:
             return [Click(*row) for row in db.execute(query, (self.labeler,))]

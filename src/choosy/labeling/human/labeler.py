@@ -1,0 +1,137 @@
+"""Ask people to compare two answers on a web page."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from choosy.labeling.human.assignment import PairQuestion
+from choosy.labeling.human.clicks import Clicks
+from choosy.labeling.human.sitting import Screen, Sitting
+from choosy.labeling.human.access import token_from
+from choosy.labeling.protocols import Answer, Purpose
+from choosy.types import Prompt, Response, content_id
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+REMIND = 15  # seconds between two lines on the terminal about what is left
+
+
+class Human:
+    """Asks people on a web page of its own, which several of them may open at once; training waits for them.
+
+    Args:
+        folder: The run's folder; the file of all clicks, `clicks.sqlite`, is written there.
+        name: The labeler's name in the ledger: change it when other people judge.
+        instruction: The question above the answers; labels given under another one are not reused.
+        overlap: How many annotators judge each pair; the label is the majority's verdict.
+        hold: Seconds after which a pair on an idle screen may go to another annotator, if no other pair is left.
+        grace: Seconds to undo the very last click before training starts.
+        host: Address to listen on; only this machine by default.
+        port: Port to listen on; 0 takes any free one.
+
+    Raises:
+        ValueError: The packages of the page are not installed, or a value is out of range.
+    """
+
+    elsewhere = True
+    people = True
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        name: str = "human",
+        instruction: str = "Which answer is better?",
+        overlap: int = 1,
+        hold: float = 600.0,
+        grace: float = 5.0,
+        host: str = "127.0.0.1",
+        port: int = 7860,
+    ) -> None:
+        for option, value, least in (("overlap", overlap, 1), ("hold", hold, 0), ("grace", grace, 0)):
+            if value < least:
+                raise ValueError(f"labeler.{option}={value} is too small; type {least} or more")
+        if missing := [package for package in ("starlette", "uvicorn") if find_spec(package) is None]:
+            raise ValueError(
+                f"labeler=human serves its page with {' and '.join(missing)}, which is not installed; "
+                "type pip install 'choosy[human]'"
+            )
+        self.name = name
+        self.fingerprint = content_id(instruction, str(overlap))
+        self.folder = Path(folder)
+        self.instruction = instruction
+        self.overlap = overlap
+        self.hold = hold
+        self.grace = grace
+        self.host = host
+        self.port = port
+        self.token = token_from(os.environ)
+        self.sitting: Sitting | None = None
+        self._purpose: Purpose = "train"
+        self._budget_left: int | None = None
+        self._address: str | None = None
+
+    def inform(self, *, purpose: Purpose, budget: int | None, spent: int) -> None:
+        """Remember what the labels are for, to show it with the questions."""
+        self._purpose = purpose
+        self._budget_left = None if budget is None or purpose == "evaluate" else budget - spent
+
+    def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Generator[Answer]:
+        """Yield each verdict as soon as it is clicked; a skipped pair gets an invalid one."""
+        self.sitting = Sitting(
+            [PairQuestion.of(*item) for item in items],
+            Clicks(self.folder / "clicks.sqlite", self.name),
+            purpose=self._purpose,
+            budget_left=None if self._budget_left is None else self._budget_left - len(items),
+            overlap=self.overlap,
+            hold=self.hold,
+            grace=self.grace,
+        )
+        address = self._listen()
+        waits = "training waits" if self._purpose == "train" else "held-out answers, not trained on"
+        tell(f"{len(items)} pairs to label at {address} ({waits})")
+        reminded = time.monotonic()
+        with closing(self.sitting.answers()) as answers:
+            for answer in answers:
+                yield answer
+                if self.sitting.left and time.monotonic() - reminded > REMIND:
+                    tell(f"{self.sitting.left} of {len(items)} pairs left to label at {address}")
+                    reminded = time.monotonic()
+        tell(f"All {len(items)} pairs are labeled; thank you. The page stays open for the next ones")
+
+    def screen(self, annotator: str) -> Screen:
+        """Return what an annotator sees; an empty screen between two sittings."""
+        return self.sitting.screen(annotator) if self.sitting and not self.sitting.over else Screen()
+
+    def click(self, annotator: str, question: str, side: str) -> bool:
+        """Write an annotator's verdict; see `Sitting.click`."""
+        return self.sitting is not None and self.sitting.click(annotator, question, side)
+
+    def undo(self, annotator: str) -> bool:
+        """Undo an annotator's last click; see `Sitting.undo`."""
+        return self.sitting is not None and self.sitting.undo(annotator)
+
+    def _listen(self) -> str:
+        """Serve the page, once, and return its address."""
+        if self._address is None:
+            from choosy.labeling.human.page import serve  # needs packages that only this labeler needs
+
+            self._address = serve(self, token=self.token, host=self.host, port=self.port)
+            if self.host not in LOOPBACK:
+                port = urlsplit(self._address).port
+                tell(
+                    f"The page listens on {self.host}, not only on this machine, and sends texts and its token "
+                    f"unencrypted; safer is the default with a tunnel: ssh -L {port}:127.0.0.1:{port} THIS_MACHINE"
+                )
+        return self._address
+
+
+def tell(text: str) -> None:
+    """Print to the terminal; not through logging, which would write the token into a file."""
+    print(text, file=sys.stderr, flush=True)

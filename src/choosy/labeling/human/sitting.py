@@ -1,0 +1,233 @@
+"""Run one purchase of verdicts from people."""
+
+from __future__ import annotations
+
+import json
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass, replace
+
+from choosy.labeling.human.assignment import Assignment, Click, PairQuestion, first_on_the_left, majority, swap_sides
+from choosy.labeling.human.clicks import Clicks
+from choosy.labeling.protocols import Answer, Purpose, TakenBack
+from choosy.types import Verdict
+
+SIDES: dict[str, Verdict] = {"left": "first", "right": "second", "tie": "tie", "skip": "invalid"}
+SIDE_OF = {verdict: side for side, verdict in SIDES.items()}
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What one annotator sees.
+
+    Attributes:
+        question: Id of the question; empty if there is none for this annotator now.
+        prompt: Text of the prompt.
+        left: The answer on the left.
+        right: The answer on the right.
+        done: Questions of this sitting that are judged.
+        asked: Questions of this sitting.
+        budget_left: Labels that the run may still buy; None if there is no limit.
+        purpose: What the labels are for; None between two sittings.
+        can_undo: Whether the annotator's last click can be undone.
+        closing_in: Seconds until the sitting ends, once everything is judged.
+    """
+
+    question: str = ""
+    prompt: str = ""
+    left: str = ""
+    right: str = ""
+    done: int = 0
+    asked: int = 0
+    budget_left: int | None = None
+    purpose: Purpose | None = None
+    can_undo: bool = False
+    closing_in: float | None = None
+
+
+class SittingClosed(Exception):
+    """The run stopped before it wrote a click to the ledger."""
+
+
+class Sitting:
+    """One purchase of verdicts: questions go out to annotators, and their answers come back to be written.
+
+    The page's threads call `screen`, `click` and `undo`; the run's thread iterates over `answers`. A click returns
+    once its label is in the ledger.
+
+    Args:
+        questions: In the order in which they should be judged.
+        clicks: The file of all clicks.
+        purpose: What the labels are for.
+        budget_left: Labels that the run may still buy after this sitting; None if there is no limit.
+        overlap: How many annotators judge each question.
+        hold: Seconds after which a question on an idle screen may go to another annotator.
+        grace: Seconds to undo the last click after everything is judged.
+        clock: Returns the time in seconds.
+    """
+
+    def __init__(
+        self,
+        questions: Sequence[PairQuestion],
+        clicks: Clicks,
+        *,
+        purpose: Purpose = "train",
+        budget_left: int | None = None,
+        overlap: int,
+        hold: float,
+        grace: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.purpose = purpose
+        self.budget_left = budget_left
+        self._places = {question.id: at for at, question in enumerate(questions)}
+        self._clicks = clicks
+        self._assignment = Assignment(questions, clicks.standing(), overlap=overlap, hold=hold, clock=clock)
+        self._outbox: queue.SimpleQueue[tuple[Answer, Future[None]]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._grace = grace
+        self._clock = clock
+        self._ends: float | None = None
+        self._closed = False
+        for name in self._places:
+            if self._assignment.complete(name):  # the run was killed after the click, before the ledger had the label
+                self._send(self._answer(name))
+        self._set_end()
+
+    @property
+    def left(self) -> int:
+        """Number of questions that are still to be judged."""
+        return self._assignment.left
+
+    @property
+    def over(self) -> bool:
+        """Whether the sitting takes no more clicks."""
+        return self._closed
+
+    def screen(self, annotator: str) -> Screen:
+        """Return what this annotator sees now."""
+        with self._lock:
+            question = None if self._closed else self._assignment.show(annotator)
+            asked, left = len(self._places), self._assignment.left
+            screen = Screen(
+                done=asked - left,
+                asked=asked,
+                budget_left=None if self.budget_left is None else self.budget_left + left,
+                purpose=self.purpose,
+                can_undo=not self._closed and bool(self._assignment.undoable.get(annotator)),
+                closing_in=None if self._ends is None else max(0.0, self._ends - self._clock()),
+            )
+        return screen if question is None else with_question(screen, question, annotator)
+
+    def click(self, annotator: str, question: str, side: str) -> bool:
+        """Write an annotator's verdict; returns False if the question needs no click from this annotator.
+
+        Raises:
+            SittingClosed: The run stopped before the label was in the ledger; the file of clicks has it.
+        """
+        with self._lock:
+            if self._closed:
+                return False
+            click = Click(question, annotator, swap_sides(SIDES[side], question, annotator))
+            if not self._assignment.click(click):
+                return False
+            try:
+                self._clicks.write(click)
+            except sqlite3.Error:
+                self._assignment.undo(annotator)  # a click that is not on the disk does not count
+                raise
+            written = self._send(self._answer(question)) if self._assignment.complete(question) else None
+            self._set_end()
+        wait_for(written)
+        return True
+
+    def undo(self, annotator: str) -> bool:
+        """Undo an annotator's last click of this sitting; returns False if there is none.
+
+        Raises:
+            SittingClosed: The run stopped before the label was out of the ledger; the click counts as undone.
+        """
+        with self._lock:
+            if self._closed or not self._assignment.undoable.get(annotator):
+                return False
+            name = self._assignment.undoable[annotator][-1]
+            label = TakenBack(*self._answer(name)) if self._assignment.complete(name) else None
+            click = self._assignment.undo(annotator)
+            assert click is not None
+            self._clicks.undo(click)
+            written = self._send(label) if label else None
+            self._set_end()
+        wait_for(written)
+        return True
+
+    def answers(self) -> Generator[Answer]:
+        """Yield answers as they come, until every question is judged and the time to undo is over."""
+        try:
+            while (sent := self._next()) is not None:
+                answer, written = sent
+                try:
+                    yield answer
+                    written.set_result(None)  # the caller asks for the next answer only after it wrote this one
+                finally:
+                    written.cancel()  # does nothing once there is a result
+        finally:
+            self._close()
+
+    def _next(self) -> tuple[Answer, Future[None]] | None:
+        while True:
+            try:
+                return self._outbox.get(timeout=0.1)
+            except queue.Empty:
+                with self._lock:
+                    over = self._ends is not None and self._clock() >= self._ends
+                    if over and self._outbox.empty():
+                        self._closed = True
+                        return None
+
+    def _send(self, answer: Answer) -> Future[None]:
+        written: Future[None] = Future()
+        self._outbox.put((answer, written))
+        return written
+
+    def _set_end(self) -> None:
+        self._ends = None if self._assignment.left else self._clock() + self._grace
+
+    def _answer(self, question: str) -> Answer:
+        clicks = self._assignment.clicks[question]
+        details = [
+            {
+                "annotator": click.annotator,
+                "clicked": SIDE_OF[swap_sides(click.verdict, question, click.annotator)],
+                "left": "first" if first_on_the_left(question, click.annotator) else "second",
+            }
+            for click in clicks
+        ]
+        raw = json.dumps(details, ensure_ascii=False)
+        return Answer(self._places[question], majority(clicks), raw, annotator=", ".join(c.annotator for c in clicks))
+
+    def _close(self) -> None:
+        with self._lock:
+            self._closed = True
+            while not self._outbox.empty():
+                self._outbox.get()[1].cancel()
+
+
+def with_question(screen: Screen, question: PairQuestion, annotator: str) -> Screen:
+    """Put a question on the screen, its answers on the sides drawn for this annotator."""
+    left, right = question.first, question.second
+    if not first_on_the_left(question.id, annotator):
+        left, right = right, left
+    return replace(screen, question=question.id, prompt=question.prompt, left=left, right=right)
+
+
+def wait_for(written: Future[None] | None) -> None:
+    """Wait until the run's thread has written the answer."""
+    try:
+        if written is not None:
+            written.result()
+    except CancelledError:
+        raise SittingClosed from None
