@@ -22,7 +22,8 @@ def token_from(environ: Mapping[str, str]) -> str:
         return secrets.token_urlsafe(24)
     if len(token) < SHORTEST_TOKEN:
         raise ValueError(
-            f"{TOKEN} has {len(token)} characters, which can be guessed; wanted {SHORTEST_TOKEN} or more, or none at all"
+            f"{TOKEN} has {len(token)} characters, which can be guessed; "
+            f"wanted {SHORTEST_TOKEN} or more, or no such variable"
         )
     if not re.fullmatch(r"[A-Za-z0-9_-]+", token):
         raise ValueError(f"{TOKEN} has characters that an address cannot hold; use letters, digits, - and _")

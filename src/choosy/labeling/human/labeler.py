@@ -11,10 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from choosy.labeling.human.access import token_from
 from choosy.labeling.human.assignment import PairQuestion
 from choosy.labeling.human.clicks import Clicks
 from choosy.labeling.human.sitting import Screen, Sitting
-from choosy.labeling.human.access import token_from
 from choosy.labeling.protocols import Answer, Purpose
 from choosy.types import Prompt, Response, content_id
 

@@ -20,8 +20,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from choosy.labeling.human.sitting import SIDES, Screen, SittingClosed
 from choosy.labeling.human.access import same
+from choosy.labeling.human.sitting import SIDES, Screen, SittingClosed
 
 LONGEST_NAME = 40
 HEADERS = {
