@@ -10,7 +10,7 @@ from collections.abc import Callable
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from choosy.cli import fit
-from choosy.labeling.exchange import command as labels
+from choosy.labeling.exchange.command import labels_command
 from choosy.labeling.protocols import Postponed
 from choosy.main import main as train
 from choosy.parallel.launch import LOST, end_with_launcher, is_peer_failure

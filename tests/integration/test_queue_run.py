@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from tiny import ROOT, command, labels, summary, typed
 
+from choosy.labeling.exchange.command import labels_command
+
 pytestmark = pytest.mark.slow
 
 
@@ -18,7 +20,6 @@ def lines(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path) -> list[str
 
 
 def test_a_run_that_wants_labels_stops_and_goes_on_with_them(lines, tmp_path):
-    labels_module = pytest.importorskip("choosy.labeling.exchange.command")
     run, number = tmp_path / "runs" / "asked", 0
     told = command(ROOT / "train.py", *lines, folder=tmp_path)
     sampled = []
@@ -35,7 +36,7 @@ def test_a_run_that_wants_labels_stops_and_goes_on_with_them(lines, tmp_path):
         if number >= 2:
             filled = tmp_path / "filled.jsonl"
             filled.write_text("".join(json.dumps(row | {"verdict": "first"}) + "\n" for row in rows))
-            labels_module.command(["import", str(run / "ledger.sqlite"), str(filled)])
+            labels_command(["import", str(run / "ledger.sqlite"), str(filled)])
         told = command(ROOT / "train.py", *lines, "ckpt_path=last", folder=tmp_path)
     assert told.returncode == 0, told.stderr
     assert number == 3, "once unanswered, then once for each of two rounds"

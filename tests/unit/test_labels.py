@@ -1,4 +1,4 @@
-"""Labels out of a ledger and back: nothing changes on the way, and a bad line is told, not guessed."""
+"""Test `choosy labels`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import pytest
 from rich.console import Console
 
 from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.exchange import command as labels
 from choosy.labeling.exchange.command import FORMS, Form, Imported, export_labels, import_labels, stats
 from choosy.labeling.ledger import Ledger
 from choosy.labeling.protocols import Answer, Postponed
@@ -91,11 +90,11 @@ def waiting(tmp_path: Path) -> LabelBuyer:
     return buyer
 
 
-# --- there and back ---
+# --- export, then import ---
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_goes_out_comes_back(full: Ledger, empty: Ledger, tmp_path: Path, form: Form) -> None:
+def test_exported_labels_import_unchanged(full: Ledger, empty: Ledger, tmp_path: Path, form: Form) -> None:
     file = tmp_path / f"labels{SUFFIX[form]}"
     assert export_labels(full, file, form=form) == 6
     assert import_labels(file, empty) == Imported(6, 0, 0, [])
@@ -115,24 +114,13 @@ def test_imported_labels_are_not_bought_again(full: Ledger, empty: Ledger, tmp_p
     assert (buyer.spent, buyer.reused, buyer.money) == (0, 4, 0.0)
 
 
-def test_labels_of_a_time_without_conversations_come_back(full: Ledger, empty: Ledger, tmp_path: Path) -> None:
-    rows = [{**row, "messages": None} for row in full.rows("labels")]
-    early = Ledger(str(tmp_path / "early.sqlite"))
-    early.create()
-    early.insert(rows)
-    for form in FORMS:
-        export_labels(early, tmp_path / f"{form}{SUFFIX[form]}", form=form)
-        import_labels(tmp_path / f"{form}{SUFFIX[form]}", empty)
-        assert empty.rows("labels") == rows
-
-
-def test_the_form_goes_by_the_name_or_is_typed(full: Ledger, tmp_path: Path) -> None:
+def test_export_needs_a_form_and_a_new_file(full: Ledger, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"labels.json: the name does not tell its form; type --form with one of jsonl"
     ):
         export_labels(full, tmp_path / "labels.json")
     export_labels(full, tmp_path / "labels.csv")
-    with pytest.raises(ValueError, match=r"labels.csv is there already; name another file"):
+    with pytest.raises(ValueError, match=r"labels.csv exists already; name another file"):
         export_labels(full, tmp_path / "labels.csv")
     with pytest.raises(ValueError, match=r"labels.csv cannot be written \(.*\); name a file in a folder"):
         export_labels(full, tmp_path / "no folder" / "labels.csv")
@@ -142,7 +130,7 @@ def test_the_form_goes_by_the_name_or_is_typed(full: Ledger, tmp_path: Path) -> 
 
 
 def answered(file: Path, form: Form) -> None:
-    """Do what people do with an exported file: say that the first response is better, and a tie once."""
+    """Fill an exported file as people do: the first response is better each time, but for one tie."""
     if form == "csv":
         with file.open(newline="") as told:
             rows = list(csv.DictReader(told))
@@ -175,8 +163,8 @@ def answered(file: Path, form: Form) -> None:
     file.write_text(json.dumps(items))
 
 
-def test_argilla_holds_labels_as_suggestions_which_people_overrule(full: Ledger, empty: Ledger, tmp_path: Path) -> None:
-    """Two people agree on the second, nobody says anything of the rest; a model of the server's suggests in vain."""
+def test_argilla_responses_overrule_exported_suggestions(full: Ledger, empty: Ledger, tmp_path: Path) -> None:
+    """Two people respond to the second record; the third has a suggestion of another agent, which does not count."""
     file = tmp_path / "labels.json"
     export_labels(full, file, form="argilla")
     records = json.loads(file.read_text())
@@ -195,8 +183,8 @@ def test_argilla_holds_labels_as_suggestions_which_people_overrule(full: Ledger,
 
 
 @pytest.mark.parametrize("file", ["label-studio-1.23.2.json", "argilla-2.8.0.json"])
-def test_what_the_real_programs_export(empty: Ledger, file: str) -> None:
-    """Their own files of six questions that a run waited for: one is skipped or unanswered, the last not looked at.
+def test_import_of_files_that_the_real_programs_exported(empty: Ledger, file: str) -> None:
+    """Their own files of six questions that a run waited for: one is skipped or unanswered, the last was not opened.
 
     Label Studio's was clicked together in its page in a browser, Argilla's written by `records.to_json`.
     """
@@ -210,7 +198,7 @@ def test_what_the_real_programs_export(empty: Ledger, file: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_is_wanted_goes_out_and_is_answered(waiting: LabelBuyer, tmp_path: Path, form: Form) -> None:
+def test_wanted_questions_are_exported_and_answered(waiting: LabelBuyer, tmp_path: Path, form: Form) -> None:
     ledger, file = Ledger(waiting.ledger.path), tmp_path / f"wanted{SUFFIX[form]}"
     assert export_labels(ledger, file, form=form, wanted=True) == 4
     with pytest.raises(ValueError, match="holds no label: none of its 4 rows has a verdict or a score"):
@@ -223,7 +211,7 @@ def test_what_is_wanted_goes_out_and_is_answered(waiting: LabelBuyer, tmp_path: 
     assert (waiting.spent, waiting.exhausted) == (4, True), "the run has bought them, within its budget"
 
 
-def test_a_row_may_tell_a_question_in_words(waiting: LabelBuyer, tmp_path: Path) -> None:
+def test_a_row_without_a_key_is_matched_by_its_contents(waiting: LabelBuyer, tmp_path: Path) -> None:
     file = tmp_path / "labels.jsonl"
     rows = [
         {"prompt": "Which?", "response_first": "b", "response_second": "a", "verdict": "first"},
@@ -268,16 +256,16 @@ GOOD = {"labeler": "x", "prompt": "p", "response_first": "a", "response_second":
         ({"messages": [["user", "p"]]}, "messages must be a list of objects with a role and a content"),
         ({"messages": [], "key": "k"}, "the key 'k' belongs to other contents, and these have the key '[0-9a-f]{16}'"),
         ({"prompt": "\ud800"}, "can't encode character"),
-        ({"prompt": "q", "verdict": "first"}, "asks what line 1 asks, and answers otherwise; keep one of the two"),
+        ({"prompt": "q", "verdict": "first"}, "asks the same as line 1 and answers differently; keep one of the two"),
     ],
 )
-def test_a_bad_line_is_told_and_nothing_is_written(empty: Ledger, tmp_path: Path, line: Any, words: str) -> None:
+def test_a_bad_line_is_named_and_nothing_is_written(empty: Ledger, tmp_path: Path, line: Any, words: str) -> None:
     file = tmp_path / "labels.jsonl"
     text = line if isinstance(line, str) else json.dumps(GOOD | line)
     file.write_text(json.dumps(GOOD | {"prompt": "q"}) + f"\n\n{text}\nnonsense\n")
     with pytest.raises(ValueError, match=rf"(?s)2 of 3 rows .*nothing was written:\n  line 3: .*{words}") as caught:
         import_labels(file, empty)
-    assert re.search(r"\n  line 4: not JSON .*\nMend these, or leave them out with --skip-bad", str(caught.value))
+    assert re.search(r"\n  line 4: not JSON .*\nCorrect these, or leave them out with --skip-bad", str(caught.value))
     assert empty.rows("labels") == []
     done = import_labels(file, empty, skip_bad=True)
     assert (done.added, [bad.split(":")[0] for bad in done.bad]) == (1, ["line 3", "line 4"])
@@ -333,7 +321,7 @@ def test_a_bad_item_of_an_annotation_tool(empty: Ledger, tmp_path: Path, item: A
         (b"[]", "holds no label: none of its 0 rows"),
     ],
 )
-def test_a_file_that_is_none(empty: Ledger, tmp_path: Path, content: bytes | None, words: str) -> None:
+def test_an_unreadable_file_is_refused(empty: Ledger, tmp_path: Path, content: bytes | None, words: str) -> None:
     if content is not None:
         (tmp_path / "labels.json").write_bytes(content)
     with pytest.raises(ValueError, match=words):
@@ -369,7 +357,7 @@ def test_the_command_line(
     assert full.rows("labels")[-1]["labeler"] == "me"
 
 
-def test_stats_tell_each_labeler_and_run(full: Ledger) -> None:
+def test_stats_show_each_labeler_and_run(full: Ledger) -> None:
     out = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     stats(full, out)
     told = out.export_text()
@@ -377,4 +365,3 @@ def test_stats_tell_each_labeler_and_run(full: Ledger) -> None:
     assert judge.split() == ["judge", "template", "4", "1", "1", "50%", "1", "6.4000"]
     assert re.search(r"scorer +2 +– +– +– +0 +0.0000", told)
     assert re.search(r"/runs/a +evaluate +2 .*\n.*/runs/a +train +4", told)
-    assert labels.COLUMNS[0] == "key"

@@ -1,1 +1,1 @@
-"""Labels to and from files."""
+"""Labels in files."""

@@ -1,0 +1,249 @@
+"""Convert labels between the ledger and the rows of a file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from numbers import Real
+from typing import Any
+
+from choosy.labeling.ledger import Question
+from choosy.types import MIRRORED, Message, Prompt, Response, content_id
+
+LabelRow = dict[str, Any]
+Rows = Iterator[tuple[str, Callable[[], LabelRow]]]  # the place of each row, and a function that reads it or raises
+
+COLUMNS = (
+    *("key", "labeler", "fingerprint", "stamp", "kind", "prompt_id", "prompt", "messages"),
+    *("response_first", "response_second", "score", "verdict", "raw", "cost", "annotator"),
+    *("judgements", "purpose", "run", "time"),
+)
+SHOWN = ("prompt", "response_first", "response_second")  # what an annotator reads
+TEXTS = ("labeler", "fingerprint", "stamp", "prompt_id", "prompt", "response_first", "raw", "annotator", "run")
+
+
+# -- out ---------------------------------------------------------------------------------------------------------
+
+
+def exported(row: Mapping[str, Any]) -> LabelRow:
+    """Turn a row of the ledger into a row of a file, its conversation as a list of messages."""
+    turns = [{"role": role, "content": content} for role, content in json.loads(row["messages"])]
+    return {name: turns if name == "messages" else row[name] for name in COLUMNS if name in row}
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Write JSON with letters as they are."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def to_jsonl(rows: Iterable[LabelRow]) -> str:
+    """Write one JSON object per line."""
+    return "".join(json_text(row) + "\n" for row in rows)
+
+
+def to_csv(rows: Iterable[LabelRow]) -> str:
+    """Write a table with a line of column names; the conversation is a field of JSON."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, "messages": json_text(row["messages"])} for row in rows)
+    return buffer.getvalue()
+
+
+# -- in ----------------------------------------------------------------------------------------------------------
+
+
+def from_jsonl(text: str) -> Rows:
+    """Read one JSON object per line; empty lines are skipped."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"line {number}", partial(json_object, line)
+
+
+def json_object(text: str) -> LabelRow:
+    """Parse a JSON object."""
+    try:
+        row = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from error
+    return as_object(row)
+
+
+def as_object(value: Any) -> LabelRow:
+    """Return a value that is a JSON object, and refuse any other."""
+    if not isinstance(value, dict):
+        raise ValueError(f"wanted a JSON object, found {type(value).__name__}")
+    return value
+
+
+def from_csv(text: str) -> Rows:
+    """Read a table with a line of column names.
+
+    Raises:
+        ValueError: The text is no CSV.
+    """
+    limit = csv.field_size_limit(max(len(text), 1))
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        for fields in reader:
+            yield f"line {reader.line_num}", partial(from_fields, fields, len(reader.fieldnames or ()))
+    except csv.Error as error:
+        raise ValueError(f"no CSV with a line of column names first ({error})") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def from_fields(fields: Mapping[str | None, Any], width: int) -> LabelRow:
+    """Convert the fields of one line of CSV from text; an empty field is a missing one."""
+    if None in fields or None in fields.values():
+        raise ValueError(f"wanted {width} fields, as the first line has, found another number")
+    row: LabelRow = {str(name): value for name, value in fields.items() if value != ""}
+    for name in row.keys() & {"score", "cost", "time", "judgements"}:
+        try:
+            row[name] = int(row[name]) if name == "judgements" else float(row[name])
+        except ValueError:
+            raise ValueError(f"{name} must be a number, found {row[name]!r}") from None
+    if "messages" in row:
+        try:
+            row["messages"] = json.loads(row["messages"])
+        except ValueError as error:
+            raise ValueError(f"messages must be JSON ({error})") from None
+    if "kind" in row:  # tells an empty response from a missing one
+        for name in SHOWN[:2] if row["kind"] == "score" else SHOWN:
+            row.setdefault(name, "")
+    return row
+
+
+def part_of(item: Mapping[str, Any], name: str, kind: type = dict) -> Any:
+    """Return a part of a JSON object, empty where it is missing.
+
+    Raises:
+        ValueError: It is of another kind.
+    """
+    part = item.get(name) or kind()
+    if not isinstance(part, kind):
+        raise ValueError(f"{name} must be a {kind.__name__}, found {type(part).__name__}")
+    return part
+
+
+def agreed(answers: Sequence[tuple[LabelRow, str]]) -> LabelRow:
+    """Return the one answer that all annotators gave, with their names.
+
+    Raises:
+        ValueError: They disagree.
+    """
+    if not answers:
+        return {"verdict": None, "score": None}
+    given = [answer for answer, _ in answers]
+    if any(answer != given[0] for answer in given):
+        values = ", ".join(str(value) for answer in given for value in answer.values())
+        raise ValueError(f"its annotators disagree ({values}); keep the answer that should count")
+    names = " ".join(dict.fromkeys(name for _, name in answers if name))
+    return {**given[0], **({"annotator": names} if names else {})}
+
+
+# -- checks ------------------------------------------------------------------------------------------------------
+
+
+def checked(row: LabelRow, wanted: Mapping[str, LabelRow], labeler: str | None = None) -> LabelRow:
+    """Complete and check a row for the ledger.
+
+    Args:
+        row: As read from a file.
+        wanted: Rows of the ledger, by key, that a run waits for; they complete a row that has their key.
+        labeler: Under whose name it is stored; None takes the row's own.
+
+    Raises:
+        ValueError: Something is missing or wrong.
+    """
+    key = row.get("key")
+    asked = wanted.get(key) if isinstance(key, str) else None
+    full: LabelRow = {
+        **{"fingerprint": "", "stamp": "", "messages": [], "response_second": None, "score": None, "verdict": None},
+        **{"raw": "", "cost": 0.0, "annotator": "", "judgements": 1, "purpose": "train", "run": "import"},
+        **{"time": time.time()},
+        **(exported(asked) if asked else {}),
+        **{name: row[name] for name in COLUMNS if row.get(name) is not None},
+    }
+    renamed = labeler is not None and labeler != full.get("labeler")
+    full["labeler"] = labeler if labeler is not None else full.get("labeler")
+    if full["labeler"] is None:
+        raise ValueError("no labeler; give it a column labeler, or type --labeler NAME for all")
+    if missing := [name for name in ("prompt", "response_first") if full.get(name) is None]:
+        raise ValueError(f"no {' and no '.join(missing)}, and no run waits for the key {key!r}")
+    full.setdefault("prompt_id", content_id(str(full["prompt"])))
+    check_types(full)
+    check_answer(full)
+    question = question_of(full)
+    if key not in (None, question.key) and not renamed:
+        raise ValueError(f"the key {key!r} belongs to other contents, and these have the key {question.key!r}")
+    return {**full, **question.columns}
+
+
+def question_of(row: LabelRow) -> Question:
+    """Build the ledger's question from a complete row."""
+    prompt = Prompt(row["prompt_id"], row["prompt"], checked_turns(row["messages"]))
+    texts = [row["response_first"], *([] if row["response_second"] is None else [row["response_second"]])]
+    return Question(row["labeler"], "", prompt, tuple(map(Response, texts)), row["stamp"], row["fingerprint"])
+
+
+def check_types(row: LabelRow) -> None:
+    """Check every field but the answer.
+
+    Raises:
+        ValueError: One has the wrong type.
+    """
+    for name in TEXTS:
+        if not isinstance(row[name], str):
+            raise ValueError(f"{name} must be a text, found {row[name]!r}")
+    if not isinstance(row["response_second"], str | None):
+        raise ValueError(f"response_second must be a text, found {row['response_second']!r}")
+    if row["purpose"] not in ("train", "evaluate"):
+        raise ValueError(f"purpose must be train or evaluate, found {row['purpose']!r}")
+    for name in ("cost", "time"):
+        if not is_number(row[name]) or row[name] < 0:
+            raise ValueError(f"{name} must be a number, 0 or more, found {row[name]!r}")
+    if type(row["judgements"]) is not int or not 1 <= row["judgements"] < 1 << 31:
+        raise ValueError(f"judgements must be a whole number, 1 or more, found {row['judgements']!r}")
+
+
+def check_answer(row: LabelRow) -> None:
+    """Check that one response has a score, or two have a verdict.
+
+    Raises:
+        ValueError: They have not.
+    """
+    if row["response_second"] is None:
+        if row["verdict"] is not None or not is_number(row["score"]):
+            found = row["score"] if row["verdict"] is None else row["verdict"]
+            raise ValueError(f"one response needs a score that is a finite number, found {found!r}")
+    elif row["score"] is not None or row["verdict"] not in MIRRORED:
+        found = row["verdict"] if row["score"] is None else row["score"]
+        raise ValueError(f"two responses need a verdict, one of {', '.join(MIRRORED)}, found {found!r}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number that a float can hold."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def checked_turns(messages: Any) -> tuple[Message, ...]:
+    """Convert the messages of a conversation.
+
+    Raises:
+        ValueError: One has no role or no content.
+    """
+    if not isinstance(messages, list) or not all(
+        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in messages
+    ):
+        raise ValueError("messages must be a list of objects with a role and a content")
+    return tuple(Message(turn["role"], turn["content"]) for turn in messages)
