@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from choosy.labeling.nested import NestedLabelers, nested_run
-from choosy.labeling.predictor.calibration import sure_from
+from choosy.labeling.predictor.calibration import answer_threshold
 from choosy.labeling.predictor.preference_model import Preference, PreferenceModel
 from choosy.labeling.protocols import Answer, BuyerOf, Labeler, LabelHistory, LabelRecord
 from choosy.models.policy import Policy
@@ -247,7 +247,7 @@ class Predictor:
         gaps = [better - worse for better, worse in zip(ratings[::2], ratings[1::2], strict=True)]
         right = [gap > 0 for gap in gaps]
         self._model, self._trained_on = model, len(preferences)
-        self._sure_from = sure_from([abs(gap) for gap in gaps], right, max_error=self.max_error)
+        self._sure_from = answer_threshold([abs(gap) for gap in gaps], right, max_error=self.max_error)
         sure = [ok for gap, ok in zip(gaps, right, strict=True) if abs(gap) >= self._sure_from]
         log.info(
             "%s: trained on %d preferences; right on %d of %d held out, sure of %d and right on %d of these",
