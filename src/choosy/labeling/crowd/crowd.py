@@ -9,7 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from choosy.labeling.nested import NestedLabelers
 from choosy.labeling.protocols import Answer, BuyerOf, Labeler, LabelHistory
-from choosy.methods.aggregation import Record, learned, learned_from_peers, probability_first, verdict_of
+from choosy.methods.aggregation import (
+    WorkerRecord,
+    likelier_verdict,
+    probability_first,
+    update_from_expert,
+    update_from_peers,
+)
 from choosy.models.policy import Policy
 from choosy.types import Prompt, Response, Verdict, content_id, seed_of
 
@@ -66,7 +72,7 @@ class Crowd:
         self.expert = expert
         self.audit = audit
         self.memory = math.inf if memory is None else memory
-        self.records: dict[str, Record] = {}
+        self.records: dict[str, WorkerRecord] = {}
         self._nested = NestedLabelers({**members, **({"expert": expert} if expert else {})}, budgets)
         self._history: LabelHistory | None = None
         self._run = ""
@@ -126,15 +132,15 @@ class Crowd:
 
     def _answer(self, at: int, votes: Votes, trusted: Verdict | None, charge: tuple[int, float]) -> Answer:
         first = probability_first(votes, self.records)
-        verdict = "invalid" if set(votes.values()) == {"invalid"} else verdict_of(first)
+        verdict = "invalid" if set(votes.values()) == {"invalid"} else likelier_verdict(first)
         raw = json.dumps({"votes": votes, "expert": trusted, "first": round(first, 6)}, ensure_ascii=False)
         return Answer(at, trusted or verdict, raw, charge[1], "expert" if trusted else "", charge[0])
 
     def _learn(self, votes: Mapping[str, Verdict], trusted: Verdict | None) -> None:
         if self.expert is None:
-            self.records = learned_from_peers(self.records, votes, memory=self.memory)
+            self.records = update_from_peers(self.records, votes, memory=self.memory)
         elif trusted in ("first", "second"):
-            self.records = learned(self.records, votes, trusted, memory=self.memory)
+            self.records = update_from_expert(self.records, votes, trusted, memory=self.memory)
 
 
 def _draw(prompt: Prompt, *responses: Response) -> float:
@@ -142,11 +148,11 @@ def _draw(prompt: Prompt, *responses: Response) -> float:
     return seed_of("audit", prompt.text, *sorted(response.text for response in responses)) / 2**63
 
 
-def worth(records: Mapping[str, Record]) -> str:
+def worth(records: Mapping[str, WorkerRecord]) -> str:
     """What the members' votes count, the best first.
 
     Example:
-        >>> worth({"guesser": Record(4, 5), "expert": Record(10, 0)})
+        >>> worth({"guesser": WorkerRecord(4, 5), "expert": WorkerRecord(10, 0)})
         'expert +2.48 (right 10.0, wrong 0.0), guesser +0.00 (right 4.0, wrong 5.0)'
     """
     best_first = sorted(records.items(), key=lambda item: -item[1].weight)
