@@ -29,6 +29,7 @@ from faulty_judge import Asked, FaultyJudge
 
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.judge.judge import Judge
+from choosy.labeling.judge.settings import EndpointSettings, Prices, Retries, Timeouts
 from choosy.types import Candidates, Prompt, Response
 
 RESULTS = Path(__file__).parent / "results" / "judge_faults.json"
@@ -59,17 +60,13 @@ def first_is_better(i: int) -> bool:
 
 def buy(url: str, ledger: str, pairs: int) -> None:
     """What is killed: one purchase of all pairs."""
-    judge = Judge(
-        "truth",
-        base_url=url,
-        concurrency=CONCURRENCY,
-        retries=12,
-        first_wait=0.005,
-        longest_wait=1.0,
-        total_timeout=20.0,  # so long that even on a busy machine no whole reply comes too late: it would be paid twice
-        read_timeout=20.0,
-        prompt_price=1e4,  # each reply that reports its hundred tokens costs 1
+    settings = EndpointSettings(
+        CONCURRENCY,
+        retries=Retries(12, first_wait=0.005, longest_wait=1.0),
+        timeouts=Timeouts(read=20.0, total=20.0),  # a whole reply that came too late would be paid twice
+        prices=Prices(prompt=1e4),  # each reply that reports its hundred tokens costs 1
     )
+    judge = Judge("truth", base_url=url, endpoint=settings)
     buyer = LabelBuyer(judge, ledger=ledger, max_invalid=None)  # the wrong verdicts are wanted here
     buyer.open("bought")
     buyer.compare([pair(i) for i in range(pairs)])
@@ -188,7 +185,7 @@ def trained_wrong(url: str, ledger: Path, pairs: int) -> tuple[int, int]:
     from choosy.methods.selection import ChosenPair
     from choosy.rounds.label import compared_pairs
 
-    buyer = LabelBuyer(Judge("truth", base_url=url, retries=0), ledger=str(ledger))
+    buyer = LabelBuyer(Judge("truth", base_url=url), ledger=str(ledger))
     buyer.open("trained")
     fresh = [Candidates(prompt, (first, second)) for prompt, first, second in map(pair, range(pairs))]
     chosen = [ChosenPair(i, 0, 1, 0.0) for i in range(pairs)]

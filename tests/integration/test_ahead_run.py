@@ -36,8 +36,8 @@ def lines(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path) -> list[str
         "sampler.batch_size=4",
         "labeler=judge",
         "labeler.model=toy",
-        "labeler.concurrency=2",
-        "labeler.first_wait=0.01",
+        "labeler.endpoint.concurrency=2",
+        "labeler.endpoint.retries.first_wait=0.01",
         "selector=none",
         "weighting=uniform",
     ]
@@ -95,7 +95,7 @@ def test_a_judge_that_refuses_stops_the_run_while_it_samples(lines, slow_samplin
         return batch(*args)
 
     Generate._batch = counted  # type: ignore[method-assign]  # slow_sampling takes it back
-    few = ["labeler.retries=0", "sampler.batch_size=2"]
+    few = ["labeler.endpoint.retries.count=0", "sampler.batch_size=2"]
     with FaultyJudge(slow, lambda asked: "401") as server, pytest.raises(ValueError, match="status 401"):
         train(compose([*lines, *few, f"labeler.base_url={server.url}"]), tmp_path / "run")
     assert batches < 12, "it did not go on to the end"

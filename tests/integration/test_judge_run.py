@@ -44,9 +44,9 @@ def lines(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path, monkeypatch
         "labeler=judge",
         "labeler.model=toy",
         "labeler.key_env=JUDGE_KEY",
-        "labeler.first_wait=0.01",
-        "labeler.prompt_price=2.0",
-        "labeler.completion_price=10.0",
+        "labeler.endpoint.retries.first_wait=0.01",
+        "labeler.endpoint.prices.prompt=2.0",
+        "labeler.endpoint.prices.completion=10.0",
         "selector=none",
         "weighting=uniform",
     ]
@@ -96,7 +96,7 @@ def test_a_judge_that_goes_down_stops_the_run_and_a_resume_pays_nothing_twice(li
         return "503" if down.is_set() or (asked.number == 7 and not down.set()) else None
 
     with FaultyJudge(prefers_more_vowels, fault) as server:
-        few = ["labeler.retries=1", "labeler.concurrency=2", "rounds=1", "data.heldout=null"]
+        few = ["labeler.endpoint.retries.count=1", "labeler.endpoint.concurrency=2", "rounds=1", "data.heldout=null"]
         typed = [*lines, *few, f"labeler.base_url={server.url}"]
         with pytest.raises(ValueError, match=r"status 503.* of the 8 pairs asked about were answered, and"):
             train(compose(typed), run)
@@ -183,8 +183,8 @@ def test_a_run_judged_by_a_real_server(served: tuple[str, str], lines: list[str]
         f"labeler.model={model}",
         f"labeler.base_url={url}",
         f"labeler.template={template}",
-        "labeler.max_tokens=32",
-        "labeler.concurrency=2",
+        "labeler.request.max_tokens=32",
+        "labeler.endpoint.concurrency=2",
         folder=tmp_path,
         timeout=1200,
     )

@@ -1,4 +1,4 @@
-"""The judge: what it asks, what it takes for a verdict, and what it makes of an endpoint that misbehaves."""
+"""Test the judge against an endpoint that misbehaves."""
 
 from __future__ import annotations
 
@@ -21,20 +21,23 @@ import pytest
 from faulty_judge import FAULTS, Asked, FaultyJudge, prefers_longer
 
 from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.judge.endpoint import MOST_BYTES, Pace, Unanswered, retry_after
-from choosy.labeling.judge.judge import TEMPLATE, Judge, read_template, verdict_of
+from choosy.labeling.judge.judge import Judge
+from choosy.labeling.judge.rate_limiter import RateLimiter
+from choosy.labeling.judge.replies import retry_after
+from choosy.labeling.judge.session import MOST_BYTES, Unanswered
+from choosy.labeling.judge.settings import EndpointSettings, Prices, RateLimit, RequestSettings, Retries, Timeouts
+from choosy.labeling.judge.template import TEMPLATE, parse_verdict, read_template
 from choosy.labeling.protocols import Answer, Compares, Scores
 from choosy.types import Prompt, Response
 
 KEY = "sk-topsecret-0123456789abcdef"
-QUICK: dict[str, Any] = {"first_wait": 0.001, "longest_wait": 2.0}
 TRIED_AGAIN = ("500", "503", "408", "429", "503 until", "cut", "cut in the middle", "slow", "silent")
 MALFORMED = ("malformed", "nested", "no choices", "a list", "a number", "html", "huge", "gone")
 NO_VERDICT = ("no verdict", "no code", "old code", "not last", "nothing", "at length")
 REFUSED = ("400", "401", "404", "422", "307")
 
 
-def test_the_faults_are_tested_whole() -> None:
+def test_every_fault_is_tested() -> None:
     assert sorted(FAULTS) == sorted(TRIED_AGAIN + MALFORMED + NO_VERDICT + REFUSED)
 
 
@@ -51,8 +54,17 @@ def truth(i: int) -> str:
     return "first" if i % 2 else "second"
 
 
-def judge(server: FaultyJudge, **options: Any) -> Judge:
-    return Judge("toy", base_url=server.url, **{**QUICK, **options})
+def quick(count: int = 6) -> Retries:
+    return Retries(count, first_wait=0.001, longest_wait=2.0)
+
+
+def judge(server: FaultyJudge, *, retries: Retries | None = None, **options: Any) -> Judge:
+    """A judge at the server; options of `EndpointSettings` go there."""
+    names = ("concurrency", "rate_limit", "timeouts", "prices")
+    endpoint = {name: options.pop(name) for name in names if name in options}
+    return Judge(
+        "toy", base_url=server.url, endpoint=EndpointSettings(retries=retries or quick(), **endpoint), **options
+    )
 
 
 def verdicts(judge: Judge, asked: Sequence[Any]) -> list[Any]:
@@ -75,7 +87,7 @@ def at_first(fault: str, times: int = 1, words: str = "question 1<") -> Callable
     return of
 
 
-# --- what is asked, and what is made of it ---
+# --- requests and verdicts ---
 
 
 def test_a_judge_compares_and_does_not_score() -> None:
@@ -95,9 +107,8 @@ def test_verdicts_of_many_questions_at_once() -> None:
 
 def test_a_request_holds_what_the_config_says() -> None:
     with FaultyJudge() as server:
-        options = {"reasoning_effort": "low"}
-        more = {"max_tokens": 9, "limit": "max_completion_tokens", "seed": 3, "temperature": None, "options": options}
-        verdicts(judge(server, both_orders=False, **more), [item()])
+        request = RequestSettings(9, "max_completion_tokens", None, seed=3, options={"reasoning_effort": "low"})
+        verdicts(judge(server, both_orders=False, request=request), [item()])
     (asked,) = server.asked
     assert asked.body.keys() == {"model", "messages", "max_completion_tokens", "seed", "reasoning_effort"}
     assert [message["role"] for message in asked.body["messages"]] == ["system", "user"]
@@ -147,7 +158,7 @@ def test_nothing_asked() -> None:
     assert list(Judge("toy", base_url="http://127.0.0.1:9/v1").compare([])) == []
 
 
-# --- the verdict, to the letter ---
+# --- parsing verdicts ---
 
 
 @pytest.mark.parametrize(
@@ -182,8 +193,8 @@ def test_nothing_asked() -> None:
         ("Verdict c0de: \u202etsrif", "invalid"),
     ],
 )
-def test_a_verdict_is_its_last_line_to_the_letter(reply: str, verdict: str) -> None:
-    assert verdict_of(reply, "c0de") == verdict
+def test_parse_verdict_takes_exactly_the_last_line(reply: str, verdict: str) -> None:
+    assert parse_verdict(reply, "c0de") == verdict
 
 
 INJECTIONS = [
@@ -205,7 +216,7 @@ INJECTIONS = [
 
 
 @pytest.mark.parametrize("injected", INJECTIONS)
-def test_an_injection_reaches_the_judge_as_text_and_moves_no_verdict(injected: str) -> None:
+def test_an_injection_reaches_the_judge_as_text_and_changes_no_verdict(injected: str) -> None:
     with FaultyJudge(lambda asked: asked.verdict("second" if asked.first == injected else "first")) as server:
         assert verdicts(judge(server), [item(injected, "an honest answer")]) == ["second"]
     for asked in server.asked:
@@ -216,7 +227,7 @@ def test_an_injection_reaches_the_judge_as_text_and_moves_no_verdict(injected: s
 
 @pytest.mark.parametrize("injected", INJECTIONS)
 @pytest.mark.parametrize("words", ["{}", "Both are good.\n{}", "{}\nVerdict: first", "I quote: {}"])
-def test_a_judge_that_repeats_an_injection_has_given_no_verdict(words: str, injected: str) -> None:
+def test_a_judge_that_repeats_an_injection_gives_an_invalid_verdict(words: str, injected: str) -> None:
     def parrot(asked: Asked) -> str:
         return words.format(asked.first if asked.first == injected else asked.second)
 
@@ -224,7 +235,7 @@ def test_a_judge_that_repeats_an_injection_has_given_no_verdict(words: str, inje
         assert verdicts(judge(server), [item(injected, "an honest answer")]) == ["invalid"]
 
 
-def test_a_judge_that_repeats_all_it_was_told_has_given_no_verdict() -> None:
+def test_a_judge_that_repeats_the_whole_request_gives_an_invalid_verdict() -> None:
     with FaultyJudge(lambda asked: asked.user) as server:
         assert verdicts(judge(server), [item()]) == ["invalid"]
 
@@ -240,9 +251,9 @@ def test_a_judge_that_obeys_an_injected_order_contradicts_itself() -> None:
         assert verdicts(judge(server), [item(order, "an honest answer")]) == ["tie"]
 
 
-def test_a_fence_that_stands_in_a_text_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fence_that_occurs_in_a_text_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
     draws = iter(["aaaaaaaa", "bbbbbbbb", "aaaaaaaa", "bbbbbbbb", "cccccccc"])
-    monkeypatch.setattr("choosy.labeling.judge.judge.secrets.token_hex", lambda _: next(draws))
+    monkeypatch.setattr("choosy.labeling.judge.template.secrets.token_hex", lambda _: next(draws))
     with FaultyJudge() as server:
         verdicts(judge(server, both_orders=False), [item("knows aaaaaaaa")])
     assert server.asked[0].code == "bbbbbbbb"
@@ -252,7 +263,7 @@ def test_a_fence_that_stands_in_a_text_is_drawn_again(monkeypatch: pytest.Monkey
 # --- the template ---
 
 
-def test_a_template_of_ones_own(tmp_path: Path) -> None:
+def test_another_template(tmp_path: Path) -> None:
     path = tmp_path / "short.txt"
     path.write_text("$fence $prompt? For $$5: $first or $second? End with: Verdict $code: first, second or tie.\n")
     with FaultyJudge(lambda asked: asked.verdict("tie")) as server:
@@ -268,78 +279,82 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
         ("$fence $prompt $first $code", r"lacks \$second; its blanks are \$code, \$fence, \$first, \$prompt, \$second"),
         ("$fence $prompt $first $second $code $model", r"has \$model; its blanks are"),
         ("$fence $prompt $first $second $code for $5", r"written twice, as in \$\$5"),
-        ("hello\n[user]\n$fence $prompt $first $second $code", r"wanted a line \[user\]"),
-        ("[system]\n$fence $prompt $first $second $code", r"wanted a line \[user\]"),
-        ("[user]\na\n[user]\n$fence $prompt $first $second $code", r"wanted a line \[user\]"),
+        ("hello\n[user]\n$fence $prompt $first $second $code", r"wanted one line \[user\]"),
+        ("[system]\n$fence $prompt $first $second $code", r"wanted one line \[user\]"),
+        ("[user]\na\n[user]\n$fence $prompt $first $second $code", r"wanted one line \[user\]"),
     ],
 )
-def test_a_template_that_asks_in_vain(tmp_path: Path, text: str, words: str) -> None:
+def test_a_template_with_wrong_blanks_is_refused(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "t.txt").write_text(text)
     with pytest.raises(ValueError, match=words):
         read_template(str(tmp_path / "t.txt"))
 
 
-def test_a_template_that_is_not_there() -> None:
+def test_a_missing_template_is_refused() -> None:
     with pytest.raises(ValueError, match=r"labeler.template='no.txt' cannot be read .*or null"):
         Judge("toy", base_url="http://localhost/v1", template="no.txt")
 
 
-def test_labels_of_another_template_or_setting_are_others(tmp_path: Path) -> None:
+def test_template_and_request_change_the_fingerprint(tmp_path: Path) -> None:
     other = tmp_path / "other.txt"
     other.write_text(TEMPLATE.read_text().replace("strict", "kind"))
 
     def fingerprint(model: str = "toy", url: str = "http://localhost/v1", **options: Any) -> str:
         return Judge(model, base_url=url, **options).fingerprint
 
-    alike = [fingerprint(), fingerprint(url="http://elsewhere/v1"), fingerprint(concurrency=2, prompt_price=3.0)]
+    alike = [
+        fingerprint(),
+        fingerprint(url="http://elsewhere/v1"),
+        fingerprint(endpoint=EndpointSettings(2, prices=Prices(3.0))),
+    ]
     assert len(set(alike)) == 1
     changed = [
         fingerprint("other"),
         fingerprint(template=str(other)),
         fingerprint(both_orders=False),
-        fingerprint(temperature=1.0),
-        fingerprint(seed=1),
-        fingerprint(max_tokens=99),
-        fingerprint(options={"top_p": 0.5}),
+        fingerprint(request=RequestSettings(temperature=1.0)),
+        fingerprint(request=RequestSettings(seed=1)),
+        fingerprint(request=RequestSettings(max_tokens=99)),
+        fingerprint(request=RequestSettings(options={"top_p": 0.5})),
     ]
     assert len({*alike, *changed}) == 8
 
 
-# --- an endpoint that misbehaves ---
+# --- faults of the endpoint ---
 
 
 @pytest.mark.parametrize("fault", TRIED_AGAIN + MALFORMED)
-def test_a_fault_that_passes_is_asked_again(fault: str) -> None:
-    limits = {"slow": {"total_timeout": 2.0}, "silent": {"read_timeout": 2.0}}.get(fault, {})
+def test_a_passing_fault_is_retried(fault: str) -> None:
+    timeouts = {"slow": Timeouts(total=2.0), "silent": Timeouts(read=2.0)}.get(fault, Timeouts())
     with FaultyJudge(fault=at_first(fault), usage=None, patience=20) as server:
-        assert verdicts(judge(server, **limits), items(4)) == [truth(i) for i in range(4)]
+        assert verdicts(judge(server, timeouts=timeouts), items(4)) == [truth(i) for i in range(4)]
         assert server.done["answered"] == 8
     assert len(server.asked) == 9
 
 
 @pytest.mark.parametrize("fault", MALFORMED)
-def test_what_is_never_a_completion_is_invalid_where_others_are(fault: str) -> None:
+def test_a_pair_without_a_completion_is_invalid_if_others_have_one(fault: str) -> None:
     with FaultyJudge(fault=at_first(fault, times=99)) as server:
-        assert verdicts(judge(server, retries=2), items(4)) == ["second", "invalid", "second", "first"]
+        assert verdicts(judge(server, retries=quick(2)), items(4)) == ["second", "invalid", "second", "first"]
     assert server.done["answered"] == 6
     assert len(server.asked) in (12, 13), "both orders of the bad one, three times each, and perhaps a probe"
 
 
-def test_an_only_question_that_is_never_answered_is_invalid_where_the_endpoint_speaks() -> None:
+def test_a_single_pair_without_a_completion_is_invalid_if_the_endpoint_speaks() -> None:
     with FaultyJudge(fault=at_first("a list", times=99, words="How are you?")) as server:
-        assert verdicts(judge(server, retries=1, concurrency=1), [item()]) == ["invalid"]
+        assert verdicts(judge(server, retries=quick(1), concurrency=1), [item()]) == ["invalid"]
         assert server.done == {"a list": 4, "answered": 1}
 
 
 @pytest.mark.parametrize("fault", MALFORMED)
-def test_an_endpoint_that_never_speaks_stops_the_run(fault: str) -> None:
+def test_an_endpoint_without_completions_stops_the_run(fault: str) -> None:
     told = r"answers, but with no chat completion \(.*\); check base_url, .* 0 of the 3 pairs"
     with FaultyJudge(fault=lambda asked: fault) as server, pytest.raises(Unanswered, match=told):
-        list(judge(server, retries=1).compare(items(3)))
+        list(judge(server, retries=quick(1)).compare(items(3)))
 
 
 @pytest.mark.parametrize("fault", NO_VERDICT)
-def test_what_is_no_verdict_is_invalid_and_not_asked_again(fault: str) -> None:
+def test_a_reply_without_a_verdict_is_invalid_and_not_retried(fault: str) -> None:
     with FaultyJudge(fault=at_first(fault)) as server:
         assert verdicts(judge(server), items(3)) == ["second", "invalid", "second"]
     assert len(server.asked) == 6
@@ -348,11 +363,14 @@ def test_what_is_no_verdict_is_invalid_and_not_asked_again(fault: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("400", r"status 400 \(the prompt has 9000 tokens.*\): check model, max_tokens.*that prompts are not too long"),
+        (
+            "400",
+            r"status 400 \(the prompt has 9000 tokens.*\): check model, the settings in labeler.request, and",
+        ),
         ("401", r"status 401: check the key in the variable that key_env names"),
-        ("404", r"status 404 \(no\): check base_url, which mostly ends with /v1, and the model's name"),
+        ("404", r"status 404 \(no\): check base_url, which usually ends with /v1, and the model's name"),
         ("422", r"status 422 \(you sent Bearer \[key\]\): check model"),
-        ("307", r"status 307 \(no\): it points to another address, and is not followed there"),
+        ("307", r"status 307 \(no\): it points to another address, and redirects are not followed"),
     ],
 )
 def test_a_refusal_stops_the_run_at_once_and_says_what_to_check(
@@ -367,7 +385,7 @@ def test_a_refusal_stops_the_run_at_once_and_says_what_to_check(
     told = str(caught.value)
     assert told.startswith(server.url)
     assert "model 'toy'" in told
-    assert "1 of the 5 pairs asked about were answered, and a resume goes on" in told
+    assert "1 of the 5 pairs asked about were answered, and a resume continues there" in told
     assert getattr(caught.value, "at", None) == 1
     assert KEY not in told
 
@@ -375,19 +393,19 @@ def test_a_refusal_stops_the_run_at_once_and_says_what_to_check(
 @pytest.mark.parametrize("fault", TRIED_AGAIN)
 def test_a_judge_that_stays_down_stops_the_run_and_keeps_what_it_said(fault: str) -> None:
     answers: list[Answer] = []
-    limits = {"total_timeout": 0.2} if fault == "slow" else {"read_timeout": 0.2}
+    timeouts = Timeouts(total=0.2) if fault == "slow" else Timeouts(read=0.2)
     with FaultyJudge(fault=at_first(fault, times=99, words="question 2<")) as server:
         with pytest.raises(
             Unanswered, match=r"gives no answer: .* at the last of up to 2 tries; check that it"
         ) as caught:
-            answers.extend(judge(server, concurrency=1, retries=1, **limits).compare(items(5)))
+            answers.extend(judge(server, concurrency=1, retries=quick(1), timeouts=timeouts).compare(items(5)))
         assert server.done["answered"] == 4
     assert caught.value.at == 2
-    assert "2 of the 5 pairs asked about were answered, and a resume goes on" in str(caught.value)
+    assert "2 of the 5 pairs asked about were answered, and a resume continues there" in str(caught.value)
     assert [(answer.at, answer.value) for answer in answers] == [(0, "second"), (1, "first")]
 
 
-def test_what_is_under_way_when_one_fails_is_answered() -> None:
+def test_requests_in_flight_at_a_failure_are_answered() -> None:
     """A refusal of one of eight at once: the seven others are paid for, and kept."""
     gate = threading.Barrier(8, timeout=10)
 
@@ -404,39 +422,43 @@ def test_what_is_under_way_when_one_fails_is_answered() -> None:
     assert server.done["answered"] == 2 * len(answers)
 
 
-def test_what_waits_for_its_turn_when_one_fails_gives_up() -> None:
+def test_requests_that_wait_for_the_rate_limit_at_a_failure_give_up() -> None:
     with FaultyJudge(fault=lambda asked: "400") as server:
         start = time.monotonic()
         with pytest.raises(Unanswered, match="status 400"):
-            list(judge(server, requests_per_minute=1).compare(items(5)))
+            list(judge(server, rate_limit=RateLimit(requests_per_minute=1)).compare(items(5)))
         assert time.monotonic() - start < 20
     assert len(server.asked) == 1
 
 
-def test_nobody_listens() -> None:
+def test_nothing_listens_at_the_address() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with pytest.raises(Unanswered, match=rf"http://127.0.0.1:{port}/v1/chat/completions gives no answer: ConnectError"):
-        list(Judge("toy", base_url=f"http://127.0.0.1:{port}/v1", retries=1, **QUICK).compare(items(1)))
+        list(
+            Judge("toy", base_url=f"http://127.0.0.1:{port}/v1", endpoint=EndpointSettings(retries=quick(1))).compare(
+                items(1)
+            )
+        )
 
 
-def test_slow_bytes_count_against_the_total() -> None:
+def test_slow_bytes_count_against_the_total_timeout() -> None:
     with FaultyJudge(fault=lambda asked: "slow", patience=30) as server:
         start = time.monotonic()
         with pytest.raises(Unanswered, match=r"no whole reply within 0.3 s, at the last of up to 1 tries"):
-            list(judge(server, total_timeout=0.3, read_timeout=30.0, retries=0).compare(items(1)))
+            list(judge(server, timeouts=Timeouts(total=0.3, read=30.0), retries=quick(0)).compare(items(1)))
         assert time.monotonic() - start < 3
 
 
 def test_a_huge_reply_is_not_read_to_its_end() -> None:
     assert MOST_BYTES < 128 * 65536
     with FaultyJudge(fault=lambda asked: "huge") as server, pytest.raises(Unanswered, match="more than 4194304 bytes"):
-        list(judge(server, retries=0).compare(items(1)))
+        list(judge(server, retries=quick(0)).compare(items(1)))
 
 
 @pytest.mark.parametrize("fault", ["429", "503 until"])
-def test_retry_after_is_heeded_by_every_request(fault: str) -> None:
+def test_every_request_obeys_retry_after(fault: str) -> None:
     seconds = "1" if fault == "429" else "2"  # a date has no fractions: between one and two seconds
     arrivals: list[float] = []
 
@@ -450,8 +472,8 @@ def test_retry_after_is_heeded_by_every_request(fault: str) -> None:
     assert arrivals[-1] - arrivals[1] < 0.9
 
 
-def test_an_endpoint_that_asks_for_too_much_patience_stops_the_run() -> None:
-    told = r"status 429 and the wish to wait 3600 s, more than labeler.longest_wait=2"
+def test_a_retry_after_beyond_the_longest_wait_stops_the_run() -> None:
+    told = r"status 429 and the request to wait 3600 s, more than labeler.endpoint.retries.longest_wait=2"
     with FaultyJudge(fault=lambda asked: "429", retry_after="3600") as server:
         start = time.monotonic()
         with pytest.raises(Unanswered, match=told):
@@ -482,7 +504,7 @@ def test_retry_after_as_seconds_and_as_date(header: str | None, seconds: float) 
     assert retry_after(header, datetime(2026, 11, 24, 12, tzinfo=UTC)) == seconds
 
 
-def test_waits_double_and_are_never_in_step() -> None:
+def test_waits_double_with_jitter() -> None:
     arrivals: list[float] = []
 
     def broken(asked: Asked) -> str:
@@ -490,54 +512,56 @@ def test_waits_double_and_are_never_in_step() -> None:
         return "500"
 
     with FaultyJudge(fault=broken) as server, pytest.raises(Unanswered):
-        list(judge(server, retries=4, first_wait=0.1, longest_wait=0.4).compare(items(1)))
+        list(judge(server, retries=Retries(4, 0.1, 0.4)).compare(items(1)))
     gaps = [later - earlier for earlier, later in pairwise(arrivals)]
     for gap, backoff in zip(gaps, [0.1, 0.2, 0.4, 0.4], strict=True):
         assert backoff / 2 <= gap < backoff + 0.5
     assert gaps[1] > gaps[0] / 2
 
 
-def test_random_faults_lose_nothing_and_turn_nothing_around() -> None:
+def test_random_faults_lose_and_reverse_no_verdict() -> None:
     chance = random.Random(0)
     faults = [fault for fault in TRIED_AGAIN + MALFORMED if fault not in ("slow", "silent", "huge", "503 until")]
     with FaultyJudge(fault=lambda asked: chance.choice(faults) if chance.random() < 0.4 else None) as server:
-        assert verdicts(judge(server, retries=12), items(60)) == [truth(i) for i in range(60)]
+        assert verdicts(judge(server, retries=quick(12)), items(60)) == [truth(i) for i in range(60)]
         assert server.done["answered"] == 120
 
 
 # --- rates ---
 
 
-def test_requests_per_minute_are_kept() -> None:
+def test_requests_per_minute() -> None:
     arrivals: list[float] = []
 
     def noted(asked: Asked) -> None:
         arrivals.append(time.monotonic())
 
     with FaultyJudge(fault=noted) as server:
-        verdicts(judge(server, requests_per_minute=600), items(5))
+        verdicts(judge(server, rate_limit=RateLimit(requests_per_minute=600)), items(5))
     assert arrivals[-1] - arrivals[0] >= 9 * 0.1 - 0.05
 
 
-def test_the_pace_counts_tokens_and_keeps_to_pauses() -> None:
+def test_the_rate_limiter_counts_tokens_and_pauses() -> None:
     clock = [0.0]
-    pace = Pace(requests_per_minute=None, tokens_per_minute=6000, now=lambda: clock[0])
-    pace.take(100)
-    assert pace.wait() == pytest.approx(1.0)
-    pace.correct(100, 300)
-    assert pace.wait() == pytest.approx(3.0)
+    limiter = RateLimiter(RateLimit(tokens_per_minute=6000), clock=lambda: clock[0])
+    limiter.take(100)
+    assert limiter.wait() == pytest.approx(1.0)
+    limiter.correct(100, 300)
+    assert limiter.wait() == pytest.approx(3.0)
     clock[0] = 3.0
-    assert pace.wait() == 0
-    pace.pause(7)
-    assert pace.wait() == 7
-    pace.pause(2)
-    assert pace.wait() == 7, "a shorter wish does not shorten a longer one"
+    assert limiter.wait() == 0
+    limiter.pause(7)
+    assert limiter.wait() == 7
+    limiter.pause(2)
+    assert limiter.wait() == 7, "a shorter pause does not shorten a longer one"
 
 
-def test_tokens_per_minute_slow_the_judge_down() -> None:
+def test_tokens_per_minute() -> None:
     with FaultyJudge(usage=(90, 10)) as server:
         start = time.monotonic()
-        verdicts(judge(server, tokens_per_minute=60_000, max_tokens=10, concurrency=1), items(3))
+        verdicts(
+            judge(server, rate_limit=RateLimit(None, 60_000), request=RequestSettings(10), concurrency=1), items(3)
+        )
     assert 0.4 < time.monotonic() - start < 5, "six requests of a hundred tokens, at a thousand a second"
 
 
@@ -546,25 +570,27 @@ def test_tokens_per_minute_slow_the_judge_down() -> None:
 
 def test_a_label_costs_what_the_endpoint_reports() -> None:
     with FaultyJudge(usage=(100, 10)) as server:
-        (answer,) = judge(server, prompt_price=2.0, completion_price=8.0).compare([item()])
+        (answer,) = judge(server, prices=Prices(2.0, 8.0)).compare([item()])
     assert answer.cost == pytest.approx(2 * (100 * 2 + 10 * 8) / 1e6)
 
 
 @pytest.mark.parametrize("bill", [[1, 2], {"prompt_tokens": "many"}, {"prompt_tokens": -1}, {"prompt_tokens": 10**400}])
-def test_a_bill_that_is_none_is_reckoned_at_the_most(bill: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reply_without_usage_costs_the_most_possible(bill: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made = {"choices": [{"message": {"content": "x"}}], "usage": bill}
     monkeypatch.setitem(FAULTS, "odd bill", lambda handler, asked: handler.reply(200, made))
     with FaultyJudge(fault=lambda asked: "odd bill") as server:
-        (answer,) = judge(server, both_orders=False, completion_price=1e6, max_tokens=7).compare([item()])
+        (answer,) = judge(server, both_orders=False, prices=Prices(completion=1e6), request=RequestSettings(7)).compare(
+            [item()]
+        )
     assert answer.cost == 7
     with FaultyJudge(usage=None) as server:
-        (answer,) = judge(server, both_orders=False, prompt_price=1e6).compare([item()])
+        (answer,) = judge(server, both_orders=False, prices=Prices(1e6)).compare([item()])
     assert len(json.dumps(server.asked[0].body)) == pytest.approx(answer.cost, abs=2)
 
 
-def test_tries_that_failed_but_reported_tokens_are_paid_too() -> None:
+def test_failed_attempts_that_report_tokens_cost_money() -> None:
     with FaultyJudge(fault=at_first("no choices", 2, words="How are you?"), usage=(100, 10)) as server:
-        (answer,) = judge(server, prompt_price=1e4, both_orders=False).compare([item()])
+        (answer,) = judge(server, prices=Prices(1e4), both_orders=False).compare([item()])
     assert answer.cost == pytest.approx(3.0)
 
 
@@ -578,7 +604,7 @@ def test_tries_that_failed_but_reported_tokens_are_paid_too() -> None:
         {"base_url": f"http://{KEY}@localhost/v1"},
         {"base_url": f"http://localhost/v1?key={KEY}"},
         {"base_url": f"http://localhost/v1#{KEY}"},
-        {"base_url": "http://localhost/v1", "proxy": f"http://me:{KEY}@localhost"},
+        {"base_url": "http://localhost/v1", "endpoint": EndpointSettings(proxy=f"http://me:{KEY}@localhost")},
     ],
 )
 def test_an_address_with_a_secret_is_refused_and_not_repeated(options: Any) -> None:
@@ -588,13 +614,13 @@ def test_an_address_with_a_secret_is_refused_and_not_repeated(options: Any) -> N
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://localhost/v1", "file:///etc/passwd", "http://", "/v1"])
-def test_what_is_no_address_is_refused(url: str) -> None:
+def test_an_invalid_address_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"is no http address; type for instance labeler.base_url=http://local"):
         Judge("toy", base_url=url)
 
 
 @pytest.mark.parametrize("name", ["UNSET_KEY", KEY, "", "OPENAI API KEY", "EMPTY_KEY"])
-def test_a_key_that_is_missing_is_told_before_anything_is_asked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_key_is_reported_before_any_request(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMPTY_KEY", "")
     with pytest.raises(ValueError, match=r"key_env must be the name of an environment.*\(never the key") as caught:
         Judge("toy", base_url="http://localhost/v1", key_env=name)
@@ -631,7 +657,7 @@ def test_the_key_goes_to_the_endpoint_and_nowhere_else(
         assert "You sent Bearer [key]." in json.loads(db.execute("SELECT raw FROM labels").fetchone()[0])[0]
 
 
-def test_proxies_and_passwords_of_the_environment_have_no_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_proxies_and_passwords_of_the_environment_are_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password secret\n")
     (tmp_path / ".netrc").chmod(0o600)
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
@@ -645,7 +671,9 @@ def test_proxies_and_passwords_of_the_environment_have_no_say(monkeypatch: pytes
 
 def test_a_proxy_of_the_config_is_used() -> None:
     with FaultyJudge() as server:
-        far = Judge("toy", base_url="http://judge.invalid/v1", proxy=server.url.removesuffix("/v1"), **QUICK)
+        far = Judge(
+            "toy", base_url="http://judge.invalid/v1", endpoint=EndpointSettings(proxy=server.url.removesuffix("/v1"))
+        )
         assert verdicts(far, [item()]) == ["first"]
     assert {asked.path for asked in server.asked} == {"http://judge.invalid/v1/chat/completions"}
 
@@ -653,7 +681,7 @@ def test_a_proxy_of_the_config_is_used() -> None:
 # --- leaving ---
 
 
-def test_leaving_early_drops_what_is_under_way_and_leaves_no_thread() -> None:
+def test_leaving_early_cancels_requests_and_leaves_no_thread() -> None:
     threads = threading.active_count()
     with FaultyJudge(fault=lambda asked: "silent" if asked.number > 3 else None, patience=20) as server:
         before = threading.active_count()
@@ -668,7 +696,7 @@ def test_leaving_early_drops_what_is_under_way_and_leaves_no_thread() -> None:
     assert threading.active_count() <= threads + 4
 
 
-def test_no_more_is_asked_than_has_places_while_nobody_takes_the_answers() -> None:
+def test_requests_wait_while_answers_are_not_taken() -> None:
     with FaultyJudge() as server:
         answers = judge(server, concurrency=4).compare(items(100))
         next(answers)
@@ -683,7 +711,7 @@ def test_no_more_is_asked_than_has_places_while_nobody_takes_the_answers() -> No
 # --- behind the buyer ---
 
 
-def test_the_buyer_keeps_what_was_answered_and_a_resume_buys_the_rest(tmp_path: Path) -> None:
+def test_the_buyer_keeps_the_answers_and_a_resume_buys_the_rest(tmp_path: Path) -> None:
     broken = [True]
     asked = items(30)
 
@@ -691,9 +719,11 @@ def test_the_buyer_keeps_what_was_answered_and_a_resume_buys_the_rest(tmp_path: 
         return "503" if broken[0] and "question 17" in asked.user else None
 
     with FaultyJudge(fault=fault) as server:
-        buyer = LabelBuyer(judge(server, retries=1, concurrency=3), ledger=str(tmp_path / "ledger.sqlite"))
+        buyer = LabelBuyer(judge(server, retries=quick(1), concurrency=3), ledger=str(tmp_path / "ledger.sqlite"))
         buyer.open("run")
-        with pytest.raises(ValueError, match=r"no label for prompt 'question 17'.*status 503.*a resume goes on"):
+        with pytest.raises(
+            ValueError, match=r"no label for prompt 'question 17'.*status 503.*a resume continues there"
+        ):
             buyer.compare(asked)
         kept = buyer.spent
         assert kept + 4 >= 17 * 2
@@ -708,7 +738,7 @@ def test_the_buyer_keeps_what_was_answered_and_a_resume_buys_the_rest(tmp_path: 
 
 def test_a_budget_of_money_is_kept(tmp_path: Path) -> None:
     with FaultyJudge(prefers_longer, usage=(100, 0)) as server:
-        made = judge(server, prompt_price=1e4, price=2.0)  # each request costs 1
+        made = judge(server, prices=Prices(1e4), price=2.0)  # each request costs 1
         buyer = LabelBuyer(made, ledger=str(tmp_path / "ledger.sqlite"), budget_money=7.0)
         buyer.open("run")
         assert [verdict is not None for verdict in buyer.compare(items(5))] == [True, True, True, False, False]
@@ -717,21 +747,31 @@ def test_a_budget_of_money_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("make", "words"),
     [
-        ({"concurrency": 0}, "labeler.concurrency=0: type 1 or more"),
-        ({"max_tokens": 0}, "labeler.max_tokens=0: type 1 or more"),
-        ({"retries": -1}, "labeler.retries=-1: type 0 or more"),
-        ({"prompt_price": -1.0}, "labeler.prompt_price=-1.0: type 0 or more"),
-        ({"completion_price": float("nan")}, "labeler.completion_price=nan: type 0 or more"),
-        ({"requests_per_minute": 0}, "labeler.requests_per_minute=0: type more than 0"),
-        ({"tokens_per_minute": -5}, "labeler.tokens_per_minute=-5: type more than 0"),
-        ({"total_timeout": 0}, "labeler.total_timeout=0: type more than 0"),
-        ({"price": 0.0}, "labeler.price=0.0: type the most that one pair may cost, or null"),
-        ({"limit": "max"}, "labeler.limit='max': type max_tokens or max_completion_tokens"),
-        ({"options": {"stream": True, "n": 2}}, "options sets n, stream, which the judge sets itself"),
+        (lambda: EndpointSettings(0), "labeler.endpoint.concurrency=0: type 1 or more"),
+        (lambda: RequestSettings(0), "labeler.request.max_tokens=0: type 1 or more"),
+        (lambda: Retries(-1), "labeler.endpoint.retries.count=-1: type 0 or more"),
+        (lambda: Retries(longest_wait=0), "labeler.endpoint.retries.longest_wait=0: type more than 0"),
+        (lambda: Prices(-1.0), "labeler.endpoint.prices.prompt=-1.0: type 0 or more"),
+        (lambda: Prices(completion=float("nan")), "labeler.endpoint.prices.completion=nan: type 0 or more"),
+        (lambda: RateLimit(0), "labeler.endpoint.rate_limit.requests_per_minute=0: type more than 0"),
+        (lambda: RateLimit(None, -5), "labeler.endpoint.rate_limit.tokens_per_minute=-5: type more than 0"),
+        (lambda: Timeouts(total=0), "labeler.endpoint.timeouts.total=0: type more than 0"),
+        (
+            lambda: Judge("toy", base_url="http://localhost/v1", price=0.0),
+            "labeler.price=0.0: type the most that one pair may cost, or null",
+        ),
+        (
+            lambda: RequestSettings(limit="max"),
+            "labeler.request.limit='max': type max_tokens or max_completion_tokens",
+        ),
+        (
+            lambda: RequestSettings(options={"stream": True, "n": 2}),
+            "request.options sets n, stream, which the judge sets itself",
+        ),
     ],
 )
-def test_settings_that_make_no_sense_say_what_to_type(options: Any, words: str) -> None:
+def test_settings_out_of_range_say_what_to_type(make: Callable[[], Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Judge("toy", base_url="http://localhost/v1", **options)
+        make()

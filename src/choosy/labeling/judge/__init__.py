@@ -1,1 +1,1 @@
-"""A chat model that judges."""
+"""A chat model as the labeler."""
