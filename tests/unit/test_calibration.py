@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from choosy.labeling.predictor.calibration import error_rate_bound, answer_threshold
+from choosy.labeling.predictor.calibration import answer_threshold, error_rate_bound
 
 
 def test_error_rate_bound_by_hand() -> None:
@@ -36,7 +36,7 @@ def test_error_rate_bound_with_many_answers() -> None:
 
 
 def test_answer_threshold_by_hand() -> None:
-    """Of 80 answers, the 40 with small margins are wrong every other time, the others never: 1 - 0.025^(1/40) = 0.088."""
+    """Of 80 answers, the 40 with small margins are wrong every other time, the rest never: 1 - 0.025^(1/40) = 0.088."""
     margins = [float(n) for n in range(80)]
     correct = [n >= 40 or n % 2 == 0 for n in range(80)]
     assert answer_threshold(margins, correct, max_error=0.1) == 40
@@ -51,7 +51,7 @@ def test_equal_margins_are_treated_alike() -> None:
 
 
 def test_the_error_rate_is_exceeded_at_most_one_time_in_ten() -> None:
-    """Answers are right with a probability that grows with the margin; compare the true error rate above the threshold."""
+    """Answers are right with a probability that grows with the margin; compare the true error rate with the bound."""
     draw = random.Random(0)
     broken = 0
     for _ in range(200):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.human.human import Human
+from choosy.labeling.human.labeler import Human
 from choosy.labeling.noisy import Noisy
 from choosy.labeling.queue import Queue
 from choosy.labeling.vader import Vader
