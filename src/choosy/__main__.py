@@ -76,7 +76,7 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "fit": lambda words: fit(),  # LightningCLI reads the command line itself
     "report": report,
     "index": index,
-    "labels": labels.command,
+    "labels": labels_command,
 }
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.exchange.command import FORMS, Form, Imported, export_labels, import_labels, stats
+from choosy.labeling.exchange.command import FORMS, Form, Imported, export_labels, import_labels, labels_command, stats
 from choosy.labeling.ledger import Ledger
 from choosy.labeling.protocols import Answer, Postponed
 from choosy.types import Candidates, Message, Prompt, Response
@@ -334,11 +334,11 @@ def test_an_unreadable_file_is_refused(empty: Ledger, tmp_path: Path, content: b
 def test_the_command_line(
     full: Ledger, waiting: LabelBuyer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    labels.command(["export", full.path, str(tmp_path / "out.json"), "--form", "argilla"])
-    labels.command(["import", str(tmp_path / "new.sqlite"), str(tmp_path / "out.json")])
-    labels.command(["stats", str(tmp_path / "new.sqlite")])
+    labels_command(["export", full.path, str(tmp_path / "out.json"), "--form", "argilla"])
+    labels_command(["import", str(tmp_path / "new.sqlite"), str(tmp_path / "out.json")])
+    labels_command(["stats", str(tmp_path / "new.sqlite")])
     to = str(tmp_path / "wanted.json")
-    labels.command(["export", waiting.ledger.path, to, "--wanted", "--form", "label-studio"])
+    labels_command(["export", waiting.ledger.path, to, "--wanted", "--form", "label-studio"])
     told = capsys.readouterr().out
     for words in (
         "6 labels in ",
@@ -349,10 +349,10 @@ def test_the_command_line(
     ):
         assert words in told
     with pytest.raises(ValueError, match=r"No ledger nosuch.sqlite; check the path"):
-        labels.command(["stats", "nosuch.sqlite"])
+        labels_command(["stats", "nosuch.sqlite"])
     bad = tmp_path / "bad.jsonl"
     bad.write_text(f"{json.dumps(GOOD)}\nnonsense\n")
-    labels.command(["import", full.path, str(bad), "--skip-bad", "--labeler", "me"])
+    labels_command(["import", full.path, str(bad), "--skip-bad", "--labeler", "me"])
     assert "1 bad rows left out:\n  line 2: not JSON" in capsys.readouterr().out
     assert full.rows("labels")[-1]["labeler"] == "me"
 
