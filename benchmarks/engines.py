@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from common import save
 
-from choosy.data.encode import within_limit
+from choosy.data.encode import Reader
 from choosy.data.formats import read_prompts
 from choosy.models.policy import Lora, Policy
 from choosy.sampling import vllm
@@ -43,7 +43,7 @@ def main() -> None:
 
     policy = moved(told.model, torch.device(told.device))
     prompts = read_prompts("choosy:prompts/train.jsonl", as_chat=True, limit=told.chats)
-    prompts = within_limit(prompts, policy, limit=512, too_long="drop", source="prompts")
+    prompts = Reader().within_limit(prompts, policy, "prompts")
     ids = [policy.encode_prompt(p) for p in prompts]
     engines = {name: e for name, e in built(told.tokens, told.chats).items() if name not in told.skip}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in engines}

@@ -48,7 +48,7 @@ class Certainty(Callback):
                 "reference=previous_round makes the policy its own reference when pairs are chosen, so that certainty "
                 "would draw lots; choose reference=initial, or another pair selector such as selector=dissimilarity."
             )
-        trainer.datamodule.use(pairs=self)
+        trainer.datamodule.run.use(pairs=self)
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
         refs = [[r.logp_ref for r in c.responses] for c in candidates]

@@ -45,7 +45,7 @@ class Dissimilarity(Callback):
         self.centroid = centroid
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        trainer.datamodule.use(pairs=self)
+        trainer.datamodule.run.use(pairs=self)
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
         responses = [r for c in candidates for r in c.responses]

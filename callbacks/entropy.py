@@ -40,7 +40,7 @@ class Entropy(Callback):
         self.warmup_rounds = warmup_rounds
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        trainer.datamodule.use(prompts=self)
+        trainer.datamodule.run.use(prompts=self)
 
     def prompt_utilities(self, prompts: Sequence[Prompt], at: Round) -> list[float]:
         def entropy_of(mine: list[Prompt]) -> list[float]:

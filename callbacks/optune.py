@@ -38,7 +38,7 @@ class OPTune(Callback):
         self.warmup_rounds = warmup_rounds
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        trainer.datamodule.use(prompts=self)
+        trainer.datamodule.run.use(prompts=self)
 
     def prompt_utilities(self, prompts: Sequence[Prompt], at: Round) -> list[float]:
         reward_PN, scored_PN, sampled_P = map(torch.from_numpy, at.pool.rewards([p.id for p in prompts]))

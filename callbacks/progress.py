@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sized
 from contextlib import ExitStack
-from typing import Any, Protocol, cast
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from choosy.reporting.phases import Display, Phases, make_display
-
-
-class Timed(Protocol):
-    """A data module that measures its rounds."""
-
-    phases: Phases
-    pairs_this_round: int
+from choosy.reporting.phases import Display, make_display
+from choosy.rounds.run import Run
 
 
 class Progress(Callback):
-    """Gives the run a display and times its training; the data module times all else that a round does."""
+    """Gives the run a display and times its training; the run itself times everything else that a round does."""
 
     def __init__(self) -> None:
         self._display: Display | None = None
@@ -28,11 +22,11 @@ class Progress(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
-            self._display = _timed(trainer).phases.display = make_display()
+            self._display = run_of(trainer).phases.display = make_display()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        timed = _timed(trainer)
-        self._tick = self._train.enter_context(timed.phases("train", total=timed.pairs_this_round, unit="pairs"))
+        run = run_of(trainer)
+        self._tick = self._train.enter_context(run.phases("train", total=run.pairs_this_round, unit="pairs"))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._tick is None:  # a run resumed in the middle of an epoch gets no on_train_epoch_start
@@ -63,11 +57,7 @@ class Progress(Callback):
             self._display.close()
 
 
-def _timed(trainer: Trainer) -> Timed:
-    data = getattr(trainer, "datamodule", None)
-    if not isinstance(getattr(data, "phases", None), Phases):
-        raise ValueError(
-            "Progress wants a data module with `phases` (choosy.reporting.phases.Phases); "
-            f"found {type(data).__name__}. Use one of data_modules, or do without: ~callbacks.progress"
-        )
-    return cast(Timed, data)
+def run_of(trainer: Any) -> Run:
+    """Return the run that the data module plays."""
+    run: Run = trainer.datamodule.run
+    return run

@@ -28,7 +28,7 @@ class RandomPrompts(Callback):
         self.warmup_rounds = warmup_rounds
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        trainer.datamodule.use(prompts=self)
+        trainer.datamodule.run.use(prompts=self)
 
     def prompt_utilities(self, prompts: Sequence[Prompt], at: Round) -> list[float]:
         return [0.0] * len(prompts)
@@ -52,7 +52,7 @@ class RandomPairs(Callback):
         self.per_prompt = per_prompt
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        trainer.datamodule.use(pairs=self)
+        trainer.datamodule.run.use(pairs=self)
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
         return [[0.0] * len(selection.pair_positions(len(c.responses))) for c in candidates]

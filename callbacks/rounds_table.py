@@ -15,7 +15,7 @@ class RoundsTable(Callback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         run = trainer.datamodule.run
-        run.counts["pairs_trained"] += trainer.datamodule.pairs_this_round
+        run.counts["pairs_trained"] += run.pairs_this_round
         about = run.ranks.on_rank_zero(run.about)
         costs = {
             **labels_metrics(about),

@@ -7,12 +7,10 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from choosy.module import WeightedDPO
 from choosy.parallel.ranks import shard
 from choosy.reporting.metrics import log_at_once
 from choosy.rounds.context import Round
 from choosy.rounds.evaluate import Evaluation, evaluate, read_start, start_file, write_start
-from choosy.rounds.run import Run
 from choosy.rounds.sample import sample_responses
 from choosy.types import Candidates, Prompt
 
@@ -41,7 +39,7 @@ class WinRate(Callback):
         if not prompts:
             return
         if not run.ranks.on_rank_zero(lambda: run.is_there(start_file(run.rounds_folder))):
-            at = self.round(-1, run, pl_module)
+            at = run.at(-1)
             with pl_module.policy.as_start(), run.phases("evaluate", total=len(prompts), unit="start answers") as tick:
                 answers = self.answers(prompts, at, tick)
                 judge = run.labels.evaluator
@@ -57,17 +55,13 @@ class WinRate(Callback):
         last = number + 1 == trainer.max_epochs
         if not prompts or not ((number + 1) % self.every == 0 or last):
             return
-        at = self.round(number, run, pl_module)
+        at = run.at(number)
         with run.phases("evaluate", total=len(prompts), unit="answers") as tick:
             answers = self.answers(prompts, at, tick)
             result: Evaluation = at.ranks.on_rank_zero(lambda: evaluate(answers, self.start, run.labels.evaluator))
         run.evaluation, run.heldout_rows = result.metrics, result.rows
         told = {f"heldout/{k}": v for k, v in result.metrics.items() if v is not None}
         log_at_once(pl_module, told, step=trainer.global_step - 1)
-
-    def round(self, number: int, run: Run, module: WeightedDPO) -> Round:
-        """The policy as it is after a round; -1 is the start."""
-        return Round(number, run.seed, module.policy, run.sampler, run.pool, run.ranks, run.phases, module.loss)
 
     def answers(self, prompts: Sequence[Prompt], at: Round, tick: Callable[[int], None]) -> list[Candidates]:
         """One answer to each prompt, with its log-probs under policy and reference, on every rank."""

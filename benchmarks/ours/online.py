@@ -36,7 +36,7 @@ def main() -> None:
         started[0] = time.perf_counter()
 
     def end(trainer: Any, module: Any) -> None:
-        phases = dict(trainer.datamodule.phases.seconds)
+        phases = dict(trainer.datamodule.run.phases.seconds)
         spent = {k: v - seconds_of.get(k, 0.0) for k, v in phases.items()}
         seconds_of.update(phases)
         if trainer.current_epoch == 0:

@@ -52,7 +52,7 @@ class ChoosyCLI(LightningCLI):
         fit, run = self.config_init["fit"], self.datamodule.run
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))["fit"]
         start = prepare(run.folder, fit["ckpt_path"], config=config, ledger=run.labels.ledger.path)
-        self.datamodule.resuming = start.resuming
+        run.resuming = start.resuming
         fit["ckpt_path"], fit["weights_only"] = start.ckpt_path, True
 
 

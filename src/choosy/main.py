@@ -109,7 +109,7 @@ def train(cfg: DictConfig, run_dir: Path, *, callbacks: Sequence[Callback] = ())
     data = instantiate(cfg.data, _convert_="all")
     module = instantiate(cfg.module, _convert_="all")
     trainer = instantiate(cfg.trainer, _convert_="all")
-    data.resuming = start.resuming
+    data.run.resuming = start.resuming
     trainer.callbacks[:0] = callbacks
     if trainer.is_global_zero:
         write_config(cfg, run_dir)

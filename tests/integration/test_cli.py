@@ -64,7 +64,7 @@ def test_fit_goes_on_with_a_finished_run_for_more_rounds(lines, choosy, tmp_path
     train(compose([*lines, "rounds=3"]), whole)
     config = written(lines, parted)
     choosy("fit", "--config", config)
-    more = ("--trainer.max_epochs=3", "--data.init_args.rounds=3")
+    more = ("--trainer.max_epochs=3", "--data.init_args.run.init_args.rounds=3")
     choosy("fit", "--config", config, *more, "--ckpt_path=last")
     assert summary(parted) == summary(whole)
     assert_close(adapter(parted), adapter(whole), rtol=0, atol=0)

@@ -65,6 +65,10 @@ def check(cfg: Any, parse: Callable[[Any], Any]) -> Any:
     return parsed
 
 
+def labels_of(parsed: Any) -> Any:
+    return parsed.data.init_args.run.init_args.labels.init_args
+
+
 MENU = [
     *((selector, data, "vader") for selector in options("selector") for data in options("data")),
     *(("optune", data, labeler) for data in options("data") for labeler in options("labeler") if labeler != "vader"),
@@ -77,7 +81,7 @@ def test_selector_data_and_labeler_compose(selector, data, labeler, parse):
     cfg = compose([f"selector={selector}", f"data={data}", *DATA[data], f"labeler={labeler}", *LABELER[labeler]])
     parsed = check(cfg, parse)
     assert parsed.data.class_path == cfg.data["_target_"]
-    assert parsed.data.init_args.labels.init_args.labeler.class_path == cfg.labeler["_target_"]
+    assert labels_of(parsed).labeler.class_path == cfg.labeler["_target_"]
 
 
 OTHERS = [(group, name) for group in GROUPS if group not in ("selector", "data", "labeler") for name in options(group)]
@@ -92,7 +96,7 @@ def test_every_other_file_composes(group, name, parse):
 def test_what_holds_for_labels_can_be_typed_with_every_labeler(labeler, parse):
     typed = ["labels.budget=500", "labels.ledger=labels.sqlite", "labels.max_invalid=0.1", "labels.evaluation=nobody"]
     cfg = compose([f"labeler={labeler}", *LABELER[labeler], "labels.budget_money=2.5", *typed])
-    labels = check(cfg, parse).data.init_args.labels.init_args
+    labels = labels_of(check(cfg, parse))
     assert (labels.budget, labels.budget_money, labels.ledger) == (500, 2.5, "labels.sqlite")
     assert (labels.max_invalid, labels.evaluation) == (0.1, "nobody")
 
@@ -101,7 +105,7 @@ def test_what_holds_for_labels_can_be_typed_with_every_labeler(labeler, parse):
 def test_every_labeler_can_judge_heldout_answers(labeler, parse):
     there = [line.replace("labeler.", "labels.evaluation.", 1) for line in LABELER[labeler]]
     cfg = compose([f"labeler@labels.evaluation={labeler}", *there, "labels.budget=1"])
-    labels = check(cfg, parse).data.init_args.labels.init_args
+    labels = labels_of(check(cfg, parse))
     assert labels.evaluation.class_path == compose([f"labeler={labeler}"]).labeler["_target_"]
     assert labels.labeler.class_path == "choosy.labeling.vader.Vader"
 
@@ -109,13 +113,15 @@ def test_every_labeler_can_judge_heldout_answers(labeler, parse):
 def test_labelers_inside_a_labeler_are_chosen_by_name(parse):
     members = ["+labeler@labeler.members.one=vader", "+labeler@labeler.members.two=contrastive"]
     typed = ["labeler@labeler.expert=vader", "labeler.memory=50", "+labeler.budgets.one=7"]
-    crowd = check(compose(["labeler=crowd", *members, *typed]), parse).data.init_args.labels.init_args.labeler.init_args
+    crowd = check(
+        compose(["labeler=crowd", *members, *typed]), parse
+    ).data.init_args.run.init_args.labels.init_args.labeler.init_args
     assert crowd.members["two"].class_path == "choosy.labeling.contrastive.Contrastive"
     assert crowd.expert.class_path == "choosy.labeling.vader.Vader"
     assert dict(crowd.budgets) == {"one": 7}
     for labeler, inner in (("predictor", "paid"), ("noisy", "wrapped")):
         cfg = compose([f"labeler={labeler}", f"labeler@labeler.{inner}=contrastive"])
-        outer = check(cfg, parse).data.init_args.labels.init_args.labeler.init_args
+        outer = labels_of(check(cfg, parse)).labeler.init_args
         assert outer[inner].class_path == "choosy.labeling.contrastive.Contrastive"
 
 

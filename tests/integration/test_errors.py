@@ -182,15 +182,17 @@ def test_an_empty_data_file(refused, tmp_path):
 
 
 def test_prompts_that_are_all_too_long(refused, prompts_file):
-    told = f"8 of 8 prompts of {prompts_file} are longer than data.max_prompt_tokens=3; the longest has \\d+ tokens"
-    refused("data.max_prompt_tokens=3", told=told)
+    told = (
+        f"8 of 8 prompts of {prompts_file} are longer than data.reader.max_prompt_tokens=3; the longest has \\d+ tokens"
+    )
+    refused("data.reader.max_prompt_tokens=3", told=told)
 
 
 def test_one_prompt_that_is_too_long_and_shall_not_be_dropped(refused, prompts_file):
     long = json.dumps({"id": "long", "prompt": "Why? " * 50})
     prompts_file.write_text(f"{long}\n{prompts_file.read_text()}")
-    told = "1 of 8 prompts of .* are longer than data.max_prompt_tokens=100.*data.too_long=drop"
-    refused("data.max_prompt_tokens=100", "data.too_long=error", told=told)
+    told = "1 of 8 prompts of .* are longer than data.reader.max_prompt_tokens=100.*data.reader.too_long=drop"
+    refused("data.reader.max_prompt_tokens=100", "data.reader.too_long=error", told=told)
 
 
 def test_a_chat_for_a_tokenizer_without_a_chat_template(refused, tiny_policy_dir, tmp_path):

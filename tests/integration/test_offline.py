@@ -137,7 +137,11 @@ def test_real_preference_data_plays_a_round(name, play, shared_data):
     run = play(
         *OFFLINE,
         *(f"data.train={shared_data / name}.jsonl", "data.limit=30", "rounds=1", "selector=certainty"),
-        *("data.max_prompt_tokens=400", "data.max_response_tokens=64", "callbacks.certainty.fraction=0.5"),
+        *(
+            "data.reader.max_prompt_tokens=400",
+            "data.reader.max_response_tokens=64",
+            "callbacks.certainty.fraction=0.5",
+        ),
     )
     prompts = len(run.pool)
     assert 5 < prompts <= 30

@@ -101,11 +101,11 @@ def test_a_plain_prompt_does_not_end_before_the_response(variant, load_policy):
 
 def test_a_conversation_needs_a_chat_template(variant, play, load_policy):
     folder = variant(forgets_its_template)
-    with pytest.raises(ValueError, match=r"is a conversation, but .* no chat template; .*data\.as_chat=false"):
+    with pytest.raises(ValueError, match=r"is a conversation, but .* no chat template; .*data\.reader\.as_chat=false"):
         load_policy(folder).encode_prompt(CHAT)
     with pytest.raises(ValueError, match="no chat template"):
         play(f"model.name={folder}")
-    run = play(f"model.name={folder}", "data.as_chat=false", "rounds=1", "data.heldout=null", name="plain")
+    run = play(f"model.name={folder}", "data.reader.as_chat=false", "rounds=1", "data.heldout=null", name="plain")
     row = run.pool.iloc[0]
     assert run.policy.decode(row["prompt_ids"]) == row["prompt"]
 
@@ -127,7 +127,7 @@ def test_a_given_response_ends_once_and_not_where_it_is_cut(tmp_path, play):
     eos_written = {"prompt": "Say it.", "chosen": "Yes<|end|>", "rejected": "No, never, not at all."}
     (tmp_path / "rows.jsonl").write_text(json.dumps(eos_written) + "\n")
     given = ["data=offline", f"data.train={tmp_path}/rows.jsonl", "data.heldout=null", "labeler=dataset"]
-    run = play(*given, "data.max_response_tokens=8", "rounds=1")
+    run = play(*given, "data.reader.max_response_tokens=8", "rounds=1")
     eos = run.policy.tokenizer.eos_token_id
     yes, never = run.pool.iloc[0]["response_ids"]
     assert (len(yes), yes[-1]) == (4, eos)  # it was written in the data
@@ -199,17 +199,17 @@ def test_what_was_sampled_is_scored_the_same(change, variant, load_policy):
 
 def test_long_prompts_are_left_out_and_counted(play, caplog):
     with caplog.at_level(logging.WARNING):
-        run = play("data.max_prompt_tokens=36", "rounds=1", "data.heldout=null")
+        run = play("data.reader.max_prompt_tokens=36", "rounds=1", "data.heldout=null")
     left = len(run.pool)
     assert 0 < left < 12
     assert f"{12 - left} of 12 prompts" in caplog.text
-    assert "longer than data.max_prompt_tokens=36" in caplog.text
+    assert "longer than data.reader.max_prompt_tokens=36" in caplog.text
     assert max(len(ids) for ids in run.pool["prompt_ids"]) <= 36
 
 
 @pytest.mark.parametrize(
     "overrides",
-    [["data.max_prompt_tokens=36", "data.too_long=error"], ["data.max_prompt_tokens=5"]],
+    [["data.reader.max_prompt_tokens=36", "data.reader.too_long=error"], ["data.reader.max_prompt_tokens=5"]],
     ids=["error", "all too long"],
 )
 def test_long_prompts_can_be_refused(overrides, play):

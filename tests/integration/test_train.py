@@ -74,21 +74,22 @@ def labels_in(ledger: Path, purpose: str = "train") -> int:
 @pytest.mark.parametrize("overrides", selector_lines())
 def test_a_selector_plays_two_rounds(overrides, play):
     run = play(*overrides, "data.responses=3", "callbacks.win_rate.every=2")
-    slots, prompts, sampled_in_all = run.data.run.slots, 12, 0
+    by_prompt, by_pair = run.data.run.prompt_selector, run.data.run.pair_selector
+    prompts, sampled_in_all = 12, 0
     for number in range(2):
         table = run.round(number)
         assert set(table.columns) >= COLUMNS
         fresh = table[table["sampled_in"] == number]
         sampled_in_all += len(fresh)
         assert set(fresh["origin"]) == {"sampled"}
-        if "prompts" in slots and number >= slots["prompts"].warmup_rounds:
-            assert len(fresh) == math.ceil(slots["prompts"].fraction * prompts)
+        if by_prompt and number >= by_prompt.warmup_rounds:
+            assert len(fresh) == math.ceil(by_prompt.fraction * prompts)
             assert fresh["prompt_utility"].notna().all()
         else:
             assert len(fresh) == prompts
         labeled = sum(scored(fresh[fresh["prompt_id"] == name]) > 0 for name in fresh["prompt_id"])
-        if "pairs" in slots:
-            assert labeled == math.ceil(slots["pairs"].fraction * len(fresh))
+        if by_pair:
+            assert labeled == math.ceil(by_pair.fraction * len(fresh))
             assert scored(fresh) == 2 * labeled
         else:
             assert scored(fresh) == 3 * labeled == 3 * len(fresh)

@@ -28,9 +28,17 @@ HYDRA: dict[str, Any] = {
     "data": {
         "_target_": "data_modules.on_policy.OnPolicyData",
         "train": "prompts.jsonl",
-        "run_dir": "runs/a",
-        "rounds": 2,
-        "labels": {"_target_": "choosy.labeling.buyer.LabelBuyer", "ledger": "runs/a/ledger.sqlite", "budget": None},
+        "run": {
+            "_target_": "choosy.rounds.run.Run",
+            "folder": "runs/a",
+            "rounds": 2,
+            "labels": {
+                "_target_": "choosy.labeling.buyer.LabelBuyer",
+                "ledger": "runs/a/ledger.sqlite",
+                "budget": None,
+            },
+            "training": {"_target_": "choosy.rounds.run.Training", "batch_size": 4},
+        },
     },
     "trainer": {"devices": 1, "max_epochs": 2, "callbacks": [{"_target_": "callbacks.optune.OPTune", "fraction": 0.3}]},
 }
@@ -56,9 +64,9 @@ def test_the_same_configuration_has_no_changes():
     ("settings", "told"),
     [
         ({"module__optimizer__lr": 2e-4}, ["lr: 0.0001 -> 0.0002"]),
-        ({"data__rounds": 4, "trainer__max_epochs": 4}, ["rounds: 2 -> 4"]),
+        ({"data__run__rounds": 4, "trainer__max_epochs": 4}, ["rounds: 2 -> 4"]),
         ({"trainer__devices": 8}, ["trainer.devices: 1 -> 8"]),
-        ({"data__labels__budget": 9}, ["labels.budget: not set -> 9"]),
+        ({"data__run__labels__budget": 9}, ["labels.budget: not set -> 9"]),
         ({"seed": 1}, ["seed: 0 -> 1"]),
         ({"trainer__callbacks": []}, ["callbacks.OPTune: 'callbacks.optune.OPTune' -> not set",
                                       "callbacks.OPTune.fraction: 0.3 -> not set"]),
@@ -69,7 +77,7 @@ def test_a_change_is_told_in_the_words_of_the_menu(settings, told):
 
 
 def test_a_folder_that_was_moved_is_no_change():
-    moved = changed(run_dir="runs/b", data__run_dir="runs/b", data__labels__ledger="runs/b/ledger.sqlite")
+    moved = changed(run_dir="runs/b", data__run__folder="runs/b", data__run__labels__ledger="runs/b/ledger.sqlite")
     assert changes(HYDRA, moved) == {}
 
 
@@ -134,5 +142,5 @@ def test_every_setting_has_the_name_that_is_typed_for_it(data):
 
 
 OPTIONAL = {"model.revision", "model.adapter", "model.chat_template", "data.heldout", "data.limit"} | {
-    *("data.heldout_limit", "data.max_response_tokens"),
+    "data.heldout_limit",
 }

@@ -197,8 +197,8 @@ def test_nothing_known_nothing_promised():
 @pytest.fixture
 def trainer(monkeypatch):
     monkeypatch.setattr(callback, "make_display", Diary)
-    data = SimpleNamespace(phases=Phases(clock=Clock()), pairs_this_round=6)
-    return SimpleNamespace(datamodule=data, is_global_zero=True, world_size=1)
+    run = SimpleNamespace(phases=Phases(clock=Clock()), pairs_this_round=6)
+    return SimpleNamespace(datamodule=SimpleNamespace(run=run), is_global_zero=True, world_size=1)
 
 
 def test_the_callback_drives_the_train_phase(trainer):
@@ -211,7 +211,7 @@ def test_the_callback_drives_the_train_phase(trainer):
     progress.on_train_epoch_end(trainer, None)
     progress.on_train_end(trainer, None)
     told = [("begin", "train", 6, "pairs"), ("advance", 4), ("advance", 2), "end", "close"]
-    assert trainer.datamodule.phases.display.told == told
+    assert trainer.datamodule.run.phases.display.told == told
 
 
 def test_a_run_resumed_in_the_middle_of_an_epoch_is_timed_too(trainer):
@@ -219,7 +219,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_is_timed_too(trainer):
     progress.setup(trainer, None, "fit")
     progress.on_train_batch_start(trainer, None, [1], 3)
     progress.on_train_batch_end(trainer, None, None, [1], 3)
-    assert trainer.datamodule.phases.display.told == [("begin", "train", 6, "pairs"), ("advance", 1)]
+    assert trainer.datamodule.run.phases.display.told == [("begin", "train", 6, "pairs"), ("advance", 1)]
 
 
 def test_an_exception_ends_the_phase_and_closes_the_display(trainer):
@@ -227,7 +227,7 @@ def test_an_exception_ends_the_phase_and_closes_the_display(trainer):
     progress.setup(trainer, None, "fit")
     progress.on_train_epoch_start(trainer, None)
     progress.on_exception(trainer, None, KeyboardInterrupt())
-    assert trainer.datamodule.phases.display.told[-2:] == ["end", "close"]
+    assert trainer.datamodule.run.phases.display.told[-2:] == ["end", "close"]
 
 
 def test_the_other_ranks_measure_and_show_nothing(trainer):
@@ -235,12 +235,6 @@ def test_the_other_ranks_measure_and_show_nothing(trainer):
     progress = Progress()
     progress.setup(trainer, None, "fit")
     progress.on_train_epoch_start(trainer, None)
-    assert isinstance(trainer.datamodule.phases.display, Silent)
-    assert not isinstance(trainer.datamodule.phases.display, Diary)
+    assert isinstance(trainer.datamodule.run.phases.display, Silent)
+    assert not isinstance(trainer.datamodule.run.phases.display, Diary)
     progress.on_train_epoch_end(trainer, None)
-
-
-def test_a_data_module_without_phases_is_named(trainer):
-    trainer.datamodule = object()
-    with pytest.raises(ValueError, match=r"wants a data module with `phases` .* found object.*~callbacks.progress"):
-        Progress().setup(trainer, None, "fit")

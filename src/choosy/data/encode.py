@@ -1,45 +1,77 @@
-"""From rows of data to what a round may ask: prompts of bearable length, given responses as tokens."""
+"""Prompts and given responses as tokens, within limits of length."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
+from choosy.data.formats import read_candidates, read_prompts
 from choosy.models.policy import Policy
 from choosy.types import Candidates, Prompt
 
 log = logging.getLogger(__name__)
 
 TooLong = Literal["drop", "error"]
-Asked = TypeVar("Asked", Prompt, Candidates)
+Promptlike = TypeVar("Promptlike", Prompt, Candidates)
 
 
-def within_limit(items: Sequence[Asked], policy: Policy, *, limit: int, too_long: TooLong, source: str) -> list[Asked]:
-    """The prompts of at most `limit` tokens, chat template included.
+@dataclass(frozen=True)
+class Reader:
+    """Reads the prompts and responses of a source for a policy.
 
-    Raises:
-        ValueError: A prompt is longer and `too_long` is `error`, or all are.
+    Attributes:
+        max_prompt_tokens: Longest prompt, chat template included.
+        max_response_tokens: Longest given response; longer ones are cut.
+        too_long: What happens to longer prompts: `drop` or `error`.
+        as_chat: Make a plain prompt the user's turn of a chat.
     """
-    if limit < 1:
-        raise ValueError(f"data.max_prompt_tokens={limit} lets no prompt through; choose at least 1.")
-    if too_long not in ("drop", "error"):
-        raise ValueError(f"data.too_long={too_long} is none of drop, error.")
-    lengths = [len(policy.encode_prompt(item if isinstance(item, Prompt) else item.prompt)) for item in items]
-    long = [i for i, length in enumerate(lengths) if length > limit]
-    if not long:
-        return list(items)
-    what = f"{len(long)} of {len(items)} prompts of {source} are longer than data.max_prompt_tokens={limit}"
-    longest = f"the longest has {max(lengths)} tokens"
-    if too_long == "error" or len(long) == len(items):
-        raise ValueError(f"{what}; {longest}. Raise data.max_prompt_tokens, or drop them with data.too_long=drop.")
-    log.warning("%s and are left out; %s.", what, longest)
-    return [item for item, length in zip(items, lengths, strict=True) if length <= limit]
+
+    max_prompt_tokens: int = 512
+    max_response_tokens: int = 512
+    too_long: TooLong = "drop"
+    as_chat: bool = True
+
+    def __post_init__(self) -> None:
+        for name, limit in (("prompt", self.max_prompt_tokens), ("response", self.max_response_tokens)):
+            if limit < 1:
+                raise ValueError(f"data.reader.max_{name}_tokens={limit} leaves no {name}; choose at least 1.")
+        if self.too_long not in ("drop", "error"):
+            raise ValueError(f"data.reader.too_long={self.too_long} is none of drop, error.")
+
+    def prompts(self, source: str, policy: Policy, *, limit: int | None) -> list[Prompt]:
+        """Read at most `limit` prompts; too long ones are left out."""
+        return self.within_limit(read_prompts(source, as_chat=self.as_chat, limit=limit), policy, source)
+
+    def candidates(self, source: str, policy: Policy, *, limit: int | None) -> list[Candidates]:
+        """Read at most `limit` prompts with their given responses; too long prompts are left out."""
+        found = self.within_limit(read_candidates(source, as_chat=self.as_chat, limit=limit), policy, source)
+        return with_tokens(found, policy, max_response_tokens=self.max_response_tokens)
+
+    def within_limit(self, items: Sequence[Promptlike], policy: Policy, source: str) -> list[Promptlike]:
+        """Return the items whose prompt has at most `max_prompt_tokens` tokens.
+
+        Raises:
+            ValueError: A prompt is longer and `too_long` is `error`, or all are.
+        """
+        limit = self.max_prompt_tokens
+        lengths = [len(policy.encode_prompt(item if isinstance(item, Prompt) else item.prompt)) for item in items]
+        long = sum(length > limit for length in lengths)
+        if not long:
+            return list(items)
+        what = f"{long} of {len(items)} prompts of {source} are longer than data.reader.max_prompt_tokens={limit}"
+        longest = f"the longest has {max(lengths)} tokens"
+        if self.too_long == "error" or long == len(items):
+            raise ValueError(
+                f"{what}; {longest}. Raise data.reader.max_prompt_tokens, or drop them with data.reader.too_long=drop."
+            )
+        log.warning("%s and are left out; %s.", what, longest)
+        return [item for item, length in zip(items, lengths, strict=True) if length <= limit]
 
 
 def with_tokens(candidates: Sequence[Candidates], policy: Policy, *, max_response_tokens: int) -> list[Candidates]:
-    """Given candidates with token ids; a response beyond the limit is cut and counts as not finished."""
+    """Return given candidates with token ids; a response beyond the limit is cut and counts as not finished."""
     cut = 0
     result = []
     for c in candidates:
@@ -52,6 +84,8 @@ def with_tokens(candidates: Sequence[Candidates], policy: Policy, *, max_respons
         result.append(replace(c, responses=tuple(responses), prompt_ids=policy.encode_prompt(c.prompt)))
     if cut:
         log.warning(
-            "%d given responses are longer than data.max_response_tokens=%d and were cut.", cut, max_response_tokens
+            "%d given responses are longer than data.reader.max_response_tokens=%d and were cut.",
+            cut,
+            max_response_tokens,
         )
     return result

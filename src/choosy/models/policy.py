@@ -186,7 +186,7 @@ class Policy(nn.Module):
             if not self.tokenizer.chat_template:
                 raise ValueError(
                     f"Prompt {prompt.id} is a conversation, but the tokenizer of {self.name} has no chat template; "
-                    "give one as model.chat_template, or use plain prompts with data.as_chat=false."
+                    "give one as model.chat_template, or use plain prompts with data.reader.as_chat=false."
                 )
             turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
             ids: list[int] = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)  # type: ignore[assignment]

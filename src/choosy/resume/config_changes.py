@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 FIXED = (  # the weights, the responses or the labels were made with these
     *("seed", "reference", "module.optimizer", "data"),
     *("model", "model.name", "model.revision", "model.adapter", "model.dtype", "model.chat_template", "model.lora*"),
-    *("data.train", "data.heldout", "data.limit", "data.heldout_limit"),
-    *("data.max_prompt_tokens", "data.max_response_tokens", "data.too_long", "data.as_chat"),
+    *("data.train", "data.heldout", "data.limit", "data.heldout_limit", "data.reader.*"),
 )
+ONLY = (".lora", ".training", ".reader")  # settings of one class
 MENU = {  # where a setting is in the composed run: what is typed for it in the menu
     "module.policy.tokens_per_step": "batching.tokens_per_step",
     "module.policy": "model",
@@ -28,18 +28,18 @@ MENU = {  # where a setting is in the composed run: what is typed for it in the 
     "module.reset_policy": "reset_policy",
     "module.on_bad_loss": "on_bad_loss",
     "module.seed": "seed",
-    "data.seed": "seed",
-    "data.rounds": "rounds",
-    "data.batch_size": "batching.batch_size",
-    "data.epochs_per_round": "epochs_per_round",
-    "data.train_on": "train_on",
-    "data.keep": "pool.keep",
-    "data.reference": "reference",
-    "data.run_dir": "run_dir",
-    "data.sampler": "sampler",
-    "data.weighting": "weighting",
-    "data.labels": "labels",
-    "data.labels.labeler": "labeler",
+    "data.run.seed": "seed",
+    "data.run.rounds": "rounds",
+    "data.run.training.batch_size": "batching.batch_size",
+    "data.run.training.epochs_per_round": "epochs_per_round",
+    "data.run.training.train_on": "train_on",
+    "data.run.training.keep": "pool.keep",
+    "data.run.reference": "reference",
+    "data.run.folder": "run_dir",
+    "data.run.sampler": "sampler",
+    "data.run.weighting": "weighting",
+    "data.run.labels": "labels",
+    "data.run.labels.labeler": "labeler",
     "trainer.max_epochs": "rounds",
     "trainer.callbacks": "callbacks",
     "trainer.logger": "logger",
@@ -111,7 +111,7 @@ def _leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(node, Mapping):
         yield name, node
         return
-    if _class(node) and not name.endswith(".lora"):  # which LightningCLI writes without its class: there is but one
+    if _class(node) and not name.endswith(ONLY):  # which LightningCLI writes without a class: there is but one
         yield name, _class(node)
     for key, value in node.items():
         if key == "init_args":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +18,14 @@ from choosy.labeling.statistics import COUNTED, shares
 from choosy.methods.loss_inputs import Loss, form_of
 from choosy.methods.weighting import Weighting
 from choosy.models.policy import Policy
-from choosy.parallel.ranks import OneRank, Ranks
+from choosy.parallel.ranks import OneRank, Ranks, current_ranks
 from choosy.reporting.phases import Phases
 from choosy.resume.partial_rounds import UnlabeledFeed, files_of, forget
 from choosy.resume.run_folder import ledger_copy, open_folder
 from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample, TrainOn
 from choosy.rounds.label import buy_labels, refuse_many
 from choosy.rounds.label_ahead import LabelAhead, WhileSampling
+from choosy.rounds.needs import check_needs
 from choosy.rounds.resumable import Resumable
 from choosy.rounds.round import play_round
 from choosy.rounds.score import rescore_pool
@@ -41,20 +42,40 @@ SAMPLED = (
 Reference = Literal["initial", "previous_round"]
 
 
+@dataclass(frozen=True)
+class Training:
+    """Which pairs each round trains on, in which batches.
+
+    Attributes:
+        batch_size: Pairs of one optimiser step, over all ranks.
+        epochs_per_round: Passes over the pairs in each round.
+        train_on: All labeled pairs of the `pool`, or those labeled in this `round`.
+        keep: Which labeled responses of a prompt stay in the pool: the `newest`, or `all`.
+    """
+
+    batch_size: int = 16
+    epochs_per_round: int = 1
+    train_on: TrainOn = "pool"
+    keep: Keep = "newest"
+
+    def __post_init__(self) -> None:
+        refuse_none("batching.batch_size", self.batch_size)
+        refuse_none("epochs_per_round", self.epochs_per_round)
+        refuse_unknown("train_on", self.train_on, ("pool", "round"))
+        refuse_unknown("pool.keep", self.keep, ("newest", "all"))
+
+
 class Run:
     """Holds the pool and the two slots, and plays each round once.
 
     Args:
-        folder: Of the run; rounds are kept in `rounds/` below it.
-        seed: Of the run.
-        rounds: How many are planned.
+        folder: Folder of the run; rounds are written to `rounds/` below it.
         sampler: The sampling engine.
         labels: Where labels are bought.
         weighting: The factor on each pair's loss.
-        batch_size: Pairs of one optimiser step, over all ranks.
-        epochs_per_round: Passes over the pairs in each round.
-        train_on: All pairs of the `pool`, or those made in this `round`.
-        keep: Which labeled responses of a prompt are trained on: the `newest`, or `all`.
+        training: Which pairs each round trains on.
+        seed: Seed of the run.
+        rounds: Number of rounds that are planned.
         reference: The policy at the start (`initial`), or as it was before each round (`previous_round`).
     """
 
@@ -62,48 +83,32 @@ class Run:
         self,
         folder: str,
         *,
-        seed: int,
-        rounds: int,
         sampler: Sampler,
         labels: LabelBuyer,
         weighting: Weighting,
-        batch_size: int,
-        epochs_per_round: int,
-        train_on: TrainOn,
-        keep: Keep,
-        reference: Reference,
+        training: Training,
+        seed: int = 0,
+        rounds: int = 4,
+        reference: Reference = "initial",
     ) -> None:
-        for name, value in (
-            ("rounds", rounds),
-            ("batching.batch_size", batch_size),
-            ("epochs_per_round", epochs_per_round),
-        ):
-            if value < 1:
-                raise ValueError(f"{name}={value} trains nothing; choose {name} >= 1.")
-        for name, given, known in (
-            ("train_on", train_on, ("pool", "round")),
-            ("pool.keep", keep, ("newest", "all")),
-            ("reference", reference, ("initial", "previous_round")),
-        ):
-            if given not in known:
-                raise ValueError(f"{name}={given} is none of {', '.join(known)}.")
+        refuse_none("rounds", rounds)
+        refuse_unknown("reference", reference, ("initial", "previous_round"))
         self.folder = Path(folder)
-        self.seed = seed
-        self.rounds = rounds
         self.sampler = sampler
         self.labels = labels
         self.weighting = weighting
-        self.batch_size = batch_size
-        self.epochs_per_round = epochs_per_round
-        self.train_on = train_on
-        self.keep = keep
+        self.training = training
+        self.seed = seed
+        self.rounds = rounds
         self.reference = reference
+        self.resuming = False  # set before the run is opened, where it continues an earlier one
+        self.prompt_selector: PromptSelector | None = None
+        self.pair_selector: PairSelector | None = None
         self.pool = Pool()
         self.phases = Phases()
         self.counts: Counter[str] = Counter()
         self.judged: Counter[str] = Counter()
         self.ranks: Ranks = OneRank()
-        self.slots: dict[str, PromptSelector | PairSelector] = {}
         self.heldout_rows: list[Mapping[str, Any]] = []
         self.evaluation: dict[str, float] | None = None
         self.prompts_id = ""
@@ -117,87 +122,82 @@ class Run:
         """Give a slot its selector.
 
         Raises:
-            ValueError: The slot has one already.
+            ValueError: The slot has another one.
         """
-        for slot, selector in (("prompts", prompts), ("pairs", pairs)):
-            if selector is None:
-                continue
-            if slot in self.slots and self.slots[slot] is not selector:
-                one, two = type(self.slots[slot]).__name__, type(selector).__name__
-                raise ValueError(
-                    f"{one} and {two} both choose {slot}, and that slot takes one selector; "
-                    "type one of them, such as selector=certainty, or a composition such as selector=optune_certainty."
-                )
-            self.slots[slot] = selector
+        refuse_second("prompts", self.prompt_selector, prompts)
+        refuse_second("pairs", self.pair_selector, pairs)
+        self.prompt_selector = prompts or self.prompt_selector
+        self.pair_selector = pairs or self.pair_selector
 
-    def open(self, ranks: Ranks, *, resuming: bool) -> None:
+    def open(self, policy: Policy, loss: Loss, prompts: Sequence[Prompt]) -> None:
         """Open the run's folder and its ledger once all ranks have met.
 
+        Args:
+            policy: The policy that is trained; its weights may not be loaded yet.
+            loss: The loss that it is trained with.
+            prompts: All prompts of the run.
+
         Raises:
-            ValueError: The folder holds another run, or the ledger has lost labels that the run has bought.
+            ValueError: The folder holds another run, the ledger has lost labels that the run has bought, or the loss
+                or the weighting would miss something.
         """
-        open_folder(self.folder, self.labels, ranks, resuming=resuming)
-
-    def ask(self, prompts: Sequence[Prompt]) -> None:
-        """Remember what the run asks, so that it goes on with the same prompts only."""
+        check_needs(loss, self.weighting, self.labels)
+        self.policy, self.loss = policy, loss
+        self.labels.use_policy(policy)
+        self.ranks = current_ranks()
         self.prompts_id = content_id(*(part for p in prompts for part in (p.id, p.text)))
+        open_folder(self.folder, self.labels, self.ranks, resuming=self.resuming)
 
-    def play(
-        self,
-        number: int,
-        prompts: Sequence[Prompt],
-        *,
-        policy: Policy,
-        sample: Sample,
-        ranks: Ranks,
-        loss: Loss,
-    ) -> None:
+    def play(self, number: int, prompts: Sequence[Prompt], sample: Sample) -> None:
         """Play a round, unless the pool has it or its file is there from before an interruption."""
-        self.ranks = ranks
-        if "pairs" not in self.slots and not self.labels.scores:
+        if self.pair_selector is None and not self.labels.scores:
             refuse_many(sample.responses, self.labels.labeler.name)
         if self.pool.round >= number:
             return
         self.phases.display.round(number, self.rounds)
         moved = self.reference == "previous_round" and number > 0
         if moved:
-            policy.refer_to_current()
-        if ranks.on_rank_zero(lambda: self.is_there(round_file(self.rounds_folder, number))):
+            self.policy.refer_to_current()
+        if self.ranks.on_rank_zero(lambda: self.is_there(round_file(self.rounds_folder, number))):
             self._adopt(number)
             return
         self.evaluation, self.heldout_rows = None, []
-        at = Round(number, self.seed, policy, self.sampler, self.pool, ranks, self.phases, loss)
+        at = self.at(number)
         if moved and len(self.pool):
             at = replace(at, pool=rescore_pool(at))
         self.pool = self._played(at, prompts, sample)
-        of_round = sum(ranks.gather([at.counts]), Counter[str]())
+        of_round = sum(self.ranks.gather([at.counts]), Counter[str]())
         self.counts.update(of_round)
         self.judged = Counter({name: of_round[name] for name in COUNTED})
-        if not PoolItems(self.pool, loss.needs, round=number):
+        if not PoolItems(self.pool, self.loss.needs, round=number):
             ties, invalid = self.judged["ties"], self.judged["invalid"]
             raise ValueError(
-                f"Round {number} made no {form_of(loss.needs)} out of {len(self.pool)} prompts: every verdict was "
+                f"Round {number} made no {form_of(self.loss.needs)} out of {len(self.pool)} prompts: every verdict was "
                 f"a tie, invalid, or beyond the label budget ({ties} ties, {invalid} invalid). "
                 "Check the labeler, and that the sampler gives different responses."
             )
         self.write()
 
+    def at(self, number: int) -> Round:
+        """Return the context of a round; -1 is the start."""
+        return Round(number, self.seed, self.policy, self.sampler, self.pool, self.ranks, self.phases, self.loss)
+
     def _played(self, at: Round, prompts: Sequence[Prompt], sample: Sample) -> Pool:
         """Play a round that a crash does not lose, with labels bought during the sampling where that is possible."""
-        pair_selector = self.slots.get("pairs")
 
         def feed(chosen: Sequence[Prompt]) -> UnlabeledFeed:
             return UnlabeledFeed(self.rounds_folder, at.number, chosen, responses=sample.responses)
 
         with LabelAhead(self.labels, lambda some: buy_labels(at, some, None, self.labels)) as labels:
-            early = WhileSampling(sample, labels, feed) if pair_selector is None else sample  # all will be labeled
+            if self.pair_selector is None:  # then all responses will be labeled
+                sample = WhileSampling(sample, labels, feed)
             parts = Parts(
-                sample=Resumable(early, prompts, self.rounds_folder),
+                sample=Resumable(sample, prompts, self.rounds_folder),
                 labels=labels,
                 weighting=self.weighting,
-                keep=self.keep,
-                prompt_selector=self.slots.get("prompts"),  # type: ignore[arg-type]
-                pair_selector=pair_selector,  # type: ignore[arg-type]
+                keep=self.training.keep,
+                prompt_selector=self.prompt_selector,
+                pair_selector=self.pair_selector,
             )
             pool = play_round(at, prompts, parts)
             if ahead := labels.finish():
@@ -218,33 +218,34 @@ class Run:
         self.counts = Counter({k: about.get(k, 0) for k in SAMPLED}) + Counter(
             pairs_trained=self.counts["pairs_trained"]  # the file may have counted this round's training already
         )
-        judged = about.get("judged", {"round": {}, "run": {}})  # which files of an earlier version have not
+        judged = about["judged"]
         self.counts.update(judged["run"])
         self.judged = Counter(judged["round"])
         self.phases.load_state_dict(about["seconds"])
 
-    def spent_out(self, number: int, ranks: Ranks) -> bool:
+    def spent_out(self, number: int) -> bool:
         """Whether fresh responses could get no label any more, so that they are not worth sampling."""
 
         def nothing_left() -> bool:  # a round that was begun before, or whose file is damaged, has bought its labels
             begun = files_of(self.rounds_folder, number) or round_file(self.rounds_folder, number).exists()
             return self.labels.exhausted and not begun
 
-        if len(self.pool) == 0 or not ranks.on_rank_zero(nothing_left):
+        if len(self.pool) == 0 or not self.ranks.on_rank_zero(nothing_left):
             return False
         self.phases.display.say(f"The label budget of {self.labels.budget} is spent; training goes on with its pairs.")
         return True
 
-    def loader(self, number: int, loss: Loss) -> ItemBatches:
-        """The batches of a round's training."""
-        items = PoolItems(self.pool, loss.needs, round=number, only_round=self.train_on == "round")
-        self.pairs_this_round = len(items) * self.epochs_per_round
+    def loader(self, number: int) -> ItemBatches:
+        """Return the batches of a round's training."""
+        training = self.training
+        items = PoolItems(self.pool, self.loss.needs, round=number, only_round=training.train_on == "round")
+        self.pairs_this_round = len(items) * training.epochs_per_round
         return ItemBatches(
             items,
-            batch_size=self.batch_size,
+            batch_size=training.batch_size,
             seed=self.seed,
             round=number,
-            passes=self.epochs_per_round,
+            passes=training.epochs_per_round,
             rank=self.ranks.rank,
             size=self.ranks.size,
             normalize=self.weighting.normalize,
@@ -293,8 +294,8 @@ class Run:
             self.pool, _ = Pool.load(self.rounds_folder, state["round"])
         self.phases.load_state_dict(state["phases"])
         self.counts = Counter(state["counts"])
-        self.judged = Counter(state.get("judged", {}))
-        if self.prompts_id not in ("", state.get("prompts", self.prompts_id)):
+        self.judged = Counter(state["judged"])
+        if self.prompts_id != state["prompts"]:
             raise ValueError(
                 "The prompts of data.train are others than when this run began, and its pool belongs to those; "
                 "go on with the old ones, or choose another name=..."
@@ -306,3 +307,36 @@ def labels_metrics(about: Mapping[str, Any]) -> dict[str, float]:
     bought = {**about["labels"], "ahead": about["labeled_ahead"], "money": about["money"]["spent"]}
     found = {**bought, **shares(about["judged"]["round"])}
     return {f"labels/{name}": float(value) for name, value in found.items() if value is not None}
+
+
+def refuse_none(name: str, value: int) -> None:
+    """Refuse a number of something below 1.
+
+    Raises:
+        ValueError: It is.
+    """
+    if value < 1:
+        raise ValueError(f"{name}={value} trains nothing; choose {name} >= 1.")
+
+
+def refuse_unknown(name: str, value: str, known: Sequence[str]) -> None:
+    """Refuse a word that is not one of those known.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if value not in known:
+        raise ValueError(f"{name}={value} is none of {', '.join(known)}.")
+
+
+def refuse_second(slot: str, one: object | None, two: object | None) -> None:
+    """Refuse a second selector for a slot.
+
+    Raises:
+        ValueError: There are two.
+    """
+    if one is not None and two is not None and one is not two:
+        raise ValueError(
+            f"{type(one).__name__} and {type(two).__name__} both choose {slot}, and that slot takes one selector; "
+            "type one of them, such as selector=certainty, or a composition such as selector=optune_certainty."
+        )
