@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from choosy.data.formats import read_prompts
-from choosy.models.policy import Lora, Policy
+from choosy.models.loading import Lora
+from choosy.models.policy import Policy
 from choosy.sampling.generate import Generate
 from choosy.types import Candidates, seed_of
 

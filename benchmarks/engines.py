@@ -24,7 +24,8 @@ from common import save
 
 from choosy.data.encode import Reader
 from choosy.data.formats import read_prompts
-from choosy.models.policy import Lora, Policy
+from choosy.models.loading import Lora
+from choosy.models.policy import Policy
 from choosy.sampling import vllm
 from choosy.sampling.generate import Generate
 from choosy.sampling.protocol import Sampler

@@ -79,8 +79,8 @@ def main() -> None:
 
         theirs = losses(peer_python(), "peers/trl_dpo.py", job)
         worst = {}
-        for name, policy in WAYS.items():
-            ours = losses(sys.executable, "ours/dpo.py", job | {"policy": policy})
+        for name, compute in WAYS.items():
+            ours = losses(sys.executable, "ours/dpo.py", job | {"compute": compute})
             worst[name] = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
             print(f"{name}: largest difference of {STEPS} losses {worst[name]:.2e}", flush=True)
     save("trajectory", {"steps": STEPS, "losses": theirs, "largest_difference": worst})

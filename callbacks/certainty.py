@@ -52,7 +52,7 @@ class Certainty(Callback):
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
         refs = [[r.logp_ref for r in c.responses] for c in candidates]
-        logps = refs if at.policy.is_reference() else self.policy_logps(candidates, at)  # equal policies: gap 0
+        logps = refs if at.policy.states.is_reference() else self.policy_logps(candidates, at)  # equal policies: gap 0
         both = zip(logps, refs, strict=True)
         return [selection.certainty(selection.implicit_rewards(logp_N, ref_N, at.loss.beta)) for logp_N, ref_N in both]
 

@@ -40,7 +40,8 @@ class WinRate(Callback):
             return
         if not run.ranks.on_rank_zero(lambda: run.is_there(start_file(run.rounds_folder))):
             at = run.at(-1)
-            with pl_module.policy.as_start(), run.phases("evaluate", total=len(prompts), unit="start answers") as tick:
+            phase = run.phases("evaluate", total=len(prompts), unit="start answers")
+            with pl_module.policy.states.as_start(), phase as tick:
                 answers = self.answers(prompts, at, tick)
                 judge = run.labels.evaluator
                 scores = judge is not None and judge.scores

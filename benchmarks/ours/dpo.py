@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from choosy.data.batches import Batch, batch_of
 from choosy.data.items import Item
 from choosy.methods.losses import SigmoidLoss
-from choosy.models.policy import Lora, Policy
+from choosy.models.loading import Lora
+from choosy.models.policy import Compute, Policy
 from choosy.models.rows import Group
 from choosy.module import WeightedDPO
 from choosy.reporting.phases import quiet
@@ -95,8 +96,7 @@ def main() -> None:
         job["model"],
         lora=Lora(r=job["lora"]["r"], alpha=job["lora"]["lora_alpha"]) if job["lora"] else None,
         dtype="bfloat16" if job["bf16"] else "float32",
-        tokens_per_step=job["tokens_per_step"],
-        **job.get("policy", {}),
+        compute=Compute(tokens_per_step=job["tokens_per_step"], **job.get("compute", {})),
     )
     policy.load(device=torch.device("cpu"), seed=0)
     rows = [(tuple(row["prompt_ids"]), tuple(row["chosen_ids"]), tuple(row["rejected_ids"])) for row in job["rows"]]

@@ -119,7 +119,7 @@ class WeightedDPO(LightningModule):
         """Active preference learning trains from the start's weights on all labels bought so far (Alg. 1)."""
         self.loss_epoch.reset()
         if self.reset_policy == "each_round" and self.current_epoch > 0:
-            self.policy.restore_start()
+            self.policy.states.restore_start()
             optimizer, warmup = self.optimizer_and_warmup()
             optimizer.state.clear()
             warmup.last_epoch = -1
@@ -165,7 +165,7 @@ class WeightedDPO(LightningModule):
         """
         ranks = current_ranks()
         self.optimizers().zero_grad()  # type: ignore[union-attr]
-        parts = list(batch.parts(self.policy.tokens_per_step, one_row=self.policy.one_row))
+        parts = list(batch.parts(self.policy.compute.tokens_per_step, one_row=self.policy.one_row))
         # where weights are gathered layer by layer, all ranks run as many parts as the busiest
         most = max(ranks.gather([len(parts)])) if is_sharded(self.policy) else len(parts)
         parts += [batch.none()] * (max(most, 1) - len(parts))
@@ -226,7 +226,7 @@ class WeightedDPO(LightningModule):
         return {name: value for name, value in full.items() if name in trained}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        start, reference = self.policy.states()
+        start, reference = self.policy.states.to_save(with_start=self.policy.lora is not None)
         metric = self.loss_epoch.state_dict()
         checkpoint["choosy"] = {"initial": start, "reference": reference, "loss_epoch": metric, "kl": self.kl}
 
@@ -235,7 +235,7 @@ class WeightedDPO(LightningModule):
         self.configure_model()
         self.loss_epoch.load_state_dict(states["loss_epoch"])
         self.kl = states["kl"]
-        self.policy.load_states(states["initial"], states["reference"])
+        self.policy.states.load(states["initial"], states["reference"])
 
 
 def refuse_tensor_parallel(mesh: Sequence[int], nodes: int) -> None:

@@ -14,7 +14,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from choosy.main import compose, train
-from choosy.models.policy import Lora, Policy
+from choosy.models.loading import Lora
+from choosy.models.policy import Policy
 from choosy.module import WeightedDPO
 
 State = dict[str, torch.Tensor]

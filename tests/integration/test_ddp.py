@@ -79,7 +79,7 @@ UNEVEN = ["batching.batch_size=3", "batching.tokens_per_step=1"]
 # round 1 samples one prompt again, and one answer is evaluated: the last rank has none
 IDLE = ["selector=optune", "callbacks.optune.count=1", "callbacks.optune.fraction=null", "data.heldout_limit=1"]
 EMBED = ["selector=dissimilarity", "callbacks.dissimilarity.embedder=policy", "data.responses=3"]
-RECOMPUTE = ["model.gradient_checkpointing=true"]
+RECOMPUTE = ["model.compute.gradient_checkpointing=true"]
 STOPS = ["sampler.max_new_tokens=12", "sampler.temperature=3"]  # some responses end early
 FULL = ["model=smollm2_full", "lr=1e-3"]
 
@@ -93,7 +93,7 @@ WAYS = {
         2,
         [*EMBED, *RECOMPUTE, "labels.budget=9"],
     ),
-    "fsdp, two, in step": ("fsdp", 2, [*IDLE, *STOPS, "model.gather=never", "reference=previous_round"]),
+    "fsdp, two, in step": ("fsdp", 2, [*IDLE, *STOPS, "model.compute.gather=never", "reference=previous_round"]),
     "fsdp, two, all weights": ("fsdp", 2, [*FULL, *UNEVEN, "reset_policy=each_round", "selector=optune"]),
 }
 
@@ -228,7 +228,7 @@ def test_labels_may_take_longer_than_the_strategy_waits(tmp_path, tiny_policy_di
 )
 def test_a_sharded_run_in_half_precision(gather, model, tmp_path, tiny_policy_dir, prompts_file):
     lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "rounds=1", *model]
-    half = ["model.dtype=bfloat16", f"model.gather={gather}", f"run_dir={tmp_path / 'run'}"]
+    half = ["model.dtype=bfloat16", f"model.compute.gather={gather}", f"run_dir={tmp_path / 'run'}"]
     sharded = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
     run = command(ROOT / "train.py", *lines, *half, *sharded, folder=tmp_path)
     assert run.returncode == 0, run.stderr

@@ -18,7 +18,7 @@ from tiny import ROOT, command, labels, typed
 from torch.testing import assert_close
 
 from choosy.methods.losses import SigmoidLoss
-from choosy.models.policy import Policy
+from choosy.models.policy import Compute, Policy
 from choosy.module import WeightedDPO
 from choosy.sampling.generate import Generate
 
@@ -128,8 +128,8 @@ def test_on_bad_loss_is_one_of_two():
 
 
 def test_gather_is_one_of_three():
-    with pytest.raises(ValueError, match=r"model.gather=often is none of auto, always, never"):
-        Policy("any", gather="often")
+    with pytest.raises(ValueError, match=r"model.compute.gather=often is none of auto, always, never"):
+        Compute(gather="often")
 
 
 class Blown(Callback):
@@ -177,7 +177,7 @@ class SmallMemory:
 
 def test_sampling_that_does_not_fit_goes_on_with_half(load_policy, caplog):
     policy: Policy = load_policy()
-    prompts = [policy.tokenizer(text).input_ids for text in ("Tea.", "Rain is", "Of bread", "Snow and", "Music")]
+    prompts = [policy.tokens.tokenizer(text).input_ids for text in ("Tea.", "Rain is", "Of bread", "Snow and", "Music")]
     seeds = [[10 * p + n for n in range(2)] for p in range(len(prompts))]
     wanted = Generate(max_new_tokens=8).sample(policy, prompts, seeds)
     memory = SmallMemory(5)
@@ -193,7 +193,7 @@ def test_sampling_that_does_not_fit_goes_on_with_half(load_policy, caplog):
 def test_one_prompt_that_does_not_fit_is_told(load_policy):
     policy: Policy = load_policy()
     policy.causal_lm.get_decoder().register_forward_pre_hook(SmallMemory(1), with_kwargs=True)
-    ids = policy.tokenizer("Tea.").input_ids
+    ids = policy.tokens.tokenizer("Tea.").input_ids
     with pytest.raises(ValueError, match=r"does not fit .*smaller sampler.max_new_tokens, data.responses"):
         Generate(max_new_tokens=8).sample(policy, [ids], [[1, 2]])
 
@@ -208,7 +208,7 @@ class TrainingNeedsMemory(Callback):
 
 
 def test_training_that_does_not_fit_names_the_setting(play):
-    wanted = r"tokens_per_step=2048 does not fit .*batching.tokens_per_step=1024 or model.gradient_checkpointing=true"
+    wanted = r"step=2048 does not fit .*batching.tokens_per_step=1024 or model.compute.gradient_checkpointing=true"
     with pytest.raises(ValueError, match=wanted):
         play("data.heldout=null", callbacks=[TrainingNeedsMemory()])
 

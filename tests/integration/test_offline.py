@@ -71,7 +71,7 @@ def test_hh_transcripts_train_their_chosen_answer(play, rows_file):
     assert run.summary["tokens_generated"] == 0
     assert run.summary["pairs_trained"] == 10
     ids = run.pool.iloc[0]["response_ids"]
-    assert [of_response[-1] for of_response in ids] == [run.policy.tokenizer.eos_token_id] * 2
+    assert [of_response[-1] for of_response in ids] == [run.policy.tokens.tokenizer.eos_token_id] * 2
 
 
 def test_the_weight_column_weighs_the_pairs(play, rows_file):

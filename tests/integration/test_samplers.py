@@ -12,7 +12,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from choosy.models.policy import Lora, Policy
+from choosy.models.loading import Lora
+from choosy.models.policy import Policy
 from choosy.sampling import vllm
 from choosy.sampling.auto import Auto, fastest
 from choosy.sampling.generate import Generate
@@ -124,9 +125,9 @@ def test_it_stops_at_the_end_and_keeps_it(make, policy):
     ended = [r for r in responses if r.finished]
     assert 0 < len(ended) < 64
     for r in responses:
-        assert (r.ids[-1] in policy.stop_ids) == r.finished
-        assert not policy.stop_ids & set(r.ids[:-1])
-        assert policy.tokenizer.eos_token not in r.text
+        assert (r.ids[-1] in policy.tokens.stop_ids) == r.finished
+        assert not policy.tokens.stop_ids & set(r.ids[:-1])
+        assert policy.tokens.tokenizer.eos_token not in r.text
         assert r.finished or len(r.ids) == 48
 
 
@@ -134,7 +135,7 @@ def test_a_response_may_end_at_once(make, policy, monkeypatch):
     asked = prompts(policy)[:1]
     seeds = [list(range(12))]
     (first,) = make(max_new_tokens=1).sample(policy, asked, seeds)
-    monkeypatch.setattr(policy, "stop_ids", frozenset({first[0].ids[0]}))
+    monkeypatch.setattr(policy.tokens, "stop_ids", frozenset({first[0].ids[0]}))
     (responses,) = make(max_new_tokens=4).sample(policy, asked, seeds)
     assert responses[0].ids == first[0].ids
     assert responses[0].finished
@@ -209,7 +210,7 @@ def test_temperature_zero_takes_the_likeliest_token(make, policy):
 def test_new_weights_are_sampled_at_once_and_the_old_ones_come_back(make, policy):
     asked, before = prompts(policy), {n: p.detach().clone() for n, p in policy.model.named_parameters()}
     old = ids(make().sample(policy, asked, SEEDS))
-    with policy.as_start():
+    with policy.states.as_start():
         start = make().sample(policy, asked, SEEDS)
         scored = policy.score([Candidates(Prompt("", ""), tuple(r), p) for p, r in zip(asked, start, strict=True)])
     assert ids(start) != old
@@ -285,7 +286,10 @@ def test_an_engine_that_samples_another_model_is_found_out(policy):
     prompt = prompts(policy)[0]
     ((honest,),) = Generate(max_new_tokens=8).sample(policy, [prompt], [[0]])
     vllm.prove(policy, prompt, honest)
-    with policy.as_start(), pytest.raises(RuntimeError, match=r"samples another model\. Choose sampler=generate"):
+    with (
+        policy.states.as_start(),
+        pytest.raises(RuntimeError, match=r"samples another model\. Choose sampler=generate"),
+    ):
         vllm.prove(policy, prompt, honest)
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from choosy.models.policy import Policy
+from choosy.models.tokens import Tokens
 from choosy.sampling.generate import Generate
 from choosy.types import Candidates, Message, Prompt, Response
 
@@ -71,8 +72,8 @@ def token_by_token(policy: Policy, prompt_ids: tuple[int, ...], response_ids: tu
 )
 def test_a_prompt_begins_once(prompt, variant, load_policy):
     policy = load_policy(variant(adds_bos))
-    bos = policy.tokenizer.bos_token_id
-    assert policy.tokenizer("Hello?").input_ids[0] == bos  # or this test shows nothing
+    bos = policy.tokens.tokenizer.bos_token_id
+    assert policy.tokens.tokenizer("Hello?").input_ids[0] == bos  # or this test shows nothing
     ids = policy.encode_prompt(prompt)
     assert ids[0] == bos
     assert ids.count(bos) == 1
@@ -81,7 +82,7 @@ def test_a_prompt_begins_once(prompt, variant, load_policy):
 
 def test_a_run_with_two_sources_of_beginnings_trains_on_one(variant, play):
     run = play(f"model.name={variant(adds_bos)}", "rounds=1", "data.heldout=null")
-    bos = run.policy.tokenizer.bos_token_id
+    bos = run.policy.tokens.tokenizer.bos_token_id
     assert {list(ids).count(bos) for ids in run.pool["prompt_ids"]} == {1}
     assert run.summary["pairs_trained"] > 0
 
@@ -95,8 +96,8 @@ def test_a_plain_prompt_does_not_end_before_the_response(variant, load_policy):
         )
 
     policy = load_policy(variant(ends))
-    assert policy.tokenizer("Hi").input_ids[-1] == policy.tokenizer.eos_token_id
-    assert policy.tokenizer.eos_token_id not in policy.encode_prompt(PLAIN)
+    assert policy.tokens.tokenizer("Hi").input_ids[-1] == policy.tokens.tokenizer.eos_token_id
+    assert policy.tokens.tokenizer.eos_token_id not in policy.encode_prompt(PLAIN)
 
 
 def test_a_conversation_needs_a_chat_template(variant, play, load_policy):
@@ -120,7 +121,7 @@ def test_a_response_that_was_cut_has_no_end(load_policy):
     assert cut
     for r in cut:
         assert len(r.ids) == 3
-        assert policy.tokenizer.eos_token_id not in r.ids
+        assert policy.tokens.tokenizer.eos_token_id not in r.ids
 
 
 def test_a_given_response_ends_once_and_not_where_it_is_cut(tmp_path, play):
@@ -128,7 +129,7 @@ def test_a_given_response_ends_once_and_not_where_it_is_cut(tmp_path, play):
     (tmp_path / "rows.jsonl").write_text(json.dumps(eos_written) + "\n")
     given = ["data=offline", f"data.train={tmp_path}/rows.jsonl", "data.heldout=null", "labeler=dataset"]
     run = play(*given, "data.reader.max_response_tokens=8", "rounds=1")
-    eos = run.policy.tokenizer.eos_token_id
+    eos = run.policy.tokens.tokenizer.eos_token_id
     yes, never = run.pool.iloc[0]["response_ids"]
     assert (len(yes), yes[-1]) == (4, eos)  # it was written in the data
     assert len(never) == 8
@@ -143,7 +144,7 @@ def silence(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     def first(n: int) -> None:
         def silenced(self: Generate, policy: Policy, *args: Any, **kwargs: Any) -> list[list[Response]]:
-            nothing = Response("", (policy.tokenizer.eos_token_id,), True, -3.0)
+            nothing = Response("", (policy.tokens.tokenizer.eos_token_id,), True, -3.0)
             return [[nothing] * n + of_prompt[n:] for of_prompt in sample(self, policy, *args, **kwargs)]
 
         monkeypatch.setattr(Generate, "sample", silenced)
@@ -172,12 +173,12 @@ def test_nothing_but_empty_responses_is_told(play, silence):
 @pytest.mark.parametrize("share_prompt", [True, False], ids=["shared", "padded"])
 def test_the_end_counts_where_padding_is_the_same_token(share_prompt, variant, load_policy):
     policy = load_policy(variant(pads_with_eos))
-    policy.share_prompt = share_prompt
-    assert policy.tokenizer.pad_token_id == policy.tokenizer.eos_token_id
+    policy.compute = replace(policy.compute, share_prompt=share_prompt)
+    assert policy.tokens.tokenizer.pad_token_id == policy.tokens.tokenizer.eos_token_id
     asked = [replace(CHAT, messages=(Message("user", text),)) for text in ("Hi", "Who was it that said so?")]
     given = [Response(text, policy.encode_response(text)) for text in ("Me.", "Nobody knows, I am afraid.")]
     candidates = [Candidates(p, tuple(given), policy.encode_prompt(p)) for p in asked]
-    assert all(policy.tokenizer.eos_token_id in c.prompt_ids for c in candidates)  # of the turns before
+    assert all(policy.tokens.tokenizer.eos_token_id in c.prompt_ids for c in candidates)  # of the turns before
     for c, logps in zip(candidates, policy.score(candidates), strict=True):
         expected = [token_by_token(policy, c.prompt_ids, r.ids) for r in c.responses]
         assert logps == pytest.approx(expected, abs=1e-3)
@@ -219,16 +220,16 @@ def test_long_prompts_can_be_refused(overrides, play):
 
 def test_a_run_tokenises_each_prompt_once(play, monkeypatch):
     asked: Counter[str] = Counter()
-    tokenised = Policy._tokenised
+    tokenised = Tokens._tokenised
 
-    def counted(self: Policy, prompt: Prompt) -> Any:
+    def counted(self: Tokens, prompt: Prompt) -> Any:
         asked[prompt.text] += 1
         return tokenised(self, prompt)
 
     texts: list[str] = []
-    answered = Policy.encode_response
-    monkeypatch.setattr(Policy, "_tokenised", counted)
-    monkeypatch.setattr(Policy, "encode_response", lambda self, text: texts.append(text) or answered(self, text))
+    answered = Tokens.encode_response
+    monkeypatch.setattr(Tokens, "_tokenised", counted)
+    monkeypatch.setattr(Tokens, "encode_response", lambda self, text: texts.append(text) or answered(self, text))
     run = play("selector=optune_certainty", "data.responses=3")
     assert run.summary["rounds"] == 2
     assert asked.total() == len(asked) == 12, "to train on and held out, in all rounds"

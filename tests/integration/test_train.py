@@ -117,7 +117,7 @@ def trains_only_what_it_may(run: Any) -> None:
     policy, start = run.policy, run.witness.start
     stayed = [name for name, p in run.weights.items() if torch.equal(p, start[name])]
     assert not stayed
-    assert_close(policy.reference_state, start, **EXACTLY)
+    assert_close(policy.states.reference, start, **EXACTLY)
     assert_close(run.frozen, run.witness.frozen, **EXACTLY)
 
 
@@ -338,7 +338,7 @@ def test_reference_decides_whether_reused_responses_are_scored_again(reference, 
     now, then = (torch.tensor([list(row) for row in table["ref_logps"]]) for table in (reused, before))
     assert torch.equal(now, then) == (reference == "initial")
     of = run.witness.start if reference == "initial" else run.witness.before_round[1]
-    assert_close(run.policy.reference_state, of, **EXACTLY)
+    assert_close(run.policy.states.reference, of, **EXACTLY)
 
 
 @pytest.mark.parametrize("train_on", ["round", "pool"])
@@ -385,7 +385,7 @@ def test_a_continued_adapter_is_its_own_reference(play):
     two = play(f"model.adapter={one.run_dir}/adapter", "seed=1", name="two")
     assert two.losses[0] == pytest.approx(math.log(2), abs=5e-7)
     assert_close(two.witness.start, one.weights, **EXACTLY)
-    assert_close(two.policy.reference_state, one.weights, **EXACTLY)
+    assert_close(two.policy.states.reference, one.weights, **EXACTLY)
 
 
 def test_the_token_budget_changes_the_speed_and_not_the_weights(play):
@@ -416,7 +416,7 @@ def test_greedy_sampling_equals_transformers_generate(load_policy, tmp_path, tin
     policy = load_policy()
     policy.save(str(tmp_path / "adapter"))
     peer = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_policy_dir), tmp_path / "adapter")
-    prompts = [policy.tokenizer(text).input_ids for text in PROMPTS]
+    prompts = [policy.tokens.tokenizer(text).input_ids for text in PROMPTS]
     ours = Generate(temperature=0, max_new_tokens=12).sample(policy, prompts, [[0]] * len(prompts))
     for ids, (response,) in zip(prompts, ours, strict=True):
         whole = peer.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=12)[0].tolist()
@@ -425,7 +425,7 @@ def test_greedy_sampling_equals_transformers_generate(load_policy, tmp_path, tin
 
 def test_a_response_depends_on_its_seed_and_not_on_its_neighbours(load_policy):
     policy = load_policy()
-    prompts = [policy.tokenizer(text).input_ids for text in PROMPTS]
+    prompts = [policy.tokens.tokenizer(text).input_ids for text in PROMPTS]
     seeds = [[10 * p + n for n in range(3)] for p in range(len(prompts))]
     sampler = Generate(max_new_tokens=16, batch_size=64)
     together = [[r.ids for r in of_prompt] for of_prompt in sampler.sample(policy, prompts, seeds)]
@@ -438,8 +438,8 @@ def test_a_response_depends_on_its_seed_and_not_on_its_neighbours(load_policy):
 
 def test_a_response_ends_with_its_first_end_of_sequence_token(load_policy):
     policy = load_policy()
-    eos = policy.tokenizer.eos_token_id
-    ids = policy.tokenizer(PROMPTS[0]).input_ids
+    eos = policy.tokens.tokenizer.eos_token_id
+    ids = policy.tokens.tokenizer(PROMPTS[0]).input_ids
     (responses,) = Generate(max_new_tokens=48).sample(policy, [ids], [list(range(64))])
     assert {r.finished for r in responses} == {True, False}
     for r in responses:

@@ -82,7 +82,7 @@ def test_a_lone_segment_is_causal_attention() -> None:
 
 def test_what_a_tree_cannot_do_is_said() -> None:
     query = draw(2, seed=0)
-    with pytest.raises(ValueError, match=r"knows no attention sinks; choose model\.attention=eager"):
+    with pytest.raises(ValueError, match=r"supports no attention sinks; choose model\.compute\.attention=eager"):
         grouped_attention(None, query, query, query, None, s_aux=torch.zeros(2))
     with pytest.raises(ValueError, match="caps no scores in a shared prompt"):
         grouped_attention(None, query, query, query, None, softcap=50.0, tree=Tree(SEGMENTS))

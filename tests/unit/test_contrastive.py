@@ -11,7 +11,8 @@ import torch
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.contrastive import Contrastive
 from choosy.labeling.protocols import NeedsPolicy, Scores
-from choosy.models.policy import Lora, Policy
+from choosy.models.loading import Lora
+from choosy.models.policy import Policy
 from choosy.types import Candidates, Message, Prompt, Response
 
 CHAT = Prompt("c", "How was it?", (Message("user", "How was it?"),))
@@ -34,7 +35,7 @@ def moved(policy: Policy):
         if "lora_B" in name:
             p.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
     yield policy
-    policy.restore_start()
+    policy.states.restore_start()
 
 
 def labeler(policy: Policy | None, **options: Any) -> Contrastive:
@@ -90,7 +91,7 @@ def test_the_start_s_weights_judge_and_the_policy_is_left_as_it_was(moved: Polic
     (start,), (current,) = labeler(moved).score(item), labeler(moved, weights="current").score(item)
     assert start != pytest.approx(current, abs=1e-4)
     assert all(torch.equal(p, before[name]) for name, p in moved.trainable())
-    moved.restore_start()
+    moved.states.restore_start()
     assert labeler(moved, weights="current").score(item) == pytest.approx([start], abs=1e-5)
 
 
@@ -110,7 +111,7 @@ def test_labels_of_other_weights_are_not_reused(moved: Policy, tmp_path: Path) -
 
 def test_the_instruction_goes_where_the_template_takes_it(policy: Policy, tiny_policy_dir: Path) -> None:
     template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + str(
-        policy.tokenizer.chat_template
+        policy.tokens.tokenizer.chat_template
     )
     picky = Policy(str(tiny_policy_dir), lora=Lora(r=4), dtype="float32", chat_template=template)
     picky.load(device=torch.device("cpu"), seed=0)

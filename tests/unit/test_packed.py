@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from choosy.models.fast.packed import can_pack, packed_linears
+from choosy.models.fast.packed import can_pack, packed_linears, product
+from choosy.models.policy import Compute, Policy
+from choosy.sampling.generate import Generate
 
 
 def model(dtype: torch.dtype, *, bias: bool = True) -> nn.Sequential:
@@ -45,3 +47,15 @@ def test_an_error_leaves_plain_layers():
     with pytest.raises(RuntimeError, match="stop"), packed_linears(plain, 64):
         raise RuntimeError("stop")
     assert "forward" not in vars(plain[0])
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_one_setting_switches_packing_off(packed, tiny_policy_dir, monkeypatch):
+    policy = Policy(str(tiny_policy_dir), dtype="bfloat16", compute=Compute(packed=packed))
+    policy.load(device=torch.device("cpu"), seed=0)
+    if not can_pack(next(policy.causal_lm.parameters()).bfloat16()):
+        pytest.skip("this processor or build of torch has no packed bf16 products")
+    prepared: list[int] = []
+    monkeypatch.setattr("choosy.models.fast.packed.product", lambda w, rows: prepared.append(rows) or product(w, rows))
+    Generate(max_new_tokens=2).sample(policy, [(5, 6)], [[0]])
+    assert bool(prepared) == packed

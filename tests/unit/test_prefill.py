@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from choosy.models.logprobs import padded_token_logps
-from choosy.models.policy import Policy
+from choosy.models.policy import Compute, Policy
 from choosy.models.rows import Group
 from choosy.sampling.generate import Generate, choose_token, closed_up
 from choosy.sampling.prefill import CHUNK, RoomyLayer, fit_one_row, prefill
@@ -45,7 +45,7 @@ def steps(policy: Policy, prompts: list[list[int]]) -> list[torch.Tensor]:
 @pytest.mark.parametrize("prompts", [PROMPTS, [[7], [8, 9], [10, 11, 12]]], ids=["prefix", "no-prefix"])
 @torch.inference_mode()
 def test_every_row_is_as_if_alone(prompts, share, attention, tiny_policy_dir):
-    policy = Policy(str(tiny_policy_dir), dtype="float32", attention=attention, share_prompt=share)
+    policy = Policy(str(tiny_policy_dir), dtype="float32", compute=Compute(attention=attention, share_prompt=share))
     policy.load(device=torch.device("cpu"), seed=0)
     assert policy.one_row == (share and attention == "grouped")
     owners = [p for p, n in enumerate(COPIES) for _ in range(n)]
@@ -133,7 +133,7 @@ def test_other_architectures(architecture, tiny_policy_dir, tmp_path):
 
 @torch.inference_mode()
 def test_a_mask_as_long_as_wide_is_kept_small(tiny_policy_dir):
-    policy = Policy(str(tiny_policy_dir), dtype="float32", tokens_per_step=20)
+    policy = Policy(str(tiny_policy_dir), dtype="float32", compute=Compute(tokens_per_step=20))
     policy.load(device=torch.device("cpu"), seed=0)
     assert fit_one_row(policy, [[7] * 15, [8] * 16])
     policy.causal_lm.config._attn_implementation = "flex_attention"

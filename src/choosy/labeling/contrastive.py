@@ -79,7 +79,7 @@ class Contrastive:
     def fingerprint(self) -> str:
         """The instructions, the model, and under current weights those weights: each state is another judge."""
         policy = self.policy
-        model = (policy.name, str(policy.revision), str(policy.adapter), str(policy.chat_template))
+        model = (policy.source.name, str(policy.source.revision), str(policy.adapter), str(policy.tokens.chat_template))
         weights = self._weights_id() if self.weights == "current" else ""
         return content_id(self.good, self.bad, self.place, str(policy.dtype), *model, weights)
 
@@ -98,7 +98,7 @@ class Contrastive:
             for instruction in (self.good, self.bad)
             for prompt, places in of_prompt.items()
         ]
-        with self.policy.as_start() if self.weights == "start" else nullcontext():
+        with self.policy.states.as_start() if self.weights == "start" else nullcontext():
             logps = self.policy.score(asked)
         good, bad = ([logp for group in half for logp in group] for half in _halves(logps))
         rewards = dict(
@@ -115,7 +115,7 @@ class Contrastive:
         except TemplateError as error:
             other = "user" if self.place == "system" else "system"
             raise ValueError(
-                f"the chat template of {self.policy.name} refuses the instruction of labeler=contrastive in a "
+                f"the chat template of {self.policy.source.name} refuses the instruction of labeler=contrastive in a "
                 f"{self.place} turn ({error}); type labeler.place={other}"
             ) from error
 

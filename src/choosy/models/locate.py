@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,26 @@ from choosy.files import remove_unfinished, replacing
 
 MODEL = "SmolLM2-135M-Instruct"
 _COMPLETE = "prepared.txt"  # written last: a folder without it is a conversion that was cut off
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model and its tokenizer come from.
+
+    Args:
+        name: `demo:smollm2`, a folder, or a Hugging Face id.
+        revision: Git revision of a hub model.
+        trust_remote_code: Run code that comes with a hub model.
+    """
+
+    name: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def resolved(self) -> str:
+        """The folder or hub id that transformers can load."""
+        return resolve_model(self.name)
 
 
 def resolve_model(name: str) -> str:

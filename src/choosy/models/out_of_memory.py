@@ -20,10 +20,10 @@ def explain_oom(policy: Policy) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        advice = [f"type batching.tokens_per_step={max(policy.tokens_per_step // 2, 1)}"]
-        if not policy.gradient_checkpointing:
-            advice.append("model.gradient_checkpointing=true")
+        advice = [f"type batching.tokens_per_step={max(policy.compute.tokens_per_step // 2, 1)}"]
+        if not policy.compute.gradient_checkpointing:
+            advice.append("model.compute.gradient_checkpointing=true")
         raise ValueError(
-            f"A training step of batching.tokens_per_step={policy.tokens_per_step} does not fit into the memory of "
-            f"{policy.device}; {' or '.join(advice)}, and go on with ckpt_path=last. ({error})"
+            f"A training step of batching.tokens_per_step={policy.compute.tokens_per_step} does not fit into the "
+            f"memory of {policy.device}; {' or '.join(advice)}, and go on with ckpt_path=last. ({error})"
         ) from error

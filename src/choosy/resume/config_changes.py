@@ -19,7 +19,7 @@ FIXED = (  # the weights, the responses or the labels were made with these
 )
 ONLY = (".lora", ".training", ".reader")  # settings of one class
 MENU = {  # where a setting is in the composed run: what is typed for it in the menu
-    "module.policy.tokens_per_step": "batching.tokens_per_step",
+    "module.policy.compute.tokens_per_step": "batching.tokens_per_step",
     "module.policy": "model",
     "module.loss": "loss",
     "module.optimizer.lr": "lr",

@@ -157,7 +157,7 @@ class Run:
         self.phases.display.round(number, self.rounds)
         moved = self.reference == "previous_round" and number > 0
         if moved:
-            self.policy.refer_to_current()
+            self.policy.states.refer_to_current()
         if self.ranks.on_rank_zero(lambda: self.is_there(round_file(self.rounds_folder, number))):
             self._adopt(number)
             return

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -59,7 +60,8 @@ class Generate(EngineSettings):
         settings = self if settings is None else settings
         responses: list[list[Response]] = [[Response("")] * len(of_prompt) for of_prompt in seeds]
         order = sorted(range(len(prompts)), key=lambda p: -len(prompts[p]))  # neighbours of like length
-        with policy.for_sampling(), packed_linears(policy.causal_lm, self.batch_size):
+        packed = packed_linears(policy.causal_lm, self.batch_size) if policy.compute.packed else nullcontext()
+        with policy.for_sampling(), packed:
             while order:
                 batch = [order.pop(0)]
                 rows = len(seeds[batch[0]])
@@ -104,7 +106,7 @@ class Generate(EngineSettings):
         seeds: Sequence[Sequence[int]],
         settings: SamplingSettings,
     ) -> list[_Row]:
-        model, device = policy.causal_lm, policy.device
+        model, device, stop_ids = policy.causal_lm, policy.device, policy.tokens.stop_ids
         copies = [len(seeds[p]) for p in batch]
         logits_RV, cache, mask_RL = prefill(policy, [prompts[p] for p in batch], copies)
         flying = [_Row(p, n, uniforms(seed, settings.max_new_tokens)) for p in batch for n, seed in enumerate(seeds[p])]
@@ -122,8 +124,8 @@ class Generate(EngineSettings):
                     )
                 row.ids.append(token)
                 row.logp += logp
-            alive = [r for r, row in enumerate(flying) if row.ids[-1] not in policy.stop_ids]
-            done += [row for row in flying if row.ids[-1] in policy.stop_ids]
+            alive = [r for r, row in enumerate(flying) if row.ids[-1] not in stop_ids]
+            done += [row for row in flying if row.ids[-1] in stop_ids]
             if not alive or step + 1 == settings.max_new_tokens:
                 break
             if len(alive) < len(flying):

@@ -123,7 +123,7 @@ def prefill(policy: Policy, prompts: Sequence[Ids], copies: Sequence[int]) -> Pr
 
 def fit_one_row(policy: Policy, prompts: Sequence[Ids]) -> bool:
     """Whether the prompts may lie in one row, and its mask is not too large: flex attention's is as long as wide."""
-    small = sum(map(len, prompts)) <= policy.tokens_per_step or needs_no_mask(policy.causal_lm)
+    small = sum(map(len, prompts)) <= policy.compute.tokens_per_step or needs_no_mask(policy.causal_lm)
     return small and policy.takes_tree([Group(ids, []) for ids in prompts])
 
 

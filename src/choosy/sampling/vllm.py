@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from choosy.models.locate import resolve_model
 from choosy.models.policy import Policy
 from choosy.models.rows import Ids
 from choosy.parallel.ranks import current_ranks
@@ -155,9 +154,9 @@ class Vllm(EngineSettings):
             refuse_device(policy.device.type, current_platform.device_type)
             options = {} if current_platform.is_cpu() else {"gpu_memory_utilization": self.gpu_memory}
             return LLM(
-                str(resolve_model(policy.name)),
-                revision=policy.revision,
-                trust_remote_code=policy.trust_remote_code,
+                policy.source.resolved,
+                revision=policy.source.revision,
+                trust_remote_code=policy.source.trust_remote_code,
                 dtype=str(policy.compute_dtype).removeprefix("torch."),
                 max_model_len=min(self.max_prompt_tokens + self.max_new_tokens, limit),
                 max_num_seqs=self.batch_size,
@@ -184,7 +183,7 @@ def sampling_params(policy: Policy, seed: int, settings: SamplingSettings) -> An
         top_k=settings.top_k,
         max_tokens=settings.max_new_tokens,
         seed=seed,
-        stop_token_ids=sorted(policy.stop_ids),
+        stop_token_ids=sorted(policy.tokens.stop_ids),
         ignore_eos=True,  # stop_token_ids has it
         logprobs=0,  # of the sampled token alone, before temperature and cuts
         detokenize=False,
@@ -228,7 +227,8 @@ def prove(policy: Policy, prompt: Ids, response: Response) -> None:
     if apart > (0.01 if policy.compute_dtype == torch.float32 else 0.2):
         raise RuntimeError(
             f"vLLM gave a response of {len(response.ids)} tokens the log-probability {response.logp:.2f}, and the "
-            f"policy gives it {own:.2f}: the engine samples another model. Choose sampler=generate for {policy.name}."
+            f"policy gives it {own:.2f}: the engine samples another model. Choose sampler=generate for "
+            f"{policy.source.name}."
         )
 
 

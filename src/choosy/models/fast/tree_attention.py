@@ -260,14 +260,16 @@ def grouped_attention(
         tree: What the one row holds; instead of a mask.
     """
     if s_aux is not None:
-        raise ValueError("model.attention=grouped knows no attention sinks; choose model.attention=eager.")
+        raise ValueError(
+            "model.compute.attention=grouped supports no attention sinks; choose model.compute.attention=eager."
+        )
     B, H, L, K = query_BHLK.shape
     G, S = key_BGSK.shape[1:3]
     scaling = K**-0.5 if scaling is None else scaling
     if tree is not None:
         assert B == 1, "a tree is one row"
         if softcap is not None:
-            raise ValueError("model.attention=grouped caps no scores in a shared prompt.")
+            raise ValueError("model.compute.attention=grouped caps no scores in a shared prompt.")
         dtype = value_BGSW.dtype  # rotation may have left the others wider
         seen_NHW: Tensor = TreeAttention.apply(  # type: ignore[no-untyped-call]
             query_BHLK[0].transpose(0, 1).contiguous().to(dtype),

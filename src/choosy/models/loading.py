@@ -1,0 +1,113 @@
+"""A causal language model with its adapter, as it is loaded at the start of a run."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as hf_logging
+
+from choosy.models.fast import tree_attention
+from choosy.models.locate import ModelSource
+
+log = logging.getLogger(__name__)
+
+Dtype = Literal["auto", "bfloat16", "float32"]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters, in fp32 on frozen weights.
+
+    Args:
+        r: Rank.
+        alpha: Scale; the update is multiplied by alpha / r.
+        targets: Which layers: `all-linear`, or names.
+    """
+
+    r: int = 16
+    alpha: int = 32
+    targets: str | list[str] = "all-linear"
+
+
+def auto_dtype(device: torch.device) -> torch.dtype:
+    """Choose bf16 where the hardware multiplies it, else fp32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    cpu = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
+    fast = cpu.startswith("AVX512") and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _multiplies_bf16()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _multiplies_bf16() -> bool:
+    known = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(has() for has in known if has is not None)
+
+
+def load_weights(source: ModelSource, *, dtype: torch.dtype, attention: str, device: torch.device) -> PreTrainedModel:
+    """Load the weights of a causal language model, on the CPU.
+
+    Args:
+        source: Where they come from.
+        dtype: Of the weights.
+        attention: Attention implementation of transformers, `grouped`, or auto (see `Compute`).
+        device: Where the model will run, which decides what `auto` is.
+    """
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    tree_attention.register()
+
+    def with_attention(name: str | None) -> PreTrainedModel:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            source.resolved,
+            dtype=dtype,
+            attn_implementation=name,
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
+        )
+        return model
+
+    if attention != "auto":
+        return with_attention(attention)
+    if device.type != "cpu":
+        return with_attention(None)
+    try:
+        return with_attention("grouped")
+    except KeyError as error:
+        if error.args != ("grouped",):
+            raise
+        log.info("%s takes no attention but its own.", source.name)
+        return with_attention(None)
+
+
+def add_adapter(model: PreTrainedModel, lora: Lora, folder: str | None, *, seed: int) -> PeftModel:
+    """Add an adapter to frozen weights: a trained one, or a new one that changes nothing yet.
+
+    Args:
+        model: The frozen weights.
+        lora: Of a new adapter.
+        folder: Of the trained adapter; None = a new one.
+        seed: Of a new adapter's weights.
+    """
+    if folder is not None:
+        return PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=True)
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=lora.targets, task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+    assert isinstance(adapted, PeftModel)
+    return adapted
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """Set every dropout of the model to 0: log-probs of policy and reference are compared, noise is not."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout_p", "attn_dropout_p"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

@@ -1,0 +1,121 @@
+"""The trainable weights in other states: as at the start, as the reference has them, merged to be sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from choosy.parallel.ranks import current_ranks
+from choosy.parallel.sharding import full_tensor, local, placed_like
+
+
+def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and parameters of what is trained."""
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+class States:
+    """Copies of the trainable weights: at the start of the run, and of the reference, which is the start or later.
+
+    Args:
+        model: With the weights of the start.
+        sharded: Whether each rank holds a share of them only.
+    """
+
+    def __init__(self, model: nn.Module, *, sharded: bool) -> None:
+        self._model = model
+        self._sharded = sharded
+        self.start = {name: p.detach().clone() for name, p in trainable(model)}
+        self.reference = self.start
+
+    @torch.no_grad()
+    def restore_start(self) -> None:
+        """Set the weights back to the start of the run."""
+        for name, p in trainable(self._model):
+            p.copy_(self.start[name].to(p.device))
+
+    def refer_to_current(self) -> None:
+        """Make the present weights the reference from now on."""
+        self.reference = {name: p.detach().clone() for name, p in trainable(self._model)}
+
+    def is_reference(self) -> bool:
+        """Whether the present weights are the reference's; every rank must call this."""
+        pairs = ((local(p), local(self.reference[name]).to(p.device)) for name, p in trainable(self._model))
+        return all(current_ranks().gather([all(torch.equal(now, then) for now, then in pairs)]))
+
+    def as_reference(self) -> AbstractContextManager[None]:
+        """The reference's weights within the block, the policy's own again after it."""
+        return self._in_state(self.reference)
+
+    def as_start(self) -> AbstractContextManager[None]:
+        """The weights of the start of the run within the block, the policy's own again after it."""
+        return self._in_state(self.start)
+
+    @contextmanager
+    def _in_state(self, state: Mapping[str, Tensor]) -> Iterator[None]:
+        pairs = [(p, state[name].to(p.device)) for name, p in trainable(self._model)]
+        if not self._sharded:
+            with swapped_in(pairs):
+                yield
+            return
+        assert all(local(p) is not p for p, _ in pairs), "a state is entered before its weights are gathered"
+        with torch.no_grad():  # gathering reads the shards themselves, so that pointers would not do
+            before = [p.detach().clone() for p, _ in pairs]
+            try:
+                for p, data in pairs:
+                    p.copy_(data)
+                yield
+            finally:
+                for (p, _), data in zip(pairs, before, strict=True):
+                    p.copy_(data)
+
+    def to_save(self, *, with_start: bool) -> tuple[dict[str, Tensor] | None, dict[str, Tensor] | None]:
+        """The start, and the reference if it has moved, on rank 0; every rank must call this.
+
+        Args:
+            with_start: Whether the start is wanted; of a model without adapter it is in the model's own files.
+        """
+        moved = self.reference is not self.start
+        return on_rank_0(self.start) if with_start else None, on_rank_0(self.reference) if moved else None
+
+    def load(self, start: Mapping[str, Tensor] | None, reference: Mapping[str, Tensor] | None) -> None:
+        """Load what `to_save` gave; without a start this one stays, without a reference it is the start."""
+        now = dict(trainable(self._model))
+        if start is not None:
+            self.start = self.reference = {k: placed_like(v, now[k]) for k, v in start.items()}
+        if reference is not None:
+            self.reference = {k: placed_like(v, now[k]) for k, v in reference.items()}
+
+
+def on_rank_0(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gather full tensors one by one into rank 0's memory; every rank must call this, the others get nothing."""
+    rank = current_ranks().rank
+    tensors = ((name, full_tensor(tensor)) for name, tensor in state.items())
+    return {name: tensor.detach().cpu() for name, tensor in tensors if rank == 0}
+
+
+@contextmanager
+def swapped_in(weights: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
+    """Let parameters point to other tensors within the block."""
+    before = [(p, p.data) for p, _ in weights]
+    try:
+        for p, data in weights:
+            p.data = data
+        yield
+    finally:
+        for p, data in before:
+            p.data = data
+
+
+def merged(model: PeftModel) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Each adapted weight with its adapter merged, in the weight's precision; one at a time, for a delta is fp32."""
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        weight, delta = layer.base_layer.weight, layer.get_delta_weight(layer.active_adapters[0])
+        yield weight, cast(Tensor, (weight.float() + delta.float()).to(weight.dtype))
