@@ -124,7 +124,7 @@ class WeightedDPO(LightningModule):
             optimizer.state.clear()
             warmup.last_epoch = -1
             warmup.step()  # the first step of the round has the learning rate of the first step of the run
-        if self.policy.is_reference():
+        if self.policy.states.is_reference():
             self.kl = 0.0
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
