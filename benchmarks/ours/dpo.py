@@ -20,7 +20,7 @@ from choosy.models.loading import Lora
 from choosy.models.policy import Compute, Policy
 from choosy.models.rows import Group
 from choosy.module import WeightedDPO
-from choosy.reporting.phases import quiet
+from choosy.reporting.display import quiet
 from choosy.types import Candidates, Prompt, Response
 
 job = json.loads(sys.argv[1])

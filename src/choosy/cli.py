@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from choosy.files import replacing
 from choosy.redaction import refuse_secrets
-from choosy.reporting.phases import quiet
+from choosy.reporting.display import quiet
 from choosy.resume.run_folder import prepare
 
 

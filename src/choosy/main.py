@@ -27,7 +27,7 @@ from choosy.labeling.protocols import Postponed
 from choosy.parallel.launch import LOST, end_with_launcher, first_writer, is_peer_failure
 from choosy.redaction import refuse_secrets
 from choosy.reporting import summary as report
-from choosy.reporting.phases import quiet
+from choosy.reporting.display import quiet
 from choosy.resume import run_folder
 
 OmegaConf.register_new_resolver(

@@ -1,6 +1,7 @@
 """The stopwatch of a run and what it shows, on a clock that the test winds."""
 
 import io
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,8 @@ from rich.console import Console
 
 from callbacks import progress as callback
 from callbacks.progress import Progress
-from choosy.reporting.phases import PHASES, Phases, PlainDisplay, RichDisplay, Silent, seconds_left
+from choosy.reporting.display import RunDisplay
+from choosy.reporting.phases import PHASES, Phases, Silent
 
 
 class Clock:
@@ -25,13 +27,13 @@ class Diary(Silent):
     def __init__(self):
         self.told = []
 
-    def begin(self, phase, total, unit):
-        self.told.append(("begin", phase, total, unit))
+    def begin(self, phase):
+        self.told.append(("begin", phase.name, phase.total, phase.unit))
 
-    def advance(self, n):
-        self.told.append(("advance", n))
+    def advance(self, phase):
+        self.told.append(("done", phase.done))
 
-    def end(self):
+    def end(self, phase):
         self.told.append("end")
 
     def close(self):
@@ -46,7 +48,7 @@ def test_a_phase_gets_the_seconds_it_took_and_the_display_hears_of_it():
         clock.now += 2
         tick(5)
     assert phases.seconds == dict.fromkeys(PHASES, 0.0) | {"sample": 2.0}
-    assert diary.told == [("begin", "sample", 128, "prompts"), ("advance", 5), "end"]
+    assert diary.told == [("begin", "sample", 128, "prompts"), ("done", 5), "end"]
 
 
 def test_an_inner_phase_pauses_the_outer_one():
@@ -111,9 +113,13 @@ def test_the_seconds_survive_a_checkpoint(tmp_path):
     assert resumed.seconds["label"] == 3.5
 
 
-def test_plain_lines():
-    clock, log = Clock(), io.StringIO()
-    phases = Phases(PlainDisplay(log, clock=clock), clock=clock)
+def display_of(console: Console, clock: Clock) -> tuple[RunDisplay, Phases]:
+    display = RunDisplay(console)
+    return display, Phases(display, clock=clock)
+
+
+def play(phases: Phases, clock: Clock) -> None:
+    """The start's evaluation, and a round that is interrupted while it trains."""
     with phases("evaluate", total=64, unit="prompts") as tick:
         clock.now += 3
         tick(64)
@@ -126,77 +132,71 @@ def test_plain_lines():
         tick(40)
         with phases("select"):
             clock.now += 0.5
-    assert log.getvalue().splitlines() == [
-        "start  evaluate  64 prompts  3.0 s",
-        "round 2/4  sample  128 prompts  9.1 s",
-        "round 2/4  select  0.5 s",
-        "round 2/4  train  40/100 pairs  1 min 00 s",
-    ]
+        with phases("score"):
+            clock.now += 0.01
+    phases.display.say("The label budget of 100 is spent; " + "training goes on. " * 8)
+
+
+LINES = [
+    "start  evaluate  64 prompts  3.0 s",
+    "round 2/4  sample  128 prompts  9.1 s",
+    "round 2/4  select  0.5 s",
+    "round 2/4  train  40/100 pairs  1 min 00 s",
+    "The label budget of 100 is spent; " + ("training goes on. " * 8).rstrip(),
+]
+
+
+def test_where_there_is_no_terminal_each_phase_leaves_one_line():
+    clock, log = Clock(), io.StringIO()
+    display, phases = display_of(Console(file=log), clock)
+    play(phases, clock)
+    display.close()
+    assert [line.rstrip() for line in log.getvalue().splitlines()] == LINES
 
 
 @pytest.fixture
 def live():
     clock, screen = Clock(), io.StringIO()
     console = Console(file=screen, width=110, force_terminal=True, color_system=None)
-    display = RichDisplay(console, clock=clock)
-    yield SimpleNamespace(clock=clock, screen=screen, console=console, display=display)
+    display, phases = display_of(console, clock)
+    yield SimpleNamespace(clock=clock, screen=screen, display=display, phases=phases)
     display.close()
 
 
-def drawn(live):
-    paper = Console(file=io.StringIO(), width=live.console.width)
-    paper.print(live.display.line())
-    return paper.file.getvalue().strip()
+def drawn(live) -> list[str]:
+    """The bars as they are on the terminal now."""
+    paper = Console(file=io.StringIO(), width=110)
+    paper.print(live.display._progress.get_renderable())
+    return [line.rstrip() for line in paper.file.getvalue().splitlines()]
 
 
-def test_the_live_line_and_its_estimates(live):
-    phases = Phases(live.display, clock=live.clock)
-    phases.display.round(0, 4)
-    with phases("sample", total=128, unit="prompts") as tick:
-        live.clock.now += 3
+def test_on_a_terminal_every_open_phase_has_a_bar(live):
+    live.phases.display.round(0, 4)
+    with live.phases("evaluate", total=128, unit="prompts") as tick:
         tick(32)
-        line = drawn(live)
-        # 9 s more in this phase, and at least 12 s in each of the three rounds to come
-        assert line.startswith("round 1/4 · sample ━")
-        assert line.endswith(" 32/128 prompts · 0:03<0:09 · run 0:03, at least 0:45 left")
-        live.clock.now += 57
-    phases.display.round(1, 4)
-    with phases("train"):
-        live.clock.now += 10
-        assert drawn(live).endswith(" 0:10 · run 1:10, about 2:50 left")
+        (bar,) = drawn(live)
+        assert re.fullmatch(r"round 1/4 evaluate ━+[╸╺ ]?━* +32/128 prompts 0:00:00 .*", bar), bar
+        with live.phases("score"):
+            outer, inner = drawn(live)
+            assert "evaluate" in outer
+            assert re.match(r"round 1/4 score ", inner), inner
+    assert drawn(live) == []
 
 
-def test_a_narrow_terminal_keeps_the_numbers_and_gives_up_the_bar(live):
-    live.console.width = 58
-    live.display.round(0, 4)
-    live.display.begin("sample", 1280, "responses")
-    live.clock.now += 3
-    live.display.advance(320)
-    assert drawn(live).startswith("round 1/4 · sample 320/1280 responses · 0:03<0:09 · run 0")
-
-
-def test_a_round_leaves_one_line_and_the_terminal_is_given_back(live):
-    phases = Phases(live.display, clock=live.clock)
-    phases.display.round(0, 2)
-    for phase, seconds in {"sample": 9.1, "train": 70}.items():
-        with phases(phase):
-            live.clock.now += seconds
-    with pytest.raises(RuntimeError), phases("evaluate"):
+def test_on_a_terminal_each_phase_leaves_the_same_line_and_the_terminal_is_given_back(live):
+    play(live.phases, live.clock)
+    with pytest.raises(RuntimeError), live.phases("evaluate"):
         raise RuntimeError
-    phases.display.round(0, 2)  # told twice: still the same round
-    phases.display.close()
-    assert live.screen.getvalue().count("round 1/2  sample 9.1 s · train 1 min 10 s") == 1
-    assert live.screen.getvalue().count("\x1b[?25h") == live.screen.getvalue().count("\x1b[?25l")  # the cursor
-
-
-def test_nothing_known_nothing_promised():
-    assert seconds_left(3, last_round=None, in_round=2, phase_left=None) is None
-    assert seconds_left(0, last_round=10, in_round=30, phase_left=4) == 4
+    live.display.close()
+    told = live.screen.getvalue()
+    for line in LINES[:-1]:
+        assert told.count(line) == 1, line
+    assert told.count("\x1b[?25h") == told.count("\x1b[?25l") > 0  # the cursor
 
 
 @pytest.fixture
 def trainer(monkeypatch):
-    monkeypatch.setattr(callback, "make_display", Diary)
+    monkeypatch.setattr(callback, "RunDisplay", Diary)
     run = SimpleNamespace(phases=Phases(clock=Clock()), pairs_this_round=6)
     return SimpleNamespace(datamodule=SimpleNamespace(run=run), is_global_zero=True, world_size=1)
 
@@ -210,7 +210,7 @@ def test_the_callback_drives_the_train_phase(trainer):
         progress.on_train_batch_end(trainer, None, None, batch, 0)
     progress.on_train_epoch_end(trainer, None)
     progress.on_train_end(trainer, None)
-    told = [("begin", "train", 6, "pairs"), ("advance", 4), ("advance", 2), "end", "close"]
+    told = [("begin", "train", 6, "pairs"), ("done", 4), ("done", 6), "end", "close"]
     assert trainer.datamodule.run.phases.display.told == told
 
 
@@ -219,7 +219,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_is_timed_too(trainer):
     progress.setup(trainer, None, "fit")
     progress.on_train_batch_start(trainer, None, [1], 3)
     progress.on_train_batch_end(trainer, None, None, [1], 3)
-    assert trainer.datamodule.run.phases.display.told == [("begin", "train", 6, "pairs"), ("advance", 1)]
+    assert trainer.datamodule.run.phases.display.told == [("begin", "train", 6, "pairs"), ("done", 1)]
 
 
 def test_an_exception_ends_the_phase_and_closes_the_display(trainer):
