@@ -178,7 +178,7 @@ def keep_diary(run_dir: Path) -> None:
     diary.observe(Ledger, "insert", "writing a label")
     diary.observe(Ledger, "copy", "copying the ledger")
     diary.observe(Policy, "save", "writing the adapter")
-    diary.observe(Report, "on_fit_end", "writing the report")
+    diary.observe(Report, "teardown", "writing the report")
     write_table = choosy.data.pool.write_table
     ours = [module for name, module in sys.modules.items() if name.startswith("choosy")]
     for module in [module for module in ours if vars(module).get("write_table") is write_table]:

@@ -1,4 +1,4 @@
-"""Leaves behind what a run has shown: a summary, curves, a page, and the last words on the terminal."""
+"""Writes what a run has shown: a summary, curves, a page, and an overview on the terminal."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from choosy.reporting import summary as report
+from choosy.reporting.console import print_report
+from choosy.reporting.curves import write_curves
+from choosy.reporting.page import write_report
+from choosy.reporting.summary import read_run, write_summary
 
 
 class Report(Callback):
-    """Writes summary.json, curves.png and report.html when the run ends; name it after what writes the model.
+    """Writes summary.json, curves.png and report.html when the run ends.
 
     A run that ends before its last round gets no summary.json, so that no tool takes it for finished.
 
@@ -24,16 +27,17 @@ class Report(Callback):
         self.run_dir = Path(run_dir)
         self.console = console
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # after every on_fit_end, in which the tuned model is written
+        if stage != "fit" or not trainer.is_global_zero:
             return
         if not any(self.run_dir.glob("rounds/*.parquet")):
             rank_zero_warn(f"No report: {self.run_dir} holds no rounds/*.parquet; is callbacks.report.run_dir right?")
             return
-        run = report.read_run(self.run_dir)
+        run = read_run(self.run_dir)
         if run.finished:
-            report.write_summary(run, self.run_dir / "summary.json")
-        report.plot(run, self.run_dir / "curves.png")
-        report.html(run, self.run_dir / "report.html")
+            write_summary(run, self.run_dir / "summary.json")
+        write_curves(run, self.run_dir / "curves.png")
+        write_report(run, self.run_dir / "report.html")
         if self.console:
-            report.console(run)
+            print_report(run)

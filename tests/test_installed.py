@@ -65,6 +65,7 @@ def test_every_file_that_a_run_reads_is_in_the_wheel(wheel):
     for package in ("callbacks", "data_modules"):
         wanted |= {f"{package}/{path.name}" for path in (ROOT / package).glob("*.py")}
     assert {f"choosy/{path}" for path in ("data/prompts/train.jsonl", "labeling/human/page.html.j2")} <= wanted
+    assert "choosy/reporting/templates/report.html.j2" in wanted
     assert wanted - inside == set()
     assert "choosy/py.typed" in inside
 

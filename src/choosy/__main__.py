@@ -14,7 +14,10 @@ from choosy.labeling.exchange.command import labels_command
 from choosy.labeling.protocols import Postponed
 from choosy.main import main as train
 from choosy.parallel.launch import LOST, end_with_launcher, is_peer_failure
-from choosy.reporting import summary
+from choosy.reporting.console import print_report
+from choosy.reporting.curves import write_curves
+from choosy.reporting.page import write_index, write_report
+from choosy.reporting.summary import read_run
 
 USAGE = """choosy train selector=certainty   play a run, with -m several; `choosy train --help` lists what can be typed
 choosy fit --config run.yaml      play what `choosy train ... --cfg job --resolve > run.yaml` composed
@@ -58,18 +61,19 @@ def report(words: list[str]) -> None:
     """Write and print the report of a run."""
     parser = ArgumentParser("choosy report", description="Write and print the report of a run, finished or not.")
     parser.add_argument("run_dir", metavar="RUN_DIR", help="the folder of the run, with rounds/ in it")
-    folder = parser.parse_args(words).run_dir
-    run = summary.read_run(folder)
-    summary.plot(run, f"{folder}/curves.png")
-    summary.html(run, f"{folder}/report.html")
-    summary.console(run)
+    run = read_run(parser.parse_args(words).run_dir)
+    write_curves(run, run.folder / "curves.png")
+    write_report(run, run.folder / "report.html")
+    print_report(run)
 
 
 def index(words: list[str]) -> None:
     """Write the index of a sweep."""
-    parser = ArgumentParser("choosy index", description="Write index.csv over the finished runs of a sweep.")
+    parser = ArgumentParser(
+        "choosy index", description="Write index.csv and index.html over the finished runs of a sweep."
+    )
     parser.add_argument("sweep_dir", metavar="SWEEP_DIR", help="the folder below which the runs are")
-    print(summary.index(parser.parse_args(words).sweep_dir))
+    print(write_index(parser.parse_args(words).sweep_dir))
 
 
 COMMANDS: dict[str, Callable[[list[str]], object]] = {

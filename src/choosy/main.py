@@ -26,8 +26,9 @@ from choosy.files import replacing
 from choosy.labeling.protocols import Postponed
 from choosy.parallel.launch import LOST, end_with_launcher, first_writer, is_peer_failure
 from choosy.redaction import refuse_secrets
-from choosy.reporting import summary as report
 from choosy.reporting.display import quiet
+from choosy.reporting.page import write_index
+from choosy.reporting.summary import RunSummary, known, read_run
 from choosy.resume import run_folder
 
 OmegaConf.register_new_resolver(
@@ -55,9 +56,9 @@ class Trained:
     trainer: Trainer
 
     @property
-    def run(self) -> report.Run:
-        """What the round files of the run hold; `summary(run)` gives its metrics."""
-        return report.read_run(self.run_dir)
+    def run(self) -> RunSummary:
+        """What the round files of the run hold; its `numbers()` are the metrics."""
+        return read_run(self.run_dir)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://choosy.conf", config_name="train")
@@ -92,7 +93,7 @@ def main(cfg: DictConfig) -> float | None:
     if not trained.trainer.is_global_zero:
         return None
     if multirun:
-        report.index(run_dir.parent)
+        write_index(run_dir.parent)
     return objective(cfg, trained.run)
 
 
@@ -129,11 +130,12 @@ def prepare(cfg: DictConfig, run_dir: Path) -> run_folder.Start:
     return run_folder.prepare(run_dir, cfg.ckpt_path, config=plain(cfg), ledger=cfg.labels.ledger)
 
 
-def objective(cfg: DictConfig, run: report.Run) -> float | None:
+def objective(cfg: DictConfig, run: RunSummary) -> float | None:
     """Return the last win rate, or the labels bought until the wanted one (infinity if it was not reached)."""
     if cfg.objective == "win_rate":
         return run.last.get("win_rate")
-    reached = (r.labels["spent"] for r in run.evaluated if (r.evaluation or {})["win_rate"] >= cfg.target_win_rate)
+    win_rates = ((known(played.evaluation or {}, "win_rate"), played) for played in run.evaluated)
+    reached = (played.labels["spent"] for rate, played in win_rates if rate is not None and rate >= cfg.target_win_rate)
     return float(next(reached, math.inf))
 
 

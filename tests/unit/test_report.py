@@ -9,13 +9,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
 from callbacks.report import Report
-from choosy.reporting import summary as report
+from choosy.data.table_files import write_table
+from choosy.reporting.console import crop, print_report
+from choosy.reporting.curves import write_curves
+from choosy.reporting.page import write_index, write_report
 from choosy.reporting.phases import PHASES
+from choosy.reporting.summary import HeldoutAnswer, RunSummary, read_run, write_summary
 
 COLUMNS = pa.schema(
     {
@@ -31,10 +34,7 @@ EVIL = "<script>alert('x')</script>"
 
 
 def write_round(folder: Path, name: str, rows: list[dict], facts: dict) -> None:
-    table = pa.Table.from_pylist(rows, schema=COLUMNS)
-    (folder / "rounds").mkdir(parents=True, exist_ok=True)
-    metadata = {b"choosy": json.dumps(facts).encode()}
-    pq.write_table(table.replace_schema_metadata(metadata), folder / "rounds" / f"{name}.parquet")
+    write_table(pa.Table.from_pylist(rows, schema=COLUMNS), folder / "rounds" / f"{name}.parquet", facts)
 
 
 def facts(number: int, *, rounds: int, budget: int | None, evaluation: dict | None) -> dict:
@@ -52,6 +52,8 @@ def facts(number: int, *, rounds: int, budget: int | None, evaluation: dict | No
         "responses_empty": played,
         "sync_milliseconds": 250 * played,
         "pairs_trained": 6 * played,
+        "judged": {"round": {}, "run": {"decided": 11 * played, "ties": played}},
+        "money": {"spent": 0.5 * played, "evaluation": 0.0, "budget": None},
         "seconds": dict.fromkeys(PHASES, 1.5 * played),
         "evaluation": evaluation,
     }
@@ -84,16 +86,16 @@ def run_dir(tmp_path):
     return write_run(tmp_path / "run")
 
 
-def printed(run: report.Run, width: int = 100) -> str:
+def printed(run: RunSummary, width: int = 100) -> str:
     screen = io.StringIO()
-    report.console(run, Console(file=screen, width=width, highlight=False))
+    print_report(run, Console(file=screen, width=width, highlight=False))
     return screen.getvalue()
 
 
 def test_summary_holds_the_numbers_of_the_contract(run_dir):
-    run = report.read_run(run_dir)
+    run = read_run(run_dir)
     assert run.finished
-    assert report.summary(run) == {
+    assert run.numbers() == {
         "rounds": 2,
         "seed": 7,
         "reward": {"initial": 0.25, "final": 0.75},
@@ -101,10 +103,10 @@ def test_summary_holds_the_numbers_of_the_contract(run_dir):
         "ties": 0.125,
         "labels": {"spent": 24, "reused": 2, "evaluation": 12, "budget": 40},
         "judgements": {
-            **{"decided": 0, "ties": 0, "invalid": 0, "tie_rate": None, "invalid_rate": None},
+            **{"decided": 22, "ties": 2, "invalid": 0, "tie_rate": 2 / 24, "invalid_rate": 0.0},
             **{"first_shown": None, "agreement": None},
         },
-        "money": {},
+        "money": {"spent": 1.0, "evaluation": 0.0, "budget": None},
         "tokens_generated": 2000,
         "responses": {"cut": 4, "empty": 2},
         "sync_seconds": 0.5,
@@ -114,30 +116,30 @@ def test_summary_holds_the_numbers_of_the_contract(run_dir):
 
 
 def test_summary_json_is_the_summary(run_dir):
-    run = report.read_run(run_dir)
-    report.write_summary(run, run_dir / "summary.json")
-    assert json.loads((run_dir / "summary.json").read_text()) == report.summary(run)
+    run = read_run(run_dir)
+    write_summary(run, run_dir / "summary.json")
+    assert json.loads((run_dir / "summary.json").read_text()) == run.numbers()
 
 
 def test_what_is_not_a_number_is_null(tmp_path):
     folder = write_run(tmp_path, played=1, rounds=1)
     unmeasured = {"reward": float("nan"), "win_rate": float("nan"), "ties": 0.0}
     write_round(folder, "round_000", [], facts(0, rounds=1, budget=None, evaluation=unmeasured))
-    run = report.read_run(folder)
-    report.write_summary(run, folder / "summary.json")
+    run = read_run(folder)
+    write_summary(run, folder / "summary.json")
     numbers = json.loads((folder / "summary.json").read_text())
     assert (numbers["reward"], numbers["win_rate"]) == ({"initial": 0.25, "final": None}, None)
-    report.plot(run, folder / "curves.png")
+    write_curves(run, folder / "curves.png")
 
 
 def test_the_answers_are_those_of_the_last_round(run_dir):
-    answers = report.read_run(run_dir).answers
+    answers = read_run(run_dir).answers
     assert len(answers) == 10
-    assert answers[3] == report.Answer(f"Prompt 3 {EVIL}", "grey & <b>dull</b>", f"sunny 1 {EVIL}", 0.25, 0.75, 1.0)
+    assert answers[3] == HeldoutAnswer(f"Prompt 3 {EVIL}", "grey & <b>dull</b>", f"sunny 1 {EVIL}", 0.25, 0.75, 1.0)
 
 
 def test_the_table_of_rounds(run_dir):
-    assert report.rounds_table(report.read_run(run_dir)) == [
+    assert read_run(run_dir).table() == [
         ("start", "0.25", "–", "–", "–", "30.0", "0", "0", "0"),
         ("1", "0.50", "75%", "12%", "1.50", "33.0", "12", "1,000", "9"),
         ("2", "0.75", "88%", "12%", "1.50", "33.0", "24", "2,000", "18"),
@@ -146,34 +148,34 @@ def test_the_table_of_rounds(run_dir):
 
 @pytest.mark.parametrize("played", [0, 1, 3])
 def test_an_unfinished_run_can_be_read_and_shown(tmp_path, played):
-    run = report.read_run(write_run(tmp_path, rounds=4, played=played))
+    run = read_run(write_run(tmp_path, rounds=4, played=played))
     assert not run.finished
-    assert report.summary(run)["rounds"] == played
-    report.plot(run, tmp_path / "curves.png")
-    report.html(run, tmp_path / "report.html")
+    assert run.numbers()["rounds"] == played
+    write_curves(run, tmp_path / "curves.png")
+    write_report(run, tmp_path / "report.html")
     assert f"{played} of 4 rounds" in (tmp_path / "report.html").read_text()
     assert f"{played} of 4 rounds" in printed(run)
 
 
 def test_a_last_round_without_its_evaluation_is_not_finished(run_dir):
     write_round(run_dir, "round_001", [], facts(1, rounds=2, budget=40, evaluation=None))
-    run = report.read_run(run_dir)
+    run = read_run(run_dir)
     assert not run.finished
-    assert report.summary(run)["reward"] == {"initial": 0.25, "final": 0.5}
+    assert run.numbers()["reward"] == {"initial": 0.25, "final": 0.5}
     assert run.answers[0].after.startswith("sunny 0")
 
 
 def test_a_run_that_evaluates_nothing_finishes(tmp_path):
     write_round(tmp_path, "round_000", [], facts(0, rounds=1, budget=None, evaluation=None))
-    run = report.read_run(tmp_path)
+    run = read_run(tmp_path)
     assert run.finished
-    assert report.summary(run)["win_rate"] is None
+    assert run.numbers()["win_rate"] is None
     assert "1 of 1 rounds, not evaluated" in printed(run)
 
 
 def test_a_folder_without_rounds_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"with rounds/round_000.parquet; found none in"):
-        report.read_run(tmp_path)
+        read_run(tmp_path)
 
 
 @pytest.mark.parametrize("free", [False, True])
@@ -183,7 +185,7 @@ def test_the_curves_are_a_png_of_sensible_size(run_dir, free):
             told = facts(number, rounds=2, budget=None, evaluation={"reward": 0.5, "win_rate": 0.5})
             told["labels"]["spent"] = 0
             write_round(run_dir, f"round_{number:03}", [], told)
-    report.plot(report.read_run(run_dir), run_dir / "curves.png")
+    write_curves(read_run(run_dir), run_dir / "curves.png")
     image = (run_dir / "curves.png").read_bytes()
     assert image.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", image[16:24])
@@ -193,32 +195,33 @@ def test_the_curves_are_a_png_of_sensible_size(run_dir, free):
 
 def test_the_page_escapes_all_that_a_model_wrote_and_loads_nothing(run_dir):
     (run_dir / "config.yaml").write_text("seed: 7\n")
-    report.html(report.read_run(run_dir), run_dir / "report.html")
+    write_report(read_run(run_dir), run_dir / "report.html")
     page = (run_dir / "report.html").read_text()
     assert "<script" not in page
     assert "<b>dull" not in page
-    assert page.count("sunny 1 &lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;") == 8
+    assert page.count("sunny 1 &lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;") == 8
     assert "grey &amp; &lt;b&gt;dull&lt;/b&gt;" in page
     assert 'src="data:image/png;base64,iVBOR' in page
+    assert '(prefers-color-scheme: dark)" srcset="data:image/png;base64,iVBOR' in page
     assert '<a href="config.yaml">' in page
-    assert "prefers-color-scheme: dark" in page
+    assert "@media (prefers-color-scheme: dark)" in page
     assert "http:" not in page
     assert "https:" not in page
 
 
 def test_a_folder_named_like_markup_is_escaped(tmp_path):
-    run = report.read_run(write_run(tmp_path / "<i>run"))
-    report.html(run, tmp_path / "report.html")
+    run = read_run(write_run(tmp_path / "<i>run"))
+    write_report(run, tmp_path / "report.html")
     assert "<i>run" not in (tmp_path / "report.html").read_text()
 
 
 def test_the_last_words_show_answers_rounds_time_and_paths(run_dir):
     (run_dir / "adapter").mkdir()
-    words = printed(report.read_run(run_dir))
+    words = printed(read_run(run_dir))
     assert words.count("sunny 1") == 5
     assert "Held-out reward 0.25 → 0.75, win rate 88% against the start, 2 of 2 rounds" in words
     assert "+0.75 won" in words
-    assert "18.0 s  24 of 40 labels bought, 2 reused" in words
+    assert "18.0 s  24 of 40 labels bought, 2 reused, 2 ties, 1.00 spent" in words
     assert "train 3.0 s" in words
     assert str(run_dir) in words
     assert "adapter" in words
@@ -235,7 +238,7 @@ def test_a_model_cannot_steer_the_terminal(tmp_path):
         [row | {"rewards": [1.0, None]}],
         facts(0, rounds=1, budget=None, evaluation=measured),
     )
-    words = printed(report.read_run(folder))
+    words = printed(read_run(folder))
     assert "\x1b" not in words
     assert "\x07" not in words
     assert "[bold]hi[/]" in words
@@ -243,9 +246,9 @@ def test_a_model_cannot_steer_the_terminal(tmp_path):
 
 
 def test_crop_cuts_between_words_and_never_grows():
-    assert report.crop("one two three", 13) == "one two three"
-    assert report.crop("one two three", 12) == "one two …"
-    assert all(len(report.crop(text, 8)) <= 8 for text in ("a" * 30, "ab cd ef gh ij", "  a\n\n b c d e f"))
+    assert crop("one two three", 13) == "one two three"
+    assert crop("one two three", 12) == "one two …"
+    assert all(len(crop(text, 8)) <= 8 for text in ("a" * 30, "ab cd ef gh ij", "  a\n\n b c d e f"))
 
 
 def test_files_are_replaced_whole(run_dir, monkeypatch):
@@ -253,18 +256,18 @@ def test_files_are_replaced_whole(run_dir, monkeypatch):
     (run_dir / "summary.json").write_text("old")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
-        report.write_summary(report.read_run(run_dir), run_dir / "summary.json")
+        write_summary(read_run(run_dir), run_dir / "summary.json")
     assert (run_dir / "summary.json").read_text() == "old"
 
 
 def test_index_lists_the_finished_jobs_of_a_sweep_in_order(tmp_path):
     for job in ("10", "2"):
         folder = write_run(tmp_path / job)
-        report.write_summary(report.read_run(folder), folder / "summary.json")
+        write_summary(read_run(folder), folder / "summary.json")
     (tmp_path / "2" / ".hydra").mkdir()
     (tmp_path / "2" / ".hydra" / "overrides.yaml").write_text("- seed=1\n- selector=optune\n")
     write_run(tmp_path / "3", rounds=3)  # interrupted: it has no summary
-    path = report.index(tmp_path)
+    path = write_index(tmp_path)
     assert path == tmp_path / "index.csv"
     with path.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
@@ -274,31 +277,45 @@ def test_index_lists_the_finished_jobs_of_a_sweep_in_order(tmp_path):
         {"job": "2", "overrides": "seed=1 selector=optune"} | numbers | cost,
         {"job": "10", "overrides": ""} | numbers | cost,
     ]
-    assert report.index(tmp_path) == path
+    page = (tmp_path / "index.html").read_text()
+    assert '<a href="2/report.html">2</a>' in page
+    assert page.index("seed=1 selector=optune") < page.index('<a href="10/report.html">10</a>')
+    assert "88%" in page
+    assert write_index(tmp_path) == path
     assert not list(tmp_path.rglob("*.unfinished"))
+
+
+def test_the_index_escapes_what_was_typed(tmp_path):
+    folder = write_run(tmp_path / "0")
+    write_summary(read_run(folder), folder / "summary.json")
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "overrides.yaml").write_text(f"- name={EVIL}\n")
+    write_index(tmp_path)
+    assert "<script" not in (tmp_path / "index.html").read_text()
+    assert "name=&lt;script&gt;" in (tmp_path / "index.html").read_text()
 
 
 RANK_0 = SimpleNamespace(is_global_zero=True)
 
 
 def test_the_callback_leaves_everything_behind(run_dir, capsys):
-    Report(str(run_dir)).on_fit_end(RANK_0, None)
+    Report(str(run_dir)).teardown(RANK_0, None, "fit")
     assert {"summary.json", "curves.png", "report.html"} <= {path.name for path in run_dir.iterdir()}
     assert "Left behind in" in capsys.readouterr().out
 
 
 def test_the_callback_calls_no_interrupted_run_finished(tmp_path, capsys):
     write_run(tmp_path, rounds=4)
-    Report(str(tmp_path), console=False).on_fit_end(RANK_0, None)
+    Report(str(tmp_path), console=False).teardown(RANK_0, None, "fit")
     assert {path.name for path in tmp_path.iterdir()} == {"rounds", "curves.png", "report.html"}
     assert capsys.readouterr().out == ""
 
 
 def test_the_other_ranks_write_nothing(run_dir):
-    Report(str(run_dir)).on_fit_end(SimpleNamespace(is_global_zero=False), None)
+    Report(str(run_dir)).teardown(SimpleNamespace(is_global_zero=False), None, "fit")
     assert [path.name for path in run_dir.iterdir()] == ["rounds"]
 
 
 def test_a_run_without_rounds_is_told_so_and_not_failed(tmp_path):
     with pytest.warns(UserWarning, match="holds no rounds.*run_dir right"):
-        Report(str(tmp_path)).on_fit_end(RANK_0, None)
+        Report(str(tmp_path)).teardown(RANK_0, None, "fit")
