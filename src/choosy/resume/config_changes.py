@@ -19,27 +19,21 @@ FIXED = (  # the weights, the responses or the labels were made with these
 )
 ONLY = (".lora", ".training", ".reader")  # settings of one class
 MENU = {  # where a setting is in the composed run: what is typed for it in the menu
-    "module.policy.compute.tokens_per_step": "batching.tokens_per_step",
+    "module": "",
     "module.policy": "model",
+    "module.policy.compute.tokens_per_step": "batching.tokens_per_step",
     "module.loss": "loss",
+    "module.optimizer": "module.optimizer",
     "module.optimizer.lr": "lr",
-    "module.warmup_steps": "warmup_steps",
-    "module.max_grad_norm": "max_grad_norm",
-    "module.reset_policy": "reset_policy",
-    "module.on_bad_loss": "on_bad_loss",
-    "module.seed": "seed",
-    "data.run.seed": "seed",
-    "data.run.rounds": "rounds",
-    "data.run.training.batch_size": "batching.batch_size",
-    "data.run.training.epochs_per_round": "epochs_per_round",
-    "data.run.training.train_on": "train_on",
-    "data.run.training.keep": "pool.keep",
-    "data.run.reference": "reference",
+    "data.run": "",
     "data.run.folder": "run_dir",
     "data.run.sampler": "sampler",
     "data.run.weighting": "weighting",
     "data.run.labels": "labels",
     "data.run.labels.labeler": "labeler",
+    "data.run.training": "",
+    "data.run.training.batch_size": "batching.batch_size",
+    "data.run.training.keep": "pool.keep",
     "trainer.max_epochs": "rounds",
     "trainer.callbacks": "callbacks",
     "trainer.logger": "logger",
@@ -127,7 +121,7 @@ def _class(node: Mapping[str, Any]) -> str:
 def _typed(name: str) -> str:
     """Return what is typed for a setting: the menu's name for it or for the group that it is in."""
     place = max((p for p in MENU if f"{name}.".startswith(f"{p}.")), key=len, default="")
-    return MENU[place] + name.removeprefix(place) if place else name
+    return (MENU.get(place, "") + name.removeprefix(place)).lstrip(".") or name
 
 
 def _shown(value: Any) -> str:
