@@ -49,11 +49,11 @@ def test_a_predictor_saves_labels(play, tiny_policy_dir, caplog):
     with caplog.at_level(logging.INFO, logger="choosy"):
         run = play(
             *("labeler=predictor", "labeler@labeler.paid=function"),
-            *("labeler.paid.path=toy_rewards.toy", f"labeler.encoder={tiny_policy_dir}"),
+            *("labeler.paid.path=toy_rewards.toy", f"labeler.model.encoder={tiny_policy_dir}"),
             *("labeler.min_labels=6", "labeler.max_error=0.95", "labeler.audit=0.3"),
-            *("labeler.epochs=1", "labeler.max_length=64", "rounds=3"),
+            *("labeler.model.epochs=1", "labeler.model.max_length=64", "rounds=3"),
         )
-    saved = run.data.run.labels.labeler.saved
+    saved = run.data.run.labels.labeler.savings
     told = rows(run.run_dir, "labeler LIKE 'predictor:%'")
     assert saved.answered == sum(row["annotator"] == "predictor" for row in told) > 0
     assert f"{saved.answered} labels saved" in caplog.text

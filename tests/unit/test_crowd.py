@@ -1,4 +1,4 @@
-"""The crowd at its buyer: votes, audits, what they cost, and what is left after an interruption."""
+"""Test the crowd through a buyer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.crowd.crowd import Crowd, _draw
+from choosy.labeling.crowd.crowd import Crowd
+from choosy.labeling.nested import audit_draw
 from choosy.labeling.protocols import Compares, Scores
 from choosy.labeling.vader import Vader
 from choosy.types import MIRRORED, Prompt, Response
@@ -63,7 +64,7 @@ def test_a_crowd_only_compares(buyer_of) -> None:
     assert crowd.price is None
 
 
-def test_one_expert_among_guessers_is_found_by_audits(buyer_of) -> None:
+def test_audits_find_the_one_good_member(buyer_of) -> None:
     """Two always say first, one is always right: after the audits only the third counts."""
     members = {
         "good": Worker("good"),
@@ -80,14 +81,14 @@ def test_one_expert_among_guessers_is_found_by_audits(buyer_of) -> None:
     assert buyer.compare([(p, b, a) for p, a, b in PAIRS]) == [MIRRORED[v] for v in verdicts], "turned and not asked"
 
 
-def test_votes_are_kept_and_charged_once(buyer_of, tmp_path: Path) -> None:
+def test_votes_are_stored_and_charged_once(buyer_of, tmp_path: Path) -> None:
     expert = Worker("expert", price=1.0)
     workers = [Worker(name, price=0.1) for name in "abc"]
     crowd = Crowd({w.name: w for w in workers}, expert=expert, audit=0.2)
     buyer = buyer_of(crowd)
     buyer.open("run")
     buyer.compare(PAIRS)
-    audited = sum(_draw(*pair) < 0.2 for pair in PAIRS)
+    audited = sum(audit_draw("audit", pair) < 0.2 for pair in PAIRS)
     assert 0 < audited < 20
     assert crowd.judgements == 4
     assert crowd.price == pytest.approx(1.3)
@@ -116,7 +117,7 @@ def test_the_budget_counts_votes(buyer_of) -> None:
     assert buyer.exhausted
 
 
-def test_an_interrupted_crowd_goes_on_as_if_nothing_had_been(buyer_of, tmp_path: Path) -> None:
+def test_a_resumed_crowd_continues_as_if_uninterrupted(buyer_of, tmp_path: Path) -> None:
     def crowd(where: Path) -> tuple[LabelBuyer, list[Worker]]:
         workers = [Worker("a", range(0, 40, 3)), Worker("b", range(0, 40, 2)), Worker("c", range(15))]
         workers.append(Worker("expert"))
@@ -141,7 +142,7 @@ def test_an_interrupted_crowd_goes_on_as_if_nothing_had_been(buyer_of, tmp_path:
     assert [w.asked + r.asked for w, r in zip(workers[:3], resumed[:3], strict=True)] == [40, 40, 40], "none twice"
 
 
-def test_ties_invalid_votes_and_spent_members_are_no_votes(buyer_of) -> None:
+def test_ties_invalid_verdicts_and_spent_budgets_cast_no_vote(buyer_of) -> None:
     members = {
         "tie": Worker("tie", says="tie"),
         "broken": Worker("broken", says="invalid"),
@@ -155,7 +156,7 @@ def test_ties_invalid_votes_and_spent_members_are_no_votes(buyer_of) -> None:
     assert broken.compare(PAIRS[:2]) == ["invalid"] * 2
 
 
-def test_a_crowd_without_money_says_so(buyer_of) -> None:
+def test_a_crowd_whose_budgets_are_all_spent_is_an_error(buyer_of) -> None:
     buyer = buyer_of(Crowd({name: Worker(name) for name in "ab"}, budgets={"a": 1, "b": 1}))
     buyer.open("run")
     with pytest.raises(ValueError, match=r"no member of crowd:a\+b has a budget left; raise labeler.budgets"):
@@ -167,21 +168,21 @@ def test_a_crowd_without_money_says_so(buyer_of) -> None:
     [
         (
             {"members": 1},
-            r"has two members or more, and labeler\.members names 1; type for instance \+labeler@",
+            r"needs two members or more, and labeler\.members names 1; type for instance \+labeler@",
         ),
         ({"audit": 0.0}, r"labeler\.audit=0\.0 is no share of the pairs; type a number above 0"),
-        ({"budgets": {"d": 5}}, r"labeler\.budgets\.d is the budget of no member; members: a, b, c"),
-        ({"memory": 1.0}, r"labeler\.memory=1\.0 remembers nothing; type more than 1, or null"),
+        ({"budgets": {"d": 5}}, r"labeler\.budgets\.d names no member; the members are a, b, c"),
+        ({"memory": 1.0}, r"labeler\.memory=1\.0 is too small; type more than 1, or null"),
     ],
 )
-def test_what_is_refused(buyer_of, options: dict[str, Any], words: str) -> None:
+def test_settings_out_of_range_are_refused(buyer_of, options: dict[str, Any], words: str) -> None:
     members = {name: Worker(name) for name in "abc"[: options.pop("members", 3)]}
     with pytest.raises(ValueError, match=words):
         Crowd(members, **options)
 
 
-def test_another_crowd_asks_anew(buyer_of) -> None:
-    """Who is asked and how they are measured is part of the key, so that another crowd's verdicts are not reused."""
+def test_members_and_settings_change_the_fingerprint(buyer_of) -> None:
+    """The fingerprint is part of the key, so that another crowd's verdicts are not reused."""
     members = {name: Worker(name) for name in "ab"}
     prints = {Crowd(members, **options).fingerprint for options in ({}, {"memory": 9.0}, {"expert": members["a"]})}
     assert len(prints) == 3

@@ -14,7 +14,15 @@ import pytest
 from rich.console import Console
 
 from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.exchange.command import FORMS, Form, Imported, export_labels, import_labels, labels_command, stats
+from choosy.labeling.exchange.command import (
+    FILE_FORMATS,
+    FileFormat,
+    Imported,
+    export_labels,
+    import_labels,
+    labels_command,
+    stats,
+)
 from choosy.labeling.ledger import Ledger
 from choosy.labeling.protocols import Answer, Postponed
 from choosy.types import Candidates, Message, Prompt, Response
@@ -28,7 +36,7 @@ ITEMS: list[Item] = [
     (Prompt("p3", "So?"), Response("one"), Response("two")),
 ]
 DATA = Path(__file__).parent / "data"
-SUFFIX: dict[Form, str] = {"jsonl": ".jsonl", "csv": ".csv", "label-studio": ".json", "argilla": ".json"}
+SUFFIX: dict[FileFormat, str] = {"jsonl": ".jsonl", "csv": ".csv", "label-studio": ".json", "argilla": ".json"}
 
 
 class Judge:
@@ -93,15 +101,15 @@ def waiting(tmp_path: Path) -> LabelBuyer:
 # --- export, then import ---
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_exported_labels_import_unchanged(full: Ledger, empty: Ledger, tmp_path: Path, form: Form) -> None:
-    file = tmp_path / f"labels{SUFFIX[form]}"
-    assert export_labels(full, file, form=form) == 6
+@pytest.mark.parametrize("file_format", FILE_FORMATS)
+def test_exported_labels_import_unchanged(full: Ledger, empty: Ledger, tmp_path: Path, file_format: FileFormat) -> None:
+    file = tmp_path / f"labels{SUFFIX[file_format]}"
+    assert export_labels(full, file, file_format=file_format) == 6
     assert import_labels(file, empty) == Imported(6, 0, 0, [])
     assert empty.rows("labels") == full.rows("labels")
     assert import_labels(file, empty) == Imported(0, 6, 0, [])
-    again = tmp_path / f"again{SUFFIX[form]}"
-    export_labels(empty, again, form=form)
+    again = tmp_path / f"again{SUFFIX[file_format]}"
+    export_labels(empty, again, file_format=file_format)
     assert again.read_bytes() == file.read_bytes()
 
 
@@ -116,7 +124,7 @@ def test_imported_labels_are_not_bought_again(full: Ledger, empty: Ledger, tmp_p
 
 def test_export_needs_a_form_and_a_new_file(full: Ledger, tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"labels.json: the name does not tell its form; type --form with one of jsonl"
+        ValueError, match=r"labels.json: the name does not tell its format; type --format with one of jsonl"
     ):
         export_labels(full, tmp_path / "labels.json")
     export_labels(full, tmp_path / "labels.csv")
@@ -129,9 +137,9 @@ def test_export_needs_a_form_and_a_new_file(full: Ledger, tmp_path: Path) -> Non
 # --- what a run waits for ---
 
 
-def answered(file: Path, form: Form) -> None:
+def answered(file: Path, file_format: FileFormat) -> None:
     """Fill an exported file as people do: the first response is better each time, but for one tie."""
-    if form == "csv":
+    if file_format == "csv":
         with file.open(newline="") as told:
             rows = list(csv.DictReader(told))
         with file.open("w", newline="") as out:
@@ -140,7 +148,7 @@ def answered(file: Path, form: Form) -> None:
             for at, row in enumerate(rows):
                 writer.writerow({"key": row["key"], "verdict": "tie" if at == 2 else "first", "annotator": "ada"})
         return
-    if form == "jsonl":
+    if file_format == "jsonl":
         rows = [json.loads(line) for line in file.read_text().split("\n") if line]
         file.write_text(
             "".join(
@@ -151,7 +159,7 @@ def answered(file: Path, form: Form) -> None:
         return
     items = json.loads(file.read_text())
     for at, item in enumerate(items):
-        if form == "label-studio":
+        if file_format == "label-studio":
             left = {"from_name": "verdict", "type": "pairwise", "value": {"selected": "left"}}
             tie = {"from_name": "neither", "type": "choices", "value": {"choices": ["tie"]}}
             result = [tie if at == 2 else left]
@@ -166,7 +174,7 @@ def answered(file: Path, form: Form) -> None:
 def test_argilla_responses_overrule_exported_suggestions(full: Ledger, empty: Ledger, tmp_path: Path) -> None:
     """Two people respond to the second record; the third has a suggestion of another agent, which does not count."""
     file = tmp_path / "labels.json"
-    export_labels(full, file, form="argilla")
+    export_labels(full, file, file_format="argilla")
     records = json.loads(file.read_text())
     verdict = {"value": "first", "score": None, "agent": "choosy"}
     assert [record["suggestions"] for record in records[:1]] == [{"verdict": verdict}]
@@ -197,13 +205,15 @@ def test_import_of_files_that_the_real_programs_exported(empty: Ledger, file: st
     assert json.loads(rows[1]["messages"]) == [["system", "be kind"], ["user", "hi"]]
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_wanted_questions_are_exported_and_answered(waiting: LabelBuyer, tmp_path: Path, form: Form) -> None:
-    ledger, file = Ledger(waiting.ledger.path), tmp_path / f"wanted{SUFFIX[form]}"
-    assert export_labels(ledger, file, form=form, wanted=True) == 4
+@pytest.mark.parametrize("file_format", FILE_FORMATS)
+def test_wanted_questions_are_exported_and_answered(
+    waiting: LabelBuyer, tmp_path: Path, file_format: FileFormat
+) -> None:
+    ledger, file = Ledger(waiting.ledger.path), tmp_path / f"wanted{SUFFIX[file_format]}"
+    assert export_labels(ledger, file, file_format=file_format, wanted=True) == 4
     with pytest.raises(ValueError, match="holds no label: none of its 4 rows has a verdict or a score"):
         import_labels(file, ledger)
-    answered(file, form)
+    answered(file, file_format)
     assert import_labels(file, ledger) == Imported(4, 0, 0, [])
     assert ledger.rows("wanted") == []
     assert {row["annotator"] for row in ledger.rows("labels")} == {"ada"}
@@ -334,11 +344,11 @@ def test_an_unreadable_file_is_refused(empty: Ledger, tmp_path: Path, content: b
 def test_the_command_line(
     full: Ledger, waiting: LabelBuyer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    labels_command(["export", full.path, str(tmp_path / "out.json"), "--form", "argilla"])
+    labels_command(["export", full.path, str(tmp_path / "out.json"), "--format", "argilla"])
     labels_command(["import", str(tmp_path / "new.sqlite"), str(tmp_path / "out.json")])
     labels_command(["stats", str(tmp_path / "new.sqlite")])
     to = str(tmp_path / "wanted.json")
-    labels_command(["export", waiting.ledger.path, to, "--wanted", "--form", "label-studio"])
+    labels_command(["export", waiting.ledger.path, to, "--wanted", "--format", "label-studio"])
     told = capsys.readouterr().out
     for words in (
         "6 labels in ",

@@ -1,4 +1,4 @@
-"""The predictor at its buyer: what it learns, what it answers, what is bought, and what an interruption leaves."""
+"""Test the predictor through a buyer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.predictor.predictor import Guess, Predictor, _draw, before, preferred
-from choosy.labeling.predictor.preference_model import Preference, PreferenceModel
+from choosy.labeling.nested import audit_draw
+from choosy.labeling.predictor.labeler import Predictor
+from choosy.labeling.predictor.preference_model import PreferenceModel
+from choosy.labeling.predictor.preferences import Preference, earlier_preferences, preferences_in
 from choosy.labeling.protocols import Compares, LabelRecord
 from choosy.types import MIRRORED, Prompt, Response
 
@@ -23,14 +25,7 @@ PAIRS = [
     )
     for n in range(110)
 ]
-OPTIONS: dict[str, Any] = {
-    "max_error": 0.4,
-    "audit": 0.25,
-    "min_labels": 40,
-    "lr": 1e-2,
-    "max_length": 32,
-    "device": "cpu",
-}
+OPTIONS: dict[str, Any] = {"max_error": 0.4, "audit": 0.25, "min_labels": 40}
 
 
 class Taste:
@@ -63,7 +58,8 @@ def at(tiny_policy_dir: Path, tmp_path: Path):
 
     def buyer(labeler: Any, ledger: str = "ledger.sqlite", *, budget: int | None = None, **options: Any) -> LabelBuyer:
         path = str(tmp_path / ledger)
-        predictor = Predictor(labeler, encoder=str(tiny_policy_dir), **{**OPTIONS, **options})
+        model = PreferenceModel(str(tiny_policy_dir), lr=1e-2, max_length=32, device="cpu")
+        predictor = Predictor(labeler, model=model, **{**OPTIONS, **options})
         made = LabelBuyer(predictor, ledger=path, budget=budget)
         made.open("run")
         return made
@@ -81,7 +77,7 @@ def truth(pairs: Any = PAIRS) -> list[str]:
     return ["first" if one.text.startswith("a") else "second" for _, one, _ in pairs]
 
 
-def test_the_model_learns_a_taste_and_is_the_same_twice(tiny_policy_dir: Path) -> None:
+def test_the_model_learns_preferences_and_is_reproducible(tiny_policy_dir: Path) -> None:
     examples = [Preference(p.text, *sorted((one.text, other.text))) for p, one, other in PAIRS[:40]]
 
     def ratings() -> list[float]:
@@ -95,42 +91,42 @@ def test_the_model_learns_a_taste_and_is_the_same_twice(tiny_policy_dir: Path) -
     assert ratings() == first
 
 
-def test_what_it_is_sure_of_is_not_bought(at, tmp_path: Path) -> None:
+def test_pairs_with_a_sure_prediction_are_not_bought(at, tmp_path: Path) -> None:
     taste = Taste(price=0.5)
     buyer = at(taste)
     predictor = buyer.labeler
     assert isinstance(predictor, Compares)
     assert buyer.compare(PAIRS) == truth()
-    saved = predictor.saved
-    assert saved.answered > 30
-    assert saved.answered + saved.paid + saved.audited == 110
-    assert 5 < saved.audited < 30
-    assert saved.disagreed == 0
-    assert str(saved) == (
-        f"{saved.answered} labels saved, {len(taste.asked)} bought; the audit disagreed with 0 of {saved.audited}"
+    savings = predictor.savings
+    assert savings.answered > 30
+    assert savings.answered + savings.paid + savings.audited == 110
+    assert 5 < savings.audited < 30
+    assert savings.disagreed == 0
+    assert str(savings) == (
+        f"{savings.answered} labels saved, {len(taste.asked)} bought; the audit disagreed with 0 of {savings.audited}"
     )
 
     assert (buyer.spent, buyer.money) == (len(taste.asked), pytest.approx(0.5 * len(taste.asked)))
     told = rows(tmp_path / "ledger.sqlite", predictor.name)
     free = [row for row in told if row["annotator"] == "predictor"]
-    assert len(free) == saved.answered
+    assert len(free) == savings.answered
     assert {(row["cost"], row["judgements"]) for row in free} == {(0.0, 0)}
     assert json.loads(free[0]["raw"])["trained_on"] == 40
     assert {row["annotator"] for row in told} == {"predictor", "taste"}
 
 
-def test_the_audit_tells_when_the_taste_has_changed(at) -> None:
+def test_the_audit_shows_that_the_paid_labeler_has_changed(at) -> None:
     taste = Taste(turned_from=60)
     buyer = at(taste, audit=0.5)
     buyer.compare(PAIRS[:60])
-    assert buyer.labeler.saved.disagreed == 0
+    assert buyer.labeler.savings.disagreed == 0
     buyer.compare(PAIRS[60:80])
-    saved = buyer.labeler.saved
-    assert saved.disagreed == sum(_draw(*pair) < 0.5 for pair in PAIRS[60:80]) > 5
-    assert f"disagreed with {saved.disagreed} of {saved.audited}" in str(saved)
+    savings = buyer.labeler.savings
+    assert savings.disagreed == sum(audit_draw("predictor", pair) < 0.5 for pair in PAIRS[60:80]) > 5
+    assert f"disagreed with {savings.disagreed} of {savings.audited}" in str(savings)
 
 
-def test_the_budget_is_spent_on_what_is_bought(at) -> None:
+def test_only_bought_labels_count_against_the_budget(at) -> None:
     taste = Taste()
     buyer = at(taste, budget=50)
     verdicts = buyer.compare(PAIRS)
@@ -138,7 +134,7 @@ def test_the_budget_is_spent_on_what_is_bought(at) -> None:
     assert len(PAIRS) > sum(verdict is not None for verdict in verdicts) > 60, "free answers come on top"
 
 
-def test_an_interrupted_predictor_goes_on_as_if_nothing_had_been(at, tmp_path: Path) -> None:
+def test_a_resumed_predictor_continues_as_if_uninterrupted(at, tmp_path: Path) -> None:
     whole = at(Taste(), "whole.sqlite")
     whole.compare(PAIRS[:90])
 
@@ -157,19 +153,19 @@ def test_an_interrupted_predictor_goes_on_as_if_nothing_had_been(at, tmp_path: P
         for file in ("whole.sqlite", "ledger.sqlite")
     )
     assert one == other
-    assert again.labeler.saved == whole.labeler.saved
+    assert again.labeler.savings == whole.labeler.savings
     assert again.spent == whole.spent
 
 
-def test_labels_of_other_runs_teach_it(at, tmp_path: Path) -> None:
+def test_labels_of_earlier_runs_train_the_model(at, tmp_path: Path) -> None:
     taste = Taste()
     plain = LabelBuyer(taste, ledger=str(tmp_path / "ledger.sqlite"))
     plain.open("earlier")
     plain.compare(PAIRS[:60])
     buyer = at(taste)
     buyer.compare(PAIRS[60:80])
-    assert buyer.labeler.saved.paid == 0
-    assert buyer.spent == buyer.labeler.saved.audited == len(taste.asked) - 60
+    assert buyer.labeler.savings.paid == 0
+    assert buyer.spent == buyer.labeler.savings.audited == len(taste.asked) - 60
 
 
 def test_two_scores_are_two_labels(at) -> None:
@@ -177,16 +173,16 @@ def test_two_scores_are_two_labels(at) -> None:
     assert buyer.labeler.judgements == 2
     buyer.compare(PAIRS[:10])
     assert buyer.spent == 20
-    assert buyer.labeler.saved.paid == 10
+    assert buyer.labeler.savings.paid == 10
 
 
-def test_nothing_is_answered_that_cannot_be_vouched_for(at) -> None:
+def test_every_pair_is_bought_if_the_error_cannot_be_bounded(at) -> None:
     buyer = at(Taste(), max_error=0.01)
     buyer.compare(PAIRS[:60])
-    assert buyer.labeler.saved.paid == 60
+    assert buyer.labeler.savings.paid == 60
 
 
-def test_preferences_of_labels() -> None:
+def test_earlier_preferences() -> None:
     def told(run: str, first: str, second: str | None = None, **value: Any) -> LabelRecord:
         blank = {"score": None, "verdict": None, "raw": "", "annotator": "", "judgements": 1, "cost": 0.0}
         return LabelRecord(**{**blank, "prompt": "q", "first": first, "second": second, "run": run, **value})
@@ -198,10 +194,13 @@ def test_preferences_of_labels() -> None:
         told("mine", "m", "n", verdict="first"),
         told("a", "later", "still later", verdict="first"),
     ]
-    assert before(labels, "mine") == [Preference("q", "y", "x"), Preference("q", "d", "e"), Preference("q", "b", "f")]
-    assert Preference("q", "later", "still later") in before(labels, "not begun")
-    assert preferred("q", "x", "y", "invalid") == []
-    assert Guess("first", 2.0).sureness == 2.0
+    assert earlier_preferences(labels, "mine") == [
+        Preference("q", "y", "x"),
+        Preference("q", "d", "e"),
+        Preference("q", "b", "f"),
+    ]
+    assert Preference("q", "later", "still later") in earlier_preferences(labels, "not begun")
+    assert preferences_in("q", "x", "y", "invalid") == []
 
 
 @pytest.mark.parametrize(
@@ -209,9 +208,9 @@ def test_preferences_of_labels() -> None:
     [
         ({"max_error": 0.0}, r"labeler\.max_error=0\.0 is no share; type a number between 0 and 1"),
         ({"audit": 1.0}, r"labeler\.audit=1\.0 is no share"),
-        ({"min_labels": 2}, r"labeler\.min_labels=2 teaches nothing; type 3 or more"),
+        ({"min_labels": 2}, r"labeler\.min_labels=2 is too small; type 3 or more"),
     ],
 )
-def test_what_is_refused(at, options: dict[str, Any], words: str) -> None:
+def test_settings_out_of_range_are_refused(at, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         at(Taste(), **options)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from choosy.labeling.protocols import BuyerOf, Buys, Compares, Labeler, LabelHistory, NeedsPolicy
+from choosy.labeling.protocols import BuyerOf, Buys, Compares, Labeler, LabelHistory, NeedsPolicy, ResponsePair
 from choosy.models.policy import Policy
-from choosy.types import Prompt, Response, Verdict
+from choosy.types import Verdict, seed_of
 
 
 class NestedLabelers:
@@ -58,7 +58,7 @@ class NestedLabelers:
             name: buyer_of(name, labeler, budget=self.budgets.get(name)) for name, labeler in self.labelers.items()
         }
 
-    def compare(self, name: str, pairs: Sequence[tuple[Prompt, Response, Response]]) -> list[Verdict | None]:
+    def compare(self, name: str, pairs: Sequence[ResponsePair]) -> list[Verdict | None]:
         """The verdict of one of them on each pair, bought if need be; None where its own budget is spent."""
         return self._buyers[name].compare(pairs)
 
@@ -100,3 +100,14 @@ def nested_run(run: str, labeler: str, name: str) -> str:
         'run#predictor:judge#paid'
     """
     return f"{run}#{labeler}#{name}"
+
+
+def audit_draw(purpose: str, item: ResponsePair) -> float:
+    """Hash a pair to a number in [0, 1) that does not depend on the order of its responses.
+
+    Args:
+        purpose: Draws for different purposes are independent.
+        item: The pair.
+    """
+    prompt, *responses = item
+    return seed_of(purpose, prompt.text, *sorted(response.text for response in responses)) / 2**63

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from choosy.models.policy import Policy
 
 Purpose = Literal["train", "evaluate"]
+ResponsePair = tuple[Prompt, Response, Response]  # what a labeler compares
 
 
 class Answer(NamedTuple):

@@ -1,1 +1,1 @@
-"""Several labelers for one pair."""
+"""Several labelers as one."""

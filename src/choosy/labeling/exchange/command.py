@@ -19,7 +19,7 @@ from choosy.labeling.exchange.argilla import from_record, to_record
 from choosy.labeling.exchange.label_studio import INTERFACE, from_task, to_task
 from choosy.labeling.exchange.rows import (
     LabelRow,
-    Rows,
+    RowReaders,
     as_object,
     checked,
     exported,
@@ -32,25 +32,25 @@ from choosy.labeling.exchange.rows import (
 from choosy.labeling.ledger import Ledger
 from choosy.types import MIRRORED
 
-Form = Literal["jsonl", "csv", "label-studio", "argilla"]
-FORMS: tuple[Form, ...] = ("jsonl", "csv", "label-studio", "argilla")
-BY_SUFFIX: dict[str, Form] = {".jsonl": "jsonl", ".csv": "csv"}
+FileFormat = Literal["jsonl", "csv", "label-studio", "argilla"]
+FILE_FORMATS: tuple[FileFormat, ...] = ("jsonl", "csv", "label-studio", "argilla")
+BY_SUFFIX: dict[str, FileFormat] = {".jsonl": "jsonl", ".csv": "csv"}
 
 
-def form_of(path: Path) -> Form:
-    """Return the form of a file by its name.
+def format_of(path: Path) -> FileFormat:
+    """Return the format of a file by its name.
 
     Raises:
         ValueError: The name does not tell.
     """
-    if form := BY_SUFFIX.get(path.suffix.lower()):
-        return form
-    raise ValueError(f"{path}: the name does not tell its form; type --form with one of {', '.join(FORMS)}")
+    if file_format := BY_SUFFIX.get(path.suffix.lower()):
+        return file_format
+    raise ValueError(f"{path}: the name does not tell its format; type --format with one of {', '.join(FILE_FORMATS)}")
 
 
 # -- export ------------------------------------------------------------------------------------------------------
 
-WRITERS: dict[Form, Callable[[Iterable[LabelRow]], str]] = {
+WRITERS: dict[FileFormat, Callable[[Iterable[LabelRow]], str]] = {
     "jsonl": to_jsonl,
     "csv": to_csv,
     "label-studio": lambda rows: json_text([to_task(row) for row in rows], indent=1),
@@ -58,24 +58,26 @@ WRITERS: dict[Form, Callable[[Iterable[LabelRow]], str]] = {
 }
 
 
-def export_labels(ledger: Ledger, path: str | Path, *, form: Form | None = None, wanted: bool = False) -> int:
+def export_labels(
+    ledger: Ledger, path: str | Path, *, file_format: FileFormat | None = None, wanted: bool = False
+) -> int:
     """Write all labels of a ledger into a new file, or the questions that its runs wait for.
 
     Args:
         ledger: Where they are.
         path: The file to write.
-        form: Of the file; None goes by its name: .jsonl or .csv.
+        file_format: Of the file; None goes by its name: .jsonl or .csv.
         wanted: Write the questions that runs wait for, without answers, instead of the labels.
 
     Returns:
         How many rows were written.
 
     Raises:
-        ValueError: The file exists already, cannot be written, or its form is not known.
+        ValueError: The file exists already, cannot be written, or its format is not known.
     """
     path = Path(path)
     rows = [exported(row) for row in ledger.rows("wanted" if wanted else "labels")]
-    text = WRITERS[form or form_of(path)](rows)
+    text = WRITERS[file_format or format_of(path)](rows)
     try:
         with path.open("x", encoding="utf-8", newline="") as file:
             file.write(text)
@@ -103,7 +105,7 @@ def import_labels(
     path: str | Path,
     ledger: Ledger,
     *,
-    form: Form | None = None,
+    file_format: FileFormat | None = None,
     labeler: str | None = None,
     skip_bad: bool = False,
 ) -> Imported:
@@ -115,7 +117,7 @@ def import_labels(
     Args:
         path: The file, as `export_labels` or the annotation tool writes it.
         ledger: Where the labels go.
-        form: Of the file; None goes by its name and, of .json, by its content.
+        file_format: Of the file; None goes by its name and, of .json, by its content.
         labeler: Under whose name they are stored; None takes each row's own.
         skip_bad: Leave bad rows out, instead of refusing the file because of them.
 
@@ -126,7 +128,7 @@ def import_labels(
     good: dict[str, tuple[str, LabelRow]] = {}
     bad: list[str] = []
     total = unanswered = 0
-    for place, read in read_rows(Path(path), form):
+    for place, read in read_labels(Path(path), file_format):
         total += 1
         try:
             row = read()
@@ -159,7 +161,7 @@ def verdict_in_order_of(row: LabelRow, other: LabelRow) -> str | None:
     return MIRRORED[verdict]  # type: ignore[index]
 
 
-def read_rows(path: Path, form: Form | None) -> Rows:
+def read_labels(path: Path, file_format: FileFormat | None) -> RowReaders:
     """Read each row of a file.
 
     Raises:
@@ -171,15 +173,15 @@ def read_rows(path: Path, form: Form | None) -> Rows:
         raise ValueError(f"No file {path}; check the path") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as text in UTF-8 ({error})") from error
-    if form is None and path.suffix.lower() != ".json":
-        form = form_of(path)
-    if form == "csv":
+    if file_format is None and path.suffix.lower() != ".json":
+        file_format = format_of(path)
+    if file_format == "csv":
         yield from from_csv(text)
-    elif form == "jsonl":
+    elif file_format == "jsonl":
         yield from from_jsonl(text)
     else:
         for number, item in enumerate(json_list(text, path), start=1):
-            yield f"item {number}", partial(from_item, item, form)
+            yield f"item {number}", partial(from_item, item, file_format)
 
 
 def json_list(text: str, path: Path) -> list[Any]:
@@ -194,10 +196,12 @@ def json_list(text: str, path: Path) -> list[Any]:
     return items
 
 
-def from_item(item: Any, form: Form | None) -> LabelRow:
-    """Return the row of a Label Studio task or an Argilla record; of form None, a record has fields."""
+def from_item(item: Any, file_format: FileFormat | None) -> LabelRow:
+    """Return the row of a Label Studio task or an Argilla record; of format None, a record has fields."""
     item = as_object(item)
-    return from_record(item) if form == "argilla" or (form is None and "fields" in item) else from_task(item)
+    return (
+        from_record(item) if file_format == "argilla" or (file_format is None and "fields" in item) else from_task(item)
+    )
 
 
 # -- statistics --------------------------------------------------------------------------------------------------
@@ -255,7 +259,7 @@ def labels_parser() -> argparse.ArgumentParser:
         verb.add_argument("ledger", help="the file, such as runs/NAME/ledger.sqlite")
     for verb in (out, into):
         verb.add_argument("file")
-        verb.add_argument("--form", choices=FORMS, help="of the file, where its name does not tell")
+        verb.add_argument("--format", choices=FILE_FORMATS, help="of the file, where its name does not tell")
     out.add_argument("--wanted", action="store_true", help="the questions that runs wait for, instead of the labels")
     into.add_argument("--labeler", help="the name to store them under, instead of each row's own")
     into.add_argument("--skip-bad", action="store_true", help="leave bad rows out, instead of refusing the file")
@@ -272,12 +276,14 @@ def labels_command(args: Sequence[str]) -> None:
     if typed.verb == "stats":
         stats(ledger)
     elif typed.verb == "export":
-        count = export_labels(ledger, typed.file, form=typed.form, wanted=typed.wanted)
+        count = export_labels(ledger, typed.file, file_format=typed.format, wanted=typed.wanted)
         print(f"{count:,} {'wanted' if typed.wanted else 'labels'} in {typed.file}")
-        if typed.wanted and typed.form == "label-studio":
+        if typed.wanted and typed.format == "label-studio":
             print(f"Labeling interface of the project:\n{INTERFACE}")
     else:
-        done = import_labels(typed.file, ledger, form=typed.form, labeler=typed.labeler, skip_bad=typed.skip_bad)
+        done = import_labels(
+            typed.file, ledger, file_format=typed.format, labeler=typed.labeler, skip_bad=typed.skip_bad
+        )
         print(f"{done.added:,} labels added, {done.there:,} were there, {done.unanswered:,} rows have no answer yet")
         if done.bad:
             print(f"{len(done.bad):,} bad rows left out:\n  " + "\n  ".join(done.bad))

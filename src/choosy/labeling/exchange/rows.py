@@ -16,7 +16,9 @@ from choosy.labeling.ledger import Question
 from choosy.types import MIRRORED, Message, Prompt, Response, content_id
 
 LabelRow = dict[str, Any]
-Rows = Iterator[tuple[str, Callable[[], LabelRow]]]  # the place of each row, and a function that reads it or raises
+RowReaders = Iterator[
+    tuple[str, Callable[[], LabelRow]]
+]  # the place of each row, and a function that reads it or raises
 
 COLUMNS = (
     *("key", "labeler", "fingerprint", "stamp", "kind", "prompt_id", "prompt", "messages"),
@@ -58,7 +60,7 @@ def to_csv(rows: Iterable[LabelRow]) -> str:
 # -- in ----------------------------------------------------------------------------------------------------------
 
 
-def from_jsonl(text: str) -> Rows:
+def from_jsonl(text: str) -> RowReaders:
     """Read one JSON object per line; empty lines are skipped."""
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
@@ -81,7 +83,7 @@ def as_object(value: Any) -> LabelRow:
     return value
 
 
-def from_csv(text: str) -> Rows:
+def from_csv(text: str) -> RowReaders:
     """Read a table with a line of column names.
 
     Raises:
@@ -155,7 +157,7 @@ def checked(row: LabelRow, wanted: Mapping[str, LabelRow], labeler: str | None =
 
     Args:
         row: As read from a file.
-        wanted: Rows of the ledger, by key, that a run waits for; they complete a row that has their key.
+        wanted: RowReaders of the ledger, by key, that a run waits for; they complete a row that has their key.
         labeler: Under whose name it is stored; None takes the row's own.
 
     Raises:

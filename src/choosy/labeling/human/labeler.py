@@ -15,8 +15,8 @@ from choosy.labeling.human.access import token_from
 from choosy.labeling.human.assignment import PairQuestion
 from choosy.labeling.human.clicks import Clicks
 from choosy.labeling.human.sitting import Screen, Sitting
-from choosy.labeling.protocols import Answer, Purpose
-from choosy.types import Prompt, Response, content_id
+from choosy.labeling.protocols import Answer, Purpose, ResponsePair
+from choosy.types import content_id
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 REMIND = 15  # seconds between two lines on the terminal about what is left
@@ -82,7 +82,7 @@ class Human:
         self._purpose = purpose
         self._budget_left = None if budget is None or purpose == "evaluate" else budget - spent
 
-    def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Generator[Answer]:
+    def compare(self, items: Sequence[ResponsePair]) -> Generator[Answer]:
         """Yield each verdict as soon as it is clicked; a skipped pair gets an invalid one."""
         self.sitting = Sitting(
             [PairQuestion.of(*item) for item in items],

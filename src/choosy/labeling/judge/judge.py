@@ -14,10 +14,8 @@ from choosy.labeling.judge.endpoint import Endpoint
 from choosy.labeling.judge.session import Session, SessionStopped, Unanswered
 from choosy.labeling.judge.settings import EndpointSettings, RequestSettings
 from choosy.labeling.judge.template import filled, parse_verdict, read_template
-from choosy.labeling.protocols import Answer
-from choosy.types import Prompt, Response, Verdict, content_id
-
-Pair = tuple[Prompt, Response, Response]
+from choosy.labeling.protocols import Answer, ResponsePair
+from choosy.types import Verdict, content_id
 
 
 class Judge:
@@ -77,7 +75,7 @@ class Judge:
         fields = json.dumps(self.request.fields(model), sort_keys=True)
         self.fingerprint = content_id(*self.template.values(), fields, str(both_orders))
 
-    def compare(self, items: Sequence[Pair]) -> Iterable[Verdict | Answer]:
+    def compare(self, items: Sequence[ResponsePair]) -> Iterable[Verdict | Answer]:
         """Yield a verdict on each item as soon as it is there; if the caller leaves, requests in flight are cancelled.
 
         Raises:
@@ -96,7 +94,7 @@ class Judge:
             asking.result()
 
     async def _ask_all(
-        self, items: Sequence[Pair], places: asyncio.Semaphore, arrived: Callable[[Answer], None]
+        self, items: Sequence[ResponsePair], places: asyncio.Semaphore, arrived: Callable[[Answer], None]
     ) -> None:
         """Ask about each item in turn; after a failure, let requests in flight end before raising it."""
         answered = 0
@@ -129,7 +127,7 @@ class Judge:
             if not isinstance(error, SessionStopped):
                 raise error
 
-    async def _verdict(self, at: int, item: Pair, session: Session) -> Answer:
+    async def _verdict(self, at: int, item: ResponsePair, session: Session) -> Answer:
         """Return the judge's verdict on an item, from one order or from both."""
         prompt, first, second = item
         try:
@@ -141,7 +139,7 @@ class Judge:
             error.at = at
             raise
 
-    async def _ask(self, at: int, item: Pair, session: Session) -> Answer:
+    async def _ask(self, at: int, item: ResponsePair, session: Session) -> Answer:
         prompt, first, second = item
         code, messages = filled(self.template, prompt.text, first.text, second.text)
         reply = await session.ask(messages)

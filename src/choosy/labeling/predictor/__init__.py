@@ -1,1 +1,1 @@
-"""A small model that learns a labeler's taste."""
+"""A small model that learns another labeler's preferences."""

@@ -1,9 +1,9 @@
-"""A small model of somebody's preferences: a LoRA adapter and one output on an encoder, trained on their labels."""
+"""Train a small model of preferences: an encoder with a LoRA adapter and one output."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,21 +12,14 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
+from choosy.labeling.predictor.preferences import Preference
 from choosy.models.locate import resolve_embedder
 
 
-class Preference(NamedTuple):
-    """Somebody's verdict on two responses, as texts."""
-
-    prompt: str
-    better: str
-    worse: str
-
-
 class PreferenceModel:
-    """Rates a response to a prompt; the chance that one is preferred is the sigmoid of the ratings' difference.
+    """Rates a response to a prompt; P(one is preferred) = sigmoid(difference of the ratings).
 
-    So the order in which two are shown cannot matter, and what is learned of two helps with any two.
+    Ratings do not depend on the order in which two responses are shown, and apply to any two responses.
 
     Args:
         encoder: A folder or hub id of a transformer with a tokenizer, or `demo:minilm`.
@@ -35,13 +28,13 @@ class PreferenceModel:
         lr: Learning rate.
         epochs: Passes over the examples.
         batch_size: Preferences of a step.
-        max_length: Tokens of prompt and response together; the beginning is cut.
+        max_length: Most tokens of prompt and response together; the beginning is cut.
         device: Where it runs; auto takes a GPU if there is one.
     """
 
     def __init__(
         self,
-        encoder: str,
+        encoder: str = "demo:minilm",
         *,
         seed: int = 0,
         r: int = 8,
@@ -58,41 +51,29 @@ class PreferenceModel:
         self.epochs = epochs
         self.batch_size = batch_size
         self.max_length = max_length
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self._tokenizer, self._model = self._loaded()
+        self.device = device
+        self._tokenizer: Any = None
+        self._model: Any = None
 
-    def _loaded(self) -> tuple[Any, Any]:
-        hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        where = resolve_embedder(self.encoder)
-        tokenizer = AutoTokenizer.from_pretrained(where, padding_side="right", truncation_side="left")
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        before = hf_logging.get_verbosity()
-        hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-        try:
-            with torch.random.fork_rng():
-                torch.manual_seed(self.seed)
-                # the output is new: transformers says so, and it is what is wanted
-                model = AutoModelForSequenceClassification.from_pretrained(where, num_labels=1, dtype=torch.float32)
-                model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-                config = LoraConfig(r=self.r, lora_alpha=2 * self.r, target_modules="all-linear", task_type="SEQ_CLS")
-                adapted = get_peft_model(model, config)
-        finally:
-            hf_logging.set_verbosity(before)
-        return tokenizer, adapted.to(self.device).eval()
+    @property
+    def fingerprint(self) -> tuple[str, ...]:
+        """All settings that its ratings depend on."""
+        settings = (self.encoder, self.seed, self.r, self.lr, self.epochs, self.batch_size, self.max_length)
+        return tuple(map(str, settings))
 
     def fit(self, examples: Sequence[Preference]) -> None:
-        """Learn these preferences: -log sigmoid(rating of the better - rating of the worse), averaged."""
+        """Train from the encoder's weights on the mean of -log sigmoid(rating of better - rating of worse)."""
+        self._load()
         trained = [p for p in self._model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=0.01)
-        draw = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self.seed)
         steps = self.epochs * -(-len(examples) // self.batch_size)
-        falls = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=max(steps, 1))
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=max(steps, 1))
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)  # dropout
             self._model.train()
             for _ in range(self.epochs):
-                order = torch.randperm(len(examples), generator=draw).tolist()
+                order = torch.randperm(len(examples), generator=generator).tolist()
                 for start in range(0, len(order), self.batch_size):
                     batch = [examples[i] for i in order[start : start + self.batch_size]]
                     texts = [(e.prompt, e.better) for e in batch] + [(e.prompt, e.worse) for e in batch]
@@ -102,12 +83,12 @@ class PreferenceModel:
                     loss.backward()  # type: ignore[no-untyped-call]
                     torch.nn.utils.clip_grad_norm_(trained, 1.0)
                     optimizer.step()
-                    falls.step()
+                    schedule.step()
             self._model.eval()
 
     @torch.inference_mode()
     def ratings(self, items: Sequence[tuple[str, str]]) -> list[float]:
-        """The rating of each (prompt, response); items of like length share a batch."""
+        """Return the rating of each (prompt, response); items of similar length share a batch."""
         order = sorted(range(len(items)), key=lambda i: len(items[i][0]) + len(items[i][1]))
         ratings = [0.0] * len(items)
         for start in range(0, len(order), 4 * self.batch_size):
@@ -115,6 +96,26 @@ class PreferenceModel:
             for i, rating in zip(batch, self._forward([items[i] for i in batch]).tolist(), strict=True):
                 ratings[i] = rating
         return ratings
+
+    def _load(self) -> None:
+        hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        where = resolve_embedder(self.encoder)
+        self._tokenizer = AutoTokenizer.from_pretrained(where, padding_side="right", truncation_side="left")
+        if self._tokenizer.pad_token is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        verbosity = hf_logging.get_verbosity()
+        hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # the output layer is new, as intended
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed)
+                model = AutoModelForSequenceClassification.from_pretrained(where, num_labels=1, dtype=torch.float32)
+                model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
+                config = LoraConfig(r=self.r, lora_alpha=2 * self.r, target_modules="all-linear", task_type="SEQ_CLS")
+                adapted = get_peft_model(model, config)
+        finally:
+            hf_logging.set_verbosity(verbosity)
+        gpu = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = adapted.to(gpu if self.device == "auto" else self.device)
 
     def _forward(self, items: Sequence[tuple[str, str]]) -> Tensor:
         config = self._model.config.get_text_config()
@@ -125,6 +126,6 @@ class PreferenceModel:
             max_length=min(limit for limit in limits if limit),
             padding=True,
             return_tensors="pt",
-        ).to(self.device)
+        ).to(self._model.device)
         logits: Tensor = self._model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits
         return logits[:, 0].float()

@@ -1,0 +1,239 @@
+"""Answer for a paid labeler with a model of its preferences."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from choosy.labeling.nested import NestedLabelers, audit_draw, nested_run
+from choosy.labeling.predictor.calibration import answer_threshold
+from choosy.labeling.predictor.preference_model import PreferenceModel
+from choosy.labeling.predictor.preferences import Preference, earlier_preferences, preferences_in
+from choosy.labeling.protocols import Answer, BuyerOf, Labeler, LabelHistory, ResponsePair
+from choosy.models.policy import Policy
+from choosy.types import Verdict, content_id, seed_of
+
+log = logging.getLogger(__name__)
+
+HELD_OUT = 3  # the preferences of every third prompt calibrate the model and are not trained on
+GROWTH = 1.5  # the model is trained again each time the number of preferences has grown by this factor
+ANNOTATOR = "predictor"  # of the model's own answers
+
+
+class Prediction(NamedTuple):
+    """The model's verdict, and the distance of the two ratings; a larger margin is surer."""
+
+    verdict: Verdict
+    margin: float
+
+
+@dataclass
+class Savings:
+    """Counts of a run's answers.
+
+    Attributes:
+        answered: Pairs that the model answered.
+        paid: Pairs that were bought because the model was not sure.
+        audited: Pairs that were bought although the model was sure.
+        disagreed: Audited pairs on which the paid verdict was the opposite; its ties do not count.
+    """
+
+    answered: int = 0
+    paid: int = 0
+    audited: int = 0
+    disagreed: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.answered} labels saved, {self.paid + self.audited} bought; "
+            f"the audit disagreed with {self.disagreed} of {self.audited}"
+        )
+
+
+class Predictor:
+    """Answers for another labeler where a model of its preferences is sure enough (as LoRA-LiteE, arXiv 2411.09947).
+
+    The model is trained on every preference of the paid labeler in the ledger: those of earlier runs, then this run's.
+    It is trained first on `min_labels`, and again each time there are half as many again. The preferences of a third
+    of the prompts are held out to find the margin from which at most `max_error` of its answers are wrong; if there is
+    no such margin, every pair is bought.
+
+    The model's answers take no label of the budget. A share of them is bought as well: there the paid verdict counts,
+    and the log says how often the two disagree. A label's `annotator` and `raw` say who answered, and why.
+
+    Args:
+        paid: The labeler whose preferences are learned; its labels count against `labels.budget`.
+        model: The model to train; None takes a MiniLM encoder.
+        max_error: Share of the model's answers that may be wrong, with 90 % confidence.
+        audit: Share of the model's answers that are bought as well; a hash of the pair decides which.
+        min_labels: Preferences before the first training.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    def __init__(
+        self,
+        paid: Labeler,
+        *,
+        model: PreferenceModel | None = None,
+        max_error: float = 0.1,
+        audit: float = 0.1,
+        min_labels: int = 120,
+    ) -> None:
+        for name, share in (("max_error", max_error), ("audit", audit)):
+            if not 0 < share < 1:
+                raise ValueError(f"labeler.{name}={share} is no share; type a number between 0 and 1")
+        if min_labels < HELD_OUT:
+            raise ValueError(f"labeler.min_labels={min_labels} is too small; type {HELD_OUT} or more")
+        self.name = f"predictor:{paid.name}"
+        self.paid = paid
+        self.model = model or PreferenceModel()
+        self.max_error = max_error
+        self.audit = audit
+        self.min_labels = min_labels
+        self.savings = Savings()
+        self._nested = NestedLabelers({"paid": paid})
+        self._history: LabelHistory | None = None
+        self._run = ""
+        self._preferences: dict[Preference, None] = {}  # in the order in which they came, each once
+        self._trained_on = 0
+        self._threshold = math.inf
+
+    @property
+    def judgements(self) -> int:
+        """The most labels of the budget that one answer takes: those of the paid labeler."""
+        return self._nested.labels_per_comparison
+
+    @property
+    def price(self) -> float | None:
+        """The most that one answer costs; None if the paid labeler does not say."""
+        return self._nested.price_of_comparison
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the paid labeler and of all settings."""
+        options = (self.max_error, self.audit, self.min_labels)
+        return content_id(*self._nested.fingerprint, *self.model.fingerprint, *map(str, options))
+
+    def use_policy(self, policy: Policy) -> None:
+        self._nested.use_policy(policy)
+
+    def use_buyers(self, buyer_of: BuyerOf) -> None:
+        self._nested.use_buyers(buyer_of)
+
+    def recall(self, history: LabelHistory, run: str) -> None:
+        self._history, self._run = history, run
+        self.savings, self._trained_on, self._threshold = Savings(), 0, math.inf
+        self._preferences = {}
+        of_paid = history.labels_of(self.paid.name, fingerprint=str(getattr(self.paid, "fingerprint", "")))
+        self._add(earlier_preferences(of_paid, nested_run(run, self.name, "paid")))
+        for label in history.labels_of(self.name, run=run):
+            assert label.second is not None
+            assert label.verdict
+            self._count(label.raw, label.annotator)
+            if label.annotator != ANNOTATOR:
+                self._add(preferences_in(label.prompt, label.first, label.second, label.verdict))
+
+    def compare(self, items: Sequence[ResponsePair]) -> Iterator[Answer]:
+        """Yield a verdict on each item, in order; pairs are bought together up to the next training."""
+        todo = list(enumerate(items))
+        while todo:
+            self._train_if_due()
+            predictions = self._predictions([item for _, item in todo])
+            paid = [n for n, (_, item) in enumerate(todo) if self._must_buy(predictions[n], item)]
+            _, due = training_sizes(self._trained_on, first=self.min_labels)
+            room = max(due - len(self._preferences), 1)
+            stretch = paid[room - 1] + 1 if len(paid) >= room else len(todo)
+            yield from self._answers(todo[:stretch], predictions, [n for n in paid if n < stretch])
+            todo = todo[stretch:]
+        log.info("%s: %s", self.name, self.savings)
+
+    def _must_buy(self, prediction: Prediction | None, item: ResponsePair) -> bool:
+        return not self._is_sure(prediction) or audit_draw("predictor", item) < self.audit
+
+    def _is_sure(self, prediction: Prediction | None) -> bool:
+        return prediction is not None and prediction.margin >= self._threshold
+
+    def _answers(
+        self, asked: Sequence[tuple[int, ResponsePair]], predictions: Sequence[Prediction | None], paid: Sequence[int]
+    ) -> Iterator[Answer]:
+        assert self._history is not None, "a predictor is asked through a buyer that is open"
+        bought = dict(zip(paid, self._nested.compare("paid", [asked[n][1] for n in paid]), strict=True))
+        charges = iter(self._nested.charges(self._history, self.name, self._run, len(paid)) if paid else [])
+        for n, (at, item) in enumerate(asked):
+            prediction, verdict = predictions[n], bought.get(n)
+            details = {"trained_on": self._trained_on, "sure": self._is_sure(prediction)}
+            details |= prediction._asdict() if prediction else {}
+            if verdict is None:
+                assert prediction is not None
+                answer = Answer(at, prediction.verdict, json.dumps(details), 0.0, ANNOTATOR, 0)
+            else:
+                labels, money = next(charges)
+                raw = json.dumps({**details, "paid": verdict})
+                answer = Answer(at, verdict, raw, money, self.paid.name, labels)
+                self._add(preferences_in(item[0].text, item[1].text, item[2].text, verdict))
+            self._count(answer.raw, answer.annotator)
+            yield answer
+
+    def _count(self, raw: str, annotator: str) -> None:
+        details = json.loads(raw)
+        if annotator == ANNOTATOR:
+            self.savings.answered += 1
+        elif not details["sure"]:
+            self.savings.paid += 1
+        else:
+            self.savings.audited += 1
+            self.savings.disagreed += {details["verdict"], details["paid"]} == {"first", "second"}
+
+    def _predictions(self, items: Sequence[ResponsePair]) -> list[Prediction | None]:
+        if math.isinf(self._threshold):
+            return [None] * len(items)
+        texts = [(prompt.text, response.text) for prompt, *both in items for response in both]
+        ratings = self.model.ratings(texts)
+        return [
+            Prediction("first" if one > other else "second" if one < other else "tie", abs(one - other))
+            for one, other in zip(ratings[::2], ratings[1::2], strict=True)
+        ]
+
+    # -- the model ---------------------------------------------------------------------------------------------
+
+    def _add(self, preferences: Sequence[Preference]) -> None:
+        self._preferences.update(dict.fromkeys(preferences))
+
+    def _train_if_due(self) -> None:
+        """Train on as many preferences as the last due training used, so that a resumed run trains the same model."""
+        size, _ = training_sizes(len(self._preferences), first=self.min_labels)
+        if size > self._trained_on:
+            self._train(list(self._preferences)[:size])
+
+    def _train(self, preferences: Sequence[Preference]) -> None:
+        held_out = [p for p in preferences if seed_of("held out", p.prompt) % HELD_OUT == 0]
+        self.model.fit([p for p in preferences if seed_of("held out", p.prompt) % HELD_OUT])
+        ratings = self.model.ratings([(p.prompt, text) for p in held_out for text in (p.better, p.worse)])
+        gaps = [better - worse for better, worse in zip(ratings[::2], ratings[1::2], strict=True)]
+        correct = [gap > 0 for gap in gaps]
+        self._trained_on = len(preferences)
+        self._threshold = answer_threshold([abs(gap) for gap in gaps], correct, max_error=self.max_error)
+        sure = [ok for gap, ok in zip(gaps, correct, strict=True) if abs(gap) >= self._threshold]
+        log.info(
+            "%s: trained on %d preferences; right on %d of %d held out, sure of %d and right on %d of these",
+            *(self.name, len(preferences), sum(correct), len(correct), len(sure), sum(sure)),
+        )
+
+
+def training_sizes(preferences: int, *, first: int) -> tuple[int, int]:
+    """Return the largest training size up to a number of preferences, or 0, and the next one.
+
+    Example:
+        >>> training_sizes(100, first=40), training_sizes(39, first=40)
+        ((90, 135), (0, 40))
+    """
+    size, following = 0, float(first)
+    while math.ceil(following) <= preferences:
+        size, following = math.ceil(following), following * GROWTH
+    return size, math.ceil(following)
