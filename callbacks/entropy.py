@@ -3,44 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
-from lightning.pytorch import Callback
-
+from callbacks.selector import PromptChooser
 from choosy.methods import selection
 from choosy.rounds.context import Round
 from choosy.sampling.settings import SamplingSettings
 from choosy.types import Prompt, seed_of
 
 
-class Entropy(Callback):
+@dataclass(kw_only=True, eq=False)
+class Entropy(PromptChooser):
     """Samples the prompts with the highest predictive entropy, estimated from N samples at temperature 1.
 
     Args:
-        fraction: Share of the prompts to keep.
-        count: Number of prompts instead of a share.
         samples: N, the responses sampled for each prompt's estimate.
-        warmup_rounds: Rounds that sample every prompt before the filter starts.
     """
 
-    def __init__(
-        self,
-        fraction: float | None = 0.5,
-        *,
-        count: int | None = None,
-        samples: int = 8,
-        warmup_rounds: int = 0,
-    ) -> None:
-        selection.quota(1, fraction=fraction, count=count)
-        if samples < 1:
-            raise ValueError(f"samples={samples} estimates no entropy; choose samples >= 1.")
-        self.fraction = fraction
-        self.count = count
-        self.samples = samples
-        self.warmup_rounds = warmup_rounds
+    samples: int = 8
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        trainer.datamodule.run.use(prompts=self)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < 1:
+            raise ValueError(f"samples={self.samples} estimates no entropy; choose samples >= 1.")
 
     def prompt_utilities(self, prompts: Sequence[Prompt], at: Round) -> list[float]:
         def entropy_of(mine: list[Prompt]) -> list[float]:

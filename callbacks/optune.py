@@ -3,43 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from lightning.pytorch import Callback
 
+from callbacks.selector import PromptChooser
 from choosy.methods import selection
 from choosy.rounds.context import Round
 from choosy.types import Prompt
 
 
-class OPTune(Callback):
-    """Samples again the `fraction` of prompts with the lowest stored reward; the rest reuse their responses.
+@dataclass(kw_only=True, eq=False)
+class OPTune(PromptChooser):
+    """Samples again the prompts with the lowest stored reward; the others reuse their responses.
 
     Args:
-        fraction: Share of the prompts to sample again.
-        count: Number of prompts instead of a share.
         statistic: Which reward stands for a prompt: the `mean`, `best` or `worst` of its responses.
-        warmup_rounds: Rounds that sample everything first; without them there is no reward to rank by.
     """
 
-    def __init__(
-        self,
-        fraction: float | None = 0.5,
-        *,
-        count: int | None = None,
-        statistic: selection.Statistic = "mean",
-        warmup_rounds: int = 1,
-    ) -> None:
-        selection.quota(1, fraction=fraction, count=count)
-        self.fraction = fraction
-        self.count = count
-        self.statistic: selection.Statistic = statistic
-        self.warmup_rounds = warmup_rounds
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        trainer.datamodule.run.use(prompts=self)
+    fraction: float | None = 0.3
+    warmup_rounds: int = 1  # without one there is no reward to rank by
+    statistic: selection.Statistic = "mean"
 
     def prompt_utilities(self, prompts: Sequence[Prompt], at: Round) -> list[float]:
         reward_PN, scored_PN, sampled_P = map(torch.from_numpy, at.pool.rewards([p.id for p in prompts]))
-        return selection.optune(reward_PN, scored_PN, sampled_P, self.statistic)
+        score_P = selection.reward_statistic(reward_PN, scored_PN, self.statistic)
+        return selection.optune(score_P, scored_PN.any(1), sampled_P, self.direction)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,6 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from callbacks.certainty import Certainty
+from callbacks.dissimilarity import Dissimilarity
+from callbacks.entropy import Entropy
+from callbacks.optune import OPTune
 from choosy.methods.selection import (
     Direction,
     centroid,
@@ -23,10 +28,13 @@ from choosy.methods.selection import (
     pair_positions,
     quota,
     responses_of,
+    reward_statistic,
     top_k,
     top_pairs,
     two_means,
 )
+
+ROOT = Path(__file__).resolve().parents[2]
 
 Item = tuple[str, Any]  # the id of a prompt, and what its utility is computed from
 Choose = Callable[[Sequence[Item], int, int], list[Hashable]]  # items, how many, seed -> ids, most useful first
@@ -45,12 +53,13 @@ def stored(rows: list[Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     )
 
 
-def of_prompts(utilities: Callable[[list[Any]], list[float]]) -> Choose:
+def of_prompts(utilities: Callable[[list[Any]], list[float]], direction: Direction = "largest") -> Choose:
     """Slot 1: which prompts are sampled again."""
 
     def choose(items: Sequence[Item], k: int, seed: int) -> list[Hashable]:
         names = [name for name, _ in items]
-        return [names[i] for i in top_k(utilities([data for _, data in items]), k, names=names, seed=seed)]
+        oriented = orient(utilities([data for _, data in items]), direction)
+        return [names[i] for i in top_k(oriented, k, names=names, seed=seed)]
 
     return choose
 
@@ -90,9 +99,15 @@ numbers = Way(
 )
 
 
-def rewards(statistic: Any) -> Way:
+def scores(rows: list[Any], statistic: Any = "mean") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What OPTune ranks: a score for each prompt, whether it has one, whether it was ever sampled."""
+    reward_PN, scored_PN, sampled_P = stored(rows)
+    return reward_statistic(reward_PN, scored_PN, statistic), scored_PN.any(1), sampled_P
+
+
+def rewards(statistic: Any, direction: Direction = "largest") -> Way:
     return numbers._replace(
-        choose=of_prompts(lambda rows: optune(*stored(rows), statistic)),
+        choose=of_prompts(lambda rows: optune(*scores(rows, statistic), direction), direction),
         broken=[[math.nan, 1.0], [1.0, math.nan], [-math.inf], [math.inf, 0.0]],
     )
 
@@ -114,6 +129,8 @@ WAYS = {
     "optune_mean": rewards("mean"),
     "optune_best": rewards("best"),
     "optune_worst": rewards("worst"),
+    "optune_easiest": rewards("mean", "smallest"),
+    "optune_middle": rewards("mean", "middle"),
     "entropy": numbers._replace(choose=of_prompts(entropy), broken=[[math.nan, -1.0], [-1.0, -math.inf]]),
     "certainty_largest": sure("largest"),
     "certainty_smallest": sure("smallest"),
@@ -305,25 +322,37 @@ def test_quota_refuses(arguments: dict[str, Any], words: str) -> None:
 )
 def test_least_rewarded(statistic: Any, expected: list[float]) -> None:
     """Rewards 3, -2: mean 0.5, best 3, worst -2. Rewards 0, -2: mean -1, best 0, worst -2. Each negated."""
-    assert optune(*stored([[3.0, -2.0], [0.0, -2.0]]), statistic) == expected
+    assert optune(*scores([[3.0, -2.0], [0.0, -2.0]], statistic)) == expected
 
 
 def test_never_sampled_goes_first_and_unscored_is_average() -> None:
     """Known utilities -1 and 3: unscored prompts get their mean 1, never sampled ones 3 + 1."""
-    assert optune(*stored([[1.0], [None, -3.0], [None, None], [], None])) == [-1.0, 3.0, 1.0, 1.0, 4.0]
-    assert optune(*stored([None, None])) == [1.0, 1.0]
-    assert optune(*stored([[None], None])) == [0.0, 1.0]
+    assert optune(*scores([[1.0], [None, -3.0], [None, None], [], None])) == [-1.0, 3.0, 1.0, 1.0, 4.0]
+    assert optune(*scores([None, None])) == [1.0, 1.0]
+    assert optune(*scores([[None], None])) == [0.0, 1.0]
+
+
+def test_never_sampled_goes_first_in_every_direction() -> None:
+    """Rewards 1, 3, 2: the highest comes first in the direction `smallest`, and before it the prompt never sampled."""
+    rows, names = [[1.0], [3.0], [2.0], None], ["low", "high", "middle", "new"]
+    expected: dict[Direction, list[str]] = {"largest": ["new", "low"], "smallest": ["new", "high"]}
+    for direction, first in expected.items():
+        oriented = orient(optune(*scores(rows), direction), direction)
+        assert [names[i] for i in top_k(oriented, 2, names=names, seed=0)] == first
+    for direction in ("tails", "middle"):  # equally far from the middle as others
+        oriented = orient(optune(*scores(rows), direction), direction)
+        assert oriented[-1] == max(oriented)
 
 
 def test_a_broken_reward_is_not_blamed_on_an_unscored_prompt() -> None:
-    utilities = optune(*stored([[None], [math.nan], None]))
+    utilities = optune(*scores([[None], [math.nan], None]))
     with pytest.raises(ValueError, match="utility of broken is nan"):
         top_k(utilities, 1, names=["unscored", "broken", "unseen"], seed=0)
 
 
 def test_an_unknown_statistic_is_refused() -> None:
     with pytest.raises(ValueError, match="statistic='median' is none of mean, best, worst"):
-        optune(*stored([[1.0]]), "median")  # type: ignore[arg-type]
+        scores([[1.0]], "median")  # type: ignore[arg-type]
 
 
 def test_sequence_entropy_of_a_hand_worked_prompt() -> None:
@@ -486,3 +515,27 @@ def test_chosen_pairs_respect_cap_bars_and_count(
 def test_a_cap_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="per_prompt=0 chooses no pair; choose per_prompt >= 1, or null"):
         top_pairs([[1.0]], names=["a"], seed=0, per_prompt=0)
+
+
+# -- the callbacks -------------------------------------------------------------------------------------------
+
+
+def lines_of_code(path: Path) -> int:
+    return sum(bool(line.strip()) for line in path.read_text().splitlines())
+
+
+@pytest.mark.parametrize("name", ["certainty", "dissimilarity", "entropy", "optune", "random"])
+def test_a_selector_is_short(name: str) -> None:
+    """Its arithmetic is in methods/selection.py, its settings in callbacks/selector.py."""
+    assert 10 <= lines_of_code(ROOT / "callbacks" / f"{name}.py") <= 40
+
+
+@pytest.mark.parametrize("selector", [Certainty, Dissimilarity, Entropy, OPTune])
+def test_every_selector_refuses_settings_that_choose_nothing(selector: Any) -> None:
+    with pytest.raises(ValueError, match=r"fraction=0\.0 is no share"):
+        selector(fraction=0.0)
+    with pytest.raises(ValueError, match=r"fraction=\S+ and count=3 both say how many"):
+        selector(count=3)
+    with pytest.raises(ValueError, match="direction='up' is none of largest, smallest, middle, tails"):
+        selector(direction="up")
+    assert selector(fraction=None, count=3).count == 3

@@ -105,23 +105,21 @@ def orient(utilities: Sequence[float], direction: Direction) -> list[float]:
 # -- prompts ---------------------------------------------------------------------------------------------------
 
 
-def optune(reward_PN: Tensor, scored_PN: Tensor, sampled_P: Tensor, statistic: Statistic = "mean") -> list[float]:
-    """OPTune: the lower the stored reward of a prompt's responses, the larger the utility of sampling it again.
+def reward_statistic(reward_PN: Tensor, scored_PN: Tensor, statistic: Statistic = "mean") -> Tensor:
+    """Reduce the rewards of each prompt's responses to one number.
 
     Args:
         reward_PN: Rewards of the stored responses of each prompt.
-        scored_PN: True where there is a reward. A prompt without any ranks as an average one.
-        sampled_P: False for a prompt never sampled: it goes first.
+        scored_PN: True where there is a reward.
         statistic: Which reward stands for the prompt: the `mean`, the `best` or the `worst` of its responses.
 
     Returns:
-        P utilities: minus the statistic (arXiv 2406.07657, section 3: the lowest rewards are regenerated).
+        P numbers: 0 for a prompt without any reward, nan for one with a reward that is not finite.
 
     Example:
-        >>> reward_PN = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]])
-        >>> sampled_P = torch.tensor([True, True, False])
-        >>> optune(reward_PN, sampled_P[:, None].expand(3, 2), sampled_P)
-        [-0.5, 0.5, 1.5]
+        >>> scored_PN = torch.tensor([[True, True], [True, False]])
+        >>> reward_statistic(torch.tensor([[1.0, 3.0], [2.0, 0.0]]), scored_PN).tolist()
+        [2.0, 2.0]
     """
     reward_PN = reward_PN.double()
     count_P = scored_PN.sum(1)
@@ -133,12 +131,32 @@ def optune(reward_PN: Tensor, scored_PN: Tensor, sampled_P: Tensor, statistic: S
         of_P = ended_PM.amax(1) if statistic == "best" else ended_PM.amin(1)
     else:
         raise ValueError(f"statistic={statistic!r} is none of mean, best, worst.")
-    broken_P = (scored_PN & ~reward_PN.isfinite()).any(1)  # stays nan, so that `top_k` names the prompt
-    utility_P = (-of_P).where(~broken_P, math.nan)
-    known_P = utility_P[(count_P > 0) & ~broken_P]
-    average, most = (known_P.mean(), known_P.max()) if len(known_P) else (torch.zeros(()), torch.zeros(()))
-    utility_P = utility_P.where(count_P > 0, average.double()).where(sampled_P, most.double() + 1.0)
-    utilities: list[float] = utility_P.tolist()
+    broken_P = (scored_PN & ~reward_PN.isfinite()).any(1)
+    return of_P.where(count_P > 0, 0.0).where(~broken_P, math.nan)
+
+
+def optune(score_P: Tensor, scored_P: Tensor, sampled_P: Tensor, direction: Direction = "largest") -> list[float]:
+    """OPTune: the lower the stored reward of a prompt, the larger the utility of sampling it again.
+
+    Args:
+        score_P: The reward that stands for each prompt (see `reward_statistic`).
+        scored_P: False for a prompt without any reward: it ranks as an average one.
+        sampled_P: False for a prompt that was never sampled: it comes first in the given direction.
+        direction: Which end of the utilities is spent on first.
+
+    Returns:
+        P utilities: minus the score (arXiv 2406.07657, section 3: the lowest rewards are regenerated).
+
+    Example:
+        >>> optune(torch.tensor([0.5, -0.5, 0.0]), torch.tensor([True, True, False]), torch.tensor([True, True, False]))
+        [-0.5, 0.5, 1.5]
+    """
+    utility_P = -score_P.double()
+    known_P = utility_P[scored_P & utility_P.isfinite()]
+    known_P = known_P if len(known_P) else torch.zeros(1, dtype=torch.float64)
+    average = known_P.mean()
+    first = {"smallest": known_P.min() - 1, "middle": average}.get(direction, known_P.max() + 1)
+    utilities: list[float] = utility_P.where(scored_P, average).where(sampled_P, first).tolist()
     return utilities
 
 

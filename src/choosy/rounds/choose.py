@@ -22,7 +22,8 @@ def choose_prompts(at: Round, prompts: Sequence[Prompt], selector: PromptSelecto
         utilities = selector.prompt_utilities(prompts, at)
         k = selection.quota(len(prompts), fraction=selector.fraction, count=selector.count)
         names = [p.id for p in prompts]
-        best = selection.top_k(utilities, k, names=names, seed=seed_of(at.seed, "prompts", at.number))
+        oriented = selection.orient(utilities, selector.direction)
+        best = selection.top_k(oriented, k, names=names, seed=seed_of(at.seed, "prompts", at.number))
         return [ChosenPrompt(prompts[i], utilities[i]) for i in sorted(best, key=lambda i: names[i])]
 
 

@@ -62,15 +62,17 @@ class PromptSelector(Protocol):
     Attributes:
         fraction: Share of the prompts to sample; `count` gives a number instead.
         count: Number of prompts to sample.
+        direction: Which end of the utilities is spent on first.
         warmup_rounds: Rounds that sample every prompt before this selector starts to choose.
     """
 
     fraction: float | None
     count: int | None
+    direction: Direction
     warmup_rounds: int
 
     def prompt_utilities(self, prompts: Sequence[Prompt], at: Round) -> list[float]:
-        """How much fresh responses to each prompt would teach: larger = sampled first. The same on every rank."""
+        """How much fresh responses to each prompt would teach: larger = more. The same on every rank."""
         ...
 
 
@@ -90,7 +92,7 @@ class PairSelector(Protocol):
     direction: Direction
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
-        """Utilities of each candidate's pairs i < j: larger = labeled first. Sees this rank's candidates only."""
+        """How much a label of each candidate's pairs i < j would teach: larger = more. Sees this rank's share only."""
         ...
 
 
