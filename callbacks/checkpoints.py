@@ -1,4 +1,4 @@
-"""What a run goes on from: written after every round, and every so many steps between."""
+"""Writes checkpoints after every round, with more of them between."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 from lightning.pytorch.callbacks import Checkpoint
 
 from choosy.files import replacing
-from choosy.resume.checkpoints import checkpoints_folder, last_file
+from choosy.resume.checkpoints import checkpoints_folder, last_checkpoint
 
 
 class Checkpoints(Checkpoint):
     """Writes `checkpoints/last.ckpt`, and keeps those of the last rounds as `round_NNN.ckpt`.
 
-    After a kill a run loses at most `every_n_steps` steps of training, which it takes again.
+    A killed run repeats at most `every_n_steps` steps of its training.
 
     Args:
         run_dir: Folder of the run.
-        every_n_steps: Also write between rounds, whenever so many steps were taken; 0 = only after rounds.
-        keep: How many rounds' checkpoints stay; 0 = only last.ckpt, -1 = all.
+        every_n_steps: Steps between two checkpoints in a round; 0 = only after rounds.
+        keep: Number of rounds whose checkpoints stay; 0 = only last.ckpt, -1 = all.
     """
 
     def __init__(self, run_dir: str, *, every_n_steps: int = 100, keep: int = 1) -> None:
@@ -35,10 +35,10 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         # after a round's last step comes its evaluation, and after that the round's checkpoint
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0 and not trainer.is_last_batch:
-            trainer.save_checkpoint(last_file(self.run_dir))
+            trainer.save_checkpoint(last_checkpoint(self.run_dir))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        last = last_file(self.run_dir)
+        last = last_checkpoint(self.run_dir)
         if not self.keep:
             trainer.save_checkpoint(last)
             return
@@ -51,7 +51,7 @@ class Checkpoints(Checkpoint):
 
 
 def point(name: Path, file: Path) -> None:
-    """Give a file a second name, at once: no second copy, and never a moment without the old or the new one."""
+    """Give a file a second name, without a second copy where the file system has hard links."""
     with replacing(name) as unfinished:
         try:
             os.link(file, unfinished)

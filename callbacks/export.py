@@ -1,4 +1,4 @@
-"""Leaves the trained policy in Hugging Face format."""
+"""Writes the trained policy in Hugging Face format."""
 
 from __future__ import annotations
 

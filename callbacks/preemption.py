@@ -1,4 +1,4 @@
-"""A cluster wants its machine back: write a checkpoint, ask to be queued again, and go."""
+"""Ends a run in good order when a cluster takes its machine back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from choosy.resume.checkpoints import last_file
+from choosy.resume.checkpoints import last_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +22,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Preemption(Callback):
-    """On SIGTERM, SIGUSR1 or SIGUSR2: writes `last.ckpt` after the step that runs, and ends the process.
+    """Writes `last.ckpt` after the running step and ends the process, on SIGTERM, SIGUSR1 or SIGUSR2.
 
     Outside of training there is nothing to write: what was sampled and bought is on the disk already, and the
-    process ends at once. SIGUSR1 under SLURM also queues the job again (`scontrol requeue`); what handled a signal
-    before, as submitit handles its own, has the last word. Otherwise the exit status is 128 plus the signal's
-    number: 143 for SIGTERM, 138 for SIGUSR1. Go on with ckpt_path=last, or start with ckpt_path=auto.
+    process ends at once. SIGUSR1 under SLURM also queues the job again (`scontrol requeue`). A handler that the signal
+    had before, such as submitit's own, is called instead; otherwise the exit status is 128 plus the signal's number:
+    143 for SIGTERM, 138 for SIGUSR1. Resume with ckpt_path=last, or start with ckpt_path=auto.
 
     Args:
         run_dir: Folder of the run.
@@ -43,7 +43,7 @@ class Preemption(Callback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         launcher = trainer.strategy.launcher
-        if hasattr(launcher, "kill"):  # processes that the strategy has started hear of it from this one
+        if hasattr(launcher, "kill"):  # this process forwards a signal to those that the strategy has started
             self.forward = launcher.kill
         self.is_global_zero = trainer.is_global_zero
         found = {signum: signal.getsignal(signum) for signum in SIGNALS}
@@ -51,24 +51,21 @@ class Preemption(Callback):
         self._listen()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._listen()  # Lightning has put its own before ours, and would end the run without a checkpoint
+        self._listen()  # Lightning has replaced our handlers by its own, which write no checkpoint
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.training = True
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         received = self.received or 0
-        if trainer.world_size > 1:  # some ranks may have heard of it during this step and others not yet
+        if trainer.world_size > 1:  # some ranks may have received it during this step and others not yet
             received = max(pl_module.all_gather(received).tolist())
-        if not received:
-            return
-        if not trainer.is_last_batch:  # else the evaluation follows, which a resumed run does after this step again
-            trainer.save_checkpoint(last_file(self.run_dir))
-        self.received = None
-        self._leave(received)
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self.training = False
+        if received:
+            if not trainer.is_last_batch:  # else the evaluation follows, and a resumed run repeats this step before it
+                trainer.save_checkpoint(last_checkpoint(self.run_dir))
+            self.received = None
+            self._leave(received)
+        self.training = not trainer.is_last_batch
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -76,7 +73,7 @@ class Preemption(Callback):
                 signal.signal(signum, handler)
 
     def _listen(self) -> None:
-        if threading.current_thread() is threading.main_thread():  # no other may
+        if threading.current_thread() is threading.main_thread():  # no other thread may
             for signum in SIGNALS:
                 signal.signal(signum, self._hear)
 
@@ -98,12 +95,12 @@ class Preemption(Callback):
 
 
 def is_ours(handler: Any) -> bool:
-    """Whether a signal's handler is left from an earlier run of this process, which has failed."""
+    """Whether a signal's handler is of an earlier run in this process, which has failed."""
     return isinstance(getattr(handler, "__self__", None), Preemption)
 
 
 def requeue() -> None:
-    """Queue this SLURM job again, under the same number."""
+    """Queue this SLURM job again under the same number."""
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"

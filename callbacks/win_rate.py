@@ -60,9 +60,9 @@ class WinRate(Callback):
         with run.phases("evaluate", total=len(prompts), unit="answers") as tick:
             answers = self.answers(prompts, at, tick)
             result: Evaluation = at.ranks.on_rank_zero(lambda: evaluate(answers, self.start, run.labels.evaluator))
-        run.evaluation, run.heldout_rows = result.metrics, result.rows
-        told = {f"heldout/{k}": v for k, v in result.metrics.items() if v is not None}
-        log_at_once(pl_module, told, step=trainer.global_step - 1)
+        run.record_evaluation(result)
+        metrics = {f"heldout/{k}": v for k, v in result.metrics.items() if v is not None}
+        log_at_once(pl_module, metrics, step=trainer.global_step - 1)
 
     def answers(self, prompts: Sequence[Prompt], at: Round, tick: Callable[[int], None]) -> list[Candidates]:
         """One answer to each prompt, with its log-probs under policy and reference, on every rank."""

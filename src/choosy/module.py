@@ -27,6 +27,7 @@ from choosy.parallel.sharding import full_tensor, is_sharded
 from choosy.reporting.metrics import log_at_once
 from choosy.reporting.step_stats import StepStats
 from choosy.rounds.bad_losses import BadLosses, OnBadLoss
+from choosy.rounds.run import PlaysRounds
 
 FILLER = [Group((0,), [(0,)])]  # the smallest forward there is
 
@@ -215,6 +216,12 @@ class WeightedDPO(LightningModule):
         if self.trainer.is_last_batch:
             metrics["loss_epoch"] = self.loss_epoch.compute()
         log_at_once(self, metrics, step=self.global_step - 1)
+
+    def on_train_epoch_end(self) -> None:
+        """End the round; Lightning calls this after the callbacks that evaluate it, and before those that save it."""
+        data = getattr(self.trainer, "datamodule", None)  # Lightning sets it where there is one
+        if isinstance(data, PlaysRounds):
+            log_at_once(self, data.run.end_round(), step=self.global_step - 1)
 
     # -- checkpoints hold what is trained, and what cannot be loaded again -------------------------------------
 

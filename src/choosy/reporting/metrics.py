@@ -1,4 +1,4 @@
-"""metrics.csv, which survives an interruption."""
+"""Gives the loggers their numbers at once."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from choosy.files import replacing
+from choosy.labeling.statistics import shares
 
 Row = dict[str, str]
 
@@ -20,8 +21,8 @@ Row = dict[str, str]
 def log_at_once(module: LightningModule, metrics: Mapping[str, float | torch.Tensor], *, step: int) -> None:
     """Give the loggers a row now, and Lightning's callbacks its values.
 
-    Lightning would pass it on after the checkpoint of the same moment is written, and a run that is killed between
-    the two goes on from a checkpoint whose row nobody has.
+    Lightning would log the row after it has written the checkpoint of the same moment. A run that is killed between
+    the two would resume after a row that was never logged.
     """
     values = {name: float(value) for name, value in metrics.items()}
     module.log_dict(values, logger=False, rank_zero_only=True)
@@ -29,10 +30,27 @@ def log_at_once(module: LightningModule, metrics: Mapping[str, float | torch.Ten
         logger.log_metrics({**values, "epoch": module.current_epoch}, step=step)
 
 
-class MetricsFile(Logger):
-    """A row for every step and every round's end, appended as it comes; a resumed run goes on with the file.
+def cost_metrics(about: Mapping[str, Any]) -> dict[str, float]:
+    """Return what a run has cost and what the labels of its last round were like, under the loggers' names.
 
-    Rows of steps that are played again, after the checkpoint, give way to the new ones.
+    Args:
+        about: What is written about the run with a round's table; counts are of the run so far.
+    """
+    labels = {**about["labels"], "ahead": about["labeled_ahead"], "money": about["money"]["spent"]}
+    labels |= shares(about["judged"]["round"])
+    return {
+        **{f"labels/{name}": float(value) for name, value in labels.items() if value is not None},
+        **{name: about[name] for name in ("tokens_generated", "prompts_sampled", "pairs_trained")},
+        **{f"responses/{name}": about[f"responses_{name}"] for name in ("cut", "empty")},
+        "seconds/sync": about["sync_milliseconds"] / 1000,
+        **{f"seconds/{phase}": seconds for phase, seconds in about["seconds"].items()},
+    }
+
+
+class MetricsFile(Logger):
+    """Writes metrics.csv: a row for every step and every round's end, appended at once.
+
+    A resumed run continues the file; rows of steps that it trains again replace the old ones.
 
     Args:
         run_dir: Folder of the run.
@@ -58,7 +76,7 @@ class MetricsFile(Logger):
         return str(self._file.parent)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """They are in config.yaml."""
+        """Log nothing: they are in config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

@@ -32,7 +32,7 @@ def checkpoints_folder(run_dir: Path) -> Path:
     return run_dir / "checkpoints"
 
 
-def last_file(run_dir: Path) -> Path:
+def last_checkpoint(run_dir: Path) -> Path:
     """Return the checkpoint that is written last, from which `ckpt_path=last` resumes."""
     return checkpoints_folder(run_dir) / "last.ckpt"
 
@@ -56,7 +56,7 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
         ValueError: It is damaged; the message names the last good one and what to type.
     """
     newest_first = sorted(checkpoints_folder(run_dir).glob("*.ckpt"), key=lambda path: -path.stat().st_mtime)
-    last = last_file(run_dir)
+    last = last_checkpoint(run_dir)
     if last in newest_first:  # it is as new as the round's, of which it is the same file
         newest_first.remove(last)
         newest_first.insert(0, last)

@@ -7,22 +7,24 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from choosy.data.batches import ItemBatches
 from choosy.data.items import PoolItems
 from choosy.data.pool import Keep, Pool, round_file
 from choosy.data.table_files import damage
 from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.statistics import COUNTED, shares
+from choosy.labeling.statistics import COUNTED
 from choosy.methods.loss_inputs import Loss, form_of
 from choosy.methods.weighting import Weighting
 from choosy.models.policy import Policy
 from choosy.parallel.ranks import OneRank, Ranks, current_ranks
+from choosy.reporting.metrics import cost_metrics
 from choosy.reporting.phases import Phases
 from choosy.resume.partial_rounds import UnlabeledFeed, files_of, forget
 from choosy.resume.run_folder import ledger_copy, open_folder
 from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample, TrainOn
+from choosy.rounds.evaluate import Evaluation
 from choosy.rounds.label import buy_labels, refuse_many
 from choosy.rounds.label_ahead import LabelAhead, WhileSampling
 from choosy.rounds.needs import check_needs
@@ -109,8 +111,8 @@ class Run:
         self.counts: Counter[str] = Counter()
         self.judged: Counter[str] = Counter()
         self.ranks: Ranks = OneRank()
-        self.heldout_rows: list[Mapping[str, Any]] = []
-        self.evaluation: dict[str, float] | None = None
+        self.heldout_rows: Sequence[Mapping[str, Any]] = ()
+        self.evaluation: Mapping[str, float | None] | None = None
         self.prompts_id = ""
 
     @property
@@ -161,7 +163,7 @@ class Run:
         if self.ranks.on_rank_zero(lambda: self.is_there(round_file(self.rounds_folder, number))):
             self._adopt(number)
             return
-        self.evaluation, self.heldout_rows = None, []
+        self.evaluation, self.heldout_rows = None, ()
         at = self.at(number)
         if moved and len(self.pool):
             at = replace(at, pool=rescore_pool(at))
@@ -267,6 +269,16 @@ class Run:
             "evaluation": self.evaluation,
         }
 
+    def record_evaluation(self, evaluation: Evaluation) -> None:
+        """Take the held-out result of the round, which is written with its table when the round ends."""
+        self.evaluation, self.heldout_rows = evaluation.metrics, evaluation.rows
+
+    def end_round(self) -> dict[str, float]:
+        """Count the round's training, write its table with the evaluation, and return the costs for the loggers."""
+        self.counts["pairs_trained"] += self.pairs_this_round
+        self.write()
+        return cost_metrics(self.ranks.on_rank_zero(self.about))
+
     def write(self) -> None:
         """Write the round's file, on rank 0; then what was kept before its labels has served, and the ledger is copied.
 
@@ -302,11 +314,11 @@ class Run:
             )
 
 
-def labels_metrics(about: Mapping[str, Any]) -> dict[str, float]:
-    """What a round's labels were like, for the loggers: counts of the run so far, shares of the round."""
-    bought = {**about["labels"], "ahead": about["labeled_ahead"], "money": about["money"]["spent"]}
-    found = {**bought, **shares(about["judged"]["round"])}
-    return {f"labels/{name}": float(value) for name, value in found.items() if value is not None}
+@runtime_checkable
+class PlaysRounds(Protocol):
+    """A data module that plays the rounds of a run."""
+
+    run: Run
 
 
 def refuse_none(name: str, value: int) -> None:
