@@ -1,4 +1,4 @@
-"""The contrastive labeler against log-probs computed one by one."""
+"""Test the contrastive labeler against log-probs computed one by one."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def labeler(policy: Policy | None, **options: Any) -> Contrastive:
 
 
 def logp(policy: Policy, prompt: Prompt, response: str) -> float:
-    """By the book: one prompt, one response."""
+    """Compute one log-prob from one prompt and one response."""
     ids = torch.tensor([[*policy.encode_prompt(prompt), *policy.encode_response(response)]])
     with torch.no_grad():
         logp_LV = policy.causal_lm(input_ids=ids).logits[0, :-1].log_softmax(-1)
@@ -70,7 +70,7 @@ def test_the_reward_is_the_difference_of_two_log_probs(policy: Policy) -> None:
     assert len({round(r, 4) for r in rewards}) == 4
 
 
-def test_the_gap_of_two_rewards_is_the_paper_s(policy: Policy) -> None:
+def test_the_gap_of_two_rewards_is_the_self_reward_of_the_paper(policy: Policy) -> None:
     """R = [logp(y1|p+) - logp(y1|p-)] - [logp(y2|p+) - logp(y2|p-)], METHODS 4.8; swapping the responses flips it."""
     one, two = labeler(policy).score([(CHAT, Response("fine")), (CHAT, Response("bad"))])
     swapped = Contrastive(BAD, GOOD)
@@ -85,7 +85,7 @@ def test_sampled_ids_are_scored_as_they_are(policy: Policy) -> None:
     assert whole != pytest.approx(short, abs=1e-4)
 
 
-def test_the_start_s_weights_judge_and_the_policy_is_left_as_it_was(moved: Policy) -> None:
+def test_the_start_weights_score_and_the_policy_is_restored(moved: Policy) -> None:
     item = [(CHAT, Response("fine"))]
     before = {name: p.detach().clone() for name, p in moved.trainable()}
     (start,), (current,) = labeler(moved).score(item), labeler(moved, weights="current").score(item)
@@ -109,7 +109,7 @@ def test_labels_of_other_weights_are_not_reused(moved: Policy, tmp_path: Path) -
         assert buyer.spent == bought, weights
 
 
-def test_the_instruction_goes_where_the_template_takes_it(policy: Policy, tiny_policy_dir: Path) -> None:
+def test_the_instruction_goes_where_the_template_allows_it(policy: Policy, tiny_policy_dir: Path) -> None:
     template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + str(
         policy.tokens.tokenizer.chat_template
     )
@@ -123,19 +123,17 @@ def test_the_instruction_goes_where_the_template_takes_it(policy: Policy, tiny_p
     assert reward == pytest.approx(good - bad, abs=1e-3)
 
 
-def test_weights_that_are_shared_out_cannot_judge(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharded_weights_are_refused(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy, "is_gathered", False)
-    with pytest.raises(ValueError, match=r"trainer=fsdp shares the policy's weights out.*choose trainer=ddp"):
+    with pytest.raises(ValueError, match=r"trainer=fsdp shards the policy's weights.*choose trainer=ddp"):
         labeler(policy).score([(CHAT, Response("fine"))])
 
 
-def test_it_scores_and_says_what_it_needs() -> None:
+def test_it_scores_and_needs_the_policy() -> None:
     alone = labeler(None)
     assert isinstance(alone, Scores)
     assert isinstance(alone, NeedsPolicy)
-    with pytest.raises(
-        ValueError, match=r"judges with the policy that is trained, and was given none; use it in a run"
-    ):
+    with pytest.raises(ValueError, match=r"scores with the policy that is trained, and has none; use it in a run"):
         alone.score([(CHAT, Response("fine"))])
 
 
@@ -144,10 +142,10 @@ def test_it_scores_and_says_what_it_needs() -> None:
     [
         ({"bad": GOOD}, r"needs two different instructions.*type labeler\.good='...'"),
         ({"good": " "}, r"needs two different instructions"),
-        ({"weights": "mine"}, r"labeler\.weights=mine is none of start, current"),
-        ({"place": "top"}, r"labeler\.place=top is none of system, user"),
+        ({"weights": "mine"}, r"labeler\.weights=mine is unknown; type start or current"),
+        ({"place": "top"}, r"labeler\.place=top is unknown; type system or user"),
     ],
 )
-def test_what_is_refused(options: dict[str, Any], words: str) -> None:
+def test_wrong_options_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Contrastive(**{"good": GOOD, "bad": BAD, **options})

@@ -1,4 +1,4 @@
-"""The policy as its own judge: what it would rather say when told to be good than when told to be bad."""
+"""Score responses with the policy itself, by two contrasting instructions."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Place = Literal["system", "user"]
 
 
 class Contrastive:
-    """Scores a response by two contrasting instructions, without anybody outside (DLMA, arXiv 2402.11907).
+    """Scores a response by two contrasting instructions, without another labeler (DLMA, arXiv 2402.11907).
 
     The reward is log p(response | good instruction, prompt) - log p(response | bad instruction, prompt), summed over
-    tokens; the difference of two responses' rewards is the paper's self-reward gap R. (The paper samples one response
-    under each instruction as well; here responses come from the sampler as they are.)
+    tokens; the difference of two responses' rewards is the paper's self-reward gap R. (The paper also samples one
+    response under each instruction; here the sampler uses no instruction.)
 
     Args:
-        good: Asks for what is wanted.
-        bad: Asks for the opposite.
-        weights: Whose log-probs: the policy's at the `start` of the run, or the `current` ones. Under current weights a
+        good: Instruction that asks for the wanted behaviour.
+        bad: Instruction that asks for the opposite.
+        weights: Which weights score: the policy's at the `start` of the run, or the `current` ones, under which a
             response has another reward in every round.
-        place: Whether the instruction opens the `system` turn, or the first `user` turn, for chat templates that have
-            no system turn. A prompt that is no conversation is always preceded by it.
+        place: Where the instruction is put: before the `system` turn, or before the first `user` turn, for chat
+            templates without a system turn. It always precedes a prompt that is no conversation.
 
     Raises:
         ValueError: The instructions are equal or empty, or an option has another value.
@@ -45,7 +45,7 @@ class Contrastive:
             )
         for option, value, known in (("weights", weights, ("start", "current")), ("place", place, ("system", "user"))):
             if value not in known:
-                raise ValueError(f"labeler.{option}={value} is none of {', '.join(known)}")
+                raise ValueError(f"labeler.{option}={value} is unknown; type {' or '.join(known)}")
         self.name = f"contrastive:{weights}"
         self.good = good
         self.bad = bad
@@ -58,26 +58,26 @@ class Contrastive:
 
     @property
     def policy(self) -> Policy:
-        """The policy that judges.
+        """The policy that scores.
 
         Raises:
-            ValueError: Nobody has handed it over, or its weights are shared out over several processes.
+            ValueError: There is none, or its weights are sharded over several processes.
         """
         if self._policy is None:
             raise ValueError(
-                "labeler=contrastive judges with the policy that is trained, and was given none; "
+                "labeler=contrastive scores with the policy that is trained, and has none; "
                 "use it in a run, or call use_policy first"
             )
         if not self._policy.is_gathered:
             raise ValueError(
-                "labeler=contrastive judges on one process, and trainer=fsdp shares the policy's weights out over all; "
+                "labeler=contrastive scores on one process, and trainer=fsdp shards the policy's weights over all; "
                 "choose trainer=ddp, or another labeler"
             )
         return self._policy
 
     @property
     def fingerprint(self) -> str:
-        """The instructions, the model, and under current weights those weights: each state is another judge."""
+        """A hash of the instructions, the model and, under `current`, the weights."""
         policy = self.policy
         model = (policy.source.name, str(policy.source.revision), str(policy.adapter), str(policy.tokens.chat_template))
         weights = self._weights_id() if self.weights == "current" else ""
@@ -88,7 +88,7 @@ class Contrastive:
         return content_id(*sums)
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
-        """The reward of each response; the responses of a prompt share it in the forward pass."""
+        """Return the reward of each response; responses to one prompt share its forward pass."""
         of_prompt: dict[Prompt, list[int]] = {}
         for at, (prompt, _) in enumerate(items):
             of_prompt.setdefault(prompt, []).append(at)
@@ -125,7 +125,7 @@ def _halves(rows: list[list[float]]) -> tuple[list[list[float]], list[list[float
 
 
 def instructed(prompt: Prompt, instruction: str, *, place: Place) -> Prompt:
-    """The prompt with an instruction before all else: in its system turn, its first user turn, or its text.
+    """Put an instruction at the beginning of a prompt: of its system turn, its first user turn, or its text.
 
     Example:
         >>> chat = Prompt("p", "Hi", (Message("user", "Hi"),))

@@ -1,4 +1,4 @@
-"""A Hugging Face reward model as a labeler: a sequence classifier with its own tokenizer and template."""
+"""Score responses with a reward model from Hugging Face."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from choosy.types import Prompt, Response
 
 
 class RewardModel:
-    """Scores a response with a sequence classifier; the model is loaded when the first response is scored.
+    """Scores a response with a sequence classifier, its own tokenizer and chat template.
 
-    A model with one output gives its logit, one with two outputs (bad, good) the difference of its logits.
-    Texts that are too long lose their beginning: the response is what is judged.
+    The reward is the logit of a model with one output, or the difference of the two logits (bad, good). A text that is
+    too long loses its beginning, because the response is at its end. The model is loaded when first used.
 
     Args:
         model: A Hugging Face id or a directory.
-        batch_size: How many responses go through the model at once.
-        max_length: The most tokens of prompt and response together; the model's own limit holds as well.
-        dtype: The weights' dtype, for instance bfloat16; auto takes the stored one.
+        batch_size: Responses of one forward pass.
+        max_length: Most tokens of prompt and response together, within the model's own limit.
+        dtype: Of the weights, for instance bfloat16; auto takes the stored one.
         device: Where it runs, for instance cuda:1; auto takes a GPU if there is one.
     """
 
@@ -37,16 +37,16 @@ class RewardModel:
         dtype: str = "auto",
         device: str = "auto",
     ) -> None:
-        self.name = f"reward_model:{model}@{max_length}"  # a longer look may score otherwise
+        self.name = f"reward_model:{model}@{max_length}"  # the length changes the scores
         self.model = model
         self.batch_size = batch_size
-        self.at_once = 16 * batch_size  # so many that those of like length find each other
+        self.at_once = 16 * batch_size  # enough that items of similar length share a batch
         self.max_length = max_length
         self.dtype = dtype
         self.device = device
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
-        """The model's reward for each response; items of like length share a batch."""
+        """Return the reward of each response; items of similar length share a batch."""
         rows = [self._tokens(prompt, response) for prompt, response in items]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         scores = [0.0] * len(rows)
@@ -78,7 +78,7 @@ class RewardModel:
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any, int]:
-        """The model, its tokenizer, and the most tokens it takes."""
+        """The model, its tokenizer and the most tokens that it reads."""
         hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         tokenizer = AutoTokenizer.from_pretrained(self.model, padding_side="right", truncation_side="left")
         if tokenizer.pad_token is None and tokenizer.eos_token is None:
@@ -91,7 +91,7 @@ class RewardModel:
         model, report = AutoModelForSequenceClassification.from_pretrained(
             self.model, dtype=self.dtype, output_loading_info=True
         )
-        if report["missing_keys"]:  # transformers would go on with a random head
+        if report["missing_keys"]:  # transformers would use a random head
             raise ValueError(
                 f"reward model {self.model}: its weights lack {sorted(report['missing_keys'])}, so its "
                 "scores would be noise; name a model trained for sequence classification"
@@ -102,7 +102,7 @@ class RewardModel:
                 "wanted one (the reward) or two (bad, good)"
             )
         config = model.config.get_text_config()
-        config.pad_token_id = tokenizer.pad_token_id  # by it the model finds the last token of each row
+        config.pad_token_id = tokenizer.pad_token_id  # with which the model finds the last token of each row
         limits = [
             self.max_length,
             tokenizer.model_max_length,
