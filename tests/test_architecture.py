@@ -8,28 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from house import TOPS, circles, file_arrows, files, folder_arrows, imported, room
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("src/choosy", "callbacks", "data_modules")
-FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+FILES = sorted(files(ROOT).values())
 OURS = {"choosy", "callbacks", "data_modules"}
 STANDARD = sys.stdlib_module_names
-
-
-def imported(source: str) -> set[str]:
-    """Every module that a source imports, wherever in it, with the names taken from it as possible modules.
-
-    >>> sorted(imported("import a.b as c, d\\ndef f():\\n    from e.f import g"))
-    ['a.b', 'd', 'e.f', 'e.f.g']
-    """
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
 
 
 def within(module: str, package: str) -> bool:
@@ -53,7 +37,7 @@ def roots(file: str) -> set[str]:
 
 
 def test_the_folders_hold_what_is_judged() -> None:
-    assert all(any(path.is_relative_to(ROOT / folder) for path in FILES) for folder in FOLDERS)
+    assert all(any(path.is_relative_to(ROOT / folder) for path in FILES) for folder in TOPS)
     assert len(FILES) > 20
 
 
@@ -145,46 +129,20 @@ FLOORS = [
     {"__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-CHOOSY = {".".join(path.relative_to(ROOT / "src").with_suffix("").parts): path for path in FILES if "src" in path.parts}
-
-
-def modules_imported(module: str) -> set[str]:
-    """Our modules that a module imports, in typing-only and lazy imports too."""
-    found = {name for name in imported(CHOOSY[module].read_text()) if name in CHOOSY}
-    return found - {module}
-
-
-def room(module: str) -> str:
-    return module.split(".")[1]
+ARROWS = {name: others for name, others in file_arrows(ROOT).items() if name.startswith("choosy.")}
 
 
 def arrows_upward() -> set[str]:
-    modules = [module for module in CHOOSY if module != "choosy.__init__"]
     return {
         f"{one} -> {other}"
-        for one in modules
-        for other in modules_imported(one)
-        if room(one) != room(other) and other != "choosy.__init__" and FLOOR[room(one)] < FLOOR[room(other)]
+        for one, others in ARROWS.items()
+        for other in others & ARROWS.keys()
+        if FLOOR[room(one)] < FLOOR[room(other)]
     }
 
 
-def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
-    """The sets of names that reach each other.
-
-    >>> circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})
-    [['a', 'b', 'c']]
-    """
-    reach = {name: set(targets) for name, targets in arrows.items()}
-    for middle in arrows:
-        for name in arrows:
-            if middle in reach[name]:
-                reach[name] |= reach[middle]
-    groups = {tuple(sorted(other for other in reach[name] if name in reach.get(other, ()))) for name in arrows}
-    return sorted(list(group) for group in groups if group)
-
-
 def test_every_folder_has_a_floor() -> None:
-    assert {room(module) for module in CHOOSY} - {"__init__"} == set(FLOOR)
+    assert {room(module) for module in ARROWS} == set(FLOOR)
 
 
 def test_no_arrow_goes_up() -> None:
@@ -192,14 +150,11 @@ def test_no_arrow_goes_up() -> None:
 
 
 def test_no_circle_of_files() -> None:
-    assert circles({module: modules_imported(module) for module in CHOOSY}) == []
+    assert circles(file_arrows(ROOT)) == []
 
 
 def test_no_circle_of_folders() -> None:
-    arrows: dict[str, set[str]] = {room(module): set() for module in CHOOSY}
-    for module in CHOOSY:
-        arrows[room(module)] |= {room(other) for other in modules_imported(module)} - {room(module)}
-    assert circles(arrows) == []
+    assert circles(folder_arrows(ROOT)) == []
 
 
 @pytest.mark.parametrize("folder", ["callbacks", "data_modules"])

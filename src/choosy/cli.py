@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from choosy.files import replacing
 from choosy.redaction import refuse_secrets
 from choosy.reporting.display import quiet
-from choosy.resume.run_folder import prepare
+from choosy.resume.run_folder import prepare_folder
 
 
 def from_hydra(text: str) -> Any:
@@ -51,7 +51,7 @@ class ChoosyCLI(LightningCLI):
         refuse_secrets(self.config.as_dict())
         fit, run = self.config_init["fit"], self.datamodule.run
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))["fit"]
-        start = prepare(run.folder, fit["ckpt_path"], config=config, ledger=run.labels.ledger.path)
+        start = prepare_folder(run.folder, fit["ckpt_path"], config=config, ledger=run.labels.ledger.path)
         run.resuming = start.resuming
         fit["ckpt_path"], fit["weights_only"] = start.ckpt_path, True
 

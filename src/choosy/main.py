@@ -29,7 +29,7 @@ from choosy.redaction import refuse_secrets
 from choosy.reporting.display import quiet
 from choosy.reporting.page import write_index
 from choosy.reporting.summary import RunSummary, known, read_run
-from choosy.resume import run_folder
+from choosy.resume.run_folder import Start, prepare_folder
 
 OmegaConf.register_new_resolver(
     "started", lambda pattern: first_writer(pattern, time.strftime(pattern)), use_cache=True, replace=True
@@ -118,7 +118,7 @@ def train(cfg: DictConfig, run_dir: Path, *, callbacks: Sequence[Callback] = ())
     return Trained(run_dir, data, module, trainer)
 
 
-def prepare(cfg: DictConfig, run_dir: Path) -> run_folder.Start:
+def prepare(cfg: DictConfig, run_dir: Path) -> Start:
     """Refuse what cannot run before anything is spent, and choose the checkpoint that a run resumes from."""
     cfg.run_dir = os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
     refuse_blanks(cfg)
@@ -127,7 +127,7 @@ def prepare(cfg: DictConfig, run_dir: Path) -> run_folder.Start:
     refuse_objective(cfg)
     refuse_missing_gpu(cfg)
     quiet()
-    return run_folder.prepare(run_dir, cfg.ckpt_path, config=plain(cfg), ledger=cfg.labels.ledger)
+    return prepare_folder(run_dir, cfg.ckpt_path, config=plain(cfg), ledger=cfg.labels.ledger)
 
 
 def objective(cfg: DictConfig, run: RunSummary) -> float | None:

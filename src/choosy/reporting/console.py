@@ -13,7 +13,7 @@ from rich.text import Text
 from choosy.reporting.curves import LIGHT
 from choosy.reporting.page import COLORS
 from choosy.reporting.phases import duration
-from choosy.reporting.summary import HEADINGS, RunSummary, shown
+from choosy.reporting.summary import HEADINGS, RunSummary, as_text
 
 
 def print_report(run: RunSummary, out: Console | None = None) -> None:
@@ -41,7 +41,7 @@ def _answers(run: RunSummary, width: int) -> Table:
     for name, ratio in (("prompt", 3), ("before", 4), ("after", 4)):
         table.add_column(name, ratio=ratio)
     for answer in run.answers[:5]:
-        before, after = shown(answer.reward_before, "+.2f"), shown(answer.reward_after, "+.2f")
+        before, after = as_text(answer.reward_before, "+.2f"), as_text(answer.reward_after, "+.2f")
         color = {"up": "green", "down": "red", "": "dim"}[answer.trend]
         table.add_row(
             Text(crop(answer.prompt, 120), "dim"),

@@ -15,8 +15,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from choosy.files import replacing
 from choosy.labeling.statistics import shares
 
-Row = dict[str, str]
-
 
 def log_at_once(module: LightningModule, metrics: Mapping[str, float | torch.Tensor], *, step: int) -> None:
     """Give the loggers a row now, and Lightning's callbacks its values.
@@ -89,14 +87,14 @@ class MetricsFile(Logger):
         self._rewrite([*(self._read() if self._begun else kept), row])
         self._begun = True
 
-    def _rewrite(self, rows: list[Row]) -> None:
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
         self._columns = sorted(set().union(*rows))
         with replacing(self._file) as unfinished, unfinished.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(rows)
 
-    def _read(self) -> list[Row]:
+    def _read(self) -> list[dict[str, str]]:
         if not self._file.exists():
             return []
         with self._file.open(newline="") as file:

@@ -16,10 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from choosy.files import replacing
 from choosy.reporting.curves import DARK, curves
 from choosy.reporting.phases import PHASES, duration
-from choosy.reporting.summary import HEADINGS, RunSummary, shown
+from choosy.reporting.summary import HEADINGS, RunSummary, as_text
 
 COLORS = dict(zip(PHASES, ("#2563eb", "#0891b2", "#7c3aed", "#db2777", "#d97706", "#65a30d"), strict=True))
-COLUMNS = ("job", "overrides", "reward_initial", "reward_final", "win_rate", "labels", "tokens", "seconds")
+INDEX_COLUMNS = ("job", "overrides", "reward_initial", "reward_final", "win_rate", "labels", "tokens", "seconds")
 
 
 def write_report(run: RunSummary, path: str | Path) -> None:
@@ -53,7 +53,7 @@ def write_index(sweep_dir: str | Path) -> Path:
     files = sorted(folder.rglob("summary.json"), key=lambda path: _by_number(path.parent.name))
     jobs = [_job(path.parent, folder) for path in files]
     with replacing(folder / "index.csv") as unfinished, unfinished.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, INDEX_COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(jobs)
     _write("index.html.j2", folder / "index.html", title=f"Choosy sweep {folder.resolve().name}", jobs=jobs)
@@ -68,7 +68,7 @@ def _write(template: str, path: str | Path, **values: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters.update(shown=shown, duration=duration)
+    pages.filters.update(as_text=as_text, duration=duration)
     with replacing(path) as unfinished:
         unfinished.write_text(pages.get_template(template).render(values), encoding="utf-8")
 

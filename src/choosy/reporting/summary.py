@@ -1,4 +1,4 @@
-"""Reads what a run has shown from the files of its rounds."""
+"""Reads what a run has as_text from the files of its rounds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from choosy.labeling.statistics import shares
 from choosy.reporting.phases import PHASES
 
 HEADINGS = ("round", "reward", "win rate", "ties", "KL", "length", "labels", "tokens", "seconds")
-FORMS = {"reward": ".2f", "win_rate": ".0%", "ties": ".0%", "kl": ".2f", "length": ".1f"}
+NUMBER_FORMS = {"reward": ".2f", "win_rate": ".0%", "ties": ".0%", "kl": ".2f", "length": ".1f"}
 CONTENTS = {  # what a run's folder may hold
     "report.html": "this run on one page",
     "curves.png": "reward and win rate against labels, tokens and seconds",
@@ -118,8 +118,8 @@ class RunSummary:
         rounds = f"{len(self.rounds)} of {self.planned} rounds"
         if not self.evaluated:
             return f"{rounds}, not evaluated"
-        reward = " → ".join(shown(measured.get("reward"), ".2f") for measured in (self.start, self.last))
-        win_rate = shown(self.last.get("win_rate"), ".0%")
+        reward = " → ".join(as_text(measured.get("reward"), ".2f") for measured in (self.start, self.last))
+        win_rate = as_text(self.last.get("win_rate"), ".0%")
         return f"Held-out reward {reward}, win rate {win_rate} against the start, {rounds}"
 
     @property
@@ -169,7 +169,7 @@ class RunSummary:
         return [
             (
                 name,
-                *(shown(measured.get(key), form) for key, form in FORMS.items()),
+                *(as_text(measured.get(key), form) for key, form in NUMBER_FORMS.items()),
                 *(f"{cost:,.0f}" for cost in costs),
             )
             for name, measured, costs in stages
@@ -225,11 +225,11 @@ def known(measured: Mapping[str, float], name: str) -> float | None:
     return None if value is None or math.isnan(value) else value
 
 
-def shown(value: float | None, form: str) -> str:
+def as_text(value: float | None, form: str) -> str:
     """Return a number as text, and a dash for one that is not known.
 
     Example:
-        >>> shown(0.25, ".0%"), shown(None, ".2f")
+        >>> as_text(0.25, ".0%"), as_text(None, ".2f")
         ('25%', '–')
     """
     return "–" if value is None or math.isnan(value) else format(value, form)

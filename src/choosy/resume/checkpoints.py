@@ -37,7 +37,7 @@ def last_checkpoint(run_dir: Path) -> Path:
     return checkpoints_folder(run_dir) / "last.ckpt"
 
 
-def damage(path: Path) -> str | None:
+def checkpoint_damage(path: Path) -> str | None:
     """Read a checkpoint to its last byte and return what is wrong with it; None if nothing is."""
     if path.is_dir():  # a sharded checkpoint, which torch.distributed finishes with its .metadata
         return None if (path / ".metadata").exists() else "its .metadata is missing"
@@ -62,10 +62,10 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
         newest_first.insert(0, last)
     if not newest_first:
         return None
-    why = damage(newest_first[0])
+    why = checkpoint_damage(newest_first[0])
     if why is None:
         return newest_first[0]
-    good = next((path for path in newest_first[1:] if damage(path) is None), None)
+    good = next((path for path in newest_first[1:] if checkpoint_damage(path) is None), None)
     if good is None:
         raise ValueError(
             f"The checkpoint {newest_first[0]} is damaged ({why}), and no other one is whole. Train again on the "

@@ -30,7 +30,7 @@ class Start(NamedTuple):
     ckpt_path: str | None
 
 
-def prepare(folder: Path, ckpt_path: str | None, *, config: Mapping[str, Any], ledger: str) -> Start:
+def prepare_folder(folder: Path, ckpt_path: str | None, *, config: Mapping[str, Any], ledger: str) -> Start:
     """Check a run's folder before anything is spent, and choose the checkpoint.
 
     Args:
