@@ -24,7 +24,7 @@ from common import RESULTS, machine
 from faulty_judge import Asked, FaultyJudge, prefers_longer
 
 import choosy.main
-from choosy.labeling.judge.judge import Judge
+from choosy.labeling.buyer import LabelBuyer
 from choosy.resume.partial_rounds import PartWriter
 
 
@@ -68,13 +68,15 @@ def played(ahead: bool, told: argparse.Namespace) -> dict[str, float]:
         return prefers_longer(asked)
 
     PartWriter.write = timed  # type: ignore[method-assign]
-    Judge.elsewhere = ahead
+    covers = LabelBuyer.covers
+    LabelBuyer.covers = lambda self, answers: ahead and covers(self, answers)  # type: ignore[method-assign]
     try:
         with tempfile.TemporaryDirectory() as folder, FaultyJudge(slow, usage=None) as server:
             choosy.main.train(choosy.main.compose(lines(told, server.url)), Path(folder) / "run")
             summary: dict[str, Any] = json.loads((Path(folder) / "run" / "summary.json").read_text())
     finally:
         PartWriter.write = write  # type: ignore[method-assign]
+        LabelBuyer.covers = covers  # type: ignore[method-assign]
     phases = {name: summary["seconds"][name] for name in ("sample", "score", "select", "label")}
     return {"to_labels": sum(phases.values()), **phases, **spent}
 

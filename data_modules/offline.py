@@ -10,7 +10,6 @@ from lightning.pytorch import LightningDataModule
 
 from choosy.data.batches import ItemBatches
 from choosy.data.encode import Reader
-from choosy.labeling.dataset import Dataset
 from choosy.module import WeightedDPO
 from choosy.parallel.ranks import shard
 from choosy.rounds.context import ChosenPrompt, Done, Round
@@ -41,12 +40,7 @@ class OfflineData(LightningDataModule):
         heldout_limit: int | None = None,
     ) -> None:
         super().__init__()
-        evaluator = run.labels.evaluator
-        if heldout is not None and evaluator and isinstance(evaluator.labeler, Dataset):
-            raise ValueError(
-                f"data.heldout={heldout} is answered by sampled responses, for which labeler=dataset has no scores; "
-                "choose data.heldout=null, or a labeler that judges them, such as labeler@labels.evaluation=vader."
-            )
+        run.labels.check_heldout(heldout)
         self.run = run
         self.reader = reader
         self.train_source = train

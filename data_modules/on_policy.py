@@ -8,7 +8,6 @@ from lightning.pytorch import LightningDataModule
 
 from choosy.data.batches import ItemBatches
 from choosy.data.encode import Reader
-from choosy.labeling.dataset import Dataset
 from choosy.module import WeightedDPO
 from choosy.rounds.run import Run
 from choosy.rounds.sample import FreshResponses
@@ -42,11 +41,12 @@ class OnPolicyData(LightningDataModule):
         super().__init__()
         if responses < 2:
             raise ValueError(f"data.responses={responses} leaves nothing to compare; choose at least 2.")
-        if isinstance(run.labels.labeler, Dataset):
+        if run.labels.terms.given_only:
             raise ValueError(
                 "labeler=dataset reads the scores of given responses, and the fresh ones of data=on_policy have none; "
                 "choose data=offline, or a labeler such as labeler=vader."
             )
+        run.labels.check_heldout(heldout)
         if run.weighting.needs == "given":
             raise ValueError(
                 "weighting=column needs a weight column in the data, and fresh responses have none; "

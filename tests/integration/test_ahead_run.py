@@ -12,7 +12,7 @@ import pytest
 from faulty_judge import Asked, FaultyJudge, prefers_longer
 from tiny import ROOT, command, ending, labels, typed
 
-from choosy.labeling.judge.judge import Judge
+from choosy.labeling.buyer import LabelBuyer
 from choosy.main import compose, train
 from choosy.resume import partial_rounds as sampled
 from choosy.rounds import round as round_module
@@ -67,7 +67,7 @@ def test_labels_bought_ahead_are_those_bought_afterwards(lines, slow_sampling, t
         train(compose(typed), tmp_path / "ahead")
         assert server.done["answered"] == 2 * len(labels(tmp_path / "ahead" / "ledger.sqlite"))
         assert "prompts were labeled while the round was sampled" in capsys.readouterr().err
-        monkeypatch.setattr(Judge, "elsewhere", False)
+        monkeypatch.setattr(LabelBuyer, "covers", lambda self, answers: False)  # then none is bought ahead
         train(compose(typed), tmp_path / "afterwards")
     one, other = ending(tmp_path / "ahead"), ending(tmp_path / "afterwards")
     early = one["metrics"].pop("labels/ahead")

@@ -45,6 +45,7 @@ def exported(run_dir: Path) -> Path:
 
 SOLD = """
 from choosy.labeling.protocols import Answer
+from choosy.labeling.terms import Terms
 
 BILL = pathlib.Path(__file__).with_name("bill")
 
@@ -53,7 +54,7 @@ class Sold:
     name = "sold"
 
     def __init__(self, price=None):
-        self.price = price
+        self.terms = Terms(price=price)
 
     def sell(self, at, value, *texts):
         cost = (3 + sum(map(ord, "".join(texts))) % 8) / 100

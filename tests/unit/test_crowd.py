@@ -14,6 +14,7 @@ from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.crowd.crowd import Crowd
 from choosy.labeling.nested import audit_draw
 from choosy.labeling.protocols import Compares, Scores
+from choosy.labeling.terms import Terms, fingerprint_of
 from choosy.labeling.vader import Vader
 from choosy.types import MIRRORED, Prompt, Response
 
@@ -28,7 +29,7 @@ class Worker:
         self.name = name
         self.wrong = set(wrong)
         self.says = says
-        self.price = price
+        self.terms = Terms(price=price)
         self.asked = 0
 
     def compare(self, items):
@@ -60,8 +61,8 @@ def test_a_crowd_only_compares(buyer_of) -> None:
     crowd = Crowd({"one": Vader(), "two": Worker("w")})
     assert isinstance(crowd, Compares)
     assert not isinstance(crowd, Scores)
-    assert crowd.judgements == 3, "two scores and a verdict"
-    assert crowd.price is None
+    assert crowd.terms.labels_per_answer == 3, "two scores and a verdict"
+    assert crowd.terms.price is None
 
 
 def test_audits_find_the_one_good_member(buyer_of) -> None:
@@ -90,8 +91,8 @@ def test_votes_are_stored_and_charged_once(buyer_of, tmp_path: Path) -> None:
     buyer.compare(PAIRS)
     audited = sum(audit_draw("audit", pair) < 0.2 for pair in PAIRS)
     assert 0 < audited < 20
-    assert crowd.judgements == 4
-    assert crowd.price == pytest.approx(1.3)
+    assert crowd.terms.labels_per_answer == 4
+    assert crowd.terms.price == pytest.approx(1.3)
     assert buyer.spent == 3 * 40 + audited
     assert buyer.money == pytest.approx(0.1 * 120 + audited)
     votes = rows(tmp_path, "a")
@@ -105,7 +106,7 @@ def test_votes_are_stored_and_charged_once(buyer_of, tmp_path: Path) -> None:
     plain = buyer_of(workers[0])
     plain.open("another run")
     plain.compare(PAIRS)
-    assert (workers[0].asked, plain.reused) == (40, 40), "a vote serves other runs as well"
+    assert (workers[0].asked, plain.counts.reused) == (40, 40), "a vote serves other runs as well"
 
 
 def test_the_budget_counts_votes(buyer_of) -> None:
@@ -184,6 +185,6 @@ def test_settings_out_of_range_are_refused(buyer_of, options: dict[str, Any], wo
 def test_members_and_settings_change_the_fingerprint(buyer_of) -> None:
     """The fingerprint is part of the key, so that another crowd's verdicts are not reused."""
     members = {name: Worker(name) for name in "ab"}
-    prints = {Crowd(members, **options).fingerprint for options in ({}, {"memory": 9.0}, {"expert": members["a"]})}
+    prints = {fingerprint_of(Crowd(members, **options)) for options in ({}, {"memory": 9.0}, {"expert": members["a"]})}
     assert len(prints) == 3
-    assert Crowd(members).fingerprint == Crowd(members).fingerprint
+    assert fingerprint_of(Crowd(members)) == fingerprint_of(Crowd(members))

@@ -15,6 +15,7 @@ from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.human.labeler import Human
 from choosy.labeling.noisy import Noisy
 from choosy.labeling.queue import Queue
+from choosy.labeling.terms import Terms
 from choosy.labeling.vader import Vader
 from choosy.rounds.evaluate import evaluate
 from choosy.types import Candidates, Prompt, Response
@@ -63,7 +64,7 @@ def test_another_labeler_judges_under_its_own_name_and_costs_no_budget(bought, t
     buyer.compare([(HAPPY[0].prompt, HAPPY[0].responses[0], SAD[0].responses[0])])
     assert win_rate(buyer) == 1.0
     assert rows(tmp_path) == {("longer", "train"), (Vader().name, "evaluate")}
-    assert (buyer.spent, buyer.evaluation) == (1, 6)
+    assert (buyer.spent, buyer.counts.evaluation) == (1, 6)
 
 
 def test_noise_in_the_training_labels_does_not_reach_the_evaluation(bought) -> None:
@@ -95,13 +96,13 @@ def test_a_labeler_that_judges_with_the_policy_is_given_it(bought) -> None:
 
 def test_invalid_verdicts_of_people_are_not_limited_unless_the_run_says_so(bought, tmp_path: Path) -> None:
     class People(Longer):
-        people = True
+        terms = Terms(people=True)
 
         def compare(self, items):
             return ["invalid"] * len(items)
 
     class Machine(People):
-        people = False
+        terms = Terms()
 
     many = [(replace(HAPPY[0].prompt, text=f"q{n}"), Response("a"), Response("b")) for n in range(20)]
     assert bought(People()).compare(many) == ["invalid"] * 20

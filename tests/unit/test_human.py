@@ -338,7 +338,8 @@ def test_a_saved_click_is_in_the_ledger_and_an_undone_one_is_not(human, buyer, p
 
 def test_instruction_and_overlap_change_the_fingerprint(tmp_path):
     prints = {
-        Human(str(tmp_path), **how).fingerprint for how in ({}, {"overlap": 3}, {"instruction": "Which is safer?"})
+        Human(str(tmp_path), **how).terms.fingerprint
+        for how in ({}, {"overlap": 3}, {"instruction": "Which is safer?"})
     }
     assert len(prints) == 3
 

@@ -24,10 +24,10 @@ from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.judge.judge import Judge
 from choosy.labeling.judge.rate_limiter import RateLimiter
 from choosy.labeling.judge.replies import retry_after
-from choosy.labeling.judge.session import MOST_BYTES, Unanswered
+from choosy.labeling.judge.session import MOST_BYTES
 from choosy.labeling.judge.settings import EndpointSettings, Prices, RateLimit, RequestSettings, Retries, Timeouts
 from choosy.labeling.judge.template import TEMPLATE, parse_verdict, read_template
-from choosy.labeling.protocols import Answer, Compares, Scores
+from choosy.labeling.protocols import Answer, Compares, ItemFailed, Scores
 from choosy.types import Prompt, Response
 
 KEY = "sk-topsecret-0123456789abcdef"
@@ -94,7 +94,7 @@ def test_a_judge_compares_and_does_not_score() -> None:
     made = Judge("toy", base_url="http://127.0.0.1:9/v1")
     assert isinstance(made, Compares)
     assert not isinstance(made, Scores)
-    assert (made.name, made.judgements, made.price) == ("judge:toy", 2, None)
+    assert (made.name, made.terms.labels_per_answer, made.terms.price) == ("judge:toy", 2, None)
 
 
 def test_verdicts_of_many_questions_at_once() -> None:
@@ -150,7 +150,7 @@ def test_one_order() -> None:
     with FaultyJudge(lambda asked: asked.verdict("first")) as server:
         made = judge(server, both_orders=False)
         assert verdicts(made, items(3)) == ["first"] * 3
-    assert made.judgements == 1
+    assert made.terms.labels_per_answer == 1
     assert server.done == {"answered": 3}
 
 
@@ -300,7 +300,7 @@ def test_template_and_request_change_the_fingerprint(tmp_path: Path) -> None:
     other.write_text(TEMPLATE.read_text().replace("strict", "kind"))
 
     def fingerprint(model: str = "toy", url: str = "http://localhost/v1", **options: Any) -> str:
-        return Judge(model, base_url=url, **options).fingerprint
+        return Judge(model, base_url=url, **options).terms.fingerprint
 
     alike = [
         fingerprint(),
@@ -349,7 +349,7 @@ def test_a_single_pair_without_a_completion_is_invalid_if_the_endpoint_speaks() 
 @pytest.mark.parametrize("fault", MALFORMED)
 def test_an_endpoint_without_completions_stops_the_run(fault: str) -> None:
     told = r"answers, but with no chat completion \(.*\); check base_url, .* 0 of the 3 pairs"
-    with FaultyJudge(fault=lambda asked: fault) as server, pytest.raises(Unanswered, match=told):
+    with FaultyJudge(fault=lambda asked: fault) as server, pytest.raises(ItemFailed, match=told):
         list(judge(server, retries=quick(1)).compare(items(3)))
 
 
@@ -379,14 +379,14 @@ def test_a_refusal_stops_the_run_at_once_and_says_what_to_check(
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with FaultyJudge(fault=at_first(fault, times=99)) as server:
         answers = []
-        with pytest.raises(ValueError, match=words) as caught:
+        with pytest.raises(ItemFailed, match=words) as caught:
             answers += list(judge(server, key_env="JUDGE_KEY", concurrency=1).compare(items(5)))
         assert server.done == {"answered": 2, fault: 1}, "nothing is tried again, nothing more is asked"
     told = str(caught.value)
     assert told.startswith(server.url)
     assert "model 'toy'" in told
     assert "1 of the 5 pairs asked about were answered, and a resume continues there" in told
-    assert getattr(caught.value, "at", None) == 1
+    assert caught.value.at == 1
     assert KEY not in told
 
 
@@ -396,7 +396,7 @@ def test_a_judge_that_stays_down_stops_the_run_and_keeps_what_it_said(fault: str
     timeouts = Timeouts(total=0.2) if fault == "slow" else Timeouts(read=0.2)
     with FaultyJudge(fault=at_first(fault, times=99, words="question 2<")) as server:
         with pytest.raises(
-            Unanswered, match=r"gives no answer: .* at the last of up to 2 tries; check that it"
+            ItemFailed, match=r"gives no answer: .* at the last of up to 2 tries; check that it"
         ) as caught:
             answers.extend(judge(server, concurrency=1, retries=quick(1), timeouts=timeouts).compare(items(5)))
         assert server.done["answered"] == 4
@@ -415,7 +415,7 @@ def test_requests_in_flight_at_a_failure_are_answered() -> None:
         return "400" if "question 3" in asked.user else None
 
     answers: list[Any] = []
-    with FaultyJudge(fault=together) as server, pytest.raises(Unanswered) as caught:
+    with FaultyJudge(fault=together) as server, pytest.raises(ItemFailed) as caught:
         answers.extend(judge(server, concurrency=8).compare(items(40)))
     assert caught.value.at == 3
     assert {0, 1, 2, 4, 5, 6, 7} <= {answer.at for answer in answers}
@@ -425,7 +425,7 @@ def test_requests_in_flight_at_a_failure_are_answered() -> None:
 def test_requests_that_wait_for_the_rate_limit_at_a_failure_give_up() -> None:
     with FaultyJudge(fault=lambda asked: "400") as server:
         start = time.monotonic()
-        with pytest.raises(Unanswered, match="status 400"):
+        with pytest.raises(ItemFailed, match="status 400"):
             list(judge(server, rate_limit=RateLimit(requests_per_minute=1)).compare(items(5)))
         assert time.monotonic() - start < 20
     assert len(server.asked) == 1
@@ -435,7 +435,7 @@ def test_nothing_listens_at_the_address() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(Unanswered, match=rf"http://127.0.0.1:{port}/v1/chat/completions gives no answer: ConnectError"):
+    with pytest.raises(ItemFailed, match=rf"http://127.0.0.1:{port}/v1/chat/completions gives no answer: ConnectError"):
         list(
             Judge("toy", base_url=f"http://127.0.0.1:{port}/v1", endpoint=EndpointSettings(retries=quick(1))).compare(
                 items(1)
@@ -446,14 +446,14 @@ def test_nothing_listens_at_the_address() -> None:
 def test_slow_bytes_count_against_the_total_timeout() -> None:
     with FaultyJudge(fault=lambda asked: "slow", patience=30) as server:
         start = time.monotonic()
-        with pytest.raises(Unanswered, match=r"no whole reply within 0.3 s, at the last of up to 1 tries"):
+        with pytest.raises(ItemFailed, match=r"no whole reply within 0.3 s, at the last of up to 1 tries"):
             list(judge(server, timeouts=Timeouts(total=0.3, read=30.0), retries=quick(0)).compare(items(1)))
         assert time.monotonic() - start < 3
 
 
 def test_a_huge_reply_is_not_read_to_its_end() -> None:
     assert MOST_BYTES < 128 * 65536
-    with FaultyJudge(fault=lambda asked: "huge") as server, pytest.raises(Unanswered, match="more than 4194304 bytes"):
+    with FaultyJudge(fault=lambda asked: "huge") as server, pytest.raises(ItemFailed, match="more than 4194304 bytes"):
         list(judge(server, retries=quick(0)).compare(items(1)))
 
 
@@ -476,7 +476,7 @@ def test_a_retry_after_beyond_the_longest_wait_stops_the_run() -> None:
     told = r"status 429 and the request to wait 3600 s, more than labeler.endpoint.retries.longest_wait=2"
     with FaultyJudge(fault=lambda asked: "429", retry_after="3600") as server:
         start = time.monotonic()
-        with pytest.raises(Unanswered, match=told):
+        with pytest.raises(ItemFailed, match=told):
             list(judge(server).compare(items(3)))
         assert time.monotonic() - start < 2
 
@@ -511,7 +511,7 @@ def test_waits_double_with_jitter() -> None:
         arrivals.append(time.monotonic())
         return "500"
 
-    with FaultyJudge(fault=broken) as server, pytest.raises(Unanswered):
+    with FaultyJudge(fault=broken) as server, pytest.raises(ItemFailed):
         list(judge(server, retries=Retries(4, 0.1, 0.4)).compare(items(1)))
     gaps = [later - earlier for earlier, later in pairwise(arrivals)]
     for gap, backoff in zip(gaps, [0.1, 0.2, 0.4, 0.4], strict=True):

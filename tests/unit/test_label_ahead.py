@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from choosy.labeling.both_orders import BothOrders
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.judge.judge import Judge
 from choosy.labeling.noisy import Noisy
 from choosy.labeling.protocols import Answer
+from choosy.labeling.terms import Terms
 from choosy.rounds import label_ahead as module
 from choosy.rounds.label_ahead import LabelAhead
 from choosy.types import Candidates, Prompt, Response
@@ -26,8 +26,7 @@ class Far:
     """Judges elsewhere, one answer at a time, each of which waits for leave to be given."""
 
     name = "far"
-    elsewhere = True
-    at_once = None
+    terms = Terms(runs_remotely=True)
 
     def __init__(self) -> None:
         self.leave = threading.Semaphore(0)
@@ -41,7 +40,7 @@ class Far:
 
 
 class Near(Far):
-    elsewhere = False
+    terms = Terms()
 
 
 def given(*ids: int) -> list[Candidates]:
@@ -126,7 +125,7 @@ def test_it_buys_only_elsewhere_and_where_the_budgets_surely_pay_all(labeler, bu
 
 def priced(price: float) -> Far:
     labeler = Far()
-    labeler.price = price  # type: ignore[attr-defined]
+    labeler.terms = Terms(price=price, runs_remotely=True)
     return labeler
 
 
@@ -176,8 +175,6 @@ def test_when_the_round_fails_the_purchase_ends_with_the_next_answer(made, tmp_p
 
 def test_labelers_that_wrap_another_are_where_it_is() -> None:
     judge = Judge("toy", base_url="http://127.0.0.1:9/v1", both_orders=False)
-    assert judge.elsewhere
-    assert BothOrders(judge).elsewhere
-    assert Noisy(judge).elsewhere
-    assert not Noisy(Near()).elsewhere
-    assert not BothOrders(Near()).elsewhere
+    assert judge.terms.runs_remotely
+    assert Noisy(judge).terms.runs_remotely
+    assert not Noisy(Near()).terms.runs_remotely

@@ -26,8 +26,9 @@ from choosy.labeling.contrastive import Contrastive
 from choosy.labeling.dataset import Dataset
 from choosy.labeling.function import Function
 from choosy.labeling.judge.judge import Judge
+from choosy.labeling.menu import COMPARE, SCORE
 from choosy.labeling.noisy import Noisy
-from choosy.labeling.protocols import COMPARE, SCORE, Compares, Scores
+from choosy.labeling.protocols import Compares, Scores
 from choosy.labeling.reward_model import RewardModel
 from choosy.labeling.vader import Vader
 from choosy.main import compose
@@ -282,7 +283,7 @@ def test_the_table_of_what_labelers_can_is_that_of_the_menu() -> None:
         for method in can:
             if hasattr(get_class(target), method) and path.stem != "noisy":  # it can what the one within can
                 can[method].add(path.stem)
-    assert can == {"score": set(SCORE), "compare": set(COMPARE)}, "mend SCORE and COMPARE in choosy.labeling.protocols"
+    assert can == {"score": set(SCORE), "compare": set(COMPARE)}, "mend SCORE and COMPARE in choosy.labeling.menu"
 
 
 def test_the_buyer_says_which_response_the_data_did_not_score(tmp_path: Path) -> None:

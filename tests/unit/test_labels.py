@@ -25,6 +25,7 @@ from choosy.labeling.exchange.command import (
 )
 from choosy.labeling.ledger import Ledger
 from choosy.labeling.protocols import Answer, Postponed
+from choosy.labeling.terms import Terms
 from choosy.types import Candidates, Message, Prompt, Response
 
 Item = tuple[Prompt, Response, Response]
@@ -43,8 +44,7 @@ class Judge:
     """Compares in a few words, for money."""
 
     name = "judge"
-    fingerprint = "template-1"
-    judgements = 2
+    terms = Terms(fingerprint="template-1", labels_per_answer=2)
 
     def compare(self, items: Sequence[Item]) -> Iterator[Answer]:
         for at, verdict in enumerate(["first", "second", "tie", "invalid"][: len(items)]):
@@ -119,7 +119,7 @@ def test_imported_labels_are_not_bought_again(full: Ledger, empty: Ledger, tmp_p
     buyer = LabelBuyer(Judge(), ledger=empty.path)
     buyer.open("/runs/b")
     assert buyer.compare([(prompt, two, one) for prompt, one, two in ITEMS]) == ["second", "first", "tie", "invalid"]
-    assert (buyer.spent, buyer.reused, buyer.money) == (0, 4, 0.0)
+    assert (buyer.spent, buyer.counts.reused, buyer.money) == (0, 4, 0.0)
 
 
 def test_export_needs_a_form_and_a_new_file(full: Ledger, tmp_path: Path) -> None:

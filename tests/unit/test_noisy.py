@@ -8,10 +8,11 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from choosy.labeling.predictor.predictor import Predictor
 
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.noisy import Noisy
-from choosy.labeling.protocols import Compares, Scores
+from choosy.labeling.terms import Terms, terms_of
 from choosy.labeling.vader import Vader
 from choosy.types import MIRRORED, Candidates, Prompt, Response, Verdict
 
@@ -20,8 +21,7 @@ Item = tuple[Prompt, Response, Response]
 
 class First:
     name = "first"
-    fingerprint = "f"
-    price = 0.5
+    terms = Terms(fingerprint="f", price=0.5, at_once=7)
 
     def __init__(self, verdict: Verdict = "first") -> None:
         self.verdict = verdict
@@ -77,9 +77,11 @@ def test_all_pairs_of_a_prompt_are_turned_by_the_coin_of_the_prompt() -> None:
 
 def test_it_can_what_the_other_can_at_its_price(tmp_path: Path) -> None:
     scoring, comparing = Noisy(Vader(), p=0.1), Noisy(First(), p=0.1, seed=3)
-    assert (isinstance(scoring, Scores), isinstance(scoring, Compares)) == (True, False)
-    assert (isinstance(comparing, Scores), isinstance(comparing, Compares)) == (False, True)
-    assert (comparing.name, comparing.fingerprint, comparing.price) == ("first with noise 0.1, seed 3", "f", 0.5)
+    assert terms_of(scoring) == Terms(methods=("score",))
+    assert terms_of(comparing) == Terms(fingerprint="f", price=0.5, methods=("compare",))
+    assert comparing.name == "first with noise 0.1, seed 3"
+    with pytest.raises(ValueError, match=r"first with noise .* only compares"):
+        LabelBuyer(comparing, ledger=str(tmp_path / "ledger.sqlite")).score([])
     buyer = LabelBuyer(Noisy(Lengths(), p=1.0), ledger=str(tmp_path / "ledger.sqlite"))
     buyer.open("a")
     (c,) = buyer.score([Candidates(Prompt("p", "?"), (Response("a"), Response("bb")))])
@@ -90,3 +92,8 @@ def test_it_can_what_the_other_can_at_its_price(tmp_path: Path) -> None:
 def test_a_chance_that_is_none_is_refused(p: float) -> None:
     with pytest.raises(ValueError, match=rf"labeler.p={p} is no probability; choose 0 <= p <= 1"):
         Noisy(Vader(), p=p)
+
+
+def test_a_labeler_that_learns_from_its_own_labels_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"predictor:vader-.* learns from its own labels.*labeler@labeler.paid=noisy"):
+        Noisy(Predictor(Vader()))

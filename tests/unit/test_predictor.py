@@ -16,6 +16,7 @@ from choosy.labeling.predictor.labeler import Predictor
 from choosy.labeling.predictor.preference_model import PreferenceModel
 from choosy.labeling.predictor.preferences import Preference, earlier_preferences, preferences_in
 from choosy.labeling.protocols import Compares, LabelRecord
+from choosy.labeling.terms import Terms
 from choosy.types import MIRRORED, Prompt, Response
 
 PAIRS = [
@@ -34,7 +35,7 @@ class Taste:
     name = "taste"
 
     def __init__(self, *, price: float | None = None, turned_from: int = 10**9) -> None:
-        self.price = price
+        self.terms = Terms(price=price)
         self.turned_from = turned_from
         self.asked: list[str] = []
 
@@ -170,7 +171,7 @@ def test_labels_of_earlier_runs_train_the_model(at, tmp_path: Path) -> None:
 
 def test_two_scores_are_two_labels(at) -> None:
     buyer = at(Scorer())
-    assert buyer.labeler.judgements == 2
+    assert buyer.terms.labels_per_answer == 2
     buyer.compare(PAIRS[:10])
     assert buyer.spent == 20
     assert buyer.labeler.savings.paid == 10

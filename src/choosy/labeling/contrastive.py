@@ -9,6 +9,7 @@ from typing import Literal
 
 from jinja2 import TemplateError
 
+from choosy.labeling.terms import ALL, Terms
 from choosy.models.policy import Policy
 from choosy.types import Candidates, Message, Prompt, Response, content_id
 
@@ -35,8 +36,6 @@ class Contrastive:
         ValueError: The instructions are equal or empty, or an option has another value.
     """
 
-    at_once = None  # the policy packs its batches itself
-
     def __init__(self, good: str, bad: str, *, weights: Weights = "start", place: Place = "system") -> None:
         if not (good.strip() and bad.strip()) or good == bad:
             raise ValueError(
@@ -51,6 +50,8 @@ class Contrastive:
         self.bad = bad
         self.weights = weights
         self.place = place
+        # all items at once, since the policy packs its batches itself
+        self.terms = Terms(fingerprint=content_id(good, bad, place), at_once=ALL)
         self._policy: Policy | None = None
 
     def use_policy(self, policy: Policy) -> None:
@@ -75,13 +76,12 @@ class Contrastive:
             )
         return self._policy
 
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the instructions, the model and, under `current`, the weights."""
+    def state(self) -> str:
+        """A hash of the model and, under `current`, of its weights."""
         policy = self.policy
         model = (policy.source.name, str(policy.source.revision), str(policy.adapter), str(policy.tokens.chat_template))
         weights = self._weights_id() if self.weights == "current" else ""
-        return content_id(self.good, self.bad, self.place, str(policy.dtype), *model, weights)
+        return content_id(str(policy.dtype), *model, weights)
 
     def _weights_id(self) -> str:
         sums = (f"{name} {p.double().sum()} {p.double().square().sum()}" for name, p in self.policy.trainable())

@@ -1,14 +1,15 @@
-"""The scores that came with the data, handed out as if they were bought: a run that costs nobody anything."""
+"""A labeler that gives the scores that came with the data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from choosy.labeling.terms import Terms
 from choosy.types import Prompt, Response
 
 
 class Dataset:
-    """Scores a response with the score its data row carried; it has none for responses sampled in the run.
+    """Scores a response with the score of its data row; it has none for responses that the run samples.
 
     Example:
         >>> Dataset().score([(Prompt("p", "2+2?"), Response("4", gold=1.0))])
@@ -16,9 +17,10 @@ class Dataset:
     """
 
     name = "dataset"
+    terms = Terms(given_only=True)
 
     def stamp(self, prompt: Prompt, responses: Sequence[Response]) -> str:
-        """What tells one row's label from another's: the same texts may carry other scores elsewhere in the data."""
+        """What identifies a row's label: the same texts may have other scores in another row."""
         return " ".join([prompt.id, *sorted(f"{response.text}={response.gold}" for response in responses)])
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Any Python function of two strings as a labeler."""
+"""A labeler that calls a Python function of two strings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import cast
 
+from choosy.labeling.terms import Terms
 from choosy.types import Prompt, Response
 
 Reward = Callable[[str, str], float]
@@ -15,26 +16,24 @@ class Function:
     """Scores a response with your own function, called as `f(prompt_text, response_text)`.
 
     Args:
-        path: Where the function is: `package.module.callable`.
-        name: The name its labels are kept under. Give a new one when the function changes: labels bought
-            under the old name are then no longer reused.
-        price: Money that one call costs, for `labels.budget_money`; None if calls are free.
+        path: The function, as `package.module.callable`.
+        name: Name of the labels in the ledger; None = `function:` and the path. Give a new one when the function
+            changes, so that labels under the old name are not reused.
+        price: Money that one call costs, for `labels.budget_money`; None = calls are free.
 
     Raises:
-        ValueError: There is no such function.
+        ValueError: There is no such function, or the price is negative.
 
     Example:
         >>> Function("difflib.get_close_matches").name
         'function:difflib.get_close_matches'
     """
 
-    at_once = 1  # each call may cost money: its answer is in the ledger before the next is asked
-
     def __init__(self, path: str, *, name: str | None = None, price: float | None = None) -> None:
         if price is not None and price < 0:
             raise ValueError(f"labeler.price={price} is no price; type 0 or more, or null for free calls")
         self.name = name or f"function:{path}"
-        self.price = price
+        self.terms = Terms(price=price, at_once=1)  # each call may cost money: its label is written before the next
         self._reward = _found(path)
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:

@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from choosy.files import replacing
-from choosy.labeling.locks import Buyer, bury, lives
+from choosy.labeling.locks import PurchaseLock, is_alive, remove_stale
 from choosy.labeling.protocols import Answer, LabelRecord, Purpose
 from choosy.redaction import scrub
 from choosy.types import Prompt, Response, Verdict, content_id
 
-VERSION = 2  # of the file, in its user_version
+VERSION = 2  # of the file's format, in its user_version
 SCHEMA = (
     """CREATE TABLE IF NOT EXISTS labels (
-    key TEXT PRIMARY KEY, labeler TEXT NOT NULL, kind TEXT NOT NULL, prompt_id TEXT NOT NULL,
-    prompt TEXT NOT NULL, response_first TEXT NOT NULL, response_second TEXT, score REAL, verdict TEXT,
-    purpose TEXT NOT NULL, run TEXT NOT NULL, cost REAL NOT NULL, time REAL NOT NULL)""",
+    key TEXT PRIMARY KEY, labeler TEXT NOT NULL, fingerprint TEXT NOT NULL, stamp TEXT NOT NULL, kind TEXT NOT NULL,
+    prompt_id TEXT NOT NULL, prompt TEXT NOT NULL, messages TEXT, response_first TEXT NOT NULL, response_second TEXT,
+    score REAL, verdict TEXT, raw TEXT NOT NULL, annotator TEXT NOT NULL, judgements INTEGER NOT NULL,
+    cost REAL NOT NULL, purpose TEXT NOT NULL, run TEXT NOT NULL, time REAL NOT NULL)""",
     "CREATE INDEX IF NOT EXISTS labels_of_run ON labels (run, purpose)",
     "CREATE TABLE IF NOT EXISTS reuses (run TEXT, key TEXT, PRIMARY KEY (run, key)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, buyer TEXT NOT NULL) WITHOUT ROWID",
@@ -34,19 +35,10 @@ SCHEMA = (
     response_second TEXT, purpose TEXT NOT NULL, run TEXT NOT NULL, judgements INTEGER NOT NULL,
     time REAL NOT NULL)""",
 )
-SINCE_2 = (
-    "ALTER TABLE labels ADD COLUMN raw TEXT NOT NULL DEFAULT ''",
-    "ALTER TABLE labels ADD COLUMN annotator TEXT NOT NULL DEFAULT ''",
-    "ALTER TABLE labels ADD COLUMN fingerprint TEXT NOT NULL DEFAULT ''",
-    "ALTER TABLE labels ADD COLUMN stamp TEXT NOT NULL DEFAULT ''",
-    "ALTER TABLE labels ADD COLUMN messages TEXT",  # the conversation as JSON; NULL where nobody wrote it down
-    "ALTER TABLE labels ADD COLUMN judgements INTEGER NOT NULL DEFAULT 1",
-    "UPDATE labels SET cost = 0",  # version 1 counted a label here, not money
-)
 
 
 class Label(NamedTuple):
-    """A bought judgement as it stands in the ledger: a score of one response, or a verdict on two."""
+    """A score of one response, or a verdict on two, as it is in the ledger."""
 
     first: str
     score: float | None
@@ -56,7 +48,7 @@ class Label(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """How many labels a run has bought to train and to evaluate, what they cost, and those of others it trains on."""
+    """What a run has bought: labels and money, to train and to evaluate, and the labels of other runs it trains on."""
 
     spent: int = 0
     evaluation: int = 0
@@ -67,18 +59,27 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class Question:
-    """What a labeler is asked: to score one response, or to compare two."""
+    """A question to a labeler: to score one response, or to compare two.
+
+    Attributes:
+        labeler: The labeler's name.
+        place: Where the question stands among those of a purchase, for error messages.
+        prompt: The prompt.
+        responses: One response or two.
+        stamp: What else identifies the question (see `Stamps`).
+        fingerprint: What else the labeler's judgement depends on (see `Terms`).
+    """
 
     labeler: str
     place: str
     prompt: Prompt
     responses: tuple[Response, ...]
-    stamp: str = ""  # what else tells it from others, where texts do not
-    fingerprint: str = ""  # what else the labeler's judgement depends on
+    stamp: str = ""
+    fingerprint: str = ""
 
     @cached_property
     def key(self) -> str:
-        """What makes two questions one. Not the order of responses: a verdict is mirrored when it is read."""
+        """The same for equal questions, whatever the order of the responses: a verdict is mirrored when it is read."""
         who = content_id(self.labeler, self.fingerprint) if self.fingerprint else self.labeler
         turns = [part for message in self.prompt.messages for part in (message.role, message.content)]
         texts = sorted(response.text for response in self.responses)
@@ -107,60 +108,64 @@ class Question:
 
 
 class Ledger:
-    """Every label ever bought, in a file that several runs may share and write to at once.
+    """All labels ever bought, in an SQLite file that several runs may share and write to at the same time.
 
-    It is opened for each transaction, so that no connection is carried into a fork, a thread or a pickle.
+    The file is opened for each transaction, so that no connection is carried into a fork, a thread or a pickle.
+
+    Args:
+        path: The file.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._buyer: Buyer | None = None
+        self._lock: PurchaseLock | None = None
 
     def create(self) -> None:
-        """Make the file if there is none, and bring one of an earlier version up to date.
+        """Make the file if there is none, and delete the lock files of dead buyers.
 
         Raises:
-            ValueError: It cannot be read and written, or a later version of Choosy wrote it.
+            ValueError: The file cannot be read and written, or has another format.
         """
         try:
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-            self._lay_out()
-            bury(self.path)
+            self._create_tables_when_free()
+            remove_stale(self.path)
         except (TypeError, OSError, sqlite3.Error) as error:
             raise ValueError(
                 f"labels.ledger={self.path!r} cannot serve as the ledger of labels ({error}); "
                 "type a file in a folder that you may write to, for instance labels.ledger=runs/ledger.sqlite"
             ) from error
 
-    def _lay_out(self) -> None:
-        patience = time.monotonic() + 60
+    def _create_tables_when_free(self) -> None:
+        give_up = time.monotonic() + 60
         while True:
             try:
                 with self._connection() as db:
                     db.execute("PRAGMA journal_mode = WAL")
                 with self._connection() as db:
-                    self._bring_up_to_date(db)
+                    self._create_tables(db)
                 return
             except sqlite3.OperationalError as error:
-                # two that switch a new file to write-ahead logging at once: SQLite does not wait here
-                if "locked" not in str(error) or time.monotonic() > patience:
+                # SQLite does not wait where two processes switch a new file to write-ahead logging at once
+                if "locked" not in str(error) or time.monotonic() > give_up:
                     raise
             time.sleep(0.05)
 
-    def _bring_up_to_date(self, db: sqlite3.Connection) -> None:
+    def _create_tables(self, db: sqlite3.Connection) -> None:
         db.execute("BEGIN IMMEDIATE")
         (found,) = db.execute("PRAGMA user_version").fetchone()
-        if found > VERSION:
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables and found != VERSION:
             raise ValueError(
-                f"labels.ledger={self.path!r} was written by a later Choosy (format {found}, and this one knows "
-                f"{VERSION}); update Choosy, or type another file, for instance labels.ledger=runs/ledger.sqlite"
+                f"labels.ledger={self.path!r} has format {found}, and this version of Choosy reads format {VERSION}; "
+                "use the version that wrote it, or type another file, for instance labels.ledger=runs/ledger.sqlite"
             )
-        for statement in (*SCHEMA, *(SINCE_2 if found < 2 else ())):
+        for statement in SCHEMA:
             db.execute(statement)
-        db.execute(f"PRAGMA user_version = {VERSION}")  # a write, so that a file that may only be read is found out now
+        db.execute(f"PRAGMA user_version = {VERSION}")  # writes, so that a read-only file is found before any purchase
 
     def find(self, keys: Iterable[str]) -> dict[str, Label]:
-        """The labels that are there, by key."""
+        """The labels with these keys, by key; those that are not in the ledger are left out."""
         query = "SELECT response_first, score, verdict, purpose, run FROM labels WHERE key = ?"
         with self._transaction() as db:
             rows = {key: db.execute(query, (key,)).fetchone() for key in keys}
@@ -168,25 +173,31 @@ class Ledger:
 
     @contextmanager
     def buying(self, keys: Sequence[str]) -> Iterator[Set[str]]:
-        """Claim what is about to be bought: the keys that nobody has bought, or is buying now.
+        """Claim labels for a purchase: those of the keys that nobody has bought, or is buying now.
 
-        Until the block is left nobody else is given one of them, unless this process dies.
+        Until the block ends no other process can claim them, unless this process dies.
+
+        Args:
+            keys: Of the questions.
+
+        Yields:
+            The keys that are claimed.
         """
-        buyer = Buyer(self.path)
+        lock = PurchaseLock(self.path)
         with ExitStack() as stack:
             try:
-                stack.enter_context(buyer.alive())
+                stack.enter_context(lock.held())
             except OSError as error:
                 raise self._unusable(error) from error
-            self._buyer = buyer
+            self._lock = lock
             try:
-                yield self._claim(keys, buyer)
+                yield self._claim(keys, lock)
             finally:
-                self._buyer = None
-                with suppress(sqlite3.Error), self._connection() as db:  # the claims of one who left are void
-                    db.execute("DELETE FROM claims WHERE buyer = ?", (buyer.name,))
+                self._lock = None
+                with suppress(sqlite3.Error), self._connection() as db:  # they are void anyway
+                    db.execute("DELETE FROM claims WHERE buyer = ?", (lock.name,))
 
-    def _claim(self, keys: Iterable[str], buyer: Buyer) -> Set[str]:
+    def _claim(self, keys: Iterable[str], lock: PurchaseLock) -> Set[str]:
         alive: dict[str, bool] = {}
         mine = set()
         query = "SELECT key, '' FROM labels WHERE key = ?1 UNION ALL SELECT key, buyer FROM claims WHERE key = ?1"
@@ -195,20 +206,26 @@ class Ledger:
             for key in keys:
                 _, other = db.execute(query, (key,)).fetchone() or (key, None)
                 if other and other not in alive:
-                    alive[other] = lives(self.path, other)
+                    alive[other] = is_alive(self.path, other)
                 if other is None or not alive.get(other, True):
-                    db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?)", (key, buyer.name))
+                    db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?)", (key, lock.name))
                     mine.add(key)
         return mine
 
     def write(
         self, bought: Iterable[tuple[Question, Answer]], *, purpose: Purpose, run: str, judgements: int = 1
     ) -> None:
-        """Add labels; one that is there already stands.
+        """Add labels; one that is there already stays as it is.
+
+        Args:
+            bought: Questions with their answers.
+            purpose: What the labels are for.
+            run: The run that buys them.
+            judgements: How many labels of the budget an answer takes that does not say so itself.
 
         Raises:
-            ValueError: The disk is full. The labels are kept all the same, in room that was set aside, if there is
-                any left; the message says so.
+            ValueError: The disk is full. The labels are written to the reserved room if that is large enough; if it is
+                not, the message says that they are lost.
         """
         about = {"purpose": purpose, "run": run, "judgements": judgements, "time": time.time()}
         rows = []
@@ -222,7 +239,7 @@ class Ledger:
         try:
             self.insert(rows)
         except ValueError as error:
-            if not (is_full(error.__cause__) and self._buyer and self._buyer.make_room() and self._inserted(rows)):
+            if not (is_full(error.__cause__) and self._lock and self._lock.make_room() and self._inserted(rows)):
                 raise ValueError(f"{error}. The last {len(rows)} labels that were bought could not be kept") from error
             raise
 
@@ -234,7 +251,7 @@ class Ledger:
         return True
 
     def insert(self, rows: Sequence[Mapping[str, Any]]) -> int:
-        """Add rows to the labels, all or none; how many were not there yet."""
+        """Add rows to the table of labels, all or none, and return how many were not there yet."""
         if not rows:
             return 0
         columns, values = ", ".join(rows[0]), ", ".join(f":{name}" for name in rows[0])
@@ -244,7 +261,7 @@ class Ledger:
         return added
 
     def want(self, questions: Iterable[Question], *, purpose: Purpose, run: str, judgements: int = 1) -> None:
-        """Note what a run waits for, for `choosy labels export --wanted`; what is labeled is wanted no more."""
+        """Record the labels that a run waits for, for `choosy labels export --wanted`, until they are in the ledger."""
         about = {"purpose": purpose, "run": run, "judgements": judgements, "time": time.time()}
         rows = [{**q.columns, **about} for q in questions]
         if not rows:
@@ -255,18 +272,21 @@ class Ledger:
             db.executemany(f"INSERT OR IGNORE INTO wanted ({columns}) SELECT {values} {missing}", rows)
 
     def rows(self, table: Literal["labels", "wanted"]) -> list[dict[str, Any]]:
-        """All rows of a table in the order of their time."""
+        """All rows of a table, ordered by time."""
         with self._transaction() as db:
             db.row_factory = sqlite3.Row
             return [dict(row) for row in db.execute(f"SELECT * FROM {table} ORDER BY time, rowid")]
 
-    def strike(self, key: str, *, run: str) -> None:
-        """Take back a label that this run has written."""
+    def delete(self, key: str, *, run: str) -> None:
+        """Delete a label that this run has written."""
         with self._transaction() as db:
             db.execute("DELETE FROM labels WHERE key = ? AND run = ?", (key, run))
 
     def train_on(self, keys: Iterable[str], *, run: str) -> None:
-        """Note that the run trains on these: its own for evaluation count now, those of others are reused."""
+        """Record the labels that a run trains on.
+
+        Its own that were bought to evaluate count as bought to train from now on; those of other runs as reused.
+        """
         rows = [(key, run) for key in keys]
         with self._transaction() as db:
             db.executemany(
@@ -275,7 +295,7 @@ class Ledger:
             db.executemany("INSERT OR IGNORE INTO reuses SELECT ?2, key FROM labels WHERE key = ?1 AND run <> ?2", rows)
 
     def counts(self, run: str) -> Counts:
-        """What the run has bought and reused so far, also before an interruption."""
+        """What a run has bought and reused so far, also before an interruption."""
         bought = "SELECT purpose, sum(judgements), sum(cost) FROM labels WHERE run = ? GROUP BY purpose"
         with self._transaction() as db:
             of = {purpose: (labels, money) for purpose, labels, money in db.execute(bought, (run,))}
@@ -284,11 +304,11 @@ class Ledger:
         return Counts(spent, evaluation, reused, money, money_evaluation)
 
     def prices(self, run: str, labeler: str) -> tuple[int, float | None]:
-        """How many answers the run has bought of this labeler, and what the dearest cost; None before the first."""
+        """How many answers a run has bought from a labeler, and the highest cost of one; None before the first."""
         with self._transaction() as db:
             row = db.execute("SELECT count(*), max(cost) FROM labels WHERE run = ? AND labeler = ?", (run, labeler))
-            count, dearest = row.fetchone()
-        return count, dearest
+            count, highest = row.fetchone()
+        return count, highest
 
     def labels_of(self, labeler: str, *, fingerprint: str | None = None, run: str | None = None) -> list[LabelRecord]:
         """All labels of a labeler, the earliest first: of all runs or one, under any fingerprint or one."""
@@ -299,7 +319,7 @@ class Ledger:
             return [LabelRecord(*row) for row in db.execute(query, (labeler, run, fingerprint))]
 
     def copy(self, to: Path) -> None:
-        """Copy the labels as they stand; whoever reads `to` sees the old copy or the new one."""
+        """Replace `to` by a copy of the ledger."""
         with replacing(to) as unfinished, self._transaction() as db, closing(sqlite3.connect(unfinished)) as copied:
             db.backup(copied)
 
@@ -326,13 +346,13 @@ class Ledger:
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether SQLite found no room to write, in the file or on the disk."""
+    """Whether SQLite could not write because the file or the disk is full."""
     known = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
     return isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF in known
 
 
 def fault(path: str | Path) -> str | None:
-    """What is wrong with a ledger's file: it is missing or damaged; None if nothing is."""
+    """What is wrong with a ledger's file, as the end of a sentence about it; None if nothing is."""
     if not Path(path).is_file():
         return "is not there"
     try:

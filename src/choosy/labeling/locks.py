@@ -1,7 +1,7 @@
-"""Who is buying right now: a file for each buyer, locked for as long as its process lives.
+"""Locks by which processes that buy labels see whether another buyer is still alive.
 
-The operating system lets go of the lock when a process ends, however it ends, so that nobody waits for the dead and
-nothing has to be guessed from clocks or process numbers.
+Every buyer holds a lock on a file beside the ledger. The operating system releases the lock when a process ends,
+however it ends, so that nobody waits for a dead process, and no clock and no process number is needed.
 """
 
 from __future__ import annotations
@@ -15,33 +15,36 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-RESERVE = 1 << 20  # bytes that a buyer sets aside, so that a disk that runs full still holds what has been paid for
+RESERVE = 1 << 20  # bytes that each buyer reserves, so that a full disk still has room for labels just paid for
 
 
-class Buyer:
-    """A sign of life beside a ledger, which others can look at.
+class PurchaseLock:
+    """The lock of one buyer, in a file beside the ledger.
+
+    Args:
+        ledger: The ledger's file.
 
     Attributes:
-        name: Of this buyer and no other.
+        name: Identifies this buyer.
     """
 
     def __init__(self, ledger: str) -> None:
         self.name = uuid4().hex
-        self._file = _sign(ledger, self.name)
+        self._file = _lock_file(ledger, self.name)
 
     @contextmanager
-    def alive(self) -> Iterator[Buyer]:
-        """Show the sign, and set some room on the disk aside."""
+    def held(self) -> Iterator[None]:
+        """Hold the lock, and reserve some room on the disk."""
         with FileLock(self._file):
             try:
                 with self._file.open("r+b") as file:
-                    file.write(os.urandom(RESERVE))  # noise, as some file systems store zeros nowhere
-                yield self
+                    file.write(os.urandom(RESERVE))  # random bytes, since some file systems do not store zeros
+                yield
             finally:
                 self._file.unlink(missing_ok=True)
 
     def make_room(self) -> bool:
-        """Give up the room that was set aside; False if that has been done before."""
+        """Free the reserved room; return False if that was done before."""
         with suppress(OSError):
             if self._file.stat().st_size:
                 os.truncate(self._file, 0)
@@ -49,9 +52,9 @@ class Buyer:
         return False
 
 
-def lives(ledger: str, name: str) -> bool:
-    """Whether the buyer of this name still lives; the sign of a dead one is removed."""
-    file = _sign(ledger, name)
+def is_alive(ledger: str, name: str) -> bool:
+    """Return whether the buyer of this name is alive, and delete its lock file if it is not."""
+    file = _lock_file(ledger, name)
     if not file.exists():
         return False
     try:
@@ -62,12 +65,12 @@ def lives(ledger: str, name: str) -> bool:
     return False
 
 
-def bury(ledger: str) -> None:
-    """Remove what those left who were killed while they bought."""
-    sign = _sign(ledger, "")
-    for file in sign.parent.glob(f"{glob.escape(sign.name)}*"):
-        lives(ledger, file.name.removeprefix(sign.name))
+def remove_stale(ledger: str) -> None:
+    """Delete the lock files of dead buyers."""
+    start = _lock_file(ledger, "")
+    for file in start.parent.glob(f"{glob.escape(start.name)}*"):
+        is_alive(ledger, file.name.removeprefix(start.name))
 
 
-def _sign(ledger: str, name: str) -> Path:
+def _lock_file(ledger: str, name: str) -> Path:
     return Path(f"{os.path.abspath(ledger)}-buyer-{name}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from choosy.labeling.protocols import BuyerOf, Buys, Compares, Labeler, LabelHistory, NeedsPolicy, ResponsePair
+from choosy.labeling.protocols import BuyerOf, Buys, Labeler, LabelHistory, NeedsPolicy, ResponsePair
+from choosy.labeling.terms import fingerprint_of, terms_of
 from choosy.models.policy import Policy
-from choosy.types import Verdict, seed_of
+from choosy.types import Verdict, content_id, seed_of
 
 
 class NestedLabelers:
@@ -29,22 +30,19 @@ class NestedLabelers:
     @property
     def labels_per_comparison(self) -> int:
         """How many labels it takes at most to have one pair compared by all of them."""
-        return sum(labels_per_comparison(labeler) for labeler in self.labelers.values())
+        return sum(terms_of(labeler).labels_per_comparison for labeler in self.labelers.values())
 
     @property
     def price_of_comparison(self) -> float | None:
         """What it costs at most to have one pair compared by all of them; None if one of them does not say."""
-        prices = [price_of_comparison(labeler) for labeler in self.labelers.values()]
+        prices = [terms_of(labeler).price_of_comparison for labeler in self.labelers.values()]
         return None if None in prices else sum(price for price in prices if price is not None)
 
-    @property
-    def fingerprint(self) -> list[str]:
-        """Who they are."""
-        return [
-            part
-            for name, labeler in self.labelers.items()
-            for part in (name, labeler.name, str(getattr(labeler, "fingerprint", "")))
-        ]
+    def state(self) -> str:
+        """Return what identifies the labelers as they are now."""
+        return content_id(
+            *(part for name, labeler in self.labelers.items() for part in (name, labeler.name, fingerprint_of(labeler)))
+        )
 
     def use_policy(self, policy: Policy) -> None:
         """Hand the policy on to those that judge with it."""
@@ -79,17 +77,6 @@ class NestedLabelers:
         money = sum(buyer.money for buyer in self._buyers.values()) - sum(one.cost for one in charged)
         each, more = divmod(max(labels, 0), answers)
         return [(each + (n < more), max(money, 0.0) / answers) for n in range(answers)]
-
-
-def labels_per_comparison(labeler: Labeler) -> int:
-    """How many labels of a budget one comparison takes; two scores where the labeler only scores."""
-    return int(getattr(labeler, "judgements", 1)) * (1 if isinstance(labeler, Compares) else 2)
-
-
-def price_of_comparison(labeler: Labeler) -> float | None:
-    """What one comparison costs at most; None if the labeler does not say."""
-    price = getattr(labeler, "price", None)
-    return None if price is None else float(price) * (1 if isinstance(labeler, Compares) else 2)
 
 
 def nested_run(run: str, labeler: str, name: str) -> str:

@@ -1,30 +1,28 @@
-"""Labelers: who judges the responses. One scores a response, another compares two, some do both."""
+"""The contracts between labelers and the buyer of their labels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+from choosy.models.policy import Policy
 from choosy.types import Prompt, Response, Verdict
-
-if TYPE_CHECKING:
-    from choosy.models.policy import Policy
 
 Purpose = Literal["train", "evaluate"]
 ResponsePair = tuple[Prompt, Response, Response]  # what a labeler compares
 
 
 class Answer(NamedTuple):
-    """One judgement, with what the ledger keeps of it beside the value.
+    """One judgement, with what the ledger stores beside its value.
 
     Attributes:
-        at: Position of the item in what was asked.
+        at: Position of the item among the items of the call.
         value: A reward, or a verdict.
-        raw: What was said, word for word.
-        cost: Money, in the labeler's currency; 0 means the labeler's `price`, or nothing if it has none.
-        annotator: Who said it.
-        judgements: How many labels of the budget it takes; None means as many as the labeler says. Where it is told,
-            the cost is exact as well, and 0 means that nothing was paid.
+        raw: The labeler's words, unchanged.
+        cost: Money, in the labeler's currency; 0 means the labeler's price, or nothing if it has none.
+        annotator: Who gave the judgement.
+        judgements: How many labels of the budget it takes; None means as many as the labeler's terms say. Where it is
+            given, the cost is exact as well, and 0 means that nothing was paid.
     """
 
     at: int
@@ -35,20 +33,119 @@ class Answer(NamedTuple):
     judgements: int | None = None
 
 
-MYPY = False  # true to a type checker, and to nobody else
-if MYPY:
-    Rewards = Iterable[float | Answer]
-    Verdicts = Iterable[Verdict | Answer]
-else:  # jsonargparse takes a class for a labeler only if it returns just this type, and list[float] is as good
-    Rewards = Verdicts = Any
-
-
 class TakenBack(Answer):
-    """Takes back the answer given before to the item at this place, which will be answered anew.
+    """Takes back the answer given before to the item at this place; the labeler will answer that item again.
 
-    It repeats what that answer said, and is for people who change their mind: the buyer strikes the label out of the
-    ledger before it asks on.
+    It repeats the old answer, and is for people who change their mind: the buyer deletes the label from the ledger.
     """
+
+
+class ItemFailed(Exception):
+    """Raised by a labeler that can say which item it failed on.
+
+    Args:
+        message: What happened.
+        at: Position of the item among the items of the call.
+    """
+
+    def __init__(self, message: str, at: int) -> None:
+        super().__init__(message)
+        self.at = at
+
+
+class Postponed(Exception):
+    """Raised by a labeler whose labels come another day: the run ends in good order, and it is no error.
+
+    The buyer passes it on unchanged; what was answered before it is in the ledger.
+    """
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later
+
+
+# What a labeler returns. They are `Any` because jsonargparse accepts a class for a protocol only if the return types
+# are equal, and a list of numbers is as good as an iterator of answers. The buyer checks every answer.
+Rewards = Any  # Iterable[float | Answer]
+Verdicts = Any  # Iterable[Verdict | Answer]
+
+
+@runtime_checkable
+class Scores(Protocol):
+    """A labeler that gives a response a reward; larger is better.
+
+    Attributes:
+        name: Who judges, and which version of it: the ledger stores labels under this name.
+    """
+
+    name: str
+
+    def score(self, items: Sequence[tuple[Prompt, Response]]) -> Rewards:
+        """One finite reward per item: plain numbers in the order of the items, or `Answer`s in any order.
+
+        What is yielded is in the ledger before the next answer is requested, so that a labeler that yields answers as
+        they come loses none of them when a later one fails.
+
+        Raises:
+            ItemFailed: There is no answer to one of the items. Any other error is taken for a failure of the first
+                item without an answer.
+        """
+        ...
+
+
+@runtime_checkable
+class Compares(Protocol):
+    """A labeler that says which of two responses is better.
+
+    Attributes:
+        name: Who judges, and which version of it: the ledger stores labels under this name.
+    """
+
+    name: str
+
+    def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Verdicts:
+        """One verdict per item, given as rewards are in `Scores.score`."""
+        ...
+
+
+Labeler = Scores | Compares
+
+
+# -- what a labeler may need; the buyer offers it to every labeler that has the method ---------------------------
+
+
+@runtime_checkable
+class Changes(Protocol):
+    """A labeler whose judgement changes during a run, or depends on what it is given after it was built."""
+
+    def state(self) -> str:
+        """Return what identifies its present state: labels of another state are not reused."""
+        ...
+
+
+@runtime_checkable
+class Stamps(Protocol):
+    """A labeler whose judgement depends on more than the texts of prompt and responses."""
+
+    def stamp(self, prompt: Prompt, responses: Sequence[Response]) -> str:
+        """Return what else identifies the question; it is part of the ledger's key."""
+        ...
+
+
+@runtime_checkable
+class Informed(Protocol):
+    """A labeler that shows people how far the purchase has come."""
+
+    def inform(self, *, purpose: Purpose, budget: int | None, spent: int) -> None:
+        """Receive, before each call, the labels' purpose, the run's budget, and the labels bought of it."""
+        ...
+
+
+@runtime_checkable
+class NeedsPolicy(Protocol):
+    """A labeler that judges with the policy that is trained."""
+
+    def use_policy(self, policy: Policy) -> None:
+        """Judge with this policy, whose weights may not be loaded yet; called before the first question."""
+        ...
 
 
 class LabelRecord(NamedTuple):
@@ -74,76 +171,12 @@ class LabelHistory(Protocol):
         ...
 
 
-class Postponed(Exception):
-    """Raised by a labeler whose labels come another day: it ends the run in good order, and is no mistake.
-
-    The buyer passes it on as it is; what was answered before it is in the ledger.
-    """
-
-    exit_code = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later
-
-
-@runtime_checkable
-class Scores(Protocol):
-    """A labeler that gives a response a reward; larger is better.
-
-    Beside its name a labeler may say (the buyer reads these of a labeler of either kind):
-
-    - `fingerprint: str`: what else its judgement depends on, such as the hash of a prompt template. It is part of the
-      ledger's key: labels of another fingerprint are not reused.
-    - `price: float`: money for one label, known beforehand; of answers that tell their cost themselves, the most that
-      one may cost.
-    - `judgements: int`: how many labels of the budget one answer takes; 1 if it does not say.
-    - `at_once: int | None`: how many items it is asked at once; None for all. If it does not say, a method that yields
-      is asked everything and one that returns a list 64 at a time.
-    - `elsewhere: bool`: whether it judges on another processor than the one that samples, each item by itself, whatever
-      else is asked and in whatever order. Then it is asked about the first items while others are still sampled.
-
-    Attributes:
-        name: Who judges, and which version of it: the ledger keeps labels under this name.
-    """
-
-    name: str
-
-    def score(self, items: Sequence[tuple[Prompt, Response]]) -> Rewards:
-        """One finite reward per item: plain numbers in the order of the items, or `Answer`s in any order.
-
-        What is yielded is in the ledger before the next is asked for, so that a labeler that yields answers as they
-        come loses none of them when a later one fails. An exception may name its item in an attribute `at`.
-        """
-        ...
-
-
-@runtime_checkable
-class Compares(Protocol):
-    """A labeler that says which of two responses is better. See `Scores` for what else it may say of itself.
-
-    Attributes:
-        name: Who judges, and which version of it: the ledger keeps labels under this name.
-    """
-
-    name: str
-
-    def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Verdicts:
-        """One verdict per item, given as rewards are in `Scores.score`."""
-        ...
-
-
-@runtime_checkable
-class Informed(Protocol):
-    """A labeler that tells people what the buyer knows, and is told it before it is asked."""
-
-    def inform(self, *, purpose: Purpose, budget: int | None, spent: int) -> None:
-        """What the labels are for, how many the run may buy to train on, and how many of these it has bought."""
-        ...
-
-
 @runtime_checkable
 class Recalls(Protocol):
     """A labeler that learns from the labels in the ledger."""
 
     def recall(self, history: LabelHistory, run: str) -> None:
-        """Judge for this run from now on, whose earlier labels are in the history; called before anything is asked."""
+        """Judge for this run from now on, whose earlier labels are in the history; called before the first question."""
         ...
 
 
@@ -178,30 +211,3 @@ class BuysLabels(Protocol):
     def use_buyers(self, buyer_of: BuyerOf) -> None:
         """Buy through these buyers from now on; called before `recall`."""
         ...
-
-
-@runtime_checkable
-class NeedsPolicy(Protocol):
-    """A labeler that judges with the policy that is trained."""
-
-    def use_policy(self, policy: Policy) -> None:
-        """Judge with this policy, whose weights may not be loaded yet; called before anything is asked."""
-        ...
-
-
-Labeler = Scores | Compares
-
-# What the files in conf/labeler/ can; a test compares it with the classes they name. `noisy` can what it wraps can.
-SCORE = ("contrastive", "dataset", "function", "reward_model", "vader")
-COMPARE = ("crowd", "human", "judge", "predictor", "queue")
-
-
-def that(can: Literal["score", "compare"]) -> str:
-    """The labelers of the menu that can do it, as they are typed.
-
-    Example:
-        >>> that("score")
-        'labeler=contrastive, labeler=dataset, labeler=function, labeler=reward_model, labeler=vader'
-    """
-    names = SCORE if can == "score" else COMPARE
-    return ", ".join(f"labeler={name}" for name in names) or "one of your own, with a method compare"

@@ -1,4 +1,4 @@
-"""Labels that take days: what is wanted is written to files, and the run stops until they are in the ledger."""
+"""A labeler for labels that take days: it writes the questions to files, and the run stops until they are answered."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from pathlib import Path
 from choosy.files import replacing
 from choosy.labeling.ledger import Question
 from choosy.labeling.protocols import Postponed
+from choosy.labeling.terms import ALL, Terms
 from choosy.types import Prompt, Response, Verdict
 
 
 class Queue:
-    """Asks nobody by itself: it writes the pairs that want a verdict, and stops the run in good order.
+    """Writes the pairs that need a verdict to files, and ends the run in good order.
 
-    `wanted.jsonl` and `wanted.csv` in the run's folder hold one pair a row with an empty verdict: `first`, `second`,
-    `tie` or `invalid`. Once one of them is filled in and imported, the same command with `ckpt_path=last` goes on.
+    `wanted.jsonl` and `wanted.csv` in the run's folder have one row for each pair, with an empty verdict: `first`,
+    `second`, `tie` or `invalid`. Once one of them is filled in and imported, the same command with `ckpt_path=last`
+    resumes the run.
 
     Args:
-        folder: Of the run.
+        folder: The run's folder.
         ledger: The ledger's file, for the command that imports the verdicts.
-        name: Under whose name the labels are kept. A name that another labeler has had reuses its labels.
+        name: Name of the labels in the ledger; with another labeler's name, its labels are reused.
     """
 
-    people = True
-    at_once = None  # everything that a round wants, in one file
+    terms = Terms(at_once=ALL, people=True)  # all pairs of a round go into one file
 
     def __init__(self, folder: str, *, ledger: str, name: str = "queue") -> None:
         self.folder = Path(folder)
@@ -36,10 +37,10 @@ class Queue:
         self.name = name
 
     def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> list[Verdict]:
-        """Write the pairs, and raise Postponed.
+        """Write the pairs to the files.
 
         Raises:
-            Postponed: Always; it says where the pairs are and how their verdicts are imported.
+            Postponed: Always; the message says where the pairs are and how their verdicts are imported.
         """
         rows = [wanted(self.name, *item) for item in items]
         path = self.folder / "wanted.jsonl"
@@ -55,13 +56,13 @@ class Queue:
 
 
 def wanted(labeler: str, prompt: Prompt, first: Response, second: Response) -> dict[str, object]:
-    """A row that wants a verdict, in the words of the ledger, by whose key it is known when it comes back."""
+    """A pair that needs a verdict, as a row with the ledger's columns; the key identifies it when it is imported."""
     turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
     return {**Question(labeler, "", prompt, (first, second)).columns, "messages": turns, "verdict": None}
 
 
 def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
-    """The rows as CSV; a conversation is JSON in its cell."""
+    """The rows as CSV, with the conversation as JSON in its cell."""
     cells = [{**row, "messages": json.dumps(row["messages"], ensure_ascii=False)} for row in rows]
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, fieldnames=list(cells[0]), lineterminator="\n")

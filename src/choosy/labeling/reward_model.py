@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
+from choosy.labeling.terms import Terms
 from choosy.types import Prompt, Response
 
 
@@ -40,7 +41,7 @@ class RewardModel:
         self.name = f"reward_model:{model}@{max_length}"  # the length changes the scores
         self.model = model
         self.batch_size = batch_size
-        self.at_once = 16 * batch_size  # enough that items of similar length share a batch
+        self.terms = Terms(at_once=16 * batch_size)  # enough that items of similar length share a batch
         self.max_length = max_length
         self.dtype = dtype
         self.device = device

@@ -1,4 +1,4 @@
-"""What labels say about who gave them: ties, invalid ones, a liking for a place, agreement with the policy."""
+"""Statistics of verdicts: ties, invalid verdicts, position bias, and agreement with the policy."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from choosy.types import Response, Verdict
 
 COUNTED = ("decided", "ties", "invalid", "shown", "first_shown", "comparable", "agreed")
 
-CLEAR = 1.0  # nats; the weights that sample are merged, and tell log-probs that are up to one off (docs/log.md)
+CLEAR = 1.0  # nats; log-probs of the merged weights, which sample, are up to one nat off (docs/log.md)
 
 
 def count(judged: Sequence[tuple[Response, Response, Verdict | None]], *, shown: bool) -> Counter[str]:
-    """Count what the verdicts on pairs say; one that was not bought is None, and does not count.
+    """Count verdicts on pairs.
 
     Args:
-        judged: The two responses as they were shown, and the verdict.
-        shown: Whether the labeler saw the two side by side, so that it may like a place.
+        judged: Two responses in the order in which they were shown, and the verdict; None = not bought, not counted.
+        shown: Whether the labeler saw both at once, so that it may favour a position.
 
     Returns:
-        How many were decided, ties and invalid; of the decided, how many were `shown` and favour the first one,
-        and how many are `comparable` (implicit rewards clearly apart) and agree with the policy's implicit rewards.
+        Numbers of decided verdicts, ties and invalid ones; of the decided, how many were `shown` and favour the first
+        response, and how many are `comparable` (implicit rewards clearly apart) and agree with the policy's implicit
+        rewards.
 
     Example:
         >>> a, b = Response("a", logp=-1.0, logp_ref=-4.0), Response("b", logp=-3.0, logp_ref=-3.0)
@@ -47,7 +48,7 @@ def count(judged: Sequence[tuple[Response, Response, Verdict | None]], *, shown:
 
 
 def shares(counts: Mapping[str, int]) -> dict[str, float | None]:
-    """What the counts come to: numbers of judgements, and shares where there is anything to have a share of.
+    """Turn counts into numbers of verdicts and shares; None where the whole is 0.
 
     Example:
         >>> shares({"decided": 3, "ties": 1, "shown": 3, "first_shown": 2})["tie_rate"]
@@ -59,7 +60,7 @@ def shares(counts: Mapping[str, int]) -> dict[str, float | None]:
         **{name: number[name] for name in ("decided", "ties", "invalid")},
         "tie_rate": _share(number["ties"], judged),
         "invalid_rate": _share(number["invalid"], judged),
-        "first_shown": _share(number["first_shown"], number["shown"]),  # 0.5 where places decide nothing
+        "first_shown": _share(number["first_shown"], number["shown"]),  # 0.5 = no position bias
         "agreement": _share(number["agreed"], number["comparable"]),
     }
 

@@ -1,4 +1,4 @@
-"""VADER: how positive a response sounds, from a lexicon. Free, instant and without weights."""
+"""VADER, a lexicon that scores how positive a text sounds: free, instant, and without weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from choosy.types import Prompt, Response
 
 
 class Vader:
-    """Scores a response by its sentiment, from -1 (bitter) to 1 (delighted); the prompt is not read.
+    """Scores a response by its sentiment, from -1 (negative) to 1 (positive); the prompt is not read.
 
     Example:
         >>> hello = Prompt("p", "How was it?")

@@ -63,7 +63,7 @@ class LabelAhead:
         return self._buyer.compare(questions)
 
     def start(self, feed: Feed, *, prompts: int, responses: int) -> None:
-        """Start to buy, if the labeler runs elsewhere and the budgets certainly pay for the whole round.
+        """Start to buy, if the labeler runs remotely and the budgets certainly pay for the whole round.
 
         Args:
             feed: Returns the candidates that were sampled since its last call.
@@ -71,7 +71,7 @@ class LabelAhead:
             responses: How many responses each of them gets.
         """
         answers = prompts * (responses if self._buyer.scores else 1)
-        if not (self._buyer.elsewhere and self._buyer.covers(answers)):
+        if not (self._buyer.terms.runs_remotely and self._buyer.covers(answers)):
             return
         self._thread = threading.Thread(target=self._run, args=(feed,), name="label ahead", daemon=True)
         self._thread.start()

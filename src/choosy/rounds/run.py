@@ -255,16 +255,16 @@ class Run:
 
     def about(self) -> dict[str, Any]:
         """What is written about the run with each round's table."""
-        labels = self.labels
+        labels, bought = self.labels, self.labels.counts
         return {
             "round": self.pool.round,
             "rounds": self.rounds,
             "seed": self.seed,
             "budget": labels.budget,
-            "labels": {"spent": labels.spent, "reused": labels.reused, "evaluation": labels.evaluation},
+            "labels": {"spent": bought.spent, "reused": bought.reused, "evaluation": bought.evaluation},
             **{k: self.counts[k] for k in (*SAMPLED, "pairs_trained")},
             "judged": {"round": dict(self.judged), "run": {name: self.counts[name] for name in COUNTED}},
-            "money": {"spent": labels.money, "evaluation": labels.money_evaluation, "budget": labels.budget_money},
+            "money": {"spent": bought.money, "evaluation": bought.money_evaluation, "budget": labels.budget_money},
             "seconds": dict(self.phases.seconds),
             "evaluation": self.evaluation,
         }

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from choosy.labeling.nested import NestedLabelers, audit_draw
 from choosy.labeling.protocols import Answer, BuyerOf, Labeler, LabelHistory, ResponsePair
+from choosy.labeling.terms import Terms
 from choosy.methods.aggregation import (
     WorkerRecord,
     likelier_verdict,
@@ -75,23 +76,17 @@ class Crowd:
         self.memory = math.inf if memory is None else memory
         self.records: dict[str, WorkerRecord] = {}
         self._nested = NestedLabelers({**members, **({"expert": expert} if expert else {})}, budgets)
+        self.terms = Terms(
+            fingerprint=content_id(str(audit if expert else 0), str(self.memory)),
+            price=self._nested.price_of_comparison,
+            labels_per_answer=self._nested.labels_per_comparison,
+        )
         self._history: LabelHistory | None = None
         self._run = ""
 
-    @property
-    def judgements(self) -> int:
-        """The most labels of the budget that one answer takes: one of each member, and the expert's."""
-        return self._nested.labels_per_comparison
-
-    @property
-    def price(self) -> float | None:
-        """The most that one answer costs; None if a member does not say."""
-        return self._nested.price_of_comparison
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the members and of how their accuracy is measured."""
-        return content_id(*self._nested.fingerprint, str(self.audit if self.expert else 0), str(self.memory))
+    def state(self) -> str:
+        """Return what identifies the members as they are now."""
+        return self._nested.state()
 
     def use_policy(self, policy: Policy) -> None:
         self._nested.use_policy(policy)

@@ -16,6 +16,7 @@ from choosy.labeling.human.assignment import PairQuestion
 from choosy.labeling.human.clicks import Clicks
 from choosy.labeling.human.sitting import Screen, Sitting
 from choosy.labeling.protocols import Answer, Purpose, ResponsePair
+from choosy.labeling.terms import Terms
 from choosy.types import content_id
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -39,9 +40,6 @@ class Human:
         ValueError: The packages of the page are not installed, or a value is out of range.
     """
 
-    elsewhere = True
-    people = True
-
     def __init__(
         self,
         folder: str,
@@ -63,7 +61,7 @@ class Human:
                 "type pip install 'choosy[human]'"
             )
         self.name = name
-        self.fingerprint = content_id(instruction, str(overlap))
+        self.terms = Terms(fingerprint=content_id(instruction, str(overlap)), runs_remotely=True, people=True)
         self.folder = Path(folder)
         self.instruction = instruction
         self.overlap = overlap

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from threading import Thread
 
-from choosy.labeling.both_orders import joined
+from choosy.labeling.both_orders import combine_orders
 from choosy.labeling.judge.endpoint import Endpoint
 from choosy.labeling.judge.session import Session, SessionStopped, Unanswered
 from choosy.labeling.judge.settings import EndpointSettings, RequestSettings
 from choosy.labeling.judge.template import filled, parse_verdict, read_template
-from choosy.labeling.protocols import Answer, ResponsePair
+from choosy.labeling.protocols import Answer, ItemFailed, ResponsePair
+from choosy.labeling.terms import Terms
 from choosy.types import Verdict, content_id
 
 
@@ -41,14 +42,7 @@ class Judge:
 
     Raises:
         ValueError: A setting is out of range, or the template, address or key cannot be used.
-
-    Attributes:
-        fingerprint: Changes with the template, the model and the request; labels of another one are not reused.
-        judgements: Labels of the budget that one verdict takes.
     """
-
-    elsewhere = True
-    at_once = None  # all of them: `concurrency` bounds the requests in flight
 
     def __init__(
         self,
@@ -70,16 +64,19 @@ class Judge:
         self.both_orders = both_orders
         self.request = request or RequestSettings()
         self.endpoint = Endpoint(base_url, key_env=key_env, settings=endpoint or EndpointSettings())
-        self.price = price
-        self.judgements = 2 if both_orders else 1
         fields = json.dumps(self.request.fields(model), sort_keys=True)
-        self.fingerprint = content_id(*self.template.values(), fields, str(both_orders))
+        self.terms = Terms(
+            fingerprint=content_id(*self.template.values(), fields, str(both_orders)),
+            price=price,
+            labels_per_answer=2 if both_orders else 1,
+            runs_remotely=True,
+        )
 
     def compare(self, items: Sequence[ResponsePair]) -> Iterable[Verdict | Answer]:
         """Yield a verdict on each item as soon as it is there; if the caller leaves, requests in flight are cancelled.
 
         Raises:
-            Unanswered: The endpoint is down or refuses a request; `at` says which item it was about.
+            ItemFailed: The endpoint is down or refuses a request.
         """
         arrived: SimpleQueue[Answer | None] = SimpleQueue()
         # An item gives up its place only when the caller asks for the next answer, so once it is in the ledger:
@@ -121,9 +118,9 @@ class Judge:
                 tasks.append(asyncio.create_task(ask(at)))
             await asyncio.gather(*tasks)
         for error in failures:
-            if isinstance(error, Unanswered):
+            if isinstance(error, ItemFailed):
                 counts = f"{answered} of the {len(items)} pairs asked about were answered, and a resume continues there"
-                raise Unanswered(f"{error}. {counts}", error.at) from None
+                raise ItemFailed(f"{error}. {counts}", error.at) from None
             if not isinstance(error, SessionStopped):
                 raise error
 
@@ -131,13 +128,12 @@ class Judge:
         """Return the judge's verdict on an item, from one order or from both."""
         prompt, first, second = item
         try:
-            one = await self._ask(2 * at, (prompt, first, second), session)
+            one = await self._ask(at, (prompt, first, second), session)
             if not self.both_orders:
-                return one._replace(at=at)
-            return joined(one, await self._ask(2 * at + 1, (prompt, second, first), session))
+                return one
+            return combine_orders(one, await self._ask(at, (prompt, second, first), session))
         except Unanswered as error:
-            error.at = at
-            raise
+            raise ItemFailed(str(error), at) from error
 
     async def _ask(self, at: int, item: ResponsePair, session: Session) -> Answer:
         prompt, first, second = item

@@ -37,15 +37,7 @@ WHAT_TO_CHECK = {
 
 
 class Unanswered(ValueError):
-    """The endpoint does not answer, and the message says what to do about it.
-
-    Attributes:
-        at: Position of the item in question, if known.
-    """
-
-    def __init__(self, message: str, at: int | None = None) -> None:
-        super().__init__(message)
-        self.at = at
+    """The endpoint does not answer, and the message says what to do about it."""
 
 
 class SessionStopped(Exception):

@@ -14,6 +14,7 @@ from choosy.labeling.predictor.calibration import answer_threshold
 from choosy.labeling.predictor.preference_model import PreferenceModel
 from choosy.labeling.predictor.preferences import Preference, earlier_preferences, preferences_in
 from choosy.labeling.protocols import Answer, BuyerOf, Labeler, LabelHistory, ResponsePair
+from choosy.labeling.terms import Terms, fingerprint_of
 from choosy.models.policy import Policy
 from choosy.types import Verdict, content_id, seed_of
 
@@ -98,27 +99,20 @@ class Predictor:
         self.min_labels = min_labels
         self.savings = Savings()
         self._nested = NestedLabelers({"paid": paid})
+        self.terms = Terms(
+            fingerprint=content_id(*self.model.fingerprint, str(max_error), str(audit), str(min_labels)),
+            price=self._nested.price_of_comparison,
+            labels_per_answer=self._nested.labels_per_comparison,
+        )
         self._history: LabelHistory | None = None
         self._run = ""
         self._preferences: dict[Preference, None] = {}  # in the order in which they came, each once
         self._trained_on = 0
         self._threshold = math.inf
 
-    @property
-    def judgements(self) -> int:
-        """The most labels of the budget that one answer takes: those of the paid labeler."""
-        return self._nested.labels_per_comparison
-
-    @property
-    def price(self) -> float | None:
-        """The most that one answer costs; None if the paid labeler does not say."""
-        return self._nested.price_of_comparison
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the paid labeler and of all settings."""
-        options = (self.max_error, self.audit, self.min_labels)
-        return content_id(*self._nested.fingerprint, *self.model.fingerprint, *map(str, options))
+    def state(self) -> str:
+        """Return what identifies the paid labeler as it is now."""
+        return self._nested.state()
 
     def use_policy(self, policy: Policy) -> None:
         self._nested.use_policy(policy)
@@ -130,7 +124,7 @@ class Predictor:
         self._history, self._run = history, run
         self.savings, self._trained_on, self._threshold = Savings(), 0, math.inf
         self._preferences = {}
-        of_paid = history.labels_of(self.paid.name, fingerprint=str(getattr(self.paid, "fingerprint", "")))
+        of_paid = history.labels_of(self.paid.name, fingerprint=fingerprint_of(self.paid))
         self._add(earlier_preferences(of_paid, nested_run(run, self.name, "paid")))
         for label in history.labels_of(self.name, run=run):
             assert label.second is not None

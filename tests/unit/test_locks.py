@@ -21,8 +21,9 @@ import pytest
 
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.ledger import Ledger, Question
-from choosy.labeling.locks import Buyer, lives
+from choosy.labeling.locks import PurchaseLock, is_alive
 from choosy.labeling.protocols import Answer, Postponed
+from choosy.labeling.terms import Terms
 from choosy.types import Prompt, Response, Verdict
 
 FORK = multiprocessing.get_context("fork")
@@ -37,8 +38,7 @@ class Diary:
     """Compares, and notes each question in a file before it answers: what is noted has been paid."""
 
     name = "diary"
-    price = 0.5
-    at_once = 4
+    terms = Terms(price=0.5, at_once=4)
 
     def __init__(self, file: Path, seconds: float = 0.0) -> None:
         self.file = file
@@ -57,7 +57,7 @@ class Diary:
 class Yielding(Diary):
     """The same, one answer after the other."""
 
-    at_once = None  # type: ignore[assignment]
+    terms = Terms(price=0.5)
 
     def compare(self, items: Sequence[Item]) -> Iterator[Answer]:  # type: ignore[override]
         for at in reversed(range(len(items))):
@@ -130,7 +130,7 @@ def test_eight_writers_pay_each_pair_once(
     assert sum(buyer.spent for buyer in buyers) == len(kept)
     assert sum(buyer.money for buyer in buyers) == len(kept) * 0.5
     if not budgets:
-        assert all(buyer.spent + buyer.reused == 60 for buyer in buyers)
+        assert all(buyer.spent + buyer.counts.reused == 60 for buyer in buyers)
     assert rows(path, "SELECT * FROM claims") == []
     assert left_behind(path) == []
 
@@ -144,7 +144,7 @@ def test_who_wants_what_another_is_buying_waits_for_it(path: Path, diary: Path) 
     assert buyer.compare([pair(1), pair(2), pair(3)]) == ["first"] * 3
     process.join()
     assert sorted(paid(diary)) == ["p1", "p2", "p3"]
-    assert (buyer.spent, buyer.reused) == (1, 2), "the label that came free left room in the budget"
+    assert (buyer.spent, buyer.counts.reused) == (1, 2), "the label that came free left room in the budget"
 
 
 # --- kill -9 ---
@@ -194,20 +194,20 @@ def test_a_child_that_outlives_its_parent_keeps_no_claim(path: Path) -> None:
     name = FORK.SimpleQueue()
 
     def parent() -> None:
-        buyer = Buyer(str(path))
-        with buyer.alive():
+        lock = PurchaseLock(str(path))
+        with lock.held():
             child = FORK.Process(target=time.sleep, args=(5,))
             child.start()
-            name.put((buyer.name, child.pid))
+            name.put((lock.name, child.pid))
             time.sleep(60)
 
     process = FORK.Process(target=parent)
     process.start()
     buyer, child = name.get()
-    assert lives(str(path), buyer)
+    assert is_alive(str(path), buyer)
     process.kill()
     process.join()
-    assert not lives(str(path), buyer)
+    assert not is_alive(str(path), buyer)
     os.kill(child, signal.SIGKILL)
 
 
@@ -243,7 +243,7 @@ FULL = """
 import resource, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from test_claims import Yielding, opened, pair
+from test_locks import Yielding, opened, pair
 buyer = opened(Path({path!r}), Yielding(Path({diary!r})))
 limit = {limit}
 if limit:

@@ -1,0 +1,88 @@
+"""The budgets of a run: how many answers they still pay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass
+
+from choosy.labeling.ledger import Counts, Question
+from choosy.labeling.terms import Terms
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that a run may buy to train on.
+
+    Attributes:
+        labels: Labels; None = no limit.
+        money: Money, in the labeler's currency; None = no limit.
+    """
+
+    labels: int | None = None
+    money: float | None = None
+
+    def check(self, terms: Terms) -> None:
+        """Refuse budgets that buy nothing.
+
+        Raises:
+            ValueError: A budget is smaller than one answer.
+        """
+        if self.labels is not None and self.labels < terms.labels_per_answer:
+            raise ValueError(
+                f"labels.budget={self.labels} buys nothing; type {terms.labels_per_answer} or more, "
+                "or null for no limit"
+            )
+        if self.money is not None and not 0 < self.money < math.inf:
+            raise ValueError(f"labels.budget_money={self.money} buys nothing; type an amount, or null for no limit")
+
+    def answers_left(self, bought: Counts, terms: Terms, *, labeler: str, highest: float | None) -> float:
+        """How many answers the budgets still pay; infinite if there is no limit.
+
+        An answer is expected to cost the labeler's price, or as much as the most expensive one so far if that is more.
+
+        Args:
+            bought: What the run has bought so far.
+            terms: The labeler's.
+            labeler: Its name.
+            highest: The highest cost of an answer so far; None before the first.
+
+        Raises:
+            ValueError: The labels cost nothing, so that the budget of money limits nothing.
+        """
+        left = math.inf if self.labels is None else max(0, self.labels - bought.spent) // terms.labels_per_answer
+        expected = max((float(cost) for cost in (terms.price, highest) if cost is not None), default=None)
+        if self.money is None or expected is None:
+            return left
+        if expected <= 0:
+            raise ValueError(
+                f"labels.budget_money={self.money} limits nothing: the labels of {labeler} cost nothing. "
+                "Type labels.budget_money=null, or give the price of a label, if the labeler has one"
+            )
+        affordable = (self.money - bought.money) / expected
+        return min(left, max(0, math.floor(affordable + 1e-9)))  # 0.3 / 0.1 is 2.9999999999999996 to a float
+
+    def price_unknown(self, terms: Terms) -> bool:
+        """Whether there is a budget of money, and only answers that are bought show what the next one may cost."""
+        return self.money is not None and terms.price is None
+
+
+def affordable_groups(
+    groups: Iterable[Sequence[Question]], free: Set[str], left: float, *, at_once: float = math.inf
+) -> list[Sequence[Question] | None]:
+    """Each group of questions if the budgets pay all of its labels, in the order given; else None.
+
+    Args:
+        groups: Questions that are bought together or not at all.
+        free: Keys of labels that cost nothing.
+        left: How many answers the budgets still pay.
+        at_once: Once so many answers are paid for, only groups that are free are served.
+    """
+    paid: set[str] = set()
+    served = []
+    for group in groups:
+        new = {question.key for question in group} - free - paid
+        fits = len(new) <= left - len(paid) and (not new or len(paid) < at_once)
+        served.append(group if fits else None)
+        paid |= new if fits else set()
+    return served

@@ -1,0 +1,269 @@
+"""A labeler's answers: as they come, late, wrong, or none at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_labelers import FIVE, Lengths, Longer, Scripted, given, rewards, rows
+
+from choosy.labeling.buyer import LabelBuyer
+from choosy.labeling.protocols import Answer, ItemFailed, Postponed
+from choosy.labeling.terms import Terms
+from choosy.types import Candidates, Prompt, Response, Verdict
+
+# --- labelers that fail ---
+
+
+def test_an_error_names_its_row_and_keeps_the_rows_before_it(buyer: Callable[..., LabelBuyer], path: Path) -> None:
+    def fails(text: str) -> float:
+        if text == "x" * 50:
+            raise RuntimeError("the judge is asleep")
+        return 1.0
+
+    words = rf"scripted gave no label for prompt 'q', response 1: '{'x' * 40}': RuntimeError: the judge is asleep"
+    with pytest.raises(ValueError, match=words):
+        buyer(Scripted(fails)).score([given("p", "a", "b"), given("q", "c", "x" * 50, "d")])
+    assert [text for (text,) in rows(path, "SELECT response_first FROM labels")] == ["a", "b", "c"]
+    mended = buyer(Scripted(len))
+    assert mended.spent == 3
+    assert rewards(mended.score([given("q", "c", "x" * 50, "d")])) == [[1.0, 50.0, 1.0]]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None, "0.5"])
+def test_a_score_that_is_no_finite_number_is_an_error(buyer: Callable[..., LabelBuyer], path: Path, bad: Any) -> None:
+    labeler = Scripted(lambda text: bad if text == "bad" else 1.0)
+    words = f"for prompt 'q', response 1: 'bad': wanted a finite number, found {bad!r}.*in the ledger"
+    with pytest.raises(ValueError, match=words):
+        buyer(labeler).score([given("p", "a"), given("q", "b", "bad", "c")])
+    assert [text for (text,) in rows(path, "SELECT response_first FROM labels")] == ["a", "b"]
+
+
+def test_a_verdict_that_is_none_of_the_four_is_an_error(buyer: Callable[..., LabelBuyer]) -> None:
+    class Chatty(Longer):
+        def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> list[Any]:
+            return ["first", "Response A, clearly"]
+
+    counter = buyer(Chatty())
+    with pytest.raises(ValueError, match="question 1: 'bb' and 'cc': wanted one of first, second, tie, invalid"):
+        counter.compare([(Prompt("p", "Which?"), *map(Response, pair)) for pair in (("a", "bb"), ("bb", "cc"))])  # type: ignore[misc]
+    assert counter.spent == 1
+
+
+def test_one_answer_too_few_is_an_error(buyer: Callable[..., LabelBuyer]) -> None:
+    class Lossy(Lengths):
+        def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
+            return super().score(items)[1:]
+
+    counter = buyer(Lossy())
+    with pytest.raises(ValueError, match="gave 1 labels for 2 questions"):
+        counter.score([given("p", "a", "bb")])
+    assert counter.spent == 0, "nobody knows whose they are"
+
+
+# --- labelers that yield answers as they come ---
+
+
+class Clicks:
+    """Answers comparisons in the order of a script of places, and looks at the ledger before each."""
+
+    name = "clicks"
+
+    def __init__(self, path: Path, places: Sequence[int], cost: float = 0.0) -> None:
+        self.path, self.places, self.cost = path, places, cost
+        self.seen: list[int] = []
+        self.asked: list[int] = []
+
+    def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer]:
+        self.asked.append(len(items))
+        for place in self.places:
+            self.seen.append(len(rows(self.path)))
+            if place < 0:
+                raise ItemFailed("the browser is closed", at=-place)
+            yield Answer(place, "first", raw=f"key {place}", cost=self.cost, annotator="ada")
+
+
+def test_an_answer_is_in_the_ledger_before_the_next_is_asked_for(buyer: Callable[..., LabelBuyer], path: Path) -> None:
+    counter = buyer(labeler := Clicks(path, [3, 0, 4, 1, 2], cost=0.25))
+    assert counter.compare(FIVE) == ["first"] * 5
+    assert (labeler.seen, labeler.asked) == ([0, 1, 2, 3, 4], [5])
+    kept = rows(path, "SELECT prompt_id, verdict, raw, cost, annotator FROM labels ORDER BY time")
+    assert kept[0] == ("p3", "first", "key 3", 0.25, "ada")
+    assert (counter.spent, counter.money) == (5, 1.25)
+
+
+def test_a_labeler_that_yields_may_bound_what_it_is_asked(buyer: Callable[..., LabelBuyer], path: Path) -> None:
+    labeler = Clicks(path, [1, 0])
+    labeler.terms = Terms(at_once=2)  # type: ignore[attr-defined]
+    assert buyer(labeler).compare(FIVE[:4]) == ["first"] * 4
+    assert labeler.asked == [2, 2]
+
+
+def test_what_was_yielded_before_an_error_is_kept_and_the_item_is_named(
+    buyer: Callable[..., LabelBuyer], path: Path
+) -> None:
+    counter = buyer(labeler := Clicks(path, [3, 0, -4]))
+    words = "clicks gave no label for prompt 'p4', question 4: 'a4' and 'b4': the browser is closed"
+    with pytest.raises(ValueError, match=words):
+        counter.compare(FIVE)
+    assert (counter.spent, labeler.asked) == (2, [5])
+    mended = Clicks(path, [2, 1, 0])
+    assert buyer(mended).compare(FIVE) == ["first"] * 5
+    assert mended.asked == [3], "what was answered is not asked again"
+
+
+def test_a_labeler_may_put_off_its_answers(buyer: Callable[..., LabelBuyer]) -> None:
+    class Tomorrow(Longer):
+        def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer]:
+            yield Answer(1, "tie")
+            raise Postponed("come back tomorrow")
+
+    counter = buyer(Tomorrow())
+    with pytest.raises(Postponed, match="come back tomorrow"):
+        counter.compare(FIVE)
+    assert counter.spent == 1
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ([Answer(0, "tie"), Answer(0, "tie")], "clicks gave an answer to item 0, which it was not asked or has"),
+        ([Answer(0, "tie"), Answer(7, "tie")], "clicks gave an answer to item 7, which it was not asked or has"),
+        ([Answer(0, "tie"), Answer(2, "left")], "'p2', .*: wanted one of first, second, tie, invalid, found 'left'"),  # type: ignore[arg-type]
+        ([Answer(0, "tie"), Answer(2, "tie", cost=-1.0)], "'p2', .*: wanted a cost that is 0 or more, found -1.0"),
+        ([Answer(0, "tie")], "gave 1 labels for 5 questions; .* gave none for prompt 'p1'"),
+        ([Answer(0, "tie"), "tie"], r"gave 2 labels for 5 questions; .* none for prompt 'p2'"),
+    ],
+)
+def test_an_answer_that_does_not_fit_is_an_error(
+    buyer: Callable[..., LabelBuyer], answers: list[Answer | Verdict], words: str
+) -> None:
+    class Sloppy(Longer):
+        name = "clicks"
+
+        def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer | Verdict]:
+            yield from answers
+
+    counter = buyer(Sloppy())
+    with pytest.raises(ValueError, match=words):
+        counter.compare(FIVE)
+    assert counter.spent == (2 if "tie" in answers else 1)
+
+
+def test_a_list_may_hold_answers(buyer: Callable[..., LabelBuyer], path: Path) -> None:
+    labeler = Scripted(lambda text: Answer(0, 2.0, raw="two", cost=0.5))
+    assert rewards(buyer(labeler).score([given("p", "a")])) == [[2.0]]
+    assert rows(path, "SELECT raw, cost FROM labels") == [("two", 0.5)]
+
+
+def test_a_fingerprint_is_part_of_the_question(buyer: Callable[..., LabelBuyer], path: Path) -> None:
+    labeler = Lengths()
+    buyer(labeler).score([given("p", "a")])
+    labeler.terms = Terms(fingerprint="template 2")  # type: ignore[attr-defined]
+    buyer(labeler).score([given("p", "a")])
+    buyer(labeler).score([given("p", "a")])
+    assert labeler.asked == ["a", "a"]
+    assert rows(path, "SELECT labeler, fingerprint FROM labels") == [("lengths", ""), ("lengths", "template 2")]
+
+
+# --- verdicts that are none ---
+
+
+class Mumbling:
+    """Every third verdict is invalid, or every one."""
+
+    name = "mumbling"
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer]:
+        for at, (prompt, _, _) in enumerate(items):
+            bad = int(prompt.id) % self.every == 0
+            yield Answer(at, "invalid" if bad else "tie", raw=f"{'well, ' * 99}it depends" if bad else "tie")
+
+
+MANY = [(Prompt(f"{i}", f"Which of {i}?"), Response("a"), Response("b")) for i in range(90)]
+
+
+def test_a_labeler_that_talks_nonsense_stops_the_run_with_what_it_said(
+    buyer: Callable[..., LabelBuyer], path: Path
+) -> None:
+    counter = buyer(Mumbling(3))  # 0.2 is allowed
+    words = (
+        r"7 of the 20 verdicts of labeler mumbling are invalid, and labels.max_invalid=0.2 .*\n  'well, well, .{188}'"
+        r"\n.*All labels are in the ledger. Mend the labeler, or type a larger labels.max_invalid, and resume"
+    )
+    with pytest.raises(ValueError, match=f"(?s){words}"):
+        counter.compare(MANY)
+    assert counter.spent == 20
+    assert buyer(Mumbling(3), max_invalid=0.5).compare(MANY).count("invalid") == 30
+    again = buyer(Mumbling(3), max_invalid=0.2)
+    assert again.compare(MANY).count("invalid") == 30, "labels bought before are no reason to stop"
+
+
+@pytest.mark.parametrize(("every", "limit"), [(10, 0.2), (1, None), (1, 1.0)])
+def test_as_much_nonsense_as_is_allowed(buyer: Callable[..., LabelBuyer], every: int, limit: float | None) -> None:
+    counter = buyer(Mumbling(every), max_invalid=limit)
+    assert counter.compare(MANY).count("invalid") == 90 // every
+
+
+def test_a_share_of_nonsense_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"labels.max_invalid=1.5 is no share; choose 0 to 1, null for no limit"):
+        LabelBuyer(Lengths(), ledger="unused", max_invalid=1.5)
+
+
+# --- what a labeler may say, and what it is given ---
+
+
+def test_an_answer_may_say_what_it_takes(tmp_path: Path) -> None:
+    """A labeler that buys from others, or guesses: its answers take what was bought for them, and 0 is nothing."""
+
+    class Middleman:
+        name = "middleman"
+        terms = Terms(price=1.5, labels_per_answer=3)
+
+        def compare(self, items):
+            yield Answer(0, "first", cost=1.0, judgements=2)
+            yield Answer(1, "first", judgements=0)
+            for at in range(2, len(items)):
+                yield Answer(at, "first")
+
+    buyer = LabelBuyer(Middleman(), ledger=str(tmp_path / "ledger.sqlite"))
+    buyer.open("run")
+    buyer.compare([(Prompt(f"p{n}", f"q{n}"), Response("a"), Response("b")) for n in range(3)])
+    assert (buyer.spent, buyer.money) == (5, pytest.approx(2.5))
+    assert [(label.judgements, label.cost) for label in buyer.ledger.labels_of("middleman")] == [
+        (2, 1.0),
+        (0, 0.0),
+        (3, 1.5),
+    ]
+
+
+def test_a_labeler_is_told_for_whom_it_judges_and_with_which_policy(tmp_path: Path) -> None:
+    class Curious:
+        name = "curious"
+
+        def __init__(self) -> None:
+            self.heard: list[Any] = []
+
+        def recall(self, history, run):
+            self.heard.append(
+                [(label.first, label.score, label.run) for label in history.labels_of(self.name, run=run)]
+            )
+
+        def use_policy(self, policy):
+            self.heard.append(policy)
+
+        def score(self, items):
+            return [1.0] * len(items)
+
+    buyer = LabelBuyer(Curious(), ledger=str(tmp_path / "ledger.sqlite"))
+    buyer.use_policy("a policy")
+    for run in ("one", "two", "one"):
+        buyer.open(run)
+        buyer.score([Candidates(Prompt("p", "q"), (Response(run),))])
+    assert buyer.labeler.heard == ["a policy", [], [], [("one", 1.0, "one")]]
