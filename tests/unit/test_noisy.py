@@ -8,10 +8,10 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from choosy.labeling.predictor.predictor import Predictor
 
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.noisy import Noisy
+from choosy.labeling.predictor.labeler import Predictor
 from choosy.labeling.terms import Terms, terms_of
 from choosy.labeling.vader import Vader
 from choosy.types import MIRRORED, Candidates, Prompt, Response, Verdict
