@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from callbacks.selector import PairChooser
 from choosy.methods import selection
@@ -23,6 +23,7 @@ class Certainty(PairChooser):
     """
 
     rescore: bool = False
+    needs_reference: ClassVar[bool] = True
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         super().setup(trainer, pl_module, stage)

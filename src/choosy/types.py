@@ -92,7 +92,7 @@ class Candidates:
         round: The round in which the responses were sampled (0 for given data).
         utility: How much the prompt selector expected fresh responses to teach; nan without a selector.
         pairs: The labeled pairs.
-        weight: The weight that came with the data's row, if any.
+        weight: The weight that came with the data's row, if any; of a lone response the factor on its loss.
     """
 
     prompt: Prompt

@@ -55,6 +55,7 @@ SETTINGS = {
     "plain": [],
     "moving reference": ["reference=previous_round", "pool.keep=all", "epochs_per_round=2"],
     "reset": ["reset_policy=each_round", "warmup_steps=3", "labels.budget=40"],
+    "kl of the last step": ["loss=kto", "data.responses=3", "lr=1e-2"],
 }
 
 

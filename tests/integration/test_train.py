@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -126,33 +126,115 @@ def test_two_selectors_for_one_slot_say_what_to_type(play):
         play("selector=certainty", "+callbacks.other._target_=callbacks.random.RandomPairs")
 
 
-FIRST_LOSS: dict[
-    str, Callable[[float], float]
-] = {  # of a pair, by the gap of its rewards, at policy = reference; beta 0.1
-    "sigmoid": lambda gap: math.log(2),
-    "hinge": lambda gap: 1.0,
-    "ipo": lambda gap: 25.0,
-    "dlma": lambda gap: math.log(1 + math.exp(0.1 * 0.2 * min(gap, 40.0))),
+class Seen(NamedTuple):
+    """A response of an item at policy = reference: its log-prob, tokens and reward, and whether it is preferred."""
+
+    logp: float
+    tokens: int
+    reward: float
+    good: bool
+
+    @property
+    def mean(self) -> float:
+        return self.logp / self.tokens
+
+
+def pro(*ranked: Seen) -> float:
+    """PRO by its definition, term by term (METHODS: sum over k of L_k, plus 0.05 (n - 1)^2 times the best's NLL)."""
+    total = 0.05 * (len(ranked) - 1) ** 2 * -ranked[0].logp
+    for k, best in enumerate(ranked[:-1]):
+        gaps = [best.reward - below.reward for below in ranked[k + 1 :]]
+        others = sum(math.exp(below.mean * gap) for below, gap in zip(ranked[k + 1 :], gaps, strict=True))
+        total += math.log(1 + others / math.exp(best.mean * max(gaps)))
+    return total
+
+
+FIRST_LOSS: dict[str, Callable[..., float]] = {  # of an item whose policy is its reference; beta 0.1
+    "sigmoid": lambda one, other: math.log(2),
+    "ld_dpo": lambda one, other: math.log(2),
+    "hinge": lambda one, other: 1.0,
+    "ipo": lambda one, other: 25.0,
+    "dlma": lambda one, other: math.log(1 + math.exp(0.1 * 0.2 * min(one.reward - other.reward, 40.0))),
+    "simpo": lambda one, other: math.log(1 + math.exp(1 - 2 * (one.mean - other.mean))),
+    "sft": lambda one, other: -one.mean,
+    "rpo": lambda one, other: math.log(2) - one.mean,
+    "pro": pro,
+    "kto": lambda one: 0.5,
 }
+MORE = {"pro": ["data.responses=4"], "ld_dpo": ["data.responses=3"], "kto": ["data.responses=3"]}
 
 
-def gaps(run: Any) -> dict[str, float]:
-    """The gap of the rewards of each prompt's only pair."""
-    rows = [row for row in run.pool.to_dict("records") if len(row["pairs"])]
-    pairs = {row["prompt_id"]: (row["rewards"], *row["pairs"]) for row in rows}
-    return {name: rewards[pair["chosen"]] - rewards[pair["rejected"]] for name, (rewards, pair) in pairs.items()}
+def first_items(run: Any) -> list[list[Seen]]:
+    """The items of the first step, with what the pool knows of their responses."""
+    known = {}
+    for row in run.pool.to_dict("records"):
+        chosen = {pair["chosen"] for pair in row["pairs"]}
+        columns = zip(row["response_ids"], row["logps"], row["rewards"], strict=True)
+        known |= {
+            (row["prompt_id"], *ids): Seen(logp, len(ids), reward, n in chosen)
+            for n, (ids, logp, reward) in enumerate(columns)
+        }
+    return [[known[name, *ids] for ids in responses] for name, *responses in run.witness.pairs[0][:4]]
 
 
 @pytest.mark.parametrize("loss", options("loss"))
 @pytest.mark.parametrize("labeler", ["function", "contrastive"])
 def test_a_loss_starts_where_policy_is_reference_and_trains(loss, labeler, play):
     chosen = [] if labeler == "function" else [f"labeler={labeler}"]
-    run = play(f"loss={loss}", *chosen, "rounds=1", "data.heldout=null")
-    first = [gaps(run)[prompt_id] for prompt_id, *_ in run.witness.pairs[0][:4]]
-    assert min(first) > 0
-    assert run.losses[0] == pytest.approx(sum(map(FIRST_LOSS[loss], first)) / len(first), rel=1e-6)
+    run = play(f"loss={loss}", *chosen, *MORE.get(loss, []), "rounds=1", "data.heldout=null")
+    first = first_items(run)
+    assert {len(item) for item in first} == {{"pro": 4, "kto": 1}.get(loss, 2)}
+    assert all(item[0].reward > item[-1].reward for item in first if len(item) > 1)
+    assert run.losses[0] == pytest.approx(sum(FIRST_LOSS[loss](*item) for item in first) / len(first), rel=1e-5)
     assert all(map(math.isfinite, run.losses))
     trains_only_what_it_may(run)
+
+
+@pytest.mark.parametrize("loss", ["simpo", "sft", "pro"])
+def test_a_loss_without_a_reference_scores_nothing_under_one(loss, play, monkeypatch):
+    scored: list[int] = []
+    score = Policy.score_reference
+
+    def counted(policy, candidates, *args, **kwargs):
+        scored.append(len(candidates))
+        return score(policy, candidates, *args, **kwargs)
+
+    monkeypatch.setattr(Policy, "score_reference", counted)
+    without = play(f"loss={loss}", "data.heldout=null", name="without")
+    assert (scored, without.summary["seconds"]["score"]) == ([], 0.0)
+    assert all(math.isnan(ref) for of_prompt in without.pool["ref_logps"] for ref in of_prompt)
+    play("loss=sigmoid", "data.heldout=null", name="with")
+    assert scored == [12, 12]
+    scored.clear()
+    play(f"loss={loss}", "selector=certainty", "data.heldout=null", name="certainty")
+    assert scored == [12, 12], "certainty compares implicit rewards"
+
+
+def test_log_probs_of_single_tokens_are_kept_only_for_a_loss_that_needs_them(play):
+    plain, of_tokens = (play(f"loss={loss}", "rounds=1", name=loss) for loss in ("sigmoid", "ld_dpo"))
+    assert plain.pool["ref_token_logps"].isna().all()
+    for row in of_tokens.pool.to_dict("records"):
+        assert [*map(len, row["ref_token_logps"])] == [*map(len, row["response_ids"])]
+        sums = [sum(of_response) for of_response in row["ref_token_logps"]]
+        assert sums == pytest.approx(list(row["ref_logps"]), rel=1e-5)
+
+
+def test_kto_compares_with_the_kl_of_its_own_samples(play):
+    """The first step has none yet; later steps log the mean log-ratio of the responses that the policy sampled."""
+    run = play("loss=kto", "data.responses=3", "rounds=2", "lr=1e-2", "data.heldout=null")
+    steps = pd.read_csv(run.run_dir / "metrics.csv").dropna(subset="loss_step")
+    assert steps["kl"].notna().all()
+    assert steps["kl"].iloc[0] == pytest.approx(0.0, abs=1e-5)
+    assert steps["kl"].abs().max() > 1e-3
+    assert {len(responses) for _, *responses in run.witness.pairs[0]} == {1}
+
+
+def test_single_responses_are_sampled_labeled_and_trained_on(play):
+    run = play("loss=kto", "data.responses=1")
+    for number in range(2):
+        rewards = [reward for (reward,) in run.round(number)["rewards"]]
+        assert len(run.witness.pairs[number]) == sum(reward != 0 for reward in rewards) > 0
+    assert run.summary["labels"]["spent"] == 24
 
 
 WEIGHT_OF_GAP: dict[str, Callable[[float], float]] = {

@@ -51,7 +51,7 @@ class LossInputs:
         length_R: Tokens of each response.
         item_R: The number of the item, in 0 ... B-1, that a response belongs to.
         good_R: Whether the response is preferred: the first of a pair or a list, a single response that is good.
-        reward_R: The labeler's rewards in float64, larger is better; nan where there are none.
+        reward_R: The labeler's rewards, larger is better, nan where there are none; in float64 and on the CPU.
         own_K: Log-probability under the policy of responses that it sampled in this round, with gradient.
         own_ref_K: The same under the reference.
         own_item_K: The item whose prompt a sample answers.
@@ -164,6 +164,17 @@ class LossInputs:
         """reward(chosen) - reward(rejected) of B pairs; nan where there are no rewards."""
         reward_B2 = self.reward_R.view(-1, 2)
         return (reward_B2[:, 0] - reward_B2[:, 1]).to(self.logp_R)
+
+    def by_rank(self, x_R: Tensor) -> Tensor:
+        """A value of each response as (B, n), item by item and rank by rank; 0 where an item has fewer responses.
+
+        Example:
+            >>> s = LossInputs.of(torch.tensor([-1.0, -2.0, -3.0]), sizes=[2, 1])
+            >>> s.by_rank(s.logp_R).tolist()
+            [[-1.0, -2.0], [-3.0, 0.0]]
+        """
+        place = (self.item_R.to(x_R.device), self.rank_R.to(x_R.device))
+        return x_R.new_zeros(len(self), int(self.rank_R.max()) + 1).index_put(place, x_R)
 
     def mean_logp_R(self) -> Tensor:
         """Mean log-probability of a response's tokens under the policy."""

@@ -7,8 +7,9 @@ R responses.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -135,6 +136,156 @@ class SelfRewardLoss:
     def items(self, s: LossInputs) -> Tensor:
         margin_B = self.share * s.gap_B.clamp(-self.clip, self.clip)
         return -F.logsigmoid(self.beta * (s.delta_B - margin_B))
+
+    def rewards(self, s: LossInputs) -> Tensor:
+        return s.log_ratio_rewards(self.beta)
+
+
+# -- without a reference -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SimPOLoss:
+    """-log sigmoid(beta * (mean log pi(chosen) - mean log pi(rejected)) - gamma), SimPO (arXiv 2405.14734, Eq. 6).
+
+    Args:
+        beta: Scale of the mean log-prob of a response's tokens.
+        gamma: The margin by which the chosen response's reward shall exceed the other's.
+
+    Example:
+        >>> s = LossInputs.of(torch.tensor([-40.0, -55.0]), sizes=[2], length_R=torch.tensor([20, 25]))
+        >>> SimPOLoss(beta=2.0, gamma=1.0).items(s)  # -log sigmoid(2 * (-2 + 2.2) - 1)
+        tensor([1.0375])
+    """
+
+    beta: float = 2.0
+    gamma: float = 1.0
+    needs: ClassVar[frozenset[Need]] = frozenset({"pair"})
+
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+        if not self.gamma >= 0:
+            raise ValueError(f"loss.gamma={self.gamma} is no margin; choose loss.gamma >= 0.")
+
+    def items(self, s: LossInputs) -> Tensor:
+        mean_B2 = s.mean_logp_R().view(-1, 2)
+        return -F.logsigmoid(self.beta * (mean_B2[:, 0] - mean_B2[:, 1]) - self.gamma)
+
+    def rewards(self, s: LossInputs) -> Tensor:
+        return self.beta * s.mean_logp_R().detach()
+
+
+@dataclass(frozen=True)
+class SFTLoss:
+    """-mean log pi of the best response's tokens: a term that keeps the preferred response likely.
+
+    A single response that is bad costs nothing. RPO is DPO plus a share of it (arXiv 2404.19733): see `LossSum`.
+
+    Example:
+        >>> s = LossInputs.of(torch.tensor([-40.0, -55.0]), sizes=[2], length_R=torch.tensor([20, 25]))
+        >>> SFTLoss().items(s)
+        tensor([2.])
+    """
+
+    beta: ClassVar[float] = 1.0
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def items(self, s: LossInputs) -> Tensor:
+        return (-s.mean_logp_R() * s.good_R)[s.rank_R == 0]
+
+    def rewards(self, s: LossInputs) -> Tensor:
+        return s.mean_logp_R().detach()
+
+
+@dataclass(frozen=True)
+class PROLoss:
+    """Preference Ranking Optimization of n responses, the best first (arXiv 2306.17492, after its code).
+
+    With r the rewards and s the mean log-probs, each response k < n is told from those below it,
+
+        L_k = -log exp(s_k T_kk) / (exp(s_k T_kk) + sum_{i>k} exp(s_i T_ki)),   T_ki = r_k - r_i,  T_kk = max_i T_ki,
+
+    and the best one is learned by a term of its own: the sum of L_k plus sft_share * (n - 1)^2 * -log pi(best).
+
+    Args:
+        sft_share: Share of the term of the best response.
+
+    Example:
+        >>> s = LossInputs.of(torch.tensor([-1.0, -1.2, -1.5]), sizes=[3], reward_R=torch.tensor([2.0, 1.0, -0.5]))
+        >>> PROLoss(sft_share=0.0).items(s)  # 1.600559 + 0.493249
+        tensor([2.0938])
+    """
+
+    sft_share: float = 0.05
+    beta: ClassVar[float] = 1.0
+    needs: ClassVar[frozenset[Need]] = frozenset({"list", "reward"})
+
+    def __post_init__(self) -> None:
+        if not self.sft_share >= 0:
+            raise ValueError(f"loss.sft_share={self.sft_share} is no share; choose loss.sft_share >= 0.")
+
+    def items(self, s: LossInputs) -> Tensor:
+        mean_Bn, reward_Bn, there_Bn = map(s.by_rank, (s.mean_logp_R(), s.reward_R, torch.ones_like(s.good_R)))
+        below_Bnn = (there_Bn[:, :, None] & there_Bn[:, None, :]).triu(1)  # [k, i]: whether i is ranked below k
+        scale_Bnn = (reward_Bn[:, :, None] - reward_Bn[:, None, :]).to(mean_Bn) * below_Bnn
+        own_Bn = mean_Bn * scale_Bnn.amax(-1)
+        other_Bnn = (mean_Bn[:, None, :] * scale_Bnn).masked_fill(~below_Bnn, -torch.inf)
+        rank_loss_Bn = torch.logsumexp(torch.cat([own_Bn[..., None], other_Bnn], -1), -1) - own_Bn
+        sft_B = -s.logp_R[s.rank_R == 0] * (there_Bn.sum(-1) - 1) ** 2
+        return rank_loss_Bn.sum(-1) + self.sft_share * sft_B
+
+    def rewards(self, s: LossInputs) -> Tensor:
+        return s.mean_logp_R().detach()
+
+
+# -- single responses ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KTOLoss:
+    """1 - sigmoid(+-(beta * (log pi - log ref) - z0)), + of good responses and - of bad ones (arXiv 2402.01306, Eq. 7).
+
+    z0 = beta * max(0, KL(pi || ref)) is what a response is compared with. The paper estimates it from answers to other
+    prompts; here it is the mean log-ratio of the policy's own samples in the last step, which is unbiased.
+
+    Args:
+        beta: How closely the policy is held to the reference; larger = closer.
+        good_weight: Factor on the loss of good responses.
+        bad_weight: Factor on the loss of bad ones.
+        reference_point: `own`: z0 as above; `zero`: z0 = 0, APO-zero for single responses (arXiv 2408.06266, Eq. 7),
+            for data without samples of the policy.
+
+    Example:
+        >>> s = LossInputs.of(torch.tensor([-40.0, -55.0]), torch.tensor([-42.0, -50.0]), sizes=[1, 1],
+        ...                   good_R=torch.tensor([True, False]), kl=1.0)
+        >>> KTOLoss(beta=0.1).items(s)  # 1 - sigmoid(0.1 * (2 - 1)), 1 - sigmoid(0.1 * (1 + 5))
+        tensor([0.4750, 0.3543])
+    """
+
+    beta: float = 0.1
+    good_weight: float = 1.0
+    bad_weight: float = 1.0
+    reference_point: Literal["own", "zero"] = "own"
+
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+        if self.reference_point not in ("own", "zero"):
+            raise ValueError(f"loss.reference_point={self.reference_point} is none of own, zero.")
+        for name, weight in (("good_weight", self.good_weight), ("bad_weight", self.bad_weight)):
+            if not weight >= 0:
+                raise ValueError(f"loss.{name}={weight} would turn the labels round; choose loss.{name} >= 0.")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Single responses and a reference; for z0 the policy's own samples."""
+        always: frozenset[Need] = frozenset({"single", "reference"})
+        return always | {"own"} if self.reference_point == "own" else always
+
+    def items(self, s: LossInputs) -> Tensor:
+        kl = max(0.0, s.kl) if self.reference_point == "own" else 0.0
+        gain_B = self.beta * (s.logp_R - s.ref_R - kl)
+        good_B, bad_B = 1 - torch.sigmoid(gain_B), 1 - torch.sigmoid(-gain_B)
+        return torch.where(s.good_R, self.good_weight * good_B, self.bad_weight * bad_B)
 
     def rewards(self, s: LossInputs) -> Tensor:
         return s.log_ratio_rewards(self.beta)

@@ -36,6 +36,7 @@ class Round:
         ranks: The processes that play together.
         phases: The stopwatch.
         loss: The loss, whose beta scales implicit rewards and whose needs decide what is computed.
+        scores_reference: Whether responses need log-probs under the reference: for the loss or for a selector.
         counts: This rank's tokens and the like, summed over ranks at the end of the round.
     """
 
@@ -47,6 +48,7 @@ class Round:
     ranks: Ranks
     phases: Phases
     loss: Loss
+    scores_reference: bool = True
     counts: Counter[str] = field(default_factory=Counter)
 
     def spread(self, prompts: Sequence[Prompt], utilities_of: Callable[[list[Prompt]], list[float]]) -> list[float]:
@@ -84,12 +86,14 @@ class PairSelector(Protocol):
         count: Number of pairs to label.
         per_prompt: Most pairs of one prompt; None = any number.
         direction: Which end of the utilities is spent on first.
+        needs_reference: Whether the utilities need log-probs under the reference, whatever the loss needs.
     """
 
     fraction: float | None
     count: int | None
     per_prompt: int | None
     direction: Direction
+    needs_reference: bool
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
         """How much a label of each candidate's pairs i < j would teach: larger = more. Sees this rank's share only."""

@@ -154,6 +154,11 @@ class Run:
         """Play a round, unless the pool has it or its file is there from before an interruption."""
         if self.pair_selector is None and not self.labels.scores:
             refuse_many(sample.responses, self.labels.labeler.name)
+        if self.pair_selector is not None and sample.responses < 2:
+            raise ValueError(
+                f"{type(self.pair_selector).__name__} chooses pairs of responses, and every prompt has one response; "
+                "type a selector of prompts, such as selector=optune, or selector=none."
+            )
         if self.pool.round >= number:
             return
         self.phases.display.round(number, self.rounds)
@@ -165,7 +170,7 @@ class Run:
             return
         self.evaluation, self.heldout_rows = None, ()
         at = self.at(number)
-        if moved and len(self.pool):
+        if moved and len(self.pool) and "reference" in self.loss.needs:
             at = replace(at, pool=rescore_pool(at))
         self.pool = self._played(at, prompts, sample)
         of_round = sum(self.ranks.gather([at.counts]), Counter[str]())
@@ -182,7 +187,12 @@ class Run:
 
     def at(self, number: int) -> Round:
         """Return the context of a round; -1 is the start."""
-        return Round(number, self.seed, self.policy, self.sampler, self.pool, self.ranks, self.phases, self.loss)
+        scores = "reference" in self.loss.needs or (
+            self.pair_selector is not None and self.pair_selector.needs_reference
+        )
+        return Round(
+            number, self.seed, self.policy, self.sampler, self.pool, self.ranks, self.phases, self.loss, scores
+        )
 
     def _played(self, at: Round, prompts: Sequence[Prompt], sample: Sample) -> Pool:
         """Play a round that a crash does not lose, with labels bought during the sampling where that is possible."""

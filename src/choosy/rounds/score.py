@@ -8,14 +8,24 @@ from collections.abc import Sequence
 from choosy.data.pool import Pool
 from choosy.parallel.ranks import shard
 from choosy.rounds.context import Round
-from choosy.types import Candidates
+from choosy.types import Candidates, Response
 
 
 def score_reference(at: Round, candidates: Sequence[Candidates]) -> list[Candidates]:
-    """Return the candidates with reference log-probs; those that have them are returned unchanged."""
-    new = [i for i, c in enumerate(candidates) if any(math.isnan(r.logp_ref) for r in c.responses)]
+    """Return the candidates with the reference log-probs that the round needs; known ones are not computed again."""
+    if not at.scores_reference:
+        return list(candidates)
+    tokens = "tokens" in at.loss.needs
+
+    def lacks(r: Response) -> bool:
+        return math.isnan(r.logp_ref) or (tokens and len(r.token_logps_ref) < len(r.ids))
+
+    new = [i for i, c in enumerate(candidates) if any(map(lacks, c.responses))]
     with at.phases("score", total=len(new), unit="prompts") as tick:
-        scored = at.policy.score_reference([candidates[i] for i in new], tick)
+        # a sharded policy scores on all ranks or on none
+        scored = (
+            at.policy.score_reference([candidates[i] for i in new], tick, tokens=tokens) if at.scores_reference else []
+        )
     result = list(candidates)
     for i, c in zip(new, scored, strict=True):
         result[i] = c
@@ -27,7 +37,7 @@ def rescore_pool(at: Round) -> Pool:
     rows = list(range(len(at.pool)))
     mine = shard(rows, at.ranks)
     with at.phases("score", total=len(mine), unit="prompts") as tick:
-        new = dict(
-            at.ranks.gather(list(zip(mine, at.policy.score_reference(at.pool.candidates(mine), tick), strict=True)))
-        )
+        tokens = "tokens" in at.loss.needs
+        scored = at.policy.score_reference(at.pool.candidates(mine), tick, tokens=tokens)
+        new = dict(at.ranks.gather(list(zip(mine, scored, strict=True))))
     return at.pool.with_rows([new[i] for i in rows])

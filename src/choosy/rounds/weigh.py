@@ -1,4 +1,4 @@
-"""Weights of a round's new pairs."""
+"""Weights of a round's new labels."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ from choosy.types import Candidates
 
 
 def weigh(at: Round, labeled: Sequence[Candidates], weighting: Weighting) -> list[Candidates]:
-    """Return the candidates with the weights of the pairs that were labeled in this round.
+    """Return the candidates with the weights of the pairs that were labeled in this round, or of a lone response.
 
     Raises:
         ValueError: The weighting needs a reward gap or a given weight, and a pair has none.
     """
-    return [weigh_pairs(c, weighting, at.number) for c in labeled]
+    return [
+        weigh_lone(c, weighting) if len(c.responses) == 1 else weigh_pairs(c, weighting, at.number) for c in labeled
+    ]
+
+
+def weigh_lone(c: Candidates, weighting: Weighting) -> Candidates:
+    """Weigh a lone response, which has no reward gap."""
+    nan_B = torch.full((1,), math.nan, dtype=torch.float64)
+    return replace(c, weight=weighting.weigh(nan_B, nan_B if c.weight is None else nan_B.fill_(c.weight)).item())
 
 
 def weigh_pairs(c: Candidates, weighting: Weighting, number: int) -> Candidates:

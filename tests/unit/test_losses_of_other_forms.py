@@ -1,0 +1,253 @@
+"""Losses without a reference, of lists, of single responses, and composed ones: worked by hand, and TRL's numbers.
+
+TRL's numbers are what `DPOTrainer._compute_loss`, `KTOTrainer._compute_loss` and `CPOTrainer.cpo_loss` of TRL 1.16.0
+return in float64 for these log-probs, one item at a time, with a model that returns them and the reference's given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from choosy.methods.composed_losses import LengthDesensitized, LossSum, TokenWeightedLoss
+from choosy.methods.loss_inputs import Loss, LossInputs, TokenLogps, form_of
+from choosy.methods.losses import HingeLoss, KTOLoss, PROLoss, SFTLoss, SigmoidLoss, SimPOLoss
+
+# Log-probs of the tokens of two pairs, and of the same tokens under the reference.
+CHOSEN = [[-0.5, -1.25, -2.0], [-0.75, -0.5]]
+REJECTED = [[-1.5, -0.25], [-1.0, -2.5, -0.125, -0.75]]
+CHOSEN_REF = [[-0.75, -1.0, -2.5], [-1.0, -1.0]]
+REJECTED_REF = [[-1.25, -0.5], [-1.5, -1.0, -0.5, -0.25]]
+
+
+def double(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def of_tokens(responses: list[list[float]], refs: list[list[float]], sizes: list[int], **more: Any) -> LossInputs:
+    """Inputs from the log-probs of every token of every response."""
+    tokens = TokenLogps(
+        double([logp for of_response in responses for logp in of_response]),
+        double([logp for of_response in refs for logp in of_response]),
+        torch.arange(sum(map(len, responses))),
+        torch.repeat_interleave(torch.tensor([*map(len, responses)])),
+    )
+    logp_R, ref_R = (double([*map(sum, of)]) for of in (responses, refs))
+    length_R = torch.tensor([*map(len, responses)])
+    return LossInputs.of(logp_R, ref_R, sizes=sizes, length_R=length_R, tokens=tokens, **more)
+
+
+def trl_pairs() -> LossInputs:
+    responses, refs = ([x for pair in zip(*of, strict=True) for x in pair] for of in (PAIR, PAIR_REF))
+    return of_tokens(responses, refs, [2, 2])
+
+
+PAIR, PAIR_REF = (CHOSEN, REJECTED), (CHOSEN_REF, REJECTED_REF)
+
+
+# -- TRL's numbers -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (SigmoidLoss(), [0.6684596480132863, 0.6037852895555947]),
+        (SFTLoss(), [1.25, 0.625]),
+        (
+            LossSum({"sigmoid": SigmoidLoss(), "sft": SFTLoss()}, {"sigmoid": 1.0, "sft": 0.5}),
+            [1.2934596480132863, 0.9162852895555947],
+        ),
+        (
+            TokenWeightedLoss(SigmoidLoss(), LengthDesensitized(alpha=0.3)),
+            [0.6856753052962774, 0.607760819971521],
+        ),
+        (SimPOLoss(beta=2.0, gamma=1.0), [1.9102241504380872, 0.7248853823577756]),
+        (SimPOLoss(beta=0.5, gamma=0.3), [0.9663146208427502, 0.7264979140660384]),
+    ],
+)
+def test_losses_of_pairs_give_trl_s_numbers(loss: Loss, expected: list[float]) -> None:
+    assert loss.items(trl_pairs()).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_simpo_s_rewards_are_trl_s() -> None:
+    assert SimPOLoss(beta=2.0).rewards(trl_pairs()).tolist() == pytest.approx([-2.5, -1.75, -1.25, -2.1875])
+
+
+@pytest.mark.parametrize(
+    ("loss", "kl", "expected"),
+    [
+        (
+            KTOLoss(good_weight=1.5, bad_weight=0.8),
+            0.6,
+            [0.7537499687503124, 0.38800359870447204, 0.7443751054663771, 0.3655852954205521],
+        ),
+        (
+            KTOLoss(good_weight=1.5, bad_weight=0.8),
+            -0.4,
+            [0.7312539052736845, 0.4, 0.7218881761821972, 0.37752370047329037],
+        ),
+        (
+            KTOLoss(reference_point="zero"),
+            0.6,
+            [0.48750260351578967, 0.5, 0.48125878412146483, 0.4719046255916129],
+        ),
+    ],
+)
+def test_kto_gives_trl_s_numbers(loss: Loss, kl: float, expected: list[float]) -> None:
+    """Chosen responses are good, rejected ones bad; an estimate of the KL divergence below 0 counts as 0."""
+    responses, refs = ([x for pair in zip(*of, strict=True) for x in pair] for of in (PAIR, PAIR_REF))
+    s = of_tokens(responses, refs, [1] * 4, good_R=torch.tensor([True, False] * 2), kl=kl)
+    assert loss.items(s).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+# -- worked by hand ------------------------------------------------------------------------------------------
+
+
+def pro_by_hand(s: Sequence[float], r: Sequence[float], sft: float) -> float:
+    """L_k one by one, as the definition reads."""
+    total = 0.0
+    for k in range(len(s) - 1):
+        scale = [r[k] - r[i] for i in range(k + 1, len(s))]
+        own = math.exp(s[k] * max(scale))
+        total += -math.log(own / (own + sum(math.exp(x * t) for x, t in zip(s[k + 1 :], scale, strict=True))))
+    return total + sft
+
+
+def test_pro_s_golden_values() -> None:
+    """L_1 = -log(e^-2.5 / (e^-2.5 + e^-1.2 + e^-3.75)) = 1.600559, L_2 = -log(e^-1.8 / (e^-1.8 + e^-2.25))."""
+    s = LossInputs.of(double([-1.0, -1.2, -1.5]), sizes=[3], reward_R=double([2.0, 1.0, -0.5]))
+    assert PROLoss(sft_share=0.0).items(s).item() == pytest.approx(2.093808, abs=1e-6)
+    assert pro_by_hand([-1.0, -1.2, -1.5], [2.0, 1.0, -0.5], 0.0) == pytest.approx(1.600559 + 0.493249, abs=2e-6)
+
+
+def test_pro_takes_lists_of_any_length_side_by_side() -> None:
+    """Mean log-probs rank, the sum over tokens is learned: 0.1 * (n - 1)^2 * -log pi(best)."""
+    length_R = torch.tensor([2, 1, 4, 3, 1, 5])
+    logp_R, reward_R = double([-2.0, -1.2, -6.0, -1.5, -0.5, -9.0]), double([2.0, 1.0, -0.5, 0.5, 0.5, -3.0])
+    s = LossInputs.of(logp_R, sizes=[3, 1, 2], length_R=length_R, reward_R=reward_R)
+    expected = [
+        pro_by_hand([-1.0, -1.2, -1.5], [2.0, 1.0, -0.5], 0.1 * 4 * 2.0),
+        0.0,
+        pro_by_hand([-0.5, -1.8], [0.5, -3.0], 0.1 * 0.5),
+    ]
+    assert PROLoss(sft_share=0.1).items(s).tolist() == pytest.approx(expected)
+
+
+def test_equal_rewards_of_a_list_teach_nothing() -> None:
+    logp_R = double([-1.0, -2.0, -3.0]).requires_grad_()
+    values = PROLoss(sft_share=0.0).items(LossInputs.of(logp_R, sizes=[3], reward_R=double([1.0, 1.0, 1.0])))
+    assert values.item() == pytest.approx(math.log(3) + math.log(2))
+    values.sum().backward()
+    assert logp_R.grad is not None
+    assert logp_R.grad.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_pro_of_large_rewards_stays_finite() -> None:
+    logp_R = torch.tensor([-300.0, -2.0, -900.0]).requires_grad_()
+    values = PROLoss().items(LossInputs.of(logp_R, sizes=[3], reward_R=torch.tensor([1e6, 10.0, -1e6])))
+    values.sum().backward()
+    assert values.isfinite().all()
+    assert logp_R.grad is not None
+    assert logp_R.grad.isfinite().all()
+
+
+def test_sft_learns_the_best_response_and_no_bad_one() -> None:
+    s = LossInputs.of(double([-4.0, -1.0, -3.0]), sizes=[2, 1], length_R=torch.tensor([2, 1, 3]))
+    assert SFTLoss().items(s).tolist() == [2.0, 1.0]
+    bad = LossInputs.of(double([-4.0, -6.0]), sizes=[1, 1], good_R=torch.tensor([True, False]))
+    assert SFTLoss().items(bad).tolist() == [4.0, 0.0]
+
+
+def test_a_policy_that_is_its_reference_costs_kto_one_half() -> None:
+    same = LossInputs.of(double([-4.0, -6.0]), double([-4.0, -6.0]), sizes=[1, 1], good_R=torch.tensor([True, False]))
+    assert KTOLoss().items(same).tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(1.0, -5.0), (0.5, -4.0), (0.0, -3.0)])
+def test_surplus_tokens_weigh_alpha_under_both_models(alpha: float, expected: float) -> None:
+    """Three tokens against two: -1, -2 and a third of -2 beyond the shorter response's length."""
+    s = of_tokens([[-1.0, -2.0, -2.0], [-1.0, -1.0]], [[-1.0, -1.0, -8.0], [-3.0, -3.0]], [2])
+    weighted = s.weighted(LengthDesensitized(alpha))
+    assert weighted.logp_R.tolist() == [expected, -2.0]
+    assert weighted.ref_R.tolist() == [-2.0 - 8.0 * alpha, -6.0]
+
+
+def test_token_weights_leave_their_gradient_to_the_tokens() -> None:
+    s = of_tokens([[-1.0, -2.0, -2.0], [-1.0, -1.0]], [[0.0] * 3, [0.0] * 2], [2])
+    assert s.tokens is not None
+    s.tokens.logp_T.requires_grad_()
+    TokenWeightedLoss(HingeLoss(), LengthDesensitized(0.5)).items(s).sum().backward()
+    assert s.tokens.logp_T.grad is not None
+    assert s.tokens.logp_T.grad.tolist() == pytest.approx([-0.1, -0.1, -0.05, 0.1, 0.1])
+
+
+# -- what every loss keeps -----------------------------------------------------------------------------------
+
+OTHERS = [
+    (SimPOLoss(), [2, 2, 2]),
+    (SFTLoss(), [2, 2, 2]),
+    (PROLoss(), [3, 1, 2]),
+    (KTOLoss(), [1] * 6),
+    (LossSum({"hinge": HingeLoss(), "sft": SFTLoss()}, {"hinge": 2.0, "sft": 0.1}), [2, 2, 2]),
+]
+LENGTH_R, REWARD_R = torch.tensor([2, 1, 4, 3, 1, 5]), double([3.0, 1.0, -0.5, 2.0, 1.5, 1.0])
+
+
+@pytest.mark.parametrize(("loss", "sizes"), OTHERS, ids=lambda x: type(x).__name__)
+def test_gradients_are_those_of_the_formula(loss: Loss, sizes: list[int]) -> None:
+    def values(logp_R: Tensor) -> Tensor:
+        good_R = torch.tensor([True, False] * 3) if len(sizes) == 6 else None
+        more = {"length_R": LENGTH_R, "reward_R": REWARD_R, "good_R": good_R, "kl": 0.3}
+        return loss.items(LossInputs.of(logp_R, double([-3.0] * 6), sizes=sizes, **more))  # type: ignore[arg-type]
+
+    logp_R = double([-4.0, -1.5, -3.0, -7.0, -0.5, -2.0]).requires_grad_()
+    assert values(logp_R).shape == (len(sizes),)
+    assert torch.autograd.gradcheck(values, (logp_R,))
+
+
+@pytest.mark.parametrize(("loss", "sizes"), OTHERS, ids=lambda x: type(x).__name__)
+def test_a_loss_looks_at_the_reference_only_if_it_says_so(loss: Loss, sizes: list[int]) -> None:
+    logp_R = double([-4.0, -1.5, -3.0, -7.0, -0.5, -2.0])
+    s = LossInputs.of(logp_R, sizes=sizes, length_R=LENGTH_R, reward_R=REWARD_R)
+    assert bool(loss.items(s).isfinite().all()) == ("reference" not in loss.needs)
+    assert bool(loss.rewards(s).isfinite().all()) == ("reference" not in loss.needs)
+    assert len(loss.rewards(s)) == 6
+
+
+# -- refusals ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: SimPOLoss(gamma=-1.0), r"loss\.gamma=-1\.0 is no margin; choose loss\.gamma >= 0"),
+        (lambda: SimPOLoss(beta=0.0), r"loss\.beta=0\.0 turns preference into nothing"),
+        (lambda: PROLoss(sft_share=-0.1), r"loss\.sft_share=-0\.1 is no share"),
+        (lambda: KTOLoss(reference_point="ref"), r"loss\.reference_point=ref is none of own, zero"),  # type: ignore[arg-type]
+        (lambda: KTOLoss(bad_weight=-1.0), r"loss\.bad_weight=-1\.0 would turn the labels round"),
+        (lambda: LengthDesensitized(alpha=1.5), r"loss\.weighing\.alpha=1\.5 is no weight"),
+        (lambda: LossSum({}, {}), r"loss\.parts has nothing"),
+        (
+            lambda: LossSum({"a": SFTLoss()}, {"b": 1.0}),
+            r"loss\.parts has a and loss\.shares b; give each",
+        ),
+        (
+            lambda: LossSum({"a": SigmoidLoss(), "b": KTOLoss()}, {"a": 1.0, "b": 1.0}),
+            r"items of different forms \(pair, single\)",
+        ),
+    ],
+)
+def test_a_setting_without_a_meaning_is_refused(make: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_a_sum_needs_what_its_parts_need() -> None:
+    rpo = LossSum({"hinge": HingeLoss(beta=0.3), "sft": SFTLoss()}, {"hinge": 1.0, "sft": 1.0})
+    assert (rpo.needs, rpo.beta) == ({"pair", "reference"}, 0.3)
+    assert form_of(LossSum({"pro": PROLoss(), "sft": SFTLoss()}, {"pro": 1.0, "sft": 1.0}).needs) == "list"
