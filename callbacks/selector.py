@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import Callback
 
@@ -52,6 +52,7 @@ class PairChooser(Selector):
     """
 
     per_prompt: int | None = 1
+    needs_reference: ClassVar[bool] = False
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         trainer.datamodule.run.use(pairs=self)

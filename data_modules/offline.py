@@ -13,6 +13,7 @@ from choosy.data.encode import Reader
 from choosy.module import WeightedDPO
 from choosy.parallel.ranks import shard
 from choosy.rounds.context import ChosenPrompt, Done, Round
+from choosy.rounds.needs import check_needs
 from choosy.rounds.run import Run
 from choosy.types import Candidates, Prompt
 
@@ -56,6 +57,8 @@ class OfflineData(LightningDataModule):
         assert self.trainer is not None
         module = cast(WeightedDPO, self.trainer.lightning_module)
         candidates = self.reader.candidates(self.train_source, module.policy, limit=self.limit)
+        responses = [len(c.responses) for c in candidates]
+        check_needs(self.run, module.loss, responses=responses, source=self.train_source, fresh=False)
         if self.run.weighting.needs == "given":
             refuse_unweighted(candidates, self.train_source)
         self.given = {c.prompt.id: c for c in candidates}

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningDataModule
 from choosy.data.batches import ItemBatches
 from choosy.data.encode import Reader
 from choosy.module import WeightedDPO
+from choosy.rounds.needs import check_needs
 from choosy.rounds.run import Run
 from choosy.rounds.sample import FreshResponses
 from choosy.types import Prompt
@@ -39,8 +40,8 @@ class OnPolicyData(LightningDataModule):
         heldout_limit: int | None = None,
     ) -> None:
         super().__init__()
-        if responses < 2:
-            raise ValueError(f"data.responses={responses} leaves nothing to compare; choose at least 2.")
+        if responses < 1:
+            raise ValueError(f"data.responses={responses} leaves nothing to judge; choose at least 2.")
         if run.labels.terms.given_only:
             raise ValueError(
                 "labeler=dataset reads the scores of given responses, and the fresh ones of data=on_policy have none; "
@@ -67,6 +68,8 @@ class OnPolicyData(LightningDataModule):
             return
         assert self.trainer is not None
         module = cast(WeightedDPO, self.trainer.lightning_module)
+        source = f"data.responses={self.responses}"
+        check_needs(self.run, module.loss, responses=[self.responses], source=source, fresh=True)
         self.prompts = self.reader.prompts(self.train_source, module.policy, limit=self.limit)
         if self.heldout_source:
             self.heldout = self.reader.prompts(self.heldout_source, module.policy, limit=self.heldout_limit)

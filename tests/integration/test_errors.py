@@ -68,7 +68,11 @@ def test_a_misspelt_key_is_named(refused):
     ("line", "told"),
     [
         ("labels.budget=0", "labels.budget=0 buys nothing; type 1 or more"),
-        ("data.responses=1", "data.responses=1 leaves nothing to compare; choose at least 2"),
+        ("data.responses=0", "data.responses=0 leaves nothing to judge; choose at least 2"),
+        (
+            "data.responses=1",
+            "SigmoidLoss compares .*data.responses=1 gives some.*choose loss=kto",
+        ),
         ("sampler.temperature=-1", "sampler.temperature=-1 samples nothing; choose >= 0"),
         ("model.name=/no/such/folder", "there is no folder '/no/such/folder'.*check the path"),
         ("labeler.path=toy.nosuch", "toy.nosuch.*names no function.*PYTHONPATH"),
@@ -222,11 +226,48 @@ def test_a_reward_gap_of_a_labeler_that_only_compares(weighting, refused):
 
 
 @pytest.mark.usefixtures("only_compares")
-def test_a_margin_from_the_rewards_of_a_labeler_that_only_compares(refused):
-    told = (
-        "SelfRewardLoss takes a pair's margin from its rewards, and labeler longer gives none.*loss=sigmoid.*labeler="
-    )
-    refused("loss=dlma", "weighting=uniform", told=told)
+@pytest.mark.parametrize(("loss", "name"), [("dlma", "SelfRewardLoss"), ("pro", "PROLoss")])
+def test_a_loss_of_the_rewards_of_a_labeler_that_only_compares(loss, name, refused):
+    told = f"{name} needs the rewards .*labeler longer gives none.*loss=sigmoid.*labeler="
+    refused(f"loss={loss}", "weighting=uniform", told=told)
+
+
+@pytest.mark.usefixtures("only_compares")
+def test_single_responses_for_a_labeler_that_only_compares(refused):
+    told = "data.responses=1 gives some prompts a single response, and labeler longer only compares.*labeler="
+    refused("loss=kto", "weighting=uniform", "data.responses=1", told=told)
+
+
+def test_a_reward_gap_of_single_responses(refused):
+    told = "RewardGap weighs a pair by .*gives some prompts a single response. Choose weighting=uniform, or pairs"
+    refused("loss=kto", "data.responses=1", "weighting=wdpo", told=told)
+
+
+def test_pairs_of_single_responses(refused):
+    single = ["loss=kto", "data.responses=1", "weighting=uniform"]
+    refused(*single, "selector=random_pairs", told="RandomPairs chooses pairs.*has one response; type.*selector=none")
+
+
+@pytest.mark.parametrize("setting", ["temperature=0.7", "top_p=0.9", "top_k=50"])
+def test_own_samples_of_another_distribution(setting, refused):
+    told = rf"KTOLoss needs samples of the policy's own.*sampler.{setting}.*Choose sampler.temperature=1 .*zero"
+    refused("loss=kto", "weighting=uniform", f"sampler.{setting}", told=told)
+
+
+def test_unpaired_rows(refused, tmp_path):
+    """A loss that compares refuses them, and so does one that needs samples of the policy."""
+    rows = [{"prompt": f"Say {n}.", "completion": f"{n}!", "label": n % 2 == 0} for n in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ["data=offline", f"data.train={tmp_path / 'rows.jsonl'}", "data.heldout=null"]
+    given = [*data, "weighting=uniform", "selector=none"]
+    refused(*given, told="SigmoidLoss compares responses to one prompt, and .*rows.jsonl.*choose loss=kto")
+    told = "KTOLoss needs samples of the present policy, and .*rows.jsonl are given.*data=on_policy, or .*zero"
+    refused(*given, "loss=kto", told=told)
+
+
+def test_losses_of_different_forms(refused):
+    parts = ["loss=rpo", "+loss.parts.kto._target_=choosy.methods.losses.KTOLoss", "+loss.shares.kto=1.0"]
+    refused(*parts, told=r"items of different forms \(pair, single\); add up losses of one form")
 
 
 @pytest.mark.usefixtures("only_compares")

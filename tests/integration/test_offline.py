@@ -81,6 +81,29 @@ def test_the_weight_column_weighs_the_pairs(play, rows_file):
         play(*OFFLINE, rows_file(HH), "weighting=column", name="without")
 
 
+UNPAIRED = [{"prompt": f"Say {n}.", "completion": f"{n}!", "label": n % 3 == 0, "weight": 0.5 + n} for n in range(10)]
+
+
+@pytest.mark.parametrize(("weighting", "rounds"), [("column", 1), ("uniform", 2)])
+def test_unpaired_rows_train_good_and_bad_responses(weighting, rounds, play, rows_file):
+    single = ["loss=kto", "loss.reference_point=zero", f"weighting={weighting}", f"rounds={rounds}"]
+    run = play(*OFFLINE, rows_file(UNPAIRED), *single)
+    assert run.summary["labels"]["spent"] == 10
+    assert run.summary["pairs_trained"] == 10 * rounds
+    known = {row["prompt"]: row for row in run.pool.to_dict("records")}
+    for row in UNPAIRED:
+        assert known[row["prompt"]]["rewards"].tolist() == [1.0 if row["label"] else -1.0]
+        assert known[row["prompt"]]["given_weight"] == (row["weight"] if weighting == "column" else 1.0)
+    first = pd.read_csv(run.run_dir / "metrics.csv").iloc[0]
+    assert first["rewards/chosen"] == first["rewards/rejected"] == 0.0
+
+
+def test_lists_train_all_scored_responses(play, rows_file):
+    run = play(*OFFLINE, rows_file(SCORED), "loss=pro", "rounds=1")
+    assert {len(responses) for _, *responses in run.witness.pairs[0]} == {3}
+    assert run.summary["pairs_trained"] == 10
+
+
 def test_scored_responses_train_best_against_worst(play, rows_file):
     run = play(*OFFLINE, rows_file(SCORED), "rounds=1")
     for row in SCORED:

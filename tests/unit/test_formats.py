@@ -225,6 +225,25 @@ def test_nemo_ranks_count_down() -> None:
     assert str(split(row)[1][1][1]) == "0.0"
 
 
+@pytest.mark.parametrize(("label", "gold"), [(True, 1.0), (1, 1.0), (False, -1.0), (0, -1.0)])
+@pytest.mark.parametrize("completion", ["Yes.", [yes]])
+def test_an_unpaired_completion_is_good_or_bad(completion: Any, label: Any, gold: float) -> None:
+    row = {"prompt": "Is it?", "completion": completion, "label": label}
+    assert split(row) == ((ASK,), [("Yes.", gold)])
+    assert to_prompt(row, WHERE).messages == (ASK,)
+
+
+@pytest.mark.parametrize("label", ["yes", 2, -1, 0.5])
+def test_a_label_of_an_unpaired_completion_is_one_of_two(label: Any) -> None:
+    with pytest.raises(ValueError, match=r"label must be true \(a good completion\) or false, found"):
+        split({"prompt": "Is it?", "completion": "Yes.", "label": label})
+
+
+def test_an_empty_unpaired_completion_is_left_out() -> None:
+    with pytest.raises(Untrainable, match="an empty response"):
+        split({"prompt": "Is it?", "completion": " ", "label": True})
+
+
 def test_a_weight_column_comes_along() -> None:
     row = FORMATS["explicit strings"]
     assert to_candidates(row | {"weight": 2}, WHERE).weight == 2.0

@@ -238,12 +238,21 @@ def _shp(row: Row, where: str) -> Split:
     return _asked(row, where, "history"), list(zip(texts, (score_a, score_b), strict=True))
 
 
+def _unpaired(row: Row, where: str) -> Split:
+    """TRL's unpaired preferences: {prompt, completion, label}; label says whether the completion is good."""
+    label = row["label"]
+    if label not in (0, 1):
+        raise ValueError(f"{where}: label must be true (a good completion) or false, found {label!r:.20}.")
+    return _asked(row, where), [(_answer(row["completion"], where, "completion"), 1.0 if label else -1.0)]
+
+
 FORMATS: tuple[tuple[tuple[str, ...], Callable[[Row, str], Split]], ...] = (
     (("chosen", "rejected"), _pair),
     (("responses",), _responses),
     (("instruction", "completions"), _ultrafeedback),
     (("context", "completions"), _nemo),
     (("history", "human_ref_A", "human_ref_B"), _shp),
+    (("completion", "label"), _unpaired),
 )
 
 
@@ -348,8 +357,10 @@ def to_prompt(row: Row, where: str, *, as_chat: bool = True) -> Prompt:
 def to_candidates(row: Row, where: str, *, as_chat: bool = True) -> Candidates:
     """The prompt of a preference row with its responses: empty ones left out, repeated ones once.
 
+    An unpaired row has one response, whose gold score is 1 if it is good and -1 if it is bad.
+
     Raises:
-        Untrainable: If fewer than two responses are left, or one has two scores.
+        Untrainable: If nothing is left to compare, or one response has two scores.
         ValueError: If the row is malformed.
     """
     if (split := _format_of(row)) is None:
@@ -365,8 +376,8 @@ def to_candidates(row: Row, where: str, *, as_chat: bool = True) -> Candidates:
         if text.strip() and first.gold != gold and len(answers) > 2:
             raise Untrainable(where, TORN)
     empty = responses.pop("", None)
-    if len(responses) < 2:
-        raise Untrainable(where, EMPTY if empty and responses else SAME)
+    if len(responses) < (1 if split is _unpaired else 2):
+        raise Untrainable(where, EMPTY if empty and (responses or split is _unpaired) else SAME)
     kept = tuple(responses.values())
     return Candidates(_prompt(asked, row, where, as_chat, [r.text for r in kept]), kept, weight=weight)
 

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from choosy.data.pool import Keep, Pool
 from choosy.labeling.protocols import Labeler
@@ -93,7 +93,7 @@ class PairSelector(Protocol):
     count: int | None
     per_prompt: int | None
     direction: Direction
-    needs_reference: bool
+    needs_reference: ClassVar[bool]
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
         """How much a label of each candidate's pairs i < j would teach: larger = more. Sees this rank's share only."""

@@ -2,27 +2,67 @@
 
 from __future__ import annotations
 
-from choosy.labeling.buyer import LabelBuyer
+from collections.abc import Collection
+
 from choosy.labeling.menu import labelers_able_to
 from choosy.methods.loss_inputs import Loss, form_of
-from choosy.methods.weighting import Weighting
+from choosy.rounds.run import Run
+from choosy.sampling.protocol import Sampler
 
 
-def check_needs(loss: Loss, weighting: Weighting, labels: LabelBuyer) -> None:
+def check_needs(run: Run, loss: Loss, *, responses: Collection[int], source: str, fresh: bool) -> None:
     """Refuse a loss or a weighting that would miss something.
+
+    Args:
+        run: The run.
+        loss: The loss that it trains with.
+        responses: The numbers of responses that prompts have.
+        source: Where the responses come from, as it is typed.
+        fresh: Whether the policy samples them in each round; else they are given.
 
     Raises:
         ValueError: What is missing, and what to type.
     """
-    form_of(loss.needs)
-    name = labels.labeler.name
-    if weighting.needs == "gap" and not labels.scores:
+    weighting, labels = run.weighting, run.labels
+    name, labeler, lone = type(loss).__name__, labels.labeler.name, min(responses) == 1
+    scorers = f"a labeler that scores: {labelers_able_to('score')}"
+    singles = f"{source} gives some prompts a single response"
+    if form_of(loss.needs) != "single" and lone:
         raise ValueError(
-            f"{type(weighting).__name__} weighs a pair by its rewards, and labeler {name} gives none: it only "
-            f"compares. Choose weighting=uniform, or a labeler that scores: {labelers_able_to('score')}."
+            f"{name} compares responses to one prompt, and {singles}; choose loss=kto, or at least two responses "
+            "to each prompt."
+        )
+    if weighting.needs == "gap" and (lone or not labels.scores):
+        lacks = singles if lone else f"labeler {labeler} gives none: it only compares"
+        raise ValueError(
+            f"{type(weighting).__name__} weighs a pair by its rewards' gap, and {lacks}. "
+            f"Choose weighting=uniform, or {'pairs' if lone else scorers}."
+        )
+    if lone and not labels.scores:
+        raise ValueError(
+            f"{singles}, and labeler {labeler} only compares two. Choose {scorers}, or at least two responses "
+            "to each prompt."
         )
     if "reward" in loss.needs and not labels.scores:
         raise ValueError(
-            f"{type(loss).__name__} needs the rewards of an item's responses, and labeler {name} gives none: it only "
-            f"compares. Choose loss=sigmoid, or a labeler that scores: {labelers_able_to('score')}."
+            f"{name} needs the rewards of a prompt's responses, and labeler {labeler} gives none: it only compares. "
+            f"Choose loss=sigmoid, or {scorers}."
+        )
+    if "own" in loss.needs:
+        check_own_samples(name, source, run.sampler if fresh else None)
+
+
+def check_own_samples(loss: str, source: str, sampler: Sampler | None) -> None:
+    """Refuse a loss of the policy's own samples where there are none, or none of its own distribution."""
+    instead = "a loss without them (loss=sigmoid, or loss=kto loss.reference_point=zero)"
+    if sampler is None:
+        raise ValueError(
+            f"{loss} needs samples of the present policy, and the responses of {source} are given. "
+            f"Choose data=on_policy, or {instead}."
+        )
+    if (sampler.temperature, sampler.top_p, sampler.top_k) != (1, 1, 0):
+        raise ValueError(
+            f"{loss} needs samples of the policy's own distribution, and sampler.temperature={sampler.temperature} "
+            f"sampler.top_p={sampler.top_p} sampler.top_k={sampler.top_k} draw from another. "
+            f"Choose sampler.temperature=1 sampler.top_p=1 sampler.top_k=0, or {instead}."
         )

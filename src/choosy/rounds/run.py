@@ -27,7 +27,6 @@ from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sa
 from choosy.rounds.evaluate import Evaluation
 from choosy.rounds.label import buy_labels, refuse_many
 from choosy.rounds.label_ahead import LabelAhead, WhileSampling
-from choosy.rounds.needs import check_needs
 from choosy.rounds.resumable import Resumable
 from choosy.rounds.round import play_round
 from choosy.rounds.score import rescore_pool
@@ -140,10 +139,8 @@ class Run:
             prompts: All prompts of the run.
 
         Raises:
-            ValueError: The folder holds another run, the ledger has lost labels that the run has bought, or the loss
-                or the weighting would miss something.
+            ValueError: The folder holds another run, or the ledger has lost labels that the run has bought.
         """
-        check_needs(loss, self.weighting, self.labels)
         self.policy, self.loss = policy, loss
         self.labels.use_policy(policy)
         self.ranks = current_ranks()
