@@ -1,13 +1,12 @@
-"""Whom to believe when workers lie, guess, collude or turn: the crowd against majority vote and Dawid-Skene's EM.
+"""Compare the crowd with majority vote and Dawid-Skene's EM, for workers who lie, guess, collude or change.
 
     python benchmarks/crowd.py [--questions 2000] [--seeds 5] [--audited 0.1]
 
-Simulated workers vote on pairs; the truth of a tenth of them is told after the vote (an expert is asked too). What is
-counted are wrong verdicts on the pairs whose truth nobody told; a tie is half a mistake. Majority vote and the crowd
-judge each pair when it comes. EM has all votes of all pairs, the future's too, before it says anything; its second
-line also gets the told truths and begins with the abilities they show; its third knows at every pair what the crowd
-knows there, and no more. "best rule" knows every worker's ability (and who copies), and is what regret is measured
-against.
+Simulated workers vote on pairs, and an expert tells the truth about a tenth of them afterwards. The error is the share
+of wrong verdicts on the pairs without an audit; a tie is half an error. Majority vote and the crowd judge each pair as
+it arrives. EM uses all votes of all pairs, later ones included; its second line also gets the audits; its third uses at
+each pair only what the crowd has. "best rule" knows every worker's accuracy (and who copies); regret is measured
+against it.
 Writes benchmarks/results/crowd.json and docs/images/crowd.png.
 """
 
@@ -77,15 +76,15 @@ def best_rule(votes: Floats, ability: Floats, crowd: dict[str, Any]) -> Floats:
     return 1 / (1 + np.exp(-(votes * weight).sum(1)))
 
 
-def dawid_skene(votes: Floats, told: Floats | None = None, *, steps: int = 100) -> Floats:
+def dawid_skene(votes: Floats, known_truth: Floats | None = None, *, steps: int = 100) -> Floats:
     """EM for one ability a worker (Dawid and Skene 1979, symmetric errors), begun with the majority.
 
     Args:
         votes: (T, N).
-        told: Truths that are known, 0 elsewhere; they stay fixed, and EM begins with the abilities they show.
+        known_truth: Truths that are known, 0 elsewhere; they stay fixed, and EM begins with the abilities they show.
         steps: Most rounds of EM; it stops when nothing moves.
     """
-    known = np.zeros(len(votes)) if told is None else told
+    known = np.zeros(len(votes)) if known_truth is None else known_truth
     begun = (votes.sum(1) / np.maximum(1, np.abs(votes).sum(1)) + 1) / 2
     share = expected(votes[known != 0], (known[known != 0] + 1) / 2, votes) if known.any() else begun
     for _ in range(steps):
@@ -97,13 +96,13 @@ def dawid_skene(votes: Floats, told: Floats | None = None, *, steps: int = 100) 
     return share
 
 
-def dawid_skene_so_far(votes: Floats, told: Floats, *, every: int = 20) -> Floats:
-    """EM that judges a pair by the votes and truths of earlier pairs, and looks back over these anew after so many."""
+def dawid_skene_so_far(votes: Floats, known_truth: Floats, *, every: int = 20) -> Floats:
+    """EM that judges a pair by the votes and truths of earlier pairs, and fits them again after every so many."""
     first = majority(votes)
     for at in range(every, len(votes), every):
-        share = dawid_skene(votes[:at], told[:at])
+        share = dawid_skene(votes[:at], known_truth[:at])
         first[at : at + every] = expected(
-            votes[:at], np.where(told[:at] == 0, share, (told[:at] + 1) / 2), votes[at : at + every]
+            votes[:at], np.where(known_truth[:at] == 0, share, (known_truth[:at] + 1) / 2), votes[at : at + every]
         )
     return first
 
@@ -121,12 +120,12 @@ def crowd_rule(votes: Floats, truth: Floats, audited: NDArray[np.bool_] | None, 
     records: Records = {}
     first = np.empty(len(votes))
     for t, row in enumerate(votes):
-        told = {str(worker): word[float(vote)] for worker, vote in enumerate(row) if vote}
-        first[t] = probability_first(told, records)
+        votes_here = {str(worker): word[float(vote)] for worker, vote in enumerate(row) if vote}
+        first[t] = probability_first(votes_here, records)
         if audited is None:
-            records = update_from_peers(records, told, memory=memory)
+            records = update_from_peers(records, votes_here, memory=memory)
         elif audited[t]:
-            records = update_from_expert(records, told, "first" if truth[t] > 0 else "second", memory=memory)
+            records = update_from_expert(records, votes_here, "first" if truth[t] > 0 else "second", memory=memory)
     return first
 
 
@@ -137,7 +136,7 @@ def mistakes(first: Floats, truth: Floats) -> Floats:
 
 
 def play(crowd: dict[str, Any], questions: int, seed: int, share: float) -> dict[str, Floats]:
-    """The mistakes of every rule on the pairs whose truth nobody told."""
+    """The mistakes of every rule on the pairs without an audit."""
     truth, votes, ability = simulated(crowd, questions, seed)
     audited = np.random.default_rng([seed, 1]).random(questions) < share
     rules: dict[str, Callable[[], Floats]] = {
@@ -214,9 +213,9 @@ def main() -> None:
             print(f"{rule:<20}{error:>16}{row['regret_at_half']:>16.1f}{row['regret']:>16.1f}")
     bound = regret_bound(asked.questions, 9, asked.audited)
     print(f"\nbound on the crowd's expected regret where its assumptions hold (9 workers): {bound:.0f}")
-    told = {**vars(asked), "bound": round(bound, 1), "crowds": results}
+    result = {**vars(asked), "bound": round(bound, 1), "crowds": results}
     (ROOT / "benchmarks" / "results").mkdir(parents=True, exist_ok=True)
-    (ROOT / "benchmarks" / "results" / "crowd.json").write_text(json.dumps(told, indent=1) + "\n")
+    (ROOT / "benchmarks" / "results" / "crowd.json").write_text(json.dumps(result, indent=1) + "\n")
     plot(curves, ROOT / "docs" / "images" / "crowd.png")
 
 

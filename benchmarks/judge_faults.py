@@ -119,14 +119,14 @@ class Bill:
     def whole(self) -> int:
         return self.faults["answered"] + sum(self.faults[kind] for kind in NO_VERDICT)
 
-    def kill(self, kept: set[int]) -> None:
-        """The buyer was killed; what it had bought and not kept begins anew."""
+    def kill(self, stored: set[int]) -> None:
+        """The buyer was killed; what it had bought and not stored starts again."""
         with self._lock:
-            gone = [i for i, replies in self.replies.items() if replies and i not in kept]
+            gone = [i for i, replies in self.replies.items() if replies and i not in stored]
             self.lost.append(len(gone))
             for i in gone:
                 self.replies[i].clear()
-            for i in self.cost.keys() - kept:
+            for i in self.cost.keys() - stored:
                 self.lost_cost += self.cost.pop(i)
 
 

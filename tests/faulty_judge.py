@@ -1,4 +1,4 @@
-"""A judge on loopback that speaks chat completions and misbehaves as it is told; for tests and for benchmarks.
+"""A judge on loopback that speaks chat completions, with faults on request; for tests and benchmarks.
 
 with FaultyJudge(prefers_longer, fault=lambda n, asked: "500" if n == 0 else None) as server:
     Judge("toy", base_url=server.url)

@@ -228,8 +228,8 @@ def test_ten_pairs_a_kill_and_the_rest(run, page, port, tmp_path):
         first_text, second_text = (row[f"response_{place}"] for place in ("first", "second"))
         assert {first_text, second_text} == {left, right}
         stood = "first" if first_text == left else "second"
-        told = {"left": stood, "right": "second" if stood == "first" else "first", "tie": "tie", "skip": "invalid"}
-        assert row["verdict"] == told[side], prompt
+        expected = {"left": stood, "right": "second" if stood == "first" else "first", "tie": "tie", "skip": "invalid"}
+        assert row["verdict"] == expected[side], prompt
         assert json.loads(row["raw"]) == [{"annotator": "Ada", "clicked": side, "left": stood}]
     assert {json.loads(raw)[0]["left"] for raw in found["raw"]} == {"first", "second"}
     assert sorted(clicks(folder)) == [*sorted((verdict, 0) for verdict in found["verdict"]), ("undone", 1)]

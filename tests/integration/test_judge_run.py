@@ -29,8 +29,8 @@ PASSING = ["500", "503", "429", "cut", "cut in the middle", "malformed", "no cho
 def prefers_more_vowels(asked: Asked) -> str:
     """A mind of its own, that also tells what it was sent."""
     one, other = (sum(map(text.count, "aeiou")) * 1000 + len(text) for text in (asked.first, asked.second))
-    told = f"You sent {asked.headers.get('Authorization')}.\n"
-    return told + asked.verdict("tie" if one == other else "first" if one > other else "second")
+    header = f"You sent {asked.headers.get('Authorization')}.\n"
+    return header + asked.verdict("tie" if one == other else "first" if one > other else "second")
 
 
 @pytest.fixture

@@ -25,11 +25,11 @@ def test_a_crowd_with_an_expert(play, caplog):
     expert = ["labeler@labeler.expert=function", "labeler.expert.path=toy_rewards.toy"]
     with caplog.at_level(logging.INFO, logger="choosy"):
         run = play("labeler=crowd", *MEMBERS, *TOY, *expert, "labeler.audit=0.5")
-    told = rows(run.run_dir, "labeler = 'crowd:one+two'")
-    assert {tuple(json.loads(row["raw"])["votes"]) for row in told} == {("one", "two")}
-    assert 0 < sum(row["annotator"] == "expert" for row in told) < len(told)
+    answers = rows(run.run_dir, "labeler = 'crowd:one+two'")
+    assert {tuple(json.loads(row["raw"])["votes"]) for row in answers} == {("one", "two")}
+    assert 0 < sum(row["annotator"] == "expert" for row in answers) < len(answers)
     # of each pair: two scores of VADER, two of the toy; the expert is the same toy, and its scores are in the ledger
-    assert run.summary["labels"]["spent"] == sum(row["judgements"] for row in told if row["purpose"] == "train") > 0
+    assert run.summary["labels"]["spent"] == sum(row["judgements"] for row in answers if row["purpose"] == "train") > 0
     assert "crowd:one+two: two +" in caplog.text
     assert run.round(1)["chosen"].notna().any()
 
@@ -54,8 +54,8 @@ def test_a_predictor_saves_labels(play, tiny_policy_dir, caplog):
             *("labeler.model.epochs=1", "labeler.model.max_length=64", "rounds=3"),
         )
     saved = run.data.run.labels.labeler.savings
-    told = rows(run.run_dir, "labeler LIKE 'predictor:%'")
-    assert saved.answered == sum(row["annotator"] == "predictor" for row in told) > 0
+    answers = rows(run.run_dir, "labeler LIKE 'predictor:%'")
+    assert saved.answered == sum(row["annotator"] == "predictor" for row in answers) > 0
     assert f"{saved.answered} labels saved" in caplog.text
     labels = run.summary["labels"]
     assert labels["spent"] + labels["evaluation"] == len(rows(run.run_dir, "labeler LIKE 'function:%'"))

@@ -1,4 +1,4 @@
-"""A run that waits for labels of another day: it stops with its own code, and goes on once they are imported."""
+"""Test runs that wait for imported labels."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def lines(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path) -> list[str]:
-    kept = [line for line in typed(tmp_path, tiny_policy_dir, prompts_file) if not line.startswith("labeler")]
-    return [*kept, "labeler=queue", "weighting=uniform", "selector=none", "data.limit=6", "name=asked"]
+    given = [line for line in typed(tmp_path, tiny_policy_dir, prompts_file) if not line.startswith("labeler")]
+    return [*given, "labeler=queue", "weighting=uniform", "selector=none", "data.limit=6", "name=asked"]
 
 
 def test_a_run_that_wants_labels_stops_and_goes_on_with_them(lines, tmp_path):
     run, number = tmp_path / "runs" / "asked", 0
-    told = command(ROOT / "train.py", *lines, folder=tmp_path)
+    done = command(ROOT / "train.py", *lines, folder=tmp_path)
     sampled = []
-    while told.returncode == 75:
-        assert "6 pairs want a label" in told.stderr
-        assert "choosy labels import runs/asked/ledger.sqlite runs/asked/wanted.jsonl" in told.stderr
-        assert told.stderr.rstrip().endswith("run_dir=runs/asked ckpt_path=last")
-        assert "Traceback" not in told.stderr
+    while done.returncode == 75:
+        assert "6 pairs want a label" in done.stderr
+        assert "choosy labels import runs/asked/ledger.sqlite runs/asked/wanted.jsonl" in done.stderr
+        assert done.stderr.rstrip().endswith("run_dir=runs/asked ckpt_path=last")
+        assert "Traceback" not in done.stderr
         rows = [json.loads(line) for line in (run / "wanted.jsonl").read_text().splitlines()]
         sampled.append({row["key"] for row in rows})
         number += 1
@@ -37,8 +37,8 @@ def test_a_run_that_wants_labels_stops_and_goes_on_with_them(lines, tmp_path):
             filled = tmp_path / "filled.jsonl"
             filled.write_text("".join(json.dumps(row | {"verdict": "first"}) + "\n" for row in rows))
             labels_command(["import", str(run / "ledger.sqlite"), str(filled)])
-        told = command(ROOT / "train.py", *lines, "ckpt_path=last", folder=tmp_path)
-    assert told.returncode == 0, told.stderr
+        done = command(ROOT / "train.py", *lines, "ckpt_path=last", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert number == 3, "once unanswered, then once for each of two rounds"
     assert len(labels(run / "ledger.sqlite")) == 12
     assert summary(run)["rounds"] == 2

@@ -57,13 +57,13 @@ def logp(policy: Policy, prompt: Prompt, response: str) -> float:
 def test_the_reward_is_the_difference_of_two_log_probs(policy: Policy) -> None:
     """Items of several prompts, mixed: each reward belongs to its item."""
     items = [(CHAT, "fine"), (PLAIN, "there was"), (CHAT, "awful, really"), (SYSTEM, "fine")]
-    told = {
+    asked = {
         "c": lambda text: Prompt("", "", (Message("system", text), *CHAT.messages)),
         "s": lambda text: Prompt("", "", (Message("system", f"{text}\n\nBe brief."), SYSTEM.messages[1])),
         "t": lambda text: Prompt("", f"{text}\n\nOnce upon a time"),
     }
     by_hand = [
-        logp(policy, told[prompt.id](GOOD), text) - logp(policy, told[prompt.id](BAD), text) for prompt, text in items
+        logp(policy, asked[prompt.id](GOOD), text) - logp(policy, asked[prompt.id](BAD), text) for prompt, text in items
     ]
     rewards = labeler(policy).score([(prompt, Response(text)) for prompt, text in items])
     assert rewards == pytest.approx(by_hand, abs=1e-3)

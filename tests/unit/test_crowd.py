@@ -98,9 +98,9 @@ def test_votes_are_stored_and_charged_once(buyer_of, tmp_path: Path) -> None:
     votes = rows(tmp_path, "a")
     assert len(votes) == 40
     assert {vote["run"] for vote in votes} == {"run#crowd:a+b+c#a"}
-    told = rows(tmp_path, "crowd:a+b+c")
-    assert json.loads(told[0]["raw"])["votes"] == dict.fromkeys("abc", truth()[0])
-    assert sum(row["annotator"] == "expert" for row in told) == audited
+    verdicts = rows(tmp_path, "crowd:a+b+c")
+    assert json.loads(verdicts[0]["raw"])["votes"] == dict.fromkeys("abc", truth()[0])
+    assert sum(row["annotator"] == "expert" for row in verdicts) == audited
     assert (expert.asked, workers[0].asked) == (audited, 40)
 
     plain = buyer_of(workers[0])

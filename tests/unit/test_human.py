@@ -332,14 +332,14 @@ def test_a_saved_click_is_in_the_ledger_and_an_undone_one_is_not(human, buyer, p
     assert verdicts.result(5) == ["invalid", "invalid"]
     assert buyer.spent == 2
     assert not human.screen("ann").question
-    told = capsys.readouterr().err
-    assert "2 pairs to label at http://127.0.0.1:1/?token=secret (training waits)" in told
+    printed = capsys.readouterr().err
+    assert "2 pairs to label at http://127.0.0.1:1/?token=secret (training waits)" in printed
 
 
 def test_instruction_and_overlap_change_the_fingerprint(tmp_path):
     prints = {
-        Human(str(tmp_path), **how).terms.fingerprint
-        for how in ({}, {"overlap": 3}, {"instruction": "Which is safer?"})
+        Human(str(tmp_path), **options).terms.fingerprint
+        for options in ({}, {"overlap": 3}, {"instruction": "Which is safer?"})
     }
     assert len(prints) == 3
 
@@ -348,16 +348,16 @@ def test_instruction_and_overlap_change_the_fingerprint(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("how", "told"),
+    ("options", "message"),
     [
         ({"overlap": 0}, "labeler.overlap=0 is too small; type 1 or more"),
         ({"hold": -1}, "labeler.hold=-1 is too small; type 0 or more"),
         ({"grace": -1}, "labeler.grace=-1 is too small"),
     ],
 )
-def test_a_value_out_of_range_is_refused(how, told, tmp_path):
-    with pytest.raises(ValueError, match=told):
-        Human(str(tmp_path), **how)
+def test_a_value_out_of_range_is_refused(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        Human(str(tmp_path), **options)
 
 
 def test_a_missing_package_is_named_with_what_to_type(tmp_path, monkeypatch):
@@ -387,10 +387,10 @@ class Fickle:
     name = "fickle"
 
     def __init__(self) -> None:
-        self.told: list[dict[str, Any]] = []
+        self.informed: list[dict[str, Any]] = []
 
-    def inform(self, **told: Any) -> None:
-        self.told.append(told)
+    def inform(self, **facts: Any) -> None:
+        self.informed.append(facts)
 
     def compare(self, items: Any) -> Iterator[Answer]:
         for at in range(len(items)):
@@ -405,7 +405,7 @@ def test_an_answer_that_is_taken_back_leaves_no_trace_in_what_is_trained_on(tmp_
     assert rows(tmp_path / "ledger.sqlite") == [("p0", "second", ""), ("p1", "second", "")]
     assert buyer.spent == 2
     assert buyer.compare(asked(3), purpose="evaluate") == ["second"] * 3
-    assert fickle.told == [
+    assert fickle.informed == [
         {"purpose": "train", "budget": 4, "spent": 0},
         {"purpose": "evaluate", "budget": 4, "spent": 2},
     ]
@@ -418,7 +418,7 @@ def test_a_buyer_without_heldout_answers_asks_nobody_about_them(tmp_path):
     answers = [Candidates(prompt, (replace(one, ids=(1, 2), logp=-1.0, logp_ref=-3.0),)) for prompt, one, _ in asked(2)]
     start = {c.prompt.id: c for c in answers}
     result = evaluate(answers, start, buyer.evaluator)
-    assert fickle.told == []
+    assert fickle.informed == []
     assert result.metrics == {
         **{"reward": None, "win_rate": None, "ties": None, "invalid": None},
         **{"kl": 2.0, "length": 2.0},

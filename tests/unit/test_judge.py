@@ -348,8 +348,8 @@ def test_a_single_pair_without_a_completion_is_invalid_if_the_endpoint_speaks() 
 
 @pytest.mark.parametrize("fault", MALFORMED)
 def test_an_endpoint_without_completions_stops_the_run(fault: str) -> None:
-    told = r"answers, but with no chat completion \(.*\); check base_url, .* 0 of the 3 pairs"
-    with FaultyJudge(fault=lambda asked: fault) as server, pytest.raises(ItemFailed, match=told):
+    message = r"answers, but with no chat completion \(.*\); check base_url, .* 0 of the 3 pairs"
+    with FaultyJudge(fault=lambda asked: fault) as server, pytest.raises(ItemFailed, match=message):
         list(judge(server, retries=quick(1)).compare(items(3)))
 
 
@@ -382,12 +382,12 @@ def test_a_refusal_stops_the_run_at_once_and_says_what_to_check(
         with pytest.raises(ItemFailed, match=words) as caught:
             answers += list(judge(server, key_env="JUDGE_KEY", concurrency=1).compare(items(5)))
         assert server.done == {"answered": 2, fault: 1}, "nothing is tried again, nothing more is asked"
-    told = str(caught.value)
-    assert told.startswith(server.url)
-    assert "model 'toy'" in told
-    assert "1 of the 5 pairs asked about were answered, and a resume continues there" in told
+    message = str(caught.value)
+    assert message.startswith(server.url)
+    assert "model 'toy'" in message
+    assert "1 of the 5 pairs asked about were answered, and a resume continues there" in message
     assert caught.value.at == 1
-    assert KEY not in told
+    assert KEY not in message
 
 
 @pytest.mark.parametrize("fault", TRIED_AGAIN)
@@ -406,7 +406,7 @@ def test_a_judge_that_stays_down_stops_the_run_and_keeps_what_it_said(fault: str
 
 
 def test_requests_in_flight_at_a_failure_are_answered() -> None:
-    """A refusal of one of eight at once: the seven others are paid for, and kept."""
+    """A refusal of one of eight at once: the seven others are paid for, and arrive."""
     gate = threading.Barrier(8, timeout=10)
 
     def together(asked: Asked) -> str | None:
@@ -473,10 +473,10 @@ def test_every_request_obeys_retry_after(fault: str) -> None:
 
 
 def test_a_retry_after_beyond_the_longest_wait_stops_the_run() -> None:
-    told = r"status 429 and the request to wait 3600 s, more than labeler.endpoint.retries.longest_wait=2"
+    message = r"status 429 and the request to wait 3600 s, more than labeler.endpoint.retries.longest_wait=2"
     with FaultyJudge(fault=lambda asked: "429", retry_after="3600") as server:
         start = time.monotonic()
-        with pytest.raises(ItemFailed, match=told):
+        with pytest.raises(ItemFailed, match=message):
             list(judge(server).compare(items(3)))
         assert time.monotonic() - start < 2
 
@@ -725,15 +725,15 @@ def test_the_buyer_keeps_the_answers_and_a_resume_buys_the_rest(tmp_path: Path) 
             ValueError, match=r"no label for prompt 'question 17'.*status 503.*a resume continues there"
         ):
             buyer.compare(asked)
-        kept = buyer.spent
-        assert kept + 4 >= 17 * 2
+        stored = buyer.spent
+        assert stored + 4 >= 17 * 2
         paid = server.done["answered"]
         broken[0] = False
         assert buyer.compare(asked) == [truth(i) for i in range(30)]
         assert buyer.spent == 60
-        assert server.done["answered"] - paid == 60 - kept
+        assert server.done["answered"] - paid == 60 - stored
         assert buyer.compare([(p, second, first) for p, first, second in asked]) == [truth(i + 1) for i in range(30)]
-        assert server.done["answered"] - paid == 60 - kept, "turned around it is the same question"
+        assert server.done["answered"] - paid == 60 - stored, "in the other order it is the same question"
 
 
 def test_a_budget_of_money_is_kept(tmp_path: Path) -> None:

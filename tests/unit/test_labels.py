@@ -140,8 +140,8 @@ def test_export_needs_a_form_and_a_new_file(full: Ledger, tmp_path: Path) -> Non
 def answered(file: Path, file_format: FileFormat) -> None:
     """Fill an exported file as people do: the first response is better each time, but for one tie."""
     if file_format == "csv":
-        with file.open(newline="") as told:
-            rows = list(csv.DictReader(told))
+        with file.open(newline="") as source:
+            rows = list(csv.DictReader(source))
         with file.open("w", newline="") as out:
             writer = csv.DictWriter(out, ["key", "verdict", "annotator"])  # nothing else is needed
             writer.writeheader()
@@ -349,7 +349,7 @@ def test_the_command_line(
     labels_command(["stats", str(tmp_path / "new.sqlite")])
     to = str(tmp_path / "wanted.json")
     labels_command(["export", waiting.ledger.path, to, "--wanted", "--format", "label-studio"])
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for words in (
         "6 labels in ",
         "6 labels added, 0 were there, 0 rows have no answer yet",
@@ -357,7 +357,7 @@ def test_the_command_line(
         "4 wanted in ",
         '<Pairwise name="verdict" toName="response_first,response_second"/>',
     ):
-        assert words in told
+        assert words in printed
     with pytest.raises(ValueError, match=r"No ledger nosuch.sqlite; check the path"):
         labels_command(["stats", "nosuch.sqlite"])
     bad = tmp_path / "bad.jsonl"
@@ -370,8 +370,8 @@ def test_the_command_line(
 def test_stats_show_each_labeler_and_run(full: Ledger) -> None:
     out = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     stats(full, out)
-    told = out.export_text()
-    judge = next(line for line in told.splitlines() if "judge" in line)
+    printed = out.export_text()
+    judge = next(line for line in printed.splitlines() if "judge" in line)
     assert judge.split() == ["judge", "template", "4", "1", "1", "50%", "1", "6.4000"]
-    assert re.search(r"scorer +2 +– +– +– +0 +0.0000", told)
-    assert re.search(r"/runs/a +evaluate +2 .*\n.*/runs/a +train +4", told)
+    assert re.search(r"scorer +2 +– +– +– +0 +0.0000", printed)
+    assert re.search(r"/runs/a +evaluate +2 .*\n.*/runs/a +train +4", printed)

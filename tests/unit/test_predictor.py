@@ -29,10 +29,10 @@ PAIRS = [
 OPTIONS: dict[str, Any] = {"max_error": 0.4, "audit": 0.25, "min_labels": 40}
 
 
-class Taste:
+class LikesA:
     """Likes the a; counts what it is asked."""
 
-    name = "taste"
+    name = "likes-a"
 
     def __init__(self, *, price: float | None = None, turned_from: int = 10**9) -> None:
         self.terms = Terms(price=price)
@@ -93,8 +93,8 @@ def test_the_model_learns_preferences_and_is_reproducible(tiny_policy_dir: Path)
 
 
 def test_pairs_with_a_sure_prediction_are_not_bought(at, tmp_path: Path) -> None:
-    taste = Taste(price=0.5)
-    buyer = at(taste)
+    paid = LikesA(price=0.5)
+    buyer = at(paid)
     predictor = buyer.labeler
     assert isinstance(predictor, Compares)
     assert buyer.compare(PAIRS) == truth()
@@ -104,21 +104,21 @@ def test_pairs_with_a_sure_prediction_are_not_bought(at, tmp_path: Path) -> None
     assert 5 < savings.audited < 30
     assert savings.disagreed == 0
     assert str(savings) == (
-        f"{savings.answered} labels saved, {len(taste.asked)} bought; the audit disagreed with 0 of {savings.audited}"
+        f"{savings.answered} labels saved, {len(paid.asked)} bought; the audit disagreed with 0 of {savings.audited}"
     )
 
-    assert (buyer.spent, buyer.money) == (len(taste.asked), pytest.approx(0.5 * len(taste.asked)))
-    told = rows(tmp_path / "ledger.sqlite", predictor.name)
-    free = [row for row in told if row["annotator"] == "predictor"]
+    assert (buyer.spent, buyer.money) == (len(paid.asked), pytest.approx(0.5 * len(paid.asked)))
+    labels = rows(tmp_path / "ledger.sqlite", predictor.name)
+    free = [row for row in labels if row["annotator"] == "predictor"]
     assert len(free) == savings.answered
     assert {(row["cost"], row["judgements"]) for row in free} == {(0.0, 0)}
     assert json.loads(free[0]["raw"])["trained_on"] == 40
-    assert {row["annotator"] for row in told} == {"predictor", "taste"}
+    assert {row["annotator"] for row in labels} == {"predictor", "likes-a"}
 
 
 def test_the_audit_shows_that_the_paid_labeler_has_changed(at) -> None:
-    taste = Taste(turned_from=60)
-    buyer = at(taste, audit=0.5)
+    paid = LikesA(turned_from=60)
+    buyer = at(paid, audit=0.5)
     buyer.compare(PAIRS[:60])
     assert buyer.labeler.savings.disagreed == 0
     buyer.compare(PAIRS[60:80])
@@ -128,23 +128,23 @@ def test_the_audit_shows_that_the_paid_labeler_has_changed(at) -> None:
 
 
 def test_only_bought_labels_count_against_the_budget(at) -> None:
-    taste = Taste()
-    buyer = at(taste, budget=50)
+    paid = LikesA()
+    buyer = at(paid, budget=50)
     verdicts = buyer.compare(PAIRS)
-    assert buyer.spent == len(taste.asked) == 50
+    assert buyer.spent == len(paid.asked) == 50
     assert len(PAIRS) > sum(verdict is not None for verdict in verdicts) > 60, "free answers come on top"
 
 
 def test_a_resumed_predictor_continues_as_if_uninterrupted(at, tmp_path: Path) -> None:
-    whole = at(Taste(), "whole.sqlite")
+    whole = at(LikesA(), "whole.sqlite")
     whole.compare(PAIRS[:90])
 
-    first = Taste()
+    first = LikesA()
     at(first).compare(PAIRS[:90])
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db, db:
         lost = tuple(f"p{n}" for n in range(50, 90))
         db.execute(f"DELETE FROM labels WHERE labeler LIKE 'predictor%' AND prompt_id IN {lost}")
-    resumed = Taste()
+    resumed = LikesA()
     again = at(resumed)
     again.compare(PAIRS[:90])
     assert resumed.asked == [], "what was bought is not bought again"
@@ -159,14 +159,14 @@ def test_a_resumed_predictor_continues_as_if_uninterrupted(at, tmp_path: Path) -
 
 
 def test_labels_of_earlier_runs_train_the_model(at, tmp_path: Path) -> None:
-    taste = Taste()
-    plain = LabelBuyer(taste, ledger=str(tmp_path / "ledger.sqlite"))
+    paid = LikesA()
+    plain = LabelBuyer(paid, ledger=str(tmp_path / "ledger.sqlite"))
     plain.open("earlier")
     plain.compare(PAIRS[:60])
-    buyer = at(taste)
+    buyer = at(paid)
     buyer.compare(PAIRS[60:80])
     assert buyer.labeler.savings.paid == 0
-    assert buyer.spent == buyer.labeler.savings.audited == len(taste.asked) - 60
+    assert buyer.spent == buyer.labeler.savings.audited == len(paid.asked) - 60
 
 
 def test_two_scores_are_two_labels(at) -> None:
@@ -178,22 +178,25 @@ def test_two_scores_are_two_labels(at) -> None:
 
 
 def test_every_pair_is_bought_if_the_error_cannot_be_bounded(at) -> None:
-    buyer = at(Taste(), max_error=0.01)
+    buyer = at(LikesA(), max_error=0.01)
     buyer.compare(PAIRS[:60])
     assert buyer.labeler.savings.paid == 60
 
 
 def test_earlier_preferences() -> None:
-    def told(run: str, first: str, second: str | None = None, **value: Any) -> LabelRecord:
+    def label(run: str, first: str, second: str | None = None, **value: Any) -> LabelRecord:
         blank = {"score": None, "verdict": None, "raw": "", "annotator": "", "judgements": 1, "cost": 0.0}
         return LabelRecord(**{**blank, "prompt": "q", "first": first, "second": second, "run": run, **value})
 
     labels = [
-        *(told("a", text, score=score) for text, score in (("b", 2.0), ("c", 1.0), ("d", 3.0), ("e", 0.0), ("f", 1.0))),
-        told("a", "x", "y", verdict="second"),
-        told("a", "x", "z", verdict="tie"),
-        told("mine", "m", "n", verdict="first"),
-        told("a", "later", "still later", verdict="first"),
+        *(
+            label("a", text, score=score)
+            for text, score in (("b", 2.0), ("c", 1.0), ("d", 3.0), ("e", 0.0), ("f", 1.0))
+        ),
+        label("a", "x", "y", verdict="second"),
+        label("a", "x", "z", verdict="tie"),
+        label("mine", "m", "n", verdict="first"),
+        label("a", "later", "still later", verdict="first"),
     ]
     assert earlier_preferences(labels, "mine") == [
         Preference("q", "y", "x"),
@@ -214,4 +217,4 @@ def test_earlier_preferences() -> None:
 )
 def test_settings_out_of_range_are_refused(at, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        at(Taste(), **options)
+        at(LikesA(), **options)

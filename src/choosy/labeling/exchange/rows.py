@@ -20,7 +20,7 @@ RowReaders = Iterator[
     tuple[str, Callable[[], LabelRow]]
 ]  # the place of each row, and a function that reads it or raises
 
-COLUMNS = (
+LABEL_COLUMNS = (
     *("key", "labeler", "fingerprint", "stamp", "kind", "prompt_id", "prompt", "messages"),
     *("response_first", "response_second", "score", "verdict", "raw", "cost", "annotator"),
     *("judgements", "purpose", "run", "time"),
@@ -35,7 +35,7 @@ TEXTS = ("labeler", "fingerprint", "stamp", "prompt_id", "prompt", "response_fir
 def exported(row: Mapping[str, Any]) -> LabelRow:
     """Turn a row of the ledger into a row of a file, its conversation as a list of messages."""
     turns = [{"role": role, "content": content} for role, content in json.loads(row["messages"])]
-    return {name: turns if name == "messages" else row[name] for name in COLUMNS if name in row}
+    return {name: turns if name == "messages" else row[name] for name in LABEL_COLUMNS if name in row}
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
@@ -51,7 +51,7 @@ def to_jsonl(rows: Iterable[LabelRow]) -> str:
 def to_csv(rows: Iterable[LabelRow]) -> str:
     """Write a table with a line of column names; the conversation is a field of JSON."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(buffer, LABEL_COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows({**row, "messages": json_text(row["messages"])} for row in rows)
     return buffer.getvalue()
@@ -170,7 +170,7 @@ def checked(row: LabelRow, wanted: Mapping[str, LabelRow], labeler: str | None =
         **{"raw": "", "cost": 0.0, "annotator": "", "judgements": 1, "purpose": "train", "run": "import"},
         **{"time": time.time()},
         **(exported(asked) if asked else {}),
-        **{name: row[name] for name in COLUMNS if row.get(name) is not None},
+        **{name: row[name] for name in LABEL_COLUMNS if row.get(name) is not None},
     }
     renamed = labeler is not None and labeler != full.get("labeler")
     full["labeler"] = labeler if labeler is not None else full.get("labeler")

@@ -85,7 +85,7 @@ def application(source: LabelingSource, *, token: str, port: int) -> Starlette:
 
     async def screen(request: Request) -> Response:
         annotator = cleaned(request.query_params.get("annotator", ""))
-        return JSONResponse(await run_in_threadpool(shown, source, annotator, None))
+        return JSONResponse(await run_in_threadpool(screen_data, source, annotator, None))
 
     async def act(request: Request) -> Response:
         if request.headers.get("content-type") != "application/json":  # which no other site's form can send
@@ -97,7 +97,7 @@ def application(source: LabelingSource, *, token: str, port: int) -> Starlette:
         match asked:
             case {"annotator": str(name), "question": str(question), "action": str(action)}:
                 if action == "undo" or action in SIDES:
-                    return JSONResponse(await run_in_threadpool(acted, source, cleaned(name), question, action))
+                    return JSONResponse(await run_in_threadpool(act_for, source, cleaned(name), question, action))
         raise HTTPException(400, "Wanted an annotator, a question and an action.")
 
     return Starlette(
@@ -157,7 +157,7 @@ def cleaned(name: str) -> str:
     raise HTTPException(400, "Wanted a name.")
 
 
-def acted(source: LabelingSource, annotator: str, question: str, action: str) -> dict[str, Any]:
+def act_for(source: LabelingSource, annotator: str, question: str, action: str) -> dict[str, Any]:
     """Do what an annotator clicked; the note says that it is saved only once it is on the disk."""
     try:
         if action == "undo":
@@ -170,10 +170,10 @@ def acted(source: LabelingSource, annotator: str, question: str, action: str) ->
         note = "The run is stopping. Your click is on the disk and counts when the run is resumed."
     except sqlite3.Error as error:
         note = f"Not saved: {error}. Is the disk full?"
-    return shown(source, annotator, note)
+    return screen_data(source, annotator, note)
 
 
-def shown(source: LabelingSource, annotator: str, note: str | None) -> dict[str, Any]:
+def screen_data(source: LabelingSource, annotator: str, note: str | None) -> dict[str, Any]:
     """Return an annotator's screen for the page's script; a note of None leaves the page's last one."""
     screen = source.screen(annotator)
     lines = {"facts": facts_line(screen), "waiting": waiting_line(screen), "note": note}
