@@ -48,11 +48,21 @@ class PairChooser(Selector):
     """A selector of pairs that are labeled (see `PairSelector`).
 
     Args:
-        per_prompt: Most pairs of one prompt; None = any number.
+        fraction: Share of the pairs that `per_prompt` leaves: of a round's fresh responses, or of all given responses,
+            of which each round labels an equal part.
+        count: Number of labeled pairs each round instead of a share; ties and invalid verdicts are replaced.
+        per_prompt: Most labeled pairs of one prompt's responses; None = any number.
     """
 
     per_prompt: int | None = 1
     needs_reference: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.per_prompt is not None and self.per_prompt < 1:
+            raise ValueError(
+                f"per_prompt={self.per_prompt} chooses no pair; choose per_prompt >= 1, or null for no cap."
+            )
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         trainer.datamodule.run.use(pairs=self)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -10,8 +10,10 @@ from lightning.pytorch import LightningDataModule
 
 from choosy.data.batches import ItemBatches
 from choosy.data.encode import Reader
+from choosy.data.pool import Pool
 from choosy.module import WeightedDPO
 from choosy.parallel.ranks import shard
+from choosy.rounds.choose import can_be_labeled
 from choosy.rounds.context import ChosenPrompt, Done, Round
 from choosy.rounds.needs import check_needs
 from choosy.rounds.run import Run
@@ -70,7 +72,11 @@ class OfflineData(LightningDataModule):
         """Choose and label this epoch's pairs, then train on the labeled ones."""
         assert self.trainer is not None
         number = self.trainer.current_epoch
-        self.run.play(number, [c.prompt for c in self.given.values()], GivenResponses(self.given))
+        given = GivenResponses(self.given)
+        known = given.with_labels(self.run.pool, self.given)
+        selector, scores = self.run.pair_selector, self.run.labels.scores
+        left = [c.prompt for c in known if can_be_labeled(c, selector, scores=scores)]
+        self.run.play(number, left, given)
         return self.run.loader(number)
 
     def teardown(self, stage: str) -> None:
@@ -102,10 +108,14 @@ class GivenResponses:
     ) -> list[Candidates]:
         """Return the candidates with the rewards and pairs that earlier rounds have bought."""
         mine = shard(chosen, at.ranks)
-        row_of = at.pool.current()
-        known = at.pool.candidates(row_of[p.id] for p, _ in mine if p.id in row_of)
-        stored = {c.prompt.id: c for c in known}
-        return [replace(stored.get(p.id, self.given[p.id]), prompt=p, utility=utility) for p, utility in mine]
+        known = self.with_labels(at.pool, [p.id for p, _ in mine])
+        return [replace(c, utility=utility) for c, (_, utility) in zip(known, mine, strict=True)]
+
+    def with_labels(self, pool: Pool, prompt_ids: Iterable[str]) -> list[Candidates]:
+        """Return the given candidates with the rewards and pairs that are in the pool."""
+        row_of, ids = pool.current(), list(prompt_ids)
+        stored = {c.prompt.id: c for c in pool.candidates(row_of[name] for name in ids if name in row_of)}
+        return [replace(stored.get(name, self.given[name]), prompt=self.given[name].prompt) for name in ids]
 
 
 def refuse_unweighted(candidates: Sequence[Candidates], source: str) -> None:

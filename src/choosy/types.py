@@ -93,6 +93,7 @@ class Candidates:
         utility: How much the prompt selector expected fresh responses to teach; nan without a selector.
         pairs: The labeled pairs.
         weight: The weight that came with the data's row, if any; of a lone response the factor on its loss.
+        undecided: Pairs i < j whose verdict was a tie or invalid.
     """
 
     prompt: Prompt
@@ -102,6 +103,7 @@ class Candidates:
     utility: float = math.nan
     pairs: tuple[Pair, ...] = ()
     weight: float | None = None
+    undecided: tuple[tuple[int, int], ...] = ()
 
     @property
     def labeled(self) -> bool:

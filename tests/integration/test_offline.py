@@ -123,26 +123,52 @@ def test_labels_follow_the_scores_and_not_the_positions(play, rows_file):
     assert len(texts_of_pairs(one)) == 30
 
 
-@pytest.mark.parametrize("selector", ["certainty", "dissimilarity", "random_pairs"])
-def test_each_round_labels_its_share_of_the_pairs_that_have_no_label(selector, play, rows_file):
+@pytest.mark.parametrize(("fraction", "rounds"), [(0.5, 4), (0.5, 1), (0.3, 3), (1.0, 2)])
+def test_a_fraction_is_of_all_given_pairs_and_spent_in_equal_parts(fraction, rounds, play, rows_file):
+    """REAL labels half of the pairs, however many rounds it takes."""
+    share = ["selector=random_pairs", f"callbacks.random_pairs.fraction={fraction}", f"rounds={rounds}"]
+    run = play(*OFFLINE, rows_file(HH), *share)
+    labeled = [len(pairs_of(run, number)) for number in range(rounds)]
+    assert labeled == [math.ceil(fraction * 10 * (number + 1) / rounds - 1e-9) for number in range(rounds)]
+    assert run.summary["labels"]["spent"] == 2 * labeled[-1]
+
+
+@pytest.mark.parametrize("selector", ["certainty", "dissimilarity"])
+def test_each_round_labels_other_pairs_than_those_before(selector, play, rows_file):
     embedder = ["callbacks.dissimilarity.embedder=policy"] if selector == "dissimilarity" else []
-    share = [f"selector={selector}", f"callbacks.{selector}.fraction=0.3", *embedder]
-    run = play(*OFFLINE, rows_file(TRL), *share, "rounds=3")
-    left = 10
-    for number in range(3):
-        labeled = pairs_of(run, number)
-        assert sum(made == number for *_, made in labeled) == math.ceil(0.3 * left)
-        assert len({pair[:2] for pair in labeled}) == len(labeled)
-        left -= math.ceil(0.3 * left)
-    assert left == 2
-    assert run.summary["labels"]["spent"] == 2 * 8
-    given = {row["prompt"]: (row["chosen"], row["rejected"]) for row in TRL}
-    learned = preferred(run)
-    assert sum(learned[prompt] == given[prompt] for prompt in given) == 8
+    share = [f"selector={selector}", f"callbacks.{selector}.fraction=0.9", f"callbacks.{selector}.per_prompt=2"]
+    run = play(*OFFLINE, rows_file(SCORED), *share, *embedder, "rounds=3")
+    labeled = [pairs_of(run, number) for number in range(3)]
+    assert [len(pairs) for pairs in labeled] == [6, 12, 18], "of two pairs in each of ten prompts"
+    assert set(labeled[0]) < set(labeled[1]) < set(labeled[2])
+    assert len({(name, pair) for name, pair, _ in labeled[2]}) == 18
+    assert max(run.pool["pairs"].map(len)) == 2
+
+
+def test_a_count_is_of_labeled_pairs_in_each_round(play, rows_file):
+    """Rows whose two scores tie make no pair, and others take their place as long as there are any."""
+    tied = [{"prompt": f"Tie {n}?", "responses": [{"text": t, "score": 1.0} for t in ("yes", "no")]} for n in range(8)]
+    count = ["selector=random_pairs", "callbacks.random_pairs.fraction=null", "callbacks.random_pairs.count=4"]
+    run = play(*OFFLINE, rows_file([*SCORED, *tied]), *count, "rounds=3")
+    assert [len(pairs_of(run, number)) for number in range(3)] == [4, 8, 10]
+
+
+def test_the_hybrid_asks_no_prompt_again_that_is_labeled(play, rows_file):
+    """Half of twelve prompts a round: the second round asks the other half, though entropy would rank as before."""
+    rows = [{"prompt": f"Say {n}.", "chosen": f"{n}!", "rejected": "No."} for n in range(12)]
+    lines = ["selector=entropy_certainty", "callbacks.entropy.samples=2", "callbacks.certainty.fraction=1.0"]
+    run = play(*OFFLINE, rows_file(rows), *lines, "rounds=2")
+    assert [len(pairs_of(run, number)) for number in range(2)] == [6, 12]
+    assert [sum(run.round(number)["origin"] == "sampled") for number in range(2)] == [6, 6]
 
 
 def test_a_score_is_bought_once_for_all_pairs_of_a_response(play, rows_file):
-    run = play(*OFFLINE, rows_file(SCORED), "selector=random_pairs", "callbacks.random_pairs.fraction=1.0", "rounds=3")
+    every_pair = [
+        "selector=random_pairs",
+        "callbacks.random_pairs.fraction=1.0",
+        "callbacks.random_pairs.per_prompt=null",
+    ]
+    run = play(*OFFLINE, rows_file(SCORED), *every_pair, "rounds=3")
     assert len(pairs_of(run, 2)) == 30
     assert run.summary["labels"]["spent"] == 30
     with closing(sqlite3.connect(run.run_dir / "ledger.sqlite")) as db:

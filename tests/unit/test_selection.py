@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from callbacks.dissimilarity import Dissimilarity
 from callbacks.entropy import Entropy
 from callbacks.optune import OPTune
 from choosy.methods.selection import (
+    ChosenPair,
     Direction,
     centroid,
     certainty,
@@ -27,6 +28,7 @@ from choosy.methods.selection import (
     orient,
     pair_positions,
     quota,
+    rank_pairs,
     responses_of,
     reward_statistic,
     top_k,
@@ -70,10 +72,27 @@ def of_pairs(utilities: Callable[[Any], list[float]], direction: Direction = "la
     def choose(items: Sequence[Item], k: int, seed: int) -> list[Hashable]:
         names = [name for name, _ in items]
         of_each = [utilities(data) for _, data in items]
-        chosen = top_pairs(of_each, names=names, seed=seed, direction=direction, count=k)
+        chosen = chosen_pairs(of_each, names=names, seed=seed, direction=direction, count=k)
         return [(names[c.prompt], c.i, c.j) for c in chosen]
 
     return choose
+
+
+def chosen_pairs(
+    utilities: Sequence[Sequence[float]],
+    *,
+    names: Sequence[str],
+    seed: int,
+    direction: Direction = "largest",
+    fraction: float | None = None,
+    count: int | None = None,
+    per_prompt: int | None = 1,
+    excluded: Set[tuple[int, int, int]] = frozenset(),
+) -> list[ChosenPair]:
+    """The pairs that a round labels: the top of the ranking, as many as the quota of those that the cap leaves."""
+    ranked = rank_pairs(utilities, names=names, seed=seed, direction=direction, excluded=excluded)
+    capped = top_pairs(ranked, len(ranked), per_prompt=per_prompt)
+    return top_pairs(ranked, quota(len(capped), fraction=fraction, count=count), per_prompt=per_prompt)
 
 
 def vectors(rows: Sequence[Sequence[float]]) -> torch.Tensor:
@@ -254,7 +273,7 @@ def test_every_item_of_an_odd_sized_list_is_eligible(n: int) -> None:
     for best in range(n):
         utilities = [float(i == best) for i in range(n)]
         assert top_k(utilities, 1, names=[str(i) for i in range(n)], seed=0) == [best]
-        pairs = top_pairs([[u] for u in utilities], names=[str(i) for i in range(n)], seed=0, count=1)
+        pairs = chosen_pairs([[u] for u in utilities], names=[str(i) for i in range(n)], seed=0, count=1)
         assert [pair.prompt for pair in pairs] == [best]
 
 
@@ -400,7 +419,7 @@ def test_certainty_ranks_as_the_authors_do(implicit: list[float]) -> None:
 def test_saturated_gaps_still_rank() -> None:
     """A float sigmoid is 1 at 40 and at 50 alike."""
     assert authors_certainty(40, 0) == authors_certainty(50, 0)
-    chosen = top_pairs([certainty([40, 0]), certainty([50, 0])], names=["40", "50"], seed=0)
+    chosen = chosen_pairs([certainty([40, 0]), certainty([50, 0])], names=["40", "50"], seed=0)
     assert [c.prompt for c in chosen] == [1, 0]
 
 
@@ -415,8 +434,8 @@ def test_cosines_worked_by_hand() -> None:
 def test_easy_is_the_smallest_cosine_and_hard_the_largest() -> None:
     """Of (1,0), (0.9,0.1), (-1,0.1): the last is opposite to the first, the first two nearly the same."""
     utilities = [dissimilarity(vectors([[1.0, 0.0], [0.9, 0.1], [-1.0, 0.1]]))]
-    (easy,) = top_pairs(utilities, names=["p"], seed=0)
-    (hard,) = top_pairs(utilities, names=["p"], seed=0, direction="smallest")
+    (easy,) = chosen_pairs(utilities, names=["p"], seed=0)
+    (hard,) = chosen_pairs(utilities, names=["p"], seed=0, direction="smallest")
     assert ((easy.i, easy.j), (hard.i, hard.j)) == ((0, 2), (0, 1))
 
 
@@ -424,7 +443,7 @@ def test_easy_is_the_smallest_cosine_and_hard_the_largest() -> None:
 def test_easy_and_hard_halves_are_disjoint(utilities: list[float]) -> None:
     def half(direction: Direction) -> set[int]:
         names = [str(i) for i in range(len(utilities))]
-        chosen = top_pairs([[u] for u in utilities], names=names, seed=0, direction=direction, fraction=0.5)
+        chosen = chosen_pairs([[u] for u in utilities], names=names, seed=0, direction=direction, fraction=0.5)
         return {c.prompt for c in chosen}
 
     assert half("largest").isdisjoint(half("smallest"))
@@ -446,7 +465,7 @@ def test_the_centroid_pair_worked_by_hand() -> None:
 def test_fewer_than_two_responses_have_no_pair(n: int) -> None:
     embed = torch.ones(n, 3)
     assert certainty([0.0] * n) == dissimilarity(embed) == centroid(embed) == []
-    assert top_pairs([[]], names=["lonely"], seed=0) == []
+    assert chosen_pairs([[]], names=["lonely"], seed=0) == []
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])
@@ -460,7 +479,7 @@ def test_equal_embeddings_still_have_a_centroid_pair(n: int) -> None:
 def test_constant_utilities_choose_different_pairs_under_different_seeds() -> None:
     """The authors' random pair of four responses is always (1, 2)."""
     constant = [[0.0] * 6]
-    pairs = {(c.i, c.j) for seed in range(60) for c in top_pairs(constant, names=["p"], seed=seed)}
+    pairs = {(c.i, c.j) for seed in range(60) for c in chosen_pairs(constant, names=["p"], seed=seed)}
     assert pairs == set(pair_positions(4))
 
 
@@ -469,7 +488,7 @@ def test_the_cap_comes_before_the_quota() -> None:
     utilities = [[9.0, 8.0, 7.0], [1.0]]
 
     def chosen(**how: Any) -> list[tuple[int, int, int]]:
-        return [(c.prompt, c.i, c.j) for c in top_pairs(utilities, names=["a", "b"], seed=0, **how)]
+        return [(c.prompt, c.i, c.j) for c in chosen_pairs(utilities, names=["a", "b"], seed=0, **how)]
 
     assert chosen() == [(0, 0, 1), (1, 0, 1)]
     assert chosen(fraction=0.5) == [(0, 0, 1)]
@@ -479,7 +498,7 @@ def test_the_cap_comes_before_the_quota() -> None:
 
 
 def test_the_utility_reported_is_the_one_before_the_change_of_direction() -> None:
-    (pair,) = top_pairs([[3.0, 1.0, 2.0]], names=["a"], seed=0, direction="smallest")
+    (pair,) = chosen_pairs([[3.0, 1.0, 2.0]], names=["a"], seed=0, direction="smallest")
     assert (pair.i, pair.j, pair.utility) == (0, 2, 1.0)
 
 
@@ -499,7 +518,7 @@ def test_chosen_pairs_respect_cap_bars_and_count(
     names = [f"p{i}" for i in range(len(utilities))]
     every = {(p, i, j) for p, us in enumerate(utilities) for i, j in pair_positions(responses_of(len(us)))}
     excluded = {key for key in sorted(every) if rng.random() < 0.3}
-    chosen = top_pairs(
+    chosen = chosen_pairs(
         utilities, names=names, seed=0, direction=direction, count=count, per_prompt=per_prompt, excluded=excluded
     )
     keys = [(c.prompt, c.i, c.j) for c in chosen]
@@ -514,7 +533,33 @@ def test_chosen_pairs_respect_cap_bars_and_count(
 
 def test_a_cap_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="per_prompt=0 chooses no pair; choose per_prompt >= 1, or null"):
-        top_pairs([[1.0]], names=["a"], seed=0, per_prompt=0)
+        Certainty(per_prompt=0)
+
+
+def test_a_prompt_with_more_pairs_is_chosen_no_more_often() -> None:
+    """Six prompts with one pair and six with six, all equal: on average half of each kind is chosen."""
+    names = [f"p{i}" for i in range(12)]
+    utilities = [[0.0] * (1 if i % 2 else 6) for i in range(12)]
+    few = [sum(c.prompt % 2 for c in chosen_pairs(utilities, names=names, seed=seed, count=6)) for seed in range(400)]
+    assert sum(few) / len(few) == pytest.approx(3.0, abs=0.15)
+
+
+def test_a_tie_gives_every_prompt_one_pair_before_it_gives_any_a_second() -> None:
+    utilities = [[0.0] * 6, [0.0], [0.0] * 3]
+    for seed in range(20):
+        order = [c.prompt for c in chosen_pairs(utilities, names=["a", "b", "c"], seed=seed, per_prompt=None)]
+        assert [sorted(order[start:end]) for start, end in ((0, 3), (3, 5), (5, 7), (7, 10))] == [
+            [0, 1, 2],
+            [0, 2],
+            [0, 2],
+            [0, 0, 0],
+        ]
+
+
+def test_the_top_of_a_ranking_counts_pairs_that_are_labeled_already() -> None:
+    ranked = [ChosenPair(0, 0, 1, 9.0), ChosenPair(1, 0, 1, 8.0), ChosenPair(0, 0, 2, 7.0), ChosenPair(2, 0, 1, 6.0)]
+    assert [pair.utility for pair in top_pairs(ranked, 2, per_prompt=1, labeled={0: 1})] == [8.0, 6.0]
+    assert [pair.utility for pair in top_pairs(ranked, 9, per_prompt=2, labeled={0: 1})] == [9.0, 8.0, 6.0]
 
 
 # -- the callbacks -------------------------------------------------------------------------------------------

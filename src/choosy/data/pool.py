@@ -51,6 +51,7 @@ SCHEMA = pa.schema(
         "ref_token_logps": pa.list_(pa.list_(pa.float32())),  # null unless the loss needs them
         "given_weight": pa.float64(),
         "pairs": pa.list_(PAIR),
+        "undecided": pa.list_(pa.list_(pa.int32())),  # pairs whose verdict was a tie or invalid
         "chosen": pa.string(),  # text of the first pair, for people who open the table
         "rejected": pa.string(),
         "weight": pa.float64(),
@@ -100,6 +101,7 @@ def to_row(c: Candidates, *, origin: str, split: str = "train", outcome: float |
             }
             for p in c.pairs
         ],
+        "undecided": c.undecided,
         "chosen": c.responses[first.chosen].text if first else None,
         "rejected": c.responses[first.rejected].text if first else None,
         "weight": first.weight if first else None,
@@ -125,6 +127,7 @@ def from_row(row: Mapping[str, Any]) -> Candidates:
         _nan(row["prompt_utility"]),
         tuple(Pair(**{**pair, "utility": _nan(pair["utility"])}) for pair in row["pairs"]),
         row["given_weight"],
+        tuple((i, j) for i, j in row["undecided"]),
     )
 
 
@@ -211,6 +214,11 @@ class Pool:
         if round is not None:
             kept_X = pc.equal(pc.struct_field(pc.list_flatten(pairs), "round"), round).to_numpy(zero_copy_only=False)
         return list(zip(row_X[kept_X].tolist(), place_X[kept_X].tolist(), strict=True))
+
+    def judged_pairs(self) -> int:
+        """How many pairs have been judged, ties and invalid verdicts included."""
+        judged = [pc.sum(pc.list_value_length(self.table[column])).as_py() or 0 for column in ("pairs", "undecided")]
+        return int(sum(judged))
 
     def weights(self, rows: Sequence[tuple[int, int]]) -> np.ndarray:
         """The weights (X,) of the pairs at these places, as `pair_rows` gives them."""

@@ -9,7 +9,8 @@ Axes: P prompts, N responses of one prompt, D embedding width; pairs (i, j) with
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Set
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from itertools import combinations, pairwise
 from typing import Literal, NamedTuple
 
@@ -58,20 +59,47 @@ def top_k(utilities: Sequence[float], k: int, *, names: Sequence[str], seed: int
         >>> top_k([0.1, 0.9, 0.5], 2, names=["a", "b", "c"], seed=0)
         [1, 2]
     """
+
+    def by_name(tied: list[int]) -> list[int]:
+        return sorted(tied, key=lambda i: (seed_of(seed, names[i]), names[i]))
+
+    return ranking(utilities, by_name, names=names, k=k)[:k]
+
+
+def ranking(
+    utilities: Sequence[float],
+    break_ties: Callable[[list[int]], list[int]],
+    *,
+    names: Sequence[str],
+    k: int | None = None,
+) -> list[int]:
+    """Positions in the order of falling utility.
+
+    Args:
+        utilities: One number an item.
+        break_ties: Orders the positions of equal utilities.
+        names: The items' names, for the message about a number that is not finite.
+        k: How many of the first positions must be in order; None = all.
+
+    Raises:
+        ValueError: A utility is nan or infinite.
+    """
     assert len(utilities) == len(names), f"{len(utilities)} utilities for {len(names)} names"
     utility_P = torch.tensor(utilities, dtype=torch.float64)
-    for i in (~utility_P.isfinite()).nonzero().flatten().tolist():
-        raise ValueError(f"The utility of {names[i]} is {utilities[i]}; every utility must be a finite number.")
+    if broken := (~utility_P.isfinite()).nonzero().flatten().tolist():
+        raise ValueError(
+            f"The utility of {names[broken[0]]} is {utilities[broken[0]]}; every utility must be a finite number."
+        )
     sorted_P, order_P = utility_P.sort(descending=True, stable=True)
     order: list[int] = order_P.tolist()
     first_P = torch.cat([sorted_P.new_ones(min(1, len(order))).bool(), sorted_P[1:] != sorted_P[:-1]])
     starts = [*first_P.nonzero().flatten().tolist(), len(order)]  # of runs of equal utilities
     for start, end in pairwise(starts):
-        if start >= k:
+        if k is not None and start >= k:
             break
         if end - start > 1:
-            order[start:end] = sorted(order[start:end], key=lambda i: (seed_of(seed, names[i]), names[i]))
-    return order[:k]
+            order[start:end] = break_ties(order[start:end])
+    return order
 
 
 def orient(utilities: Sequence[float], direction: Direction) -> list[float]:
@@ -262,7 +290,7 @@ def two_means(points_ND: Tensor, seeds: tuple[int, int], max_steps: int = 100) -
 
 
 class ChosenPair(NamedTuple):
-    """A pair that a label shall be bought for: responses i < j of the prompt at position `prompt`."""
+    """A pair that a label may be bought for: responses i < j of the prompt at position `prompt`."""
 
     prompt: int
     i: int
@@ -270,51 +298,97 @@ class ChosenPair(NamedTuple):
     utility: float
 
 
-def top_pairs(
+class PairChoice(NamedTuple):
+    """Which pairs to label.
+
+    Attributes:
+        ranked: All pairs that compete, the most useful first.
+        wanted: How many of them to label.
+        per_prompt: Most labeled pairs of one prompt; None = any number.
+        top_up: Whether ties and invalid verdicts are replaced by the next pairs of the ranking.
+    """
+
+    ranked: list[ChosenPair]
+    wanted: int
+    per_prompt: int | None = None
+    top_up: bool = False
+
+
+def rank_pairs(
     utilities: Sequence[Sequence[float]],
     *,
     names: Sequence[str],
     seed: int,
     direction: Direction = "largest",
-    fraction: float | None = None,
-    count: int | None = None,
-    per_prompt: int | None = 1,
     excluded: Set[tuple[int, int, int]] = frozenset(),
 ) -> list[ChosenPair]:
-    """The pairs to label, the most useful first: at most `per_prompt` of a prompt, then the quota over all.
+    """All pairs that compete for a label, the most useful first.
+
+    Of equal utilities every prompt's first pair comes before any second one, in an order drawn by the seed, so that
+    no prompt is favoured for having more pairs.
 
     Args:
         utilities: Per prompt the utilities of its pairs, in `pair_positions` order.
         names: The prompts' ids.
         seed: Decides ties, together with the names.
         direction: Which end is spent on first.
-        fraction: Share of what `per_prompt` leaves over; `count` gives a number instead.
-        count: See `fraction`.
-        per_prompt: Most pairs of one prompt; None = any number.
-        excluded: (prompt, i, j) that shall not be chosen: equal texts, or pairs that have a label already.
+        excluded: (prompt, i, j) that do not compete: equal texts, or pairs that have been judged.
 
     Example:
-        >>> top_pairs([[0.1], [0.7], [0.4]], names=["a", "b", "c"], seed=0, count=2)
-        [ChosenPair(prompt=1, i=0, j=1, utility=0.7), ChosenPair(prompt=2, i=0, j=1, utility=0.4)]
+        >>> [(pair.prompt, pair.utility) for pair in rank_pairs([[0.1], [0.7], [0.4]], names=["a", "b", "c"], seed=0)]
+        [(1, 0.7), (2, 0.4), (0, 0.1)]
     """
-    if per_prompt is not None and per_prompt < 1:
-        raise ValueError(f"per_prompt={per_prompt} chooses no pair; choose per_prompt >= 1, or null for no cap.")
     competing = [
         ChosenPair(p, i, j, utility)
         for p, of_prompt in enumerate(utilities)
         for (i, j), utility in zip(pair_positions(responses_of(len(of_prompt))), of_prompt, strict=True)
         if (p, i, j) not in excluded
     ]
-    directed = orient([pair.utility for pair in competing], direction)
-    order = top_k(directed, len(directed), names=[f"{names[c.prompt]}:{c.i}-{c.j}" for c in competing], seed=seed)
-    taken = [0] * len(names)
-    capped: list[ChosenPair] = []
-    for at in order:
-        pair = competing[at]
+
+    def prompts_in_turn(tied: list[int]) -> list[int]:
+        drawn = sorted(tied, key=lambda at: seed_of(seed, names[competing[at].prompt], *competing[at][1:3]))
+        turn: Counter[int] = Counter()
+        keys = {}
+        for at in drawn:
+            prompt = competing[at].prompt
+            keys[at] = (turn[prompt], seed_of(seed, names[prompt]), names[prompt])
+            turn[prompt] += 1
+        return sorted(tied, key=keys.__getitem__)
+
+    oriented = orient([pair.utility for pair in competing], direction)
+    places = [f"{names[pair.prompt]}:{pair.i}-{pair.j}" for pair in competing]
+    return [competing[at] for at in ranking(oriented, prompts_in_turn, names=places)]
+
+
+def top_pairs(
+    ranked: Iterable[ChosenPair],
+    k: int,
+    *,
+    per_prompt: int | None = 1,
+    labeled: Mapping[int, int] | None = None,
+) -> list[ChosenPair]:
+    """The first k pairs of a ranking, where no prompt gets more than `per_prompt` labeled pairs.
+
+    Args:
+        ranked: Pairs, the most useful first.
+        k: How many to take at most.
+        per_prompt: Most pairs of one prompt; None = any number.
+        labeled: Pairs that the prompts at these positions have already.
+
+    Example:
+        >>> ranked = [ChosenPair(0, 0, 1, 9.0), ChosenPair(0, 0, 2, 8.0), ChosenPair(1, 0, 1, 7.0)]
+        >>> [(pair.prompt, pair.utility) for pair in top_pairs(ranked, 2)]
+        [(0, 9.0), (1, 7.0)]
+    """
+    taken = Counter(labeled)
+    top: list[ChosenPair] = []
+    for pair in ranked:
+        if len(top) >= k:
+            break
         if per_prompt is None or taken[pair.prompt] < per_prompt:
             taken[pair.prompt] += 1
-            capped.append(pair)
-    return capped[: quota(len(capped), fraction=fraction, count=count)] if capped else []
+            top.append(pair)
+    return top
 
 
 def responses_of(pairs: int) -> int:

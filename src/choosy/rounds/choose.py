@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from choosy.methods import selection
-from choosy.methods.selection import ChosenPair
+from choosy.methods.selection import PairChoice
 from choosy.rounds.context import ChosenPrompt, PairSelector, PromptSelector, Round
 from choosy.types import Candidates, Prompt, seed_of
 
@@ -20,14 +21,14 @@ def choose_prompts(at: Round, prompts: Sequence[Prompt], selector: PromptSelecto
         if selector is None or at.number < selector.warmup_rounds:
             return [ChosenPrompt(p) for p in sorted(prompts, key=lambda p: p.id)]
         utilities = selector.prompt_utilities(prompts, at)
-        k = selection.quota(len(prompts), fraction=selector.fraction, count=selector.count)
+        k = selection.quota(len(at.given) or len(prompts), fraction=selector.fraction, count=selector.count)
         names = [p.id for p in prompts]
         oriented = selection.orient(utilities, selector.direction)
         best = selection.top_k(oriented, k, names=names, seed=seed_of(at.seed, "prompts", at.number))
         return [ChosenPrompt(prompts[i], utilities[i]) for i in sorted(best, key=lambda i: names[i])]
 
 
-def choose_pairs(at: Round, mine: Sequence[Candidates], selector: PairSelector | None) -> list[ChosenPair] | None:
+def choose_pairs(at: Round, mine: Sequence[Candidates], selector: PairSelector | None) -> PairChoice | None:
     """Choose the pairs to label (slot 2).
 
     Args:
@@ -36,8 +37,8 @@ def choose_pairs(at: Round, mine: Sequence[Candidates], selector: PairSelector |
         selector: None leaves no choice: every response is scored.
 
     Returns:
-        The chosen pairs, the most useful first, the same on every rank; `ChosenPair.prompt` counts all ranks'
-        candidates in the order of their prompts' ids. None without a selector.
+        The ranked pairs, the same on every rank; `ChosenPair.prompt` counts all ranks' candidates in the order of
+        their prompts' ids. None without a selector.
     """
     if selector is None:
         return None
@@ -45,20 +46,60 @@ def choose_pairs(at: Round, mine: Sequence[Candidates], selector: PairSelector |
         utilities = selector.pair_utilities(mine, at)
         competing = at.ranks.gather([(c.prompt.id, u, excluded_pairs(c)) for c, u in zip(mine, utilities, strict=True)])
         competing.sort(key=lambda c: c[0])
-        return selection.top_pairs(
+        ranked = selection.rank_pairs(
             [u for _, u, _ in competing],
             names=[name for name, _, _ in competing],
             seed=seed_of(at.seed, "pairs", at.number),
             direction=selector.direction,
-            fraction=selector.fraction,
-            count=selector.count,
-            per_prompt=selector.per_prompt,
             excluded={(p, i, j) for p, (_, _, of_prompt) in enumerate(competing) for i, j in of_prompt},
         )
+        wanted = wanted_pairs(at, Counter(pair.prompt for pair in ranked), selector)
+        return PairChoice(ranked, wanted, selector.per_prompt, top_up=selector.count is not None)
+
+
+def wanted_pairs(at: Round, competing: Mapping[int, int], selector: PairSelector) -> int:
+    """How many pairs this round labels.
+
+    A `count` is a number of labeled pairs. A `fraction` is of the pairs that `per_prompt` leaves: of the fresh
+    responses of the round, or of all given responses. Of these it is spent in equal parts over the run's rounds.
+
+    Args:
+        at: The context of the round.
+        competing: Number of competing pairs of each prompt.
+        selector: Whose budget it is.
+    """
+    if selector.count is not None:
+        return selector.count
+    of_prompts = [len(distinct_pairs(c)) for c in at.given.values()] if at.given else competing.values()
+    everything = sum(n if selector.per_prompt is None else min(n, selector.per_prompt) for n in of_prompts)
+    if not at.given or selector.fraction is None:
+        return selection.quota(everything, fraction=selector.fraction)
+    planned = selection.quota(everything, fraction=selector.fraction * min(1.0, (at.number + 1) / at.rounds))
+    return max(0, planned - at.pool.judged_pairs())
+
+
+def distinct_pairs(c: Candidates) -> set[tuple[int, int]]:
+    """Return the pairs i < j of responses with different texts."""
+    positions = selection.pair_positions(len(c.responses))
+    return {(i, j) for i, j in positions if c.responses[i].text != c.responses[j].text}
 
 
 def excluded_pairs(c: Candidates) -> set[tuple[int, int]]:
-    """Return the pairs i < j that need no label: those of equal texts, and those that have a label."""
+    """Return the pairs i < j that need no label: those of equal texts, and those that have been judged."""
     labeled = {(min(pair.chosen, pair.rejected), max(pair.chosen, pair.rejected)) for pair in c.pairs}
-    positions = selection.pair_positions(len(c.responses))
-    return labeled | {(i, j) for i, j in positions if c.responses[i].text == c.responses[j].text}
+    return {*selection.pair_positions(len(c.responses))} - distinct_pairs(c) | labeled | {*c.undecided}
+
+
+def can_be_labeled(c: Candidates, selector: PairSelector | None, *, scores: bool) -> bool:
+    """Whether a round could buy a label of these candidates.
+
+    Args:
+        c: One prompt's candidates.
+        selector: Slot 2.
+        scores: Whether the labeler scores responses.
+    """
+    if selector is None and scores:
+        return any(r.reward is None for r in c.responses)
+    cap = 1 if selector is None else selector.per_prompt
+    left = distinct_pairs(c) - excluded_pairs(c)
+    return bool(left) and (cap is None or len(c.pairs) < cap)

@@ -37,6 +37,8 @@ class Round:
         phases: The stopwatch.
         loss: The loss, whose beta scales implicit rewards and whose needs decide what is computed.
         scores_reference: Whether responses need log-probs under the reference: for the loss or for a selector.
+        rounds: Number of rounds that are planned.
+        given: All given responses by prompt id, which compete again in every round; empty where each round samples.
         counts: This rank's tokens and the like, summed over ranks at the end of the round.
     """
 
@@ -49,6 +51,8 @@ class Round:
     phases: Phases
     loss: Loss
     scores_reference: bool = True
+    rounds: int = 1
+    given: Mapping[str, Candidates] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
     def spread(self, prompts: Sequence[Prompt], utilities_of: Callable[[list[Prompt]], list[float]]) -> list[float]:
@@ -112,10 +116,13 @@ class Sample(Protocol):
 
     Attributes:
         responses: The most responses that a prompt gets.
+        given: All given responses by prompt id; empty if they are sampled.
     """
 
     @property
     def responses(self) -> int: ...
+    @property
+    def given(self) -> Mapping[str, Candidates]: ...
 
     def __call__(
         self, at: Round, chosen: Sequence[ChosenPrompt], *, begun: Mapping[str, Candidates], done: Done

@@ -11,10 +11,10 @@ from typing import NamedTuple
 from choosy.data.pool import with_rewards
 from choosy.labeling import statistics
 from choosy.methods.pairing import best_and_worst
-from choosy.methods.selection import ChosenPair
+from choosy.methods.selection import ChosenPair, PairChoice, top_pairs
 from choosy.rounds.choose import excluded_pairs
 from choosy.rounds.context import Labels, Round
-from choosy.types import Candidates, Pair, Response, Verdict, seed_of
+from choosy.types import MIRRORED, Candidates, Pair, Response, Verdict, seed_of
 
 Judged = tuple[Response, Response, Verdict | None]
 
@@ -33,15 +33,13 @@ class Bought(NamedTuple):
     counts: Counter[str]
 
 
-def label(
-    at: Round, mine: Sequence[Candidates], pairs: Sequence[ChosenPair] | None, labels: Labels
-) -> list[Candidates]:
+def label(at: Round, mine: Sequence[Candidates], choice: PairChoice | None, labels: Labels) -> list[Candidates]:
     """Buy the labels of the chosen pairs; ties and invalid verdicts make no pair.
 
     Args:
         at: The context of the round.
         mine: This rank's candidates.
-        pairs: The chosen pairs, the most useful first; None = score every response.
+        choice: The pairs to label; None = score every response.
         labels: Where labels are bought.
 
     Returns:
@@ -49,7 +47,7 @@ def label(
     """
     fresh = sorted(at.ranks.gather(mine), key=lambda c: c.prompt.id)
     with at.phases("label", total=len(fresh), unit="prompts") as tick:
-        bought = at.ranks.on_rank_zero(lambda: buy_labels(at, fresh, pairs, labels))
+        bought = at.ranks.on_rank_zero(lambda: buy_labels(at, fresh, choice, labels))
         tick(len(fresh))
     if at.ranks.rank == 0:  # the counts of all ranks are added up
         at.counts.update(bought.counts)
@@ -61,12 +59,33 @@ def label(
     return bought.labeled
 
 
-def buy_labels(at: Round, fresh: Sequence[Candidates], pairs: Sequence[ChosenPair] | None, labels: Labels) -> Bought:
+def buy_labels(at: Round, fresh: Sequence[Candidates], choice: PairChoice | None, labels: Labels) -> Bought:
     """Buy labels of the chosen pairs, or of every response, on this rank."""
-    if pairs is None and labels.scores:
+    if choice is None and labels.scores:
         return best_against_worst(at, fresh, labels)
-    asked = pairs if pairs is not None else the_only_pairs(fresh, labels.labeler.name)
-    return scored_pairs(at, fresh, asked, labels) if labels.scores else compared_pairs(at, fresh, asked, labels)
+    return ranked_pairs(at, fresh, choice or the_only_pairs(fresh, labels.labeler.name), labels)
+
+
+def ranked_pairs(at: Round, fresh: Sequence[Candidates], choice: PairChoice, labels: Labels) -> Bought:
+    """Buy the first pairs of a ranking; with `top_up`, until as many as wanted have a winner."""
+    buy = scored_pairs if labels.scores else compared_pairs
+    bought = Bought(list(fresh), 0, Counter())
+    left, wanted = choice.ranked, choice.wanted
+    while True:
+        made = {p: len(c.pairs) for p, c in enumerate(bought.labeled)}
+        some = top_pairs(left, wanted, per_prompt=choice.per_prompt, labeled=made)
+        if not some:
+            break
+        more = buy(at, bought.labeled, some, labels)
+        bought = Bought(more.labeled, more.unpaid, bought.counts + more.counts)
+        if not choice.top_up or more.unpaid:
+            break
+        wanted -= sum(len(c.pairs) for c in more.labeled) - sum(made.values())
+        asked = {pair[:3] for pair in some}
+        left = [pair for pair in left if pair[:3] not in asked]
+    if choice.top_up and wanted and not bought.unpaid:
+        at.phases.display.say(f"{wanted} of {choice.wanted} wanted pairs are missing: no other pair competes.")
+    return bought
 
 
 def best_against_worst(at: Round, fresh: Sequence[Candidates], labels: Labels) -> Bought:
@@ -99,14 +118,11 @@ def extremes_verdict(c: Candidates, number: int) -> Judged:
     return c.responses[0], c.responses[-1], "tie" if tied else None
 
 
-def the_only_pairs(fresh: Sequence[Candidates], labeler: str) -> list[ChosenPair]:
+def the_only_pairs(fresh: Sequence[Candidates], labeler: str) -> PairChoice:
     """Return the pair of every prompt that has two different responses."""
     refuse_many(max((len(c.responses) for c in fresh), default=0), labeler)
-    return [
-        ChosenPair(p, 0, 1, math.nan)
-        for p, c in enumerate(fresh)
-        if len(c.responses) == 2 and (0, 1) not in excluded_pairs(c)
-    ]
+    pairs = [ChosenPair(p, 0, 1, math.nan) for p, c in enumerate(fresh) if {(0, 1)} - excluded_pairs(c)]
+    return PairChoice([pair for pair in pairs if len(fresh[pair.prompt].responses) == 2], len(fresh))
 
 
 def refuse_many(responses: int, labeler: str) -> None:
@@ -133,13 +149,19 @@ def scored_pairs(at: Round, fresh: Sequence[Candidates], asked: Sequence[ChosenP
             continue
         judged.append((one, other, "tie" if first == second else "first" if first > second else "second"))
         c = with_rewards(labeled[a.prompt], {a.i: first, a.j: second})
-        if first != second:
-            chosen, rejected = (a.i, a.j) if first > second else (a.j, a.i)
-            new = Pair(chosen, rejected, utility=a.utility, source=labels.labeler.name, round=at.number)
-            c = replace(c, pairs=(*c.pairs, new))
-        labeled[a.prompt] = c
+        labeled[a.prompt] = decided(c, a, judged[-1][-1], labels.labeler.name, at.number)
     unpaid = sum(verdict is None for *_, verdict in judged)
     return Bought(labeled, unpaid, statistics.count(judged, shown=False))
+
+
+def decided(c: Candidates, pair: ChosenPair, verdict: Verdict | None, source: str, number: int) -> Candidates:
+    """Return the candidates with the verdict on a pair; None is a verdict that was not bought."""
+    if verdict is None:
+        return c
+    if verdict in ("tie", "invalid"):
+        return replace(c, undecided=(*c.undecided, (pair.i, pair.j)))
+    chosen, rejected = (pair.i, pair.j) if verdict == "first" else (pair.j, pair.i)
+    return replace(c, pairs=(*c.pairs, Pair(chosen, rejected, utility=pair.utility, source=source, round=number)))
 
 
 def compared_pairs(at: Round, fresh: Sequence[Candidates], asked: Sequence[ChosenPair], labels: Labels) -> Bought:
@@ -152,10 +174,8 @@ def compared_pairs(at: Round, fresh: Sequence[Candidates], asked: Sequence[Chose
     ]
     labeled = list(fresh)
     verdicts = labels.compare(questions)
-    for a, (first, second), verdict in zip(asked, shown, verdicts, strict=True):
-        if verdict in ("first", "second"):
-            chosen, rejected = (first, second) if verdict == "first" else (second, first)
-            new = Pair(chosen, rejected, utility=a.utility, source=labels.labeler.name, round=at.number)
-            labeled[a.prompt] = replace(labeled[a.prompt], pairs=(*labeled[a.prompt].pairs, new))
+    for a, turn, verdict in zip(asked, turned, verdicts, strict=True):
+        of_pair = MIRRORED[verdict] if turn and verdict else verdict
+        labeled[a.prompt] = decided(labeled[a.prompt], a, of_pair, labels.labeler.name, at.number)
     judged = [(one, other, verdict) for (_, one, other), verdict in zip(questions, verdicts, strict=True)]
     return Bought(labeled, verdicts.count(None), statistics.count(judged, shown=True))

@@ -135,6 +135,10 @@ class WhileSampling:
     def responses(self) -> int:
         return self.sample.responses
 
+    @property
+    def given(self) -> Mapping[str, Candidates]:
+        return self.sample.given
+
     def __call__(
         self, at: Round, chosen: Sequence[ChosenPrompt], *, begun: Mapping[str, Candidates], done: Done
     ) -> list[Candidates]:

@@ -166,7 +166,7 @@ class Run:
             self._adopt(number)
             return
         self.evaluation, self.heldout_rows = None, ()
-        at = self.at(number)
+        at = replace(self.at(number), given=sample.given)
         if moved and len(self.pool) and "reference" in self.loss.needs:
             at = replace(at, pool=rescore_pool(at))
         self.pool = self._played(at, prompts, sample)
@@ -184,12 +184,11 @@ class Run:
 
     def at(self, number: int) -> Round:
         """Return the context of a round; -1 is the start."""
-        scores = "reference" in self.loss.needs or (
+        scored = "reference" in self.loss.needs or (
             self.pair_selector is not None and self.pair_selector.needs_reference
         )
-        return Round(
-            number, self.seed, self.policy, self.sampler, self.pool, self.ranks, self.phases, self.loss, scores
-        )
+        parts = (self.policy, self.sampler, self.pool, self.ranks, self.phases, self.loss)
+        return Round(number, self.seed, *parts, scores_reference=scored, rounds=self.rounds)
 
     def _played(self, at: Round, prompts: Sequence[Prompt], sample: Sample) -> Pool:
         """Play a round that a crash does not lose, with labels bought during the sampling where that is possible."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from choosy.parallel.ranks import shard
 from choosy.rounds.context import ChosenPrompt, Done, Round
@@ -19,6 +19,7 @@ class FreshResponses:
     """
 
     responses: int
+    given: Mapping[str, Candidates] = field(default_factory=dict, init=False)
 
     def __call__(
         self, at: Round, chosen: Sequence[ChosenPrompt], *, begun: Mapping[str, Candidates], done: Done

@@ -1,0 +1,110 @@
+"""Labels of a round: which pairs are bought, and what takes the place of a tie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from choosy.data.pool import Pool
+from choosy.labeling.buyer import LabelBuyer
+from choosy.methods.selection import ChosenPair, PairChoice
+from choosy.parallel.ranks import OneRank
+from choosy.reporting.phases import Phases
+from choosy.rounds.context import Round
+from choosy.rounds.label import label
+from choosy.types import Candidates, Prompt, Response, Verdict
+
+
+class FirstLetter:
+    """Prefers the response whose text starts with the later letter; a response without a letter is invalid."""
+
+    name = "first letter"
+
+    def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> list[Verdict]:
+        return [verdict(one.text, other.text) for _, one, other in items]
+
+
+class Score:
+    """Gives the place of the first letter."""
+
+    name = "score"
+
+    def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
+        return [float(ord(response.text[0])) for _, response in items]
+
+
+def verdict(one: str, other: str) -> Verdict:
+    if not (one[0] + other[0]).isalpha():
+        return "invalid"
+    return "tie" if one[0] == other[0] else "first" if one[0] > other[0] else "second"
+
+
+def candidates(*texts: str) -> list[Candidates]:
+    """One prompt for each word: its responses start with the word's letters."""
+    return [
+        Candidates(Prompt(f"p{n:02d}", f"{n}?"), tuple(Response(f"{letter} of {i}") for i, letter in enumerate(word)))
+        for n, word in enumerate(texts)
+    ]
+
+
+@pytest.fixture
+def buy(tmp_path: Path) -> Callable[..., tuple[list[Candidates], LabelBuyer]]:
+    """Label candidates with a choice of pairs: buy(FirstLetter(), candidates, choice, budget=3)."""
+
+    def bought(labeler: Any, fresh: list[Candidates], choice: PairChoice, **budgets: Any) -> Any:
+        buyer = LabelBuyer(labeler, ledger=str(tmp_path / "ledger.sqlite"), max_invalid=None, **budgets)
+        buyer.open("run")
+        at = Round(0, 0, None, None, Pool(), OneRank(), Phases(), None)  # type: ignore[arg-type]
+        return label(at, fresh, choice, buyer), buyer
+
+    return bought
+
+
+def every_pair(fresh: Sequence[Candidates], wanted: int, **how: Any) -> PairChoice:
+    pairs = [ChosenPair(p, i, j, 0.0) for p, c in enumerate(fresh) for j in range(len(c.responses)) for i in range(j)]
+    return PairChoice(pairs, wanted, **how)
+
+
+@pytest.mark.parametrize("labeler", [FirstLetter, Score])
+def test_ties_are_replaced_until_as_many_pairs_as_wanted_have_a_winner(labeler: Any, buy: Any) -> None:
+    fresh = candidates("aa", "ab", "cc", "dd", "ef", "ba", "gh")
+    labeled, _ = buy(labeler(), fresh, every_pair(fresh, 3, per_prompt=1, top_up=True))
+    assert [len(c.pairs) for c in labeled] == [0, 1, 0, 0, 1, 1, 0]
+    assert [c.undecided for c in labeled] == [((0, 1),), (), ((0, 1),), ((0, 1),), (), (), ()]
+    assert [(c.pairs[0].chosen, c.pairs[0].rejected) for c in labeled if c.pairs] == [(1, 0), (1, 0), (0, 1)]
+
+
+def test_invalid_verdicts_are_replaced_too(buy: Any) -> None:
+    fresh = candidates("?a", "a?", "ab", "bc")
+    labeled, buyer = buy(FirstLetter(), fresh, every_pair(fresh, 1, per_prompt=1, top_up=True))
+    assert [len(c.pairs) for c in labeled] == [0, 0, 1, 0]
+    assert buyer.spent == 3
+
+
+def test_another_pair_of_the_prompt_may_take_the_place_of_a_tie(buy: Any) -> None:
+    fresh = candidates("aab")
+    labeled, _ = buy(FirstLetter(), fresh, every_pair(fresh, 2, per_prompt=1, top_up=True))
+    assert (len(labeled[0].pairs), labeled[0].undecided) == (1, ((0, 1),)), "the cap counts labeled pairs"
+
+
+def test_without_top_up_a_tie_is_one_of_those_wanted(buy: Any) -> None:
+    fresh = candidates("aa", "ab", "cd", "ef")
+    labeled, buyer = buy(FirstLetter(), fresh, every_pair(fresh, 2, per_prompt=1))
+    assert [len(c.pairs) for c in labeled] == [0, 1, 0, 0]
+    assert buyer.spent == 2
+
+
+def test_the_budget_ends_the_search(buy: Any) -> None:
+    fresh = candidates("aa", "bb", "cc", "dd", "ef")
+    labeled, buyer = buy(FirstLetter(), fresh, every_pair(fresh, 2, per_prompt=1, top_up=True), budget=3)
+    assert (buyer.spent, sum(len(c.pairs) for c in labeled)) == (3, 0)
+
+
+def test_the_order_in_which_a_pair_is_shown_changes_no_verdict(buy: Any) -> None:
+    """Half of the pairs are shown the other way around."""
+    fresh = candidates(*["ab"] * 20, *["ba"] * 20)
+    labeled, _ = buy(FirstLetter(), fresh, every_pair(fresh, 40))
+    assert [c.pairs[0].chosen for c in labeled] == [1] * 20 + [0] * 20
