@@ -21,7 +21,7 @@ from common import ROOT, save
 from safetensors.torch import load_file
 from torch import Tensor
 
-from choosy.data.formats import read_prompts
+from choosy.data.reading import read_prompts
 from choosy.models.loading import Lora
 from choosy.models.policy import Policy
 from choosy.sampling.generate import Generate

@@ -16,7 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from common import DATA, LORA, Program, middle, peer_python, save
 
-from choosy.data.formats import read_candidates
+from choosy.data.reading import read_candidates
 from choosy.models.locate import resolve_model
 from choosy.models.policy import Policy
 

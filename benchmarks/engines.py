@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import save
 
 from choosy.data.encode import Reader
-from choosy.data.formats import read_prompts
+from choosy.data.reading import read_prompts
 from choosy.models.loading import Lora
 from choosy.models.policy import Policy
 from choosy.sampling import vllm

@@ -15,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from common import LORA, Program, middle, peer_python, save
 
-from choosy.data.formats import read_prompts
+from choosy.data.reading import read_prompts
 from choosy.models.locate import resolve_model
 
 WAYS = {

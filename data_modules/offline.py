@@ -24,7 +24,7 @@ class OfflineData(LightningDataModule):
     """Trains on labeled pairs of given responses; each round labels some of those that have no label yet.
 
     Args:
-        train: Pairs or scored responses, in any format of `choosy.data.formats`.
+        train: Pairs or scored responses, in any of the formats of `choosy.data.formats`.
         run: Plays the rounds.
         reader: Reads the prompts with their responses.
         heldout: Prompts to evaluate on; None = no evaluation.

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("src", "conf", "callbacks", "data_modules", "pyproject.toml", "README.md", "LICENSE")
 USE = """
 import callbacks, choosy, data_modules
-from choosy.data.formats import read_prompts
+from choosy.data.reading import read_prompts
 from choosy.main import compose
 from hydra.utils import get_class
 cfg = compose(["selector=optune_certainty"])

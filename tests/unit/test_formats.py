@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from choosy.data.formats import Untrainable, read_candidates, read_prompts, read_rows, to_candidates, to_prompt
+from choosy.data.formats import Untrainable, to_candidates, to_prompt
+from choosy.data.reading import read_candidates, read_prompts, read_rows
 from choosy.types import Message, content_id
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -486,7 +487,7 @@ def test_a_broken_array_is_named(tmp_path: Path) -> None:
 
 def test_packaged_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path, {"prompt": "Is it?"}, name="mine.jsonl")
-    monkeypatch.setattr("choosy.data.formats.files", lambda package: {"choosy.data.prompts": tmp_path}[package])
+    monkeypatch.setattr("choosy.data.reading.files", lambda package: {"choosy.data.prompts": tmp_path}[package])
     source = "choosy:prompts/mine.jsonl"
     assert list(read_rows(source)) == [(f"{source}, line 1", {"prompt": "Is it?"})]
     for wrong in ("choosy:prompts/no.jsonl", "choosy:mine.jsonl"):
@@ -498,7 +499,7 @@ def test_packaged_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_equal_prompts_are_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="choosy.data.formats")
+    caplog.set_level(logging.INFO, logger="choosy.data.reading")
     file = written(tmp_path, {"prompt": "a"}, {"prompt": "b"}, {"prompt": "a", "other": 1}, {"messages": [ask]})
     assert [prompt.text for prompt in read_prompts(file)] == ["a", "b", "Is it?"]
     assert caplog.messages == [f"{file}: kept 3 rows, left out 1: 1 x a repeated row."]
@@ -507,7 +508,7 @@ def test_equal_prompts_are_read_once(tmp_path: Path, caplog: pytest.LogCaptureFi
 def test_a_clean_file_logs_nothing_and_limit_is_how_many_are_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, logger="choosy.data.formats")
+    caplog.set_level(logging.INFO, logger="choosy.data.reading")
     file = written(tmp_path, {"prompt": "a"}, {"prompt": "b"}, {"broken": True})
     assert [(prompt.text, prompt.messages) for prompt in read_prompts(file, as_chat=False, limit=2)] == [
         ("a", ()),

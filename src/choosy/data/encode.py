@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from choosy.data.formats import read_candidates, read_prompts
+from choosy.data.reading import read_candidates, read_prompts
 from choosy.models.policy import Policy
 from choosy.types import Candidates, Prompt
 
