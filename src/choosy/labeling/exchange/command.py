@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +25,7 @@ from choosy.labeling.exchange.rows import (
     from_csv,
     from_jsonl,
     json_text,
+    parse_json,
     to_csv,
     to_jsonl,
 )
@@ -38,11 +38,7 @@ BY_SUFFIX: dict[str, FileFormat] = {".jsonl": "jsonl", ".csv": "csv"}
 
 
 def format_of(path: Path) -> FileFormat:
-    """Return the format of a file by its name.
-
-    Raises:
-        ValueError: The name does not tell.
-    """
+    """Return the format of a file by its name; refuse a name that does not tell."""
     if file_format := BY_SUFFIX.get(path.suffix.lower()):
         return file_format
     raise ValueError(f"{path}: the name does not tell its format; type --format with one of {', '.join(FILE_FORMATS)}")
@@ -162,11 +158,7 @@ def verdict_in_order_of(row: LabelRow, other: LabelRow) -> str | None:
 
 
 def read_labels(path: Path, file_format: FileFormat | None) -> RowReaders:
-    """Read each row of a file.
-
-    Raises:
-        ValueError: The file as a whole cannot be read.
-    """
+    """Read each row of a file; refuse a file that cannot be read as a whole."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
@@ -186,10 +178,7 @@ def read_labels(path: Path, file_format: FileFormat | None) -> RowReaders:
 
 def json_list(text: str, path: Path) -> list[Any]:
     """Parse a file that holds a list in JSON."""
-    try:
-        items = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
+    items = parse_json(text, f"{path} is not JSON")
     if not isinstance(items, list):
         found = type(items).__name__
         raise ValueError(f"{path}: wanted a list of Label Studio tasks or Argilla records, found {found}")

@@ -69,11 +69,15 @@ def from_jsonl(text: str) -> RowReaders:
 
 def json_object(text: str) -> LabelRow:
     """Parse a JSON object."""
+    return as_object(parse_json(text, "not JSON"))
+
+
+def parse_json(text: str, why: str) -> Any:
+    """Parse JSON; an error begins with `why`."""
     try:
-        row = json.loads(text)
+        return json.loads(text)
     except ValueError as error:
-        raise ValueError(f"not JSON ({error})") from error
-    return as_object(row)
+        raise ValueError(f"{why} ({error})") from error
 
 
 def as_object(value: Any) -> LabelRow:
@@ -84,11 +88,7 @@ def as_object(value: Any) -> LabelRow:
 
 
 def from_csv(text: str) -> RowReaders:
-    """Read a table with a line of column names.
-
-    Raises:
-        ValueError: The text is no CSV.
-    """
+    """Read a table with a line of column names."""
     limit = csv.field_size_limit(max(len(text), 1))
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""))
@@ -111,10 +111,7 @@ def from_fields(fields: Mapping[str | None, Any], width: int) -> LabelRow:
         except ValueError:
             raise ValueError(f"{name} must be a number, found {row[name]!r}") from None
     if "messages" in row:
-        try:
-            row["messages"] = json.loads(row["messages"])
-        except ValueError as error:
-            raise ValueError(f"messages must be JSON ({error})") from None
+        row["messages"] = parse_json(row["messages"], "messages must be JSON")
     if "kind" in row:  # tells an empty response from a missing one
         for name in SHOWN[:2] if row["kind"] == "score" else SHOWN:
             row.setdefault(name, "")
@@ -122,11 +119,7 @@ def from_fields(fields: Mapping[str | None, Any], width: int) -> LabelRow:
 
 
 def part_of(item: Mapping[str, Any], name: str, kind: type = dict) -> Any:
-    """Return a part of a JSON object, empty where it is missing.
-
-    Raises:
-        ValueError: It is of another kind.
-    """
+    """Return a part of a JSON object, empty where it is missing; refuse one of another kind."""
     part = item.get(name) or kind()
     if not isinstance(part, kind):
         raise ValueError(f"{name} must be a {kind.__name__}, found {type(part).__name__}")
@@ -134,11 +127,7 @@ def part_of(item: Mapping[str, Any], name: str, kind: type = dict) -> Any:
 
 
 def agreed(answers: Sequence[tuple[LabelRow, str]]) -> LabelRow:
-    """Return the one answer that all annotators gave, with their names.
-
-    Raises:
-        ValueError: They disagree.
-    """
+    """Return the one answer that all annotators gave, with their names; refuse answers that differ."""
     if not answers:
         return {"verdict": None, "score": None}
     given = [answer for answer, _ in answers]
@@ -195,11 +184,7 @@ def question_of(row: LabelRow) -> Question:
 
 
 def check_types(row: LabelRow) -> None:
-    """Check every field but the answer.
-
-    Raises:
-        ValueError: One has the wrong type.
-    """
+    """Refuse a row with a field of the wrong type; the answer is not checked."""
     for name in TEXTS:
         if not isinstance(row[name], str):
             raise ValueError(f"{name} must be a text, found {row[name]!r}")
@@ -215,11 +200,7 @@ def check_types(row: LabelRow) -> None:
 
 
 def check_answer(row: LabelRow) -> None:
-    """Check that one response has a score, or two have a verdict.
-
-    Raises:
-        ValueError: They have not.
-    """
+    """Refuse one response without a score, or two without a verdict."""
     if row["response_second"] is None:
         if row["verdict"] is not None or not is_number(row["score"]):
             found = row["score"] if row["verdict"] is None else row["verdict"]
@@ -238,11 +219,7 @@ def is_number(value: Any) -> bool:
 
 
 def checked_turns(messages: Any) -> tuple[Message, ...]:
-    """Convert the messages of a conversation.
-
-    Raises:
-        ValueError: One has no role or no content.
-    """
+    """Convert the messages of a conversation; refuse one without a role or a content."""
     if not isinstance(messages, list) or not all(
         isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
         for turn in messages
