@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import signal
 import sys
@@ -77,6 +78,7 @@ save, write_table = torch.save, choosy.data.pool.pq.write_table
 
 if __name__ == "__main__":
     point, count, sys.argv[1:] = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+    choosy.resume.partial_rounds.EVERY = math.inf  # or a slow machine would write parts at any point
     match point:
         case "sampling":
             decode = choosy.models.policy.Policy.decode

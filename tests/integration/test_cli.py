@@ -162,7 +162,7 @@ def test_each_subcommand_has_help(words, told, choosy, capsys):
 def test_fit_needs_no_hydra(lines, tmp_path):
     config = written([*lines, "rounds=1"], tmp_path / "run")
     program = "import sys; sys.modules['hydra'] = None; from choosy.cli import fit; fit()"
-    run = command("-c", program, "fit", "--config", config, folder=tmp_path)
+    run = command("-c", program, "fit", "--config", config, folder=tmp_path, fresh=True)
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "run" / "summary.json").exists()
 
@@ -175,10 +175,10 @@ def test_a_folder_that_is_not_there_is_told_in_a_sentence(word, choosy, tmp_path
 @pytest.mark.slow
 def test_the_two_commands_of_the_usage_work_as_they_are_typed(lines, tmp_path):
     words = [*lines, "rounds=1", f"run_dir={tmp_path}/run", "--cfg", "job", "--resolve"]
-    composed = command(ROOT / "train.py", *words, folder=tmp_path)
+    composed = command(ROOT / "train.py", *words, folder=tmp_path, fresh=True)
     assert composed.returncode == 0, composed.stderr
     (tmp_path / "run.yaml").write_text(composed.stdout)
-    played = command("-m", "choosy", "fit", "--config", "run.yaml", folder=tmp_path)
+    played = command("-m", "choosy", "fit", "--config", "run.yaml", folder=tmp_path, fresh=True)
     assert played.returncode == 0, played.stderr
     assert summary(tmp_path / "run")["rounds"] == 1
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 from omegaconf import OmegaConf
-from tiny import ROOT, command, ending, labels, summary, typed
+from programs import Program, free_port
+from tiny import ROOT, command, ending, environ, labels, summary, typed
 
 from choosy.main import compose, join_tasks, objective, train
 
@@ -29,16 +28,6 @@ TRAIN = str(ROOT / "train.py")
 def lines(tmp_path, tiny_policy_dir, prompts_file) -> list[str]:
     small = ["data.limit=4", "data.heldout_limit=2", "rounds=1", "~logger.tensorboard"]
     return [*typed(tmp_path, tiny_policy_dir, prompts_file), *small]
-
-
-def environ(folder: Path, **more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder), **more}
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def as_typed(entry: str, lines: list[str], run_dir: Path) -> list[str]:
@@ -71,14 +60,8 @@ def test_srun_starts_the_processes(lines, tmp_path):
     }
     words = as_typed("train.py", [*lines, *DDP], tmp_path / "run")
     tasks = [
-        subprocess.Popen(
-            [sys.executable, *words],
-            cwd=tmp_path,
-            env=environ(tmp_path, **slurm, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
+        Program(words, folder=tmp_path, environ=environ(tmp_path, **slurm, SLURM_PROCID=rank, SLURM_LOCALID=rank))
+        for rank in ("0", "1")
     ]
     told = [task.communicate(timeout=300)[1] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], told
@@ -140,13 +123,7 @@ def long_lines(lines) -> list[str]:
 def signalled(words: list[str], signum: int, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
     """Run train.py with slow steps, and send it a signal in the middle of its training."""
     (folder / "slow.py").write_text(f"{SLOW}\nimport runpy, sys\ndel sys.argv[0]\nrunpy.run_path(sys.argv[0])\n")
-    run = subprocess.Popen(
-        [sys.executable, "slow.py", *words],
-        cwd=folder,
-        env=environ(folder, **more),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    run = Program(["slow.py", *words], folder=folder, environ=environ(folder, **more))
     wait_for(lambda: (folder / "run" / "metrics.csv").exists() or run.poll() is not None)
     run.send_signal(signum)
     told = run.communicate(timeout=300)[1]

@@ -85,14 +85,16 @@ RECOMPUTE = ["model.compute.gradient_checkpointing=true"]
 STOPS = ["sampler.max_new_tokens=12", "sampler.temperature=3"]  # some responses end early
 FULL = ["model=smollm2_full", "lr=1e-3"]
 
+CERTAINTY = ["selector=certainty", "data.responses=3"]
+
 WAYS = {
-    "ddp, two, certainty": ("ddp", 2, ["selector=certainty", "data.responses=3"]),
+    "ddp, two, certainty": ("ddp", 2, CERTAINTY),
     "ddp, two, uneven parts": ("ddp", 2, ["selector=optune", *UNEVEN]),
     "ddp, three, idle rank": ("ddp", 3, [*IDLE, "reference=previous_round"]),
     "ddp, two, singles with own samples": ("ddp", 2, [*UNEVEN, "loss=kto", "selector=certainty", "data.responses=4"]),
     "ddp, three, lists": ("ddp", 3, ["loss=pro", "selector=none", "data.responses=4"]),
     "fsdp, two, weighted tokens": ("fsdp", 2, [*UNEVEN, "loss=ld_dpo", "selector=none"]),
-    "fsdp, two, uneven parts": ("fsdp", 2, ["selector=certainty", "data.responses=3", *UNEVEN]),
+    "fsdp, two, uneven parts": ("fsdp", 2, [*CERTAINTY, *UNEVEN]),
     "fsdp, two, budget, embedded, recomputing": (
         "fsdp",
         2,
@@ -112,7 +114,8 @@ def test_many_processes_equal_one(strategy, processes, settings, tmp_path, tiny_
     with (tmp_path / "toy.py").open("a") as toy:
         toy.write(SHOW_RANK)
     launched = [f"trainer={strategy}", "trainer.accelerator=cpu", f"trainer.devices={processes}"]
-    run = command(ROOT / "train.py", *lines, *launched, f"run_dir={many}", folder=tmp_path)
+    ranks = 1 if settings == CERTAINTY else processes  # of one, Lightning launches the others
+    run = command(ROOT / "train.py", *lines, *launched, f"run_dir={many}", folder=tmp_path, ranks=ranks)
     assert run.returncode == 0, run.stderr
     assert (tmp_path / f"rank{processes - 1}").exists(), "there were fewer processes"
 
@@ -166,7 +169,8 @@ def test_two_processes_spend_the_money_of_one(
     launched = {"one": [], "many": ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]}
     bills: dict[str, list[str]] = {}
     for name, processes in launched.items():
-        run = command(ROOT / "train.py", *lines, *processes, f"run_dir={tmp_path / name}", folder=tmp_path)
+        words = [ROOT / "train.py", *lines, *processes, f"run_dir={tmp_path / name}"]
+        run = command(*words, folder=tmp_path, ranks=2 if processes else 1)
         assert run.returncode == 0, run.stderr
         bills[name] = (tmp_path / "bill").read_text().splitlines()
         (tmp_path / "bill").unlink()
@@ -197,7 +201,7 @@ def test_a_sharded_run_goes_on_where_it_stood_on_any_number_of_processes(
     train(compose([*lines, "rounds=3"]), one)
     steps = [(["rounds=1", *sharded], []), (["rounds=2", *sharded], ["ckpt_path=last"])]
     for settings, resumed in steps:
-        run = command(ROOT / "train.py", *lines, *settings, *resumed, f"run_dir={many}", folder=tmp_path)
+        run = command(ROOT / "train.py", *lines, *settings, *resumed, f"run_dir={many}", folder=tmp_path, ranks=2)
         assert run.returncode == 0, run.stderr
     train(compose([*lines, "rounds=3", "ckpt_path=last"]), many)
     assert_close(load_file(exported(one)), load_file(exported(many)), rtol=0, atol=1e-6)
@@ -227,7 +231,7 @@ def test_labels_may_take_longer_than_the_strategy_waits(tmp_path, tiny_policy_di
         "trainer.strategy={_target_: lightning.pytorch.strategies.DDPStrategy, "
         "timeout: {_target_: datetime.timedelta, seconds: 15}}",
     ]
-    run = command(ROOT / "train.py", *lines, *impatient, folder=tmp_path)  # ten labels of 3 s
+    run = command(ROOT / "train.py", *lines, *impatient, folder=tmp_path, ranks=2)  # ten labels of 3 s
     assert run.returncode == 0, run.stderr
 
 
@@ -238,7 +242,7 @@ def test_a_sharded_run_in_half_precision(gather, model, tmp_path, tiny_policy_di
     lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "rounds=1", *model]
     half = ["model.dtype=bfloat16", f"model.compute.gather={gather}", f"run_dir={tmp_path / 'run'}"]
     sharded = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    run = command(ROOT / "train.py", *lines, *half, *sharded, folder=tmp_path)
+    run = command(ROOT / "train.py", *lines, *half, *sharded, folder=tmp_path, ranks=2)
     assert run.returncode == 0, run.stderr
     first = pd.read_csv(tmp_path / "run" / "metrics.csv")["loss_step"].dropna().iloc[0]
     assert 0.2 < first < 0.7  # the weighted loss of a policy that is still its reference
@@ -250,7 +254,8 @@ def test_a_sharded_run_in_half_precision(gather, model, tmp_path, tiny_policy_di
 @pytest.mark.parametrize("model", [[], FULL], ids=["adapters", "all weights"])
 def test_a_gpu_plays_rounds_in_half_precision(model, trainer, tmp_path, tiny_policy_dir, prompts_file):
     lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), *model, *trainer]
-    run = command(ROOT / "train.py", *lines, "model.dtype=bfloat16", f"run_dir={tmp_path / 'run'}", folder=tmp_path)
+    words = [ROOT / "train.py", *lines, "model.dtype=bfloat16", f"run_dir={tmp_path / 'run'}"]
+    run = command(*words, folder=tmp_path, fresh=True)  # CUDA and forks do not go together
     assert run.returncode == 0, run.stderr
     assert summary(tmp_path / "run")["rounds"] == 2
     assert exported(tmp_path / "run").stat().st_size > 1000

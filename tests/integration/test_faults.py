@@ -108,7 +108,7 @@ def test_a_loss_that_is_no_number(strategy, choice, tmp_path, tiny_policy_dir, p
     many = [] if strategy == "cpu" else [f"trainer={strategy}", *DDP[1:]]
     cracked = "+callbacks.cracked={_target_: toy.NotANumber}"
     settings = [*many, cracked, f"on_bad_loss={choice}", "epochs_per_round=2", f"run_dir={tmp_path / 'run'}"]
-    run = command(ROOT / "train.py", *lines, *settings, folder=tmp_path)
+    run = command(ROOT / "train.py", *lines, *settings, folder=tmp_path, ranks=2 if many else 1)
     told = re.search(r"The loss of 1 items is not finite \(prompts p03\);", run.stderr + run.stdout)
     assert told, run.stderr
     if choice == "stop":

@@ -81,7 +81,8 @@ def launch(folder: Path, tiny_policy_dir: Path) -> Launch:
 
     def launched(name: str, processes: int) -> Any:
         many = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={processes}"] if processes > 1 else []
-        return command(ROOT / "train.py", *lines, *many, f"run_dir={folder / name}", "ckpt_path=auto", folder=folder)
+        words = [ROOT / "train.py", *lines, *many, f"run_dir={folder / name}", "ckpt_path=auto"]
+        return command(*words, folder=folder, ranks=processes)
 
     return launched
 

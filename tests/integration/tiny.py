@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
+from programs import Program
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,11 +61,31 @@ def typed(folder: Path, policy: Path, prompts: Path) -> list[str]:
     ]
 
 
-def command(*words: object, folder: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run Python with these words in a process of its own, in the folder, with its toy.py to be found."""
-    environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+def environ(folder: Path, **more: str) -> dict[str, str]:
+    """The environment of a tiny run in a process of its own, with the folder's toy.py to be found."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder), **more}
+
+
+def command(
+    *words: object, folder: Path, timeout: float = 300, ranks: int = 1, fresh: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with these words in a process of its own, in the folder.
+
+    Args:
+        words: The command line after `python`.
+        folder: The working directory, with the run's toy.py.
+        timeout: Seconds.
+        ranks: So many processes, as Lightning's launcher starts them.
+        fresh: Start a new interpreter, in seconds, and not a fork of one that has imported its libraries.
+    """
+    line = [str(word) for word in words]
+    if not fresh:
+        program = Program(line, folder=folder, environ=environ(folder), ranks=ranks)
+        stdout, stderr = program.communicate(timeout)
+        return subprocess.CompletedProcess(line, program.wait(), stdout, stderr)
+    assert ranks == 1, "Lightning starts the ranks of a new interpreter itself"
     return subprocess.run(
-        [sys.executable, *map(str, words)], cwd=folder, env=environ, capture_output=True, text=True, timeout=timeout
+        [sys.executable, *line], cwd=folder, env=environ(folder), capture_output=True, text=True, timeout=timeout
     )
 
 
