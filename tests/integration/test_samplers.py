@@ -17,7 +17,7 @@ from choosy.models.policy import Policy
 from choosy.sampling import vllm
 from choosy.sampling.auto import Auto, fastest
 from choosy.sampling.generate import Generate
-from choosy.sampling.protocol import Sampler
+from choosy.sampling.protocol import Sampler, check_engine
 from choosy.sampling.settings import SamplingSettings
 from choosy.sampling.vllm import Vllm
 from choosy.types import Candidates, Prompt, Response, seed_of
@@ -285,12 +285,12 @@ def test_vllm_refuses_where_it_cannot_run():
 def test_an_engine_that_samples_another_model_is_found_out(policy):
     prompt = prompts(policy)[0]
     ((honest,),) = Generate(max_new_tokens=8).sample(policy, [prompt], [[0]])
-    vllm.prove(policy, prompt, honest)
+    check_engine("generate", policy, prompt, honest)
     with (
         policy.states.as_start(),
-        pytest.raises(RuntimeError, match=r"samples another model\. Choose sampler=generate"),
+        pytest.raises(ValueError, match=r"sampler=generate gave .* samples another model"),
     ):
-        vllm.prove(policy, prompt, honest)
+        check_engine("generate", policy, prompt, honest)
 
 
 # -- auto ---------------------------------------------------------------------------------------------------------

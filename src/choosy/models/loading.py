@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -58,6 +60,7 @@ def load_weights(source: ModelSource, *, dtype: torch.dtype, attention: str, dev
         attention: Attention implementation of transformers, `grouped`, or auto (see `Compute`).
         device: Where the model will run, which decides what `auto` is.
     """
+    refuse_adapter(source)
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tree_attention.register()
 
@@ -94,7 +97,8 @@ def add_adapter(model: PreTrainedModel, lora: Lora, folder: str | None, *, seed:
         seed: Of a new adapter's weights.
     """
     if folder is not None:
-        return PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=True)
+        return load_adapter(model, folder)
+    refuse_unknown_targets(model, lora)
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=lora.targets, task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -103,11 +107,64 @@ def add_adapter(model: PreTrainedModel, lora: Lora, folder: str | None, *, seed:
     return adapted
 
 
+@torch.no_grad()
+def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
+    """Add a trained adapter, of any kind that works inside the model's layers.
+
+    Raises:
+        ValueError: The folder holds no adapter, or one that also works outside of the layers, such as learned prompts.
+    """
+    try:
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=True)
+        adapted.eval()
+        ids_1L = torch.arange(3)[None]
+        works = torch.equal(adapted(input_ids=ids_1L).logits, adapted.get_base_model()(input_ids=ids_1L).logits)
+    except (OSError, ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
+        raise ValueError(f"model.adapter={folder} does not load: {error}") from error
+    if not works:
+        kind = adapted.active_peft_config.peft_type.value
+        raise ValueError(
+            f"model.adapter={folder} is a {kind} adapter, which also works outside of the model's layers; choose LoRA "
+            "or its like."
+        )
+    return adapted
+
+
+def refuse_unknown_targets(model: nn.Module, lora: Lora) -> None:
+    """Refuse names of layers that the model does not have.
+
+    Raises:
+        ValueError: A name fits no layer.
+    """
+    if isinstance(lora.targets, str):
+        return
+    layers = {name for name, module in model.named_modules() if not list(module.children())}
+    for target in lora.targets:
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+            raise ValueError(f"model.lora.targets names {target}, and the model has no such layer; it has {known}.")
+
+
+def refuse_adapter(source: ModelSource) -> None:
+    """Refuse an adapter in the place of a model: it would be replaced by a new one.
+
+    Raises:
+        ValueError: The model's folder is an adapter's.
+    """
+    file = Path(source.resolved) / "adapter_config.json"
+    if file.exists():
+        base = json.loads(file.read_text()).get("base_model_name_or_path")
+        raise ValueError(f"model.name={source.name} is an adapter; type model.name={base} model.adapter={source.name}.")
+
+
 def switch_off_dropout(model: nn.Module) -> None:
-    """Set every dropout of the model to 0: log-probs of policy and reference are compared, noise is not."""
+    """Set every dropout of the model and its adapter to 0, so that training and scoring give equal log-probs."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name in ("attention_dropout", "dropout_p", "attn_dropout_p"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
+        for name in ("rank_dropout", "module_dropout"):  # of LoHa and its like, by adapter
+            if isinstance(of_adapter := getattr(module, name, None), dict):
+                of_adapter.update(dict.fromkeys(of_adapter, 0.0))

@@ -141,6 +141,7 @@ def token_logps(model: nn.Module, rows: Rows) -> Tensor:
     """
     hidden_BLD = last_hidden(model, rows)
     head = model.get_output_embeddings()  # type: ignore[operator]
+    assert isinstance(head, nn.Linear), "a head with an adapter takes the padded path"
     assert head.bias is None, "a head with a bias takes the padded path"
     return chosen_token_logps(hidden_BLD[rows.row_T, rows.column_T], head.weight, rows.target_T)
 

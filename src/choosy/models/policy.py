@@ -33,7 +33,7 @@ from choosy.models.logprobs import (
     token_logps,
 )
 from choosy.models.rows import Group, Ids, share_prompt
-from choosy.models.states import States, merged, on_rank_0, swapped_in, trainable
+from choosy.models.states import States, can_merge, merged, on_rank_0, swapped_in, trainable
 from choosy.models.tokens import Tokens
 from choosy.parallel.ranks import current_ranks
 from choosy.parallel.sharding import gathered, is_sharded, lockstep, shard_weights
@@ -150,11 +150,11 @@ class Policy(nn.Module):
         self.compute_dtype = auto_dtype(device) if self.dtype == "auto" else getattr(torch, self.dtype)
         own_dtype = self.compute_dtype if self.lora else torch.float32  # full fine-tuning: fp32 master weights
         model = load_weights(self.source, dtype=own_dtype, attention=self.compute.attention, device=device)
-        switch_off_dropout(model)
         # a slice of hidden states is not contiguous, and torch would copy the whole head once for each row
         head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
         self.model = add_adapter(model, self.lora, self.adapter, seed=seed) if self.lora else model
+        switch_off_dropout(self.model)
         if self.compute.gradient_checkpointing:
             self.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if self.lora:
@@ -241,17 +241,18 @@ class Policy(nn.Module):
 
     @contextmanager
     def for_sampling(self) -> Iterator[None]:
-        """Weights that sample fast within the block: adapter merged, all in the forward's precision."""
+        """Weights that sample fast within the block: the adapter merged, if it can be, in the forward's precision."""
         was_training = self.training
         with ExitStack() as stack:
             stack.callback(self.train, was_training)
             self.eval()
             stack.enter_context(self.weights_gathered())
-            if not self.is_gathered:  # what passes by layer by layer cannot be merged
+            if self.is_gathered:
+                stack.enter_context(torch.inference_mode())
+            if not self.is_gathered or not self.is_mergeable:  # weights gathered layer by layer cannot be merged
                 stack.enter_context(self.precision())
                 yield
                 return
-            stack.enter_context(torch.inference_mode())
             if is_sharded(self):
                 for weight, other in self._sampling_weights():
                     weight.copy_(other)  # a gathered copy, which ends with the block
@@ -260,6 +261,11 @@ class Policy(nn.Module):
             if isinstance(self.model, PeftModel):
                 stack.enter_context(self.model.disable_adapter())
             yield
+
+    @cached_property
+    def is_mergeable(self) -> bool:
+        """Whether the policy is one set of weights: it has no adapter, or one that can be merged."""
+        return not isinstance(self.model, PeftModel) or can_merge(self.model)
 
     def _sampling_weights(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         if isinstance(self.model, PeftModel):

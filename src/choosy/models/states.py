@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Embedding, Linear, LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from choosy.parallel.ranks import current_ranks
@@ -111,6 +114,20 @@ def swapped_in(weights: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]
     finally:
         for p, data in before:
             p.data = data
+
+
+def can_merge(model: PeftModel) -> bool:
+    """Whether the adapter is plain LoRA, on weights of one layer each: the kind that `merged` merges exactly."""
+    modules = list(model.modules())
+    layers: list[Any] = [module for module in modules if isinstance(module, BaseTunerLayer)]
+    if not all(type(layer) in (Linear, Embedding) for layer in layers):
+        return False
+    uses = Counter(p for _, p in model.named_parameters(remove_duplicate=False))
+    plain = all(
+        not layer.lora_variant and not any(layer.lora_bias.values()) and uses[layer.base_layer.weight] == 1
+        for layer in layers
+    )
+    return plain and not any(isinstance(module, AuxiliaryTrainingWrapper) for module in modules)
 
 
 def merged(model: PeftModel) -> Iterator[tuple[nn.Parameter, Tensor]]:

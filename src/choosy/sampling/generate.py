@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,9 @@ from torch import Tensor
 from choosy.models.fast.packed import packed_linears
 from choosy.models.policy import Policy
 from choosy.models.rows import Ids
+from choosy.parallel.sharding import is_sharded
 from choosy.sampling.prefill import prefill
-from choosy.sampling.protocol import Done, as_response
+from choosy.sampling.protocol import Done, as_response, check_engine
 from choosy.sampling.settings import EngineSettings, SamplingSettings
 from choosy.types import Response
 
@@ -44,6 +45,7 @@ class Generate(EngineSettings):
     """Samples with transformers' model and cache in this process; for its arguments see `EngineSettings`."""
 
     sync_seconds: float = field(default=0.0, init=False)  # the policy's own weights are used
+    _checked: bool = field(default=False, init=False, repr=False)  # whether this engine samples the policy
 
     def close(self) -> None: ...
 
@@ -58,6 +60,21 @@ class Generate(EngineSettings):
     ) -> list[list[Response]]:
         """Sample one response for each seed of each prompt (see `Sampler.sample`)."""
         settings = self if settings is None else settings
+        if not self._checked and prompts and not is_sharded(policy):
+            self._checked = True
+            brief = replace(settings, max_new_tokens=min(settings.max_new_tokens, 16))
+            ((first,),) = self._sample(policy, prompts[:1], [seeds[0][:1]], brief, done=lambda ended: None)
+            check_engine("generate", policy, prompts[0], first)
+        return self._sample(policy, prompts, seeds, settings, done)
+
+    def _sample(
+        self,
+        policy: Policy,
+        prompts: Sequence[Ids],
+        seeds: Sequence[Sequence[int]],
+        settings: SamplingSettings,
+        done: Done,
+    ) -> list[list[Response]]:
         responses: list[list[Response]] = [[Response("")] * len(of_prompt) for of_prompt in seeds]
         order = sorted(range(len(prompts)), key=lambda p: -len(prompts[p]))  # neighbours of like length
         packed = packed_linears(policy.causal_lm, self.batch_size) if policy.compute.packed else nullcontext()

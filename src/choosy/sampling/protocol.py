@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+import torch
+
 from choosy.models.policy import Policy
 from choosy.models.rows import Ids
 from choosy.sampling.settings import SamplingSettings
-from choosy.types import Response
+from choosy.types import Candidates, Prompt, Response
 
 Done = Callable[[Mapping[int, list[Response]]], None]
 
@@ -57,6 +59,23 @@ class Sampler(Protocol):
     def close(self) -> None:
         """Free what the engine holds; the next call starts it again."""
         ...
+
+
+def check_engine(engine: str, policy: Policy, prompt: Ids, response: Response) -> None:
+    """Compare the log-prob that an engine gave a response with the policy's own.
+
+    Raises:
+        ValueError: They differ by more than rounding.
+    """
+    ((own,),) = policy.score([Candidates(Prompt("", ""), (response,), tuple(prompt))])
+    n = len(response.ids)
+    rounding = 0.01 * n if policy.compute_dtype == torch.float32 else 0.5 + 0.2 * n
+    if abs(own - response.logp) > rounding:
+        raise ValueError(
+            f"sampler={engine} gave a response of {n} tokens the log-probability {response.logp:.2f}, and the policy "
+            f"gives it {own:.2f}: the engine samples another model than {policy.source.name} as it is trained. Choose "
+            "another sampler, or another adapter."
+        )
 
 
 def as_response(policy: Policy, ids: Sequence[int], logp: float) -> Response:

@@ -90,11 +90,13 @@ class _SwiGLU(torch.autograd.Function):
 
 def _fused_lora(layer: LoraLinear) -> Callable[[Tensor], Tensor] | None:
     """A forward of an adapted layer, or None for an adapter that is more than A and B."""
-    if len(layer.lora_A) != 1 or layer.lora_magnitude_vector or not isinstance(layer.base_layer, nn.Linear):
+    if len(layer.lora_A) != 1 or layer.lora_variant or not isinstance(layer.base_layer, nn.Linear):
         return None
     (name,) = layer.lora_A
     down, up, base, original = layer.lora_A[name], layer.lora_B[name], layer.base_layer, layer.forward
-    if base.weight.requires_grad or not isinstance(layer.lora_dropout[name], nn.Identity) or up.bias is not None:
+    dropout = layer.lora_dropout[name]
+    drops = dropout.p > 0 if isinstance(dropout, nn.Dropout) else not isinstance(dropout, nn.Identity)
+    if base.weight.requires_grad or drops or up.bias is not None:
         return None
 
     def forward(x_BLD: Tensor, *args: Any, **kwargs: Any) -> Tensor:
