@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal
 
@@ -82,6 +83,33 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Moments:
+    """Count, mean and sum of squared differences from the mean of some numbers.
+
+    Example:
+        >>> Moments.of([1.0, 3.0]) + Moments.of([5.0])
+        Moments(count=3, mean=3.0, m2=8.0)
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    m2: float = 0.0
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> Moments:
+        """The moments of these numbers."""
+        mean = sum(numbers) / max(len(numbers), 1)
+        return cls(len(numbers), mean, sum((x - mean) ** 2 for x in numbers))
+
+    def __add__(self, other: Moments) -> Moments:
+        """The moments of both together (Chan, Golub and LeVeque 1979)."""
+        count = self.count + other.count
+        apart = other.mean - self.mean
+        share = other.count / max(count, 1)
+        return Moments(count, self.mean + share * apart, self.m2 + other.m2 + apart**2 * self.count * share)
+
+
+@dataclass(frozen=True, slots=True)
 class Candidates:
     """One prompt with its N responses, and the pairs that were made of them.
 
@@ -94,6 +122,7 @@ class Candidates:
         pairs: The labeled pairs.
         weight: The weight that came with the data's row, if any; of a lone response the factor on its loss.
         undecided: Pairs i < j whose verdict was a tie or invalid.
+        earlier: Moments of the rewards that the prompt's responses had in earlier rounds.
     """
 
     prompt: Prompt
@@ -104,6 +133,7 @@ class Candidates:
     pairs: tuple[Pair, ...] = ()
     weight: float | None = None
     undecided: tuple[tuple[int, int], ...] = ()
+    earlier: Moments = field(default_factory=Moments)
 
     @property
     def labeled(self) -> bool:

@@ -271,9 +271,16 @@ def test_losses_of_different_forms(refused):
 
 
 @pytest.mark.usefixtures("only_compares")
+@pytest.mark.parametrize("selector", ["optune", "optune_certainty", "optune_dissimilarity"])
+def test_optune_with_a_labeler_that_only_compares(selector, refused):
+    told = "OPTune ranks prompts by their rewards, and labeler longer gives none.*labeler=vader.*entropy, certainty"
+    refused(f"selector={selector}", "weighting=uniform", told=told)
+
+
+@pytest.mark.usefixtures("only_compares")
 def test_many_responses_without_a_pair_selector_for_a_labeler_that_only_compares(refused):
     told = "longer only compares, and 3 responses.*selector=certainty, or data.responses=2"
-    refused("weighting=uniform", "data.responses=3", told=told)
+    refused("weighting=uniform", "selector=random", "data.responses=3", told=told)
 
 
 @pytest.mark.usefixtures("only_compares")

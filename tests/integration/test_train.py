@@ -549,3 +549,17 @@ def test_a_spent_budget_samples_no_more(play, capsys):
 def test_certainty_is_refused_where_it_would_draw_lots(play):
     with pytest.raises(ValueError, match=r"reference=previous_round makes the policy its own reference"):
         play("selector=certainty", "reference=previous_round")
+
+
+def test_optune_can_rank_by_all_rewards_that_a_prompt_ever_had(play):
+    """Each of a prompt's earlier rounds adds the rewards of its two responses."""
+    run = play("selector=optune", "callbacks.optune.fraction=0.5", "callbacks.optune.statistic=shrunk", "rounds=3")
+    newest = run.pool.drop_duplicates("prompt_id", keep="last").set_index("prompt_id")
+    times = dict.fromkeys(newest.index, 0)
+    for number in range(3):
+        for name in run.round(number).query("sampled_in == @number")["prompt_id"]:
+            times[name] += 1
+    assert sorted(times.values())[-1] > 1
+    assert {name: earlier["count"] for name, earlier in newest["earlier_rewards"].items()} == {
+        name: 2 * (n - 1) for name, n in times.items()
+    }

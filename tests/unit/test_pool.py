@@ -287,3 +287,28 @@ def test_other_contents_for_the_same_rows() -> None:
 def test_bought_rewards_join_those_that_are_known() -> None:
     c = with_rewards(candidates("a", rewards=[1.0, None, None]), {2: -2.0})
     assert [r.reward for r in c.responses] == [1.0, None, -2.0]
+
+
+# -- all rewards that a prompt ever had -------------------------------------------------------------------------
+
+
+def test_moments_cover_all_rewards_that_a_prompt_ever_had(tmp_path: Path) -> None:
+    """Rewards 1 and 3, then 8, then 4 and 5 (of which the pool keeps the last round's): mean 4.2, m2 26.8."""
+    pool = Pool()
+    for round, rewards in enumerate(([1.0, 3.0], [8.0], [4.0, 5.0])):
+        fresh = [candidates("a", round, paired=round == 0, rewards=rewards)]
+        pool = pool.put(fresh, round=round)
+        pool = pool.put(fresh, round=round)  # played again, or labeled again: the same responses count once
+        pool.save(tmp_path, {})
+        pool, _ = Pool.load(tmp_path, round)
+    count_P, mean_P, m2_P = pool.reward_moments(["new", "a"])
+    assert (count_P.tolist(), mean_P.tolist(), m2_P.tolist()) == (
+        [0, 5],
+        [0, pytest.approx(4.2)],
+        [0, pytest.approx(26.8)],
+    )
+
+
+def test_moments_leave_out_responses_without_a_reward() -> None:
+    pool = Pool().put([candidates("a", rewards=[None, 2.0])], round=0)
+    assert [column.tolist() for column in pool.reward_moments(["a"])] == [[1], [2], [0]]

@@ -31,10 +31,12 @@ from choosy.methods.selection import (
     rank_pairs,
     responses_of,
     reward_statistic,
+    shrunk_means,
     top_k,
     top_pairs,
     two_means,
 )
+from choosy.types import Moments
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -131,6 +133,12 @@ def rewards(statistic: Any, direction: Direction = "largest") -> Way:
     )
 
 
+def shrunk_of(rows: Sequence[Sequence[float]]) -> torch.Tensor:
+    """The shrunk means of prompts with these rewards."""
+    each = [Moments.of(row) for row in rows]
+    return shrunk_means(*(torch.tensor([getattr(m, name) for m in each]) for name in ("count", "mean", "m2")))
+
+
 def sure(direction: Direction) -> Way:
     return numbers._replace(choose=of_pairs(certainty, direction), broken=[[math.nan, 0.0, 1.0], [0.0, 1.0, math.inf]])
 
@@ -148,6 +156,10 @@ WAYS = {
     "optune_mean": rewards("mean"),
     "optune_best": rewards("best"),
     "optune_worst": rewards("worst"),
+    "optune_shrunk": numbers._replace(
+        choose=of_prompts(lambda rows: optune(shrunk_of(rows), torch.ones(len(rows)) > 0, torch.ones(len(rows)) > 0)),
+        broken=[[math.nan, 1.0], [1.0, math.inf]],
+    ),
     "optune_easiest": rewards("mean", "smallest"),
     "optune_middle": rewards("mean", "middle"),
     "entropy": numbers._replace(choose=of_prompts(entropy), broken=[[math.nan, -1.0], [-1.0, -math.inf]]),
@@ -342,6 +354,35 @@ def test_quota_refuses(arguments: dict[str, Any], words: str) -> None:
 def test_least_rewarded(statistic: Any, expected: list[float]) -> None:
     """Rewards 3, -2: mean 0.5, best 3, worst -2. Rewards 0, -2: mean -1, best 0, worst -2. Each negated."""
     assert optune(*scores([[3.0, -2.0], [0.0, -2.0]], statistic)) == expected
+
+
+def test_shrunk_means_worked_by_hand() -> None:
+    """Means 3 of 2 rewards, 1 of 2 and 2 of 4, m2 1, 1 and 2: N = 8, mu = 2, s2 = 4 / (8 - 3) = 0.8.
+
+    Between them: 2 + 2 + 0 = 4, so t2 = (4 - 2 * 0.8) / (8 - 24 / 8) = 0.48, and B = 0.48 / (0.48 + 0.8 / n):
+    0.545454 for n = 2. A prompt without rewards gets mu.
+    """
+    count_P, mean_P, m2_P = (
+        torch.tensor([2, 2, 4, 0]),
+        torch.tensor([3.0, 1.0, 2.0, 0.0]),
+        torch.tensor([1.0, 1.0, 2.0, 0.0]),
+    )
+    b = 0.48 / 0.88
+    assert shrunk_means(count_P, mean_P, m2_P).tolist() == pytest.approx([2 + b, 2 - b, 2.0, 2.0])
+
+
+def test_more_rewards_shrink_less_and_noise_shrinks_all() -> None:
+    mean_P = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    few, many, *_ = shrunk_means(torch.tensor([2, 20, 20, 2]), mean_P, torch.tensor([2.0, 20.0, 20.0, 2.0])).tolist()
+    assert 0 < few < many < 1
+    noise = shrunk_means(torch.tensor([2, 2]), torch.tensor([0.1, -0.1]), torch.tensor([9.0, 9.0]))
+    assert noise.tolist() == [0.0, 0.0], "the means differ by less than they would by chance"
+
+
+def test_without_a_second_reward_or_prompt_nothing_is_shrunk() -> None:
+    assert shrunk_means(torch.tensor([1, 1]), torch.tensor([3.0, 1.0]), torch.zeros(2)).tolist() == [3.0, 1.0]
+    assert shrunk_means(torch.tensor([4, 0]), torch.tensor([3.0, 0.0]), torch.tensor([1.0, 0.0])).tolist() == [3.0, 3.0]
+    assert shrunk_means(torch.zeros(2), torch.zeros(2), torch.zeros(2)).tolist() == [0.0, 0.0]
 
 
 def test_never_sampled_goes_first_and_unscored_is_average() -> None:

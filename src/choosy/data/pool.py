@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from choosy.data.table_files import damage, is_readable, read_about, write_table
-from choosy.types import Candidates, Pair, Prompt, Response
+from choosy.types import Candidates, Moments, Pair, Prompt, Response
 
 Keep = Literal["newest", "all"]
 
@@ -32,6 +32,7 @@ PAIR = pa.struct(
         "round": pa.int32(),
     }
 )
+MOMENTS = pa.struct({"count": pa.int32(), "mean": pa.float64(), "m2": pa.float64()})
 SCHEMA = pa.schema(
     {
         "split": pa.string(),  # train | heldout
@@ -52,6 +53,7 @@ SCHEMA = pa.schema(
         "given_weight": pa.float64(),
         "pairs": pa.list_(PAIR),
         "undecided": pa.list_(pa.list_(pa.int32())),  # pairs whose verdict was a tie or invalid
+        "earlier_rewards": MOMENTS,  # of the prompt's responses in earlier rounds
         "chosen": pa.string(),  # text of the first pair, for people who open the table
         "rejected": pa.string(),
         "weight": pa.float64(),
@@ -102,6 +104,7 @@ def to_row(c: Candidates, *, origin: str, split: str = "train", outcome: float |
             for p in c.pairs
         ],
         "undecided": c.undecided,
+        "earlier_rewards": asdict(c.earlier),
         "chosen": c.responses[first.chosen].text if first else None,
         "rejected": c.responses[first.rejected].text if first else None,
         "weight": first.weight if first else None,
@@ -128,6 +131,7 @@ def from_row(row: Mapping[str, Any]) -> Candidates:
         tuple(Pair(**{**pair, "utility": _nan(pair["utility"])}) for pair in row["pairs"]),
         row["given_weight"],
         tuple((i, j) for i, j in row["undecided"]),
+        Moments(**row["earlier_rewards"]),
     )
 
 
@@ -160,9 +164,41 @@ class Pool:
         old = old.set_column(
             old.schema.get_field_index("origin"), "origin", pa.array(["reused"] * old.num_rows, pa.string())
         )
-        new = pa.Table.from_pylist([to_row(c, origin="sampled") for c in fresh], schema=SCHEMA)
+        rows = [to_row(c, origin="sampled") for c in self._with_earlier(fresh)]
+        new = pa.Table.from_pylist(rows, schema=SCHEMA)
         table = pa.concat_tables([old, new]).sort_by([("prompt_id", "ascending"), ("sampled_in", "ascending")])
         return Pool(table.combine_chunks(), round=round)
+
+    def _with_earlier(self, fresh: Sequence[Candidates]) -> list[Candidates]:
+        """The fresh candidates with the moments of the rewards that their prompts had in earlier rounds."""
+        known = self._moments([c.prompt.id for c in fresh])
+        result = []
+        for c in fresh:
+            sampled_in, earlier, newest = known.get(c.prompt.id, (c.round, c.earlier, Moments()))
+            result.append(replace(c, earlier=earlier if sampled_in == c.round else earlier + newest))
+        return result
+
+    def _moments(self, prompt_ids: Sequence[str]) -> dict[str, tuple[int, Moments, Moments]]:
+        """Of each sampled prompt: the round of its newest responses, earlier rewards' moments, and these responses'."""
+        current = self.current()
+        rows = self.table.select(["prompt_id", "sampled_in", "earlier_rewards", "rewards"]).take(
+            pa.array([current[name] for name in prompt_ids if name in current], pa.int64())
+        )
+        return {
+            row["prompt_id"]: (
+                row["sampled_in"],
+                Moments(**row["earlier_rewards"]),
+                Moments.of([reward for reward in row["rewards"] if reward is not None]),
+            )
+            for row in rows.to_pylist()
+        }
+
+    def reward_moments(self, prompt_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Count, mean and sum of squared differences, each (P,), of all rewards that each prompt ever had."""
+        known = self._moments(prompt_ids)
+        nothing = (0, Moments(), Moments())
+        every = [earlier + newest for _, earlier, newest in (known.get(name, nothing) for name in prompt_ids)]
+        return np.array([m.count for m in every]), np.array([m.mean for m in every]), np.array([m.m2 for m in every])
 
     def _stamps(self) -> pa.ChunkedArray:
         """What names each row: its prompt and the round that sampled its responses."""
