@@ -31,7 +31,7 @@ class RequestSettings:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require(self.max_tokens >= 1, "request.max_tokens", self.max_tokens, "1 or more")
+        require_value(self.max_tokens >= 1, "request.max_tokens", self.max_tokens, "1 or more")
         if reserved := sorted(RESERVED & self.options.keys()):
             raise ValueError(
                 f"labeler.request.options sets {', '.join(reserved)}, which the judge sets itself; options is for "
@@ -66,7 +66,7 @@ class Retries:
     longest_wait: float = 60.0
 
     def __post_init__(self) -> None:
-        require(self.count >= 0, "endpoint.retries.count", self.count, "0 or more")
+        require_value(self.count >= 0, "endpoint.retries.count", self.count, "0 or more")
         more_than_zero("endpoint.retries.first_wait", self.first_wait)
         more_than_zero("endpoint.retries.longest_wait", self.longest_wait)
 
@@ -120,8 +120,8 @@ class Prices:
     completion: float = 0.0
 
     def __post_init__(self) -> None:
-        require(self.prompt >= 0, "endpoint.prices.prompt", self.prompt, "0 or more")
-        require(self.completion >= 0, "endpoint.prices.completion", self.completion, "0 or more")
+        require_value(self.prompt >= 0, "endpoint.prices.prompt", self.prompt, "0 or more")
+        require_value(self.completion >= 0, "endpoint.prices.completion", self.completion, "0 or more")
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Return the money for one request.
@@ -154,10 +154,10 @@ class EndpointSettings:
     proxy: str | None = None
 
     def __post_init__(self) -> None:
-        require(self.concurrency >= 1, "endpoint.concurrency", self.concurrency, "1 or more")
+        require_value(self.concurrency >= 1, "endpoint.concurrency", self.concurrency, "1 or more")
 
 
-def require(holds: bool, name: str, value: float | None, wanted: str) -> None:
+def require_value(holds: bool, name: str, value: float | None, wanted: str) -> None:
     """Refuse a value of the labeler's config that is out of range."""
     if not holds:
         raise ValueError(f"labeler.{name}={value}: type {wanted}")
@@ -165,4 +165,4 @@ def require(holds: bool, name: str, value: float | None, wanted: str) -> None:
 
 def more_than_zero(name: str, value: float | None) -> None:
     """Refuse a value that is not positive; None passes."""
-    require(value is None or value > 0, name, value, "more than 0")
+    require_value(value is None or value > 0, name, value, "more than 0")
