@@ -563,3 +563,17 @@ def test_optune_can_rank_by_all_rewards_that_a_prompt_ever_had(play):
     assert {name: earlier["count"] for name, earlier in newest["earlier_rewards"].items()} == {
         name: 2 * (n - 1) for name, n in times.items()
     }
+
+
+def test_responses_that_are_cut_are_counted_and_warned_of(play, capsys):
+    """The tiny policy hardly ever ends: with eight tokens nearly all of its responses are cut."""
+    run = play("rounds=1", "labels.missing_eos_penalty=100.0")
+    table = run.round(0)
+    cut = [not ends for row in table["finished"] for ends in row]
+    metrics = pd.read_csv(run.run_dir / "metrics.csv")
+    assert metrics["responses/cut_share"].dropna().tolist() == [pytest.approx(sum(cut) / len(cut))]
+    assert (
+        "of the responses were cut at sampler.max_new_tokens=8 before they ended: raise it" in capsys.readouterr().err
+    )
+    rewards = [reward for row in table["rewards"] for reward in row]
+    assert all((reward < 0) == is_cut for reward, is_cut in zip(rewards, cut, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,25 @@ def test_the_budget_ends_the_search(buy: Any) -> None:
     fresh = candidates("aa", "bb", "cc", "dd", "ef")
     labeled, buyer = buy(FirstLetter(), fresh, every_pair(fresh, 2, per_prompt=1, top_up=True), budget=3)
     assert (buyer.spent, sum(len(c.pairs) for c in labeled)) == (3, 0)
+
+
+def test_a_cut_response_is_less_worth_in_training_but_not_in_the_ledger(tmp_path: Path) -> None:
+    buyer = LabelBuyer(Score(), ledger=str(tmp_path / "ledger.sqlite"), missing_eos_penalty=1.5)
+    buyer.open("run")
+    (c,) = candidates("ab")
+    cut = replace(c, responses=(c.responses[0], replace(c.responses[1], finished=False)))
+    (trained,), (evaluated,) = buyer.score([cut]), buyer.score([cut], purpose="evaluate")
+    assert [r.reward for r in trained.responses] == [97.0, 96.5]
+    assert [r.reward for r in evaluated.responses] == [97.0, 98.0]
+    assert sorted(row["score"] for row in buyer.ledger.rows("labels")) == [97.0, 98.0]
+
+
+def test_a_penalty_needs_rewards(tmp_path: Path) -> None:
+    for labeler, penalty in ((FirstLetter(), 1.0), (Score(), -1.0)):
+        with pytest.raises(
+            ValueError, match=r"missing_eos_penalty=.* must be positive, and labeler .* must give rewards"
+        ):
+            LabelBuyer(labeler, ledger=str(tmp_path / "ledger.sqlite"), missing_eos_penalty=penalty)
 
 
 def test_the_order_in_which_a_pair_is_shown_changes_no_verdict(buy: Any) -> None:

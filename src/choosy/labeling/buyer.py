@@ -60,6 +60,8 @@ class LabelBuyer:
         max_invalid: The largest share of invalid verdicts among those bought since the run was started or resumed;
             above it, once there are 20, the run stops and quotes the labeler. None = no limit. `auto` = 0.2, and no
             limit if people answer, who may call as many pairs invalid as they like.
+        missing_eos_penalty: Subtracted from the reward to train on of a response that was cut at the length limit. The
+            ledger keeps the labeler's own score. None = no penalty.
         evaluation: Who judges held-out answers: another labeler, the training `labeler`, or `nobody`. `auto` = the
             training labeler, and nobody if people answer, whose time it would take.
 
@@ -77,6 +79,7 @@ class LabelBuyer:
         budget: int | None = None,
         budget_money: float | None = None,
         max_invalid: float | Literal["auto"] | None = "auto",
+        missing_eos_penalty: float | None = None,
         evaluation: Labeler | Literal["auto", "labeler", "nobody"] = "auto",
     ) -> None:
         self.terms = terms_of(labeler)
@@ -87,6 +90,12 @@ class LabelBuyer:
             )
         if max_invalid not in ("auto", None) and not (isinstance(max_invalid, Real) and 0 <= max_invalid <= 1):
             raise ValueError(f"labels.max_invalid={max_invalid} is no share; choose 0 to 1, null for no limit, or auto")
+        if missing_eos_penalty is not None and not (missing_eos_penalty > 0 and self.terms.scores):
+            raise ValueError(
+                f"labels.missing_eos_penalty={missing_eos_penalty} is subtracted from rewards: it must be positive, "
+                f"and labeler {labeler.name} must give rewards; choose null for none"
+            )
+        self.missing_eos_penalty = missing_eos_penalty
         self.labeler = labeler
         self.ledger = Ledger(ledger)
         self.limits = Budget(budget, budget_money)
@@ -213,7 +222,8 @@ class LabelBuyer:
             purpose: What the labels are for.
 
         Returns:
-            The candidates with their rewards; unchanged if the rest of the budget cannot pay them.
+            The candidates with their rewards; unchanged if the rest of the budget cannot pay them. Rewards to train on
+            are reduced by `missing_eos_penalty`.
 
         Raises:
             ValueError: The labeler cannot score, or failed on a response; labels bought before it are in the ledger.
@@ -229,7 +239,8 @@ class LabelBuyer:
             for c in candidates
         ]
         served = zip(candidates, self._serve(groups, purpose), strict=True)
-        return [c if labels is None else _rewarded(c, labels) for c, labels in served]
+        penalty = (self.missing_eos_penalty or 0.0) if purpose == "train" else 0.0
+        return [c if labels is None else _rewarded(c, labels, penalty) for c, labels in served]
 
     def compare(
         self, questions: Sequence[tuple[Prompt, Response, Response]], *, purpose: Purpose = "train"
@@ -357,9 +368,13 @@ class LabelBuyer:
         self._verdicts.add(accepted)
 
 
-def _rewarded(candidates: Candidates, labels: Sequence[Label]) -> Candidates:
-    answered = zip(candidates.responses, labels, strict=True)
-    return replace(candidates, responses=tuple(replace(r, reward=label.score) for r, label in answered))
+def _rewarded(candidates: Candidates, labels: Sequence[Label], penalty: float) -> Candidates:
+    """The candidates with their scores, less the penalty where a response was cut."""
+    rewarded = []
+    for response, label in zip(candidates.responses, labels, strict=True):
+        assert label.score is not None
+        rewarded.append(replace(response, reward=label.score - (0.0 if response.finished else penalty)))
+    return replace(candidates, responses=tuple(rewarded))
 
 
 def _verdict(labels: Sequence[Label], first: Response) -> Verdict:

@@ -36,10 +36,12 @@ def cost_metrics(about: Mapping[str, Any]) -> dict[str, float]:
     """
     labels = {**about["labels"], "ahead": about["labeled_ahead"], "money": about["money"]["spent"]}
     labels |= shares(about["judged"]["round"])
+    cut_share = about["responses_cut_share"]
     return {
         **{f"labels/{name}": float(value) for name, value in labels.items() if value is not None},
         **{name: about[name] for name in ("tokens_generated", "prompts_sampled", "pairs_trained")},
         **{f"responses/{name}": about[f"responses_{name}"] for name in ("cut", "empty")},
+        **({} if cut_share is None else {"responses/cut_share": cut_share}),
         "seconds/sync": about["sync_milliseconds"] / 1000,
         **{f"seconds/{phase}": seconds for phase, seconds in about["seconds"].items()},
     }

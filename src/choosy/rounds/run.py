@@ -36,9 +36,11 @@ from choosy.types import Prompt, content_id
 log = logging.getLogger(__name__)
 
 SAMPLED = (
-    *("tokens_generated", "prompts_sampled", "responses_cut", "responses_empty"),
+    *("tokens_generated", "prompts_sampled", "responses_sampled", "responses_cut", "responses_empty"),
     *("sync_milliseconds", "labeled_ahead"),
 )
+
+MANY = 0.5  # share of responses that were cut, above which the run says so
 
 Reference = Literal["initial", "previous_round"]
 
@@ -109,6 +111,7 @@ class Run:
         self.phases = Phases()
         self.counts: Counter[str] = Counter()
         self.judged: Counter[str] = Counter()
+        self.cut_share: float | None = None  # of the round's fresh responses
         self.ranks: Ranks = OneRank()
         self.heldout_rows: Sequence[Mapping[str, Any]] = ()
         self.evaluation: Mapping[str, float | None] | None = None
@@ -170,9 +173,7 @@ class Run:
         if moved and len(self.pool) and "reference" in self.loss.needs:
             at = replace(at, pool=rescore_pool(at))
         self.pool = self._played(at, prompts, sample)
-        of_round = sum(self.ranks.gather([at.counts]), Counter[str]())
-        self.counts.update(of_round)
-        self.judged = Counter({name: of_round[name] for name in COUNTED})
+        self._count(sum(self.ranks.gather([at.counts]), Counter[str]()))
         if not PoolItems(self.pool, self.loss.needs, round=number):
             ties, invalid = self.judged["ties"], self.judged["invalid"]
             raise ValueError(
@@ -181,6 +182,19 @@ class Run:
                 "Check the labeler, and that the sampler gives different responses."
             )
         self.write()
+
+    def _count(self, of_round: Counter[str]) -> None:
+        """Add a round's counts to the run's, and say so if many of its responses were cut."""
+        self.counts.update(of_round)
+        self.judged = Counter({name: of_round[name] for name in COUNTED})
+        sampled = of_round["responses_sampled"]
+        self.cut_share = of_round["responses_cut"] / sampled if sampled else None
+        if self.cut_share is not None and self.cut_share > MANY:
+            limit = f"sampler.max_new_tokens={self.sampler.max_new_tokens}"
+            self.phases.display.say(
+                f"{self.cut_share:.0%} of the responses were cut at {limit} before they ended: raise it, or type "
+                "labels.missing_eos_penalty=1.0, which teaches the policy to end."
+            )
 
     def at(self, number: int) -> Round:
         """Return the context of a round; -1 is the start."""
@@ -229,6 +243,7 @@ class Run:
         judged = about["judged"]
         self.counts.update(judged["run"])
         self.judged = Counter(judged["round"])
+        self.cut_share = about["responses_cut_share"]
         self.phases.load_state_dict(about["seconds"])
 
     def spent_out(self, number: int) -> bool:
@@ -271,6 +286,7 @@ class Run:
             **{k: self.counts[k] for k in (*SAMPLED, "pairs_trained")},
             "judged": {"round": dict(self.judged), "run": {name: self.counts[name] for name in COUNTED}},
             "money": {"spent": bought.money, "evaluation": bought.money_evaluation, "budget": labels.budget_money},
+            "responses_cut_share": self.cut_share,
             "seconds": dict(self.phases.seconds),
             "evaluation": self.evaluation,
         }
@@ -303,6 +319,7 @@ class Run:
             "phases": self.phases.state_dict(),
             "counts": dict(self.counts),
             "judged": dict(self.judged),
+            "cut_share": self.cut_share,
             "prompts": self.prompts_id,
         }
 
@@ -313,6 +330,7 @@ class Run:
         self.phases.load_state_dict(state["phases"])
         self.counts = Counter(state["counts"])
         self.judged = Counter(state["judged"])
+        self.cut_share = state["cut_share"]
         if self.prompts_id != state["prompts"]:
             raise ValueError(
                 "The prompts of data.train are others than when this run began, and its pool belongs to those; "

@@ -70,6 +70,7 @@ def sample_responses(
     all_of_them = [r for c in found.values() for r in c.responses]
     at.counts["tokens_generated"] += sum(len(r.ids) for r in all_of_them)
     at.counts["prompts_sampled"] += len(prompts)
+    at.counts["responses_sampled"] += len(all_of_them)
     at.counts["responses_cut"] += sum(not r.finished for r in all_of_them)
     at.counts["responses_empty"] += sum(not r.text for r in all_of_them)
     at.counts["sync_milliseconds"] += round(1000 * synced)
