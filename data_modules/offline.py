@@ -17,6 +17,7 @@ from choosy.rounds.choose import can_be_labeled
 from choosy.rounds.context import ChosenPrompt, Done, Round
 from choosy.rounds.needs import check_needs
 from choosy.rounds.run import Run
+from choosy.rounds.sample import sample_responses
 from choosy.types import Candidates, Prompt
 
 
@@ -60,7 +61,7 @@ class OfflineData(LightningDataModule):
         module = cast(WeightedDPO, self.trainer.lightning_module)
         candidates = self.reader.candidates(self.train_source, module.policy, limit=self.limit)
         responses = [len(c.responses) for c in candidates]
-        check_needs(self.run, module.loss, responses=responses, source=self.train_source, fresh=False)
+        check_needs(self.run, module.loss, responses=responses, source=self.train_source)
         if self.run.weighting.needs == "given":
             refuse_unweighted(candidates, self.train_source)
         self.given = {c.prompt.id: c for c in candidates}
@@ -75,7 +76,8 @@ class OfflineData(LightningDataModule):
         given = GivenResponses(self.given)
         known = given.with_labels(self.run.pool, self.given)
         selector, scores = self.run.pair_selector, self.run.labels.scores
-        left = [c.prompt for c in known if can_be_labeled(c, selector, scores=scores)]
+        own = "own" in self.run.loss.needs  # every prompt gets a sample of the present policy
+        left = [c.prompt for c in known if own or can_be_labeled(c, selector, scores=scores)]
         self.run.play(number, left, given)
         return self.run.loader(number)
 
@@ -106,10 +108,17 @@ class GivenResponses:
     def __call__(
         self, at: Round, chosen: Sequence[ChosenPrompt], *, begun: Mapping[str, Candidates], done: Done
     ) -> list[Candidates]:
-        """Return the candidates with the rewards and pairs that earlier rounds have bought."""
+        """Return the candidates with the rewards and pairs that earlier rounds have bought.
+
+        A loss that needs samples of the policy's own gets one fresh response to each prompt beside them.
+        """
         mine = shard(chosen, at.ranks)
         known = self.with_labels(at.pool, [p.id for p, _ in mine])
-        return [replace(c, utility=utility) for c, (_, utility) in zip(known, mine, strict=True)]
+        found = [replace(c, utility=utility) for c, (_, utility) in zip(known, mine, strict=True)]
+        if "own" not in at.loss.needs:
+            return found
+        sampled = sample_responses(at, [p for p, _ in mine], n=1, purpose="own")
+        return [replace(c, own=beside.responses) for c, beside in zip(found, sampled, strict=True)]
 
     def with_labels(self, pool: Pool, prompt_ids: Iterable[str]) -> list[Candidates]:
         """Return the given candidates with the rewards and pairs that are in the pool."""

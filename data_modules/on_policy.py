@@ -69,7 +69,7 @@ class OnPolicyData(LightningDataModule):
         assert self.trainer is not None
         module = cast(WeightedDPO, self.trainer.lightning_module)
         source = f"data.responses={self.responses}"
-        check_needs(self.run, module.loss, responses=[self.responses], source=source, fresh=True)
+        check_needs(self.run, module.loss, responses=[self.responses], source=source)
         self.prompts = self.reader.prompts(self.train_source, module.policy, limit=self.limit)
         if self.heldout_source:
             self.heldout = self.reader.prompts(self.heldout_source, module.policy, limit=self.heldout_limit)

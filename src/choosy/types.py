@@ -123,6 +123,7 @@ class Candidates:
         weight: The weight that came with the data's row, if any; of a lone response the factor on its loss.
         undecided: Pairs i < j whose verdict was a tie or invalid.
         earlier: Moments of the rewards that the prompt's responses had in earlier rounds.
+        own: Samples of the present policy beside given responses, for a loss that needs them; they are never labeled.
     """
 
     prompt: Prompt
@@ -134,6 +135,7 @@ class Candidates:
     weight: float | None = None
     undecided: tuple[tuple[int, int], ...] = ()
     earlier: Moments = field(default_factory=Moments)
+    own: tuple[Response, ...] = ()
 
     @property
     def labeled(self) -> bool:

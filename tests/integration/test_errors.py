@@ -255,14 +255,11 @@ def test_own_samples_of_another_distribution(setting, refused):
 
 
 def test_unpaired_rows(refused, tmp_path):
-    """A loss that compares refuses them, and so does one that needs samples of the policy."""
     rows = [{"prompt": f"Say {n}.", "completion": f"{n}!", "label": n % 2 == 0} for n in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = ["data=offline", f"data.train={tmp_path / 'rows.jsonl'}", "data.heldout=null"]
     given = [*data, "weighting=uniform", "selector=none"]
     refused(*given, told="SigmoidLoss compares responses to one prompt, and .*rows.jsonl.*choose loss=kto")
-    told = "KTOLoss needs samples of the present policy, and .*rows.jsonl are given.*data=on_policy, or .*zero"
-    refused(*given, "loss=kto", told=told)
 
 
 def test_losses_of_different_forms(refused):

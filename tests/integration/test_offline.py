@@ -98,6 +98,27 @@ def test_unpaired_rows_train_good_and_bad_responses(weighting, rounds, play, row
     assert first["rewards/chosen"] == first["rewards/rejected"] == 0.0
 
 
+def test_kto_samples_one_response_beside_given_ones(play, rows_file):
+    """Fresh ones in each round, that are neither labeled nor offered to a selector, and whose KL is logged."""
+    run = play(*OFFLINE, rows_file(UNPAIRED), "loss=kto", "rounds=2", "lr=1e-2")
+    assert run.summary["labels"]["spent"] == 10
+    assert run.summary["tokens_generated"] > 0
+    own = [[[tuple(ids) for ids in of_row] for of_row in run.round(number)["own_ids"]] for number in range(2)]
+    assert {len(of_row) for of_round in own for of_row in of_round} == {1}
+    assert own[0] != own[1]
+    assert run.pool["own_ref_logps"].map(lambda refs: math.isfinite(refs[0])).all()
+    steps = pd.read_csv(run.run_dir / "metrics.csv").dropna(subset="loss_step")
+    assert steps["kl"].notna().all()
+    assert steps["kl"].iloc[0] == pytest.approx(0.0, abs=1e-5)
+    assert abs(steps["kl"].iloc[-1]) > 1e-3
+
+
+def test_a_pair_selector_does_not_see_the_policy_s_own_samples(play, rows_file):
+    run = play(*OFFLINE, rows_file(TRL), "loss=kto", "selector=random_pairs", "callbacks.random_pairs.fraction=1.0")
+    assert {len(of_row) for of_row in run.pool["responses"]} == {2}
+    assert len(pairs_of(run, run.summary["rounds"] - 1)) == 10
+
+
 def test_lists_train_all_scored_responses(play, rows_file):
     run = play(*OFFLINE, rows_file(SCORED), "loss=pro", "rounds=1")
     assert {len(responses) for _, *responses in run.witness.pairs[0]} == {3}

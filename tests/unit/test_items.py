@@ -99,6 +99,18 @@ def test_given_responses_are_nobody_s_samples() -> None:
     assert (item.on_policy, item.own_ids) == (False, [])
 
 
+def test_samples_beside_given_responses_go_with_the_first_item_of_the_prompt() -> None:
+    own = (Response("", (7, 7), logp_ref=-3.0),)
+    responses = (Response("a", (1,)), Response("b", (2,)))
+    given = Candidates(Prompt("p", "?"), responses, (9,), 0, pairs=(Pair(0, 1),), own=own)
+    pool = Pool().put([given], round=4)
+    first, second = PoolItems(pool, {"single", "own"}, round=4)
+    assert (first.own_ids, first.own_ref_logps, second.own_ids) == ([(7, 7)], [-3.0], [])
+    assert [x.own_ids for x in PoolItems(pool, {"pair"}, round=4)] == [[]]
+    later = pool.put([], round=5)
+    assert [x.own_ids for x in PoolItems(later, {"pair", "own"}, round=5)] == [[]], "they were another policy's"
+
+
 def test_what_no_loss_needs_is_left_out() -> None:
     assert [x for x in items("pair") if x.on_policy or x.own_ids or x.ref_token_logps] == []
     assert items("pair", "tokens")[0].ref_token_logps == [(-2.0, -2.0, -2.0), (-2.0,)]

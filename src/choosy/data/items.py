@@ -30,7 +30,7 @@ class Item(NamedTuple):
         good: Whether a single response is good; true of pairs and lists.
         ref_token_logps: Log-probabilities of the responses' tokens under the reference, for a loss that needs tokens.
         on_policy: Whether the policy sampled the responses in this round, for a loss that needs its own samples.
-        own_ids: Tokens of the round's other responses to the prompt, for a loss that needs the policy's own samples.
+        own_ids: Tokens of the round's other samples to the prompt, for a loss that needs the policy's own.
         own_ref_logps: Log-probabilities of these under the reference.
     """
 
@@ -95,7 +95,8 @@ class PoolItems:
         responses = [c.responses[i] for i in order]
         rewards = [math.nan if r.reward is None else r.reward for r in responses]
         on_policy = "own" in self.needs and c.round == self.round and not any(math.isnan(r.logp) for r in c.responses)
-        others = [r for i, r in enumerate(c.responses) if i not in _labeled(c)] if on_policy and position == 0 else []
+        others = [r for i, r in enumerate(c.responses) if on_policy and i not in _labeled(c)]
+        others = [*others, *c.own] if position == 0 and "own" in self.needs else []
         return Item(
             c.prompt.id,
             c.prompt_ids,

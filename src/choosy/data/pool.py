@@ -50,6 +50,8 @@ SCHEMA = pa.schema(
         "prompt_ids": pa.list_(pa.int32()),
         "gold": pa.list_(pa.float64()),
         "ref_token_logps": pa.list_(pa.list_(pa.float32())),  # null unless the loss needs them
+        "own_ids": pa.list_(pa.list_(pa.int32())),  # of the policy's samples beside given responses; null without
+        "own_ref_logps": pa.list_(pa.float64()),
         "given_weight": pa.float64(),
         "pairs": pa.list_(PAIR),
         "undecided": pa.list_(pa.list_(pa.int32())),  # pairs whose verdict was a tie or invalid
@@ -91,6 +93,8 @@ def to_row(c: Candidates, *, origin: str, split: str = "train", outcome: float |
         "prompt_ids": c.prompt_ids,
         "gold": [r.gold for r in c.responses],
         "ref_token_logps": [r.token_logps_ref for r in c.responses] if of_tokens else None,
+        "own_ids": [r.ids for r in c.own] or None,
+        "own_ref_logps": [_null(r.logp_ref) for r in c.own] or None,
         "given_weight": c.weight,
         "pairs": [
             {
@@ -132,6 +136,10 @@ def from_row(row: Mapping[str, Any]) -> Candidates:
         row["given_weight"],
         tuple((i, j) for i, j in row["undecided"]),
         Moments(**row["earlier_rewards"]),
+        tuple(
+            Response("", tuple(ids), logp_ref=_nan(logp_ref))
+            for ids, logp_ref in zip(row["own_ids"] or (), row["own_ref_logps"] or (), strict=True)
+        ),
     )
 
 
@@ -161,9 +169,10 @@ class Pool:
         if keep == "newest":
             superseded = pc.or_(superseded, pc.is_in(ids, value_set=labeled_ids))
         old = self.table.filter(pc.invert(superseded))
-        old = old.set_column(
-            old.schema.get_field_index("origin"), "origin", pa.array(["reused"] * old.num_rows, pa.string())
-        )
+        stale: dict[str, Any] = {"origin": "reused", "own_ids": None, "own_ref_logps": None}  # of an earlier policy
+        for name, value in stale.items():
+            column = pa.array([value] * old.num_rows, SCHEMA.field(name).type)
+            old = old.set_column(old.schema.get_field_index(name), name, column)
         rows = [to_row(c, origin="sampled") for c in self._with_earlier(fresh)]
         new = pa.Table.from_pylist(rows, schema=SCHEMA)
         table = pa.concat_tables([old, new]).sort_by([("prompt_id", "ascending"), ("sampled_in", "ascending")])

@@ -252,8 +252,8 @@ class KTOLoss:
         beta: How closely the policy is held to the reference; larger = closer.
         good_weight: Factor on the loss of good responses.
         bad_weight: Factor on the loss of bad ones.
-        reference_point: `own`: z0 as above; `zero`: z0 = 0, APO-zero for single responses (arXiv 2408.06266, Eq. 7),
-            for data without samples of the policy.
+        reference_point: `own`: z0 as above; `zero`: z0 = 0, which needs no samples: APO-zero for single responses
+            (arXiv 2408.06266, Eq. 7).
 
     Example:
         >>> s = LossInputs.of(torch.tensor([-40.0, -55.0]), torch.tensor([-42.0, -50.0]), sizes=[1, 1],

@@ -7,10 +7,9 @@ from collections.abc import Collection
 from choosy.labeling.menu import labelers_able_to
 from choosy.methods.loss_inputs import Loss, form_of
 from choosy.rounds.run import Run
-from choosy.sampling.protocol import Sampler
 
 
-def check_needs(run: Run, loss: Loss, *, responses: Collection[int], source: str, fresh: bool) -> None:
+def check_needs(run: Run, loss: Loss, *, responses: Collection[int], source: str) -> None:
     """Refuse a loss or a weighting that would miss something.
 
     Args:
@@ -18,7 +17,6 @@ def check_needs(run: Run, loss: Loss, *, responses: Collection[int], source: str
         loss: The loss that it trains with.
         responses: The numbers of responses that prompts have.
         source: Where the responses come from, as it is typed.
-        fresh: Whether the policy samples them in each round; else they are given.
 
     Raises:
         ValueError: What is missing, and what to type.
@@ -48,21 +46,11 @@ def check_needs(run: Run, loss: Loss, *, responses: Collection[int], source: str
             f"{name} needs the rewards of a prompt's responses, and labeler {labeler} gives none: it only compares. "
             f"Choose loss=sigmoid, or {scorers}."
         )
-    if "own" in loss.needs:
-        check_own_samples(name, source, run.sampler if fresh else None)
-
-
-def check_own_samples(loss: str, source: str, sampler: Sampler | None) -> None:
-    """Refuse a loss of the policy's own samples where there are none, or none of its own distribution."""
-    instead = "a loss without them (loss=sigmoid, or loss=kto loss.reference_point=zero)"
-    if sampler is None:
+    sampler = run.sampler
+    if "own" in loss.needs and (sampler.temperature, sampler.top_p, sampler.top_k) != (1, 1, 0):
         raise ValueError(
-            f"{loss} needs samples of the present policy, and the responses of {source} are given. "
-            f"Choose data=on_policy, or {instead}."
-        )
-    if (sampler.temperature, sampler.top_p, sampler.top_k) != (1, 1, 0):
-        raise ValueError(
-            f"{loss} needs samples of the policy's own distribution, and sampler.temperature={sampler.temperature} "
-            f"sampler.top_p={sampler.top_p} sampler.top_k={sampler.top_k} draw from another. "
-            f"Choose sampler.temperature=1 sampler.top_p=1 sampler.top_k=0, or {instead}."
+            f"{name} needs samples of the policy's own distribution, and sampler.temperature={sampler.temperature} "
+            f"sampler.top_p={sampler.top_p} sampler.top_k={sampler.top_k} draw from another. Choose "
+            "sampler.temperature=1 sampler.top_p=1 sampler.top_k=0, or a loss without own samples (loss=sigmoid, or "
+            "loss=kto loss.reference_point=zero)."
         )

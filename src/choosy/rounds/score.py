@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from choosy.data.pool import Pool
 from choosy.parallel.ranks import shard
@@ -20,16 +21,15 @@ def score_reference(at: Round, candidates: Sequence[Candidates]) -> list[Candida
     def lacks(r: Response) -> bool:
         return math.isnan(r.logp_ref) or (tokens and len(r.token_logps_ref) < len(r.ids))
 
-    new = [i for i, c in enumerate(candidates) if any(map(lacks, c.responses))]
+    # the policy's samples beside given responses are scored as if they were candidates of their own
+    every = [*candidates, *(replace(c, responses=c.own) for c in candidates)]
+    new = [i for i, c in enumerate(every) if any(map(lacks, c.responses))]
     with at.phases("score", total=len(new), unit="prompts") as tick:
-        # a sharded policy scores on all ranks or on none
-        scored = (
-            at.policy.score_reference([candidates[i] for i in new], tick, tokens=tokens) if at.scores_reference else []
-        )
-    result = list(candidates)
+        scored = at.policy.score_reference([every[i] for i in new], tick, tokens=tokens)
     for i, c in zip(new, scored, strict=True):
-        result[i] = c
-    return result
+        every[i] = c
+    given, own = every[: len(candidates)], every[len(candidates) :]
+    return [replace(c, own=beside.responses) for c, beside in zip(given, own, strict=True)]
 
 
 def rescore_pool(at: Round) -> Pool:
