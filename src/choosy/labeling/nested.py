@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from choosy.labeling.protocols import BuyerOf, Buys, Labeler, LabelHistory, NeedsPolicy, ResponsePair
+from choosy.labeling.protocols import BuyerOf, Buys, Labeler, LabelHistory, LabelRecord, NeedsPolicy, ResponsePair
 from choosy.labeling.terms import fingerprint_of, terms_of
 from choosy.models.policy import Policy
 from choosy.types import Verdict, content_id, seed_of
@@ -26,6 +26,7 @@ class NestedLabelers:
         self.labelers = dict(labelers)
         self.budgets = dict(budgets or {})
         self._buyers: dict[str, Buys] = {}
+        self._earlier_answers: Callable[[], list[LabelRecord]] = list
 
     @property
     def labels_per_comparison(self) -> int:
@@ -45,7 +46,7 @@ class NestedLabelers:
         )
 
     def use_policy(self, policy: Policy) -> None:
-        """Hand the policy on to those that judge with it."""
+        """Pass the policy to those that judge with it."""
         for labeler in self.labelers.values():
             if isinstance(labeler, NeedsPolicy):
                 labeler.use_policy(policy)
@@ -56,23 +57,24 @@ class NestedLabelers:
             name: buyer_of(name, labeler, budget=self.budgets.get(name)) for name, labeler in self.labelers.items()
         }
 
+    def recall(self, history: LabelHistory, labeler: str, run: str) -> None:
+        """Charge what is bought here to the answers that a labeler gives to a run."""
+        self._earlier_answers = lambda: history.labels_of(labeler, run=run)
+
     def compare(self, name: str, pairs: Sequence[ResponsePair]) -> list[Verdict | None]:
-        """The verdict of one of them on each pair, bought if need be; None where its own budget is spent."""
+        """The verdict of one of them on each pair; None where its own budget cannot pay one."""
         return self._buyers[name].compare(pairs)
 
-    def charges(self, history: LabelHistory, labeler: str, run: str, answers: int) -> list[tuple[int, float]]:
-        """Divide what was bought here among answers that are about to be given.
+    def charges(self, answers: int) -> list[tuple[int, float]]:
+        """Divide what was bought here, and no earlier answer was charged, among the next answers.
 
         Args:
-            history: The ledger's labels.
-            labeler: Name of the labeler that gives the answers.
-            run: The run it answers.
-            answers: How many it is about to give.
+            answers: How many are about to be given.
 
         Returns:
-            Labels and money for each answer; together they are what no earlier answer was charged.
+            Labels and money for each answer.
         """
-        charged = history.labels_of(labeler, run=run)
+        charged = self._earlier_answers()
         labels = sum(buyer.spent for buyer in self._buyers.values()) - sum(one.judgements for one in charged)
         money = sum(buyer.money for buyer in self._buyers.values()) - sum(one.cost for one in charged)
         each, more = divmod(max(labels, 0), answers)

@@ -81,8 +81,6 @@ class Crowd:
             price=self._nested.price_of_comparison,
             labels_per_answer=self._nested.labels_per_comparison,
         )
-        self._history: LabelHistory | None = None
-        self._run = ""
 
     def state(self) -> str:
         """Return what identifies the members as they are now."""
@@ -95,7 +93,7 @@ class Crowd:
         self._nested.use_buyers(buyer_of)
 
     def recall(self, history: LabelHistory, run: str) -> None:
-        self._history, self._run = history, run
+        self._nested.recall(history, self.name, run)
         self.records = {}
         for label in history.labels_of(self.name, run=run):
             details = json.loads(label.raw)
@@ -103,10 +101,9 @@ class Crowd:
 
     def compare(self, items: Sequence[ResponsePair]) -> Iterator[Answer]:
         """Yield a verdict on each item, in order; all votes are bought before the first verdict."""
-        assert self._history is not None, "a crowd is asked through a buyer that is open"
         votes_of = {name: self._nested.compare(name, items) for name in self.members}
         audited = self._audited(items)
-        charges = self._nested.charges(self._history, self.name, self._run, len(items))
+        charges = self._nested.charges(len(items))
         for at in range(len(items)):
             votes: Votes = {name: vote for name, all_votes in votes_of.items() if (vote := all_votes[at]) is not None}
             if not votes:

@@ -104,8 +104,6 @@ class Predictor:
             price=self._nested.price_of_comparison,
             labels_per_answer=self._nested.labels_per_comparison,
         )
-        self._history: LabelHistory | None = None
-        self._run = ""
         self._preferences: dict[Preference, None] = {}  # in the order in which they came, each once
         self._trained_on = 0
         self._threshold = math.inf
@@ -121,7 +119,7 @@ class Predictor:
         self._nested.use_buyers(buyer_of)
 
     def recall(self, history: LabelHistory, run: str) -> None:
-        self._history, self._run = history, run
+        self._nested.recall(history, self.name, run)
         self.savings, self._trained_on, self._threshold = Savings(), 0, math.inf
         self._preferences = {}
         of_paid = history.labels_of(self.paid.name, fingerprint=fingerprint_of(self.paid))
@@ -156,9 +154,8 @@ class Predictor:
     def _answers(
         self, asked: Sequence[tuple[int, ResponsePair]], predictions: Sequence[Prediction | None], paid: Sequence[int]
     ) -> Iterator[Answer]:
-        assert self._history is not None, "a predictor is asked through a buyer that is open"
         bought = dict(zip(paid, self._nested.compare("paid", [asked[n][1] for n in paid]), strict=True))
-        charges = iter(self._nested.charges(self._history, self.name, self._run, len(paid)) if paid else [])
+        charges = iter(self._nested.charges(len(paid)) if paid else [])
         for n, (at, item) in enumerate(asked):
             prediction, verdict = predictions[n], bought.get(n)
             details = {"trained_on": self._trained_on, "sure": self._is_sure(prediction)}
