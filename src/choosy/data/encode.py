@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from choosy.data.reading import read_candidates, read_prompts
+from choosy.models.chat import TemplateRefusal
 from choosy.models.policy import Policy
 from choosy.types import Candidates, Prompt
 
@@ -53,10 +54,15 @@ class Reader:
         """Return the items whose prompt has at most `max_prompt_tokens` tokens.
 
         Raises:
-            ValueError: A prompt is longer and `too_long` is `error`, or all are.
+            ValueError: A prompt is longer and `too_long` is `error`, or all are; the chat template refuses one.
         """
         limit = self.max_prompt_tokens
-        lengths = [len(policy.encode_prompt(item if isinstance(item, Prompt) else item.prompt)) for item in items]
+        lengths = []
+        for n, item in enumerate(items, start=1):
+            try:
+                lengths.append(len(policy.encode_prompt(item if isinstance(item, Prompt) else item.prompt)))
+            except TemplateRefusal as error:
+                raise ValueError(f"{source}, prompt {n} of {len(items)}: {error}") from error
         long = sum(length > limit for length in lengths)
         if not long:
             return list(items)
@@ -77,7 +83,7 @@ def with_tokens(candidates: Sequence[Candidates], policy: Policy, *, max_respons
     for c in candidates:
         responses = []
         for r in c.responses:
-            ids = policy.encode_response(r.text)
+            ids = policy.encode_response(r.text, c.prompt)
             short = len(ids) <= max_response_tokens
             cut += not short
             responses.append(replace(r, ids=ids[:max_response_tokens], finished=short))

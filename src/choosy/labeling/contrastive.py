@@ -7,9 +7,8 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Literal
 
-from jinja2 import TemplateError
-
 from choosy.labeling.terms import ALL, Terms
+from choosy.models.chat import TemplateRefusal
 from choosy.models.policy import Policy
 from choosy.types import Candidates, Message, Prompt, Response, content_id
 
@@ -92,7 +91,7 @@ class Contrastive:
         of_prompt: dict[Prompt, list[int]] = {}
         for at, (prompt, _) in enumerate(items):
             of_prompt.setdefault(prompt, []).append(at)
-        responses = [self._with_ids(response) for _, response in items]
+        responses = [self._with_ids(prompt, response) for prompt, response in items]
         asked = [
             Candidates(prompt, tuple(responses[at] for at in places), self._prompt_ids(prompt, instruction))
             for instruction in (self.good, self.bad)
@@ -106,17 +105,17 @@ class Contrastive:
         )
         return [rewards[at] for at in range(len(items))]
 
-    def _with_ids(self, response: Response) -> Response:
-        return response if response.ids else replace(response, ids=self.policy.encode_response(response.text))
+    def _with_ids(self, prompt: Prompt, response: Response) -> Response:
+        return response if response.ids else replace(response, ids=self.policy.encode_response(response.text, prompt))
 
     def _prompt_ids(self, prompt: Prompt, instruction: str) -> tuple[int, ...]:
         try:
             return self.policy.encode_prompt(instructed(prompt, instruction, place=self.place))
-        except TemplateError as error:
+        except TemplateRefusal as error:
             other = "user" if self.place == "system" else "system"
             raise ValueError(
                 f"the chat template of {self.policy.source.name} refuses the instruction of labeler=contrastive in a "
-                f"{self.place} turn ({error}); type labeler.place={other}"
+                f"{self.place} turn ({error.__cause__}); type labeler.place={other}"
             ) from error
 
 

@@ -86,7 +86,7 @@ class Policy(nn.Module):
         lora: Adapters to train; None trains all weights, kept in fp32.
         adapter: Folder of a trained adapter to go on from; the reference is then *this* state.
         dtype: Precision of the forward pass; auto = bf16 where the hardware multiplies it.
-        chat_template: Jinja text that replaces the tokenizer's chat template.
+        chat_template: Jinja text, or a file of it, that replaces the tokenizer's chat template.
         revision: Git revision of a hub model.
         trust_remote_code: Run code that comes with a hub model.
         compute: How its passes are computed.
@@ -125,9 +125,9 @@ class Policy(nn.Module):
         """Encode a prompt (see `Tokens.encode_prompt`)."""
         return self.tokens.encode_prompt(prompt)
 
-    def encode_response(self, text: str) -> tuple[int, ...]:
+    def encode_response(self, text: str, prompt: Prompt | None = None) -> tuple[int, ...]:
         """Encode a given response (see `Tokens.encode_response`)."""
-        return self.tokens.encode_response(text)
+        return self.tokens.encode_response(text, prompt)
 
     def decode(self, ids: Ids) -> str:
         """Decode a response (see `Tokens.decode`)."""
@@ -150,6 +150,8 @@ class Policy(nn.Module):
         self.compute_dtype = auto_dtype(device) if self.dtype == "auto" else getattr(torch, self.dtype)
         own_dtype = self.compute_dtype if self.lora else torch.float32  # full fine-tuning: fp32 master weights
         model = load_weights(self.source, dtype=own_dtype, attention=self.compute.attention, device=device)
+        embeddings: nn.Module = model.get_input_embeddings()
+        self.tokens.fit(next(embeddings.parameters()).shape[0])
         # a slice of hidden states is not contiguous, and torch would copy the whole head once for each row
         head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))

@@ -9,6 +9,7 @@ from functools import cached_property
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
+from choosy.models.chat import ChatTemplate, read_template
 from choosy.models.locate import ModelSource
 from choosy.models.rows import Ids
 from choosy.types import Prompt
@@ -19,12 +20,14 @@ class Tokens:
 
     Args:
         source: Where the tokenizer comes from.
-        chat_template: Jinja text that replaces the tokenizer's chat template.
+        chat_template: Jinja text, or a file of it, that replaces the tokenizer's chat template.
     """
 
     def __init__(self, source: ModelSource, chat_template: str | None = None) -> None:
         self.source = source
-        self.chat_template = chat_template
+        self.chat_template = None if chat_template is None else read_template(chat_template)
+        self._rows = 1 << 31  # of the model's embeddings, from fit() on
+        self._largest = 0  # of all ids so far
         self._model_stops: frozenset[int] = frozenset()
         self._encoded: dict[Prompt, array[int]] = {}  # four bytes a token; a tuple has 36
 
@@ -49,9 +52,15 @@ class Tokens:
         return tokenizer
 
     @cached_property
+    def chat(self) -> ChatTemplate | None:
+        """The chat template, if there is one."""
+        return ChatTemplate(self.tokenizer, self.source.name) if self.tokenizer.chat_template else None
+
+    @cached_property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end a response."""
-        return self._model_stops | {self.tokenizer.eos_token_id}
+        end = self.tokenizer(self.chat.end, add_special_tokens=False).input_ids[-1:] if self.chat else []
+        return self._model_stops | {self.tokenizer.eos_token_id, *end}
 
     def stop_at(self, ids: Iterable[int]) -> None:
         """End responses at these tokens too, which the model's own settings name."""
@@ -65,35 +74,71 @@ class Tokens:
         tokenised once in a run.
 
         Raises:
-            ValueError: A conversation, but no chat template.
+            ValueError: A conversation, but no chat template, or one that refuses it.
         """
         if prompt not in self._encoded:
-            self._encoded[prompt] = array("i", self._tokenised(prompt))
+            self._encoded[prompt] = array("i", self._known(self._tokenised(prompt)))
         return tuple(self._encoded[prompt])
 
     def _tokenised(self, prompt: Prompt) -> Sequence[int]:
         if prompt.messages:
-            if not self.tokenizer.chat_template:
+            if self.chat is None:
                 raise ValueError(
                     f"Prompt {prompt.id} is a conversation, but the tokenizer of {self.source.name} has no chat "
                     "template; give one as model.chat_template, or use plain prompts with data.reader.as_chat=false."
                 )
-            turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
-            ids: list[int] = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)  # type: ignore[assignment]
-        else:
-            ids = self.tokenizer(prompt.text).input_ids
-            if ids and ids[-1] == self.tokenizer.eos_token_id:
-                ids = ids[:-1]
+            return self._begun_once(self.tokenizer(self.chat.text(prompt), add_special_tokens=False).input_ids)
+        ids = self.tokenizer(prompt.text).input_ids
+        return self._begun_once(ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids)
+
+    def _begun_once(self, ids: Sequence[int]) -> Sequence[int]:
+        """The ids with one beginning-of-sequence token at most."""
         bos = self.tokenizer.bos_token_id
         while len(ids) > 1 and bos is not None and bos != self.tokenizer.eos_token_id and ids[0] == ids[1] == bos:
             ids = ids[1:]
         return ids
 
-    def encode_response(self, text: str) -> tuple[int, ...]:
-        """Encode a given response, ended as the policy would end it."""
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        return (*ids, self.tokenizer.eos_token_id) if not ids or ids[-1] != self.tokenizer.eos_token_id else tuple(ids)
+    def _known(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """The ids, all of which the model has embeddings for.
+
+        Raises:
+            ValueError: One of them is beyond the embeddings.
+        """
+        self._largest = max(self._largest, max(ids, default=0))
+        if self._largest >= self._rows:
+            raise ValueError(
+                f"The tokenizer of {self.source.name} has {len(self.tokenizer)} tokens and gives token {self._largest} "
+                f"({self.tokenizer.convert_ids_to_tokens(self._largest)}), and the model's embeddings have "
+                f"{self._rows} rows: resize them to the tokenizer, or take the tokenizer the model was trained with."
+            )
+        return tuple(ids)
+
+    def fit(self, rows: int) -> None:
+        """Refuse, from now on and for what has been encoded, tokens beyond so many rows of embeddings."""
+        self._rows = rows
+        self._known(())
+
+    def encode_response(self, text: str, prompt: Prompt | None = None) -> tuple[int, ...]:
+        """Encode a given response, ended as the policy would end it.
+
+        Args:
+            text: Of the response.
+            prompt: What it answers; None = any conversation, or any text if there is no chat template.
+        """
+        chat = None if prompt is not None and not prompt.messages else self.chat
+        if chat is None or not chat.end:
+            ids = self.tokenizer(text, add_special_tokens=False).input_ids
+            eos = self.tokenizer.eos_token_id
+            return self._known((*ids, eos) if not ids or ids[-1] != eos else tuple(ids))
+        answer = chat.answer(prompt, text)
+        if prompt is not None:  # as it is tokenised behind the prompt
+            asked = self._begun_once(self.tokenizer(chat.text(prompt) + answer, add_special_tokens=False).input_ids)
+            before = self.encode_prompt(prompt)
+            if tuple(asked[: len(before)]) == before:
+                return self._known(asked[len(before) :])
+        return self._known(self.tokenizer(answer, add_special_tokens=False).input_ids)
 
     def decode(self, ids: Ids) -> str:
-        """Decode a response, without special tokens."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        """Decode a response, without special tokens and without the token that ended it."""
+        ended = len(ids) > 0 and ids[-1] in self.stop_ids
+        return str(self.tokenizer.decode(list(ids[:-1] if ended else ids), skip_special_tokens=True))
