@@ -28,7 +28,7 @@ class Prompt:
     Attributes:
         id: Stable name of the prompt: from the data, else `content_id` of what is asked.
         text: What a person or a labeler reads. Of a conversation, the turns as text.
-        messages: The conversation, if the prompt is one; empty for a plain prompt that is continued as it stands.
+        messages: The conversation, if the prompt is one; empty for a plain prompt that is continued as plain text.
     """
 
     id: str

@@ -326,7 +326,7 @@ class Pool:
 
 
 def round_file(folder: str | Path, round: int) -> Path:
-    """Where a round's file lies."""
+    """The path of a round's file."""
     return Path(folder) / f"round_{round:03d}.parquet"
 
 

@@ -201,7 +201,7 @@ class SFTLoss:
 class PROLoss:
     """Preference Ranking Optimization of n responses, the best first (arXiv 2306.17492, after its code).
 
-    With r the rewards and s the mean log-probs, each response k < n is told from those below it,
+    With r the rewards and s the mean log-probs, each response k < n is compared with those below it,
 
         L_k = -log exp(s_k T_kk) / (exp(s_k T_kk) + sum_{i>k} exp(s_i T_ki)),   T_ki = r_k - r_i,  T_kk = max_i T_ki,
 

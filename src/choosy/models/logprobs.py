@@ -94,14 +94,14 @@ def last_hidden(model: nn.Module, rows: Rows, cache: object = None) -> Tensor:
     Args:
         model: A causal language model of transformers, adapters injected.
         rows: On the model's device.
-        cache: A cache of transformers, still empty, where keys and values are to be kept.
+        cache: An empty cache of transformers to be filled with keys and values; None = no cache.
     """
     hidden_BLD: Tensor = model.get_decoder()(  # type: ignore[operator]
         input_ids=rows.ids_BL,
         position_ids=rows.position_BL,
         past_key_values=cache,
         use_cache=cache is not None,
-        **_sight(model, rows),
+        **_attention_arguments(model, rows),
     ).last_hidden_state
     return hidden_BLD
 
@@ -116,12 +116,12 @@ def needs_no_mask(model: nn.Module) -> bool:
     return str(model.config._attn_implementation) == "grouped"  # type: ignore[union-attr]
 
 
-def _sight(model: nn.Module, rows: Rows) -> dict[str, Any]:
-    """Who sees whom, in the words of the model's attention."""
+def _attention_arguments(model: nn.Module, rows: Rows) -> dict[str, Any]:
+    """The arguments that tell the model's attention which tokens attend to which."""
     implementation = model.config._attn_implementation  # type: ignore[union-attr]
     if implementation == "grouped" and len(rows.segments) == 1:
-        nobody_B1LL = torch.empty(1, 1, 0, 0, device=rows.ids_BL.device)  # an attention that lost its tree fails
-        return {"attention_mask": nobody_B1LL, "tree": Tree(rows.segments[0])}
+        none_B1LL = torch.empty(1, 1, 0, 0, device=rows.ids_BL.device)  # an attention that does not get the tree fails
+        return {"attention_mask": none_B1LL, "tree": Tree(rows.segments[0])}
     if implementation == "flex_attention":
         return {"attention_mask": rows.block_mask}
     mask_B1LL = rows.mask_BLL[:, None]

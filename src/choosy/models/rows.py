@@ -62,9 +62,9 @@ class Rows:
 
     @property
     def above_BSS(self) -> Tensor:
-        """Whether a token of one segment (second axis) may look at an earlier one of another (third).
+        """Whether a token of one segment (second axis) attends to an earlier one of another (third).
 
-        The last segment stands for padding (-1), which sees itself, lest a row of the softmax be empty.
+        The last segment stands for padding (-1), which attends to itself, so that no row of the softmax is empty.
         """
         most = max(map(len, self.segments))
         above_BSS = torch.zeros(len(self.segments), most + 1, most + 1, dtype=torch.bool)
@@ -79,14 +79,14 @@ class Rows:
 
     @property
     def mask_BLL(self) -> Tensor:
-        """True where the query (second axis) may look at the key (third): causal, itself and its ancestors."""
+        """True where the query (second axis) attends to the key (third): itself, its own past and its ancestors."""
         rows_B11 = torch.arange(len(self.ids_BL), device=self.ids_BL.device)[:, None, None]
         segment_BL = self.segment_BL
         return self.above_BSS[rows_B11, segment_BL[:, :, None], segment_BL[:, None, :]].tril()
 
     @property
     def block_mask(self) -> BlockMask:
-        """The mask as FlexAttention takes it: blocks that nobody sees are never computed."""
+        """The mask as FlexAttention takes it: blocks without attention are not computed."""
         segment_BL, above_BSS = self.segment_BL, self.above_BSS
 
         def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
