@@ -10,8 +10,7 @@ from queue import SimpleQueue
 from threading import Thread
 
 from choosy.labeling.both_orders import combine_orders
-from choosy.labeling.judge.endpoint import Endpoint
-from choosy.labeling.judge.session import Session, SessionStopped, Unanswered
+from choosy.labeling.judge.endpoint import Endpoint, Session, SessionStopped, Unanswered
 from choosy.labeling.judge.settings import EndpointSettings, RequestSettings
 from choosy.labeling.judge.template import filled, parse_verdict, read_template
 from choosy.labeling.protocols import Answer, ItemFailed, ResponsePair

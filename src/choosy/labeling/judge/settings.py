@@ -11,24 +11,13 @@ RESERVED = frozenset({"model", "messages", "temperature", "seed", "stream", "n",
 
 @dataclass(frozen=True)
 class RequestSettings:
-    """What every request asks of the model.
+    """What every request asks of the model; None sends no such field."""
 
-    Attributes:
-        max_tokens: Longest reply in tokens; a reply that is cut there is invalid.
-        limit: What the endpoint calls the longest reply; OpenAI's reasoning models say max_completion_tokens.
-        temperature: Of the judge's sampling; None leaves it to the endpoint.
-        seed: Of the judge's sampling; None sends none.
-        options: Further fields of each request, such as {"reasoning_effort": "low"}.
-
-    Raises:
-        ValueError: A value is out of range, or an option sets what the judge sets itself.
-    """
-
-    max_tokens: int = 512
-    limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    max_tokens: int = 512  # a reply that is cut there is invalid
+    limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # the name of this field at the endpoint
     temperature: float | None = 0.0
     seed: int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)  # further fields
 
     def __post_init__(self) -> None:
         require_value(self.max_tokens >= 1, "request.max_tokens", self.max_tokens, "1 or more")
@@ -53,75 +42,50 @@ class RequestSettings:
 
 @dataclass(frozen=True)
 class Retries:
-    """How often a failed request is sent again.
-
-    Attributes:
-        count: Most retries of one request.
-        first_wait: Seconds before the first retry; each further wait is twice as long, with random jitter.
-        longest_wait: Longest wait in seconds; an endpoint that asks for a longer one (Retry-After) stops the run.
-    """
+    """How often a failed request is sent again; waits double, with random jitter."""
 
     count: int = 6
-    first_wait: float = 1.0
-    longest_wait: float = 60.0
+    first_wait: float = 1.0  # seconds
+    longest_wait: float = 60.0  # seconds; an endpoint that asks for a longer one (Retry-After) stops the run
 
     def __post_init__(self) -> None:
         require_value(self.count >= 0, "endpoint.retries.count", self.count, "0 or more")
-        more_than_zero("endpoint.retries.first_wait", self.first_wait)
-        more_than_zero("endpoint.retries.longest_wait", self.longest_wait)
+        more_than_zero("endpoint.retries", first_wait=self.first_wait, longest_wait=self.longest_wait)
 
 
 @dataclass(frozen=True)
 class RateLimit:
-    """What the endpoint allows in a minute; None sets no limit.
-
-    Attributes:
-        requests_per_minute: Requests sent.
-        tokens_per_minute: Tokens of prompts and completions.
-    """
+    """What the endpoint allows in a minute; None sets no limit."""
 
     requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
+    tokens_per_minute: float | None = None  # of prompts and completions
 
     def __post_init__(self) -> None:
-        more_than_zero("endpoint.rate_limit.requests_per_minute", self.requests_per_minute)
-        more_than_zero("endpoint.rate_limit.tokens_per_minute", self.tokens_per_minute)
+        more_than_zero("endpoint.rate_limit", **vars(self))
 
 
 @dataclass(frozen=True)
 class Timeouts:
-    """How long one try may take, in seconds.
-
-    Attributes:
-        connect: Until there is a connection.
-        read: Between two parts of a reply.
-        total: From the first byte sent to the last one received.
-    """
+    """How many seconds one try may take."""
 
     connect: float = 10.0
-    read: float = 60.0
-    total: float = 120.0
+    read: float = 60.0  # between two parts of a reply
+    total: float = 120.0  # from the first byte sent to the last one received
 
     def __post_init__(self) -> None:
-        for name in ("connect", "read", "total"):
-            more_than_zero(f"endpoint.timeouts.{name}", getattr(self, name))
+        more_than_zero("endpoint.timeouts", **vars(self))
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Money per million tokens.
-
-    Attributes:
-        prompt: Of a prompt.
-        completion: Of a completion.
-    """
+    """Money per million tokens."""
 
     prompt: float = 0.0
     completion: float = 0.0
 
     def __post_init__(self) -> None:
-        require_value(self.prompt >= 0, "endpoint.prices.prompt", self.prompt, "0 or more")
-        require_value(self.completion >= 0, "endpoint.prices.completion", self.completion, "0 or more")
+        for name, price in vars(self).items():
+            require_value(price >= 0, f"endpoint.prices.{name}", price, "0 or more")
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Return the money for one request.
@@ -135,34 +99,27 @@ class Prices:
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """How requests are sent.
+    """How requests are sent."""
 
-    Attributes:
-        concurrency: Most requests in flight, and most pairs whose answers are lost when the run is killed.
-        retries: How often a failed request is sent again.
-        rate_limit: What the endpoint allows in a minute.
-        timeouts: How long one try may take.
-        prices: Money per million tokens.
-        proxy: Address of a proxy; those of the environment are not used.
-    """
-
-    concurrency: int = 8
+    concurrency: int = 8  # most requests in flight, and most pairs whose answers are lost when the run is killed
     retries: Retries = field(default_factory=Retries)
     rate_limit: RateLimit = field(default_factory=RateLimit)
     timeouts: Timeouts = field(default_factory=Timeouts)
     prices: Prices = field(default_factory=Prices)
-    proxy: str | None = None
+    proxy: str | None = None  # those of the environment are not used
 
     def __post_init__(self) -> None:
         require_value(self.concurrency >= 1, "endpoint.concurrency", self.concurrency, "1 or more")
 
 
-def require_value(holds: bool, name: str, value: float | None, wanted: str) -> None:
+def require_value(holds: bool, name: str, value: float, wanted: str) -> None:
     """Refuse a value of the labeler's config that is out of range."""
     if not holds:
         raise ValueError(f"labeler.{name}={value}: type {wanted}")
 
 
-def more_than_zero(name: str, value: float | None) -> None:
-    """Refuse a value that is not positive; None passes."""
-    require_value(value is None or value > 0, name, value, "more than 0")
+def more_than_zero(group: str, **values: float | None) -> None:
+    """Refuse values that are not positive; None passes."""
+    for name, value in values.items():
+        if value is not None:
+            require_value(value > 0, f"{group}.{name}", value, "more than 0")
