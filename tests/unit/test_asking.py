@@ -1,4 +1,4 @@
-"""A labeler's answers: as they come, late, wrong, or none at all."""
+"""Answers of labelers, with those that are late, wrong or missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from choosy.types import Candidates, Prompt, Response, Verdict
 # --- labelers that fail ---
 
 
-def test_an_error_names_its_row_and_keeps_the_rows_before_it(buyer: Callable[..., LabelBuyer], path: Path) -> None:
+def test_an_error_names_its_question_and_keeps_earlier_labels(buyer: Callable[..., LabelBuyer], path: Path) -> None:
     def fails(text: str) -> float:
         if text == "x" * 50:
             raise RuntimeError("the judge is asleep")
@@ -53,7 +53,7 @@ def test_a_verdict_that_is_none_of_the_four_is_an_error(buyer: Callable[..., Lab
     assert counter.spent == 1
 
 
-def test_one_answer_too_few_is_an_error(buyer: Callable[..., LabelBuyer]) -> None:
+def test_a_list_that_is_too_short_is_an_error(buyer: Callable[..., LabelBuyer]) -> None:
     class Lossy(Lengths):
         def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
             return super().score(items)[1:]
@@ -68,7 +68,7 @@ def test_one_answer_too_few_is_an_error(buyer: Callable[..., LabelBuyer]) -> Non
 
 
 class Clicks:
-    """Answers comparisons in the order of a script of places, and looks at the ledger before each."""
+    """Answers comparisons in a given order of positions, and reads the ledger before each."""
 
     name = "clicks"
 
@@ -86,7 +86,7 @@ class Clicks:
             yield Answer(place, "first", raw=f"key {place}", cost=self.cost, annotator="ada")
 
 
-def test_an_answer_is_in_the_ledger_before_the_next_is_asked_for(buyer: Callable[..., LabelBuyer], path: Path) -> None:
+def test_an_answer_is_in_the_ledger_before_the_next_is_requested(buyer: Callable[..., LabelBuyer], path: Path) -> None:
     counter = buyer(labeler := Clicks(path, [3, 0, 4, 1, 2], cost=0.25))
     assert counter.compare(FIVE) == ["first"] * 5
     assert (labeler.seen, labeler.asked) == ([0, 1, 2, 3, 4], [5])
@@ -95,14 +95,14 @@ def test_an_answer_is_in_the_ledger_before_the_next_is_asked_for(buyer: Callable
     assert (counter.spent, counter.money) == (5, 1.25)
 
 
-def test_a_labeler_that_yields_may_bound_what_it_is_asked(buyer: Callable[..., LabelBuyer], path: Path) -> None:
+def test_a_labeler_that_yields_may_limit_the_items_of_a_call(buyer: Callable[..., LabelBuyer], path: Path) -> None:
     labeler = Clicks(path, [1, 0])
     labeler.terms = Terms(at_once=2)  # type: ignore[attr-defined]
     assert buyer(labeler).compare(FIVE[:4]) == ["first"] * 4
     assert labeler.asked == [2, 2]
 
 
-def test_what_was_yielded_before_an_error_is_kept_and_the_item_is_named(
+def test_answers_before_an_error_are_kept_and_the_error_names_the_item(
     buyer: Callable[..., LabelBuyer], path: Path
 ) -> None:
     counter = buyer(labeler := Clicks(path, [3, 0, -4]))
@@ -115,7 +115,7 @@ def test_what_was_yielded_before_an_error_is_kept_and_the_item_is_named(
     assert mended.asked == [3], "what was answered is not asked again"
 
 
-def test_a_labeler_may_put_off_its_answers(buyer: Callable[..., LabelBuyer]) -> None:
+def test_a_labeler_may_postpone_its_answers(buyer: Callable[..., LabelBuyer]) -> None:
     class Tomorrow(Longer):
         def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer]:
             yield Answer(1, "tie")
@@ -169,13 +169,13 @@ def test_a_fingerprint_is_part_of_the_question(buyer: Callable[..., LabelBuyer],
     assert rows(path, "SELECT labeler, fingerprint FROM labels") == [("lengths", ""), ("lengths", "template 2")]
 
 
-# --- verdicts that are none ---
+# --- invalid verdicts ---
 
 
-class Mumbling:
-    """Every third verdict is invalid, or every one."""
+class OftenInvalid:
+    """Every n-th verdict is invalid."""
 
-    name = "mumbling"
+    name = "often"
 
     def __init__(self, every: int) -> None:
         self.every = every
@@ -189,38 +189,36 @@ class Mumbling:
 MANY = [(Prompt(f"{i}", f"Which of {i}?"), Response("a"), Response("b")) for i in range(90)]
 
 
-def test_a_labeler_that_talks_nonsense_stops_the_run_with_what_it_said(
-    buyer: Callable[..., LabelBuyer], path: Path
-) -> None:
-    counter = buyer(Mumbling(3))  # 0.2 is allowed
+def test_too_many_invalid_verdicts_stop_the_run_and_are_quoted(buyer: Callable[..., LabelBuyer], path: Path) -> None:
+    counter = buyer(OftenInvalid(3))
     words = (
-        r"7 of the 20 verdicts of labeler mumbling are invalid, and labels.max_invalid=0.2 .*\n  'well, well, .{188}'"
+        r"7 of the 20 verdicts of labeler often are invalid, and labels.max_invalid=0.2 .*\n  'well, well, .{188}'"
         r"\n.*All labels are in the ledger. Mend the labeler, or type a larger labels.max_invalid, and resume"
     )
     with pytest.raises(ValueError, match=f"(?s){words}"):
         counter.compare(MANY)
     assert counter.spent == 20
-    assert buyer(Mumbling(3), max_invalid=0.5).compare(MANY).count("invalid") == 30
-    again = buyer(Mumbling(3), max_invalid=0.2)
+    assert buyer(OftenInvalid(3), max_invalid=0.5).compare(MANY).count("invalid") == 30
+    again = buyer(OftenInvalid(3), max_invalid=0.2)
     assert again.compare(MANY).count("invalid") == 30, "labels bought before are no reason to stop"
 
 
 @pytest.mark.parametrize(("every", "limit"), [(10, 0.2), (1, None), (1, 1.0)])
-def test_as_much_nonsense_as_is_allowed(buyer: Callable[..., LabelBuyer], every: int, limit: float | None) -> None:
-    counter = buyer(Mumbling(every), max_invalid=limit)
+def test_invalid_verdicts_within_the_limit(buyer: Callable[..., LabelBuyer], every: int, limit: float | None) -> None:
+    counter = buyer(OftenInvalid(every), max_invalid=limit)
     assert counter.compare(MANY).count("invalid") == 90 // every
 
 
-def test_a_share_of_nonsense_that_is_none_is_refused() -> None:
+def test_a_limit_of_invalid_verdicts_that_is_no_share_is_refused() -> None:
     with pytest.raises(ValueError, match=r"labels.max_invalid=1.5 is no share; choose 0 to 1, null for no limit"):
         LabelBuyer(Lengths(), ledger="unused", max_invalid=1.5)
 
 
-# --- what a labeler may say, and what it is given ---
+# --- what a labeler may give and receive ---
 
 
-def test_an_answer_may_say_what_it_takes(tmp_path: Path) -> None:
-    """A labeler that buys from others, or guesses: its answers take what was bought for them, and 0 is nothing."""
+def test_an_answer_may_carry_its_labels_and_cost(tmp_path: Path) -> None:
+    """Answers of a labeler that buys from others take as many labels as were bought for them, also none."""
 
     class Middleman:
         name = "middleman"
@@ -243,7 +241,7 @@ def test_an_answer_may_say_what_it_takes(tmp_path: Path) -> None:
     ]
 
 
-def test_a_labeler_is_told_for_whom_it_judges_and_with_which_policy(tmp_path: Path) -> None:
+def test_a_labeler_receives_the_policy_and_its_earlier_labels(tmp_path: Path) -> None:
     class Curious:
         name = "curious"
 

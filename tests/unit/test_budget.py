@@ -17,7 +17,7 @@ from choosy.types import Prompt, Response
 # --- the budget ---
 
 
-def test_a_prompt_is_bought_whole_or_not_at_all_in_the_order_given(buyer: Callable[..., LabelBuyer]) -> None:
+def test_responses_of_a_prompt_are_bought_together_in_the_order_given(buyer: Callable[..., LabelBuyer]) -> None:
     counter = buyer(labeler := Lengths(), budget=5)
     got = counter.score([given("p", "a", "bb"), given("q", "a", "bb"), given("r", "a", "bb")])
     assert rewards(got) == [[1.0, 2.0], [1.0, 2.0], [None, None]]
@@ -28,11 +28,11 @@ def test_a_prompt_is_bought_whole_or_not_at_all_in_the_order_given(buyer: Callab
     assert rewards(counter.score([given("t", "a"), given("q", "bb")])) == [[1.0], [2.0]], "the ledger is free"
 
 
-def test_a_response_named_twice_costs_once(buyer: Callable[..., LabelBuyer]) -> None:
+def test_a_repeated_response_costs_once(buyer: Callable[..., LabelBuyer]) -> None:
     assert rewards(buyer(budget=1).score([given("p", "a", "a")])) == [[1.0, 1.0]]
 
 
-def test_a_resumed_run_goes_on_counting(buyer: Callable[..., LabelBuyer]) -> None:
+def test_a_resumed_run_continues_its_counts(buyer: Callable[..., LabelBuyer]) -> None:
     buyer(budget=3).score([given("p", "a", "bb")])
     again = buyer(labeler := Lengths(), budget=3)
     assert again.spent == 2
@@ -49,7 +49,7 @@ def test_a_resumed_run_goes_on_counting(buyer: Callable[..., LabelBuyer]) -> Non
 
 
 @pytest.mark.parametrize("culprit", ["p0", "p1", "q0", "q1", "q2", "r0"])
-def test_a_run_that_broke_anywhere_ends_like_one_that_did_not(tmp_path: Path, culprit: str) -> None:
+def test_a_resumed_run_ends_like_one_that_never_failed(tmp_path: Path, culprit: str) -> None:
     sizes = {"p": 2, "q": 3, "s": 4, "r": 1, "t": 2}
     asked = [given(name, *(f"{name}{i}" for i in range(size))) for name, size in sizes.items()]
 
@@ -98,7 +98,7 @@ def test_a_budget_that_buys_nothing_is_refused(budget: int) -> None:
 
 
 class Paid(Lengths):
-    """Scores by length; a label costs what a function of the response says, known beforehand or not."""
+    """Scores by length; the cost of a label is a function of the response, and the price may be unknown."""
 
     def __init__(self, cost: Callable[[str], float], price: float | None = None) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ def priced(price: float) -> Scripted:
     return labeler
 
 
-def test_a_price_known_beforehand_is_an_exact_budget(path: Path) -> None:
+def test_a_budget_of_money_is_exact_with_a_price(path: Path) -> None:
     for run, money, bought in (("a", 0.3, 3), ("b", 0.35, 6), ("c", 0.05, 6)):
         buyer = LabelBuyer(priced(0.1), ledger=str(path), budget_money=money)
         buyer.open(run)
@@ -131,7 +131,7 @@ def test_a_price_known_beforehand_is_an_exact_budget(path: Path) -> None:
         assert buyer.exhausted
 
 
-def test_a_cost_known_afterwards_is_reckoned_at_the_dearest(path: Path) -> None:
+def test_without_a_price_a_label_is_expected_to_cost_the_highest_so_far(path: Path) -> None:
     costs = {"r00": 0.1, "r01": 0.1, "r02": 0.4}
     buyer = LabelBuyer(labeler := Paid(lambda text: costs.get(text, 0.2)), ledger=str(path), budget_money=1.0)
     buyer.open("a")
@@ -143,10 +143,10 @@ def test_a_cost_known_afterwards_is_reckoned_at_the_dearest(path: Path) -> None:
     assert (again.money, again.exhausted, afford(again, 20)) == (buyer.money, True, 4)
 
 
-@pytest.mark.parametrize("dearest", [0.1, 0.25, 0.4])
-def test_no_budget_is_exceeded_by_a_labeler_whose_price_is_the_most_a_label_costs(path: Path, dearest: float) -> None:
+@pytest.mark.parametrize("highest", [0.1, 0.25, 0.4])
+def test_no_budget_is_exceeded_if_no_label_costs_more_than_the_price(path: Path, highest: float) -> None:
     buyer = LabelBuyer(
-        Paid(lambda text: dearest if int(text[1:]) % 3 else 0.05, price=0.4), ledger=str(path), budget_money=2.0
+        Paid(lambda text: highest if int(text[1:]) % 3 else 0.05, price=0.4), ledger=str(path), budget_money=2.0
     )
     buyer.open("a")
     bought = afford(buyer, 50)
@@ -164,6 +164,6 @@ def test_a_budget_of_money_for_labels_that_cost_nothing_is_refused(path: Path) -
 
 
 @pytest.mark.parametrize("money", [0, -1, math.inf, math.nan])
-def test_an_amount_that_buys_nothing_is_refused(money: float) -> None:
+def test_a_budget_of_money_that_buys_nothing_is_refused(money: float) -> None:
     with pytest.raises(ValueError, match=rf"labels.budget_money={money} buys nothing; type an amount, or null"):
         LabelBuyer(Lengths(), ledger="unused", budget_money=money)

@@ -16,7 +16,7 @@ from choosy.types import Candidates, Message, Prompt, Response, Verdict
 # --- buying and reusing ---
 
 
-def test_scores_come_back_in_place_and_are_rows_of_the_ledger(buyer: Callable[..., LabelBuyer], path: Path) -> None:
+def test_scores_are_returned_in_place_and_stored_as_rows(buyer: Callable[..., LabelBuyer], path: Path) -> None:
     counter = buyer()
     asked = [given("p", "a", "bbb"), given("q", "cc")]
     assert rewards(counter.score(asked)) == [[1.0, 3.0], [2.0]]
@@ -39,7 +39,7 @@ def test_a_label_is_never_bought_twice(buyer: Callable[..., LabelBuyer]) -> None
     assert buyer(run="b").counts.reused == 2, "a resumed run reports the same"
 
 
-def test_the_question_is_labeler_conversation_and_response(buyer: Callable[..., LabelBuyer]) -> None:
+def test_a_question_is_identified_by_labeler_conversation_and_response(buyer: Callable[..., LabelBuyer]) -> None:
     labeler = Lengths()
     as_user = Prompt("p", "hi", (Message("user", "hi"),))
     as_system = Prompt("p", "hi", (Message("system", "hi"),))
@@ -51,13 +51,13 @@ def test_the_question_is_labeler_conversation_and_response(buyer: Callable[..., 
     assert len(labeler.asked) == 4
 
 
-def test_labels_survive_in_write_ahead_mode(buyer: Callable[..., LabelBuyer], path: Path) -> None:
+def test_the_ledger_uses_write_ahead_logging(buyer: Callable[..., LabelBuyer], path: Path) -> None:
     buyer().score([given("p", "a")])
     assert rows(path, "PRAGMA journal_mode") == [("wal",)]
 
 
 def test_labels_are_committed_before_they_are_used(buyer: Callable[..., LabelBuyer], path: Path) -> None:
-    """While a chunk is being asked for, the chunks before it can be seen by everybody."""
+    """During a call, other connections see the labels of the calls before it."""
     seen: list[int] = []
 
     class Watching(Lengths):
@@ -69,13 +69,13 @@ def test_labels_are_committed_before_they_are_used(buyer: Callable[..., LabelBuy
     assert seen == [0, CHUNK, 2 * CHUNK]
 
 
-def test_an_open_buyer_travels_in_a_pickle(buyer: Callable[..., LabelBuyer]) -> None:
+def test_an_open_buyer_can_be_pickled(buyer: Callable[..., LabelBuyer]) -> None:
     counter = pickle.loads(pickle.dumps(buyer()))
     assert rewards(counter.score([given("p", "a")])) == [[1.0]]
     assert counter.spent == 1
 
 
-def test_nothing_asked_is_nothing_bought(buyer: Callable[..., LabelBuyer]) -> None:
+def test_no_question_buys_no_label(buyer: Callable[..., LabelBuyer]) -> None:
     counter = buyer(budget=1)
     assert counter.score([]) == []
     assert counter.compare([]) == []
@@ -106,7 +106,7 @@ def test_a_verdict_is_reused_for_the_question_in_reverse(buyer: Callable[..., La
     assert counter.spent == 1
 
 
-def test_invalid_verdicts_are_kept_and_mirrored_as_they_are(buyer: Callable[..., LabelBuyer]) -> None:
+def test_invalid_verdicts_are_stored_and_are_their_own_mirror_image(buyer: Callable[..., LabelBuyer]) -> None:
     class Undecided:
         name = "undecided"
 

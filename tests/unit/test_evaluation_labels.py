@@ -113,6 +113,6 @@ def test_invalid_verdicts_of_people_are_not_limited_unless_the_run_says_so(bough
         bought(Machine()).compare(many)
 
 
-def test_a_word_that_names_nobody_says_how_a_labeler_is_named(bought) -> None:
+def test_an_unknown_word_says_how_to_name_a_labeler(bought) -> None:
     with pytest.raises(ValueError, match=r"none of auto, labeler, nobody; .* named as labeler@labels.evaluation=vader"):
         bought(Longer(), evaluation="vader")

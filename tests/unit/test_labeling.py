@@ -41,7 +41,7 @@ MENU = Path(__file__).parents[2] / "conf" / "labeler"
 # --- VADER, functions, the data's own scores ---
 
 
-def test_vader_prefers_what_sounds_happy() -> None:
+def test_vader_prefers_positive_texts() -> None:
     vader = Vader()
     good, flat, bad = vader.score([(PROMPT, Response(t)) for t in ("I love it!", "It has a door.", "I hate it.")])
     assert 1 >= good > 0 == flat > bad >= -1
@@ -97,7 +97,7 @@ def test_a_path_that_names_no_function_says_what_to_type(path: str, words: str) 
         Function(path)
 
 
-def test_the_data_s_own_scores_are_handed_out() -> None:
+def test_dataset_gives_the_scores_of_the_data() -> None:
     assert Dataset().score([(PROMPT, Response("a", gold=0.5)), (PROMPT, Response("b", gold=-2.0))]) == [
         0.5,
         -2.0,
@@ -271,12 +271,7 @@ def test_every_entry_of_the_menu_is_a_labeler(tmp_path: Path, entry: str, requir
     assert (tmp_path / "ledger.sqlite").exists()
 
 
-def test_the_menu_is_tested_whole() -> None:
-    known = {"vader", "dataset", "function", "reward_model", "noisy", "judge"}
-    assert {path.stem for path in MENU.glob("*.yaml")} >= known
-
-
-def test_the_table_of_what_labelers_can_is_that_of_the_menu() -> None:
+def test_score_and_compare_list_the_labelers_of_the_menu() -> None:
     can: dict[str, set[str]] = {"score": set(), "compare": set()}
     for path in MENU.glob("*.yaml"):
         target = OmegaConf.load(path)._target_

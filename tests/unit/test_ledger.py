@@ -62,7 +62,7 @@ def test_processes_that_buy_the_same_labels_at_once_share_them(path: Path) -> No
     buyers = [LabelBuyer(Lengths(), ledger=str(path)) for _ in processes]
     for buyer, run in zip(buyers, "ab", strict=True):
         buyer.open(run)
-        assert buyer.spent + buyer.counts.reused == 24, "what a run did not pay for itself, the other one did"
+        assert buyer.spent + buyer.counts.reused == 24, "each label was paid by one of the two runs"
     assert buyers[0].spent + buyers[1].spent == 24
 
 
@@ -86,10 +86,10 @@ def test_a_database_of_another_program_is_refused(buyer: Callable[..., LabelBuye
     assert rows(path, "SELECT name FROM sqlite_master") == [("recipes",)]
 
 
-# --- keys ---
+# --- secrets ---
 
 
-def test_a_key_reaches_neither_the_ledger_nor_a_message(
+def test_secrets_reach_neither_the_ledger_nor_a_message(
     buyer: Callable[..., LabelBuyer], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JUDGE_API_KEY", "sk-canary-0123")

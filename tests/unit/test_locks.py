@@ -1,4 +1,4 @@
-"""Several processes, one ledger: nobody pays twice, nobody waits for the dead, and a full disk loses nothing."""
+"""Buyers in several processes share a ledger, also when one of them is killed or the disk is full."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def pair(n: int) -> Item:
     return Prompt(f"p{n}", f"Which of {n}?"), Response(f"a{n}"), Response(f"b{n}")
 
 
-class Diary:
-    """Compares, and notes each question in a file before it answers: what is noted has been paid."""
+class Recorder:
+    """Compares, and records each question in a file before it answers: what is recorded has been paid."""
 
-    name = "diary"
+    name = "recorder"
     terms = Terms(price=0.5, at_once=4)
 
     def __init__(self, file: Path, seconds: float = 0.0) -> None:
@@ -54,8 +54,8 @@ class Diary:
         return [self.note(item) for item in items]
 
 
-class Yielding(Diary):
-    """The same, one answer after the other."""
+class Yielding(Recorder):
+    """The same, and yields one answer after the other."""
 
     terms = Terms(price=0.5)
 
@@ -96,7 +96,7 @@ def left_behind(path: Path) -> list[str]:
 # --- several at once ---
 
 
-def _play(path: Path, labeler: Diary, run: int, start: Any, budgets: dict[str, float]) -> None:
+def _play(path: Path, labeler: Recorder, run: int, start: Any, budgets: dict[str, float]) -> None:
     buyer = opened(path, labeler, str(run), **budgets)
     numbers = list(range(60))
     Random(run).shuffle(numbers)
@@ -110,10 +110,10 @@ def _play(path: Path, labeler: Diary, run: int, start: Any, budgets: dict[str, f
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [Diary, Yielding])
+@pytest.mark.parametrize("kind", [Recorder, Yielding])
 @pytest.mark.parametrize("budgets", [{}, {"budget": 5}, {"budget_money": 2.5}], ids=["free", "labels", "money"])
-def test_eight_writers_pay_each_pair_once(
-    path: Path, diary: Path, kind: type[Diary], budgets: dict[str, float]
+def test_eight_processes_buy_each_pair_once(
+    path: Path, diary: Path, kind: type[Recorder], budgets: dict[str, float]
 ) -> None:
     start = FORK.Barrier(8)
     processes = [FORK.Process(target=_play, args=(path, kind(diary, 0.002), run, start, budgets)) for run in range(8)]
@@ -135,12 +135,12 @@ def test_eight_writers_pay_each_pair_once(
     assert left_behind(path) == []
 
 
-def test_who_wants_what_another_is_buying_waits_for_it(path: Path, diary: Path) -> None:
-    process = FORK.Process(target=lambda: opened(path, Diary(diary, 0.3), "slow").compare([pair(1), pair(2)]))
+def test_a_buyer_waits_for_a_label_that_another_is_buying(path: Path, diary: Path) -> None:
+    process = FORK.Process(target=lambda: opened(path, Recorder(diary, 0.3), "slow").compare([pair(1), pair(2)]))
     process.start()
     while not paid(diary):
         time.sleep(0.01)
-    buyer = opened(path, Diary(diary), "quick", budget=2)
+    buyer = opened(path, Recorder(diary), "quick", budget=2)
     assert buyer.compare([pair(1), pair(2), pair(3)]) == ["first"] * 3
     process.join()
     assert sorted(paid(diary)) == ["p1", "p2", "p3"]
@@ -150,8 +150,8 @@ def test_who_wants_what_another_is_buying_waits_for_it(path: Path, diary: Path) 
 # --- kill -9 ---
 
 
-@pytest.mark.parametrize("kind", [Diary, Yielding])
-def test_a_killed_buyer_loses_nothing_and_holds_nobody_up(path: Path, diary: Path, kind: type[Diary]) -> None:
+@pytest.mark.parametrize("kind", [Recorder, Yielding])
+def test_a_killed_buyer_loses_no_label_and_blocks_no_other(path: Path, diary: Path, kind: type[Recorder]) -> None:
     everything = [pair(n) for n in range(30)]
     process = FORK.Process(target=lambda: opened(path, kind(diary, 0.02), "a").compare(everything))
     process.start()
@@ -163,22 +163,22 @@ def test_a_killed_buyer_loses_nothing_and_holds_nobody_up(path: Path, diary: Pat
     before = {prompt for (prompt,) in rows(path, "SELECT prompt_id FROM labels")}
     in_flight = set(paid(diary)) - before
     assert len(before) >= 12
-    assert len(in_flight) <= (4 if kind is Diary else 1), "at most what was asked at once is not in the ledger"
+    assert len(in_flight) <= (4 if kind is Recorder else 1), "at most what was asked at once is not in the ledger"
     assert len(left_behind(path)) == 1
     buyer = opened(path, kind(diary), "a")
-    assert left_behind(path) == [], "who opens the ledger removes what the dead left"
+    assert left_behind(path) == [], "opening the ledger deletes stale lock files"
     assert buyer.compare(everything) == ["first"] * 30
     assert {prompt for prompt, times in Counter(paid(diary)).items() if times > 1} == in_flight
     assert buyer.spent == 30
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
 
 
-def test_the_claims_of_the_dead_are_taken_over_while_others_wait(path: Path, diary: Path) -> None:
-    process = FORK.Process(target=lambda: opened(path, Diary(diary, 60.0), "slow").compare([pair(1)]))
+def test_a_waiting_buyer_takes_over_the_claims_of_a_killed_one(path: Path, diary: Path) -> None:
+    process = FORK.Process(target=lambda: opened(path, Recorder(diary, 60.0), "slow").compare([pair(1)]))
     process.start()
     while not paid(diary):
         time.sleep(0.01)
-    waiting = FORK.Process(target=lambda: opened(path, Diary(diary), "heir").compare([pair(1)]))
+    waiting = FORK.Process(target=lambda: opened(path, Recorder(diary), "heir").compare([pair(1)]))
     waiting.start()
     time.sleep(0.3)
     assert waiting.is_alive()
@@ -189,7 +189,7 @@ def test_the_claims_of_the_dead_are_taken_over_while_others_wait(path: Path, dia
     assert rows(path, "SELECT run FROM labels") == [("heir",)]
 
 
-def test_a_child_that_outlives_its_parent_keeps_no_claim(path: Path) -> None:
+def test_a_child_process_does_not_hold_its_parent_s_lock(path: Path) -> None:
     Ledger(str(path)).create()
     name = FORK.SimpleQueue()
 
@@ -211,19 +211,19 @@ def test_a_child_that_outlives_its_parent_keeps_no_claim(path: Path) -> None:
     os.kill(child, signal.SIGKILL)
 
 
-def test_a_labeler_that_fails_lets_go_of_its_claims(path: Path, diary: Path) -> None:
-    class Broken(Diary):
+def test_claims_are_released_when_the_labeler_fails(path: Path, diary: Path) -> None:
+    class Broken(Recorder):
         def compare(self, items: Sequence[Item]) -> list[Verdict]:
             raise RuntimeError("no")
 
-    with pytest.raises(ValueError, match="diary gave no label"):
+    with pytest.raises(ValueError, match="recorder gave no label"):
         opened(path, Broken(diary)).compare([pair(1)])
     assert rows(path, "SELECT * FROM claims") == []
     assert left_behind(path) == []
 
 
-def test_what_a_labeler_puts_off_is_wanted_until_it_is_labeled(path: Path, diary: Path) -> None:
-    class Tomorrow(Diary):
+def test_postponed_labels_are_wanted_until_they_are_bought(path: Path, diary: Path) -> None:
+    class Tomorrow(Recorder):
         def compare(self, items: Sequence[Item]) -> list[Verdict]:
             raise Postponed("come back")
 
@@ -232,8 +232,8 @@ def test_what_a_labeler_puts_off_is_wanted_until_it_is_labeled(path: Path, diary
             opened(path, Tomorrow(diary), budget=70).compare([pair(n) for n in range(100)])
     wanted = Ledger(str(path)).rows("wanted")
     assert [row["prompt_id"] for row in wanted] == [f"p{n}" for n in range(70)], "no more than the budget pays"
-    assert wanted[0]["key"] == Question("diary", "", pair(0)[0], pair(0)[1:]).key
-    opened(path, Diary(diary)).compare([pair(n) for n in range(69)])
+    assert wanted[0]["key"] == Question("recorder", "", pair(0)[0], pair(0)[1:]).key
+    opened(path, Recorder(diary)).compare([pair(n) for n in range(69)])
     assert [row["prompt_id"] for row in Ledger(str(path)).rows("wanted")] == ["p69"]
 
 
@@ -274,7 +274,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_disk_that_runs_full_loses_no_label(small_disk: Path, diary: Path) -> None:
+def test_a_full_disk_loses_no_label(small_disk: Path, diary: Path) -> None:
     path = small_disk / "ledger.sqlite"
     words = fill(path, diary)
     assert "cannot be used any more (database or disk is full). What is written in it is kept; see to it" in words
@@ -291,7 +291,7 @@ def test_a_disk_that_runs_full_loses_no_label(small_disk: Path, diary: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_file_that_may_grow_no_more_keeps_what_it_holds(path: Path, diary: Path) -> None:
+def test_a_file_at_its_size_limit_keeps_its_labels(path: Path, diary: Path) -> None:
     words = fill(path, diary, limit=3 << 19)
     assert "cannot be used any more" in words
     kept = [prompt for (prompt,) in rows(path, "SELECT prompt_id FROM labels ORDER BY time")]
@@ -301,7 +301,7 @@ def test_a_file_that_may_grow_no_more_keeps_what_it_holds(path: Path, diary: Pat
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
 
 
-def test_a_disk_that_is_full_from_the_start_is_found_before_anything_is_paid(path: Path, diary: Path) -> None:
+def test_a_disk_that_is_full_at_the_start_is_found_before_a_purchase(path: Path, diary: Path) -> None:
     words = fill(path, diary, limit=1 << 19)
     assert "cannot be used any more" in words
     assert paid(diary) == []

@@ -1,4 +1,4 @@
-"""Noise: as much as was ordered, on the same questions always, and nothing that was not ordered."""
+"""A noisy labeler reverses the given share of judgements, and always those of the same questions."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def verdicts(noisy: Noisy, items: Sequence[Item] = ITEMS) -> list[object]:
 
 
 @pytest.mark.parametrize(("p", "least", "most"), [(0.0, 0, 0), (0.2, 350, 450), (0.5, 920, 1080), (1.0, 2000, 2000)])
-def test_as_many_verdicts_are_turned_as_was_ordered(p: float, least: int, most: int) -> None:
+def test_the_given_share_of_verdicts_is_reversed(p: float, least: int, most: int) -> None:
     assert least <= verdicts(Noisy(First(), p=p)).count("second") <= most
 
 
-def test_the_same_question_is_turned_the_same_way_in_any_order_and_company() -> None:
+def test_a_question_has_the_same_answer_in_any_order_and_among_any_others() -> None:
     noisy = Noisy(First(), p=0.5)
     told = verdicts(noisy)
     assert verdicts(noisy, ITEMS[::-1]) == told[::-1]
@@ -59,11 +59,11 @@ def test_the_same_question_is_turned_the_same_way_in_any_order_and_company() -> 
 
 
 @pytest.mark.parametrize("verdict", ["tie", "invalid", "A!"])
-def test_what_decides_nothing_is_left_as_it_is(verdict: Verdict) -> None:
+def test_ties_and_invalid_verdicts_stay(verdict: Verdict) -> None:
     assert verdicts(Noisy(First(verdict), p=1.0), ITEMS[:3]) == [verdict] * 3
 
 
-def test_all_pairs_of_a_prompt_are_turned_by_the_coin_of_the_prompt() -> None:
+def test_all_rewards_of_a_prompt_are_negated_together() -> None:
     responses = [Response("a" * n) for n in range(1, 4)]
     turned = []
     for prompt, _, _ in ITEMS[:500]:
@@ -75,7 +75,7 @@ def test_all_pairs_of_a_prompt_are_turned_by_the_coin_of_the_prompt() -> None:
     assert 110 < sum(turned) < 190
 
 
-def test_it_can_what_the_other_can_at_its_price(tmp_path: Path) -> None:
+def test_it_has_the_terms_of_the_labeler_inside(tmp_path: Path) -> None:
     scoring, comparing = Noisy(Vader(), p=0.1), Noisy(First(), p=0.1, seed=3)
     assert terms_of(scoring) == Terms(methods=("score",))
     assert terms_of(comparing) == Terms(fingerprint="f", price=0.5, methods=("compare",))
@@ -89,7 +89,7 @@ def test_it_can_what_the_other_can_at_its_price(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.1])
-def test_a_chance_that_is_none_is_refused(p: float) -> None:
+def test_a_p_that_is_no_probability_is_refused(p: float) -> None:
     with pytest.raises(ValueError, match=rf"labeler.p={p} is no probability; choose 0 <= p <= 1"):
         Noisy(Vader(), p=p)
 

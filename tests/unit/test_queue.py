@@ -1,4 +1,4 @@
-"""A queue writes what it wants, stops in good order, and is never asked for a label that the ledger has."""
+"""A queue writes pairs to files, ends the run in good order, and is asked only for labels that the ledger lacks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def buyer(tmp_path) -> LabelBuyer:
     return buyer
 
 
-def test_what_is_wanted_is_in_both_files_and_the_message_says_what_to_type(buyer, tmp_path):
+def test_pairs_are_in_both_files_and_the_message_says_what_to_type(buyer, tmp_path):
     with pytest.raises(Postponed) as told:
         buyer.compare(ASKED)
     path = tmp_path / "wanted.jsonl"
@@ -57,7 +57,7 @@ def test_what_is_wanted_is_in_both_files_and_the_message_says_what_to_type(buyer
     assert json.loads(table[0]["messages"]) == [{"role": "user", "content": "Why?"}]
 
 
-def test_only_what_the_ledger_lacks_is_wanted_and_all_of_it_at_once(buyer, tmp_path):
+def test_one_file_has_all_pairs_without_a_label_and_no_others(buyer, tmp_path):
     many = [(Prompt(f"q{i}", f"prompt {i}"), Response("a"), Response("b")) for i in range(200)]
     known = Question("queue", "", many[0][0], (many[0][1], many[0][2]))
     buyer.ledger.write([(known, Answer(0, "first"))], purpose="train", run="elsewhere")

@@ -11,7 +11,7 @@ from choosy.types import Candidates, Prompt, Response, Verdict
 
 
 class Lengths:
-    """Scores a response by its length, and remembers what it was asked."""
+    """Scores a response by its length, and records its questions."""
 
     name = "lengths"
 
@@ -24,7 +24,7 @@ class Lengths:
 
 
 class Longer:
-    """Prefers the longer response, and remembers what it was asked."""
+    """Prefers the longer response, and records its questions."""
 
     name = "longer"
 
@@ -41,7 +41,7 @@ def _longer(first: str, second: str) -> Verdict:
 
 
 class Scripted:
-    """Answers with what a function of the response says, one response at a time."""
+    """Scores a response with a function of its text."""
 
     name = "scripted"
 
