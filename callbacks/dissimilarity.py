@@ -10,7 +10,7 @@ import torch
 
 from callbacks.selector import PairChooser
 from choosy.methods import selection
-from choosy.models.embeddings import sentence_embeddings
+from choosy.models.embeddings import policy_embeddings, sentence_embeddings
 from choosy.rounds.context import Round
 from choosy.types import Candidates
 
@@ -30,7 +30,9 @@ class Dissimilarity(PairChooser):
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
         responses = [r for c in candidates for r in c.responses]
         if self.embedder == "policy":
-            embed_ND = at.policy.embed(responses)  # also without candidates: a sharded policy needs all ranks
+            embed_ND = policy_embeddings(
+                responses, at.policy
+            )  # also without candidates: a sharded policy needs all ranks
         elif responses:
             embed_ND = sentence_embeddings(responses, self.embedder)
         if not responses:

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from choosy.data.batches import Batch, batch_of
 from choosy.data.items import Item
 from choosy.methods.losses import SigmoidLoss
+from choosy.models.compute import Compute
 from choosy.models.loading import Lora
-from choosy.models.policy import Compute, Policy
+from choosy.models.policy import Policy
 from choosy.models.rows import Group
 from choosy.module import WeightedDPO
 from choosy.reporting.display import quiet

@@ -18,7 +18,8 @@ from tiny import ROOT, command, labels, typed
 from torch.testing import assert_close
 
 from choosy.methods.losses import SigmoidLoss
-from choosy.models.policy import Compute, Policy
+from choosy.models.compute import Compute
+from choosy.models.policy import Policy
 from choosy.module import WeightedDPO
 from choosy.sampling.generate import Generate
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from choosy.models.compute import Compute
 from choosy.models.fast.packed import can_pack, packed_linears, product
-from choosy.models.policy import Compute, Policy
+from choosy.models.policy import Policy
 from choosy.sampling.generate import Generate
 
 

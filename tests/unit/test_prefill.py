@@ -6,8 +6,9 @@ import pytest
 import torch
 import transformers
 
+from choosy.models.compute import Compute
 from choosy.models.logprobs import padded_token_logps
-from choosy.models.policy import Compute, Policy
+from choosy.models.policy import Policy
 from choosy.models.rows import Group
 from choosy.sampling.generate import Generate, choose_token, closed_up
 from choosy.sampling.prefill import CHUNK, RoomyLayer, fit_one_row, prefill

@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -19,13 +19,13 @@ from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from choosy.models.compute import Compute
 from choosy.models.fast.fused import fuse
 from choosy.models.fast.memory import free_memory, keep_freed_memory
 from choosy.models.loading import Dtype, Lora, add_adapter, auto_dtype, load_weights, switch_off_dropout
 from choosy.models.locate import ModelSource
 from choosy.models.logprobs import (
     can_share_prompt,
-    last_hidden,
     padded_token_logps,
     score_groups,
     sum_by_response,
@@ -37,45 +37,9 @@ from choosy.models.states import States, can_merge, merged, on_rank_0, swapped_i
 from choosy.models.tokens import Tokens
 from choosy.parallel.ranks import current_ranks
 from choosy.parallel.sharding import gathered, is_sharded, lockstep, shard_weights
-from choosy.types import Candidates, Prompt, Response
+from choosy.types import Candidates, Prompt
 
 log = logging.getLogger(__name__)
-
-Gather = Literal["auto", "always", "never"]
-
-
-@dataclass(frozen=True)
-class Compute:
-    """How the passes of a model are computed: their speed and memory, never their values.
-
-    Args:
-        tokens_per_step: Tokens of a forward pass, padding included.
-        attention: Attention implementation of transformers, or `grouped`; auto = grouped on a CPU, if the model takes
-            it, else what transformers chooses: sdpa where it can.
-        share_prompt: Compute a prompt once for all its responses, where the architecture allows it.
-        fused: Layers that do the same in fewer passes over memory, where they give equal values; not of weights that
-            are sharded (trainer=fsdp).
-        packed: Sample with packed copies of the weights, where the processor multiplies by such (bf16 on a CPU).
-        keep_freed_memory: Let the process keep the memory that it has freed, on a CPU under glibc.
-        gradient_checkpointing: Recompute activations in the backward: less memory, more time.
-        gather: Whether sharded weights (trainer=fsdp) are gathered once for a whole phase of sampling or scoring:
-            `auto` = if they fit into half of the free memory; else each forward gathers them layer by layer.
-    """
-
-    tokens_per_step: int = 2048
-    attention: str = "auto"
-    share_prompt: bool = True
-    fused: bool = True
-    packed: bool = True
-    keep_freed_memory: bool = True
-    gradient_checkpointing: bool = False
-    gather: Gather = "auto"
-
-    def __post_init__(self) -> None:
-        if self.tokens_per_step < 1:
-            raise ValueError(f"batching.tokens_per_step={self.tokens_per_step} holds no token; choose at least 1.")
-        if self.gather not in ("auto", "always", "never"):
-            raise ValueError(f"model.compute.gather={self.gather} is none of auto, always, never.")
 
 
 class Policy(nn.Module):
@@ -390,21 +354,6 @@ class Policy(nn.Module):
                     yield n, [next(logps) for _ in group.response_ids], [next(of_tokens) for _ in group.response_ids]
                 tick(len(positions))
         self.train(was_training)
-
-    @torch.no_grad()
-    def embed(self, responses: Sequence[Response]) -> Tensor:
-        """What each response means to the reference: (N, D), last layer, mean over the response's own tokens."""
-        # the response alone, without its prompt, as REAL's code does (METHODS.md 3.1)
-        with self.states.as_reference(), self.weights_gathered(), self.precision():
-            if not responses:
-                return torch.zeros(0, self.causal_lm.config.hidden_size)
-            eos = self.tokens.tokenizer.eos_token_id
-            rows = share_prompt([Group(r.ids or (eos,), []) for r in responses]).to(self.device)
-            hidden_NLD = last_hidden(self.causal_lm, rows)
-        length_N = torch.tensor([max(len(r.ids), 1) for r in responses], device=self.device)
-        own_NL = torch.arange(hidden_NLD.shape[1], device=self.device)[None] < length_N[:, None]
-        mean_ND: Tensor = (hidden_NLD.float() * own_NL[..., None]).sum(1) / length_N[:, None]
-        return mean_ND.cpu()
 
     # -- the files of the trained policy -----------------------------------------------------------------------
 

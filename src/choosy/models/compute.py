@@ -1,0 +1,42 @@
+"""Settings of speed and memory, which never change a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Gather = Literal["auto", "always", "never"]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How the passes of a model are computed: their speed and memory, never their values.
+
+    Args:
+        tokens_per_step: Tokens of a forward pass, padding included.
+        attention: Attention implementation of transformers, or `grouped`; auto = grouped on a CPU, if the model takes
+            it, else what transformers chooses: sdpa where it can.
+        share_prompt: Compute a prompt once for all its responses, where the architecture allows it.
+        fused: Layers that do the same in fewer passes over memory, where they give equal values; not of weights that
+            are sharded (trainer=fsdp).
+        packed: Sample with packed copies of the weights, where the processor multiplies by such (bf16 on a CPU).
+        keep_freed_memory: Let the process keep the memory that it has freed, on a CPU under glibc.
+        gradient_checkpointing: Recompute activations in the backward: less memory, more time.
+        gather: Whether sharded weights (trainer=fsdp) are gathered once for a whole phase of sampling or scoring:
+            `auto` = if they fit into half of the free memory; else each forward gathers them layer by layer.
+    """
+
+    tokens_per_step: int = 2048
+    attention: str = "auto"
+    share_prompt: bool = True
+    fused: bool = True
+    packed: bool = True
+    keep_freed_memory: bool = True
+    gradient_checkpointing: bool = False
+    gather: Gather = "auto"
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_step < 1:
+            raise ValueError(f"batching.tokens_per_step={self.tokens_per_step} holds no token; choose at least 1.")
+        if self.gather not in ("auto", "always", "never"):
+            raise ValueError(f"model.compute.gather={self.gather} is none of auto, always, never.")

@@ -1,0 +1,59 @@
+"""Embeddings do not depend on how many responses share a forward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from choosy.models.compute import Compute
+from choosy.models.embeddings import policy_embeddings
+from choosy.models.loading import Lora
+from choosy.models.policy import Policy
+from choosy.types import Response
+
+TEXTS = ["", "Tea.", "Tea is hot, and so is soup.", "No.", "Rain falls on the plain." * 4, "x" * 33, "Yes, of course."]
+
+
+def loaded(folder, tokens_per_step: int) -> Policy:
+    compute = Compute(tokens_per_step=tokens_per_step)
+    policy = Policy(str(folder), lora=Lora(r=4), dtype="float32", compute=compute)
+    policy.load(device=torch.device("cpu"), seed=0)
+    return policy
+
+
+def test_policy_embeddings_are_computed_within_the_token_budget(tiny_policy_dir):
+    responses = [Response(text, tuple(text.encode())) for text in TEXTS]
+    budget = 64
+    passes: list[tuple[int, int]] = []
+    small, large = loaded(tiny_policy_dir, budget), loaded(tiny_policy_dir, 1 << 20)
+    small.causal_lm.get_decoder().register_forward_pre_hook(
+        lambda _, args, kwargs: passes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    embed_ND = policy_embeddings(responses, small)
+    assert len(passes) >= 3
+    assert all(rows == 1 or rows * length <= budget for rows, length in passes)
+    assert sum(rows for rows, _ in passes) == len(responses)
+    torch.testing.assert_close(embed_ND, policy_embeddings(responses, large), rtol=1e-5, atol=1e-5)
+
+
+def test_policy_embeddings_are_means_of_the_references_last_layer(tiny_policy_dir):
+    policy = loaded(tiny_policy_dir, 2048)
+    ids = (5, 6, 7)
+    wanted_LD = policy.causal_lm.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+    with torch.no_grad():
+        for _, p in policy.trainable():
+            p.add_(0.1)  # the policy moves, its reference does not
+    embed_ND = policy_embeddings([Response("", ids)], policy)
+    torch.testing.assert_close(embed_ND, wanted_LD.mean(0, keepdim=True), rtol=1e-5, atol=1e-5)
+    assert policy_embeddings([], policy).shape == (0, 32)
+
+
+@pytest.mark.slow
+def test_sentence_embeddings_do_not_depend_on_the_batch(monkeypatch):
+    pytest.importorskip("sentence_transformers")
+    from choosy.models import embeddings
+
+    responses = [Response(text) for text in TEXTS]
+    whole_ND = embeddings.sentence_embeddings(responses, "minilm")
+    monkeypatch.setattr(embeddings, "MOST_TOKENS", 512)
+    torch.testing.assert_close(embeddings.sentence_embeddings(responses, "minilm"), whole_ND, rtol=1e-4, atol=1e-5)
