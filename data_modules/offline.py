@@ -15,6 +15,7 @@ from choosy.module import WeightedDPO
 from choosy.parallel.ranks import shard
 from choosy.rounds.choose import can_be_labeled
 from choosy.rounds.context import ChosenPrompt, Done, Round
+from choosy.rounds.evaluate import as_pairs
 from choosy.rounds.needs import check_needs
 from choosy.rounds.run import Run
 from choosy.rounds.sample import sample_responses
@@ -30,7 +31,8 @@ class OfflineData(LightningDataModule):
         reader: Reads the prompts with their responses.
         heldout: Prompts to evaluate on; None = no evaluation.
         limit: Most prompts to train on; None = all.
-        heldout_limit: Most prompts to evaluate on; None = all.
+        heldout_pairs: Labeled pairs to evaluate on, in any format of `choosy.data.formats`; None = none.
+        heldout_limit: Most prompts, and most pairs, to evaluate on; None = all.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class OfflineData(LightningDataModule):
         run: Run,
         reader: Reader,
         heldout: str | None = None,
+        heldout_pairs: str | None = None,
         limit: int | None = None,
         heldout_limit: int | None = None,
     ) -> None:
@@ -49,10 +52,12 @@ class OfflineData(LightningDataModule):
         self.reader = reader
         self.train_source = train
         self.heldout_source = heldout
+        self.heldout_pairs_source = heldout_pairs
         self.limit = limit
         self.heldout_limit = heldout_limit
         self.given: dict[str, Candidates] = {}
         self.heldout: list[Prompt] = []
+        self.heldout_pairs: list[Candidates] = []
 
     def setup(self, stage: str) -> None:
         if self.given:
@@ -67,6 +72,9 @@ class OfflineData(LightningDataModule):
         self.given = {c.prompt.id: c for c in candidates}
         if self.heldout_source:
             self.heldout = self.reader.prompts(self.heldout_source, module.policy, limit=self.heldout_limit)
+        if self.heldout_pairs_source:
+            given = self.reader.candidates(self.heldout_pairs_source, module.policy, limit=self.heldout_limit)
+            self.heldout_pairs = as_pairs(given, self.heldout_pairs_source)
         self.run.open(module.policy, module.loss, [c.prompt for c in candidates])
 
     def train_dataloader(self) -> ItemBatches:

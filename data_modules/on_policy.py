@@ -9,10 +9,11 @@ from lightning.pytorch import LightningDataModule
 from choosy.data.batches import ItemBatches
 from choosy.data.encode import Reader
 from choosy.module import WeightedDPO
+from choosy.rounds.evaluate import as_pairs
 from choosy.rounds.needs import check_needs
 from choosy.rounds.run import Run
 from choosy.rounds.sample import FreshResponses
-from choosy.types import Prompt
+from choosy.types import Candidates, Prompt
 
 
 class OnPolicyData(LightningDataModule):
@@ -25,7 +26,8 @@ class OnPolicyData(LightningDataModule):
         heldout: Prompts to evaluate on, likewise; None = no evaluation.
         responses: N, the fresh responses to each chosen prompt.
         limit: Most prompts to train on; None = all.
-        heldout_limit: Most prompts to evaluate on; None = all.
+        heldout_pairs: Labeled pairs to evaluate on, in any format of `choosy.data.formats`; None = none.
+        heldout_limit: Most prompts, and most pairs, to evaluate on; None = all.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class OnPolicyData(LightningDataModule):
         run: Run,
         reader: Reader,
         heldout: str | None = None,
+        heldout_pairs: str | None = None,
         responses: int = 2,
         limit: int | None = None,
         heldout_limit: int | None = None,
@@ -57,11 +60,13 @@ class OnPolicyData(LightningDataModule):
         self.reader = reader
         self.train_source = train
         self.heldout_source = heldout
+        self.heldout_pairs_source = heldout_pairs
         self.responses = responses
         self.limit = limit
         self.heldout_limit = heldout_limit
         self.prompts: list[Prompt] = []
         self.heldout: list[Prompt] = []
+        self.heldout_pairs: list[Candidates] = []
 
     def setup(self, stage: str) -> None:
         if self.prompts:
@@ -73,6 +78,9 @@ class OnPolicyData(LightningDataModule):
         self.prompts = self.reader.prompts(self.train_source, module.policy, limit=self.limit)
         if self.heldout_source:
             self.heldout = self.reader.prompts(self.heldout_source, module.policy, limit=self.heldout_limit)
+        if self.heldout_pairs_source:
+            given = self.reader.candidates(self.heldout_pairs_source, module.policy, limit=self.heldout_limit)
+            self.heldout_pairs = as_pairs(given, self.heldout_pairs_source)
         self.run.open(module.policy, module.loss, self.prompts)
 
     def train_dataloader(self) -> ItemBatches:

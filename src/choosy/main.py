@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import sys
@@ -30,6 +29,7 @@ from choosy.reporting.display import quiet
 from choosy.reporting.page import write_index
 from choosy.reporting.summary import RunSummary, known, read_run
 from choosy.resume.run_folder import Start, prepare_folder
+from choosy.rounds.evaluate import labels_until
 
 OmegaConf.register_new_resolver(
     "started", lambda pattern: first_writer(pattern, time.strftime(pattern)), use_cache=True, replace=True
@@ -131,12 +131,15 @@ def prepare(cfg: DictConfig, run_dir: Path) -> Start:
 
 
 def objective(cfg: DictConfig, run: RunSummary) -> float | None:
-    """Return the last win rate, or the labels bought until the wanted one (infinity if it was not reached)."""
+    """Return the last win rate, or the labels bought until it reached the target to stay (infinity if it did not)."""
     if cfg.objective == "win_rate":
         return run.last.get("win_rate")
-    win_rates = ((known(played.evaluation or {}, "win_rate"), played) for played in run.evaluated)
-    reached = (played.labels["spent"] for rate, played in win_rates if rate is not None and rate >= cfg.target_win_rate)
-    return float(next(reached, math.inf))
+    looks = [
+        (played.labels["spent"], played.evaluation["win_rate"], int(played.evaluation["judged"]))
+        for played in run.evaluated
+        if played.evaluation and known(played.evaluation, "win_rate") is not None
+    ]
+    return labels_until(looks, cfg.target_win_rate)
 
 
 def refuse_objective(cfg: DictConfig) -> None:

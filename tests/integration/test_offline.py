@@ -238,3 +238,31 @@ def test_heldout_answers_have_a_judge_of_their_own(play, rows_file):
     assert found["train"] == "dataset"
     assert found["evaluate"].startswith("vader-")
     assert 0 <= run.summary["win_rate"] <= 1
+
+
+# -- held-out pairs ------------------------------------------------------------------------------------------------
+
+
+def test_heldout_pairs_are_ranked_by_the_implicit_reward(play, rows_file):
+    """With labeler=dataset, which cannot judge sampled answers."""
+    pairs = rows_file(HH[:5], "heldout.jsonl").replace("data.train", "data.heldout_pairs")
+    run = play(*OFFLINE, rows_file(HH), pairs, "data.heldout_limit=null", "rounds=2", "epochs_per_round=4", "lr=0.01")
+    metrics = pd.read_csv(run.run_dir / "metrics.csv")
+    loss, accuracy, margin = (metrics[f"heldout/{name}"].dropna() for name in ("loss", "accuracy", "margin"))
+    assert (len(loss), accuracy.iloc[-1]) == (2, 1.0), "the pairs that it was trained on"
+    assert loss.iloc[-1] < loss.iloc[0] < math.log(2)
+    assert margin.iloc[-1] > margin.iloc[0] > 0
+    assert run.summary["labels"]["spent"] == 20
+    assert run.summary["labels"]["evaluation"] == 0
+
+
+def test_the_loss_of_heldout_pairs_is_that_of_training(play, rows_file):
+    """A batch of all pairs, evaluated after the step, is the loss that the next step starts from."""
+    pairs = rows_file(HH, "heldout.jsonl").replace("data.train", "data.heldout_pairs")
+    steps = ["data.heldout_limit=null", "rounds=2", "batching.batch_size=10", "lr=0.01"]
+    run = play(*OFFLINE, rows_file(HH), pairs, *steps)
+    metrics = pd.read_csv(run.run_dir / "metrics.csv")
+    losses, heldout = metrics["loss_step"].dropna().tolist(), metrics["heldout/loss"].dropna().tolist()
+    assert losses[1] == pytest.approx(heldout[0], abs=1e-5)
+    rewards = metrics["rewards/margins"].dropna().tolist()
+    assert rewards[1] == pytest.approx(metrics["heldout/margin"].dropna().tolist()[0], abs=1e-5)

@@ -577,3 +577,20 @@ def test_responses_that_are_cut_are_counted_and_warned_of(play, capsys):
     )
     rewards = [reward for row in table["rewards"] for reward in row]
     assert all((reward < 0) == is_cut for reward, is_cut in zip(rewards, cut, strict=True))
+
+
+def test_evaluation_has_settings_of_its_own_and_its_kl_is_from_the_start(play):
+    """Greedy answers are the same text under one policy, and their log-ratio is no KL; at temperature 1 it is one."""
+    greedy = play("evaluation.sampler.temperature=0", "evaluation.sampler.max_new_tokens=3", "rounds=1", name="greedy")
+    assert max(len(ids) for row in greedy.round(0, "heldout")["response_ids"] for ids in row) == 3
+    assert max(len(ids) for row in greedy.round(0)["response_ids"] for ids in row) > 3
+    metrics = pd.read_csv(greedy.run_dir / "metrics.csv")
+    assert "heldout/log_ratio" in metrics
+    assert "heldout/kl" not in metrics
+    moved = play("reference=previous_round", "rounds=3", "lr=0.01", "data.heldout_limit=12", name="moved")
+    metrics = pd.read_csv(moved.run_dir / "metrics.csv")
+    kl, error = (metrics[f"heldout/{name}"].dropna().tolist() for name in ("kl", "kl_error"))
+    assert len(kl) == len(error) == 3
+    assert kl[2] > 2 * error[2] > 0, "from the start policy, whatever the reference is"
+    low, high = (metrics[f"heldout/win_rate_{end}"].dropna().tolist() for end in ("low", "high"))
+    assert all(0 <= one < two <= 1 for one, two in zip(low, high, strict=True))

@@ -420,7 +420,7 @@ def test_a_buyer_without_heldout_answers_asks_nobody_about_them(tmp_path):
     result = evaluate(answers, start, buyer.evaluator)
     assert fickle.informed == []
     assert result.metrics == {
-        **{"reward": None, "win_rate": None, "ties": None, "invalid": None},
-        **{"kl": 2.0, "length": 2.0},
+        **dict.fromkeys(("reward", "reward_low", "reward_high", "win_rate", "win_rate_low", "win_rate_high")),
+        **{"judged": None, "ties": None, "invalid": None, "kl": 2.0, "kl_error": 0.0, "length": 2.0},
     }
     assert [row["outcome"] for row in result.rows] == [None, None]

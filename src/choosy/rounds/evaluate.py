@@ -1,20 +1,30 @@
-"""Held-out answers judged against the start policy's: win rate with ties, reward, KL, length."""
+"""Held-out evaluation of the policy: on prompts that it answers, or on labeled pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from choosy.data.pool import SCHEMA, from_row, to_row
 from choosy.data.table_files import write_table
 from choosy.labeling.buyer import LabelBuyer
+from choosy.methods.loss_inputs import LossInputs, form_of
+from choosy.parallel.ranks import shard
+from choosy.rounds.context import Round
+from choosy.rounds.sample import sample_responses
+from choosy.sampling.settings import SamplingSettings
 from choosy.types import MIRRORED, Candidates, Prompt, Verdict, seed_of
+
+Z95 = 1.959964  # of a two-sided interval that covers 95 %
+Z90_ONE_SIDED = 1.281552  # of a bound that is exceeded with 90 %
 
 OUTCOME: Mapping[Verdict, float | None] = {"first": 1.0, "tie": 0.5, "second": 0.0, "invalid": None}
 
@@ -27,37 +37,83 @@ class Evaluation:
     rows: list[dict[str, Any]]
 
 
-def evaluate(answers: Sequence[Candidates], start: Mapping[str, Candidates], judge: LabelBuyer | None) -> Evaluation:
+# -- prompts that the policy answers ---------------------------------------------------------------------------
+
+
+def answer(
+    at: Round, prompts: Sequence[Prompt], settings: SamplingSettings, tick: Callable[[int], None]
+) -> list[Candidates]:
+    """Sample one answer to each held-out prompt, and score it at temperature 1.
+
+    Args:
+        at: The context of the round.
+        prompts: The held-out prompts.
+        settings: How answers are sampled.
+        tick: Called with the number of answers that are ready.
+
+    Returns:
+        The answers in the order of the prompts, on every rank; `logp` is under the policy, `logp_ref` under the start
+        policy, whatever the reference of the run is.
+    """
+    mine = sample_responses(
+        at,
+        shard(prompts, at.ranks),
+        n=1,
+        purpose="evaluate",
+        settings=settings,
+        done=lambda some: tick(len(some)),
+    )
+    now = at.policy.score(mine)
+    with at.policy.states.as_start():
+        start = at.policy.score(mine)
+    scored = [
+        replace(c, responses=(replace(c.responses[0], logp=logp, logp_ref=logp_start),))
+        for c, (logp,), (logp_start,) in zip(mine, now, start, strict=True)
+    ]
+    answers = {c.prompt.id: c for c in at.ranks.gather(scored)}
+    return [answers[p.id] for p in prompts]
+
+
+def evaluate(
+    answers: Sequence[Candidates],
+    start: Mapping[str, Candidates],
+    judge: LabelBuyer | None,
+    *,
+    samples_policy: bool = True,
+) -> Evaluation:
     """Judge each answer against the start policy's answer to the same prompt.
 
     Args:
-        answers: One response a prompt, log-probs under policy and reference known.
+        answers: One response a prompt, with log-probs under the policy and under the start policy.
         start: The start policy's answers by prompt id.
         judge: Buys the judgements; a labeler that scores decides by its scores, and equal scores tie. None = nobody
-            judges, and what needs no judge is left: KL and length.
+            judges, and only what needs no judge is measured.
+        samples_policy: Whether the answers are samples of the policy itself, at temperature 1 and from all tokens.
+
+    Returns:
+        Metrics and rows. The mean of log policy - log start over samples of the policy is an unbiased estimate of
+        their KL divergence, and is called `kl`; over other samples it is none, and is called `log_ratio`.
     """
     both = [replace(c, responses=(c.responses[0], start[c.prompt.id].responses[0])) for c in answers]
-    verdicts: list[Verdict | None]
-    if judge is None:
-        verdicts = [None] * len(both)
-    elif judge.scores:
+    verdicts: list[Verdict] = []
+    if judge is not None and judge.scores:
         both = judge.score(both, purpose="evaluate")
         verdicts = [*map(by_reward, both)]
-    else:
-        turned = [seed_of("shown", c.prompt.id) % 2 == 1 for c in both]  # judges tend to favour a place
-        asked = [(c.prompt, *c.responses[:: -1 if turn else 1]) for c, turn in zip(both, turned, strict=True)]
-        told = [verdict or "invalid" for verdict in judge.compare(asked, purpose="evaluate")]  # type: ignore[arg-type]
-        verdicts = [MIRRORED[verdict] if turn else verdict for verdict, turn in zip(told, turned, strict=True)]
-    outcomes = [OUTCOME[verdict] if verdict else None for verdict in verdicts]
-    judged = [outcome for outcome in outcomes if outcome is not None]
+    elif judge is not None:
+        turned = [seed_of("shown", c.prompt.id) % 2 == 1 for c in both]  # judges tend to prefer one place
+        shown = [c.responses[:: -1 if turn else 1] for c, turn in zip(both, turned, strict=True)]
+        asked = [(c.prompt, first, second) for c, (first, second) in zip(both, shown, strict=True)]
+        said: list[Verdict] = [verdict or "invalid" for verdict in judge.compare(asked, purpose="evaluate")]
+        verdicts = [MIRRORED[verdict] if turn else verdict for verdict, turn in zip(said, turned, strict=True)]
+    outcomes = [OUTCOME[verdict] for verdict in verdicts] or [None] * len(both)
     now = [c.responses[0] for c in both]
-    rewards = [r.reward for r in now if r.reward is not None]
+    log_ratio, error = mean_and_error([r.logp - r.logp_ref for r in now])  # summed over tokens
+    name = "kl" if samples_policy else "log_ratio"
     metrics = {
-        "reward": fmean(rewards) if rewards else None,
-        "win_rate": fmean(judged) if judged else None,
-        "ties": verdicts.count("tie") / len(verdicts) if judge else None,
-        "invalid": verdicts.count("invalid") / len(verdicts) if judge else None,
-        "kl": fmean(r.logp - r.logp_ref for r in now),  # one sample a prompt, summed over tokens
+        **reward_metrics([r.reward for r in now if r.reward is not None]),
+        **win_metrics(verdicts),
+        name: log_ratio,
+        f"{name}_error": error,
         "length": fmean(len(r.ids) for r in now),
     }
     rows = [
@@ -74,34 +130,171 @@ def by_reward(c: Candidates) -> Verdict:
     return "tie" if now == start else "first" if now > start else "second"
 
 
+# -- numbers with their uncertainty ----------------------------------------------------------------------------
+
+
+def mean_and_error(numbers: Sequence[float]) -> tuple[float, float | None]:
+    """The mean with its standard error; None for fewer than two numbers.
+
+    Example:
+        >>> mean_and_error([1.0, 3.0])
+        (2.0, 1.0)
+    """
+    error = stdev(numbers) / math.sqrt(len(numbers)) if len(numbers) > 1 else None
+    return fmean(numbers), error
+
+
+def wilson(mean: float, n: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval of a share (1927); ties count as half a win, which makes it a little too wide.
+
+    Example:
+        >>> [round(end, 4) for end in wilson(0.75, 64)]
+        [0.6318, 0.8399]
+    """
+    middle = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(mean * (1 - mean) / n + (z / (2 * n)) ** 2)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def win_metrics(verdicts: Sequence[Verdict]) -> dict[str, float | None]:
+    """Win rate with its 95 % interval, and the shares of ties and invalid verdicts; invalid ones decide nothing."""
+    outcomes = [outcome for verdict in verdicts if (outcome := OUTCOME[verdict]) is not None]
+    win_rate = fmean(outcomes) if outcomes else None
+    low, high = (None, None) if win_rate is None else wilson(win_rate, len(outcomes))
+    return {
+        "win_rate": win_rate,
+        "win_rate_low": low,
+        "win_rate_high": high,
+        "judged": len(outcomes) or None,
+        "ties": verdicts.count("tie") / len(verdicts) if verdicts else None,
+        "invalid": verdicts.count("invalid") / len(verdicts) if verdicts else None,
+    }
+
+
+def reward_metrics(rewards: Sequence[float]) -> dict[str, float | None]:
+    """Mean reward with its 95 % interval."""
+    if not rewards:
+        return {"reward": None, "reward_low": None, "reward_high": None}
+    mean, error = mean_and_error(rewards)
+    low, high = (None, None) if error is None else (mean - Z95 * error, mean + Z95 * error)
+    return {"reward": mean, "reward_low": low, "reward_high": high}
+
+
+def labels_until(looks: Sequence[tuple[int, float, int]], target: float) -> float:
+    """Labels that were bought when the win rate had reached a target to stay.
+
+    One look above the target may be luck, and the more looks, the likelier. The target counts as reached at the first
+    look from which on all answers judged to the end of the run, taken together, exceed it with 90 % confidence
+    (Wilson's one-sided bound).
+
+    Args:
+        looks: Of each evaluation, in order: labels bought so far, win rate, judged answers.
+        target: The win rate that is wanted.
+
+    Returns:
+        The labels; infinity if the target was not reached.
+
+    Example:
+        >>> labels_until([(10, 0.5, 64), (20, 0.9, 64), (30, 0.9, 64)], 0.8)
+        20.0
+        >>> labels_until([(10, 0.5, 64), (20, 0.85, 64), (30, 0.75, 64)], 0.8)
+        inf
+    """
+    for first, (labels, _, _) in enumerate(looks):
+        judged = sum(n for _, _, n in looks[first:])
+        pooled = sum(win_rate * n for _, win_rate, n in looks[first:]) / judged
+        if wilson(pooled, judged, Z90_ONE_SIDED)[0] >= target:
+            return float(labels)
+    return math.inf
+
+
+# -- labeled pairs -----------------------------------------------------------------------------------------------
+
+
+def as_pairs(candidates: Sequence[Candidates], source: str) -> list[Candidates]:
+    """Reduce given responses to the best and the worst of each prompt, by the scores that came with them.
+
+    Raises:
+        ValueError: No prompt has two responses with different scores.
+    """
+    pairs = []
+    for c in candidates:
+        scored = sorted((r for r in c.responses if r.gold is not None), key=lambda r: -(r.gold or 0.0))
+        if len(scored) > 1 and scored[0].gold != scored[-1].gold:
+            pairs.append(replace(c, responses=(scored[0], scored[-1])))
+    if not pairs:
+        raise ValueError(
+            f"data.heldout_pairs={source} has no prompt with two responses of different scores; give rows with chosen "
+            "and rejected, or with scored responses."
+        )
+    return pairs
+
+
+def evaluate_pairs(at: Round, pairs: Sequence[Candidates]) -> dict[str, float | None]:
+    """Measure how the policy ranks held-out labeled pairs by its implicit reward.
+
+    Args:
+        at: The context of the round.
+        pairs: Prompts with two responses, the chosen one first.
+
+    Returns:
+        `loss`, the mean of the training loss (None if it is no loss of pairs, or needs single tokens); `accuracy`, the
+        share of pairs whose chosen response has the higher implicit reward (equal ones count half); `margin`, the mean
+        difference of the implicit rewards.
+    """
+    loss, mine = at.loss, shard(pairs, at.ranks)
+    if "reference" in loss.needs:
+        mine = at.policy.score_reference(mine)
+    scored = [*zip(mine, at.policy.score(mine), strict=True)]
+    responses = at.ranks.gather(
+        [
+            (logp, r.logp_ref, len(r.ids), r.gold)
+            for c, logps in scored
+            for logp, r in zip(logps, c.responses, strict=True)
+        ]
+    )
+    logp_R, ref_R, length_R, gold_R = (
+        torch.tensor(column, dtype=torch.float64) for column in zip(*responses, strict=True)
+    )
+    s = LossInputs.of(logp_R, ref_R, sizes=[2] * len(pairs), length_R=length_R, reward_R=gold_R)
+    reward_B2 = loss.rewards(s).view(-1, 2)
+    margin_B = reward_B2[:, 0] - reward_B2[:, 1]
+    measured = form_of(loss.needs) == "pair" and "tokens" not in loss.needs
+    return {
+        "loss": loss.items(s).mean().item() if measured else None,
+        "accuracy": ((margin_B > 0).double() + 0.5 * (margin_B == 0).double()).mean().item(),
+        "margin": margin_B.mean().item(),
+    }
+
+
+# -- the start policy's answers --------------------------------------------------------------------------------
+
+
 def start_file(folder: Path) -> Path:
-    """Where the start policy's answers are kept."""
+    """Where the start policy's answers are written."""
     return folder / "start.parquet"
 
 
 def write_start(folder: Path, answers: Sequence[Candidates], about: Mapping[str, Any]) -> None:
-    """Keep the start policy's answers, once for the run."""
+    """Write the start policy's answers, once for the run."""
     rewards = [r.reward for c in answers for r in c.responses if r.reward is not None]
-    known = {
-        "reward": fmean(rewards) if rewards else None,
-        "length": fmean(len(c.responses[0].ids) for c in answers),
-    }
+    known = {**reward_metrics(rewards), "length": fmean(len(c.responses[0].ids) for c in answers)}
     rows = [to_row(c, origin="heldout", split="heldout") for c in answers]
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     write_table(table, start_file(folder), {**about, "round": -1, "evaluation": known})
 
 
 def read_start(folder: Path, prompts: Sequence[Prompt]) -> list[Candidates]:
-    """The start policy's answers to these prompts.
+    """Read the start policy's answers to these prompts.
 
     Raises:
         ValueError: There is none for some prompt: the held-out prompts have changed since.
     """
-    kept = {row["prompt_id"]: from_row(row) for row in pq.read_table(start_file(folder)).to_pylist()}
-    lost = [p.id for p in prompts if p.id not in kept]
+    known = {row["prompt_id"]: from_row(row) for row in pq.read_table(start_file(folder)).to_pylist()}
+    lost = [p.id for p in prompts if p.id not in known]
     if lost:
         raise ValueError(
             f"{start_file(folder)} has no start answer to held-out prompt {lost[0]} ({len(lost)} lack one); "
             "the held-out prompts of a run must stay the same. Resume with the old ones, or choose another name=..."
         )
-    return [kept[p.id] for p in prompts]
+    return [known[p.id] for p in prompts]

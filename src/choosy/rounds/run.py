@@ -24,7 +24,6 @@ from choosy.reporting.phases import Phases
 from choosy.resume.partial_rounds import UnlabeledFeed, files_of, forget
 from choosy.resume.run_folder import ledger_copy, open_folder
 from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample, TrainOn
-from choosy.rounds.evaluate import Evaluation
 from choosy.rounds.label import buy_labels, refuse_many
 from choosy.rounds.label_ahead import LabelAhead, WhileSampling
 from choosy.rounds.resumable import Resumable
@@ -291,9 +290,10 @@ class Run:
             "evaluation": self.evaluation,
         }
 
-    def record_evaluation(self, evaluation: Evaluation) -> None:
-        """Take the held-out result of the round, which is written with its table when the round ends."""
-        self.evaluation, self.heldout_rows = evaluation.metrics, evaluation.rows
+    def record_evaluation(self, metrics: Mapping[str, float | None], rows: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Take held-out results of the round, which are written with its table when the round ends."""
+        self.evaluation = {**(self.evaluation or {}), **metrics}
+        self.heldout_rows = [*self.heldout_rows, *rows]
 
     def end_round(self) -> dict[str, float]:
         """Count the round's training, write its table with the evaluation, and return the costs for the loggers."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from choosy.parallel.ranks import shard
 from choosy.rounds.context import ChosenPrompt, Done, Round
+from choosy.sampling.settings import SamplingSettings
 from choosy.types import Candidates, Prompt, Response, seed_of
 
 
@@ -35,6 +36,7 @@ def sample_responses(
     *,
     n: int,
     purpose: str = "train",
+    settings: SamplingSettings | None = None,
     begun: Mapping[str, Candidates] | None = None,
     done: Done = lambda some: None,
 ) -> list[Candidates]:
@@ -45,6 +47,7 @@ def sample_responses(
         prompts: P prompts.
         n: Responses to each prompt.
         purpose: Part of the seed.
+        settings: How they are sampled; None = the engine's own settings.
         begun: Candidates of this round and purpose that are sampled already; they are not sampled again.
         done: Called during the sampling with candidates that are ready.
 
@@ -62,7 +65,7 @@ def sample_responses(
     synced = at.sampler.sync_seconds
     responses: list[list[Response]] = []
     if any(at.ranks.gather([bool(rest)])):  # a sharded policy samples on all ranks or on none
-        responses = at.sampler.sample(at.policy, ids, seeds, done=lambda ended: done(made(ended)))
+        responses = at.sampler.sample(at.policy, ids, seeds, settings=settings, done=lambda ended: done(made(ended)))
     synced = at.sampler.sync_seconds - synced
     if synced and at.ranks.rank == 0:
         at.phases.display.say(f"The policy's weights went into the sampling engine in {synced:.2f} s.")

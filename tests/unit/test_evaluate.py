@@ -1,0 +1,79 @@
+"""Held-out evaluation: numbers with their uncertainty, verdicts, and the search for the labels that were enough."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import pytest
+from scipy.stats import binomtest
+
+from choosy.rounds.evaluate import as_pairs, evaluate, labels_until, reward_metrics, wilson, win_metrics
+from choosy.types import Candidates, Prompt, Response
+
+
+@pytest.mark.parametrize(("wins", "n"), [(0, 5), (3, 7), (48, 64), (64, 64)])
+def test_wilson_agrees_with_scipy(wins: int, n: int) -> None:
+    expected = binomtest(wins, n).proportion_ci(confidence_level=0.95, method="wilson")
+    assert wilson(wins / n, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_a_tie_is_half_a_win_and_an_invalid_verdict_decides_nothing() -> None:
+    found = win_metrics(["first", "first", "tie", "second", "invalid"])
+    assert found["win_rate"] == 2.5 / 4
+    assert (found["judged"], found["ties"], found["invalid"]) == (4, 0.2, 0.2)
+    assert found["win_rate_low"] < 2.5 / 4 < found["win_rate_high"]  # type: ignore[operator]
+    assert set(win_metrics([]).values()) == {None}
+
+
+def test_rewards_have_an_interval_where_there_are_two() -> None:
+    """1 and 3: mean 2, standard deviation sqrt(2), standard error 1."""
+    assert reward_metrics([1.0, 3.0]) == pytest.approx({"reward": 2, "reward_low": 0.040036, "reward_high": 3.959964})
+    assert reward_metrics([1.0]) == {"reward": 1.0, "reward_low": None, "reward_high": None}
+
+
+def looks(rate: float, rng: random.Random, n: int = 64) -> list[tuple[int, float, int]]:
+    """Four evaluations of a policy with a true win rate."""
+    return [(20 * look, sum(rng.random() < rate for _ in range(n)) / n, n) for look in range(1, 5)]
+
+
+def test_a_lucky_look_does_not_reach_the_target() -> None:
+    """A true 0.76 shows 0.80 or more in one of four looks in six of ten runs; it is reached in one of ten."""
+    rng = random.Random(0)
+    runs = [looks(0.76, rng) for _ in range(1000)]
+    assert sum(any(rate >= 0.8 for _, rate, _ in run) for run in runs) > 500
+    assert sum(labels_until(run, 0.8) < math.inf for run in runs) < 100
+    better = [labels_until(looks(0.9, rng), 0.8) for _ in range(200)]
+    assert sum(labels < math.inf for labels in better) > 190
+
+
+def test_the_target_is_reached_at_the_first_look_that_stays() -> None:
+    assert labels_until([(10, 0.4, 100), (20, 0.9, 100), (30, 0.9, 100)], 0.8) == 20
+    assert labels_until([(10, 0.9, 100), (20, 0.9, 100), (30, 0.4, 100)], 0.8) == math.inf
+    assert labels_until([(10, 0.0, 1)], 0.0) == 10
+    assert labels_until([], 0.5) == math.inf
+
+
+def answer(name: str, logp: float, logp_ref: float) -> Candidates:
+    return Candidates(Prompt(name, f"{name}?"), (Response(name, (1, 2), True, logp, logp_ref),))
+
+
+@pytest.mark.parametrize(("samples_policy", "name"), [(True, "kl"), (False, "log_ratio")])
+def test_a_mean_log_ratio_is_called_kl_only_of_samples_of_the_policy(samples_policy: bool, name: str) -> None:
+    """Log-ratios 1 and 3 nats."""
+    answers = [answer("a", -1.0, -2.0), answer("b", -1.0, -4.0)]
+    start = {c.prompt.id: c for c in answers}
+    found: dict[str, Any] = evaluate(answers, start, None, samples_policy=samples_policy).metrics
+    assert {name: found[name], f"{name}_error": found[f"{name}_error"]} == {name: 2.0, f"{name}_error": 1.0}
+    assert {"kl", "log_ratio"} & found.keys() == {name}
+
+
+def test_heldout_pairs_are_the_best_and_the_worst_of_each_prompt() -> None:
+    def given(*scores: float | None) -> Candidates:
+        return Candidates(Prompt("p", "?"), tuple(Response(f"{score}", gold=score) for score in scores))
+
+    (pair,) = as_pairs([given(2.0, 3.0, None, 1.0), given(1.0, 1.0), given(1.0)], "rows.jsonl")
+    assert [r.gold for r in pair.responses] == [3.0, 1.0]
+    with pytest.raises(ValueError, match=r"heldout_pairs=rows.jsonl has no prompt with two responses of different"):
+        as_pairs([given(1.0, 1.0)], "rows.jsonl")
