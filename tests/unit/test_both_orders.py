@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from choosy.labeling.both_orders import combine_orders
+from choosy.labeling.judge.judge import combine_orders
 from choosy.labeling.protocols import Answer
 from choosy.types import Verdict
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.human.access import same, token_from
 from choosy.labeling.human.assignment import Assignment, Click, PairQuestion, first_on_the_left, majority
 from choosy.labeling.human.clicks import Clicks
-from choosy.labeling.human.labeler import Human
+from choosy.labeling.human.labeler import Human, token_from
+from choosy.labeling.human.page import same
 from choosy.labeling.human.sitting import Sitting, SittingClosed
 from choosy.labeling.protocols import Answer, TakenBack
 from choosy.rounds.evaluate import evaluate

@@ -62,43 +62,24 @@ def as_answer(at: int, value: float | Verdict | Answer) -> Answer:
 
 
 class LabelerFailed(Exception):
-    """A labeler raised an error.
-
-    Attributes:
-        at: Position of the item that it failed on, if it said so.
-        answered_nothing: Whether the call itself failed, so that no item was answered.
-    """
+    """A labeler raised an error."""
 
     def __init__(self, error: Exception, *, answered_nothing: bool) -> None:
         super().__init__(str(error) if isinstance(error, ItemFailed) else f"{type(error).__name__}: {error}")
-        self.at = error.at if isinstance(error, ItemFailed) else None
-        self.answered_nothing = answered_nothing
+        self.at = error.at if isinstance(error, ItemFailed) else None  # position of the item that it failed on
+        self.answered_nothing = answered_nothing  # the call itself failed, before any item was answered
 
 
 class LabelerCall:
-    """One call of a labeler's method with some questions.
-
-    Args:
-        labeler: Whose method it is.
-        questions: The questions, all to score or all to compare.
-
-    Attributes:
-        left: The questions that have no answer, by their position in the call.
-    """
+    """One call of a labeler's method with some questions, all to score or all to compare."""
 
     def __init__(self, labeler: Labeler, questions: Sequence[Question]) -> None:
         self.labeler = labeler
         self.questions = questions
-        self.left = dict(enumerate(questions))
+        self.left = dict(enumerate(questions))  # without an answer, by their position in the call
 
     def answers(self) -> Generator[list[Answer]]:
-        """Call the labeler and yield its answers: all of a list at once, each that it yields by itself.
-
-        Raises:
-            LabelerFailed: The labeler raised an error.
-            Postponed: Its labels come another day.
-            ValueError: It returned a list of another length.
-        """
+        """Call the labeler and yield its answers: all of a list at once, each that it yields by itself."""
         returned: Any = None
         called = False
         try:
@@ -124,11 +105,7 @@ class LabelerCall:
             yield [as_answer(place, value) for place, value in enumerate(values)]
 
     def accept(self, answer: Answer) -> Question:
-        """Return the question that an answer belongs to, which is answered from now on.
-
-        Raises:
-            ValueError: The answer belongs to no question of this call, or its value or cost cannot be used.
-        """
+        """Return the question that an answer belongs to, which is answered from now on."""
         if answer.at not in self.left:
             raise ValueError(
                 f"labeler {self.labeler.name} gave an answer to item {answer.at!r}, which it was not asked or has "

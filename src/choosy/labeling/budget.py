@@ -12,22 +12,13 @@ from choosy.labeling.terms import Terms
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that a run may buy to train on.
-
-    Attributes:
-        labels: Labels; None = no limit.
-        money: Money, in the labeler's currency; None = no limit.
-    """
+    """The most that a run may buy to train on; None = no limit."""
 
     labels: int | None = None
-    money: float | None = None
+    money: float | None = None  # in the labeler's currency
 
     def check(self, terms: Terms) -> None:
-        """Refuse budgets that buy nothing.
-
-        Raises:
-            ValueError: A budget is smaller than one answer.
-        """
+        """Refuse budgets that buy nothing."""
         if self.labels is not None and self.labels < terms.labels_per_answer:
             raise ValueError(
                 f"labels.budget={self.labels} buys nothing; type {terms.labels_per_answer} or more, "
@@ -39,13 +30,8 @@ class Budget:
     def answers_left(self, bought: Counts, terms: Terms, *, labeler: str, highest: float | None) -> float:
         """How many answers the budgets still pay; infinite if there is no limit.
 
-        An answer is expected to cost the labeler's price, or as much as the most expensive one so far if that is more.
-
-        Args:
-            bought: What the run has bought so far.
-            terms: The labeler's.
-            labeler: Its name.
-            highest: The highest cost of an answer so far; None before the first.
+        An answer is expected to cost the labeler's price, or as much as the most expensive one so far (`highest`, None
+        before the first) if that is more.
 
         Raises:
             ValueError: The labels cost nothing, so that the budget of money limits nothing.

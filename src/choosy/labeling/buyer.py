@@ -120,18 +120,11 @@ class LabelBuyer:
         return LabelBuyer(evaluation, ledger=self.ledger.path, max_invalid=self.max_invalid, evaluation="labeler")
 
     def check_heldout(self, heldout: str | None) -> None:
-        """Refuse held-out prompts whose answers the labeler that evaluates cannot judge.
-
-        Args:
-            heldout: Where the held-out prompts come from; None = there are none.
-
-        Raises:
-            ValueError: Answers are sampled, and that labeler judges given responses only.
-        """
+        """Refuse held-out prompts, which are answered by sampling, if the evaluator judges given responses only."""
         if heldout is not None and self.evaluator is not None and self.evaluator.terms.given_only:
             raise ValueError(
-                f"data.heldout={heldout} is answered by sampled responses, for which labeler {self.evaluator.name} has "
-                "no scores; choose data.heldout=null, or a labeler that judges them, such as "
+                f"data.heldout={heldout} is answered by sampled responses, for which labeler "
+                f"{self.evaluator.labeler.name} has no scores; choose data.heldout=null, or a labeler that judges them, such as "
                 "labeler@labels.evaluation=vader"
             )
 
@@ -160,11 +153,6 @@ class LabelBuyer:
             self.evaluator.use_policy(policy)
 
     # -- what the labeler can do, and what was bought ------------------------------------------------------------
-
-    @property
-    def name(self) -> str:
-        """The labeler's name."""
-        return self.labeler.name
 
     @property
     def scores(self) -> bool:
@@ -217,10 +205,6 @@ class LabelBuyer:
 
         The responses of a prompt are bought together or not at all.
 
-        Args:
-            candidates: Prompts with their responses.
-            purpose: What the labels are for.
-
         Returns:
             The candidates with their rewards; unchanged if the rest of the budget cannot pay them. Rewards to train on
             are reduced by `missing_eos_penalty`.
@@ -248,10 +232,6 @@ class LabelBuyer:
         """Buy a verdict on each pair, in the order given (most useful first).
 
         A labeler that only scores is asked for both scores, which are two labels, and the higher one wins.
-
-        Args:
-            questions: Prompts with two responses each.
-            purpose: What the labels are for.
 
         Returns:
             The verdicts; None where the rest of the budget cannot pay one.

@@ -58,11 +58,7 @@ class Contrastive:
 
     @property
     def policy(self) -> Policy:
-        """The policy that scores.
-
-        Raises:
-            ValueError: There is none, or its weights are sharded over several processes.
-        """
+        """The policy that scores; an error if there is none, or if its weights are sharded over several processes."""
         if self._policy is None:
             raise ValueError(
                 "labeler=contrastive scores with the policy that is trained, and has none; "
@@ -79,12 +75,10 @@ class Contrastive:
         """A hash of the model and, under `current`, of its weights."""
         policy = self.policy
         model = (policy.source.name, str(policy.source.revision), str(policy.adapter), str(policy.tokens.chat_template))
-        weights = self._weights_id() if self.weights == "current" else ""
-        return content_id(str(policy.dtype), *model, weights)
-
-    def _weights_id(self) -> str:
-        sums = (f"{name} {p.double().sum()} {p.double().square().sum()}" for name, p in self.policy.trainable())
-        return content_id(*sums)
+        if self.weights == "start":
+            return content_id(str(policy.dtype), *model, "")
+        sums = (f"{name} {p.double().sum()} {p.double().square().sum()}" for name, p in policy.trainable())
+        return content_id(str(policy.dtype), *model, content_id(*sums))
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
         """Return the reward of each response; responses to one prompt share its forward pass."""
@@ -99,11 +93,12 @@ class Contrastive:
         ]
         with self.policy.states.as_start() if self.weights == "start" else nullcontext():
             logps = self.policy.score(asked)
-        good, bad = ([logp for group in half for logp in group] for half in _halves(logps))
-        rewards = dict(
-            zip((at for places in of_prompt.values() for at in places), map(float.__sub__, good, bad), strict=True)
-        )
-        return [rewards[at] for at in range(len(items))]
+        rewards = [0.0] * len(items)
+        good, bad = logps[: len(of_prompt)], logps[len(of_prompt) :]
+        for places, under_good, under_bad in zip(of_prompt.values(), good, bad, strict=True):
+            for at, logp_good, logp_bad in zip(places, under_good, under_bad, strict=True):
+                rewards[at] = logp_good - logp_bad
+        return rewards
 
     def _with_ids(self, prompt: Prompt, response: Response) -> Response:
         return response if response.ids else replace(response, ids=self.policy.encode_response(response.text, prompt))
@@ -117,10 +112,6 @@ class Contrastive:
                 f"the chat template of {self.policy.source.name} refuses the instruction of labeler=contrastive in a "
                 f"{self.place} turn ({error.__cause__}); type labeler.place={other}"
             ) from error
-
-
-def _halves(rows: list[list[float]]) -> tuple[list[list[float]], list[list[float]]]:
-    return rows[: len(rows) // 2], rows[len(rows) // 2 :]
 
 
 def instructed(prompt: Prompt, instruction: str, *, place: Place) -> Prompt:

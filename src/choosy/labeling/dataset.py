@@ -24,11 +24,7 @@ class Dataset:
         return " ".join([prompt.id, *sorted(f"{response.text}={response.gold}" for response in responses)])
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
-        """The gold score of each response.
-
-        Raises:
-            ValueError: A response has no gold score.
-        """
+        """The gold score of each response; an error if a response has none."""
         return [_gold(prompt, response) for prompt, response in items]
 
 

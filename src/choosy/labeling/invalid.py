@@ -13,25 +13,16 @@ ENOUGH = 20  # verdicts, before their share of invalid ones says anything
 
 
 class InvalidVerdicts:
-    """Counts a labeler's verdicts, and stops the run if too many are invalid: each costs as much as one that teaches.
-
-    Args:
-        labeler: The labeler's name.
-        limit: The largest share that may be invalid; None = no limit.
-    """
+    """Counts a labeler's verdicts, and stops the run if too many are invalid: each costs as much as a useful one."""
 
     def __init__(self, labeler: str, limit: float | None) -> None:
         self.labeler = labeler
-        self.limit = limit
+        self.limit = limit  # the largest share that may be invalid; None = no limit
         self._counts: Counter[str] = Counter()
         self._examples: list[str] = []
 
     def add(self, bought: Sequence[tuple[Question, Answer]]) -> None:
-        """Count verdicts that are in the ledger.
-
-        Raises:
-            ValueError: Too many are invalid; the message quotes the labeler.
-        """
+        """Count verdicts that are in the ledger; if too many are invalid, raise an error that quotes the labeler."""
         self._counts.update(str(answer.value) for question, answer in bought if len(question.responses) == 2)
         examples = [answer.raw or "nothing" for _, answer in bought if answer.value == "invalid"]
         self._examples = [*self._examples, *examples][-3:]

@@ -59,23 +59,14 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class Question:
-    """A question to a labeler: to score one response, or to compare two.
+    """A question to a labeler: to score one response, or to compare two."""
 
-    Attributes:
-        labeler: The labeler's name.
-        place: Where the question stands among those of a purchase, for error messages.
-        prompt: The prompt.
-        responses: One response or two.
-        stamp: What else identifies the question (see `Stamps`).
-        fingerprint: What else the labeler's judgement depends on (see `Terms`).
-    """
-
-    labeler: str
-    place: str
+    labeler: str  # its name
+    place: str  # of the question among those of a purchase, for error messages
     prompt: Prompt
     responses: tuple[Response, ...]
-    stamp: str = ""
-    fingerprint: str = ""
+    stamp: str = ""  # what else identifies the question (see `Stamps`)
+    fingerprint: str = ""  # what else the labeler's judgement depends on (see `Terms`)
 
     @cached_property
     def key(self) -> str:
@@ -111,9 +102,6 @@ class Ledger:
     """All labels ever bought, in an SQLite file that several runs may share and write to at the same time.
 
     The file is opened for each transaction, so that no connection is carried into a fork, a thread or a pickle.
-
-    Args:
-        path: The file.
     """
 
     def __init__(self, path: str) -> None:
@@ -177,9 +165,6 @@ class Ledger:
 
         Until the block ends no other process can claim them, unless this process dies.
 
-        Args:
-            keys: Of the questions.
-
         Yields:
             The keys that are claimed.
         """
@@ -227,15 +212,14 @@ class Ledger:
             ValueError: The disk is full. The labels are written to the reserved room if that is large enough; if it is
                 not, the message says that they are lost.
         """
-        about = {"purpose": purpose, "run": run, "judgements": judgements, "time": time.time()}
+        about = {"purpose": purpose, "run": run, "time": time.time()}
         rows = []
         for q, answer in bought:
-            value = (
-                {"score": float(answer.value), "verdict": None} if len(q.responses) == 1 else {"verdict": answer.value}
-            )
+            scored = len(q.responses) == 1
+            value = {"score": float(answer.value) if scored else None, "verdict": None if scored else answer.value}
             said = {"raw": scrub(answer.raw), "cost": answer.cost, "annotator": scrub(answer.annotator)}
-            takes = {} if answer.judgements is None else {"judgements": answer.judgements}
-            rows.append({"score": None, **q.columns, **value, **said, **about, **takes})
+            takes = judgements if answer.judgements is None else answer.judgements
+            rows.append({**q.columns, **value, **said, **about, "judgements": takes})
         try:
             self.insert(rows)
         except ValueError as error:

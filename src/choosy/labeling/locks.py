@@ -19,14 +19,7 @@ RESERVE = 1 << 20  # bytes that each buyer reserves, so that a full disk still h
 
 
 class PurchaseLock:
-    """The lock of one buyer, in a file beside the ledger.
-
-    Args:
-        ledger: The ledger's file.
-
-    Attributes:
-        name: Identifies this buyer.
-    """
+    """The lock of one buyer, in a file beside the ledger."""
 
     def __init__(self, ledger: str) -> None:
         self.name = uuid4().hex

@@ -16,19 +16,14 @@ class Answer(NamedTuple):
     """One judgement, with what the ledger stores beside its value.
 
     Attributes:
-        at: Position of the item among the items of the call.
-        value: A reward, or a verdict.
-        raw: The labeler's words, unchanged.
-        cost: Money, in the labeler's currency; 0 means the labeler's price, or nothing if it has none.
-        annotator: Who gave the judgement.
         judgements: How many labels of the budget it takes; None means as many as the labeler's terms say. Where it is
             given, the cost is exact as well, and 0 means that nothing was paid.
     """
 
-    at: int
+    at: int  # position of the item among the items of the call
     value: float | Verdict
-    raw: str = ""
-    cost: float = 0.0
+    raw: str = ""  # the labeler's words, unchanged
+    cost: float = 0.0  # money; 0 means the labeler's price, or nothing if it has none
     annotator: str = ""
     judgements: int | None = None
 
@@ -41,12 +36,7 @@ class TakenBack(Answer):
 
 
 class ItemFailed(Exception):
-    """Raised by a labeler that can say which item it failed on.
-
-    Args:
-        message: What happened.
-        at: Position of the item among the items of the call.
-    """
+    """Raised by a labeler that can say which item it failed on, by its position in the call."""
 
     def __init__(self, message: str, at: int) -> None:
         super().__init__(message)
@@ -70,13 +60,9 @@ Verdicts = Any  # Iterable[Verdict | Answer]
 
 @runtime_checkable
 class Scores(Protocol):
-    """A labeler that gives a response a reward; larger is better.
+    """A labeler that gives a response a reward; larger is better."""
 
-    Attributes:
-        name: Who judges, and which version of it: the ledger stores labels under this name.
-    """
-
-    name: str
+    name: str  # who judges, and which version of it: the ledger stores labels under this name
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> Rewards:
         """One finite reward per item: plain numbers in the order of the items, or `Answer`s in any order.
@@ -93,13 +79,9 @@ class Scores(Protocol):
 
 @runtime_checkable
 class Compares(Protocol):
-    """A labeler that says which of two responses is better.
+    """A labeler that says which of two responses is better."""
 
-    Attributes:
-        name: Who judges, and which version of it: the ledger stores labels under this name.
-    """
-
-    name: str
+    name: str  # as of `Scores`
 
     def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Verdicts:
         """One verdict per item, given as rewards are in `Scores.score`."""
@@ -164,11 +146,11 @@ class LabelRecord(NamedTuple):
 
 
 class LabelHistory(Protocol):
-    """The labels that are in the ledger."""
+    """The labels that are in the ledger (see `Ledger.labels_of`)."""
 
-    def labels_of(self, labeler: str, *, fingerprint: str | None = None, run: str | None = None) -> list[LabelRecord]:
-        """All labels of a labeler, the earliest first: of all runs or one, under any fingerprint or one."""
-        ...
+    def labels_of(
+        self, labeler: str, *, fingerprint: str | None = None, run: str | None = None
+    ) -> list[LabelRecord]: ...
 
 
 @runtime_checkable
@@ -181,21 +163,15 @@ class Recalls(Protocol):
 
 
 class Buys(Protocol):
-    """Buys the labels of one labeler for another one."""
+    """Buys the labels of one labeler for another one (see `LabelBuyer`)."""
 
     @property
-    def spent(self) -> int:
-        """Labels bought so far."""
-        ...
+    def spent(self) -> int: ...
 
     @property
-    def money(self) -> float:
-        """What they cost."""
-        ...
+    def money(self) -> float: ...
 
-    def compare(self, questions: Sequence[tuple[Prompt, Response, Response]]) -> list[Verdict | None]:
-        """The verdict on each pair, or None where the budget cannot pay it."""
-        ...
+    def compare(self, questions: Sequence[ResponsePair]) -> list[Verdict | None]: ...
 
 
 class BuyerOf(Protocol):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from choosy.files import replacing
+from choosy.labeling.exchange.rows import LabelRow, exported, to_csv, to_jsonl
 from choosy.labeling.ledger import Question
 from choosy.labeling.protocols import Postponed
 from choosy.labeling.terms import ALL, Terms
@@ -44,8 +42,7 @@ class Queue:
         """
         rows = [wanted(self.name, *item) for item in items]
         path = self.folder / "wanted.jsonl"
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        for file, text in ((path, lines), (path.with_suffix(".csv"), as_csv(rows))):
+        for file, text in ((path, to_jsonl(rows)), (path.with_suffix(".csv"), to_csv(rows, tuple(rows[0])))):
             with replacing(file) as unfinished:
                 unfinished.write_text(text, encoding="utf-8")
         raise Postponed(
@@ -55,17 +52,6 @@ class Queue:
         )
 
 
-def wanted(labeler: str, prompt: Prompt, first: Response, second: Response) -> dict[str, object]:
-    """A pair that needs a verdict, as a row with the ledger's columns; the key identifies it when it is imported."""
-    turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
-    return {**Question(labeler, "", prompt, (first, second)).columns, "messages": turns, "verdict": None}
-
-
-def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
-    """The rows as CSV, with the conversation as JSON in its cell."""
-    cells = [{**row, "messages": json.dumps(row["messages"], ensure_ascii=False)} for row in rows]
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, fieldnames=list(cells[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(cells)
-    return table.getvalue()
+def wanted(labeler: str, prompt: Prompt, first: Response, second: Response) -> LabelRow:
+    """A pair that needs a verdict, as a row of a file; the key identifies it when it is imported."""
+    return {**exported(Question(labeler, "", prompt, (first, second)).columns), "verdict": None}

@@ -20,11 +20,10 @@ class Terms:
     Attributes:
         fingerprint: What else than its name its judgement depends on, such as the hash of a prompt template. It is part
             of the ledger's key: labels of another fingerprint are not reused.
-        price: Money for one answer, known beforehand; if its answers carry their cost, the most that one may cost.
-            None = unknown.
+        price: Money for one answer, or the most that one may cost if answers carry their cost; None = unknown.
         labels_per_answer: How many labels of a budget one answer takes.
-        at_once: How many items it is asked in one call; `ALL` for as many as there are. None = all of them if its
-            method yields answers, 64 if it returns a list.
+        at_once: How many items it is asked in one call, `ALL` for as many as there are; None = `ALL` if its method
+            yields answers, 64 if it returns a list.
         runs_remotely: Whether it judges on another processor than the one that samples, each item by itself, whatever
             else is asked and in whatever order. Then labels are bought while the rest of the round is sampled.
         people: Whether people answer. Unless the run says otherwise, they are not asked about held-out answers, and

@@ -67,9 +67,6 @@ def export_labels(
 
     Returns:
         How many rows were written.
-
-    Raises:
-        ValueError: The file exists already, cannot be written, or its format is not known.
     """
     path = Path(path)
     rows = [exported(row) for row in ledger.rows("wanted" if wanted else "labels")]
@@ -112,7 +109,7 @@ def import_labels(
 
     Args:
         path: The file, as `export_labels` or the annotation tool writes it.
-        ledger: Where the labels go.
+        ledger: Where the labels are written.
         file_format: Of the file; None goes by its name and, of .json, by its content.
         labeler: Under whose name they are stored; None takes each row's own.
         skip_bad: Leave bad rows out, instead of refusing the file because of them.
@@ -172,25 +169,19 @@ def read_labels(path: Path, file_format: FileFormat | None) -> RowReaders:
     elif file_format == "jsonl":
         yield from from_jsonl(text)
     else:
-        for number, item in enumerate(json_list(text, path), start=1):
+        items = parse_json(text, f"{path} is not JSON")
+        if not isinstance(items, list):
+            found = type(items).__name__
+            raise ValueError(f"{path}: wanted a list of Label Studio tasks or Argilla records, found {found}")
+        for number, item in enumerate(items, start=1):
             yield f"item {number}", partial(from_item, item, file_format)
-
-
-def json_list(text: str, path: Path) -> list[Any]:
-    """Parse a file that holds a list in JSON."""
-    items = parse_json(text, f"{path} is not JSON")
-    if not isinstance(items, list):
-        found = type(items).__name__
-        raise ValueError(f"{path}: wanted a list of Label Studio tasks or Argilla records, found {found}")
-    return items
 
 
 def from_item(item: Any, file_format: FileFormat | None) -> LabelRow:
     """Return the row of a Label Studio task or an Argilla record; of format None, a record has fields."""
     item = as_object(item)
-    return (
-        from_record(item) if file_format == "argilla" or (file_format is None and "fields" in item) else from_task(item)
-    )
+    of_argilla = "fields" in item if file_format is None else file_format == "argilla"
+    return from_record(item) if of_argilla else from_task(item)
 
 
 # -- statistics --------------------------------------------------------------------------------------------------
@@ -208,13 +199,7 @@ def stats(ledger: Ledger, out: Console | None = None) -> None:
 
 
 def stats_table(title: str, by: tuple[str, str], rows: Sequence[tuple[tuple[str, str], LabelRow]]) -> Table:
-    """Build a table with one line for each group of rows.
-
-    Args:
-        title: Of the table.
-        by: What the two names of a group are.
-        rows: Each with the names of its group.
-    """
+    """Build a table with one line for each group of rows; each row comes with the names of its group."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for name in by:
         table.add_column(name)

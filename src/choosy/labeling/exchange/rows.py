@@ -16,9 +16,7 @@ from choosy.labeling.ledger import Question
 from choosy.types import MIRRORED, Message, Prompt, Response, content_id
 
 LabelRow = dict[str, Any]
-RowReaders = Iterator[
-    tuple[str, Callable[[], LabelRow]]
-]  # the place of each row, and a function that reads it or raises
+RowReaders = Iterator[tuple[str, Callable[[], LabelRow]]]  # the place of each row, and a function that reads it
 
 LABEL_COLUMNS = (
     *("key", "labeler", "fingerprint", "stamp", "kind", "prompt_id", "prompt", "messages"),
@@ -48,10 +46,10 @@ def to_jsonl(rows: Iterable[LabelRow]) -> str:
     return "".join(json_text(row) + "\n" for row in rows)
 
 
-def to_csv(rows: Iterable[LabelRow]) -> str:
+def to_csv(rows: Iterable[LabelRow], columns: Sequence[str] = LABEL_COLUMNS) -> str:
     """Write a table with a line of column names; the conversation is a field of JSON."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, LABEL_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows({**row, "messages": json_text(row["messages"])} for row in rows)
     return buffer.getvalue()
@@ -142,15 +140,12 @@ def agreed(answers: Sequence[tuple[LabelRow, str]]) -> LabelRow:
 
 
 def checked(row: LabelRow, wanted: Mapping[str, LabelRow], labeler: str | None = None) -> LabelRow:
-    """Complete and check a row for the ledger.
+    """Complete and check a row of a file for the ledger.
 
     Args:
         row: As read from a file.
-        wanted: RowReaders of the ledger, by key, that a run waits for; they complete a row that has their key.
+        wanted: Rows that a run waits for, by key; they complete a row that has their key.
         labeler: Under whose name it is stored; None takes the row's own.
-
-    Raises:
-        ValueError: Something is missing or wrong.
     """
     key = row.get("key")
     asked = wanted.get(key) if isinstance(key, str) else None
@@ -161,8 +156,8 @@ def checked(row: LabelRow, wanted: Mapping[str, LabelRow], labeler: str | None =
         **(exported(asked) if asked else {}),
         **{name: row[name] for name in LABEL_COLUMNS if row.get(name) is not None},
     }
-    renamed = labeler is not None and labeler != full.get("labeler")
-    full["labeler"] = labeler if labeler is not None else full.get("labeler")
+    own = full.get("labeler")
+    full["labeler"] = own if labeler is None else labeler
     if full["labeler"] is None:
         raise ValueError("no labeler; give it a column labeler, or type --labeler NAME for all")
     if missing := [name for name in ("prompt", "response_first") if full.get(name) is None]:
@@ -171,7 +166,7 @@ def checked(row: LabelRow, wanted: Mapping[str, LabelRow], labeler: str | None =
     check_types(full)
     check_answer(full)
     question = question_of(full)
-    if key not in (None, question.key) and not renamed:
+    if key not in (None, question.key) and full["labeler"] == own:
         raise ValueError(f"the key {key!r} belongs to other contents, and these have the key {question.key!r}")
     return {**full, **question.columns}
 

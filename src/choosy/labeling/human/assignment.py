@@ -13,16 +13,9 @@ from choosy.types import MIRRORED, Prompt, Response, Verdict, content_id, seed_o
 
 @dataclass(frozen=True)
 class PairQuestion:
-    """A pair of answers to be judged by people.
+    """The texts of a pair of answers to be judged by people."""
 
-    Attributes:
-        id: Hash of its contents.
-        prompt: Text of the prompt.
-        first: Text of the first answer.
-        second: Text of the second answer.
-    """
-
-    id: str
+    id: str  # hash of its contents
     prompt: str
     first: str
     second: str
@@ -146,27 +139,25 @@ class Assignment:
         name = self.undoable[annotator].pop()
         click = next(click for click in self.clicks[name] if click.annotator == annotator)
         self.clicks[name].remove(click)
+        self._screens.pop(annotator, None)  # so that the screens stand in the order in which they were filled
         self._screens[annotator] = OnScreen(name, self._clock())
         return click
 
     def _next(self, annotator: str) -> str | None:
         candidates = [name for name in self.questions if self._wants(name, annotator)]
-        held: dict[str, list[float]] = {}
-        for screen in self._screens.values():
-            held.setdefault(screen.question, []).append(screen.since)
         for name in candidates:
-            if len(self.clicks[name]) + len(held.get(name, ())) < self.overlap:
+            if len(self.clicks[name]) + len(self._holders(name)) < self.overlap:
                 return name
         for name in candidates:
-            if self._clock() - min(held[name]) > self.hold:
-                self._release(name)
+            longest = self._holders(name)[0]
+            if self._clock() - self._screens[longest].since > self.hold:
+                del self._screens[longest]  # if that annotator returns, the earlier click counts
                 return name
         return None
 
-    def _release(self, question: str) -> None:
-        """Clear the screen that has shown the question longest; if that annotator returns, the earlier click counts."""
-        holders = [who for who, screen in self._screens.items() if screen.question == question]
-        del self._screens[min(holders, key=lambda who: self._screens[who].since)]
+    def _holders(self, question: str) -> list[str]:
+        """Return the annotators who have the question on their screens, the longest first."""
+        return [who for who, screen in self._screens.items() if screen.question == question]
 
     def _wants(self, question: str, annotator: str) -> bool:
         if question not in self.questions or self.complete(question):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from choosy.labeling.human.access import token_from
 from choosy.labeling.human.assignment import PairQuestion
 from choosy.labeling.human.clicks import Clicks
 from choosy.labeling.human.sitting import Screen, Sitting
@@ -20,6 +21,8 @@ from choosy.labeling.terms import Terms
 from choosy.types import content_id
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+TOKEN = "CHOOSY_LABELING_TOKEN"
+SHORTEST_TOKEN = 16
 REMIND = 15  # seconds between two lines on the terminal about what is left
 
 
@@ -128,6 +131,21 @@ class Human:
                     f"unencrypted; safer is the default with a tunnel: ssh -L {port}:127.0.0.1:{port} THIS_MACHINE"
                 )
         return self._address
+
+
+def token_from(environ: Mapping[str, str]) -> str:
+    """Return the token of the page that the environment sets, or else a new random one."""
+    token = environ.get(TOKEN)
+    if token is None:
+        return secrets.token_urlsafe(24)
+    if len(token) < SHORTEST_TOKEN:
+        raise ValueError(
+            f"{TOKEN} has {len(token)} characters, which can be guessed; "
+            f"wanted {SHORTEST_TOKEN} or more, or no such variable"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", token):
+        raise ValueError(f"{TOKEN} has characters that an address cannot hold; use letters, digits, - and _")
+    return token
 
 
 def tell(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import socket
 import sqlite3
 import threading
@@ -20,7 +21,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from choosy.labeling.human.access import same
 from choosy.labeling.human.sitting import SIDES, Screen, SittingClosed
 
 LONGEST_NAME = 40
@@ -36,25 +36,15 @@ HEADERS = {
 
 
 class LabelingSource(Protocol):
-    """What the page shows, and where clicks go.
-
-    Attributes:
-        instruction: The question above the answers.
-    """
+    """What the page shows, and where clicks go; its methods are those of `Sitting`."""
 
     instruction: str
 
-    def screen(self, annotator: str) -> Screen:
-        """Return what an annotator sees now."""
-        ...
+    def screen(self, annotator: str) -> Screen: ...
 
-    def click(self, annotator: str, question: str, side: str) -> bool:
-        """Write a verdict; returns False if the question needs no click from this annotator."""
-        ...
+    def click(self, annotator: str, question: str, side: str) -> bool: ...
 
-    def undo(self, annotator: str) -> bool:
-        """Undo the annotator's last click; returns False if there is none."""
-        ...
+    def undo(self, annotator: str) -> bool: ...
 
 
 def serve(source: LabelingSource, *, token: str, host: str, port: int) -> str:
@@ -132,6 +122,11 @@ class Guard(BaseHTTPMiddleware):
         return response
 
 
+def same(given: str, token: str) -> bool:
+    """Compare in constant time, so that the time taken says nothing about the token."""
+    return hmac.compare_digest(given.encode(), token.encode())
+
+
 def beside(name: str) -> str:
     """Read a file of this folder."""
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
@@ -147,11 +142,7 @@ def static(content: str, media_type: str) -> Any:
 
 
 def cleaned(name: str) -> str:
-    """Return an annotator's name with single spaces, cut to its greatest length.
-
-    Raises:
-        HTTPException: It is empty.
-    """
+    """Return an annotator's name with single spaces, cut to its greatest length; refuse an empty one."""
     if name := " ".join(name.split())[:LONGEST_NAME].rstrip():
         return name
     raise HTTPException(400, "Wanted a name.")

@@ -22,31 +22,18 @@ SIDE_OF = {verdict: side for side, verdict in SIDES.items()}
 
 @dataclass(frozen=True)
 class Screen:
-    """What one annotator sees.
+    """What one annotator sees."""
 
-    Attributes:
-        question: Id of the question; empty if there is none for this annotator now.
-        prompt: Text of the prompt.
-        left: The answer on the left.
-        right: The answer on the right.
-        done: Questions of this sitting that are judged.
-        asked: Questions of this sitting.
-        budget_left: Labels that the run may still buy; None if there is no limit.
-        purpose: What the labels are for; None between two sittings.
-        can_undo: Whether the annotator's last click can be undone.
-        closing_in: Seconds until the sitting ends, once everything is judged.
-    """
-
-    question: str = ""
+    question: str = ""  # its id; empty if there is none for this annotator now
     prompt: str = ""
     left: str = ""
     right: str = ""
-    done: int = 0
-    asked: int = 0
-    budget_left: int | None = None
-    purpose: Purpose | None = None
+    done: int = 0  # questions of this sitting that are judged
+    asked: int = 0  # questions of this sitting
+    budget_left: int | None = None  # labels that the run may still buy; None if there is no limit
+    purpose: Purpose | None = None  # of the labels; None between two sittings
     can_undo: bool = False
-    closing_in: float | None = None
+    closing_in: float | None = None  # seconds until the sitting ends, once everything is judged
 
 
 class SittingClosed(Exception):
@@ -64,9 +51,7 @@ class Sitting:
         clicks: The file of all clicks.
         purpose: What the labels are for.
         budget_left: Labels that the run may still buy after this sitting; None if there is no limit.
-        overlap: How many annotators judge each question.
-        hold: Seconds after which a question on an idle screen may go to another annotator.
-        grace: Seconds to undo the last click after everything is judged.
+        overlap: How many annotators judge each question; hold and grace are seconds (see `Human`).
         clock: Returns the time in seconds.
     """
 
@@ -92,7 +77,7 @@ class Sitting:
         self._grace = grace
         self._clock = clock
         self._ends: float | None = None
-        self._closed = False
+        self.over = False  # whether it takes no more clicks
         for name in self._places:
             if self._assignment.complete(name):  # the run was killed after the click, before the ledger had the label
                 self._send(self._answer(name))
@@ -103,25 +88,24 @@ class Sitting:
         """Number of questions that are still to be judged."""
         return self._assignment.left
 
-    @property
-    def over(self) -> bool:
-        """Whether the sitting takes no more clicks."""
-        return self._closed
-
     def screen(self, annotator: str) -> Screen:
         """Return what this annotator sees now."""
         with self._lock:
-            question = None if self._closed else self._assignment.show(annotator)
+            question = None if self.over else self._assignment.show(annotator)
             asked, left = len(self._places), self._assignment.left
             screen = Screen(
                 done=asked - left,
                 asked=asked,
                 budget_left=None if self.budget_left is None else self.budget_left + left,
                 purpose=self.purpose,
-                can_undo=not self._closed and bool(self._assignment.undoable.get(annotator)),
+                can_undo=not self.over and bool(self._assignment.undoable.get(annotator)),
                 closing_in=None if self._ends is None else max(0.0, self._ends - self._clock()),
             )
-        return screen if question is None else with_question(screen, question, annotator)
+        if question is None:
+            return screen
+        left_first = first_on_the_left(question.id, annotator)
+        sides = (question.first, question.second) if left_first else (question.second, question.first)
+        return replace(screen, question=question.id, prompt=question.prompt, left=sides[0], right=sides[1])
 
     def click(self, annotator: str, question: str, side: str) -> bool:
         """Write an annotator's verdict; returns False if the question needs no click from this annotator.
@@ -130,7 +114,7 @@ class Sitting:
             SittingClosed: The run stopped before the label was in the ledger; the file of clicks has it.
         """
         with self._lock:
-            if self._closed:
+            if self.over:
                 return False
             click = Click(question, annotator, swap_sides(SIDES[side], question, annotator))
             if not self._assignment.click(click):
@@ -152,7 +136,7 @@ class Sitting:
             SittingClosed: The run stopped before the label was out of the ledger; the click counts as undone.
         """
         with self._lock:
-            if self._closed or not self._assignment.undoable.get(annotator):
+            if self.over or not self._assignment.undoable.get(annotator):
                 return False
             name = self._assignment.undoable[annotator][-1]
             label = TakenBack(*self._answer(name)) if self._assignment.complete(name) else None
@@ -185,7 +169,7 @@ class Sitting:
                 with self._lock:
                     over = self._ends is not None and self._clock() >= self._ends
                     if over and self._outbox.empty():
-                        self._closed = True
+                        self.over = True
                         return None
 
     def _send(self, answer: Answer) -> Future[None]:
@@ -211,17 +195,9 @@ class Sitting:
 
     def _close(self) -> None:
         with self._lock:
-            self._closed = True
+            self.over = True
             while not self._outbox.empty():
                 self._outbox.get()[1].cancel()
-
-
-def with_question(screen: Screen, question: PairQuestion, annotator: str) -> Screen:
-    """Put a question on the screen, its answers on the sides drawn for this annotator."""
-    left, right = question.first, question.second
-    if not first_on_the_left(question.id, annotator):
-        left, right = right, left
-    return replace(screen, question=question.id, prompt=question.prompt, left=left, right=right)
 
 
 def wait_for(written: Future[None] | None) -> None:

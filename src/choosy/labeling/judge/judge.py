@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from threading import Thread
 
-from choosy.labeling.both_orders import combine_orders
 from choosy.labeling.judge.endpoint import Endpoint, Session, SessionStopped, Unanswered
 from choosy.labeling.judge.settings import EndpointSettings, RequestSettings
 from choosy.labeling.judge.template import filled, parse_verdict, read_template
 from choosy.labeling.protocols import Answer, ItemFailed, ResponsePair
 from choosy.labeling.terms import Terms
-from choosy.types import Verdict, content_id
+from choosy.types import MIRRORED, Verdict, content_id
 
 
 class Judge:
@@ -29,7 +28,7 @@ class Judge:
     retries, the pair is invalid if other requests succeed; an endpoint that is down or refuses a request stops the run.
 
     Args:
-        model: The model's name at the endpoint.
+        model: Its name at the endpoint.
         base_url: The endpoint's address, up to and without /chat/completions.
         key_env: Name of the environment variable that holds the key; None if the endpoint asks for none.
         template: File with the judge's instructions; None takes the one that comes with Choosy.
@@ -147,6 +146,23 @@ class Judge:
             return Answer(at, "invalid", reply.why, reply.cost, self.model)
         verdict = parse_verdict(reply.text, code) if reply.complete else "invalid"
         return Answer(at, verdict, reply.text or "(an empty reply)", reply.cost, self.model)
+
+
+def combine_orders(one: Answer, turned: Answer) -> Answer:
+    """Combine the verdicts on a pair in both orders: a contradiction is a tie, and one invalid makes the whole invalid.
+
+    The answer has the words and the cost of both.
+
+    Example:
+        >>> combine_orders(Answer(0, "first"), Answer(0, "second")).value
+        'first'
+        >>> combine_orders(Answer(0, "first"), Answer(0, "first")).value
+        'tie'
+    """
+    verdicts = {one.value, MIRRORED[turned.value]}  # type: ignore[index]
+    value = "invalid" if "invalid" in verdicts else one.value if len(verdicts) == 1 else "tie"
+    raw = json.dumps([one.raw or one.value, turned.raw or turned.value], ensure_ascii=False)
+    return one._replace(value=value, raw=raw, cost=one.cost + turned.cost)
 
 
 @contextmanager

@@ -17,11 +17,7 @@ VERDICTS: dict[str, Verdict] = {"first": "first", "second": "second", "tie": "ti
 def read_template(path: str | None) -> dict[str, str]:
     """Read the text below the line [system], if there is one, and the text below [user], by role.
 
-    Args:
-        path: A text file; None takes the template that comes with Choosy.
-
-    Raises:
-        ValueError: It cannot be read, or its blanks are not exactly `BLANKS`.
+    None takes the template that comes with Choosy. The blanks must be exactly `BLANKS`.
     """
     place = Path(path).expanduser() if path else TEMPLATE
     try:
@@ -50,11 +46,7 @@ def read_template(path: str | None) -> dict[str, str]:
 
 
 def filled(template: dict[str, str], prompt: str, first: str, second: str) -> tuple[str, list[dict[str, str]]]:
-    """Fill in a template's blanks.
-
-    Returns:
-        The code that the verdict must carry, and the messages to send.
-    """
+    """Fill in a template's blanks; returns the code that the verdict must carry, and the messages to send."""
     code = random_word(prompt, first, second)
     fence = random_word(prompt, first, second, code)
     texts = {"prompt": prompt, "first": first, "second": second, "code": code, "fence": fence}
