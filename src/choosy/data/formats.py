@@ -232,7 +232,7 @@ def to_prompt(row: Row, where: str, *, as_chat: bool = True) -> Prompt:
     Args:
         row: Its columns.
         where: Its place, for messages.
-        as_chat: Whether a plain string becomes the user turn of a chat; else it is continued as it stands.
+        as_chat: Whether a plain string becomes the user turn of a chat; else the policy continues it unchanged.
 
     Example:
         >>> to_prompt({"id": 7, "prompt": "Hello?"}, "p.jsonl, line 1", as_chat=False)

@@ -1,4 +1,4 @@
-"""Decides whether a run may start in a folder; a run that resumes is told its checkpoint."""
+"""Decide whether a run may start in a folder, or from which checkpoint it resumes."""
 
 from __future__ import annotations
 

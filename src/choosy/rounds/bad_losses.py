@@ -11,7 +11,7 @@ from choosy.data.items import ItemKey
 log = logging.getLogger(__name__)
 
 OnBadLoss = Literal["stop", "skip"]
-REMEDY = "Lower lr, or raise loss.beta, or check those prompts' responses; on_bad_loss=skip goes on without them."
+REMEDY = "Lower lr, or raise loss.beta, or check those prompts' responses; on_bad_loss=skip continues without them."
 
 
 class BadLosses:

@@ -54,7 +54,7 @@ def label(at: Round, mine: Sequence[Candidates], choice: PairChoice | None, labe
     if bought.unpaid:
         at.phases.display.say(
             f"The label budget of {labels.budget} is spent: {bought.unpaid} of this round's judgements were not "
-            "bought. Training goes on with the pairs bought so far."
+            "bought. Training continues with the pairs bought so far."
         )
     return bought.labeled
 

@@ -227,7 +227,7 @@ class Run:
         return pool
 
     def is_there(self, path: Path) -> bool:
-        """Whether a file of the run is there and whole; one that is damaged is named, and will be written anew."""
+        """Whether a file of the run is there and whole; one that is damaged is named, and is written again."""
         if not path.exists():
             return False
         if why := damage(path):
@@ -254,7 +254,9 @@ class Run:
 
         if len(self.pool) == 0 or not self.ranks.on_rank_zero(nothing_left):
             return False
-        self.phases.display.say(f"The label budget of {self.labels.budget} is spent; training goes on with its pairs.")
+        self.phases.display.say(
+            f"The label budget of {self.labels.budget} is spent; training continues with its pairs."
+        )
         return True
 
     def loader(self, number: int) -> ItemBatches:

@@ -41,7 +41,7 @@ CHUNK = 32  # keys are held in multiples of these: room for the next ones, and w
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values of a layer with room for more, which what comes is written into, where others copy all anew.
+    """Keys and values of a layer with spare room: new ones are written into it, where other layers copy everything.
 
     The room is part of what attention sees, and hidden by its mask, as with a static cache.
 
