@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -239,26 +239,27 @@ def test_postponed_labels_are_wanted_until_they_are_bought(path: Path, diary: Pa
 
 # --- a full disk ---
 
-FULL = """
-import resource, sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from test_locks import Yielding, opened, pair
-buyer = opened(Path({path!r}), Yielding(Path({diary!r})))
-limit = {limit}
-if limit:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-try:
-    buyer.compare([pair(n) for n in range(2000)])
-except ValueError as error:
-    print(error)
-"""
+
+def _fill(path: Path, diary: Path, limit: int, answer: Any) -> None:
+    buyer = opened(path, Yielding(diary))
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        buyer.compare([pair(n) for n in range(2000)])
+    except ValueError as error:
+        answer.send(str(error))
 
 
 def fill(path: Path, diary: Path, limit: int = 0) -> str:
-    script = FULL.format(tests=str(Path(__file__).parent), path=str(path), diary=str(diary), limit=limit)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True)
-    return done.stdout
+    """The error of a process that buys labels until its ledger's disk is full, or the file as large as is allowed."""
+    ours, theirs = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=_fill, args=(path, diary, limit, theirs))
+    process.start()
+    theirs.close()
+    error: str = ours.recv()
+    process.join()
+    assert process.exitcode == 0
+    return error
 
 
 @pytest.fixture
