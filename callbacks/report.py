@@ -37,7 +37,7 @@ class Report(Callback):
         run = read_run(self.run_dir)
         if run.finished:
             write_summary(run, self.run_dir / "summary.json")
-        write_curves(run, self.run_dir / "curves.png")
-        write_report(run, self.run_dir / "report.html")
+        drawing = write_curves(run, self.run_dir / "curves.png")
+        write_report(run, self.run_dir / "report.html", drawing)
         if self.console:
             print_report(run)

@@ -62,8 +62,8 @@ def report(words: list[str]) -> None:
     parser = ArgumentParser("choosy report", description="Write and print the report of a run, finished or not.")
     parser.add_argument("run_dir", metavar="RUN_DIR", help="the folder of the run, with rounds/ in it")
     run = read_run(parser.parse_args(words).run_dir)
-    write_curves(run, run.folder / "curves.png")
-    write_report(run, run.folder / "report.html")
+    drawing = write_curves(run, run.folder / "curves.png")
+    write_report(run, run.folder / "report.html", drawing)
     print_report(run)
 
 

@@ -188,5 +188,8 @@ def test_train_tells_a_mistake_in_a_sentence(lines, tmp_path):
     words = [*lines, "data.responses=1", f"run_dir={tmp_path}/run"]
     run = command(ROOT / "train.py", *words, folder=tmp_path)
     assert run.returncode == 1
-    assert run.stderr.strip() == "data.responses=1 leaves nothing to compare; choose at least 2."
+    assert run.stderr.strip() == (
+        "SigmoidLoss compares responses to one prompt, and data.responses=1 gives some prompts a single response; "
+        "choose loss=kto, or at least two responses to each prompt."
+    )
     assert not contents(tmp_path / "run")

@@ -136,7 +136,7 @@ def test_every_setting_has_the_name_that_is_typed_for_it(data):
     assert any(name.startswith("model.lora.") for name in names)
     groups = {"loss", "model", "labeler", "sampler", "weighting", "data", "trainer"}
     lists = ("callbacks.", "logger.", "trainer.plugins.")
-    typed = sorted(name for name in names - groups if not name.startswith(lists))
+    typed = sorted((name for name in names - groups if not name.startswith(lists)), reverse=True)
     assert len(typed) > 50
     compose([*data, *(f"{name}=null" for name in typed)])  # Hydra refuses a name that it does not know
 

@@ -1,5 +1,6 @@
 """What a run leaves behind, from round files written here by the contract."""
 
+import base64
 import csv
 import io
 import json
@@ -151,8 +152,7 @@ def test_an_unfinished_run_can_be_read_and_shown(tmp_path, played):
     run = read_run(write_run(tmp_path, rounds=4, played=played))
     assert not run.finished
     assert run.numbers()["rounds"] == played
-    write_curves(run, tmp_path / "curves.png")
-    write_report(run, tmp_path / "report.html")
+    write_report(run, tmp_path / "report.html", write_curves(run, tmp_path / "curves.png"))
     assert f"{played} of 4 rounds" in (tmp_path / "report.html").read_text()
     assert f"{played} of 4 rounds" in printed(run)
 
@@ -185,8 +185,8 @@ def test_the_curves_are_a_png_of_sensible_size(run_dir, free):
             told = facts(number, rounds=2, budget=None, evaluation={"reward": 0.5, "win_rate": 0.5})
             told["labels"]["spent"] = 0
             write_round(run_dir, f"round_{number:03}", [], told)
-    write_curves(read_run(run_dir), run_dir / "curves.png")
-    image = (run_dir / "curves.png").read_bytes()
+    image = write_curves(read_run(run_dir), run_dir / "curves.png")
+    assert (run_dir / "curves.png").read_bytes() == image
     assert image.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", image[16:24])
     assert (1200, 600) < (width, height) < (2400, 1200)
@@ -195,14 +195,13 @@ def test_the_curves_are_a_png_of_sensible_size(run_dir, free):
 
 def test_the_page_escapes_all_that_a_model_wrote_and_loads_nothing(run_dir):
     (run_dir / "config.yaml").write_text("seed: 7\n")
-    write_report(read_run(run_dir), run_dir / "report.html")
+    write_report(read_run(run_dir), run_dir / "report.html", b"the drawing")
     page = (run_dir / "report.html").read_text()
     assert "<script" not in page
     assert "<b>dull" not in page
     assert page.count("sunny 1 &lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;") == 8
     assert "grey &amp; &lt;b&gt;dull&lt;/b&gt;" in page
-    assert 'src="data:image/png;base64,iVBOR' in page
-    assert '(prefers-color-scheme: dark)" srcset="data:image/png;base64,iVBOR' in page
+    assert f'src="data:image/png;base64,{base64.b64encode(b"the drawing").decode()}"' in page
     assert '<a href="config.yaml">' in page
     assert "@media (prefers-color-scheme: dark)" in page
     assert "http:" not in page
@@ -211,7 +210,7 @@ def test_the_page_escapes_all_that_a_model_wrote_and_loads_nothing(run_dir):
 
 def test_a_folder_named_like_markup_is_escaped(tmp_path):
     run = read_run(write_run(tmp_path / "<i>run"))
-    write_report(run, tmp_path / "report.html")
+    write_report(run, tmp_path / "report.html", b"")
     assert "<i>run" not in (tmp_path / "report.html").read_text()
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from choosy.reporting.curves import LIGHT
+from choosy.reporting.curves import REWARD, WIN_RATE
 from choosy.reporting.page import COLORS
 from choosy.reporting.phases import duration
 from choosy.reporting.summary import HEADINGS, RunSummary, as_text
@@ -54,7 +54,7 @@ def _answers(run: RunSummary, width: int) -> Table:
 
 def _rounds(run: RunSummary) -> Table:
     table = Table(title=run.headline, box=box.SIMPLE_HEAD, pad_edge=False)
-    styles = {"reward": LIGHT.reward, "win rate": LIGHT.win_rate}
+    styles = {"reward": REWARD, "win rate": WIN_RATE}
     for name in HEADINGS:
         table.add_column(name, justify="left" if name == "round" else "right", style=styles.get(name))
     for row in run.table():

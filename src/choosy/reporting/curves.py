@@ -6,34 +6,24 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from choosy.files import replacing
 from choosy.reporting.summary import RunSummary, known
 
-
-class Paper(NamedTuple):
-    """Colors of a drawing."""
-
-    page: str
-    grid: str
-    frame: str
-    ink: str
-    reward: str
-    win_rate: str
+GRID, FRAME, INK = "#e5e7eb", "#9ca3af", "#4b5563"
+REWARD, WIN_RATE = "#2563eb", "#d97706"
 
 
-LIGHT = Paper("#ffffff", "#e5e7eb", "#9ca3af", "#4b5563", "#2563eb", "#d97706")
-DARK = Paper("#111827", "#1f2937", "#6b7280", "#d1d5db", "#60a5fa", "#fbbf24")
-
-
-def write_curves(run: RunSummary, path: str | Path) -> None:
-    """Write `curves.png`."""
+def write_curves(run: RunSummary, path: str | Path) -> bytes:
+    """Write `curves.png` and return it, for the report."""
+    png = curves(run)
     with replacing(path) as unfinished:
-        unfinished.write_bytes(curves(run))
+        unfinished.write_bytes(png)
+    return png
 
 
-def curves(run: RunSummary, paper: Paper = LIGHT) -> bytes:
+def curves(run: RunSummary) -> bytes:
     """Draw reward and win rate against labels bought, tokens generated and seconds, as a PNG.
 
     The first point of each curve is the start policy, which ties with itself.
@@ -49,15 +39,15 @@ def curves(run: RunSummary, paper: Paper = LIGHT) -> bytes:
             of_cost.append(amount)
         rewards.append(_drawn(known(played.evaluation or {}, "reward")))
         win_rates.append(_drawn(known(played.evaluation or {}, "win_rate")))
-    figure = Figure(figsize=(11, 5.2), layout=ConstrainedLayoutEngine(wspace=0.04, hspace=0.06), facecolor=paper.page)
+    figure = Figure(figsize=(11, 5.2), layout=ConstrainedLayoutEngine(wspace=0.04, hspace=0.06))
     axes = figure.subplots(2, 3, sharex="col", sharey="row")
     for column, (cost, amounts) in enumerate(costs.items()):
-        _curve(axes[0, column], amounts, rewards, paper.reward, paper)
-        _curve(axes[1, column], amounts, win_rates, paper.win_rate, paper)
-        axes[1, column].set_xlabel(cost, color=paper.ink)
-        axes[1, column].axhline(0.5, color=paper.frame, linewidth=1, linestyle="--", zorder=0)
-    axes[0, 0].set_ylabel("held-out reward", color=paper.ink)
-    axes[1, 0].set_ylabel("win rate against the start", color=paper.ink)
+        _curve(axes[0, column], amounts, rewards, REWARD)
+        _curve(axes[1, column], amounts, win_rates, WIN_RATE)
+        axes[1, column].set_xlabel(cost, color=INK)
+        axes[1, column].axhline(0.5, color=FRAME, linewidth=1, linestyle="--", zorder=0)
+    axes[0, 0].set_ylabel("held-out reward", color=INK)
+    axes[1, 0].set_ylabel("win rate against the start", color=INK)
     axes[1, 0].set_ylim(-0.05, 1.15)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=130)
@@ -68,13 +58,12 @@ def _drawn(value: float | None) -> float:
     return math.nan if value is None else value  # a gap in the curve
 
 
-def _curve(axes: Any, costs: Sequence[float], values: Sequence[float], color: str, paper: Paper) -> None:
+def _curve(axes: Any, costs: Sequence[float], values: Sequence[float], color: str) -> None:
     """Draw one curve from the start (a ring) over the rounds (dots), with first and last value beside it."""
     from matplotlib.ticker import EngFormatter
 
-    axes.set_facecolor(paper.page)
     axes.plot(costs, values, color=color, linewidth=2.2, solid_capstyle="round")
-    fill = [paper.page, *[color] * (len(costs) - 1)]
+    fill = ["white", *[color] * (len(costs) - 1)]
     axes.scatter(costs, values, s=38, color=fill, edgecolors=color, linewidths=1.6, zorder=3)
     rises = len(values) > 1 and values[1] > values[0]  # then the curve runs above its first point
     for position, lift in {0: -17 if rises else 8, len(values) - 1: 8}.items():
@@ -83,11 +72,11 @@ def _curve(axes: Any, costs: Sequence[float], values: Sequence[float], color: st
             text = f"{values[position]:.2f}"
             axes.annotate(text, point, (0, lift), textcoords="offset points", color=color, ha="center")
     axes.margins(x=0.1, y=0.2)
-    axes.grid(color=paper.grid, linewidth=0.8)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(paper.frame)
-    axes.tick_params(colors=paper.ink, length=0)
+    axes.spines[["left", "bottom"]].set_color(FRAME)
+    axes.tick_params(colors=INK, length=0)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if not any(costs):
         axes.set_xticks([0], ["none"])

@@ -6,7 +6,6 @@ import base64
 import csv
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from choosy.files import replacing
-from choosy.reporting.curves import DARK, curves
 from choosy.reporting.phases import PHASES, duration
 from choosy.reporting.summary import HEADINGS, RunSummary, as_text
 
@@ -22,8 +20,14 @@ COLORS = dict(zip(PHASES, ("#2563eb", "#0891b2", "#7c3aed", "#db2777", "#d97706"
 INDEX_COLUMNS = ("job", "overrides", "reward_initial", "reward_final", "win_rate", "labels", "tokens", "seconds")
 
 
-def write_report(run: RunSummary, path: str | Path) -> None:
-    """Write `report.html`."""
+def write_report(run: RunSummary, path: str | Path, curves: bytes) -> None:
+    """Write `report.html`.
+
+    Args:
+        run: The run.
+        path: Of the page.
+        curves: The drawing, as `write_curves` returns it.
+    """
     seconds = run.phase_seconds()
     _write(
         "report.html.j2",
@@ -31,7 +35,7 @@ def write_report(run: RunSummary, path: str | Path) -> None:
         run=run,
         title=f"Choosy run {run.folder.resolve().name}",
         headings=HEADINGS,
-        curves={name: base64.b64encode(png).decode() for name, png in _drawings(run).items()},
+        curves=base64.b64encode(curves).decode(),
         seconds=seconds,
         total=math.fsum(seconds.values()),
         colors=COLORS,
@@ -71,10 +75,6 @@ def _write(template: str, path: str | Path, **values: Any) -> None:
     pages.filters.update(as_text=as_text, duration=duration)
     with replacing(path) as unfinished:
         unfinished.write_text(pages.get_template(template).render(values), encoding="utf-8")
-
-
-def _drawings(run: RunSummary) -> Mapping[str, bytes]:
-    return {"light": curves(run), "dark": curves(run, DARK)}
 
 
 def _job(run_dir: Path, sweep_dir: Path) -> dict[str, Any]:
