@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from callbacks.selector import PairChooser
 from choosy.methods import selection
-from choosy.models.embeddings import policy_embeddings, sentence_embeddings
+from choosy.models.embeddings import embed
 from choosy.rounds.context import Round
 from choosy.types import Candidates
 
@@ -20,23 +19,16 @@ class Dissimilarity(PairChooser):
     """Labels the pairs with the least similar response embeddings: REAL's *easy* pairs; `smallest` are its *hard* ones.
 
     Args:
-        embedder: `policy` = the frozen policy's last layer; else a sentence-transformers model, `minilm` or a name.
+        embedder: `policy` = the mean of the reference's last layer; `lm:NAME` = that of another language model, such as
+            REAL's base model; else a sentence-transformers model: `minilm` or a name.
         centroid: Take the pair nearest to the centres of a 2-means of each prompt's responses.
     """
 
-    embedder: Literal["minilm", "policy"] | str = "minilm"
+    embedder: str = "minilm"
     centroid: bool = False
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
-        responses = [r for c in candidates for r in c.responses]
-        if self.embedder == "policy":
-            embed_ND = policy_embeddings(
-                responses, at.policy
-            )  # also without candidates: a sharded policy needs all ranks
-        elif responses:
-            embed_ND = sentence_embeddings(responses, self.embedder)
-        if not responses:
-            return []
+        embed_ND = embed([r for c in candidates for r in c.responses], self.embedder, at.policy)
         utilities_of = selection.centroid if self.centroid else selection.dissimilarity
         sizes = [len(c.responses) for c in candidates]
         return [utilities_of(embed_nD) for embed_nD in torch.split(embed_ND, sizes)]

@@ -13,7 +13,7 @@ from choosy.rounds.evaluate import as_pairs
 from choosy.rounds.needs import check_needs
 from choosy.rounds.run import Run
 from choosy.rounds.sample import FreshResponses
-from choosy.types import Candidates, Prompt
+from choosy.types import Candidates, Prompt, seed_of
 
 
 class OnPolicyData(LightningDataModule):
@@ -25,6 +25,8 @@ class OnPolicyData(LightningDataModule):
         reader: Reads the prompts.
         heldout: Prompts to evaluate on, likewise; None = no evaluation.
         responses: N, the fresh responses to each chosen prompt.
+        prompts_per_round: Stream the prompts: each round sees the next so many of one shuffled pass, which is repeated;
+            None = every round sees all prompts.
         limit: Most prompts to train on; None = all.
         heldout_pairs: Labeled pairs to evaluate on, in any format of `choosy.data.formats`; None = none.
         heldout_limit: Most prompts, and most pairs, to evaluate on; None = all.
@@ -39,6 +41,7 @@ class OnPolicyData(LightningDataModule):
         heldout: str | None = None,
         heldout_pairs: str | None = None,
         responses: int = 2,
+        prompts_per_round: int | None = None,
         limit: int | None = None,
         heldout_limit: int | None = None,
     ) -> None:
@@ -56,12 +59,15 @@ class OnPolicyData(LightningDataModule):
                 "weighting=column needs a weight column in the data, and fresh responses have none; "
                 "choose data=offline, or weighting=uniform."
             )
+        if prompts_per_round is not None and prompts_per_round < 1:
+            raise ValueError(f"data.prompts_per_round={prompts_per_round} samples nothing; choose at least 1, or null.")
         self.run = run
         self.reader = reader
         self.train_source = train
         self.heldout_source = heldout
         self.heldout_pairs_source = heldout_pairs
         self.responses = responses
+        self.prompts_per_round = prompts_per_round
         self.limit = limit
         self.heldout_limit = heldout_limit
         self.prompts: list[Prompt] = []
@@ -87,9 +93,17 @@ class OnPolicyData(LightningDataModule):
         """Play this epoch's round, then train on its pairs."""
         assert self.trainer is not None
         number = self.trainer.current_epoch
-        prompts = [] if self.run.spent_out(number) else self.prompts
+        prompts = [] if self.run.spent_out(number) else self.prompts_of(number)
         self.run.play(number, prompts, FreshResponses(self.responses))
         return self.run.loader(number)
+
+    def prompts_of(self, number: int) -> list[Prompt]:
+        """Return the prompts that a round may sample: all, or the next ones of the stream."""
+        if self.prompts_per_round is None or self.prompts_per_round >= len(self.prompts):
+            return self.prompts
+        stream = sorted(self.prompts, key=lambda p: seed_of(self.run.seed, "stream", p.id))
+        first = number * self.prompts_per_round
+        return [stream[(first + i) % len(stream)] for i in range(self.prompts_per_round)]
 
     def teardown(self, stage: str) -> None:
         self.run.sampler.close()

@@ -377,3 +377,10 @@ def test_a_folder_below_a_file(refused, tmp_path):
 def test_a_folder_without_permission(refused, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     refused(told="cannot be written to.*choose another run_dir=", run_dir=tmp_path / "locked" / "run")
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_stream_of_no_prompts(number, refused):
+    refused(
+        f"data.prompts_per_round={number}", told=f"data.prompts_per_round={number} samples nothing; choose at least 1"
+    )

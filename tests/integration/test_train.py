@@ -594,3 +594,16 @@ def test_evaluation_has_settings_of_its_own_and_its_kl_is_from_the_start(play):
     assert kl[2] > 2 * error[2] > 0, "from the start policy, whatever the reference is"
     low, high = (metrics[f"heldout/win_rate_{end}"].dropna().tolist() for end in ("low", "high"))
     assert all(0 <= one < two <= 1 for one, two in zip(low, high, strict=True))
+
+
+def test_prompts_can_be_streamed(play):
+    """Twelve prompts, five a round: the third round takes the last two and begins the same order again."""
+    run = play("data.prompts_per_round=5", "rounds=4", "data.heldout=null", "pool.keep=all")
+    seen = [run.data.prompts_of(number) for number in range(4)]
+    assert [len(prompts) for prompts in seen] == [5] * 4
+    order = [p.id for prompts in seen for p in prompts]
+    assert sorted(order[:12]) == [f"p{n:02d}" for n in range(12)]
+    assert order[12:] == order[:8]
+    assert order[:12] != sorted(order[:12])
+    for number, prompts in enumerate(seen):
+        assert set(run.round(number).query("sampled_in == @number")["prompt_id"]) == {p.id for p in prompts}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from choosy.models.compute import Compute
-from choosy.models.embeddings import policy_embeddings
+from choosy.models.embeddings import embed, policy_embeddings
 from choosy.models.loading import Lora
 from choosy.models.policy import Policy
 from choosy.types import Response
@@ -57,3 +57,16 @@ def test_sentence_embeddings_do_not_depend_on_the_batch(monkeypatch):
     whole_ND = embeddings.sentence_embeddings(responses, "minilm")
     monkeypatch.setattr(embeddings, "MOST_TOKENS", 512)
     torch.testing.assert_close(embeddings.sentence_embeddings(responses, "minilm"), whole_ND, rtol=1e-4, atol=1e-5)
+
+
+def test_language_model_embeddings_are_means_of_the_last_layer_over_the_text(tiny_policy_dir):
+    from transformers import AutoModel, AutoTokenizer
+
+    model, tokenizer = AutoModel.from_pretrained(tiny_policy_dir), AutoTokenizer.from_pretrained(tiny_policy_dir)
+    texts = ["short", "a text that is longer", "ten more words" * 9]
+    embed_ND = embed([Response(text) for text in texts], f"lm:{tiny_policy_dir}", None)
+    for text, embed_D in zip(texts, embed_ND, strict=True):
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+        expected_D = model(**ids).last_hidden_state[0].mean(0)
+        torch.testing.assert_close(embed_D, expected_D, rtol=1e-4, atol=1e-5)
+    assert embed([Response("")], f"lm:{tiny_policy_dir}", None).isfinite().all()
