@@ -52,11 +52,10 @@ class LabelBuyer:
         ledger: The ledger's file.
         budget: The most labels that the run may buy to train on; None = no limit. Labels that evaluate, and labels
             that another run has bought, do not count.
-        budget_money: The most money that these labels may cost, in the labeler's currency; None = no limit. An answer
-            is expected to cost the labeler's price, or as much as the most expensive one so far if that is more, so
-            that the budget is never exceeded if no answer costs more than the price. A labeler without a price is asked
-            one prompt or pair first, then at most as many questions at once as it has answered before; the run exceeds
-            the budget at most by what the answers of the last purchase cost above the most expensive one before it.
+        budget_money: The most money that these labels may cost, in the labeler's currency; None = no limit. It is never
+            exceeded if no answer costs more than the labeler's price. A labeler without a price is asked one prompt or
+            pair first, then at most as many questions at once as it has answered before; the run exceeds the budget at
+            most by what the answers of the last purchase cost above the most expensive one before it.
         max_invalid: The largest share of invalid verdicts among those bought since the run was started or resumed;
             above it, once there are 20, the run stops and quotes the labeler. None = no limit. `auto` = 0.2, and no
             limit if people answer, who may call as many pairs invalid as they like.
@@ -64,11 +63,6 @@ class LabelBuyer:
             ledger keeps the labeler's own score. None = no penalty.
         evaluation: Who judges held-out answers: another labeler, the training `labeler`, or `nobody`. `auto` = the
             training labeler, and nobody if people answer, whose time it would take.
-
-    Attributes:
-        terms: What the labeler declares about its labels.
-        evaluator: The buyer of the labels of held-out answers, which may be this one; None if nobody judges them.
-        interrupted: Set by another thread to end a purchase after the next answer.
     """
 
     def __init__(
@@ -101,8 +95,8 @@ class LabelBuyer:
         self.limits = Budget(budget, budget_money)
         self.limits.check(self.terms)
         self.max_invalid = max_invalid
-        self.interrupted = False
-        self.evaluator = self._evaluator(evaluation)
+        self.interrupted = False  # another thread sets it to end a purchase after the next answer
+        self.evaluator = self._evaluator(evaluation)  # buys the labels of held-out answers; None = nobody judges them
         most = (None if self.terms.people else MAX_INVALID) if max_invalid == "auto" else max_invalid
         self._verdicts = InvalidVerdicts(labeler.name, most)
         self._run = ""
@@ -124,8 +118,8 @@ class LabelBuyer:
         if heldout is not None and self.evaluator is not None and self.evaluator.terms.given_only:
             raise ValueError(
                 f"data.heldout={heldout} is answered by sampled responses, for which labeler "
-                f"{self.evaluator.labeler.name} has no scores; choose data.heldout=null, or a labeler that judges them, such as "
-                "labeler@labels.evaluation=vader"
+                f"{self.evaluator.labeler.name} has no scores; choose data.heldout=null, or a labeler that judges "
+                "them, such as labeler@labels.evaluation=vader"
             )
 
     def open(self, run: str) -> None:

@@ -30,9 +30,6 @@ class Contrastive:
             response has another reward in every round.
         place: Where the instruction is put: before the `system` turn, or before the first `user` turn, for chat
             templates without a system turn. It always precedes a prompt that is no conversation.
-
-    Raises:
-        ValueError: The instructions are equal or empty, or an option has another value.
     """
 
     def __init__(self, good: str, bad: str, *, weights: Weights = "start", place: Place = "system") -> None:

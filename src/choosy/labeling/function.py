@@ -21,9 +21,6 @@ class Function:
             changes, so that labels under the old name are not reused.
         price: Money that one call costs, for `labels.budget_money`; None = calls are free.
 
-    Raises:
-        ValueError: There is no such function, or the price is negative.
-
     Example:
         >>> Function("difflib.get_close_matches").name
         'function:difflib.get_close_matches'

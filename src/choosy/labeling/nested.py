@@ -66,14 +66,7 @@ class NestedLabelers:
         return self._buyers[name].compare(pairs)
 
     def charges(self, answers: int) -> list[tuple[int, float]]:
-        """Divide what was bought here, and no earlier answer was charged, among the next answers.
-
-        Args:
-            answers: How many are about to be given.
-
-        Returns:
-            Labels and money for each answer.
-        """
+        """Divide the labels and money spent here, which no earlier answer was charged, among so many next answers."""
         charged = self._earlier_answers()
         labels = sum(buyer.spent for buyer in self._buyers.values()) - sum(one.judgements for one in charged)
         money = sum(buyer.money for buyer in self._buyers.values()) - sum(one.cost for one in charged)
@@ -92,11 +85,6 @@ def nested_run(run: str, labeler: str, name: str) -> str:
 
 
 def audit_draw(purpose: str, item: ResponsePair) -> float:
-    """Hash a pair to a number in [0, 1) that does not depend on the order of its responses.
-
-    Args:
-        purpose: Draws for different purposes are independent.
-        item: The pair.
-    """
+    """Hash a purpose and a pair, in either order of its responses, to a number in [0, 1)."""
     prompt, *responses = item
     return seed_of(purpose, prompt.text, *sorted(response.text for response in responses)) / 2**63

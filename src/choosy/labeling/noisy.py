@@ -24,9 +24,6 @@ class Noisy:
         p: Probability that a judgement is reversed; at 0.5 the labels say nothing.
         seed: Of the draws.
 
-    Raises:
-        ValueError: p is no probability, or the other labeler needs the ledger, in which it would not find its labels.
-
     Example:
         >>> from choosy.labeling.vader import Vader
         >>> items = [(Prompt("p", "?"), Response("Wonderful!"))]

@@ -42,9 +42,6 @@ class Crowd:
         budgets: The most labels to buy of some members, by name; a member that has reached it casts no vote.
         audit: Share of the pairs that the expert judges too; a hash of the pair decides which.
         memory: Number of measurements after which an old one counts 1/e, for members that change; None forgets nothing.
-
-    Raises:
-        ValueError: There are fewer than two members, a budget names no member, or a number is out of range.
     """
 
     def __init__(
@@ -83,7 +80,6 @@ class Crowd:
         )
 
     def state(self) -> str:
-        """Return what identifies the members as they are now."""
         return self._nested.state()
 
     def use_policy(self, policy: Policy) -> None:

@@ -38,9 +38,6 @@ class Human:
         grace: Seconds to undo the very last click before training starts.
         host: Address to listen on; only this machine by default.
         port: Port to listen on; 0 takes any free one.
-
-    Raises:
-        ValueError: The packages of the page are not installed, or a value is out of range.
     """
 
     def __init__(

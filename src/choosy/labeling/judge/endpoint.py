@@ -69,9 +69,6 @@ class Endpoint:
     """Where a chat model is asked; every request goes to this one address.
 
     The key is read from the environment when a session begins, and stored in no attribute.
-
-    Raises:
-        ValueError: The address or the key cannot be used.
     """
 
     def __init__(self, base_url: str, *, key_env: str | None, settings: EndpointSettings) -> None:
@@ -115,17 +112,8 @@ class Session:
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
         self._turn = asyncio.Lock()
-        self._stopping = asyncio.Event()
+        self.stopping = asyncio.Event()  # once it is set, requests that wait for a retry or for the rate limit give up
         self._tokens = 0  # that the last request used
-
-    @property
-    def stopping(self) -> bool:
-        """Whether nothing new should be asked."""
-        return self._stopping.is_set()
-
-    def stop(self) -> None:
-        """Let requests in flight end; those that wait for a retry or for the rate limit give up."""
-        self._stopping.set()
 
     async def ask(self, messages: Sequence[ChatMessage]) -> Reply:
         """Return the model's reply, after as many attempts as needed and allowed.
@@ -248,18 +236,14 @@ class Session:
     async def _sleep(self, seconds: float) -> None:
         try:
             async with asyncio.timeout(seconds):
-                await self._stopping.wait()
+                await self.stopping.wait()
         except TimeoutError:
             return
         raise SessionStopped
 
 
 def key_from_environment(name: str | None) -> str | None:
-    """Return the key in an environment variable; errors repeat neither the key nor the name that was typed.
-
-    Raises:
-        ValueError: There is none, or it cannot stand in a header.
-    """
+    """Return the key in an environment variable; errors repeat neither the key nor the name that was typed."""
     if name is None:
         return None
     key = os.environ.get(name) if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) else None
@@ -278,10 +262,7 @@ def key_from_environment(name: str | None) -> str | None:
 
 
 def checked_url(url: str, name: str) -> str:
-    """Return an address that may stand in a config: http or https, with nothing secret in it.
-
-    Raises:
-        ValueError: It may not; the message names its config key, and repeats no secret.
+    """Return an http address with nothing secret in it; an error names its config key and repeats no secret.
 
     Example:
         >>> checked_url("http://localhost:8000/v1", "base_url")

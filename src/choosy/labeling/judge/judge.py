@@ -37,9 +37,6 @@ class Judge:
         request: What each request asks of the model.
         endpoint: How requests are sent.
         price: The most that one pair may cost, if known, which a budget of money reserves before it buys.
-
-    Raises:
-        ValueError: A setting is out of range, or the template, address or key cannot be used.
     """
 
     def __init__(
@@ -102,7 +99,7 @@ class Judge:
                     answer = await self._verdict(at, items[at], session)
                 except Exception as error:  # raised later, so that the other answers arrive first
                     failures.append(error)
-                    session.stop()
+                    session.stopping.set()
                     places.release()
                 else:
                     answered += 1
@@ -111,7 +108,7 @@ class Judge:
             tasks = []
             for at in range(len(items)):
                 await places.acquire()
-                if session.stopping:
+                if session.stopping.is_set():
                     break
                 tasks.append(asyncio.create_task(ask(at)))
             await asyncio.gather(*tasks)

@@ -11,11 +11,6 @@ from scipy.stats import binomtest
 def error_rate_bound(wrong: int, answers: int, *, confidence: float) -> float:
     """Return the one-sided upper confidence bound on an error rate (Clopper and Pearson 1934).
 
-    Args:
-        wrong: Wrong answers.
-        answers: All answers.
-        confidence: Lower bound on the probability that the true rate is at most the returned one.
-
     Example:
         >>> round(error_rate_bound(0, 22, confidence=0.9), 4), round(error_rate_bound(2, 40, confidence=0.95), 4)
         (0.0994, 0.1492)
@@ -37,7 +32,7 @@ def answer_threshold(
         margins: Of held-out answers; larger is surer.
         correct: Whether each was right.
         max_error: Share of answers that may be wrong.
-        confidence: Of the statement.
+        confidence: Of the returned threshold's claim.
         steps: How many shares are tried.
 
     Example:

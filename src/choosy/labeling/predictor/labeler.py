@@ -34,19 +34,12 @@ class Prediction(NamedTuple):
 
 @dataclass
 class Savings:
-    """Counts of a run's answers.
+    """Counts of a run's pairs."""
 
-    Attributes:
-        answered: Pairs that the model answered.
-        paid: Pairs that were bought because the model was not sure.
-        audited: Pairs that were bought although the model was sure.
-        disagreed: Audited pairs on which the paid verdict was the opposite; its ties do not count.
-    """
-
-    answered: int = 0
-    paid: int = 0
-    audited: int = 0
-    disagreed: int = 0
+    answered: int = 0  # by the model
+    paid: int = 0  # bought because the model was not sure
+    audited: int = 0  # bought although the model was sure
+    disagreed: int = 0  # audited pairs on which the paid verdict was the opposite; its ties do not count
 
     def __str__(self) -> str:
         return (
@@ -72,9 +65,6 @@ class Predictor:
         max_error: Share of the model's answers that may be wrong, with 90 % confidence.
         audit: Share of the model's answers that are bought as well; a hash of the pair decides which.
         min_labels: Preferences before the first training.
-
-    Raises:
-        ValueError: A number is out of range.
     """
 
     def __init__(
@@ -109,7 +99,6 @@ class Predictor:
         self._threshold = math.inf
 
     def state(self) -> str:
-        """Return what identifies the paid labeler as it is now."""
         return self._nested.state()
 
     def use_policy(self, policy: Policy) -> None:

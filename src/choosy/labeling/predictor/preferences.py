@@ -31,13 +31,9 @@ def preferences_in(prompt: str, first: str, second: str, verdict: Verdict) -> li
 
 
 def earlier_preferences(labels: Sequence[LabelRecord], run: str) -> list[Preference]:
-    """Return the preferences that were in the ledger before a run bought its first label, oldest first.
+    """Return the preferences in labels, oldest first, from before a run bought its first.
 
     The scores of one prompt are paired: the best over the worst, the second best over the second worst.
-
-    Args:
-        labels: Of the labeler whose preferences are learned, oldest first.
-        run: The run.
     """
     runs = [label.run for label in labels]
     earlier = labels[: runs.index(run)] if run in runs else labels
