@@ -59,14 +59,7 @@ def export_labels(
 ) -> int:
     """Write all labels of a ledger into a new file, or the questions that its runs wait for.
 
-    Args:
-        ledger: Where they are.
-        path: The file to write.
-        file_format: Of the file; None goes by its name: .jsonl or .csv.
-        wanted: Write the questions that runs wait for, without answers, instead of the labels.
-
-    Returns:
-        How many rows were written.
+    Its format goes by its name, .jsonl or .csv, unless it is given. Returns the number of rows.
     """
     path = Path(path)
     rows = [exported(row) for row in ledger.rows("wanted" if wanted else "labels")]
@@ -112,10 +105,7 @@ def import_labels(
         ledger: Where the labels are written.
         file_format: Of the file; None goes by its name and, of .json, by its content.
         labeler: Under whose name they are stored; None takes each row's own.
-        skip_bad: Leave bad rows out, instead of refusing the file because of them.
-
-    Raises:
-        ValueError: The file cannot be read, has no answers, or has bad rows; the message lists all of them.
+        skip_bad: Leave bad rows out, instead of an error that lists them all.
     """
     wanted = {row["key"]: row for row in ledger.rows("wanted")}
     good: dict[str, tuple[str, LabelRow]] = {}

@@ -51,7 +51,9 @@ class Sitting:
         clicks: The file of all clicks.
         purpose: What the labels are for.
         budget_left: Labels that the run may still buy after this sitting; None if there is no limit.
-        overlap: How many annotators judge each question; hold and grace are seconds (see `Human`).
+        overlap: How many annotators judge each question.
+        hold: Seconds after which a question on an idle screen may go to another annotator.
+        grace: Seconds to undo the last click after everything is judged.
         clock: Returns the time in seconds.
     """
 
