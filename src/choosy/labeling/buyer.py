@@ -202,9 +202,6 @@ class LabelBuyer:
         Returns:
             The candidates with their rewards; unchanged if the rest of the budget cannot pay them. Rewards to train on
             are reduced by `missing_eos_penalty`.
-
-        Raises:
-            ValueError: The labeler cannot score, or failed on a response; labels bought before it are in the ledger.
         """
         if not self.scores:
             raise ValueError(
@@ -229,9 +226,6 @@ class LabelBuyer:
 
         Returns:
             The verdicts; None where the rest of the budget cannot pay one.
-
-        Raises:
-            ValueError: The labeler failed on a question; labels bought before it are in the ledger.
         """
         question = self._asker()
         groups = [

@@ -109,11 +109,7 @@ class Ledger:
         self._lock: PurchaseLock | None = None
 
     def create(self) -> None:
-        """Make the file if there is none, and delete the lock files of dead buyers.
-
-        Raises:
-            ValueError: The file cannot be read and written, or has another format.
-        """
+        """Make the file if there is none, and delete the lock files of dead buyers."""
         try:
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
             self._create_tables_when_free()

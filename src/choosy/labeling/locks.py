@@ -1,8 +1,4 @@
-"""Locks by which processes that buy labels see whether another buyer is still alive.
-
-Every buyer holds a lock on a file beside the ledger. The operating system releases the lock when a process ends,
-however it ends, so that nobody waits for a dead process, and no clock and no process number is needed.
-"""
+"""Locks by which processes that buy labels see whether another buyer is still alive."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ RESERVE = 1 << 20  # bytes that each buyer reserves, so that a full disk still h
 
 
 class PurchaseLock:
-    """The lock of one buyer, in a file beside the ledger."""
+    """The lock of one buyer, in a file beside the ledger, which the system releases however the process ends."""
 
     def __init__(self, ledger: str) -> None:
         self.name = uuid4().hex

@@ -35,11 +35,7 @@ class Queue:
         self.name = name
 
     def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> list[Verdict]:
-        """Write the pairs to the files.
-
-        Raises:
-            Postponed: Always; the message says where the pairs are and how their verdicts are imported.
-        """
+        """Write the pairs to the files, and raise `Postponed` with the command that imports their verdicts."""
         rows = [wanted(self.name, *item) for item in items]
         path = self.folder / "wanted.jsonl"
         for file, text in ((path, to_jsonl(rows)), (path.with_suffix(".csv"), to_csv(rows, tuple(rows[0])))):

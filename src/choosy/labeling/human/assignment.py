@@ -76,11 +76,8 @@ class Assignment:
     """Gives each question to `overlap` different annotators, in the order of the questions.
 
     Args:
-        questions: In the order in which they should be judged.
         clicks: Earlier clicks; those on other questions are ignored.
-        overlap: How many annotators judge each question.
         hold: Seconds after which a question on an idle screen may go to another annotator.
-        clock: Returns the time in seconds.
     """
 
     def __init__(

@@ -48,11 +48,7 @@ class LabelingSource(Protocol):
 
 
 def serve(source: LabelingSource, *, token: str, host: str, port: int) -> str:
-    """Serve the page in a thread of this process, and return its address, token included.
-
-    Raises:
-        ValueError: The host and port cannot be listened on.
-    """
+    """Serve the page in a thread of this process, and return its address, token included."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family)

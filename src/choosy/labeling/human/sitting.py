@@ -44,16 +44,13 @@ class Sitting:
     """One purchase of verdicts: questions go out to annotators, and their answers come back to be written.
 
     The page's threads call `screen`, `click` and `undo`; the run's thread iterates over `answers`. A click returns
-    once its label is in the ledger.
+    once its label is in the ledger. For `overlap`, `hold` and `grace` see `Human`.
 
     Args:
         questions: In the order in which they should be judged.
         clicks: The file of all clicks.
         purpose: What the labels are for.
         budget_left: Labels that the run may still buy after this sitting; None if there is no limit.
-        overlap: How many annotators judge each question.
-        hold: Seconds after which a question on an idle screen may go to another annotator.
-        grace: Seconds to undo the last click after everything is judged.
         clock: Returns the time in seconds.
     """
 
@@ -112,8 +109,7 @@ class Sitting:
     def click(self, annotator: str, question: str, side: str) -> bool:
         """Write an annotator's verdict; returns False if the question needs no click from this annotator.
 
-        Raises:
-            SittingClosed: The run stopped before the label was in the ledger; the file of clicks has it.
+        After `SittingClosed`, the verdict is in the file of clicks and not in the ledger.
         """
         with self._lock:
             if self.over:
@@ -134,8 +130,7 @@ class Sitting:
     def undo(self, annotator: str) -> bool:
         """Undo an annotator's last click of this sitting; returns False if there is none.
 
-        Raises:
-            SittingClosed: The run stopped before the label was out of the ledger; the click counts as undone.
+        After `SittingClosed`, the click is undone and its label still in the ledger.
         """
         with self._lock:
             if self.over or not self._assignment.undoable.get(annotator):

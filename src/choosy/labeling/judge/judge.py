@@ -68,11 +68,7 @@ class Judge:
         )
 
     def compare(self, items: Sequence[ResponsePair]) -> Iterable[Verdict | Answer]:
-        """Yield a verdict on each item as soon as it is there; if the caller leaves, requests in flight are cancelled.
-
-        Raises:
-            ItemFailed: The endpoint is down or refuses a request.
-        """
+        """Yield each verdict as soon as it is there; if the caller leaves, requests in flight are cancelled."""
         arrived: SimpleQueue[Answer | None] = SimpleQueue()
         # An item gives up its place only when the caller asks for the next answer, so once it is in the ledger:
         # however slow the disk, no more paid answers wait in memory than there are places.
