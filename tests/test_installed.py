@@ -134,7 +134,7 @@ def test_choosy_train_does_in_any_folder_what_train_py_does_in_the_checkout(site
 def test_choosy_train_takes_the_flags_of_hydra(site, elsewhere, typed):
     choosy = site / "bin" / "choosy"
     composed = run(
-        choosy, "train", *typed, "lr=0.5", "--cfg", "job", "--package", "module.optimizer", folder=elsewhere, path=site
+        choosy, "train", *typed, "lr=0.5", "--cfg", "job", "--package", "optimizer", folder=elsewhere, path=site
     )
     assert "lr: ${lr}" in composed.stdout
     run(choosy, "train", "-m", *typed, "seed=0,1", "hydra.sweep.dir=sweep", folder=elsewhere, path=site)

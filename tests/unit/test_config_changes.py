@@ -107,7 +107,7 @@ def test_lightning_cli_and_hydra_write_the_same_configuration():
         ({"module__policy__lora__r": 8}, "model.lora.r: 16 -> 8"),
         ({"module__policy__lora": None}, "model.lora.r: 16 -> not set"),
         ({"data__train": "other.jsonl"}, "data.train: 'prompts.jsonl' -> 'other.jsonl'"),
-        ({"module__optimizer___target_": "torch.optim.SGD"}, "module.optimizer: 'torch.optim.AdamW' -> 'torch"),
+        ({"module__optimizer___target_": "torch.optim.SGD"}, "optimizer: 'torch.optim.AdamW' -> 'torch"),
     ],
 )
 def test_what_a_run_was_made_with_stays(settings, told, tmp_path):
@@ -134,7 +134,7 @@ def test_every_setting_has_the_name_that_is_typed_for_it(data):
     names = settings(composed).keys()
     assert {name for name in FIXED if "*" not in name} - OPTIONAL <= names
     assert any(name.startswith("model.lora.") for name in names)
-    groups = {"loss", "model", "labeler", "sampler", "weighting", "data", "trainer"}
+    groups = {"loss", "model", "labeler", "sampler", "weighting", "data", "trainer", "optimizer"}
     lists = ("callbacks.", "logger.", "trainer.plugins.")
     typed = sorted((name for name in names - groups if not name.startswith(lists)), reverse=True)
     assert len(typed) > 50

@@ -13,7 +13,7 @@ import yaml
 log = logging.getLogger(__name__)
 
 FIXED = (  # the weights, the responses or the labels were made with these
-    *("seed", "reference", "module.optimizer", "data"),
+    *("seed", "reference", "optimizer", "data"),
     *("model", "model.name", "model.revision", "model.adapter", "model.dtype", "model.chat_template", "model.lora*"),
     *("data.train", "data.heldout", "data.limit", "data.heldout_limit", "data.reader.*"),
 )
@@ -23,7 +23,7 @@ MENU = {  # where a setting is in the composed run: what is typed for it in the 
     "module.policy": "model",
     "module.policy.compute.tokens_per_step": "batching.tokens_per_step",
     "module.loss": "loss",
-    "module.optimizer": "module.optimizer",
+    "module.optimizer": "optimizer",
     "module.optimizer.lr": "lr",
     "data.run": "",
     "data.run.folder": "run_dir",

@@ -1,0 +1,127 @@
+"""The papers' recipes of conf/experiment, each from its own line; only sizes are typed besides."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from choosy.main import compose, train
+
+LABELERS = '''
+class Undecided:
+    """A labeler that only compares, calls a third of the pairs a tie and a seventh invalid."""
+
+    name = "undecided"
+
+    def compare(self, items):
+        return [verdict(one.text, other.text) for _, one, other in items]
+
+
+def verdict(one, other):
+    a, b = (sum(map(ord, text)) for text in (one, other))
+    if (a + b) % 7 == 0:
+        return "invalid"
+    return "tie" if (a + b) % 3 == 0 else "first" if a % 11 > b % 11 else "second"
+
+
+def reward(prompt, response):
+    return float(sum(map(ord, response)) % 7)
+'''
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_policy_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Play an experiment on the tiny policy: recipe("optune", "sampler.max_new_tokens=8")."""
+    (tmp_path / "labelers.py").write_text(LABELERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    size = ["trainer=cpu", f"model.name={tiny_policy_dir}", "model.dtype=float32", "callbacks.report.console=false"]
+    return lambda name, *sizes: train(compose([f"experiment={name}", *size, *sizes]), tmp_path / name)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write rows into a file: write("prompts", rows)."""
+
+    def written(name: str, rows: list[dict[str, Any]]) -> Path:
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return written
+
+
+def table(run: Any, number: int) -> pd.DataFrame:
+    """The pool after a round."""
+    rows = pd.read_parquet(run.run_dir / "rounds" / f"round_{number:03d}.parquet")
+    return rows[rows["split"] == "train"]
+
+
+def pairs(run: Any, number: int) -> int:
+    """How many labeled pairs the pool has after a round."""
+    return int(table(run, number)["pairs"].map(len).sum())
+
+
+def test_optune_samples_the_lowest_rewards_again_and_weighs_by_the_gap(recipe, prompts_file):
+    few = ["data.heldout_limit=2", "sampler.max_new_tokens=8", "batching.batch_size=4", "warmup_steps=2"]
+    run = recipe("optune", f"data.train={prompts_file}", "labeler=function", "labeler.path=labelers.reward", *few)
+    assert run.data.run.rounds == 3
+    assert isinstance(run.module.optimizers(use_pl_optimizer=False), torch.optim.RMSprop)
+    assert len(list(run.module.policy.trainable())) == len(list(run.module.policy.model.parameters())), "no LoRA"
+    for number in (1, 2):
+        before, now = table(run, number - 1), table(run, number)
+        mean = (
+            before.drop_duplicates("prompt_id", keep="last").set_index("prompt_id")["rewards"].map(lambda r: r.mean())
+        )
+        again = set(now[now["sampled_in"] == number]["prompt_id"])
+        assert len(again) == math.ceil(0.3 * 12)
+        assert mean[sorted(again)].max() <= mean[sorted(set(mean.index) - again)].min()
+    rows = table(run, 2)
+    weights = {round(pair["weight"], 6) for of_prompt in rows["pairs"] for pair in of_prompt}
+    gaps = {abs(a - b) for a, b in rows["rewards"] if a != b}
+    assert weights <= {round(1 / (1 + math.exp(-gap)), 6) for gap in gaps}
+
+
+def test_apl_gets_as_many_labeled_pairs_as_it_wants(recipe, write):
+    """A third of the verdicts are ties and some invalid; 16 pairs more are wanted and labeled each round."""
+    prompts = write("prompts", [{"id": f"p{n:03d}", "prompt": f"Film {n} was"} for n in range(200)])
+    labeler = ["labeler=vader", "labeler._target_=labelers.Undecided", "labels.max_invalid=null"]
+    sizes = ["rounds=5", "callbacks.certainty.count=16", "data.prompts_per_round=50", "data.heldout_limit=4"]
+    run = recipe("apl", f"data.train={prompts}", *labeler, *sizes, "sampler.max_new_tokens=8", "epochs_per_round=1")
+    assert [pairs(run, number) for number in range(5)] == [16, 32, 48, 64, 80]
+    metrics = pd.read_csv(run.run_dir / "metrics.csv")
+    assert metrics["labels/ties"].sum() > 0
+    assert metrics["labels/invalid"].sum() > 0
+    assert [len(set(table(run, n).query("sampled_in == @n")["prompt_id"])) for n in range(5)] == [50] * 5
+    assert isinstance(run.module.optimizers(use_pl_optimizer=False), torch.optim.Adam)
+    assert run.module.loss.beta == 0.2
+    assert "heldout/log_ratio" in metrics, "held-out answers are sampled at temperature 0.25"
+
+
+def test_real_labels_the_half_that_its_base_model_finds_most_dissimilar(recipe, write):
+    replies = ["Yes.", "No.", "Yes!", "Never in my life would I say so.", "Perhaps, if it rains tomorrow."]
+    rows = [
+        {"prompt": f"Is {n} odd?", "chosen": replies[n % 5], "rejected": f"{replies[(n * 2 + 1) % 5]} {n}"}
+        for n in range(12)
+    ]
+    train_file, heldout = write("train", rows), write("heldout", rows[:4])
+    few = ["batching.batch_size=3", "warmup_steps=2"]
+    run = recipe("real", f"data.train={train_file}", f"data.heldout_pairs={heldout}", *few)
+    labeled = table(run, 0)
+    assert pairs(run, 0) == 6
+    assert run.data.run.labels.counts.spent == 12, "two scores a pair"
+    utilities = [pair["utility"] for of_prompt in labeled["pairs"] for pair in of_prompt]
+    assert len(utilities) == 6
+    everything = run.data.run.pair_selector.pair_utilities(list(run.data.given.values()), run.data.run.at(0))
+    assert sorted(utilities, reverse=True) == pytest.approx(sorted((u for (u,) in everything), reverse=True)[:6])
+    optimizer = run.module.optimizers(use_pl_optimizer=False)
+    assert isinstance(optimizer, torch.optim.RMSprop)
+    assert optimizer.param_groups[0]["weight_decay"] == 1e-4
+    metrics = pd.read_csv(run.run_dir / "metrics.csv")
+    assert len(metrics["heldout/accuracy"].dropna()) == 1
