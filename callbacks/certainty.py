@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from callbacks.selector import PairChooser
 from choosy.methods import selection
+from choosy.models.rounding import Ratios, beyond_rounding, log_ratios_in_fp32
 from choosy.rounds.context import Round
 from choosy.types import Candidates
 
@@ -18,12 +19,18 @@ class Certainty(PairChooser):
     """Labels the pairs with the largest |difference of implicit rewards|, where an error of the policy shows.
 
     Args:
-        rescore: Compute the policy's log-probs again instead of using those of the sampling engine. In bf16 this is
-            hardly more exact: below a gap of one nat only model.dtype=float32 is (docs/benchmarks.md).
+        rescore: Whether log-probs are computed again in fp32, in two passes, which a policy in bf16 needs until it has
+            moved by about a nat: `never` takes those that sampling gave, and warns when rounding is larger than the
+            gaps; `auto` computes them again in such rounds; `fp32` in all rounds.
     """
 
-    rescore: bool = False
+    rescore: Literal["never", "auto", "fp32"] = "never"
     needs_reference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rescore not in ("never", "auto", "fp32"):
+            raise ValueError(f"callbacks.certainty.rescore={self.rescore} is none of never, auto, fp32.")
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -34,13 +41,17 @@ class Certainty(PairChooser):
             )
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
-        refs = [[r.logp_ref for r in c.responses] for c in candidates]
-        logps = refs if at.policy.states.is_reference() else self.policy_logps(candidates, at)  # equal policies: gap 0
-        both = zip(logps, refs, strict=True)
-        return [selection.certainty(selection.implicit_rewards(logp_N, ref_N, at.loss.beta)) for logp_N, ref_N in both]
+        equal = at.policy.states.is_reference()
+        ratios = [[0.0] * len(c.responses) for c in candidates] if equal else self.log_ratios(candidates, at)
+        return [selection.certainty([at.loss.beta * ratio for ratio in of]) for of in ratios]
 
-    def policy_logps(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
-        """Log-probability of each response under the policy: as it was sampled, or computed where that is unknown."""
-        sampled = [[r.logp for r in c.responses] for c in candidates]
-        known = all(math.isfinite(logp) for logp_N in sampled for logp in logp_N)
-        return at.policy.score(candidates) if self.rescore or not all(at.ranks.gather([known])) else sampled
+    def log_ratios(self, candidates: Sequence[Candidates], at: Round) -> Ratios:
+        """The log pi - log ref of each response, in fp32 where `rescore` says so."""
+        if self.rescore == "fp32":
+            return log_ratios_in_fp32(at.policy, candidates)
+        known = all(math.isfinite(r.logp) for c in candidates for r in c.responses)
+        sampled = all(at.ranks.gather([known]))
+        logps = [[r.logp for r in c.responses] for c in candidates] if sampled else at.policy.score(candidates)
+        refs = [[r.logp_ref for r in c.responses] for c in candidates]
+        ratios = [[a - b for a, b in zip(*both, strict=True)] for both in zip(logps, refs, strict=True)]
+        return beyond_rounding(at.policy, candidates, ratios, at.ranks, correct=self.rescore == "auto")

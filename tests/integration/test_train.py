@@ -343,9 +343,9 @@ def test_certainty_takes_the_log_probs_that_sampling_gave(play, monkeypatch):
     by_sampling = play("selector=certainty", name="sampled")
     once = passes.count(everybody)
     passes.clear()
-    by_scoring = play("selector=certainty", "callbacks.certainty.rescore=true", name="scored")
+    by_scoring = play("selector=certainty", "callbacks.certainty.rescore=fp32", name="scored")
     assert once == 2  # the reference's pass alone, each round
-    assert passes.count(everybody) == 3  # and the policy's own in round 1; in round 0 it is its reference
+    assert passes.count(everybody) == 4  # and both again in round 1; in round 0 the policy is its reference
     for number in range(2):
         ours, theirs = by_sampling.round(number), by_scoring.round(number)
         assert [[(p["chosen"], p["rejected"]) for p in pairs] for pairs in ours["pairs"]] == [

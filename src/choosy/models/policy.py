@@ -257,6 +257,23 @@ class Policy(nn.Module):
             stack.enter_context(disable_input_dtype_casting(self.model))  # autocast casts the adapter instead
         return stack
 
+    @contextmanager
+    def in_fp32(self) -> Iterator[None]:
+        """Compute in fp32 within the block, with the same weights; they take twice the memory meanwhile.
+
+        Raises:
+            ValueError: The weights are sharded.
+        """
+        if is_sharded(self) and self.compute_dtype != torch.float32:
+            raise ValueError("Sharded weights (trainer=fsdp) have one precision; set model.dtype=float32.")
+        dtype = self.compute_dtype
+        with swapped_in([(p, p.data.float()) for p in self.parameters() if p.dtype != torch.float32]):
+            self.compute_dtype = torch.float32
+            try:
+                yield
+            finally:
+                self.compute_dtype = dtype
+
     @cached_property
     def shares_prompts(self) -> bool:
         """Whether rows share prompts: wanted, and found equal to the padded path on this model."""
