@@ -84,9 +84,7 @@ def test_every_rank_learns_the_same(tiny_policy_dir, monkeypatch):
     policy = loaded(tiny_policy_dir, "bfloat16", moved=1e-4)
     candidates = sampled(policy)
     alone = gaps_and_error(policy, candidates, ratios(candidates), OneRank())
-    known = dict(
-        zip(TEXTS, log_ratios_in_fp32(policy, candidates), strict=True)
-    )  # ranks here are threads of one policy
+    known = dict(zip(TEXTS, log_ratios_in_fp32(policy, candidates), strict=True))  # as these ranks are threads
     monkeypatch.setattr("choosy.models.rounding.log_ratios_in_fp32", lambda _, some: [known[c.prompt.id] for c in some])
 
     def program(ranks: FakeRanks) -> tuple[float, float]:
