@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from choosy.data.encode import Reader
 from choosy.models.policy import Policy
 from choosy.sampling.generate import Generate
-from choosy.types import Message, Prompt
+from choosy.types import Candidates, Message, Prompt, Response
 
 PROMPT = Prompt("p1", "Is tea hot?", (Message("user", "Is tea hot?"),))
 LONGER = Prompt("p2", "And ice?", (Message("user", "Tea?"), Message("assistant", "Hot."), Message("user", "And ice?")))
@@ -189,3 +189,13 @@ def test_tokens_without_embeddings_are_named(tiny_policy_dir: Path, tmp_path: Pa
     late.load(device=torch.device("cpu"), seed=0)
     with pytest.raises(ValueError, match=told):
         late.encode_prompt(PROMPT)
+
+
+def test_sequences_beyond_the_context_window_are_named(tiny_policy_dir: Path) -> None:
+    policy = Policy(str(tiny_policy_dir), dtype="float32")
+    policy.load(device=torch.device("cpu"), seed=0)
+    told = r"may take 1030 tokens, and the context window of .* has 1024; lower data\.reader\.max_prompt_tokens"
+    with pytest.raises(ValueError, match=told):
+        Generate(max_new_tokens=30).sample(policy, [(5,) * 1000], [[0]])
+    with pytest.raises(ValueError, match=told):
+        policy.score([Candidates(PROMPT, (Response("", (5,) * 30),), (5,) * 1000)])

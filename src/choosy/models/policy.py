@@ -115,7 +115,8 @@ class Policy(nn.Module):
         own_dtype = self.compute_dtype if self.lora else torch.float32  # full fine-tuning: fp32 master weights
         model = load_weights(self.source, dtype=own_dtype, attention=self.compute.attention, device=device)
         embeddings: nn.Module = model.get_input_embeddings()
-        self.tokens.fit(next(embeddings.parameters()).shape[0])
+        window: int | None = getattr(model.config, "max_position_embeddings", None)  # not every model has one
+        self.tokens.fit(rows=next(embeddings.parameters()).shape[0], window=window)
         # a slice of hidden states is not contiguous, and torch would copy the whole head once for each row
         head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
@@ -353,6 +354,7 @@ class Policy(nn.Module):
     ) -> Iterator[tuple[int, list[float], Sequence[Tensor]]]:
         """Position of each candidate, log-probabilities of its responses, and of each response's tokens."""
         groups = [Group(c.prompt_ids, [r.ids for r in c.responses]) for c in candidates]
+        self.tokens.refuse_beyond_window(max((group.longest for group in groups), default=0))
         was_training = self.training
         self.eval()
         with self.weights_gathered():

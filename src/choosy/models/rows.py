@@ -30,6 +30,11 @@ class Group(NamedTuple):
     response_ids: Sequence[Ids]
 
     @property
+    def longest(self) -> int:
+        """Length of the prompt with its longest response."""
+        return len(self.prompt_ids) + max(map(len, self.response_ids), default=0)
+
+    @property
     def tokens(self) -> int:
         """Length of the group when the prompt is shared."""
         return len(self.prompt_ids) + sum(max(len(ids) - 1, 0) for ids in self.response_ids)

@@ -27,6 +27,7 @@ class Tokens:
         self.source = source
         self.chat_template = None if chat_template is None else read_template(chat_template)
         self._rows = 1 << 31  # of the model's embeddings, from fit() on
+        self.window: int | None = None  # the longest sequence that the model can place, likewise
         self._largest = 0  # of all ids so far
         self._model_stops: frozenset[int] = frozenset()
         self._encoded: dict[Prompt, array[int]] = {}  # four bytes a token; a tuple has 36
@@ -113,10 +114,28 @@ class Tokens:
             )
         return tuple(ids)
 
-    def fit(self, rows: int) -> None:
-        """Refuse, from now on and for what has been encoded, tokens beyond so many rows of embeddings."""
-        self._rows = rows
+    def fit(self, *, rows: int, window: int | None) -> None:
+        """Refuse what the model has no place for, also what has been encoded already.
+
+        Args:
+            rows: Of the model's embeddings.
+            window: The longest sequence that the model can place; None = any.
+        """
+        self._rows, self.window = rows, window
         self._known(())
+
+    def refuse_beyond_window(self, tokens: int) -> None:
+        """Refuse a sequence that is longer than the model's context window.
+
+        Raises:
+            ValueError: It is.
+        """
+        if self.window is not None and tokens > self.window:
+            raise ValueError(
+                f"A prompt and its response may take {tokens} tokens, and the context window of {self.source.name} has "
+                f"{self.window}; lower data.reader.max_prompt_tokens, data.reader.max_response_tokens or "
+                "sampler.max_new_tokens."
+            )
 
     def encode_response(self, text: str, prompt: Prompt | None = None) -> tuple[int, ...]:
         """Encode a given response, ended as the policy would end it.

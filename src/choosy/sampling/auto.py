@@ -1,4 +1,4 @@
-"""The fastest engine that this device and this installation have."""
+"""An engine that is chosen by the device and by what is installed."""
 
 from __future__ import annotations
 

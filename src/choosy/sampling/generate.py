@@ -1,6 +1,7 @@
-"""Sampling in this process: the prompt prefilled once for all its responses, finished rows leave the batch.
+"""Sampling with transformers' model in this process.
 
-Each response draws from a stream of its own, so its text depends on its seed, not on its neighbours in the batch.
+A prompt is computed once for all its responses, and finished rows leave the batch. Each response has its own stream of
+random numbers, so that its text depends on its seed and not on its neighbours in the batch.
 
 Axes: R rows (responses in flight), V vocabulary.
 """
@@ -12,6 +13,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +29,15 @@ from choosy.sampling.settings import EngineSettings, SamplingSettings
 from choosy.types import Response
 
 log = logging.getLogger(__name__)
+
+
+class _Work(NamedTuple):
+    """What a call of `sample` asks for."""
+
+    policy: Policy
+    prompts: Sequence[Ids]
+    seeds: Sequence[Sequence[int]]
+    settings: SamplingSettings
 
 
 @dataclass
@@ -59,24 +70,20 @@ class Generate(EngineSettings):
         done: Done = lambda ended: None,
     ) -> list[list[Response]]:
         """Sample one response for each seed of each prompt (see `Sampler.sample`)."""
-        settings = self if settings is None else settings
-        if not self._checked and prompts and not is_sharded(policy):
+        policy.tokens.refuse_beyond_window(max(map(len, prompts), default=0) + (settings or self).max_new_tokens)
+        work = _Work(policy, prompts, seeds, self if settings is None else settings)
+        if not self._checked and any(seeds) and not is_sharded(policy):
             self._checked = True
-            brief = replace(settings, max_new_tokens=min(settings.max_new_tokens, 16))
-            ((first,),) = self._sample(policy, prompts[:1], [seeds[0][:1]], brief, done=lambda ended: None)
-            check_engine("generate", policy, prompts[0], first)
-        return self._sample(policy, prompts, seeds, settings, done)
+            brief = replace(work.settings, max_new_tokens=min(work.settings.max_new_tokens, 16))
+            prompt, seed = next((ids, of_prompt[0]) for ids, of_prompt in zip(prompts, seeds, strict=True) if of_prompt)
+            ((first,),) = self._sample(_Work(policy, [prompt], [[seed]], brief), done=lambda ended: None)
+            check_engine("generate", policy, prompt, first)
+        return self._sample(work, done)
 
-    def _sample(
-        self,
-        policy: Policy,
-        prompts: Sequence[Ids],
-        seeds: Sequence[Sequence[int]],
-        settings: SamplingSettings,
-        done: Done,
-    ) -> list[list[Response]]:
+    def _sample(self, work: _Work, done: Done) -> list[list[Response]]:
+        policy, prompts, seeds, _ = work
         responses: list[list[Response]] = [[Response("")] * len(of_prompt) for of_prompt in seeds]
-        order = sorted(range(len(prompts)), key=lambda p: -len(prompts[p]))  # neighbours of like length
+        order = sorted(range(len(prompts)), key=lambda p: -len(prompts[p]))  # prompts of similar length together
         packed = packed_linears(policy.causal_lm, self.batch_size) if policy.compute.packed else nullcontext()
         with policy.for_sampling(), packed:
             while order:
@@ -85,86 +92,75 @@ class Generate(EngineSettings):
                 while order and rows + len(seeds[order[0]]) <= self.batch_size:
                     rows += len(seeds[order[0]])
                     batch.append(order.pop(0))
-                for row in self._fitting(policy, batch, prompts, seeds, settings):
+                for row in self._fitting(work, batch):
                     responses[row.prompt][row.sample] = as_response(policy, row.ids, row.logp)
                 done({p: responses[p] for p in batch})
         return responses
 
-    def _fitting(
-        self,
-        policy: Policy,
-        batch: Sequence[int],
-        prompts: Sequence[Ids],
-        seeds: Sequence[Sequence[int]],
-        settings: SamplingSettings,
-    ) -> list[_Row]:
-        """The batch, in halves where the memory does not hold it whole; later batches are then smaller, too."""
+    def _fitting(self, work: _Work, batch: Sequence[int]) -> list[_Row]:
+        """Sample a batch, in halves if it does not fit into the memory; later batches are then smaller too."""
+        policy = work.policy
         try:
-            return self._batch(policy, batch, prompts, seeds, settings)
+            return _sample_batch(work, batch)
         except torch.OutOfMemoryError as error:
             if len(batch) == 1 or not policy.is_gathered:
                 raise ValueError(
                     f"Sampling {len(batch)} prompts at once does not fit into the memory of {policy.device}; choose a "
                     f"smaller sampler.max_new_tokens, data.responses, or sampler.batch_size. ({error})"
                 ) from error
-        self.batch_size = max(1, sum(len(seeds[p]) for p in batch) // 2)
-        log.warning("Out of memory in sampling; going on with sampler.batch_size=%d.", self.batch_size)
+        self.batch_size = max(1, sum(len(work.seeds[p]) for p in batch) // 2)
+        log.warning("Out of memory in sampling; it continues with sampler.batch_size=%d.", self.batch_size)
         if policy.device.type == "cuda":
             torch.cuda.empty_cache()
         middle = len(batch) // 2
-        halves = (batch[:middle], batch[middle:])
-        return [row for half in halves for row in self._fitting(policy, half, prompts, seeds, settings)]
+        return [row for half in (batch[:middle], batch[middle:]) for row in self._fitting(work, half)]
 
-    def _batch(
-        self,
-        policy: Policy,
-        batch: Sequence[int],
-        prompts: Sequence[Ids],
-        seeds: Sequence[Sequence[int]],
-        settings: SamplingSettings,
-    ) -> list[_Row]:
-        model, device, stop_ids = policy.causal_lm, policy.device, policy.tokens.stop_ids
-        copies = [len(seeds[p]) for p in batch]
-        logits_RV, cache, mask_RL = prefill(policy, [prompts[p] for p in batch], copies)
-        flying = [_Row(p, n, uniforms(seed, settings.max_new_tokens)) for p in batch for n, seed in enumerate(seeds[p])]
-        done: list[_Row] = []
-        alive = list(range(len(flying)))  # positions in the cache of the rows still flying
-        for step in range(settings.max_new_tokens):
-            draw_R = torch.tensor([row.draws[step] for row in flying], device=device)
-            token_R = choose_token(logits_RV, draw_R, settings.temperature, settings.top_p, settings.top_k)
-            logp_R = logits_RV.gather(-1, token_R[:, None]).squeeze(-1) - logits_RV.logsumexp(-1)
-            for row, token, logp in zip(flying, token_R.tolist(), logp_R.tolist(), strict=True):
-                if math.isnan(logp):
-                    raise ValueError(
-                        f"The policy's logits are no numbers (nan) at token {step + 1} of a response: nothing can be "
-                        "sampled. Go on from an earlier checkpoint with a smaller lr, or look at the model's weights."
-                    )
-                row.ids.append(token)
-                row.logp += logp
-            alive = [r for r, row in enumerate(flying) if row.ids[-1] not in stop_ids]
-            done += [row for row in flying if row.ids[-1] in stop_ids]
-            if not alive or step + 1 == settings.max_new_tokens:
-                break
-            if len(alive) < len(flying):
-                alive = closed_up(alive)
-                keep_R = torch.tensor(alive, device=device)
-                cache.reorder_cache(keep_R)  # type: ignore[arg-type]  # any integers, whatever it says
-                flying = [flying[r] for r in alive]
-                token_R, mask_RL = token_R[keep_R], mask_RL[keep_R]
-            position_R1 = mask_RL.sum(-1, keepdim=True)
-            mask_RL = torch.cat([mask_RL, mask_RL.new_ones(len(mask_RL), 1)], dim=-1)
-            logits_RV = (
-                model(
-                    input_ids=token_R[:, None], attention_mask=mask_RL, position_ids=position_R1, past_key_values=cache
-                )
-                .logits[:, -1]
-                .float()
+
+def _sample_batch(work: _Work, batch: Sequence[int]) -> list[_Row]:
+    policy, prompts, seeds, settings = work
+    model, device, stop_ids = policy.causal_lm, policy.device, policy.tokens.stop_ids
+    logits_RV, cache, mask_RL = prefill(policy, [prompts[p] for p in batch], [len(seeds[p]) for p in batch])
+    flying = [_Row(p, n, uniforms(seed, settings.max_new_tokens)) for p in batch for n, seed in enumerate(seeds[p])]
+    done: list[_Row] = []
+    while True:
+        token_R = _draw(flying, logits_RV, settings)
+        alive = [r for r, row in enumerate(flying) if row.ids[-1] not in stop_ids]  # positions in the cache
+        done += [row for row in flying if row.ids[-1] in stop_ids]
+        if not alive or len(flying[0].ids) == settings.max_new_tokens:
+            return done + [flying[r] for r in alive]
+        if len(alive) < len(flying):
+            alive = closed_up(alive)
+            keep_R = torch.tensor(alive, device=device)
+            cache.reorder_cache(keep_R)  # type: ignore[arg-type]  # any integers, whatever it says
+            flying = [flying[r] for r in alive]
+            token_R, mask_RL = token_R[keep_R], mask_RL[keep_R]
+        position_R1 = mask_RL.sum(-1, keepdim=True)
+        mask_RL = torch.cat([mask_RL, mask_RL.new_ones(len(mask_RL), 1)], dim=-1)
+        found = model(
+            input_ids=token_R[:, None], attention_mask=mask_RL, position_ids=position_R1, past_key_values=cache
+        )
+        logits_RV = found.logits[:, -1].float()
+
+
+def _draw(flying: Sequence[_Row], logits_RV: Tensor, settings: SamplingSettings) -> Tensor:
+    """Draw the next token (R,) of each row, and append it with its log-prob under the policy."""
+    step = len(flying[0].ids)
+    draw_R = torch.tensor([row.draws[step] for row in flying], device=logits_RV.device)
+    token_R = choose_token(logits_RV, draw_R, settings.temperature, settings.top_p, settings.top_k)
+    logp_R = logits_RV.gather(-1, token_R[:, None]).squeeze(-1) - logits_RV.logsumexp(-1)
+    for row, token, logp in zip(flying, token_R.tolist(), logp_R.tolist(), strict=True):
+        if math.isnan(logp):
+            raise ValueError(
+                f"The policy's logits are no numbers (nan) at token {step + 1} of a response: nothing can be sampled. "
+                "Resume from an earlier checkpoint with a smaller lr, or check the model's weights."
             )
-        return done + [flying[r] for r in alive]
+        row.ids.append(token)
+        row.logp += logp
+    return token_R
 
 
 def closed_up(alive: Sequence[int]) -> list[int]:
-    """The same places in an order in which as few as possible move: later ones fill the gaps.
+    """Order places so that as few as possible move: later ones fill the gaps.
 
     Example:
         >>> closed_up([0, 2, 3, 5])
@@ -176,13 +172,13 @@ def closed_up(alive: Sequence[int]) -> list[int]:
 
 
 def uniforms(seed: int, n: int) -> list[float]:
-    """The n uniform draws in [0, 1) of one response."""
+    """Draw the n uniform numbers in [0, 1) of one response."""
     draws: list[float] = torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).tolist()
     return draws
 
 
 def choose_token(logits_RV: Tensor, draw_R: Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0) -> Tensor:
-    """Tokens (R,) where each row's cumulative distribution passes its uniform draw.
+    """Find the tokens (R,) at which each row's cumulative distribution passes its uniform draw.
 
     Example:
         >>> logits = torch.tensor([[0.0, 0.0, -1e9, 0.0]] * 3)
@@ -205,10 +201,10 @@ def choose_token(logits_RV: Tensor, draw_R: Tensor, temperature: float, top_p: f
 
 
 def _hit(share_RV: Tensor, draw_R: Tensor, block: int = 256) -> Tensor:
-    """The token (R,) that each draw hits: first its block of the vocabulary, then its place within.
+    """Find the token (R,) that each draw hits: first its block of the vocabulary, then its place within.
 
-    Draws are scaled to the last sum, and the search is strictly to the right: a token of probability zero is never
-    hit. Where sums do not grow from left to right, as a GPU's may not to the last bit, it is still one of V.
+    Draws are scaled to the last sum, and the search is strictly to the right, so that a token of probability zero is
+    never hit. Where sums do not grow from left to right, as on a GPU to the last bit, the token is still one of V.
     """
     R, V = share_RV.shape
     C = -(-V // block)

@@ -1,8 +1,7 @@
-"""Sampling with vLLM in this process: an engine that lives as long as the run and is handed each round's weights.
+"""Sampling with vLLM in this process.
 
-The weights go in by vLLM's own update call, from the policy's tensors, without a file and without loading the engine
-again. The first response after a start is scored by the policy itself: an engine that sampled something else is
-refused, whatever the reason.
+The engine starts once and takes each round's weights by vLLM's own update call, from the policy's tensors, without a
+file. Its first response after a start is scored by the policy: an engine that samples another model is refused.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ HOW_TO_INSTALL = (
 
 
 def is_installed() -> bool:
-    """Whether a vLLM can be imported; looks, and imports nothing."""
+    """Whether vLLM can be imported; imports nothing."""
     return find_spec("vllm") is not None
 
 
@@ -78,7 +77,9 @@ class Vllm(EngineSettings):
     ) -> list[list[Response]]:
         """Sample one response for each seed of each prompt (see `Sampler.sample`)."""
         settings = self if settings is None else settings
-        self._refuse_longer(max(map(len, prompts), default=0), settings.max_new_tokens)
+        longest = max(map(len, prompts), default=0)
+        self._refuse_longer(longest, settings.max_new_tokens)
+        policy.tokens.refuse_beyond_window(longest + settings.max_new_tokens)
         wanted = [(p, n) for p in range(len(prompts)) for n in range(len(seeds[p]))]
         if not wanted:
             return [[] for _ in prompts]
@@ -151,7 +152,6 @@ class Vllm(EngineSettings):
                 f"sampler=vllm samples merged weights, and the adapter {policy.adapter} cannot be merged exactly; "
                 "choose sampler=generate, or a plain LoRA adapter."
             )
-        limit = getattr(policy.causal_lm.config, "max_position_embeddings", None) or 1 << 30
         with undisturbed(VLLM_CPU_KVCACHE_SPACE=str(self.cache_gib)):
             from vllm import LLM
             from vllm.platforms import current_platform
@@ -163,7 +163,7 @@ class Vllm(EngineSettings):
                 revision=policy.source.revision,
                 trust_remote_code=policy.source.trust_remote_code,
                 dtype=str(policy.compute_dtype).removeprefix("torch."),
-                max_model_len=min(self.max_prompt_tokens + self.max_new_tokens, limit),
+                max_model_len=min(self.max_prompt_tokens + self.max_new_tokens, policy.tokens.window or 1 << 30),
                 max_num_seqs=self.batch_size,
                 skip_tokenizer_init=True,  # token ids in, token ids out
                 enforce_eager=not self.compiled,
