@@ -83,6 +83,13 @@ def test_sampled_scored_and_trained_alike(kind: str, head: str, tiny_policy_dir:
     assert [r.logp for r in responses] == pytest.approx(wanted, abs=1e-3)
 
 
+def test_only_plain_lora_is_sharded(tiny_policy_dir: Path, tmp_path: Path) -> None:
+    folder = adapter(tiny_policy_dir, KINDS["dora"], tmp_path / "adapter")
+    policy = Policy(str(tiny_policy_dir), lora=Lora(), adapter=str(folder), dtype="float32")
+    with pytest.raises(ValueError, match=r"trainer=fsdp shards plain LoRA only, .* choose trainer=ddp"):
+        policy.load(device=torch.device("cpu"), seed=0, sharded=True)
+
+
 def test_learned_prompts_are_refused(tiny_policy_dir: Path, tmp_path: Path) -> None:
     folder = adapter(tiny_policy_dir, PromptTuningConfig(num_virtual_tokens=2), tmp_path / "adapter")
     policy = Policy(str(tiny_policy_dir), lora=Lora(), adapter=str(folder), dtype="float32")

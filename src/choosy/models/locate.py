@@ -1,4 +1,4 @@
-"""What a model's name stands for: a folder, a hub id, or the demo's weights, which come as packages."""
+"""The folder or hub id that a model's name stands for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from filelock import FileLock
 from choosy.files import remove_unfinished, replacing
 
 MODEL = "SmolLM2-135M-Instruct"
-_COMPLETE = "prepared.txt"  # written last: a folder without it is a conversion that was cut off
+_COMPLETE = "prepared.txt"  # written last: a folder without it was not converted to the end
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,8 @@ class Policy(nn.Module):
         layers = [module for module in self.causal_lm.modules() if type(module).__name__ in names]
         if not layers:
             raise ValueError(f"{self.source.name} does not say which of its layers may be sharded; choose trainer=ddp.")
+        if not self.is_mergeable:
+            raise ValueError(f"trainer=fsdp shards plain LoRA only, which {self.adapter} is not; choose trainer=ddp.")
         # frozen weights and fp32 adapters are gathered as they are, full fine-tuning's master weights as `dtype`
         shard_weights(self, layers, device=device, compute=None if self.lora else self.compute_dtype)
         self.is_gathered = False

@@ -1,7 +1,7 @@
-"""Prompts into a cache: each computed once for all its responses, with room for tokens to come.
+"""The cache of keys and values that sampling starts from, each prompt computed once for all its responses.
 
-Where the attention takes a tree of segments, all prompts lie in one row without padding; else they are padded on the
-left. Either way what all of them begin with, such as a system prompt, is computed once.
+Where the attention takes a tree of segments, all prompts are in one row without padding; else they are padded on the
+left. Either way their common prefix, such as a system prompt, is computed once.
 
 Axes: P prompts, R rows (responses in flight), G key heads, N tokens of a row of all prompts, L keys of a row, K head
 width, D hidden width, V vocabulary.
@@ -24,7 +24,7 @@ from choosy.models.rows import Group, Ids, common_prefix, share_prompt
 
 
 class Prefilled(NamedTuple):
-    """Rows that are ready for their first token.
+    """What the first token of each response is drawn from.
 
     Attributes:
         logits_RV: Of the next token.
@@ -37,7 +37,7 @@ class Prefilled(NamedTuple):
     mask_RL: Tensor
 
 
-CHUNK = 32  # keys are held in multiples of these: room for the next ones, and widths that a CPU is quick with
+CHUNK = 32  # the number of keys is rounded up to a multiple: room for the next ones, and a fast width on a CPU
 
 
 class RoomyLayer(DynamicLayer):
@@ -60,15 +60,15 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (_with_room(states, self.length + 1) for states in (key_RGLK, value_RGLK))
 
     def get_seq_length(self) -> int:
-        """How many keys there are, without the room."""
+        """The number of keys, without the room."""
         return self.length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """How many keys the next queries look at, room included, and where these start."""
+        """The number of keys for the next queries, room included, and where these start."""
         return max(self.keys.shape[-2], _rounded(self.length + query_length)), 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write the next tokens behind the others; all keys and values."""
+        """Append the next tokens, and return all keys and values."""
         start, self.length = self.length, self.length + key_states.shape[-2]
         if self.length > self.keys.shape[-2]:
             self.keys, self.values = (_with_room(held, self.length) for held in (self.keys, self.values))
@@ -77,7 +77,7 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep these rows; only those move that change their place."""
+        """Keep these rows; only those that change their place are moved."""
         moved = (beam_idx != torch.arange(len(beam_idx), device=beam_idx.device)).nonzero().flatten()
         for held in (self.keys, self.values):
             held[moved] = held[beam_idx[moved]]
@@ -96,7 +96,7 @@ def _with_room(states_RGLK: Tensor, length: int) -> Tensor:
 
 
 def prefill(policy: Policy, prompts: Sequence[Ids], copies: Sequence[int]) -> Prefilled:
-    """Compute the prompts, and lay out so many rows of each.
+    """Compute the prompts once, and copy their keys and values for each response.
 
     Args:
         policy: What is sampled, inside `Policy.for_sampling`.
@@ -105,12 +105,12 @@ def prefill(policy: Policy, prompts: Sequence[Ids], copies: Sequence[int]) -> Pr
     """
     model, device = policy.causal_lm, policy.device
     owner_R = torch.arange(len(prompts)).repeat_interleave(torch.tensor(list(copies)))
-    # attention that counts keys instead of asking the mask (ALiBi, GPT-Neo's window) bears neither padding nor room
+    # attention that counts keys instead of using the mask (ALiBi, GPT-Neo's window) allows neither padding nor room
     by_mask = policy.shares_prompts and not hasattr(model.config, "window_size")
     keeps_all = [type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers]  # no window
     if by_mask and all(keeps_all) and fit_one_row(policy, prompts):
         return _from_tree(model, prompts, owner_R, device)
-    # padding lies between the prefix and what follows, where a sliding window would count it
+    # the padding is between the prefix and the rest, where a sliding window would count it
     prefix = common_prefix(prompts) if by_mask and all(keeps_all) else []
     logits_PV, cache, mask_PL = _padded(model, prompts, prefix, device)
     layers: list[Any] = cache.layers
@@ -122,13 +122,13 @@ def prefill(policy: Policy, prompts: Sequence[Ids], copies: Sequence[int]) -> Pr
 
 
 def fit_one_row(policy: Policy, prompts: Sequence[Ids]) -> bool:
-    """Whether the prompts may lie in one row, and its mask is not too large: flex attention's is as long as wide."""
+    """Whether the prompts fit into one row, and its mask is not too large: flex attention's is square."""
     small = sum(map(len, prompts)) <= policy.compute.tokens_per_step or needs_no_mask(policy.causal_lm)
     return small and policy.takes_tree([Group(ids, []) for ids in prompts])
 
 
 def _from_tree(model: PreTrainedModel, prompts: Sequence[Ids], owner_R: Tensor, device: torch.device) -> Prefilled:
-    """All prompts in one row, whose keys are then laid out for each response."""
+    """Compute all prompts in one row, whose keys are then copied for each response."""
     laid = share_prompt([Group(ids, []) for ids in prompts], one_row=True)
     cache = DynamicCache()
     hidden_1ND = last_hidden(model, laid.to(device), cache)
@@ -153,7 +153,7 @@ def _from_tree(model: PreTrainedModel, prompts: Sequence[Ids], owner_R: Tensor, 
 
 
 def _path(segments: Sequence[Segment], segment: Segment) -> list[int]:
-    """The tokens of a segment and of its ancestors, in their order."""
+    """The positions of a segment's tokens and of its ancestors', in their order."""
     above = _path(segments, segments[segment.parent]) if segment.parent >= 0 else []
     return [*above, *range(segment.start, segment.end)]
 
@@ -161,7 +161,7 @@ def _path(segments: Sequence[Segment], segment: Segment) -> list[int]:
 def _padded(
     model: PreTrainedModel, prompts: Sequence[Ids], prefix: Ids, device: torch.device
 ) -> tuple[Tensor, DynamicCache, Tensor]:
-    """Next-token logits (P, V), cache and mask (P, L) of left-padded prompts; their prefix is computed once."""
+    """Compute next-token logits (P, V), cache and mask (P, L) of left-padded prompts; their prefix once."""
     width = max(map(len, prompts)) - len(prefix)
     ids_PL = torch.zeros(len(prompts), width, dtype=torch.long)
     mask_PL = torch.zeros(len(prompts), len(prefix) + width, dtype=torch.long)
@@ -184,7 +184,7 @@ def _padded(
 
 
 def _prefix_cache(model: PreTrainedModel, prefix_P: Tensor, copies: int) -> DynamicCache:
-    """Keys and values of a prefix, computed once and seen by so many rows."""
+    """Compute the keys and values of a prefix once, for a number of rows."""
     cache = DynamicCache(config=model.config)
     if len(prefix_P):
         model.get_decoder()(input_ids=prefix_P[None], past_key_values=cache, use_cache=True)  # type: ignore[no-untyped-call]

@@ -1,8 +1,8 @@
-"""Layers that touch memory less often: the same values as transformers' and PEFT's, in fewer passes.
+"""Layers with the values of transformers' and PEFT's in fewer passes over memory.
 
-A CPU is done with the matrix products of a small model in about half of a training step; the rest is elementwise
-operations that read and write whole activations. These do the same in place, and their backwards recompute what is
-cheap instead of keeping it. `fuse` puts them into a model wherever a layer is found to give equal values.
+On a CPU the matrix products of a small model take about half of a training step; the rest is elementwise operations
+that read and write whole activations. These layers work in place, and their backwards recompute what is cheap instead
+of storing it. `fuse` puts them into a model wherever a layer gives equal values.
 
 Axes: N tokens, D features in, E features out, R rank of an adapter.
 """
@@ -74,7 +74,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _SwiGLU(torch.autograd.Function):
-    """silu(gate) * up, keeping only its two inputs."""
+    """silu(gate) * up, storing only its two inputs."""
 
     @staticmethod
     def forward(ctx: Any, gate_NE: Tensor, up_NE: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def _fused_lora(layer: LoraLinear) -> Callable[[Tensor], Tensor] | None:
-    """A forward of an adapted layer, or None for an adapter that is more than A and B."""
+    """The fused forward of an adapted layer; None for an adapter that is more than A and B."""
     if len(layer.lora_A) != 1 or layer.lora_variant or not isinstance(layer.base_layer, nn.Linear):
         return None
     (name,) = layer.lora_A
@@ -111,12 +111,12 @@ def _fused_lora(layer: LoraLinear) -> Callable[[Tensor], Tensor] | None:
 
 
 def _takes_one(layer: nn.Module) -> bool:
-    """Whether a layer's forward takes one tensor and nothing else, such as a gate."""
+    """Whether a layer's forward takes one tensor and nothing else."""
     return len(inspect.signature(layer.forward).parameters) == 1
 
 
 def _fused_norm(norm: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """A forward of a norm like Llama's, or None for other norms."""
+    """The fused forward of a norm like Llama's; None for other norms."""
     weight, eps = getattr(norm, "weight", None), getattr(norm, "variance_epsilon", None)
     if not isinstance(weight, Tensor) or weight.ndim != 1 or not isinstance(eps, float) or not _takes_one(norm):
         return None
@@ -129,7 +129,7 @@ def _fused_norm(norm: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
 
 def _fused_mlp(mlp: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """A forward of a gated layer like Llama's, or None for other layers."""
+    """The fused forward of a gated layer like Llama's; None for other layers."""
     parts = {name for name, _ in mlp.named_children()}
     if parts != {"gate_proj", "up_proj", "down_proj", "act_fn"} or not _takes_one(mlp):
         return None
@@ -142,7 +142,7 @@ def _fused_mlp(mlp: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
 
 def fuse(model: nn.Module) -> int:
-    """Give every layer that has one its fused forward, if it gives the same values on a probe; how many have it.
+    """Give layers their fused forwards, where these give equal values on a probe, and count them.
 
     Args:
         model: A causal language model of transformers, adapters injected, on its device.
@@ -153,7 +153,7 @@ def fuse(model: nn.Module) -> int:
         if forward is not None and _agree(layer, forward):
             layer.forward = forward
             fused += 1
-    log.info("%d layers have fused forwards.", fused)
+    log.info("%d layers are fused.", fused)
     return fused
 
 
@@ -171,6 +171,6 @@ def _agree(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> bool:
 
 
 def _width(layer: nn.Module) -> int:
-    """How many features go in: an adapted layer's and a gate's in_features, a norm's weight."""
+    """The number of input features of an adapted layer, a gated layer or a norm."""
     inner: Any = layer.base_layer if isinstance(layer, LoraLinear) else getattr(layer, "gate_proj", None)
     return len(next(layer.parameters())) if inner is None else int(inner.in_features)

@@ -1,4 +1,4 @@
-"""Memory: how much is free, and that what a CPU run has freed stays with the process."""
+"""Memory that is free on a device or stays with the process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc, malloc.h
 
 @cache
 def keep_freed_memory() -> bool:
-    """Tell glibc to reuse large freed blocks; True where that worked.
+    """Let glibc reuse large freed blocks; True if that worked.
 
     By default each large activation is mapped afresh, and the kernel zeroes its pages at the first touch: on two
     cores that took about 40% of a forward pass (docs/log.md). Other systems and C libraries are left alone.

@@ -1,8 +1,8 @@
-"""Attention over a tree of segments: a prompt and its responses without padding and without the masked-out products.
+"""Attention over a tree of segments, such as a prompt and its responses, without padding.
 
-All groups of a pass lie one behind the other in one row. A segment (the common prefix, a prompt, a response) sees
-itself causally and its ancestors wholly, so attention is a few small dense products a segment. They stay in the
-processor's cache, where one masked product over padded rows does not, and short ones of about the same size are made
+All groups of a pass are in one row, one after the other. A segment (the common prefix, a prompt, a response) attends
+to its own past and to all of its ancestors, so attention is a few small dense products a segment. These fit into the
+processor's cache, which one masked product over padded rows does not, and short ones of similar size are computed
 together (docs/log.md). Registered with transformers as `grouped`; with a mask instead of segments it is plain
 attention in which query heads that share a key head are one matrix product.
 
@@ -21,13 +21,13 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 BLOCK = 256  # queries at a time: shorter wastes calls, longer computes more of what the causal mask hides
-A_CALL = 4_096  # scores of one query head that take as long as what a bundle costs however small it is
-A_BUNDLE = 2**19  # scores of one query head in one product: what is held at once, whatever the number of blocks
-KEYS = 16  # keys are padded to a multiple of these, for which products and softmax take less time
+A_CALL = 4_096  # scores of one query head that take as long as the fixed cost of a bundle
+A_BUNDLE = 2**19  # most scores of one query head in one product, which bounds the memory
+KEYS = 16  # keys are padded to a multiple of this, for which products and softmax are faster
 
 
 class Segment(NamedTuple):
-    """Tokens start..end of a row that continue another segment of it; `parent` is its position, -1 for none."""
+    """Tokens start..end of a row that continue another segment; `parent` is its position, -1 for none."""
 
     start: int
     end: int
@@ -35,7 +35,7 @@ class Segment(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Queries start..end and the spans of keys they see; the last end - start keys are seen causally."""
+    """Queries start..end and the spans of keys they attend to, causally to the last end - start ones."""
 
     start: int
     end: int
@@ -43,17 +43,17 @@ class Block(NamedTuple):
 
     @property
     def queries(self) -> int:
-        """How many queries."""
+        """The number of queries."""
         return self.end - self.start
 
     @property
     def keys(self) -> int:
-        """How many keys, the queries' own among them."""
+        """The number of keys, the queries' own among them."""
         return sum(end - start for start, end in self.spans)
 
 
 def blocks(segments: Sequence[Segment], size: int = BLOCK) -> Iterator[Block]:
-    """The products of a tree, at most `size` queries each.
+    """Cut a tree into products of at most `size` queries each.
 
     Example:
         >>> list(blocks([Segment(0, 2, -1), Segment(2, 5, 0), Segment(5, 6, 0)]))  # prompt, two responses
@@ -77,13 +77,13 @@ Block(start=5, end=6, spans=((0, 2), (5, 6)))]
 
 
 class Bundle(NamedTuple):
-    """Blocks that are one product, padded to the longest.
+    """Blocks that are computed as one product, padded to the longest.
 
     Attributes:
         query_GnRL: The row of each query among all (token, query head); a padded one repeats the block's first.
         key_GnS: The row of each key among all (token, key head), ancestors first; likewise.
         real_nL: 1 for a query, 0 for a padded one.
-        hidden_nLS: What is added to the scores: -inf where a query does not see a key, else 0.
+        hidden_nLS: What is added to the scores: -inf where a query does not attend to a key, else 0.
     """
 
     query_GnRL: Tensor
@@ -93,7 +93,7 @@ class Bundle(NamedTuple):
 
 
 def bundles(plan: Sequence[Block]) -> Iterator[list[Block]]:
-    """Blocks of about the same size together, as long as the padding takes less time than calls of their own.
+    """Put blocks of similar size together, as long as the padding takes less time than separate calls.
 
     Example:
         >>> short, long = Block(0, 30, ((0, 30),)), Block(60, 316, ((60, 316),))
@@ -115,7 +115,7 @@ def bundles(plan: Sequence[Block]) -> Iterator[list[Block]]:
 
 
 class Tree:
-    """What each token of a row sees, laid out once for all layers.
+    """What each token of a row attends to, laid out once for all layers.
 
     Args:
         segments: Of the row, each behind the one before it.
@@ -127,7 +127,7 @@ class Tree:
         self._laid: dict[Any, tuple[list[Bundle], Tensor]] = {}
 
     def laid(self, heads: int, key_heads: int, like: Tensor) -> tuple[list[Bundle], Tensor]:
-        """The bundles for so many heads, and the place (X,) of each query in what they compute."""
+        """The bundles for a number of heads, and the place (X,) of each query in their results."""
         known = heads, key_heads, like.dtype, like.device
         if known not in self._laid:
             laid = [_laid(bundle, heads, key_heads) for bundle in self.bundles]
@@ -167,12 +167,12 @@ def _laid(together: Sequence[Block], heads: int, key_heads: int) -> Bundle:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """All axes but the last as one."""
+    """Flatten all axes but the last."""
     return x.reshape(-1, x.shape[-1])
 
 
 def _rows(x_XK: Tensor, at: Tensor) -> Tensor:
-    """Rows of a matrix by an index whose first two axes become one, and its last two."""
+    """Select rows of a matrix by an index, whose first two axes become one, and its last two."""
     return x_XK.index_select(0, at.flatten()).view(at.shape[0] * at.shape[1], -1, x_XK.shape[-1])
 
 
@@ -185,7 +185,7 @@ def _shares(query_bqK: Tensor, key_bSK: Tensor, hidden_nLS: Tensor) -> Tensor:
 
 
 class TreeAttention(torch.autograd.Function):
-    """Attention of a tree; the backward recomputes the softmax, so that nothing of size L x S is kept."""
+    """Attention of a tree; the backward recomputes the softmax, so that nothing of size L x S is stored."""
 
     @staticmethod
     def forward(ctx: Any, query_NHK: Tensor, key_NGK: Tensor, value_NGW: Tensor, tree: Tree, scaling: float) -> Tensor:
@@ -252,12 +252,12 @@ def grouped_attention(
         query_BHLK: Queries: batch, query heads, length, head width.
         key_BGSK: Keys: batch, key heads, length seen, head width.
         value_BGSW: Values.
-        attention_mask: (B, 1, L, S): True where seen, or 0 there and -inf elsewhere; without `tree`.
+        attention_mask: (B, 1, L, S): True where there is attention, or 0 there and -inf elsewhere; without `tree`.
         scaling: Factor on the scores; head width ** -0.5 if None.
         dropout: Must be 0: preference log-probs are computed without.
         softcap: Bound of the scores, for models that have one; without `tree`.
         s_aux: Attention sinks; not supported.
-        tree: What the one row holds; instead of a mask.
+        tree: Of the one row; instead of a mask.
     """
     if s_aux is not None:
         raise ValueError(
@@ -296,6 +296,6 @@ def grouped_attention(
 
 
 def register() -> None:
-    """Make `attn_implementation="grouped"` known to transformers."""
+    """Register `attn_implementation="grouped"` with transformers."""
     AttentionInterface.register("grouped", grouped_attention)
     AttentionMaskInterface.register("grouped", eager_mask)
