@@ -81,9 +81,10 @@ def stopped(lines, folder, tmp_path, monkeypatch) -> tuple[list[str], Path]:
 
 
 def damaged(path: Path) -> None:
-    """Change a byte in the middle."""
+    """Change some bytes in the middle."""
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0xFF
+    for at in range(len(data) // 2, len(data) // 2 + 128):  # more than the padding between two parts of a checkpoint
+        data[at] ^= 0xFF
     path.write_bytes(data)
 
 
