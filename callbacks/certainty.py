@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from callbacks.selector import PairChooser
 from choosy.methods import selection
-from choosy.models.rounding import Ratios, beyond_rounding, log_ratios_in_fp32
+from choosy.models.rounding import Rescore, log_ratios
 from choosy.rounds.context import Round
 from choosy.types import Candidates
 
@@ -24,7 +23,7 @@ class Certainty(PairChooser):
             gaps; `auto` computes them again in such rounds; `fp32` in all rounds.
     """
 
-    rescore: Literal["never", "auto", "fp32"] = "never"
+    rescore: Rescore = "never"
     needs_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -42,16 +41,6 @@ class Certainty(PairChooser):
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
         equal = at.policy.states.is_reference()
-        ratios = [[0.0] * len(c.responses) for c in candidates] if equal else self.log_ratios(candidates, at)
-        return [selection.certainty([at.loss.beta * ratio for ratio in of]) for of in ratios]
-
-    def log_ratios(self, candidates: Sequence[Candidates], at: Round) -> Ratios:
-        """The log pi - log ref of each response, in fp32 where `rescore` says so."""
-        if self.rescore == "fp32":
-            return log_ratios_in_fp32(at.policy, candidates)
-        known = all(math.isfinite(r.logp) for c in candidates for r in c.responses)
-        sampled = all(at.ranks.gather([known]))
-        logps = [[r.logp for r in c.responses] for c in candidates] if sampled else at.policy.score(candidates)
-        refs = [[r.logp_ref for r in c.responses] for c in candidates]
-        ratios = [[a - b for a, b in zip(*both, strict=True)] for both in zip(logps, refs, strict=True)]
-        return beyond_rounding(at.policy, candidates, ratios, at.ranks, correct=self.rescore == "auto")
+        scored = at.policy, candidates, at.ranks
+        ratios = [[0.0] * len(c.responses) for c in candidates] if equal else log_ratios(*scored, rescore=self.rescore)
+        return [selection.certainty([at.loss.beta * ratio for ratio in of_prompt]) for of_prompt in ratios]

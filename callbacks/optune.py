@@ -11,6 +11,7 @@ import torch
 from callbacks.selector import PromptChooser
 from choosy.labeling.menu import labelers_able_to
 from choosy.methods import selection
+from choosy.methods.shrinkage import shrunk_means
 from choosy.rounds.context import Round
 from choosy.types import Prompt
 
@@ -40,7 +41,7 @@ class OPTune(PromptChooser):
         reward_PN, scored_PN, sampled_P = map(torch.from_numpy, at.pool.rewards([p.id for p in prompts]))
         if self.statistic == "shrunk":
             count_P, mean_P, m2_P = map(torch.from_numpy, at.pool.reward_moments([p.id for p in prompts]))
-            score_P, scored_P = selection.shrunk_means(count_P, mean_P, m2_P), count_P > 0
+            score_P, scored_P = shrunk_means(count_P, mean_P, m2_P), count_P > 0
         else:
             score_P, scored_P = selection.reward_statistic(reward_PN, scored_PN, self.statistic), scored_PN.any(1)
         return selection.optune(score_P, scored_P, sampled_P, self.direction)

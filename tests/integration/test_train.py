@@ -356,9 +356,9 @@ def test_certainty_takes_the_log_probs_that_sampling_gave(play, monkeypatch):
 
 
 @pytest.mark.parametrize(("responses", "budget", "affordable"), [(2, 10, 10), (3, 10, 9)])
-def test_a_budget_is_never_exceeded_and_the_run_goes_on(responses, budget, affordable, play, capsys):
+def test_a_budget_is_never_exceeded_and_the_run_goes_on(responses, budget, affordable, play, caplog):
     run = play(f"labels.budget={budget}", f"data.responses={responses}")
-    assert f"The label budget of {budget} is spent" in capsys.readouterr().err
+    assert f"labels.budget={budget} is spent: {12 - affordable // responses} of 12 judgements were not" in caplog.text
     assert run.summary["rounds"] == 2
     assert run.summary["labels"]["budget"] == budget
     assert run.summary["labels"]["spent"] == affordable == labels_in(run.run_dir / "ledger.sqlite")

@@ -31,11 +31,11 @@ from choosy.methods.selection import (
     rank_pairs,
     responses_of,
     reward_statistic,
-    shrunk_means,
     top_k,
     top_pairs,
     two_means,
 )
+from choosy.methods.shrinkage import shrunk_means
 from choosy.types import Moments
 
 ROOT = Path(__file__).resolve().parents[2]

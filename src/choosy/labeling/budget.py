@@ -17,6 +17,10 @@ class Budget:
     labels: int | None = None
     money: float | None = None  # in the labeler's currency
 
+    def __str__(self) -> str:
+        limits = {"labels.budget": self.labels, "labels.budget_money": self.money}
+        return " or ".join(f"{name}={limit}" for name, limit in limits.items() if limit is not None)
+
     def check(self, terms: Terms) -> None:
         """Refuse budgets that buy nothing."""
         if self.labels is not None and self.labels < terms.labels_per_answer:

@@ -269,6 +269,13 @@ class LabelBuyer:
                 break
             if missing and not bought:
                 pause = self._wait(pause, len(missing))
+        if train and None in served:
+            log.warning(
+                "%s is spent: %d of %d judgements were not bought. Training continues with the labels bought so far.",
+                self.limits,
+                served.count(None),
+                len(served),
+            )
         labels = self.ledger.find(wanted)
         return [None if group is None else [labels[q.key] for q in group] for group in served]
 

@@ -163,43 +163,6 @@ def reward_statistic(reward_PN: Tensor, scored_PN: Tensor, statistic: Statistic 
     return of_P.where(count_P > 0, 0.0).where(~broken_P, math.nan)
 
 
-def shrunk_means(count_P: Tensor, mean_P: Tensor, m2_P: Tensor) -> Tensor:
-    """Empirical-Bayes means: each prompt's mean reward, drawn towards the mean of all by as much as it is noise.
-
-    A prompt's n rewards scatter around its own mean with variance s2, and the means of prompts around mu with variance
-    t2, both estimated from all prompts (one-way analysis of variance). The posterior mean is mu + B (mean - mu), where
-    B = t2 / (t2 + s2 / n): few rewards or much scatter say little about a prompt.
-
-    Args:
-        count_P: Number of rewards of each prompt; 0 if it has none.
-        mean_P: Their mean.
-        m2_P: Their sum of squared differences from the mean.
-
-    Returns:
-        P posterior means; mu for a prompt without rewards, nan for one with a reward that is not finite.
-
-    Example:
-        >>> count_P, mean_P = torch.tensor([2.0, 2.0]), torch.tensor([3.0, 1.0])
-        >>> shrunk_means(count_P, mean_P, m2_P=torch.tensor([1.0, 1.0])).tolist()  # s2 = 1, t2 = 1.5, B = 0.75
-        [2.75, 1.25]
-    """
-    count_P, mean_P, m2_P = count_P.double(), mean_P.double(), m2_P.double()
-    known_P = (count_P > 0) & m2_P.isfinite()
-    n_P, groups, rewards = count_P[known_P], int(known_P.sum()), count_P[known_P].sum()
-    if groups == 0:
-        return mean_P
-    mu = (n_P * mean_P[known_P]).sum() / rewards
-    if groups == 1 or rewards == groups:  # nothing tells noise from difference
-        return mean_P.where(count_P > 0, mu)
-    s2 = m2_P[known_P].sum() / (rewards - groups)
-    between = (n_P * (mean_P[known_P] - mu).square()).sum()
-    t2 = ((between - (groups - 1) * s2) / (rewards - n_P.square().sum() / rewards)).clamp(min=0)
-    if t2 + s2 == 0:
-        return mean_P.where(count_P > 0, mu)
-    shrink_P = t2 / (t2 + s2 / count_P.clamp(min=1))
-    return (mu + shrink_P * (mean_P - mu)).where(count_P > 0, mu)
-
-
 def optune(score_P: Tensor, scored_P: Tensor, sampled_P: Tensor, direction: Direction = "largest") -> list[float]:
     """OPTune: the lower the stored reward of a prompt, the larger the utility of sampling it again.
 
@@ -249,16 +212,6 @@ def pair_positions(n: int) -> list[tuple[int, int]]:
         [(0, 1), (0, 2), (1, 2)]
     """
     return list(combinations(range(n), 2))
-
-
-def implicit_rewards(logps_N: Sequence[float], ref_logps_N: Sequence[float], beta: float) -> list[float]:
-    """beta * (log pi - log ref) of each response: the reward that DPO's policy stands for (arXiv 2305.18290, Eq. 5).
-
-    Example:
-        >>> implicit_rewards([-40.0, -55.0], [-42.0, -50.0], beta=0.1)
-        [0.2, -0.5]
-    """
-    return [beta * (logp - ref) for logp, ref in zip(logps_N, ref_logps_N, strict=True)]
 
 
 def certainty(implicit_rewards_N: Sequence[float]) -> list[float]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
@@ -15,7 +17,27 @@ from choosy.types import Candidates
 
 log = logging.getLogger(__name__)
 
+Rescore = Literal["never", "auto", "fp32"]
 Ratios = list[list[float]]  # log pi - log ref of each response of each candidate, in nats
+
+
+def log_ratios(policy: Policy, candidates: Sequence[Candidates], ranks: Ranks, *, rescore: Rescore) -> Ratios:
+    """Return log pi - log ref of each response; every rank must call this.
+
+    Args:
+        policy: The policy.
+        candidates: This rank's, with log-probs under the reference.
+        ranks: All processes.
+        rescore: When the log-probs are computed again in fp32 instead of those that sampling gave.
+    """
+    if rescore == "fp32":
+        return log_ratios_in_fp32(policy, candidates)
+    known = all(math.isfinite(r.logp) for c in candidates for r in c.responses)
+    sampled = all(ranks.gather([known]))
+    logps = [[r.logp for r in c.responses] for c in candidates] if sampled else policy.score(candidates)
+    refs = [[r.logp_ref for r in c.responses] for c in candidates]
+    ratios = [[a - b for a, b in zip(*both, strict=True)] for both in zip(logps, refs, strict=True)]
+    return beyond_rounding(policy, candidates, ratios, ranks, correct=rescore == "auto")
 
 
 def log_ratios_in_fp32(policy: Policy, candidates: Sequence[Candidates]) -> Ratios:

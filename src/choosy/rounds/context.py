@@ -144,7 +144,6 @@ class Labels(Protocol):
     Attributes:
         labeler: Who judges.
         scores: Whether the labeler scores single responses.
-        budget: The most labels that the run may buy to train on; None = no limit.
     """
 
     @property
@@ -152,8 +151,6 @@ class Labels(Protocol):
 
     @property
     def scores(self) -> bool: ...
-    @property
-    def budget(self) -> int | None: ...
 
     def score(self, candidates: Sequence[Candidates]) -> list[Candidates]:
         """Return the candidates with rewards; those that the budget cannot pay are returned unchanged."""

@@ -51,11 +51,6 @@ def label(at: Round, mine: Sequence[Candidates], choice: PairChoice | None, labe
         tick(len(fresh))
     if at.ranks.rank == 0:  # the counts of all ranks are added up
         at.counts.update(bought.counts)
-    if bought.unpaid:
-        at.phases.display.say(
-            f"The label budget of {labels.budget} is spent: {bought.unpaid} of this round's judgements were not "
-            "bought. Training continues with the pairs bought so far."
-        )
     return bought.labeled
 
 

@@ -50,10 +50,6 @@ class LabelAhead:
     def scores(self) -> bool:
         return self._buyer.scores
 
-    @property
-    def budget(self) -> int | None:
-        return self._buyer.budget
-
     def score(self, candidates: Sequence[Candidates]) -> list[Candidates]:
         self.finish()
         return self._buyer.score(candidates)
