@@ -16,7 +16,7 @@ from choosy.labeling.buyer import LabelBuyer
 from choosy.main import compose, train
 from choosy.resume import partial_rounds as sampled
 from choosy.rounds import round as round_module
-from choosy.sampling.generate import Generate
+from choosy.sampling import generate
 
 HERE = Path(__file__).parent
 SLOW = 0.15  # seconds that a request takes
@@ -46,13 +46,13 @@ def lines(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path) -> list[str
 @pytest.fixture
 def slow_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches that take their time, and are kept one by one."""
-    batch = Generate._batch
+    batch = generate._sample_batch
 
     def slowly(*args: Any) -> Any:
         time.sleep(0.4)
         return batch(*args)
 
-    monkeypatch.setattr(Generate, "_batch", slowly)
+    monkeypatch.setattr(generate, "_sample_batch", slowly)
     monkeypatch.setattr(sampled, "EVERY", 0.0)
 
 
@@ -87,14 +87,14 @@ def test_labels_bought_ahead_are_those_bought_afterwards(lines, slow_sampling, t
 
 def test_a_judge_that_refuses_stops_the_run_while_it_samples(lines, slow_sampling, tmp_path) -> None:
     batches = 0
-    batch = Generate._batch
+    batch = generate._sample_batch
 
     def counted(*args: Any) -> Any:
         nonlocal batches
         batches += 1
         return batch(*args)
 
-    Generate._batch = counted  # type: ignore[method-assign]  # slow_sampling takes it back
+    generate._sample_batch = counted  # slow_sampling restores it
     few = ["labeler.endpoint.retries.count=0", "sampler.batch_size=2"]
     with FaultyJudge(slow, lambda asked: "401") as server, pytest.raises(ValueError, match="status 401"):
         train(compose([*lines, *few, f"labeler.base_url={server.url}"]), tmp_path / "run")

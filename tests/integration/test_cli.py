@@ -185,11 +185,8 @@ def test_the_two_commands_of_the_usage_work_as_they_are_typed(lines, tmp_path):
 
 @pytest.mark.slow
 def test_train_tells_a_mistake_in_a_sentence(lines, tmp_path):
-    words = [*lines, "data.responses=1", f"run_dir={tmp_path}/run"]
+    words = [*lines, "data.responses=0", f"run_dir={tmp_path}/run"]
     run = command(ROOT / "train.py", *words, folder=tmp_path)
     assert run.returncode == 1
-    assert run.stderr.strip() == (
-        "SigmoidLoss compares responses to one prompt, and data.responses=1 gives some prompts a single response; "
-        "choose loss=kto, or at least two responses to each prompt."
-    )
+    assert run.stderr.strip() == "data.responses=0 leaves nothing to judge; choose at least 2."
     assert not contents(tmp_path / "run")

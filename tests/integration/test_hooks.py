@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Play
 from lightning.pytorch import Callback
 
 from choosy.module import WeightedDPO
@@ -70,7 +70,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 ROUND = ["data.train_dataloader with module.training=True"]
 
 
-def test_a_run(play: Play, events: list[str]) -> None:
+def test_a_run(play: Callable[..., Any], events: list[str]) -> None:
     """`train_dataloader`, which plays the round, comes after every set-up and before `on_train_epoch_start`."""
     play("callbacks.checkpoint.every_n_steps=0", callbacks=[Recorder(events)])
     assert events == [
@@ -86,7 +86,7 @@ def test_a_run(play: Play, events: list[str]) -> None:
     ]
 
 
-def test_a_run_that_resumes_after_a_round(play: Play, events: list[str]) -> None:
+def test_a_run_that_resumes_after_a_round(play: Callable[..., Any], events: list[str]) -> None:
     """States are loaded between the callbacks' set-up and the first round, which is asked for twice."""
     play("callbacks.checkpoint.every_n_steps=0", "rounds=1", callbacks=[Recorder(events)])
     events.clear()

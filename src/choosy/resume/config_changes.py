@@ -79,10 +79,15 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
         folders = str(was["run_dir"]), str(now["run_dir"])
         was = {name: value.replace(*folders) if isinstance(value, str) else value for name, value in was.items()}
     alike = ("module" in old) == ("module" in new)
+
+    def comparable(name: str) -> bool:
+        in_both = name in was and name in now
+        return alike or in_both or (is_fixed(name) and not name.startswith("data.reader."))  # which is never null
+
     return {
         name: f"{name}: {_shown(was.get(name))} -> {_shown(now.get(name))}"
         for name in sorted(was.keys() | now.keys())
-        if was.get(name) != now.get(name) and (alike or is_fixed(name) or (name in was and name in now))
+        if was.get(name) != now.get(name) and comparable(name)
     }
 
 
