@@ -188,7 +188,7 @@ def test_sampling_that_does_not_fit_goes_on_with_half(load_policy, caplog):
     assert [[r.text for r in of_prompt] for of_prompt in found] == [[r.text for r in of_prompt] for of_prompt in wanted]
     assert memory.largest <= 5
     assert sampler.batch_size <= 5
-    assert "going on with sampler.batch_size=" in caplog.text
+    assert "it continues with sampler.batch_size=" in caplog.text
 
 
 def test_one_prompt_that_does_not_fit_is_told(load_policy):

@@ -108,7 +108,13 @@ class Stub:
         return (int(prompt.id[1:]), 7)
 
     def sample(
-        self, policy: Any, ids: Sequence[tuple[int, ...]], seeds: Any, *, done: Callable[[Mapping[int, Any]], None]
+        self,
+        policy: Any,
+        ids: Sequence[tuple[int, ...]],
+        seeds: Any,
+        *,
+        settings: Any = None,
+        done: Callable[[Mapping[int, Any]], None],
     ) -> list[list[Response]]:
         made = [[Response(f"{seed}", (seed % 5,), seed % 2 == 0, -1.0) for seed in of_prompt] for of_prompt in seeds]
         for start in range(0, len(ids), 2):
