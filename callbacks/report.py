@@ -8,7 +8,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from choosy.reporting.console import print_report
-from choosy.reporting.curves import write_curves
 from choosy.reporting.page import write_report
 from choosy.reporting.summary import read_run, write_summary
 
@@ -37,7 +36,6 @@ class Report(Callback):
         run = read_run(self.run_dir)
         if run.finished:
             write_summary(run, self.run_dir / "summary.json")
-        drawing = write_curves(run, self.run_dir / "curves.png")
-        write_report(run, self.run_dir / "report.html", drawing)
+        write_report(run)
         if self.console:
             print_report(run)

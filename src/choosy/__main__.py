@@ -15,7 +15,6 @@ from choosy.labeling.protocols import Postponed
 from choosy.main import main as train
 from choosy.parallel.launch import LOST, end_with_launcher, is_peer_failure
 from choosy.reporting.console import print_report
-from choosy.reporting.curves import write_curves
 from choosy.reporting.page import write_index, write_report
 from choosy.reporting.summary import read_run
 
@@ -62,8 +61,7 @@ def report(words: list[str]) -> None:
     parser = ArgumentParser("choosy report", description="Write and print the report of a run, finished or not.")
     parser.add_argument("run_dir", metavar="RUN_DIR", help="the folder of the run, with rounds/ in it")
     run = read_run(parser.parse_args(words).run_dir)
-    drawing = write_curves(run, run.folder / "curves.png")
-    write_report(run, run.folder / "report.html", drawing)
+    write_report(run)
     print_report(run)
 
 

@@ -135,9 +135,9 @@ def objective(cfg: DictConfig, run: RunSummary) -> float | None:
     if cfg.objective == "win_rate":
         return run.last.get("win_rate")
     looks = [
-        (played.labels["spent"], played.evaluation["win_rate"], int(played.evaluation["judged"]))
+        (played["labels"]["spent"], played["evaluation"]["win_rate"], int(played["evaluation"]["judged"]))
         for played in run.evaluated
-        if played.evaluation and known(played.evaluation, "win_rate") is not None
+        if known(played["evaluation"], "win_rate") is not None
     ]
     return labels_until(looks, cfg.target_win_rate)
 

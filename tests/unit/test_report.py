@@ -16,7 +16,7 @@ from rich.console import Console
 from callbacks.report import Report
 from choosy.data.table_files import write_table
 from choosy.reporting.console import crop, print_report
-from choosy.reporting.curves import write_curves
+from choosy.reporting.curves import curves
 from choosy.reporting.page import write_index, write_report
 from choosy.reporting.phases import PHASES
 from choosy.reporting.summary import HeldoutAnswer, RunSummary, read_run, write_summary
@@ -130,7 +130,7 @@ def test_what_is_not_a_number_is_null(tmp_path):
     write_summary(run, folder / "summary.json")
     numbers = json.loads((folder / "summary.json").read_text())
     assert (numbers["reward"], numbers["win_rate"]) == ({"initial": 0.25, "final": None}, None)
-    write_curves(run, folder / "curves.png")
+    assert curves(run).startswith(b"\x89PNG")
 
 
 def test_the_answers_are_those_of_the_last_round(run_dir):
@@ -152,7 +152,7 @@ def test_an_unfinished_run_can_be_read_and_shown(tmp_path, played):
     run = read_run(write_run(tmp_path, rounds=4, played=played))
     assert not run.finished
     assert run.numbers()["rounds"] == played
-    write_report(run, tmp_path / "report.html", write_curves(run, tmp_path / "curves.png"))
+    write_report(run)
     assert f"{played} of 4 rounds" in (tmp_path / "report.html").read_text()
     assert f"{played} of 4 rounds" in printed(run)
 
@@ -185,8 +185,7 @@ def test_the_curves_are_a_png_of_sensible_size(run_dir, free):
             told = facts(number, rounds=2, budget=None, evaluation={"reward": 0.5, "win_rate": 0.5})
             told["labels"]["spent"] = 0
             write_round(run_dir, f"round_{number:03}", [], told)
-    image = write_curves(read_run(run_dir), run_dir / "curves.png")
-    assert (run_dir / "curves.png").read_bytes() == image
+    image = curves(read_run(run_dir))
     assert image.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", image[16:24])
     assert (1200, 600) < (width, height) < (2400, 1200)
@@ -195,13 +194,13 @@ def test_the_curves_are_a_png_of_sensible_size(run_dir, free):
 
 def test_the_page_escapes_all_that_a_model_wrote_and_loads_nothing(run_dir):
     (run_dir / "config.yaml").write_text("seed: 7\n")
-    write_report(read_run(run_dir), run_dir / "report.html", b"the drawing")
+    write_report(read_run(run_dir))
     page = (run_dir / "report.html").read_text()
     assert "<script" not in page
     assert "<b>dull" not in page
     assert page.count("sunny 1 &lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;") == 8
     assert "grey &amp; &lt;b&gt;dull&lt;/b&gt;" in page
-    assert f'src="data:image/png;base64,{base64.b64encode(b"the drawing").decode()}"' in page
+    assert f'src="data:image/png;base64,{base64.b64encode((run_dir / "curves.png").read_bytes()).decode()}"' in page
     assert '<a href="config.yaml">' in page
     assert "@media (prefers-color-scheme: dark)" in page
     assert "http:" not in page
@@ -210,8 +209,8 @@ def test_the_page_escapes_all_that_a_model_wrote_and_loads_nothing(run_dir):
 
 def test_a_folder_named_like_markup_is_escaped(tmp_path):
     run = read_run(write_run(tmp_path / "<i>run"))
-    write_report(run, tmp_path / "report.html", b"")
-    assert "<i>run" not in (tmp_path / "report.html").read_text()
+    write_report(run)
+    assert "<i>run" not in (tmp_path / "<i>run" / "report.html").read_text()
 
 
 def test_the_last_words_show_answers_rounds_time_and_paths(run_dir):

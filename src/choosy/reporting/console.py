@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from choosy.reporting.curves import REWARD, WIN_RATE
+from choosy.reporting.display import duration
 from choosy.reporting.page import COLORS
-from choosy.reporting.phases import duration
 from choosy.reporting.summary import HEADINGS, RunSummary, as_text
 
 

@@ -5,22 +5,12 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from choosy.files import replacing
-from choosy.reporting.summary import RunSummary, known
+from choosy.reporting.summary import RunSummary, costs_of, known
 
 GRID, FRAME, INK = "#e5e7eb", "#9ca3af", "#4b5563"
 REWARD, WIN_RATE = "#2563eb", "#d97706"
-
-
-def write_curves(run: RunSummary, path: str | Path) -> bytes:
-    """Write `curves.png` and return it, for the report."""
-    png = curves(run)
-    with replacing(path) as unfinished:
-        unfinished.write_bytes(png)
-    return png
 
 
 def curves(run: RunSummary) -> bytes:
@@ -34,11 +24,10 @@ def curves(run: RunSummary) -> bytes:
     costs: dict[str, list[float]] = {"labels bought": [0], "tokens generated": [0], "seconds": [0]}
     rewards, win_rates = [_drawn(known(run.start, "reward"))], [0.5]
     for played in run.evaluated:
-        spent = (played.labels["spent"], played.tokens_generated, played.total_seconds)
-        for of_cost, amount in zip(costs.values(), spent, strict=True):
+        for of_cost, amount in zip(costs.values(), costs_of(played), strict=True):
             of_cost.append(amount)
-        rewards.append(_drawn(known(played.evaluation or {}, "reward")))
-        win_rates.append(_drawn(known(played.evaluation or {}, "win_rate")))
+        rewards.append(_drawn(known(played["evaluation"], "reward")))
+        win_rates.append(_drawn(known(played["evaluation"], "win_rate")))
     figure = Figure(figsize=(11, 5.2), layout=ConstrainedLayoutEngine(wspace=0.04, hspace=0.06))
     axes = figure.subplots(2, 3, sharex="col", sharey="row")
     for column, (cost, amounts) in enumerate(costs.items()):

@@ -5,15 +5,43 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from choosy.reporting.phases import OpenPhase, duration
+
+@dataclass
+class OpenPhase:
+    """A phase that runs.
+
+    Attributes:
+        name: One of `PHASES`.
+        total: Number of things that it will handle; None = not known.
+        unit: What the things are.
+        done: Number of things handled so far.
+        seconds: Time that it ran and no inner phase did.
+    """
+
+    name: str
+    total: int | None
+    unit: str
+    done: int = 0
+    seconds: float = 0.0
+
+    @property
+    def amount(self) -> str:
+        """What was handled: `128 prompts`, or `40/128 prompts` if not all of them."""
+        if not self.done and not self.total:
+            return ""
+        whole = "" if self.total in (None, self.done) else f"/{self.total}"
+        return f"{self.done}{whole} {self.unit}".rstrip()
 
 
 class RunDisplay:
     """Prints one line for every phase that is over; on a terminal each open phase also has a bar.
+
+    Phases may nest: the last begun ends first.
 
     Args:
         console: Where to print; None = standard error.
@@ -33,7 +61,7 @@ class RunDisplay:
             console=self._console,
             transient=True,
             redirect_stdout=sys.stdout.isatty(),  # what is printed to a file must not land on the terminal
-            disable=not self._console.is_terminal,
+            disable=self._console.quiet or not self._console.is_terminal,
         )
 
     def begin(self, phase: OpenPhase) -> None:
@@ -51,15 +79,31 @@ class RunDisplay:
             self.say("  ".join(filter(None, (self._round, phase.name, phase.amount, duration(phase.seconds)))))
 
     def round(self, number: int, rounds: int) -> None:
+        """Show that round `number` (the first is 0) of `rounds` starts."""
         self._round = f"round {number + 1}/{rounds}"
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
+        """Leave the screen as it was found; a later `begin` opens the display again."""
         while self._bars:
             self._progress.remove_task(self._bars.pop())
         self._progress.stop()
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a person says them.
+
+    Example:
+        >>> duration(9.14), duration(70), duration(3725)
+        ('9.1 s', '1 min 10 s', '1 h 02 min')
+    """
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours} h {minute:02} min" if hours else f"{minute} min {second:02} s"
 
 
 def quiet() -> None:

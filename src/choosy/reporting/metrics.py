@@ -48,19 +48,15 @@ def cost_metrics(about: Mapping[str, Any]) -> dict[str, float]:
 
 
 class MetricsFile(Logger):
-    """Writes metrics.csv: a row for every step and every round's end, appended at once.
+    """Writes metrics.csv in the run's folder: a row for every step and every round's end, appended at once.
 
     A resumed run continues the file; rows of steps that it trains again replace the old ones.
-
-    Args:
-        run_dir: Folder of the run.
     """
 
     def __init__(self, run_dir: str) -> None:
         super().__init__()
         self._file = Path(run_dir) / "metrics.csv"
-        self._columns: list[str] = []
-        self._begun = False
+        self._columns: list[str] = []  # none before the first row of this process
 
     @property
     def name(self) -> str:
@@ -72,7 +68,6 @@ class MetricsFile(Logger):
 
     @property
     def save_dir(self) -> str:
-        """Folder of the run."""
         return str(self._file.parent)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -80,21 +75,18 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        row = {name: str(value) for name, value in metrics.items()} | {"step": str(step or 0)}
-        kept = [] if self._begun else [old for old in self._read() if int(old["step"]) < (step or 0)]
-        if self._begun and row.keys() <= set(self._columns):
+        step = step or 0
+        row = {name: str(value) for name, value in metrics.items()} | {"step": str(step)}
+        if row.keys() <= set(self._columns):
             with self._file.open("a", newline="") as file:
                 csv.DictWriter(file, self._columns).writerow(row)
             return
-        self._rewrite([*(self._read() if self._begun else kept), row])
-        self._begun = True
-
-    def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        self._columns = sorted(set().union(*rows))
+        rows = [old for old in self._read() if self._columns or int(old["step"]) < step]
+        self._columns = sorted(set(row).union(*rows))
         with replacing(self._file) as unfinished, unfinished.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows([*rows, row])
 
     def _read(self) -> list[dict[str, str]]:
         if not self._file.exists():

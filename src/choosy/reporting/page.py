@@ -13,29 +13,27 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from choosy.files import replacing
-from choosy.reporting.phases import PHASES, duration
+from choosy.reporting.curves import curves
+from choosy.reporting.display import duration
+from choosy.reporting.phases import PHASES
 from choosy.reporting.summary import HEADINGS, RunSummary, as_text
 
 COLORS = dict(zip(PHASES, ("#2563eb", "#0891b2", "#7c3aed", "#db2777", "#d97706", "#65a30d"), strict=True))
 INDEX_COLUMNS = ("job", "overrides", "reward_initial", "reward_final", "win_rate", "labels", "tokens", "seconds")
 
 
-def write_report(run: RunSummary, path: str | Path, curves: bytes) -> None:
-    """Write `report.html`.
-
-    Args:
-        run: The run.
-        path: Of the page.
-        curves: The drawing, as `write_curves` returns it.
-    """
-    seconds = run.phase_seconds()
+def write_report(run: RunSummary) -> None:
+    """Write `curves.png` and `report.html` into the folder of a run."""
+    drawing, seconds = curves(run), run.phase_seconds()
+    with replacing(run.folder / "curves.png") as unfinished:
+        unfinished.write_bytes(drawing)
     _write(
         "report.html.j2",
-        path,
+        run.folder / "report.html",
         run=run,
         title=f"Choosy run {run.folder.resolve().name}",
         headings=HEADINGS,
-        curves=base64.b64encode(curves).decode(),
+        curves=base64.b64encode(drawing).decode(),
         seconds=seconds,
         total=math.fsum(seconds.values()),
         colors=COLORS,

@@ -1,11 +1,11 @@
-"""Reads what a run has as_text from the files of its rounds."""
+"""Reads what a run has shown from the files of its rounds."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 from choosy.data.table_files import read_about
 from choosy.files import replacing
 from choosy.labeling.statistics import shares
-from choosy.reporting.phases import PHASES
 
 HEADINGS = ("round", "reward", "win rate", "ties", "KL", "length", "labels", "tokens", "seconds")
 NUMBER_FORMS = {"reward": ".2f", "win_rate": ".0%", "ties": ".0%", "kl": ".2f", "length": ".1f"}
@@ -29,28 +28,6 @@ CONTENTS = {  # what a run's folder may hold
     "model": "the tuned model in Hugging Face format",
     "checkpoints": "to resume from",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class PlayedRound:
-    """A round as its file describes it: labels, tokens, pairs, seconds and money count from the start of the run."""
-
-    round: int
-    labels: Mapping[str, int]
-    tokens_generated: int
-    responses_cut: int
-    responses_empty: int
-    sync_milliseconds: int
-    pairs_trained: int
-    seconds: Mapping[str, float]
-    evaluation: Mapping[str, float] | None
-    judged: Mapping[str, Mapping[str, int]]
-    money: Mapping[str, float | None]
-
-    @property
-    def total_seconds(self) -> float:
-        """Seconds of all phases together."""
-        return math.fsum(self.seconds.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,32 +57,38 @@ class HeldoutAnswer:
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """What the round files of a run hold; `rounds` are those played so far of the `planned` ones."""
+    """What the round files of a run say.
+
+    Attributes:
+        folder: The folder of the run.
+        start: The start policy's evaluation; empty if there was none.
+        rounds: What each round's file says of the run; its counts, seconds and money are those since the start.
+        latest: The last of these; before the first round, what the start's file says.
+        answers: The held-out answers of the latest evaluation.
+    """
 
     folder: Path
-    planned: int
-    seed: int
-    budget: int | None
     start: Mapping[str, float]
-    rounds: tuple[PlayedRound, ...]
+    rounds: tuple[Mapping[str, Any], ...]
+    latest: Mapping[str, Any]
     answers: tuple[HeldoutAnswer, ...]
 
     @property
-    def evaluated(self) -> tuple[PlayedRound, ...]:
+    def evaluated(self) -> tuple[Mapping[str, Any], ...]:
         """The rounds that were evaluated."""
-        return tuple(played for played in self.rounds if played.evaluation)
+        return tuple(played for played in self.rounds if played["evaluation"])
 
     @property
     def finished(self) -> bool:
         """Whether every planned round was played, and the last one evaluated if the start was."""
-        if len(self.rounds) < self.planned:
+        if len(self.rounds) < self.latest["rounds"]:
             return False
-        return not self.start or self.evaluated[-1:] == self.rounds[-1:]
+        return not self.start or bool(self.latest["evaluation"])
 
     @property
     def last(self) -> Mapping[str, float]:
         """The latest evaluation; empty if there is none."""
-        return (self.evaluated[-1].evaluation or {}) if self.evaluated else {}
+        return self.evaluated[-1]["evaluation"] if self.evaluated else {}
 
     @property
     def contents(self) -> dict[str, str]:
@@ -115,7 +98,7 @@ class RunSummary:
     @property
     def headline(self) -> str:
         """The outcome in one line."""
-        rounds = f"{len(self.rounds)} of {self.planned} rounds"
+        rounds = f"{len(self.rounds)} of {self.latest['rounds']} rounds"
         if not self.evaluated:
             return f"{rounds}, not evaluated"
         reward = " → ".join(as_text(measured.get("reward"), ".2f") for measured in (self.start, self.last))
@@ -127,7 +110,7 @@ class RunSummary:
         """Labels and money spent, in one line."""
         numbers = self.numbers()
         labels, judged = numbers["labels"], numbers["judgements"]
-        budget = "" if self.budget is None else f" of {self.budget:,}"
+        budget = "" if labels["budget"] is None else f" of {labels['budget']:,}"
         parts = [f"{labels['spent']:,}{budget} labels bought", f"{labels['reused']:,} reused"]
         parts += [f"{judged[kind]:,} {kind}" for kind in ("ties", "invalid") if judged[kind]]
         if money := numbers["money"].get("spent"):
@@ -136,26 +119,21 @@ class RunSummary:
 
     def numbers(self) -> dict[str, Any]:
         """Return the numbers of the run as `summary.json` holds them; None for what was not measured."""
-        final = self.rounds[-1] if self.rounds else None
-        labels = dict(final.labels) if final else {"spent": 0, "reused": 0, "evaluation": 0}
-        seconds = {phase: final.seconds.get(phase, 0.0) if final else 0.0 for phase in PHASES}
+        about = self.latest
         return {
             "rounds": len(self.rounds),
-            "seed": self.seed,
+            "seed": about["seed"],
             "reward": {"initial": known(self.start, "reward"), "final": known(self.last, "reward")},
             "win_rate": known(self.last, "win_rate"),
             "ties": known(self.last, "ties"),
-            "labels": labels | {"budget": self.budget},
-            "judgements": shares(final.judged["run"] if final else {}),
-            "money": dict(final.money) if final else {},
-            "tokens_generated": final.tokens_generated if final else 0,
-            "responses": {
-                "cut": final.responses_cut if final else 0,
-                "empty": final.responses_empty if final else 0,
-            },
-            "sync_seconds": final.sync_milliseconds / 1000 if final else 0.0,
-            "pairs_trained": final.pairs_trained if final else 0,
-            "seconds": seconds | {"total": math.fsum(seconds.values())},
+            "labels": {**about["labels"], "budget": about["budget"]},
+            "judgements": shares(about["judged"]["run"]),
+            "money": about["money"],
+            "tokens_generated": about["tokens_generated"],
+            "responses": {"cut": about["responses_cut"], "empty": about["responses_empty"]},
+            "sync_seconds": about["sync_milliseconds"] / 1000,
+            "pairs_trained": about["pairs_trained"],
+            "seconds": {**about["seconds"], "total": math.fsum(about["seconds"].values())},
         }
 
     def table(self) -> list[tuple[str, ...]]:
@@ -164,8 +142,7 @@ class RunSummary:
         if self.start:
             stages.append(("start", self.start, (0, 0, 0)))
         for played in self.rounds:
-            costs = (played.labels["spent"], played.tokens_generated, played.total_seconds)
-            stages.append((str(played.round + 1), played.evaluation or {}, costs))
+            stages.append((str(played["round"] + 1), played["evaluation"] or {}, costs_of(played)))
         return [
             (
                 name,
@@ -177,7 +154,12 @@ class RunSummary:
 
     def phase_seconds(self) -> dict[str, float]:
         """Return the seconds of the phases that took any."""
-        return {phase: spent for phase, spent in self.numbers()["seconds"].items() if phase in PHASES and spent > 0}
+        return {phase: spent for phase, spent in self.latest["seconds"].items() if spent > 0}
+
+
+def costs_of(played: Mapping[str, Any]) -> tuple[int, int, float]:
+    """Return the labels, tokens and seconds that a run had spent after a round."""
+    return played["labels"]["spent"], played["tokens_generated"], math.fsum(played["seconds"].values())
 
 
 def read_run(run_dir: str | Path) -> RunSummary:
@@ -194,14 +176,11 @@ def read_run(run_dir: str | Path) -> RunSummary:
     facts = [read_about(path) for path in files]
     first = read_about(start) if start.exists() else {}
     evaluated = [path for path, about in zip(files, facts, strict=True) if about["evaluation"]]
-    latest = facts[-1] if facts else first
     return RunSummary(
         folder=folder,
-        planned=latest["rounds"],
-        seed=latest["seed"],
-        budget=latest["budget"],
         start=first.get("evaluation") or {},
-        rounds=tuple(PlayedRound(*(about[field.name] for field in fields(PlayedRound))) for about in facts),
+        rounds=tuple(facts),
+        latest=facts[-1] if facts else first,
         answers=tuple(_answers(evaluated[-1])) if evaluated else (),
     )
 
