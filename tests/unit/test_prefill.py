@@ -11,7 +11,7 @@ from choosy.models.logprobs import padded_token_logps
 from choosy.models.policy import Policy
 from choosy.models.rows import Group
 from choosy.sampling.generate import Generate, choose_token, closed_up
-from choosy.sampling.prefill import CHUNK, RoomyLayer, fit_one_row, prefill
+from choosy.sampling.prefill import ROOM, RoomyLayer, fit_one_row, prefill
 
 PREFIX = list(range(5, 17))
 PROMPTS = [[*PREFIX, 40, 41, 42], [*PREFIX, 43], [*PREFIX, 44, 45, 46, 47, 48, 49, 50]]
@@ -161,16 +161,16 @@ def test_a_policy_without_numbers_samples_nothing(tiny_policy_dir):
 
 @torch.inference_mode()
 def test_room_is_made_again_and_again():
-    states = torch.randn(3, 2, CHUNK - 2, 4)
+    states = torch.randn(3, 2, ROOM - 2, 4)
     roomy = RoomyLayer(states, -states)
     held = [states]
-    for n in range(2 * CHUNK):
+    for n in range(2 * ROOM):
         held.append(torch.randn(3, 2, 1, 4))
         wanted, _ = roomy.get_mask_sizes(1)
         keys, values = roomy.update(held[-1], -held[-1])
         assert keys.shape[-2] == wanted
-        assert wanted % CHUNK == 0
-        assert roomy.get_seq_length() == CHUNK - 1 + n
+        assert wanted % ROOM == 0
+        assert roomy.get_seq_length() == ROOM - 1 + n
     whole = torch.cat(held, dim=-2)
     assert torch.equal(keys[:, :, : whole.shape[-2]], whole)
     assert torch.equal(values, -keys)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from choosy.models.policy import Policy
-from choosy.models.rows import Ids
 from choosy.parallel.ranks import current_ranks
 from choosy.sampling.generate import Generate
-from choosy.sampling.protocol import Done, Sampler
-from choosy.sampling.settings import EngineSettings, SamplingSettings
+from choosy.sampling.protocol import OnComplete, Request, Sampler
 from choosy.sampling.vllm import Vllm, is_installed
 from choosy.types import Response
 
@@ -46,7 +42,7 @@ def fastest(device: str, *, has_vllm: bool, ranks: int) -> tuple[Engine, str]:
 
 
 @dataclass(kw_only=True, eq=False)
-class Auto(EngineSettings):
+class Auto(Sampler):
     """Chooses an engine by the device and by what is installed when it first samples, and logs which.
 
     Args:
@@ -56,34 +52,21 @@ class Auto(EngineSettings):
     max_prompt_tokens: int = 512
     _engine: Sampler | None = field(default=None, init=False, repr=False)
 
-    @property
-    def sync_seconds(self) -> float:
-        """The seconds of the engine that was chosen."""
-        return self._engine.sync_seconds if self._engine else 0.0
-
-    def sample(
-        self,
-        policy: Policy,
-        prompts: Sequence[Ids],
-        seeds: Sequence[Sequence[int]],
-        *,
-        settings: SamplingSettings | None = None,
-        done: Done = lambda ended: None,
-    ) -> list[list[Response]]:
-        """Sample one response for each seed of each prompt (see `Sampler.sample`)."""
+    def answer(self, request: Request, done: OnComplete) -> list[list[Response]]:
         if self._engine is None:
-            ranks = current_ranks()
-            name, why = fastest(policy.device.type, has_vllm=is_installed(), ranks=ranks.size)
-            if ranks.rank == 0:
-                log.info("sampler=auto samples with %s: %s.", name, why)
-            self._engine = self._build(name)
-        return self._engine.sample(policy, prompts, seeds, settings=settings, done=done)
+            self._engine = self._choose(request.policy.device.type)
+        responses = self._engine.answer(request, done)
+        self.sync_seconds = self._engine.sync_seconds
+        return responses
 
     def close(self) -> None:
-        """Close the engine that was chosen; the choice stays."""
         if self._engine is not None:
             self._engine.close()
 
-    def _build(self, name: Engine) -> Sampler:
-        own = {f.name: getattr(self, f.name) for f in fields(EngineSettings)}
+    def _choose(self, device: str) -> Sampler:
+        ranks = current_ranks()
+        name, why = fastest(device, has_vllm=is_installed(), ranks=ranks.size)
+        if ranks.rank == 0:
+            log.info("sampler=auto samples with %s: %s.", name, why)
+        own = {f.name: getattr(self, f.name) for f in fields(Sampler) if f.init}
         return Vllm(max_prompt_tokens=self.max_prompt_tokens, **own) if name == "vllm" else Generate(**own)

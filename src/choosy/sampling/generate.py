@@ -13,31 +13,19 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from choosy.models.fast.packed import packed_linears
-from choosy.models.policy import Policy
-from choosy.models.rows import Ids
 from choosy.parallel.sharding import is_sharded
 from choosy.sampling.prefill import prefill
-from choosy.sampling.protocol import Done, as_response, check_engine
-from choosy.sampling.settings import EngineSettings, SamplingSettings
+from choosy.sampling.protocol import OnComplete, Request, Sampler, as_response, check_engine
+from choosy.sampling.settings import SamplingSettings
 from choosy.types import Response
 
 log = logging.getLogger(__name__)
-
-
-class _Work(NamedTuple):
-    """What a call of `sample` asks for."""
-
-    policy: Policy
-    prompts: Sequence[Ids]
-    seeds: Sequence[Sequence[int]]
-    settings: SamplingSettings
 
 
 @dataclass
@@ -52,37 +40,25 @@ class _Row:
 
 
 @dataclass(kw_only=True, eq=False)
-class Generate(EngineSettings):
-    """Samples with transformers' model and cache in this process; for its arguments see `EngineSettings`."""
+class Generate(Sampler):
+    """Samples with transformers' model and cache in this process; for its arguments see `Sampler`."""
 
-    sync_seconds: float = field(default=0.0, init=False)  # the policy's own weights are used
     _checked: bool = field(default=False, init=False, repr=False)  # whether this engine samples the policy
 
-    def close(self) -> None: ...
-
-    def sample(
-        self,
-        policy: Policy,
-        prompts: Sequence[Ids],
-        seeds: Sequence[Sequence[int]],
-        *,
-        settings: SamplingSettings | None = None,
-        done: Done = lambda ended: None,
-    ) -> list[list[Response]]:
-        """Sample one response for each seed of each prompt (see `Sampler.sample`)."""
-        policy.tokens.refuse_beyond_window(max(map(len, prompts), default=0) + (settings or self).max_new_tokens)
-        work = _Work(policy, prompts, seeds, self if settings is None else settings)
+    def answer(self, request: Request, done: OnComplete) -> list[list[Response]]:
+        policy, prompts, seeds, settings = request
+        policy.tokens.refuse_beyond_window(max(map(len, prompts), default=0) + settings.max_new_tokens)
         if not self._checked and any(seeds) and not is_sharded(policy):
             self._checked = True
-            brief = replace(work.settings, max_new_tokens=min(work.settings.max_new_tokens, 16))
+            brief = replace(settings, max_new_tokens=min(settings.max_new_tokens, 16))
             prompt, seed = next((ids, of_prompt[0]) for ids, of_prompt in zip(prompts, seeds, strict=True) if of_prompt)
-            ((first,),) = self._sample(_Work(policy, [prompt], [[seed]], brief), done=lambda ended: None)
+            ((first,),) = self._sample(Request(policy, [prompt], [[seed]], brief), done=lambda ended: None)
             check_engine("generate", policy, prompt, first)
-        return self._sample(work, done)
+        return self._sample(request, done)
 
-    def _sample(self, work: _Work, done: Done) -> list[list[Response]]:
-        policy, prompts, seeds, _ = work
-        responses: list[list[Response]] = [[Response("")] * len(of_prompt) for of_prompt in seeds]
+    def _sample(self, request: Request, done: OnComplete) -> list[list[Response]]:
+        policy, prompts, seeds, _ = request
+        responses = request.blank
         order = sorted(range(len(prompts)), key=lambda p: -len(prompts[p]))  # prompts of similar length together
         packed = packed_linears(policy.causal_lm, self.batch_size) if policy.compute.packed else nullcontext()
         with policy.for_sampling(), packed:
@@ -92,32 +68,32 @@ class Generate(EngineSettings):
                 while order and rows + len(seeds[order[0]]) <= self.batch_size:
                     rows += len(seeds[order[0]])
                     batch.append(order.pop(0))
-                for row in self._fitting(work, batch):
+                for row in self._fitting(request, batch):
                     responses[row.prompt][row.sample] = as_response(policy, row.ids, row.logp)
                 done({p: responses[p] for p in batch})
         return responses
 
-    def _fitting(self, work: _Work, batch: Sequence[int]) -> list[_Row]:
+    def _fitting(self, request: Request, batch: Sequence[int]) -> list[_Row]:
         """Sample a batch, in halves if it does not fit into the memory; later batches are then smaller too."""
-        policy = work.policy
+        policy = request.policy
         try:
-            return _sample_batch(work, batch)
+            return _sample_batch(request, batch)
         except torch.OutOfMemoryError as error:
             if len(batch) == 1 or not policy.is_gathered:
                 raise ValueError(
                     f"Sampling {len(batch)} prompts at once does not fit into the memory of {policy.device}; choose a "
                     f"smaller sampler.max_new_tokens, data.responses, or sampler.batch_size. ({error})"
                 ) from error
-        self.batch_size = max(1, sum(len(work.seeds[p]) for p in batch) // 2)
+        self.batch_size = max(1, sum(len(request.seeds[p]) for p in batch) // 2)
         log.warning("Out of memory in sampling; it continues with sampler.batch_size=%d.", self.batch_size)
         if policy.device.type == "cuda":
             torch.cuda.empty_cache()
         middle = len(batch) // 2
-        return [row for half in (batch[:middle], batch[middle:]) for row in self._fitting(work, half)]
+        return [row for half in (batch[:middle], batch[middle:]) for row in self._fitting(request, half)]
 
 
-def _sample_batch(work: _Work, batch: Sequence[int]) -> list[_Row]:
-    policy, prompts, seeds, settings = work
+def _sample_batch(request: Request, batch: Sequence[int]) -> list[_Row]:
+    policy, prompts, seeds, settings = request
     model, device, stop_ids = policy.causal_lm, policy.device, policy.tokens.stop_ids
     logits_RV, cache, mask_RL = prefill(policy, [prompts[p] for p in batch], [len(seeds[p]) for p in batch])
     flying = [_Row(p, n, uniforms(seed, settings.max_new_tokens)) for p in batch for n, seed in enumerate(seeds[p])]

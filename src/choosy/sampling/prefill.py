@@ -24,20 +24,14 @@ from choosy.models.rows import Group, Ids, common_prefix, share_prompt
 
 
 class Prefilled(NamedTuple):
-    """What the first token of each response is drawn from.
-
-    Attributes:
-        logits_RV: Of the next token.
-        cache: Keys and values, padded on the left.
-        mask_RL: 1 for a key, 0 for padding.
-    """
+    """What the first token of each response is drawn from."""
 
     logits_RV: Tensor
-    cache: DynamicCache
-    mask_RL: Tensor
+    cache: DynamicCache  # padded on the left
+    mask_RL: Tensor  # 1 for a key, 0 for padding
 
 
-CHUNK = 32  # the number of keys is rounded up to a multiple: room for the next ones, and a fast width on a CPU
+ROOM = 32  # the number of keys is rounded up to a multiple: room for the next ones, and a fast width on a CPU
 
 
 class RoomyLayer(DynamicLayer):
@@ -85,7 +79,7 @@ class RoomyLayer(DynamicLayer):
 
 
 def _rounded(length: int) -> int:
-    return -(-length // CHUNK) * CHUNK
+    return -(-length // ROOM) * ROOM
 
 
 def _with_room(states_RGLK: Tensor, length: int) -> Tensor:

@@ -1,39 +1,53 @@
-"""The protocol of the engines that sample responses."""
+"""What every engine that samples responses has."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
 from choosy.models.policy import Policy
 from choosy.models.rows import Ids
-from choosy.sampling.settings import SamplingSettings
+from choosy.sampling.settings import SamplingSettings, require
 from choosy.types import Candidates, Prompt, Response
 
-Done = Callable[[Mapping[int, list[Response]]], None]
+OnComplete = Callable[[Mapping[int, list[Response]]], None]
 
 
-class Sampler(Protocol):
-    """An engine that samples responses from the policy; all of them have `SamplingSettings` of their own.
+class Request(NamedTuple):
+    """One response for each seed of each prompt; see `Sampler.sample`."""
 
-    Attributes:
-        temperature: See `SamplingSettings`.
-        top_p: See `SamplingSettings`.
-        top_k: See `SamplingSettings`.
-        max_new_tokens: Longest response, end-of-sequence token included.
-    """
-
-    temperature: float
-    top_p: float
-    top_k: int
-    max_new_tokens: int
+    policy: Policy
+    prompts: Sequence[Ids]
+    seeds: Sequence[Sequence[int]]
+    settings: SamplingSettings
 
     @property
-    def sync_seconds(self) -> float:
-        """Seconds spent so far on copying the policy's weights into the engine; 0 where it needs no copy."""
-        ...
+    def blank(self) -> list[list[Response]]:
+        """The responses before they are sampled."""
+        return [[Response("")] * len(of_prompt) for of_prompt in self.seeds]
+
+
+@dataclass(kw_only=True, eq=False)
+class Sampler(SamplingSettings, ABC):
+    """An engine that samples responses from the policy, with settings that a call may replace.
+
+    Args:
+        batch_size: Responses in flight at once.
+
+    Attributes:
+        sync_seconds: Seconds spent so far on copying the policy's weights into the engine; 0 where it needs no copy.
+    """
+
+    batch_size: int = 64
+    sync_seconds: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("batch_size", self.batch_size, self.batch_size >= 1, ">= 1")
 
     def sample(
         self,
@@ -42,7 +56,7 @@ class Sampler(Protocol):
         seeds: Sequence[Sequence[int]],
         *,
         settings: SamplingSettings | None = None,
-        done: Done = lambda ended: None,
+        done: OnComplete = lambda ended: None,
     ) -> list[list[Response]]:
         """Sample one response for each seed of each prompt; the same seed gives the same text.
 
@@ -54,11 +68,14 @@ class Sampler(Protocol):
             done: Called during the sampling with the prompts that are complete: each one's position and all its
                 responses. What it raises ends the sampling.
         """
-        ...
+        return self.answer(Request(policy, prompts, seeds, self if settings is None else settings), done)
 
-    def close(self) -> None:
+    @abstractmethod
+    def answer(self, request: Request, done: OnComplete) -> list[list[Response]]:
+        """Sample the responses of a request."""
+
+    def close(self) -> None:  # an engine that holds nothing has nothing to free
         """Free what the engine holds; the next call starts it again."""
-        ...
 
 
 def check_engine(engine: str, policy: Policy, prompt: Ids, response: Response) -> None:

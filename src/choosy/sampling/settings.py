@@ -40,26 +40,7 @@ class SamplingSettings:
         return self.temperature == 1 and self.top_p == 1 and self.top_k == 0
 
 
-@dataclass(kw_only=True, eq=False)
-class EngineSettings(SamplingSettings):
-    """The settings of an engine.
-
-    Args:
-        batch_size: Responses in flight at once.
-    """
-
-    batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require("batch_size", self.batch_size, self.batch_size >= 1, ">= 1")
-
-
 def require(name: str, value: float, ok: bool, wanted: str) -> None:
-    """Refuse a setting that is out of range.
-
-    Raises:
-        ValueError: It is.
-    """
+    """Raise a ValueError for a setting that is out of range."""
     if not ok:
         raise ValueError(f"sampler.{name}={value} samples nothing; choose {wanted}.")

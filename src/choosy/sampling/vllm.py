@@ -20,10 +20,9 @@ import numpy as np
 import torch
 
 from choosy.models.policy import Policy
-from choosy.models.rows import Ids
 from choosy.parallel.ranks import current_ranks
-from choosy.sampling.protocol import Done, as_response, check_engine
-from choosy.sampling.settings import EngineSettings, SamplingSettings
+from choosy.sampling.protocol import OnComplete, Request, Sampler, as_response, check_engine
+from choosy.sampling.settings import SamplingSettings
 from choosy.types import Response
 
 HOW_TO_INSTALL = (
@@ -39,7 +38,7 @@ def is_installed() -> bool:
 
 
 @dataclass(kw_only=True, eq=False)
-class Vllm(EngineSettings):
+class Vllm(Sampler):
     """Samples with a vLLM engine that is started once and follows the policy by weight updates.
 
     Args:
@@ -53,7 +52,6 @@ class Vllm(EngineSettings):
     cache_gib: int = 1
     gpu_memory: float = 0.4
     compiled: bool = True
-    sync_seconds: float = field(default=0.0, init=False)
     _llm: Any = field(default=None, init=False, repr=False)
     _checked: bool = field(default=False, init=False, repr=False)
 
@@ -66,17 +64,8 @@ class Vllm(EngineSettings):
         if not is_installed():
             raise ValueError(HOW_TO_INSTALL)
 
-    def sample(
-        self,
-        policy: Policy,
-        prompts: Sequence[Ids],
-        seeds: Sequence[Sequence[int]],
-        *,
-        settings: SamplingSettings | None = None,
-        done: Done = lambda ended: None,
-    ) -> list[list[Response]]:
-        """Sample one response for each seed of each prompt (see `Sampler.sample`)."""
-        settings = self if settings is None else settings
+    def answer(self, request: Request, done: OnComplete) -> list[list[Response]]:
+        policy, prompts, seeds, settings = request
         longest = max(map(len, prompts), default=0)
         self._refuse_longer(longest, settings.max_new_tokens)
         policy.tokens.refuse_beyond_window(longest + settings.max_new_tokens)
@@ -94,7 +83,7 @@ class Vllm(EngineSettings):
         )
         names = [name.partition("-")[0] for name in queued]  # an output has its name without what the engine adds
         place_of = dict(zip(names, wanted, strict=True))
-        responses: list[list[Response]] = [[Response("")] * len(of_prompt) for of_prompt in seeds]
+        responses = request.blank
         left = [len(of_prompt) for of_prompt in seeds]
         with closing(self._ended(names)) as ended:
             for output in ended:
@@ -109,7 +98,6 @@ class Vllm(EngineSettings):
         return responses
 
     def close(self) -> None:
-        """Stop the engine and give its memory back."""
         if self._llm is None:
             return
         from vllm.distributed import cleanup_dist_env_and_memory
@@ -120,7 +108,7 @@ class Vllm(EngineSettings):
         gc.collect()
 
     def _ended(self, names: Sequence[str]) -> Generator[Any]:
-        """The requests as they end; the engine drops what is under way when the next one is not asked for."""
+        """Yield requests as they end; the rest is aborted if the caller stops early."""
         engine, left = self._llm.llm_engine, set(names)
         try:
             while left:
@@ -133,7 +121,6 @@ class Vllm(EngineSettings):
                 engine.abort_request(sorted(left))
 
     def _refuse_longer(self, prompt_tokens: int, new_tokens: int) -> None:
-        """Refuse what does not fit into the sequences that the engine is built for."""
         if prompt_tokens > self.max_prompt_tokens:
             raise ValueError(
                 f"A prompt has {prompt_tokens} tokens and the engine is built for sampler.max_prompt_tokens="
@@ -196,11 +183,7 @@ def sampling_params(policy: Policy, seed: int, settings: SamplingSettings) -> An
 
 
 def refuse_ranks(ranks: int) -> None:
-    """An engine belongs to one process.
-
-    Raises:
-        ValueError: The run has several.
-    """
+    """Raise a ValueError for a run of several processes: an engine belongs to one."""
     if ranks > 1:
         raise ValueError(
             f"sampler=vllm runs one engine in one process, and this run has {ranks}; "
@@ -209,11 +192,7 @@ def refuse_ranks(ranks: int) -> None:
 
 
 def refuse_device(policy_on: str, built_for: str) -> None:
-    """The policy and the engine share a device.
-
-    Raises:
-        ValueError: The installed vLLM is built for another one.
-    """
+    """Raise a ValueError where the installed vLLM is built for another device than the policy's."""
     if policy_on != built_for:
         raise ValueError(
             f"The policy is on {policy_on} and the installed vLLM is built for {built_for}; choose "
@@ -223,13 +202,10 @@ def refuse_device(policy_on: str, built_for: str) -> None:
 
 @contextmanager
 def undisturbed(**settings: str) -> Iterator[None]:
-    """Start an engine within the block and find the process afterwards as it was.
+    """Start an engine within the block, with these environment variables, and leave the process as it was.
 
-    vLLM takes settings from the environment and leaves others there, seeds every random generator, and replaces
-    `torch.set_num_threads`. Its engine runs in this process, so that nothing of it outlives the run.
-
-    Args:
-        settings: Environment variables for the block; the user's own values win.
+    vLLM leaves variables in the environment, seeds every random generator, and replaces `torch.set_num_threads`. Its
+    engine runs in this process, so that nothing of it outlives the run. The user's own variables win.
     """
     wanted = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
