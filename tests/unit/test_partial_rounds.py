@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_ranks import FakeRanks
 
 from choosy.data.pool import Pool
 from choosy.methods.losses import SigmoidLoss
-from choosy.parallel.ranks import FakeRanks, OneRank
+from choosy.parallel.ranks import OneRank
 from choosy.reporting.phases import Phases
 from choosy.resume import partial_rounds as sampled
 from choosy.resume.partial_rounds import PartWriter, UnlabeledFeed, files_of, forget, read_begun

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_ranks import FakeRanks
 from torch import nn
 
 from choosy.parallel import launch
 from choosy.parallel.launch import first_writer, is_peer_failure
-from choosy.parallel.ranks import FakeRanks, OneRank
+from choosy.parallel.ranks import OneRank
 from choosy.parallel.sharding import full_tensor, is_sharded, lockstep, placed_like
 from choosy.resume.run_folder import refuse_different_folders
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from fake_ranks import FakeRanks
 
 from callbacks.certainty import Certainty
 from choosy.methods.losses import SigmoidLoss
 from choosy.models.loading import Lora
 from choosy.models.policy import Policy
 from choosy.models.rounding import gaps, gaps_and_error, log_ratios_in_fp32
-from choosy.parallel.ranks import FakeRanks, OneRank
+from choosy.parallel.ranks import OneRank
 from choosy.sampling.generate import Generate
 from choosy.types import Candidates, Prompt
 
