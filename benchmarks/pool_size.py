@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import save
 
 from callbacks.optune import OPTune
-from choosy.data.pool import SCHEMA, Pool
+from choosy.data.pool import POOL_SCHEMA, Pool
 from choosy.methods import selection
 from choosy.types import Prompt
 
@@ -56,7 +56,7 @@ def million(n: int) -> pa.Table:
             pa.array(["vader"] * n),
             pa.array(np.zeros(n, np.int32)),
         ],
-        fields=list(SCHEMA.field("pairs").type.value_type),
+        fields=list(POOL_SCHEMA.field("pairs").type.value_type),
     )
     ids = pa.array(draw.integers(0, 49152, 2 * n * WORDS, dtype=np.int32))
     columns: dict[str, Any] = {
@@ -82,7 +82,7 @@ def million(n: int) -> pa.Table:
         "utility": pa.nulls(n, pa.float64()),
         "outcome": pa.nulls(n, pa.float64()),
     }
-    return pa.table(columns, schema=SCHEMA)
+    return pa.table(columns, schema=POOL_SCHEMA)
 
 
 def measure(n: int) -> dict[str, float]:

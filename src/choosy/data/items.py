@@ -74,15 +74,15 @@ class PoolItems:
         self.form = form_of(needs)
         labeled_in = round if only_round else None
         pairs = pool.pair_rows(round=labeled_in)
-        self.places = pairs  # (row, position among the row's items)
-        self.weights = pool.weights(pairs)
+        self.places = [(row, p) for row, p, _ in pairs]  # row, position among the row's items
+        self.weights = np.array([weight for *_, weight in pairs])
         if self.form == "list":
-            self.places = [(row, 0) for row in dict.fromkeys(row for row, _ in pairs)]
-            number = np.unique([row for row, _ in pairs], return_inverse=True)[1]
+            self.places = [(row, 0) for row in dict.fromkeys(row for row, *_ in pairs)]
+            number = np.unique([row for row, *_ in pairs], return_inverse=True)[1]
             self.weights = np.bincount(number, self.weights) / np.maximum(np.bincount(number), 1)
         elif self.form == "single":
             lone = pool.lone_rows(round=labeled_in)
-            self.places = [(row, 2 * p + bad) for row, p in pairs for bad in (0, 1)] + [(row, 0) for row, _ in lone]
+            self.places = [(row, 2 * p + bad) for row, p, _ in pairs for bad in (0, 1)] + [(row, 0) for row, _ in lone]
             self.weights = np.concatenate([np.repeat(self.weights, 2), [weight for _, weight in lone]])
 
     def __len__(self) -> int:

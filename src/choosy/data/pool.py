@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from choosy.data.table_files import damage, is_readable, read_about, write_table
+from choosy.data.table_files import damage, read_about, write_table
 from choosy.types import Candidates, Moments, Pair, Prompt, Response
 
 Keep = Literal["newest", "all"]
@@ -33,7 +33,7 @@ PAIR = pa.struct(
     }
 )
 MOMENTS = pa.struct({"count": pa.int32(), "mean": pa.float64(), "m2": pa.float64()})
-SCHEMA = pa.schema(
+POOL_SCHEMA = pa.schema(
     {
         "split": pa.string(),  # train | heldout
         "prompt_id": pa.string(),
@@ -96,17 +96,7 @@ def to_row(c: Candidates, *, origin: str, split: str = "train", outcome: float |
         "own_ids": [r.ids for r in c.own] or None,
         "own_ref_logps": [_null(r.logp_ref) for r in c.own] or None,
         "given_weight": c.weight,
-        "pairs": [
-            {
-                "chosen": p.chosen,
-                "rejected": p.rejected,
-                "weight": p.weight,
-                "utility": _null(p.utility),
-                "source": p.source,
-                "round": p.round,
-            }
-            for p in c.pairs
-        ],
+        "pairs": [{**asdict(pair), "utility": _null(pair.utility)} for pair in c.pairs],
         "undecided": c.undecided,
         "earlier_rewards": asdict(c.earlier),
         "chosen": c.responses[first.chosen].text if first else None,
@@ -147,7 +137,7 @@ class Pool:
     """What is trained on: an immutable table of candidates and the number of the round that last changed it."""
 
     def __init__(self, table: pa.Table | None = None, *, round: int = -1) -> None:
-        self.table = SCHEMA.empty_table() if table is None else table
+        self.table = POOL_SCHEMA.empty_table() if table is None else table
         self.round = round
 
     def __len__(self) -> int:
@@ -161,7 +151,8 @@ class Pool:
             round: Its number.
             keep: Which labeled rows of a prompt stay: the `newest`, until a newer one is labeled, or `all`.
         """
-        ids, stamps = self.table["prompt_id"], self._stamps()
+        ids, sampled_in = self.table["prompt_id"], pc.cast(self.table["sampled_in"], pa.string())
+        stamps = pc.binary_join_element_wise(ids, sampled_in, "@")
         fresh_ids = pa.array([c.prompt.id for c in fresh], pa.string())
         labeled_ids = pa.array([c.prompt.id for c in fresh if c.labeled], pa.string())
         played_again = pc.is_in(stamps, value_set=pa.array([f"{c.prompt.id}@{c.round}" for c in fresh], pa.string()))
@@ -171,10 +162,10 @@ class Pool:
         old = self.table.filter(pc.invert(superseded))
         stale: dict[str, Any] = {"origin": "reused", "own_ids": None, "own_ref_logps": None}  # of an earlier policy
         for name, value in stale.items():
-            column = pa.array([value] * old.num_rows, SCHEMA.field(name).type)
+            column = pa.array([value] * old.num_rows, POOL_SCHEMA.field(name).type)
             old = old.set_column(old.schema.get_field_index(name), name, column)
         rows = [to_row(c, origin="sampled") for c in self._with_earlier(fresh)]
-        new = pa.Table.from_pylist(rows, schema=SCHEMA)
+        new = pa.Table.from_pylist(rows, schema=POOL_SCHEMA)
         table = pa.concat_tables([old, new]).sort_by([("prompt_id", "ascending"), ("sampled_in", "ascending")])
         return Pool(table.combine_chunks(), round=round)
 
@@ -209,11 +200,6 @@ class Pool:
         every = [earlier + newest for _, earlier, newest in (known.get(name, nothing) for name in prompt_ids)]
         return np.array([m.count for m in every]), np.array([m.mean for m in every]), np.array([m.m2 for m in every])
 
-    def _stamps(self) -> pa.ChunkedArray:
-        """What names each row: its prompt and the round that sampled its responses."""
-        sampled_in = pc.cast(self.table["sampled_in"], pa.string())
-        return pc.binary_join_element_wise(self.table["prompt_id"], sampled_in, "@")
-
     def current(self) -> dict[str, int]:
         """Row of each prompt's newest candidates."""
         return {name: i for i, name in enumerate(self.table["prompt_id"].to_pylist())}  # sorted: the newest is last
@@ -224,12 +210,9 @@ class Pool:
         Returns:
             (P, N) rewards; (P, N) whether there is one; (P,) whether the prompt was ever sampled.
         """
-        names = self.table["prompt_id"].combine_chunks()
-        newest = pc.not_equal(names[:-1], names[1:]) if len(names) else names.cast(pa.bool_())  # sorted: the last one
-        newest = pa.concat_arrays([newest, pa.array([True] * min(1, len(names)), pa.bool_())])
-        rewards = self.table["rewards"].combine_chunks().filter(newest)
-        row_P = pc.index_in(pa.array(prompt_ids, pa.string()), value_set=names.filter(newest))
-        rewards = rewards.take(row_P)  # null where never sampled
+        current = self.current()
+        row_P = pa.array([current.get(name) for name in prompt_ids], pa.int64())
+        rewards = self.table["rewards"].combine_chunks().take(row_P)  # null where never sampled
         length_P = pc.list_value_length(rewards).fill_null(0).to_numpy(zero_copy_only=False)
         scored_PN = np.arange(length_P.max(initial=0)) < length_P[:, None]
         reward_PN = np.zeros(scored_PN.shape)
@@ -248,29 +231,21 @@ class Pool:
         assert len(candidates) == len(self)
         origins = self.table["origin"].to_pylist()
         rows = [to_row(c, origin=origin) for c, origin in zip(candidates, origins, strict=True)]
-        return Pool(pa.Table.from_pylist(rows, schema=SCHEMA), round=self.round)
+        return Pool(pa.Table.from_pylist(rows, schema=POOL_SCHEMA), round=self.round)
 
-    def pair_rows(self, *, round: int | None = None) -> list[tuple[int, int]]:
-        """(row, position in the row's pairs) of every pair, or of those made in one round."""
+    def pair_rows(self, *, round: int | None = None) -> list[tuple[int, int, float]]:
+        """(row, position in the row's pairs, weight) of every pair, or of those made in one round."""
         pairs = self.table["pairs"].combine_chunks()
-        row_X = pc.list_parent_indices(pairs).to_numpy()  # X: all pairs, one behind the other
+        row_X, flat = pc.list_parent_indices(pairs).to_numpy(), pc.list_flatten(pairs)  # X: all pairs in turn
         place_X = np.arange(len(row_X)) - np.searchsorted(row_X, row_X)
-        kept_X = np.ones(len(row_X), bool)
-        if round is not None:
-            kept_X = pc.equal(pc.struct_field(pc.list_flatten(pairs), "round"), round).to_numpy(zero_copy_only=False)
-        return list(zip(row_X[kept_X].tolist(), place_X[kept_X].tolist(), strict=True))
+        weight_X, round_X = (pc.struct_field(flat, name).to_numpy(zero_copy_only=False) for name in ("weight", "round"))
+        kept_X = slice(None) if round is None else round_X == round
+        return list(zip(*(column[kept_X].tolist() for column in (row_X, place_X, weight_X)), strict=True))
 
     def judged_pairs(self) -> int:
         """How many pairs have been judged, ties and invalid verdicts included."""
         judged = [pc.sum(pc.list_value_length(self.table[column])).as_py() or 0 for column in ("pairs", "undecided")]
         return int(sum(judged))
-
-    def weights(self, rows: Sequence[tuple[int, int]]) -> np.ndarray:
-        """The weights (X,) of the pairs at these places, as `pair_rows` gives them."""
-        pairs = self.table["pairs"].combine_chunks()
-        weight_X = pc.struct_field(pc.list_flatten(pairs), "weight").to_numpy(zero_copy_only=False)
-        first = np.searchsorted(pc.list_parent_indices(pairs).to_numpy(), np.arange(len(self)))
-        return np.array([weight_X[first[row] + position] for row, position in rows])
 
     def lone_rows(self, *, round: int | None = None) -> list[tuple[int, float]]:
         """(row, given weight or 1) of every labeled lone response, or of those sampled in one round."""
@@ -288,18 +263,14 @@ class Pool:
 
     def _labeled(self) -> pa.Array:
         """Whether there is a label to train on in each row (see `Candidates.labeled`)."""
-        labeled = pc.greater(pc.list_value_length(self.table["pairs"].combine_chunks()), 0).to_numpy(
-            zero_copy_only=False
-        )
-        labeled = labeled.copy()
-        labeled[self._lone_rows().to_numpy()] = True
-        return pa.array(labeled)
+        paired = pc.greater(pc.list_value_length(self.table["pairs"]), 0).to_numpy(zero_copy_only=False)
+        return pa.array(paired | np.isin(np.arange(len(self)), self._lone_rows()))
 
     # -- disk --------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path, about: Mapping[str, Any], heldout: Sequence[Mapping[str, Any]] = ()) -> Path:
         """Write the round's file: the pool, the held-out rows, and what is known about the round."""
-        table = pa.concat_tables([self.table, pa.Table.from_pylist(list(heldout), schema=SCHEMA)])
+        table = pa.concat_tables([self.table, pa.Table.from_pylist(list(heldout), schema=POOL_SCHEMA)])
         return write_table(table, round_file(folder, self.round), about)
 
     @staticmethod
@@ -311,7 +282,7 @@ class Pool:
         """
         path = round_file(folder, round)
         if why := damage(path):
-            good = [f.name for f in sorted(Path(folder).glob("round_*.parquet")) if f != path and is_readable(f)]
+            good = [f.name for f in sorted(Path(folder).glob("round_*.parquet")) if f != path and not damage(f)]
             last = f"the last good one is {good[-1]}" if good else "no other round is there"
             raise ValueError(
                 f"The pool file {path} cannot be read ({why}); {last}. Put the file back, or "

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from choosy.data.pool import SCHEMA, from_row, to_row
-from choosy.data.table_files import is_readable, read_about, write_table
+from choosy.data.pool import POOL_SCHEMA, from_row, to_row
+from choosy.data.table_files import damage, read_about, write_table
 from choosy.parallel.ranks import Ranks
 from choosy.types import Candidates, Prompt
 
@@ -76,7 +76,7 @@ class PartWriter:
         """Write everything that waits, completely or not at all."""
         if not self._waiting:
             return
-        table = pa.Table.from_pylist([to_row(c, origin="sampled") for c in self._waiting], schema=SCHEMA)
+        table = pa.Table.from_pylist([to_row(c, origin="sampled") for c in self._waiting], schema=POOL_SCHEMA)
         path = self._folder / f"{self._name}.{self._next:05d}.parquet"
         write_table(table, path, {"round": self._number, "seconds": dict(self._seconds())})
         self._next += 1
@@ -99,7 +99,9 @@ def read_begun(folder: Path, number: int, prompts: Iterable[Prompt], *, response
     known = {p.id: p for p in prompts}
     found: dict[str, Candidates] = {}
     seconds: dict[str, float] = {}
-    for path in filter(is_readable, files_of(folder, number)):
+    for path in files_of(folder, number):
+        if damage(path):
+            continue
         found |= {c.prompt.id: c for c in read(path, known) if len(c.responses) == responses}
         seconds = max(seconds, read_about(path)["seconds"], key=lambda spent: sum(spent.values()))
     return Begun(found, seconds)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from choosy.data.table_files import is_readable, read_about
+from choosy.data.table_files import damage, read_about
 from choosy.files import remove_unfinished, replacing
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.ledger import fault
@@ -193,4 +193,4 @@ def _checkpoint(folder: Path, wanted: str | None) -> str | None:
 def _newest_round(folder: Path) -> Mapping[str, Any]:
     """Return what was written about the newest round that can be read; empty if there is none."""
     newest_first = sorted((folder / "rounds").glob("round_*.parquet"), reverse=True)
-    return next((read_about(path) for path in newest_first if is_readable(path)), {})
+    return next((read_about(path) for path in newest_first if not damage(path)), {})

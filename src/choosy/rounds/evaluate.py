@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from choosy.data.pool import SCHEMA, from_row, to_row
+from choosy.data.pool import POOL_SCHEMA, from_row, to_row
 from choosy.data.table_files import write_table
 from choosy.labeling.buyer import LabelBuyer
 from choosy.methods.loss_inputs import LossInputs, form_of
@@ -280,7 +280,7 @@ def write_start(folder: Path, answers: Sequence[Candidates], about: Mapping[str,
     rewards = [r.reward for c in answers for r in c.responses if r.reward is not None]
     known = {**reward_metrics(rewards), "length": fmean(len(c.responses[0].ids) for c in answers)}
     rows = [to_row(c, origin="heldout", split="heldout") for c in answers]
-    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    table = pa.Table.from_pylist(rows, schema=POOL_SCHEMA)
     write_table(table, start_file(folder), {**about, "round": -1, "evaluation": known})
 
 
