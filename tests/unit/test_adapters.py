@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,23 @@ def test_a_folder_without_an_adapter_is_named(tiny_policy_dir: Path, tmp_path: P
     policy = Policy(str(tiny_policy_dir), lora=Lora(), adapter=str(tmp_path), dtype="float32")
     with pytest.raises(ValueError, match=rf"model\.adapter={tmp_path} does not load: .*adapter_config\.json"):
         policy.load(device=torch.device("cpu"), seed=0)
+
+
+def test_a_dtype_that_is_none_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(ValueError, match=r"model\.dtype=float8 is none of auto, bfloat16, float32"):
+        Policy("/no/such/model", dtype="float8")  # type: ignore[arg-type]
+
+
+def test_the_log_says_which_settings_an_adapter_brings(
+    tiny_policy_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = adapter(
+        tiny_policy_dir, LoraConfig(r=3, lora_alpha=5, target_modules=["v_proj", "q_proj"]), tmp_path / "a"
+    )
+    policy = Policy(str(tiny_policy_dir), lora=Lora(r=16), adapter=str(folder), dtype="float32")
+    with caplog.at_level(logging.INFO):
+        policy.load(device=torch.device("cpu"), seed=0)
+    assert "brings LORA settings of its own: r=3, lora_alpha=5, target_modules=['q_proj', 'v_proj']." in caplog.text
 
 
 def test_targets_that_the_model_lacks_are_named(tiny_policy_dir: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -52,7 +54,7 @@ def _multiplies_bf16() -> bool:
 
 
 def load_weights(source: ModelSource, *, dtype: torch.dtype, attention: str, device: torch.device) -> PreTrainedModel:
-    """Load the weights of a causal language model, on the CPU.
+    """Load the weights of a causal language model into the memory of the CPU.
 
     Args:
         source: Where they come from.
@@ -63,39 +65,26 @@ def load_weights(source: ModelSource, *, dtype: torch.dtype, attention: str, dev
     refuse_adapter(source)
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tree_attention.register()
-
-    def with_attention(name: str | None) -> PreTrainedModel:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            source.resolved,
-            dtype=dtype,
-            attn_implementation=name,
-            revision=source.revision,
-            trust_remote_code=source.trust_remote_code,
-        )
-        return model
-
-    if attention != "auto":
-        return with_attention(attention)
-    if device.type != "cpu":
-        return with_attention(None)
+    load: Callable[..., PreTrainedModel] = partial(
+        AutoModelForCausalLM.from_pretrained,
+        source.resolved,
+        dtype=dtype,
+        revision=source.revision,
+        trust_remote_code=source.trust_remote_code,
+    )
+    if attention != "auto" or device.type != "cpu":
+        return load(attn_implementation=None if attention == "auto" else attention)
     try:
-        return with_attention("grouped")
+        return load(attn_implementation="grouped")
     except KeyError as error:
         if error.args != ("grouped",):
             raise
         log.info("%s takes no attention but its own.", source.name)
-        return with_attention(None)
+        return load(attn_implementation=None)
 
 
 def add_adapter(model: PreTrainedModel, lora: Lora, folder: str | None, *, seed: int) -> PeftModel:
-    """Add an adapter to frozen weights: a trained one, or a new one that changes nothing yet.
-
-    Args:
-        model: The frozen weights.
-        lora: Of a new adapter.
-        folder: Of the trained adapter; None = a new one.
-        seed: Of a new adapter's weights.
-    """
+    """Add an adapter to frozen weights: the trained one of a folder, or else a new one that changes nothing yet."""
     if folder is not None:
         return load_adapter(model, folder)
     refuse_unknown_targets(model, lora)
@@ -109,11 +98,7 @@ def add_adapter(model: PreTrainedModel, lora: Lora, folder: str | None, *, seed:
 
 @torch.no_grad()
 def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
-    """Add a trained adapter, of any kind that works inside the model's layers.
-
-    Raises:
-        ValueError: The folder holds no adapter, or one that also works outside of the layers, such as learned prompts.
-    """
+    """Add a trained adapter, of any kind that works inside the model's layers; others raise a ValueError."""
     try:
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=True)
         adapted.eval()
@@ -121,21 +106,21 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
         works = torch.equal(adapted(input_ids=ids_1L).logits, adapted.get_base_model()(input_ids=ids_1L).logits)
     except (OSError, ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
         raise ValueError(f"model.adapter={folder} does not load: {error}") from error
+    config = adapted.active_peft_config
     if not works:
-        kind = adapted.active_peft_config.peft_type.value
+        kind = config.peft_type.value
         raise ValueError(
             f"model.adapter={folder} is a {kind} adapter, which also works outside of the model's layers; choose LoRA "
             "or its like."
         )
+    names = [name for name in ("r", "alpha", "lora_alpha", "target_modules") if hasattr(config, name)]
+    brought = ", ".join(f"{name}={sorted(v) if isinstance(v := getattr(config, name), set) else v}" for name in names)
+    log.info("model.adapter=%s brings %s settings of its own: %s.", folder, config.peft_type.value, brought)
     return adapted
 
 
 def refuse_unknown_targets(model: nn.Module, lora: Lora) -> None:
-    """Refuse names of layers that the model does not have.
-
-    Raises:
-        ValueError: A name fits no layer.
-    """
+    """Raise a ValueError for a name of layers that the model does not have."""
     if isinstance(lora.targets, str):
         return
     layers = {name for name, module in model.named_modules() if not list(module.children())}
@@ -146,11 +131,7 @@ def refuse_unknown_targets(model: nn.Module, lora: Lora) -> None:
 
 
 def refuse_adapter(source: ModelSource) -> None:
-    """Refuse an adapter in the place of a model: it would be replaced by a new one.
-
-    Raises:
-        ValueError: The model's folder is an adapter's.
-    """
+    """Raise a ValueError for an adapter in the place of a model: it would be replaced by a new one."""
     file = Path(source.resolved) / "adapter_config.json"
     if file.exists():
         base = json.loads(file.read_text()).get("base_model_name_or_path")
