@@ -26,7 +26,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from choosy.labeling.reward_model import RewardModel
-from choosy.models.locate import resolve_embedder
+from choosy.models.locate import resolve_model
 from choosy.types import Prompt, Response
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,7 +44,7 @@ def split(rows: Rows, sentences: int, seed: int) -> tuple[Rows, Rows]:
 
 def fine_tuned(train: Rows, seed: int, *, lr: float = 2e-4, batch_size: int = 32, epochs: int = 2) -> tuple[Any, Any]:
     """MiniLM with one output, trained as a classifier: its logit is the log-odds of a good review."""
-    where = resolve_embedder("demo:minilm")
+    where = resolve_model("demo:minilm", demo="demo:minilm")
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(where)
     model = AutoModelForSequenceClassification.from_pretrained(where, num_labels=1)

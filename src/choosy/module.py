@@ -19,7 +19,6 @@ from torchmetrics import MeanMetric
 from choosy.data.batches import Batch
 from choosy.data.items import ItemKey
 from choosy.methods.loss_inputs import Loss
-from choosy.models.out_of_memory import explain_oom
 from choosy.models.policy import Policy
 from choosy.models.rows import Group
 from choosy.parallel.ranks import current_ranks
@@ -173,14 +172,14 @@ class WeightedDPO(LightningModule):
         mine: list[StepStats] = []
         for number, part in enumerate(parts, start=1):
             last = number == len(parts)
-            with explain_oom(self.policy):
+            with self.policy.compute.explain_oom(self.device):
                 loss, stats = part_loss(part) if part.items else self.no_loss()
             mine.append(stats)
             if last:
                 everybody = StepStats.sum(ranks.gather([StepStats.sum(mine)]))
                 if everybody.bad:
                     return everybody
-            with nullcontext() if last else self.no_sync(), explain_oom(self.policy):
+            with nullcontext() if last else self.no_sync(), self.policy.compute.explain_oom(self.device):
                 self.manual_backward(loss * self.trainer.world_size)  # ranks average their gradients
         return everybody
 

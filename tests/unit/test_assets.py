@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from choosy.models import locate as assets
-from choosy.models.locate import MODEL, resolve_embedder, resolve_model
+from choosy.models.locate import MODEL, resolve_model
+
+resolve_embedder = partial(resolve_model, demo="demo:minilm")
 
 RESOLVE = pytest.mark.parametrize("resolve", [resolve_model, resolve_embedder])
 

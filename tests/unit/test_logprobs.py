@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -18,13 +17,13 @@ from choosy.models.fast import tree_attention as attention
 from choosy.models.logprobs import (
     can_share_prompt,
     chosen_token_logps,
+    group_logps,
     padded_token_logps,
-    score_groups,
     sum_by_response,
     takes_one_row,
     token_logps,
 )
-from choosy.models.rows import Group, packed, separate, share_prompt
+from choosy.models.rows import Group, packed, share_prompt
 
 attention.register()
 
@@ -294,14 +293,6 @@ def test_a_prompt_without_tokens_is_refused() -> None:
         share_prompt([group(2, 1), Group([], [[1, 2]])])
 
 
-def test_separate_gives_every_response_its_own_prompt() -> None:
-    assert separate([Group([1], [[2], [3, 4]]), Group([5], [[6]])]) == [
-        Group([1], [[2]]),
-        Group([1], [[3, 4]]),
-        Group([5], [[6]]),
-    ]
-
-
 # -- chosen_token_logps --------------------------------------------------------------------------------------
 
 
@@ -388,14 +379,9 @@ def test_packed_covers_every_group_once_within_the_budget(
 def test_scores_do_not_depend_on_the_packing(share: bool, tokens_per_step: int) -> None:
     model = tiny("llama", "grouped")
     scored: dict[int, list[float]] = {}
-    for positions, logp_T in score_groups(
-        model,
-        ONE_TO_EIGHT,
-        share=share,
-        tokens_per_step=tokens_per_step,
-        precision=nullcontext,
-    ):
-        logps = iter(sum_by_response(logp_T, [ONE_TO_EIGHT[i] for i in positions]).tolist())
+    for positions in packed(ONE_TO_EIGHT, tokens_per_step, one_row=share and takes_one_row(model)):
+        chosen = [ONE_TO_EIGHT[i] for i in positions]
+        logps = iter(sum_by_response(group_logps(model, chosen, share=share), chosen).tolist())
         scored |= {i: [next(logps) for _ in ONE_TO_EIGHT[i].response_ids] for i in positions}
     expected = iter(padded(model, ONE_TO_EIGHT).tolist())
     for i, of_group in enumerate(ONE_TO_EIGHT):

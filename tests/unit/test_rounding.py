@@ -12,9 +12,10 @@ from fake_ranks import FakeRanks
 
 from callbacks.certainty import Certainty
 from choosy.methods.losses import SigmoidLoss
+from choosy.methods.selection import certainty
 from choosy.models.loading import Lora
 from choosy.models.policy import Policy
-from choosy.models.rounding import gaps, gaps_and_error, log_ratios_in_fp32
+from choosy.models.rounding import gaps_and_error, log_ratios_in_fp32
 from choosy.parallel.ranks import OneRank
 from choosy.sampling.generate import Generate
 from choosy.types import Candidates, Prompt
@@ -106,8 +107,8 @@ def utilities(policy: Policy, candidates: list[Candidates], rescore: Any) -> lis
 def test_certainty_warns_or_computes_again(tiny_policy_dir, moved, caplog):
     policy = loaded(tiny_policy_dir, "bfloat16", moved=moved)
     candidates = sampled(policy)
-    rough = [pytest.approx([0.1 * g for g in gaps([of])]) for of in ratios(candidates)]
-    exact = [pytest.approx([0.1 * g for g in gaps([of])]) for of in log_ratios_in_fp32(policy, candidates)]
+    rough = [pytest.approx([0.1 * g for g in certainty(of)]) for of in ratios(candidates)]
+    exact = [pytest.approx([0.1 * g for g in certainty(of)]) for of in log_ratios_in_fp32(policy, candidates)]
     assert rough != exact
     with caplog.at_level(logging.INFO):
         assert utilities(policy, candidates, "never") == rough

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
+
+import torch
 
 Gather = Literal["auto", "always", "never"]
 
@@ -40,3 +44,17 @@ class Compute:
             raise ValueError(f"batching.tokens_per_step={self.tokens_per_step} holds no token; choose at least 1.")
         if self.gather not in ("auto", "always", "never"):
             raise ValueError(f"model.compute.gather={self.gather} is none of auto, always, never.")
+
+    @contextmanager
+    def explain_oom(self, device: torch.device) -> Iterator[None]:
+        """Say which setting helps when a training step within the block runs out of memory."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            advice = [f"type batching.tokens_per_step={max(self.tokens_per_step // 2, 1)}"]
+            if not self.gradient_checkpointing:
+                advice.append("model.compute.gradient_checkpointing=true")
+            raise ValueError(
+                f"A training step of batching.tokens_per_step={self.tokens_per_step} does not fit into the memory of "
+                f"{device}; {' or '.join(advice)}, and go on with ckpt_path=last. ({error})"
+            ) from error

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoTokenizer
 
-from choosy.models.locate import resolve_embedder, resolve_model
+from choosy.models.locate import resolve_model
 from choosy.models.logprobs import last_hidden
 from choosy.models.policy import Policy
-from choosy.models.rows import Group, packed, share_prompt
+from choosy.models.rows import Group, Ids, Rows, packed, share_prompt
 from choosy.types import Response
 
-NAMES = {"minilm": "demo:minilm"}
 MOST_ROWS, MOST_TOKENS = 32, 16_384  # of one forward pass of another model than the policy
 LONGEST = 512  # tokens of a response that another language model embeds, as in REAL's code
 
@@ -43,16 +41,13 @@ def embed(responses: Sequence[Response], embedder: str, policy: Policy) -> Tenso
 def _encoder(name: str, device: str) -> Any:
     from sentence_transformers import SentenceTransformer  # seconds to import, and only some selectors embed
 
-    return SentenceTransformer(resolve_embedder(NAMES.get(name, name)), device=device)
+    return SentenceTransformer(
+        resolve_model("demo:minilm" if name == "minilm" else name, demo="demo:minilm"), device=device
+    )
 
 
 def sentence_embeddings(responses: Sequence[Response], name: str) -> Tensor:
-    """Embeddings (N, D) of the responses' texts, without their prompts.
-
-    Args:
-        responses: N responses.
-        name: `minilm`, a folder, or a hub id of a sentence-transformers model.
-    """
+    """Embeddings (N, D) of the responses' texts by `minilm`, a folder, or a hub id of sentence-transformers."""
     encoder = _encoder(name, "cuda" if torch.cuda.is_available() else "cpu")
     texts = [r.text for r in responses]
     rows = max(1, min(MOST_ROWS, MOST_TOKENS // (encoder.max_seq_length or MOST_TOKENS)))
@@ -64,21 +59,29 @@ def sentence_embeddings(responses: Sequence[Response], name: str) -> Tensor:
 def policy_embeddings(responses: Sequence[Response], policy: Policy) -> Tensor:
     """Embeddings (N, D) of the responses by the reference: last layer, mean over the response's own tokens.
 
-    A response is embedded without its prompt, as in REAL's code (arXiv 2409.17169). Forward passes hold
-    `tokens_per_step` tokens, padding included.
-
-    Args:
-        responses: N responses.
-        policy: Its reference embeds; with sharded weights every rank must call this.
+    A response is embedded without its prompt, as in REAL's code (arXiv 2409.17169). With sharded weights every rank
+    must call this.
     """
-    groups = [Group(r.ids or (policy.tokens.tokenizer.eos_token_id,), []) for r in responses]
-    embed_ND = torch.zeros(len(responses), policy.causal_lm.config.hidden_size)
+    ids = [r.ids or (policy.tokens.tokenizer.eos_token_id,) for r in responses]
+
+    def hidden(rows: Rows, own_BL: Tensor) -> Tensor:
+        return last_hidden(policy.causal_lm, rows)
+
     with policy.states.as_reference(), policy.weights_gathered(), policy.precision():
-        for batch in packed(groups, policy.compute.tokens_per_step):
-            hidden_BLD = last_hidden(policy.causal_lm, share_prompt([groups[n] for n in batch]).to(policy.device))
-            length_B1 = torch.tensor([[groups[n].tokens] for n in batch], device=policy.device)
-            own_BL = torch.arange(hidden_BLD.shape[1], device=policy.device) < length_B1
-            embed_ND[batch] = ((hidden_BLD.float() * own_BL[..., None]).sum(1) / length_B1).cpu()
+        return _means(ids, hidden, policy.compute.tokens_per_step, policy.causal_lm.config.hidden_size, policy.device)
+
+
+def _means(
+    ids: Sequence[Ids], hidden: Callable[[Rows, Tensor], Tensor], budget: int, width: int, device: torch.device
+) -> Tensor:
+    """Means (N, D) over the tokens of N texts of hidden states (B, L, D), in passes of `budget` tokens."""
+    groups = [Group(of_text, []) for of_text in ids]
+    embed_ND = torch.zeros(len(ids), width)
+    for batch in packed(groups, budget):
+        rows = share_prompt([groups[n] for n in batch]).to(device)
+        length_B1 = torch.tensor([[len(ids[n])] for n in batch], device=device)
+        own_BL = torch.arange(rows.ids_BL.shape[1], device=device) < length_B1
+        embed_ND[batch] = ((hidden(rows, own_BL).float() * own_BL[..., None]).sum(1) / length_B1).cpu()
     return embed_ND
 
 
@@ -91,23 +94,17 @@ def _language_model(name: str, device: str) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def language_model_embeddings(responses: Sequence[Response], name: str) -> Tensor:
-    """Embeddings (N, D) of the responses' texts by a frozen language model: last layer, mean over tokens.
+    """Embeddings (N, D) of the responses' texts by a frozen language model: last layer, mean over 512 tokens at most.
 
     This is REAL's embedder (arXiv 2409.17169), where the model is the base model of the policy's family, before SFT.
-
-    Args:
-        responses: N responses; of longer texts the first 512 tokens count.
-        name: `demo:smollm2`, a folder, or a hub id of a causal language model.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer, model = _language_model(name, device)
     nothing = [tokenizer.eos_token_id or 0]
     ids = [tokenizer(r.text, add_special_tokens=False).input_ids[:LONGEST] or nothing for r in responses]
-    embed_ND = torch.zeros(len(ids), model.config.hidden_size)
-    for batch in packed([Group(tuple(one), []) for one in ids], MOST_TOKENS):
-        ids_BL = pad_sequence([torch.tensor(ids[n]) for n in batch], batch_first=True).to(device)
-        length_B1 = torch.tensor([[len(ids[n])] for n in batch], device=device)
-        own_BL = torch.arange(ids_BL.shape[1], device=device) < length_B1
-        hidden_BLD = model(input_ids=ids_BL, attention_mask=own_BL.long()).last_hidden_state.float()
-        embed_ND[batch] = ((hidden_BLD * own_BL[..., None]).sum(1) / length_B1).cpu()
-    return embed_ND
+
+    def hidden(rows: Rows, own_BL: Tensor) -> Tensor:
+        hidden_BLD: Tensor = model(input_ids=rows.ids_BL, attention_mask=own_BL.long()).last_hidden_state
+        return hidden_BLD
+
+    return _means(ids, hidden, MOST_TOKENS, model.config.hidden_size, torch.device(device))

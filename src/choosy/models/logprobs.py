@@ -8,8 +8,7 @@ Axes: B rows, L tokens of a row, T predicted tokens, S responses, D hidden width
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from choosy.models.fast.tree_attention import Tree
-from choosy.models.rows import Group, Rows, packed, separate, share_prompt
+from choosy.models.rows import Group, Rows, share_prompt
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +75,7 @@ def chosen_token_logps(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, *
         hidden_TD: Last hidden state at the place that predicts each token.
         weight_VD: The language-model head.
         target_T: The tokens.
-        chunk: How many tokens have their logits in memory at once.
+        chunk: Number of tokens whose logits are in memory at once.
     """
     if torch.is_autocast_enabled(hidden_TD.device.type):
         weight_VD = weight_VD.to(torch.get_autocast_dtype(hidden_TD.device.type))
@@ -112,12 +111,11 @@ def takes_one_row(model: nn.Module) -> bool:
 
 
 def needs_no_mask(model: nn.Module) -> bool:
-    """Whether one row of segments costs this model no memory that grows with the row's square."""
+    """Whether the memory for one row of segments does not grow with the row's square."""
     return str(model.config._attn_implementation) == "grouped"  # type: ignore[union-attr]
 
 
 def _attention_arguments(model: nn.Module, rows: Rows) -> dict[str, Any]:
-    """The arguments that tell the model's attention which tokens attend to which."""
     implementation = model.config._attn_implementation  # type: ignore[union-attr]
     if implementation == "grouped" and len(rows.segments) == 1:
         none_B1LL = torch.empty(1, 1, 0, 0, device=rows.ids_BL.device)  # an attention that does not get the tree fails
@@ -133,12 +131,7 @@ def _attention_arguments(model: nn.Module, rows: Rows) -> dict[str, Any]:
 
 
 def token_logps(model: nn.Module, rows: Rows) -> Tensor:
-    """Log-probability (T,) of every response token in the rows, response by response in the order of the groups.
-
-    Args:
-        model: A causal language model of transformers, adapters injected.
-        rows: On the model's device.
-    """
+    """Log-probability (T,) of every response token in the rows, which are on the model's device."""
     hidden_BLD = last_hidden(model, rows)
     head = model.get_output_embeddings()  # type: ignore[operator]
     assert isinstance(head, nn.Linear), "a head with an adapter takes the padded path"
@@ -147,14 +140,14 @@ def token_logps(model: nn.Module, rows: Rows) -> Tensor:
 
 
 def padded_token_logps(model: nn.Module, groups: Sequence[Group]) -> Tensor:
-    """The same from one padded row a response, with the model's own mask, positions and logits. Slow and sure."""
+    """The same from one padded row a response, with the model's own mask, positions and logits."""
     device = next(model.parameters()).device
-    alone = separate(groups)
-    width = max(len(g.prompt_ids) + len(g.response_ids[0]) for g in alone)
+    alone = [(group.prompt_ids, ids) for group in groups for ids in group.response_ids]
+    width = max(len(prompt_ids) + len(ids) for prompt_ids, ids in alone)
     ids_SL = torch.zeros(len(alone), width, dtype=torch.long)
     real_SL = torch.zeros(len(alone), width, dtype=torch.long)
     answer_SL = torch.zeros(len(alone), width, dtype=torch.bool)
-    for s, (prompt_ids, (ids,)) in enumerate(alone):
+    for s, (prompt_ids, ids) in enumerate(alone):
         end = len(prompt_ids) + len(ids)
         ids_SL[s, :end] = torch.tensor([*prompt_ids, *ids])
         real_SL[s, :end] = 1
@@ -163,6 +156,20 @@ def padded_token_logps(model: nn.Module, groups: Sequence[Group]) -> Tensor:
     logp_SL = logits_SLV[:, :-1].float().log_softmax(-1).gather(-1, ids_SL[:, 1:, None].to(device)).squeeze(-1)
     logp_T: Tensor = logp_SL[answer_SL[:, 1:].to(device)]
     return logp_T
+
+
+def group_logps(model: nn.Module, groups: Sequence[Group], *, share: bool) -> Tensor:
+    """Log-probability (T,) of every response token, response by response in the order of the groups.
+
+    Args:
+        model: A causal language model of transformers, adapters injected.
+        groups: Prompts with their responses.
+        share: Compute a prompt once for all its responses; else by the padded path.
+    """
+    if not share:
+        return padded_token_logps(model, groups)
+    rows = share_prompt(groups, one_row=takes_one_row(model))
+    return token_logps(model, rows.to(next(model.parameters()).device))
 
 
 def sum_by_response(logp_T: Tensor, groups: Sequence[Group]) -> Tensor:
@@ -191,9 +198,7 @@ def can_share_prompt(model: nn.Module, vocabulary: int) -> bool:
     probe = [Group(head + tails[0], [draw[16:21], draw[21:22]]), Group(head + tails[1], [draw[22:31], draw[31:40]])]
     try:
         with torch.no_grad():
-            rows = share_prompt(probe, one_row=takes_one_row(model)).to(next(model.parameters()).device)
-            shared_S = sum_by_response(token_logps(model, rows), probe)
-            padded_S = sum_by_response(padded_token_logps(model, probe), probe)
+            shared_S, padded_S = (sum_by_response(group_logps(model, probe, share=s), probe) for s in (True, False))
     except (AssertionError, AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
         log.info("This architecture refused shared prompts: %s", error)
         return False
@@ -201,28 +206,3 @@ def can_share_prompt(model: nn.Module, vocabulary: int) -> bool:
     exact = weight.dtype == torch.float32 and not torch.is_autocast_enabled(weight.device.type)
     scale = 1e-4 if exact else 0.05
     return bool((shared_S - padded_S).abs().max() <= scale * padded_S.abs().max())
-
-
-def score_groups(
-    model: nn.Module,
-    groups: Sequence[Group],
-    *,
-    share: bool,
-    tokens_per_step: int,
-    precision: Callable[[], AbstractContextManager[Any]],
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Compute log-probabilities without gradients, batch by batch.
-
-    Yields:
-        Positions of groups, and log-probabilities (T,) of these groups' response tokens, in the memory of the CPU.
-    """
-    device = next(model.parameters()).device
-    one_row = share and takes_one_row(model)
-    for batch in packed(groups, tokens_per_step, one_row=one_row):
-        chosen = [groups[i] for i in batch]
-        with torch.no_grad(), precision():
-            if share:
-                logp_T = token_logps(model, share_prompt(chosen, one_row=one_row).to(device))
-            else:
-                logp_T = padded_token_logps(model, chosen)
-        yield batch, logp_T.cpu()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from peft import PeftModel
@@ -24,15 +24,8 @@ from choosy.models.fast.fused import fuse
 from choosy.models.fast.memory import free_memory, keep_freed_memory
 from choosy.models.loading import Dtype, Lora, add_adapter, auto_dtype, load_weights, switch_off_dropout
 from choosy.models.locate import ModelSource
-from choosy.models.logprobs import (
-    can_share_prompt,
-    padded_token_logps,
-    score_groups,
-    sum_by_response,
-    takes_one_row,
-    token_logps,
-)
-from choosy.models.rows import Group, Ids, share_prompt
+from choosy.models.logprobs import can_share_prompt, group_logps, sum_by_response, takes_one_row
+from choosy.models.rows import Group, Ids, packed
 from choosy.models.states import States, can_merge, merged, on_rank_0, swapped_in, trainable
 from choosy.models.tokens import Tokens
 from choosy.parallel.ranks import current_ranks
@@ -72,6 +65,8 @@ class Policy(nn.Module):
         compute: Compute = Compute(),
     ) -> None:
         super().__init__()
+        if dtype not in get_args(Dtype):
+            raise ValueError(f"model.dtype={dtype} is none of {', '.join(get_args(Dtype))}.")
         if adapter is not None and lora is None:
             raise ValueError(f"model.adapter={adapter} continues an adapter, but model.lora is null; set model.lora.")
         self.source = ModelSource(name, revision, trust_remote_code)
@@ -104,7 +99,7 @@ class Policy(nn.Module):
 
         Args:
             device: Where the weights go.
-            seed: Of the adapter.
+            seed: Of a new adapter.
             sharded: Leave each rank its share of the weights only.
         """
         if self.model is not None:
@@ -132,9 +127,8 @@ class Policy(nn.Module):
         if self.compute.fused and not sharded:  # whose layers hold shares outside of a forward
             fuse(self.model)
         self.states = States(self.model, sharded=sharded)
-        configured = self.causal_lm.generation_config.eos_token_id if self.causal_lm.generation_config else None
-        ends: list[int] = configured if isinstance(configured, list) else [] if configured is None else [configured]
-        self.tokens.stop_at(ends)
+        ends: int | list[int] | None = getattr(self.causal_lm.generation_config, "eos_token_id", None)
+        self.tokens.stop_at([ends] if isinstance(ends, int) else ends or [])
 
     def _shard(self, device: torch.device) -> None:
         names = set(getattr(self.causal_lm, "_no_split_modules", None) or ())
@@ -211,23 +205,20 @@ class Policy(nn.Module):
     @contextmanager
     def for_sampling(self) -> Iterator[None]:
         """Weights that sample fast within the block: the adapter merged, if it can be, in the forward's precision."""
-        was_training = self.training
         with ExitStack() as stack:
-            stack.callback(self.train, was_training)
+            stack.callback(self.train, self.training)
             self.eval()
             stack.enter_context(self.weights_gathered())
             if self.is_gathered:
                 stack.enter_context(torch.inference_mode())
             if not self.is_gathered or not self.is_mergeable:  # weights gathered layer by layer cannot be merged
                 stack.enter_context(self.precision())
-                yield
-                return
-            if is_sharded(self):
-                for weight, other in self._sampling_weights():
+            elif is_sharded(self):
+                for weight, other in self._weights_that_sample():
                     weight.copy_(other)  # a gathered copy, which ends with the block
             else:
-                stack.enter_context(swapped_in(list(self._sampling_weights())))
-            if isinstance(self.model, PeftModel):
+                stack.enter_context(swapped_in(list(self._weights_that_sample())))
+            if self.is_gathered and self.is_mergeable and isinstance(self.model, PeftModel):
                 stack.enter_context(self.model.disable_adapter())
             yield
 
@@ -236,7 +227,7 @@ class Policy(nn.Module):
         """Whether the policy is one set of weights: it has no adapter, or one that can be merged."""
         return not isinstance(self.model, PeftModel) or can_merge(self.model)
 
-    def _sampling_weights(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    def _weights_that_sample(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         if isinstance(self.model, PeftModel):
             yield from merged(self.model)
         elif not is_sharded(self):  # gathering has cast them
@@ -288,15 +279,14 @@ class Policy(nn.Module):
             log.warning("%s cannot share prompts between responses; it takes the slower padded path.", self.source.name)
         return shares
 
-    def _fits_window(self, groups: Sequence[Group]) -> bool:
+    def shares(self, groups: Sequence[Group]) -> bool:
+        """Whether these groups share their prompts: each fits into the attention's window, if it has one."""
+        if not groups or not self.shares_prompts:
+            return False
         config = self.causal_lm.config
         windows = [getattr(config, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size")]
         longest = max(group.tokens for group in groups)
         return all(longest <= window for window in windows if isinstance(window, int) and window)
-
-    def takes_tree(self, groups: Sequence[Group]) -> bool:
-        """Whether these groups may lie one behind the other in one row."""
-        return self.one_row and self._fits_window(groups)
 
     @property
     def one_row(self) -> bool:
@@ -309,15 +299,13 @@ class Policy(nn.Module):
 
     def token_logps(self, groups: Sequence[Group]) -> Tensor:
         """Log-probability (T,) of every response token, response by response, with gradients."""
-        logp_T: Tensor = self(lambda: self._token_logps(groups))
-        return logp_T
 
-    def _token_logps(self, groups: Sequence[Group]) -> Tensor:
-        with self.precision():
-            if self.shares_prompts and self._fits_window(groups):
-                rows = share_prompt(groups, one_row=takes_one_row(self.causal_lm))
-                return token_logps(self.causal_lm, rows.to(self.device))
-            return padded_token_logps(self.causal_lm, groups)
+        def compute() -> Tensor:
+            with self.precision():
+                return group_logps(self.causal_lm, groups, share=self.shares(groups))
+
+        logp_T: Tensor = self(compute)
+        return logp_T
 
     def score(
         self, candidates: Sequence[Candidates], tick: Callable[[int], None] = lambda n: None
@@ -360,20 +348,16 @@ class Policy(nn.Module):
         was_training = self.training
         self.eval()
         with self.weights_gathered():
-            share = bool(groups) and self.shares_prompts and self._fits_window(groups)
-            for positions, logp_T in score_groups(
-                self.causal_lm,
-                groups,
-                share=share,
-                tokens_per_step=self.compute.tokens_per_step,
-                precision=self.precision,
-            ):
-                chosen = [groups[n] for n in positions]
+            share = self.shares(groups)
+            for batch in packed(groups, self.compute.tokens_per_step, one_row=share and self.one_row):
+                chosen = [groups[n] for n in batch]
+                with torch.no_grad(), self.precision():
+                    logp_T = group_logps(self.causal_lm, chosen, share=share).cpu()
                 logps = iter(sum_by_response(logp_T, chosen).tolist())
                 of_tokens = iter(torch.split(logp_T, [len(ids) for group in chosen for ids in group.response_ids]))
-                for n, group in zip(positions, chosen, strict=True):
+                for n, group in zip(batch, chosen, strict=True):
                     yield n, [next(logps) for _ in group.response_ids], [next(of_tokens) for _ in group.response_ids]
-                tick(len(positions))
+                tick(len(batch))
         self.train(was_training)
 
     # -- the files of the trained policy -----------------------------------------------------------------------
@@ -381,19 +365,13 @@ class Policy(nn.Module):
     def save(self, folder: str) -> None:
         """Write the adapter, or the whole model, with its tokenizer, in Hugging Face format, on rank 0."""
         assert self.model is not None, "load() comes first"
-        state = self._full_state()  # of sharded weights, and so on every rank
+        state: dict[str, Tensor] = self.model.state_dict()
+        if is_sharded(self):  # every rank gathers
+            wanted = {name for name, _ in self.trainable()} if self.lora else state.keys()
+            state = on_rank_0({name: tensor for name, tensor in state.items() if name in wanted})
         if current_ranks().rank > 0:
             return
-        if isinstance(self.model, PeftModel):
-            self.model.save_pretrained(folder, state_dict=state)
-        else:
-            self.model.save_pretrained(folder, state_dict={k: v.to(self.compute_dtype) for k, v in state.items()})
+        if not isinstance(self.model, PeftModel):
+            state = {name: tensor.to(self.compute_dtype) for name, tensor in state.items()}
+        self.model.save_pretrained(folder, state_dict=state)
         self.tokens.tokenizer.save_pretrained(folder)
-
-    def _full_state(self) -> dict[str, Tensor]:
-        assert self.model is not None, "load() comes first"
-        state: dict[str, Tensor] = self.model.state_dict()
-        if not is_sharded(self):
-            return state
-        wanted = {name for name, _ in self.trainable()} if self.lora else state.keys()
-        return on_rank_0({name: tensor for name, tensor in state.items() if name in wanted})

@@ -180,11 +180,6 @@ class _Row:
         return len(self.segments) - 1
 
 
-def separate(groups: Sequence[Group]) -> list[Group]:
-    """Every response with a prompt of its own: the padded path, for models that cannot share one."""
-    return [Group(group.prompt_ids, [ids]) for group in groups for ids in group.response_ids]
-
-
 def packed(groups: Sequence[Group], tokens_per_step: int, *, one_row: bool = False) -> Iterator[list[int]]:
     """Positions of groups in batches of at most about so many tokens, similar lengths together.
 

@@ -118,7 +118,7 @@ def prefill(policy: Policy, prompts: Sequence[Ids], copies: Sequence[int]) -> Pr
 def fit_one_row(policy: Policy, prompts: Sequence[Ids]) -> bool:
     """Whether the prompts fit into one row, and its mask is not too large: flex attention's is square."""
     small = sum(map(len, prompts)) <= policy.compute.tokens_per_step or needs_no_mask(policy.causal_lm)
-    return small and policy.takes_tree([Group(ids, []) for ids in prompts])
+    return small and policy.one_row and policy.shares([Group(ids, []) for ids in prompts])
 
 
 def _from_tree(model: PreTrainedModel, prompts: Sequence[Ids], owner_R: Tensor, device: torch.device) -> Prefilled:

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from choosy.labeling.predictor.preferences import Preference
-from choosy.models.locate import resolve_embedder
+from choosy.models.locate import resolve_model
 
 
 class PreferenceModel:
@@ -99,7 +99,7 @@ class PreferenceModel:
 
     def _load(self) -> None:
         hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        where = resolve_embedder(self.encoder)
+        where = resolve_model(self.encoder, demo="demo:minilm")
         self._tokenizer = AutoTokenizer.from_pretrained(where, padding_side="right", truncation_side="left")
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
