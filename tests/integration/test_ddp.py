@@ -46,7 +46,7 @@ def exported(run_dir: Path) -> Path:
 
 SOLD = """
 from choosy.labeling.protocols import Answer
-from choosy.labeling.terms import Terms
+from choosy.labeling.protocols import Terms
 
 BILL = pathlib.Path(__file__).with_name("bill")
 

@@ -11,8 +11,7 @@ import pytest
 from toy_labelers import FIVE, Lengths, Longer, Scripted, given, rewards, rows
 
 from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.protocols import Answer, ItemFailed, Postponed
-from choosy.labeling.terms import Terms
+from choosy.labeling.protocols import Answer, ItemFailed, Postponed, Terms
 from choosy.types import Candidates, Prompt, Response, Verdict
 
 # --- labelers that fail ---
@@ -248,10 +247,9 @@ def test_a_labeler_receives_the_policy_and_its_earlier_labels(tmp_path: Path) ->
         def __init__(self) -> None:
             self.heard: list[Any] = []
 
-        def recall(self, history, run):
-            self.heard.append(
-                [(label.first, label.score, label.run) for label in history.labels_of(self.name, run=run)]
-            )
+        def use_buyer(self, buyer):
+            earlier = buyer.ledger.labels_of(self.name, run=buyer.run)
+            self.heard.append([(label.first, label.score, label.run) for label in earlier])
 
         def use_policy(self, policy):
             self.heard.append(policy)

@@ -10,8 +10,7 @@ import pytest
 from toy_labelers import Lengths, Scripted, given, rewards
 
 from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.protocols import Answer
-from choosy.labeling.terms import Terms
+from choosy.labeling.protocols import Answer, Terms
 from choosy.types import Prompt, Response
 
 # --- the budget ---

@@ -13,8 +13,7 @@ import pytest
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.crowd.crowd import Crowd
 from choosy.labeling.nested import audit_draw
-from choosy.labeling.protocols import Compares, Scores
-from choosy.labeling.terms import Terms, fingerprint_of
+from choosy.labeling.protocols import Compares, Scores, Terms, fingerprint_of
 from choosy.labeling.vader import Vader
 from choosy.types import MIRRORED, Prompt, Response
 

@@ -14,8 +14,8 @@ import pytest
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.human.labeler import Human
 from choosy.labeling.noisy import Noisy
+from choosy.labeling.protocols import Terms
 from choosy.labeling.queue import Queue
-from choosy.labeling.terms import Terms
 from choosy.labeling.vader import Vader
 from choosy.rounds.evaluate import evaluate
 from choosy.types import Candidates, Prompt, Response

@@ -15,8 +15,7 @@ import pytest
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.judge.judge import Judge
 from choosy.labeling.noisy import Noisy
-from choosy.labeling.protocols import Answer
-from choosy.labeling.terms import Terms
+from choosy.labeling.protocols import Answer, Terms
 from choosy.rounds import label_ahead as module
 from choosy.rounds.label_ahead import LabelAhead
 from choosy.types import Candidates, Prompt, Response

@@ -24,8 +24,7 @@ from choosy.labeling.exchange.command import (
     stats,
 )
 from choosy.labeling.ledger import Ledger
-from choosy.labeling.protocols import Answer, Postponed
-from choosy.labeling.terms import Terms
+from choosy.labeling.protocols import Answer, Postponed, Terms
 from choosy.types import Candidates, Message, Prompt, Response
 
 Item = tuple[Prompt, Response, Response]

@@ -22,8 +22,7 @@ import pytest
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.ledger import Ledger, Question
 from choosy.labeling.locks import PurchaseLock, is_alive
-from choosy.labeling.protocols import Answer, Postponed
-from choosy.labeling.terms import Terms
+from choosy.labeling.protocols import Answer, Postponed, Terms
 from choosy.types import Prompt, Response, Verdict
 
 FORK = multiprocessing.get_context("fork")

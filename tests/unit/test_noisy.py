@@ -12,7 +12,7 @@ import pytest
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.noisy import Noisy
 from choosy.labeling.predictor.labeler import Predictor
-from choosy.labeling.terms import Terms, terms_of
+from choosy.labeling.protocols import Terms, terms_of
 from choosy.labeling.vader import Vader
 from choosy.types import MIRRORED, Candidates, Prompt, Response, Verdict
 

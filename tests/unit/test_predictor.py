@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from choosy.labeling.buyer import LabelBuyer
+from choosy.labeling.ledger import Label
 from choosy.labeling.nested import audit_draw
 from choosy.labeling.predictor.labeler import Predictor
 from choosy.labeling.predictor.preference_model import PreferenceModel
 from choosy.labeling.predictor.preferences import Preference, earlier_preferences, preferences_in
-from choosy.labeling.protocols import Compares, LabelRecord
-from choosy.labeling.terms import Terms
+from choosy.labeling.protocols import Compares, Terms
 from choosy.types import MIRRORED, Prompt, Response
 
 PAIRS = [
@@ -184,9 +184,10 @@ def test_every_pair_is_bought_if_the_error_cannot_be_bounded(at) -> None:
 
 
 def test_earlier_preferences() -> None:
-    def label(run: str, first: str, second: str | None = None, **value: Any) -> LabelRecord:
+    def label(run: str, first: str, second: str | None = None, **value: Any) -> Label:
         blank = {"score": None, "verdict": None, "raw": "", "annotator": "", "judgements": 1, "cost": 0.0}
-        return LabelRecord(**{**blank, "prompt": "q", "first": first, "second": second, "run": run, **value})
+        given = {"prompt": "q", "first": first, "second": second, "purpose": "train", "run": run}
+        return Label(**{**blank, **given, **value})
 
     labels = [
         *(

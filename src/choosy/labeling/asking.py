@@ -9,8 +9,17 @@ from numbers import Real
 from typing import Any, TypeVar
 
 from choosy.labeling.ledger import Question
-from choosy.labeling.protocols import Answer, Compares, ItemFailed, Labeler, Postponed, Scores, TakenBack
-from choosy.labeling.terms import Terms, terms_of
+from choosy.labeling.protocols import (
+    Answer,
+    Compares,
+    ItemFailed,
+    Labeler,
+    Postponed,
+    Scores,
+    TakenBack,
+    Terms,
+    terms_of,
+)
 from choosy.redaction import scrub
 from choosy.types import MIRRORED, Verdict
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from choosy.labeling.ledger import Counts, Question
-from choosy.labeling.terms import Terms
+from choosy.labeling.protocols import Terms
 
 
 @dataclass(frozen=True)

@@ -9,27 +9,26 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from numbers import Real
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from choosy.labeling.asking import CHUNK, LabelerCall, LabelerFailed, chunks, items_per_call, method_for
 from choosy.labeling.budget import Budget, affordable_groups
 from choosy.labeling.invalid import InvalidVerdicts
 from choosy.labeling.ledger import Counts, Label, Ledger, Question
 from choosy.labeling.menu import labelers_able_to
-from choosy.labeling.nested import nested_run
 from choosy.labeling.protocols import (
     Answer,
-    BuysLabels,
     Informed,
     Labeler,
     NeedsPolicy,
     Postponed,
     Purpose,
-    Recalls,
+    ResponsePair,
     Stamps,
     TakenBack,
+    fingerprint_of,
+    terms_of,
 )
-from choosy.labeling.terms import fingerprint_of, terms_of
 from choosy.models.policy import Policy
 from choosy.types import MIRRORED, Candidates, Prompt, Response, Verdict
 
@@ -99,7 +98,7 @@ class LabelBuyer:
         self.evaluator = self._evaluator(evaluation)  # buys the labels of held-out answers; None = nobody judges them
         most = (None if self.terms.people else MAX_INVALID) if max_invalid == "auto" else max_invalid
         self._verdicts = InvalidVerdicts(labeler.name, most)
-        self._run = ""
+        self.run = ""
 
     def _evaluator(self, evaluation: Labeler | str) -> LabelBuyer | None:
         if evaluation == "auto":
@@ -125,18 +124,16 @@ class LabelBuyer:
     def open(self, run: str) -> None:
         """Buy for this run from now on; a run that is resumed continues its counts."""
         self.ledger.create()
-        self._run = run
+        self.run = run
         if isinstance(self.labeler, BuysLabels):
-            self.labeler.use_buyers(self._nested_buyer)
-        if isinstance(self.labeler, Recalls):
-            self.labeler.recall(self.ledger, run)
+            self.labeler.use_buyer(self)
         if self.evaluator is not None and self.evaluator is not self:
             self.evaluator.open(run)
 
-    def _nested_buyer(self, name: str, labeler: Labeler, *, budget: int | None = None) -> LabelBuyer:
-        """The buyer of a labeler that stands inside this buyer's."""
+    def nested(self, name: str, labeler: Labeler, budget: int | None = None) -> LabelBuyer:
+        """A buyer of a labeler that stands inside this buyer's; its labels belong to the run `RUN#LABELER#NAME`."""
         buyer = LabelBuyer(labeler, ledger=self.ledger.path, budget=budget, max_invalid=self.max_invalid)
-        buyer.open(nested_run(self._run, self.labeler.name, name))
+        buyer.open(f"{self.run}#{self.labeler.name}#{name}")
         return buyer
 
     def use_policy(self, policy: Policy) -> None:
@@ -166,8 +163,8 @@ class LabelBuyer:
     @property
     def counts(self) -> Counts:
         """What the run has bought and reused so far, also before an interruption."""
-        assert self._run, "the buyer is not open"
-        return self.ledger.counts(self._run)
+        assert self.run, "the buyer is not open"
+        return self.ledger.counts(self.run)
 
     @property
     def spent(self) -> int:
@@ -189,7 +186,7 @@ class LabelBuyer:
         return not self.limits.price_unknown(self.terms) and answers <= self._answers_left()
 
     def _answers_left(self) -> float:
-        _, highest = self.ledger.prices(self._run, self.labeler.name)
+        _, highest = self.ledger.prices(self.run, self.labeler.name)
         return self.limits.answers_left(self.counts, self.terms, labeler=self.labeler.name, highest=highest)
 
     # -- purchases -----------------------------------------------------------------------------------------------
@@ -217,9 +214,7 @@ class LabelBuyer:
         penalty = (self.missing_eos_penalty or 0.0) if purpose == "train" else 0.0
         return [c if labels is None else _rewarded(c, labels, penalty) for c, labels in served]
 
-    def compare(
-        self, questions: Sequence[tuple[Prompt, Response, Response]], *, purpose: Purpose = "train"
-    ) -> list[Verdict | None]:
+    def compare(self, questions: Sequence[ResponsePair], *, purpose: Purpose = "train") -> list[Verdict | None]:
         """Buy a verdict on each pair, in the order given (most useful first).
 
         A labeler that only scores is asked for both scores, which are two labels, and the higher one wins.
@@ -249,12 +244,12 @@ class LabelBuyer:
 
     def _serve(self, groups: Groups, purpose: Purpose) -> list[list[Label] | None]:
         """All labels of each group of questions, or None where the rest of the budget cannot pay them."""
-        assert self._run, "the buyer is not open"
+        assert self.run, "the buyer is not open"
         train = purpose == "train"
         pause = 0.05
         while True:  # more than once if only an answer that is bought shows what the next one may cost
             known = self.ledger.find(q.key for group in groups for q in group)
-            owed = {key for key, label in known.items() if label.run == self._run and label.purpose == "evaluate"}
+            owed = {key for key, label in known.items() if label.run == self.run and label.purpose == "evaluate"}
             free = known.keys() - owed if train else known.keys()
             left, at_once = (self._answers_left(), self._answers_at_once()) if train else (math.inf, math.inf)
             served = affordable_groups(groups, free, left, at_once=at_once)
@@ -264,7 +259,7 @@ class LabelBuyer:
             missing = [q for key, q in wanted.items() if key not in known]
             bought = self._buy(missing, purpose)
             if train:
-                self.ledger.train_on(wanted, run=self._run)
+                self.ledger.train_on(wanted, run=self.run)
             if wanted.keys() <= free:
                 break
             if missing and not bought:
@@ -283,7 +278,7 @@ class LabelBuyer:
         """How many answers may be bought before their cost is looked at again."""
         if not self.limits.price_unknown(self.terms):
             return math.inf
-        return max(1, self.ledger.prices(self._run, self.labeler.name)[0])
+        return max(1, self.ledger.prices(self.run, self.labeler.name)[0])
 
     def _wait(self, pause: float, labels: int) -> float:
         """Wait for labels that other processes are buying, and return how long to wait next."""
@@ -304,7 +299,7 @@ class LabelBuyer:
                         self._ask(chunk, purpose)
                     bought += len(mine)
         except Postponed:
-            self.ledger.want(questions, purpose=purpose, run=self._run, judgements=self.terms.labels_per_answer)
+            self.ledger.want(questions, purpose=purpose, run=self.run, judgements=self.terms.labels_per_answer)
             raise
         return bought
 
@@ -330,7 +325,7 @@ class LabelBuyer:
     def _record(self, call: LabelerCall, portion: Sequence[Answer], purpose: Purpose) -> None:
         """Write answers to the ledger, up to the first that cannot be used."""
         if isinstance(portion[0], TakenBack):
-            self.ledger.delete(call.take_back(portion[0]).key, run=self._run)
+            self.ledger.delete(call.take_back(portion[0]).key, run=self.run)
             self._verdicts.remove(portion[0])
             return
         accepted: list[tuple[Question, Answer]] = []
@@ -339,8 +334,20 @@ class LabelBuyer:
                 paid = answer.cost if answer.cost or answer.judgements is not None else float(self.terms.price or 0.0)
                 accepted.append((call.accept(answer), answer._replace(cost=paid)))
         finally:
-            self.ledger.write(accepted, purpose=purpose, run=self._run, judgements=self.terms.labels_per_answer)
+            self.ledger.write(accepted, purpose=purpose, run=self.run, judgements=self.terms.labels_per_answer)
         self._verdicts.add(accepted)
+
+
+@runtime_checkable
+class BuysLabels(Protocol):
+    """A labeler that makes its answers of what it buys from other labelers, or that learns from earlier labels."""
+
+    def use_buyer(self, buyer: LabelBuyer) -> None:
+        """Judge for this buyer's run from now on; called before the first question.
+
+        `buyer.nested` makes the buyers of other labelers, and `buyer.ledger.labels_of` reads earlier labels.
+        """
+        ...
 
 
 def _rewarded(candidates: Candidates, labels: Sequence[Label], penalty: float) -> Candidates:

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Literal
 
-from choosy.labeling.terms import ALL, Terms
+from choosy.labeling.protocols import ALL, Terms
 from choosy.models.chat import TemplateRefusal
 from choosy.models.policy import Policy
 from choosy.types import Candidates, Message, Prompt, Response, content_id

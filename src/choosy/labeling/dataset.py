@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from choosy.labeling.terms import Terms
+from choosy.labeling.protocols import Terms
 from choosy.types import Prompt, Response
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import cast
 
-from choosy.labeling.terms import Terms
+from choosy.labeling.protocols import Terms
 from choosy.types import Prompt, Response
 
 Reward = Callable[[str, str], float]

@@ -15,12 +15,12 @@ from typing import Any, Literal, NamedTuple
 
 from choosy.files import replacing
 from choosy.labeling.locks import PurchaseLock, is_alive, remove_stale
-from choosy.labeling.protocols import Answer, LabelRecord, Purpose
+from choosy.labeling.protocols import Answer, Purpose
 from choosy.redaction import scrub
 from choosy.types import Prompt, Response, Verdict, content_id
 
 VERSION = 2  # of the file's format, in its user_version
-SCHEMA = (
+TABLES = (
     """CREATE TABLE IF NOT EXISTS labels (
     key TEXT PRIMARY KEY, labeler TEXT NOT NULL, fingerprint TEXT NOT NULL, stamp TEXT NOT NULL, kind TEXT NOT NULL,
     prompt_id TEXT NOT NULL, prompt TEXT NOT NULL, messages TEXT, response_first TEXT NOT NULL, response_second TEXT,
@@ -40,11 +40,20 @@ SCHEMA = (
 class Label(NamedTuple):
     """A score of one response, or a verdict on two, as it is in the ledger."""
 
+    prompt: str
     first: str
+    second: str | None
     score: float | None
     verdict: Verdict | None
+    raw: str
+    annotator: str
+    judgements: int
+    cost: float
     purpose: Purpose
     run: str
+
+
+LABEL_FIELDS = "prompt, response_first, response_second, score, verdict, raw, annotator, judgements, cost, purpose, run"
 
 
 class Counts(NamedTuple):
@@ -144,15 +153,16 @@ class Ledger:
                 f"labels.ledger={self.path!r} has format {found}, and this version of Choosy reads format {VERSION}; "
                 "use the version that wrote it, or type another file, for instance labels.ledger=runs/ledger.sqlite"
             )
-        for statement in SCHEMA:
+        for statement in TABLES:
             db.execute(statement)
         db.execute(f"PRAGMA user_version = {VERSION}")  # writes, so that a read-only file is found before any purchase
 
     def find(self, keys: Iterable[str]) -> dict[str, Label]:
         """The labels with these keys, by key; those that are not in the ledger are left out."""
-        query = "SELECT response_first, score, verdict, purpose, run FROM labels WHERE key = ?"
         with self._transaction() as db:
-            rows = {key: db.execute(query, (key,)).fetchone() for key in keys}
+            rows = {
+                key: db.execute(f"SELECT {LABEL_FIELDS} FROM labels WHERE key = ?", (key,)).fetchone() for key in keys
+            }
         return {key: Label(*row) for key, row in rows.items() if row}
 
     @contextmanager
@@ -290,13 +300,14 @@ class Ledger:
             count, highest = row.fetchone()
         return count, highest
 
-    def labels_of(self, labeler: str, *, fingerprint: str | None = None, run: str | None = None) -> list[LabelRecord]:
+    def labels_of(self, labeler: str, *, fingerprint: str | None = None, run: str | None = None) -> list[Label]:
         """All labels of a labeler, the earliest first: of all runs or one, under any fingerprint or one."""
-        query = """SELECT prompt, response_first, response_second, score, verdict, raw, annotator, judgements, cost, run
-            FROM labels WHERE labeler = ?1 AND run = coalesce(?2, run) AND fingerprint = coalesce(?3, fingerprint)
-            ORDER BY rowid"""
+        these = "labeler = ?1 AND run = coalesce(?2, run) AND fingerprint = coalesce(?3, fingerprint)"
         with self._transaction() as db:
-            return [LabelRecord(*row) for row in db.execute(query, (labeler, run, fingerprint))]
+            rows = db.execute(
+                f"SELECT {LABEL_FIELDS} FROM labels WHERE {these} ORDER BY rowid", (labeler, run, fingerprint)
+            )
+            return [Label(*row) for row in rows]
 
     def copy(self, to: Path) -> None:
         """Replace `to` by a copy of the ledger."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from choosy.labeling.terms import Method
+from choosy.labeling.protocols import Method
 
 # A test compares them with the classes that the files name. `noisy` can do what the labeler inside it can.
 SCORE = ("contrastive", "dataset", "function", "reward_model", "vader")

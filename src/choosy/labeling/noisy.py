@@ -6,8 +6,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from choosy.labeling.asking import answers_in_place
-from choosy.labeling.protocols import Answer, BuysLabels, Compares, Labeler, NeedsPolicy, Recalls, Scores, Stamps
-from choosy.labeling.terms import fingerprint_of, terms_of
+from choosy.labeling.buyer import BuysLabels
+from choosy.labeling.protocols import (
+    Answer,
+    Compares,
+    Labeler,
+    NeedsPolicy,
+    Scores,
+    Stamps,
+    fingerprint_of,
+    terms_of,
+)
 from choosy.models.policy import Policy
 from choosy.types import MIRRORED, Prompt, Response, seed_of
 
@@ -34,7 +43,7 @@ class Noisy:
     def __init__(self, wrapped: Labeler, *, p: float = 0.1, seed: int = 0) -> None:
         if not 0 <= p <= 1:
             raise ValueError(f"labeler.p={p} is no probability; choose 0 <= p <= 1")
-        if isinstance(wrapped, BuysLabels | Recalls):
+        if isinstance(wrapped, BuysLabels):
             raise ValueError(
                 f"labeler.wrapped is {wrapped.name}, which learns from its own labels, and labeler=noisy gives labels "
                 "of another name; make the labelers inside it noisy, for instance labeler@labeler.paid=noisy"

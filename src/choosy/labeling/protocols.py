@@ -1,13 +1,16 @@
-"""The contracts between labelers and the buyer of their labels."""
+"""The contract between a labeler and the buyer of its labels."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from choosy.models.policy import Policy
-from choosy.types import Prompt, Response, Verdict
+from choosy.types import Prompt, Response, Verdict, content_id
 
+Method = Literal["score", "compare"]
 Purpose = Literal["train", "evaluate"]
 ResponsePair = tuple[Prompt, Response, Response]  # what a labeler compares
 
@@ -91,7 +94,7 @@ class Compares(Protocol):
 Labeler = Scores | Compares
 
 
-# -- what a labeler may need; the buyer offers it to every labeler that has the method ---------------------------
+# -- what a labeler may have beside these: `BuysLabels` in buyer.py, and ------------------------------------------
 
 
 @runtime_checkable
@@ -130,60 +133,72 @@ class NeedsPolicy(Protocol):
         ...
 
 
-class LabelRecord(NamedTuple):
-    """A label as labelers read it that learn from labels."""
+# -- what a labeler declares --------------------------------------------------------------------------------------
 
-    prompt: str
-    first: str
-    second: str | None
-    score: float | None
-    verdict: Verdict | None
-    raw: str
-    annotator: str
-    judgements: int
-    cost: float
-    run: str
+ALL = sys.maxsize
 
 
-class LabelHistory(Protocol):
-    """The labels that are in the ledger (see `Ledger.labels_of`)."""
+@dataclass(frozen=True)
+class Terms:
+    """What a labeler declares about its labels, as its attribute `terms`; one that declares nothing has the defaults.
 
-    def labels_of(
-        self, labeler: str, *, fingerprint: str | None = None, run: str | None = None
-    ) -> list[LabelRecord]: ...
+    Attributes:
+        fingerprint: What else than its name its judgement depends on, such as the hash of a prompt template. It is part
+            of the ledger's key: labels of another fingerprint are not reused.
+        price: Money for one answer, or the most that one may cost if answers carry their cost; None = unknown.
+        labels_per_answer: How many labels of a budget one answer takes.
+        at_once: How many items it is asked in one call, `ALL` for as many as there are; None = `ALL` if its method
+            yields answers, 64 if it returns a list.
+        runs_remotely: Whether it judges on another processor than the one that samples, each item by itself, whatever
+            else is asked and in whatever order. Then labels are bought while the rest of the round is sampled.
+        people: Whether people answer. Unless the run says otherwise, they are not asked about held-out answers, and
+            may call as many pairs invalid as they like.
+        given_only: Whether it judges only the responses that came with the data, and none that the policy sampled.
+        methods: Which methods may be called. None = those that it has.
+    """
+
+    fingerprint: str = ""
+    price: float | None = None
+    labels_per_answer: int = 1
+    at_once: int | None = None
+    runs_remotely: bool = False
+    people: bool = False
+    given_only: bool = False
+    methods: tuple[Method, ...] | None = None
+
+    @property
+    def scores(self) -> bool:
+        """Whether it gives a response a reward."""
+        return "score" in (self.methods or ())
+
+    @property
+    def compares(self) -> bool:
+        """Whether it compares two responses itself; two of its scores compare them as well."""
+        return "compare" in (self.methods or ())
 
 
 @runtime_checkable
-class Recalls(Protocol):
-    """A labeler that learns from the labels in the ledger."""
+class HasTerms(Protocol):
+    """A labeler that declares its terms."""
 
-    def recall(self, history: LabelHistory, run: str) -> None:
-        """Judge for this run from now on, whose earlier labels are in the history; called before the first question."""
-        ...
+    terms: Terms
 
 
-class Buys(Protocol):
-    """Buys the labels of one labeler for another one (see `LabelBuyer`)."""
+def terms_of(labeler: Labeler) -> Terms:
+    """The terms of a labeler, with the methods that it has.
 
-    @property
-    def spent(self) -> int: ...
-
-    @property
-    def money(self) -> float: ...
-
-    def compare(self, questions: Sequence[ResponsePair]) -> list[Verdict | None]: ...
-
-
-class BuyerOf(Protocol):
-    """Makes the buyer of a labeler that stands inside another one."""
-
-    def __call__(self, name: str, labeler: Labeler, *, budget: int | None = None) -> Buys: ...
+    Example:
+        >>> from choosy.labeling.vader import Vader
+        >>> terms_of(Vader()).methods
+        ('score',)
+    """
+    terms = labeler.terms if isinstance(labeler, HasTerms) else Terms()
+    can: dict[Method, bool] = {"score": isinstance(labeler, Scores), "compare": isinstance(labeler, Compares)}
+    has = tuple(method for method, able in can.items() if able)
+    return replace(terms, methods=has) if terms.methods is None else terms
 
 
-@runtime_checkable
-class BuysLabels(Protocol):
-    """A labeler that makes its answers of what it buys from other labelers."""
-
-    def use_buyers(self, buyer_of: BuyerOf) -> None:
-        """Buy through these buyers from now on; called before `recall`."""
-        ...
+def fingerprint_of(labeler: Labeler) -> str:
+    """What else than its name the labeler's judgement depends on now, as a part of the ledger's key."""
+    fingerprint = terms_of(labeler).fingerprint
+    return content_id(fingerprint, labeler.state()) if isinstance(labeler, Changes) else fingerprint

@@ -9,8 +9,7 @@ from pathlib import Path
 from choosy.files import replacing
 from choosy.labeling.exchange.rows import LabelRow, exported, to_csv, to_jsonl
 from choosy.labeling.ledger import Question
-from choosy.labeling.protocols import Postponed
-from choosy.labeling.terms import ALL, Terms
+from choosy.labeling.protocols import ALL, Postponed, Terms
 from choosy.types import Prompt, Response, Verdict
 
 

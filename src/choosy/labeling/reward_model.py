@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
-from choosy.labeling.terms import Terms
+from choosy.labeling.protocols import Terms
 from choosy.types import Prompt, Response
 
 

@@ -7,9 +7,9 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from choosy.labeling.nested import NestedLabelers, audit_draw
-from choosy.labeling.protocols import Answer, BuyerOf, Labeler, LabelHistory, ResponsePair
-from choosy.labeling.terms import Terms
+from choosy.labeling.buyer import LabelBuyer
+from choosy.labeling.nested import OuterLabeler, audit_draw
+from choosy.labeling.protocols import Answer, Labeler, ResponsePair
 from choosy.methods.aggregation import (
     WorkerRecord,
     likelier_verdict,
@@ -17,7 +17,6 @@ from choosy.methods.aggregation import (
     update_from_expert,
     update_from_peers,
 )
-from choosy.models.policy import Policy
 from choosy.types import Verdict, content_id
 
 log = logging.getLogger(__name__)
@@ -25,7 +24,7 @@ log = logging.getLogger(__name__)
 Votes = dict[str, Verdict]
 
 
-class Crowd:
+class Crowd(OuterLabeler):
     """Asks every member about every pair, and weights each vote by the accuracy of the member's earlier votes.
 
     With an expert, a share of the pairs is put to the expert as well: there the expert's verdict counts, and the
@@ -66,40 +65,27 @@ class Crowd:
             raise ValueError(f"labeler.memory={memory} is too small; type more than 1, or null to forget nothing")
         if unknown := sorted((budgets or {}).keys() - members.keys() - ({"expert"} if expert else set())):
             raise ValueError(f"labeler.budgets.{unknown[0]} names no member; the members are {', '.join(members)}")
-        self.name = f"crowd:{'+'.join(members)}"
         self.members = members
         self.expert = expert
         self.audit = audit
         self.memory = math.inf if memory is None else memory
         self.records: dict[str, WorkerRecord] = {}
-        self._nested = NestedLabelers({**members, **({"expert": expert} if expert else {})}, budgets)
-        self.terms = Terms(
-            fingerprint=content_id(str(audit if expert else 0), str(self.memory)),
-            price=self._nested.price_of_comparison,
-            labels_per_answer=self._nested.labels_per_comparison,
-        )
+        fingerprint = content_id(str(audit if expert else 0), str(self.memory))
+        inner = {**members, **({"expert": expert} if expert else {})}
+        super().__init__(f"crowd:{'+'.join(members)}", inner, budgets, fingerprint=fingerprint)
 
-    def state(self) -> str:
-        return self._nested.state()
-
-    def use_policy(self, policy: Policy) -> None:
-        self._nested.use_policy(policy)
-
-    def use_buyers(self, buyer_of: BuyerOf) -> None:
-        self._nested.use_buyers(buyer_of)
-
-    def recall(self, history: LabelHistory, run: str) -> None:
-        self._nested.recall(history, self.name, run)
+    def use_buyer(self, buyer: LabelBuyer) -> None:
+        super().use_buyer(buyer)
         self.records = {}
-        for label in history.labels_of(self.name, run=run):
+        for label in self.earlier_answers():
             details = json.loads(label.raw)
             self._update(details["votes"], details["expert"])
 
     def compare(self, items: Sequence[ResponsePair]) -> Iterator[Answer]:
         """Yield a verdict on each item, in order; all votes are bought before the first verdict."""
-        votes_of = {name: self._nested.compare(name, items) for name in self.members}
+        votes_of = {name: self.buyers[name].compare(items) for name in self.members}
         audited = self._audited(items)
-        charges = self._nested.charges(len(items))
+        charges = self.charges(len(items))
         for at in range(len(items)):
             votes: Votes = {name: vote for name, all_votes in votes_of.items() if (vote := all_votes[at]) is not None}
             if not votes:
@@ -116,7 +102,7 @@ class Crowd:
         if self.expert is None:
             return {}
         drawn = [at for at, item in enumerate(items) if audit_draw("audit", item) < self.audit]
-        verdicts = self._nested.compare("expert", [items[at] for at in drawn])
+        verdicts = self.buyers["expert"].compare([items[at] for at in drawn])
         return {at: verdict for at, verdict in zip(drawn, verdicts, strict=True) if verdict is not None}
 
     def _answer(self, at: int, votes: Votes, expert: Verdict | None, charge: tuple[int, float]) -> Answer:

@@ -16,8 +16,7 @@ from urllib.parse import urlsplit
 from choosy.labeling.human.assignment import PairQuestion
 from choosy.labeling.human.clicks import Clicks
 from choosy.labeling.human.sitting import Screen, Sitting
-from choosy.labeling.protocols import Answer, Purpose, ResponsePair
-from choosy.labeling.terms import Terms
+from choosy.labeling.protocols import Answer, Purpose, ResponsePair, Terms
 from choosy.types import content_id
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

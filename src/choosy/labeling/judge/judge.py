@@ -12,8 +12,7 @@ from threading import Thread
 from choosy.labeling.judge.endpoint import Endpoint, Session, SessionStopped, Unanswered
 from choosy.labeling.judge.settings import EndpointSettings, RequestSettings
 from choosy.labeling.judge.template import filled, parse_verdict, read_template
-from choosy.labeling.protocols import Answer, ItemFailed, ResponsePair
-from choosy.labeling.terms import Terms
+from choosy.labeling.protocols import Answer, ItemFailed, ResponsePair, Terms
 from choosy.types import MIRRORED, Verdict, content_id
 
 

@@ -9,13 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from choosy.labeling.nested import NestedLabelers, audit_draw, nested_run
+from choosy.labeling.buyer import LabelBuyer
+from choosy.labeling.nested import OuterLabeler, audit_draw
 from choosy.labeling.predictor.calibration import answer_threshold
 from choosy.labeling.predictor.preference_model import PreferenceModel
 from choosy.labeling.predictor.preferences import Preference, earlier_preferences, preferences_in
-from choosy.labeling.protocols import Answer, BuyerOf, Labeler, LabelHistory, ResponsePair
-from choosy.labeling.terms import Terms, fingerprint_of
-from choosy.models.policy import Policy
+from choosy.labeling.protocols import Answer, Labeler, ResponsePair, fingerprint_of
 from choosy.types import Verdict, content_id, seed_of
 
 log = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ class Savings:
         )
 
 
-class Predictor:
+class Predictor(OuterLabeler):
     """Answers for another labeler where a model of its preferences is sure enough (as LoRA-LiteE, arXiv 2411.09947).
 
     The model is trained on every preference of the paid labeler in the ledger: those of earlier runs, then this run's.
@@ -81,39 +80,25 @@ class Predictor:
                 raise ValueError(f"labeler.{name}={share} is no share; type a number between 0 and 1")
         if min_labels < HELD_OUT:
             raise ValueError(f"labeler.min_labels={min_labels} is too small; type {HELD_OUT} or more")
-        self.name = f"predictor:{paid.name}"
         self.paid = paid
         self.model = model or PreferenceModel()
         self.max_error = max_error
         self.audit = audit
         self.min_labels = min_labels
         self.savings = Savings()
-        self._nested = NestedLabelers({"paid": paid})
-        self.terms = Terms(
-            fingerprint=content_id(*self.model.fingerprint, str(max_error), str(audit), str(min_labels)),
-            price=self._nested.price_of_comparison,
-            labels_per_answer=self._nested.labels_per_comparison,
-        )
+        fingerprint = content_id(*self.model.fingerprint, str(max_error), str(audit), str(min_labels))
+        super().__init__(f"predictor:{paid.name}", {"paid": paid}, fingerprint=fingerprint)
         self._preferences: dict[Preference, None] = {}  # in the order in which they came, each once
         self._trained_on = 0
         self._threshold = math.inf
 
-    def state(self) -> str:
-        return self._nested.state()
-
-    def use_policy(self, policy: Policy) -> None:
-        self._nested.use_policy(policy)
-
-    def use_buyers(self, buyer_of: BuyerOf) -> None:
-        self._nested.use_buyers(buyer_of)
-
-    def recall(self, history: LabelHistory, run: str) -> None:
-        self._nested.recall(history, self.name, run)
+    def use_buyer(self, buyer: LabelBuyer) -> None:
+        super().use_buyer(buyer)
         self.savings, self._trained_on, self._threshold = Savings(), 0, math.inf
         self._preferences = {}
-        of_paid = history.labels_of(self.paid.name, fingerprint=fingerprint_of(self.paid))
-        self._add(earlier_preferences(of_paid, nested_run(run, self.name, "paid")))
-        for label in history.labels_of(self.name, run=run):
+        of_paid = buyer.ledger.labels_of(self.paid.name, fingerprint=fingerprint_of(self.paid))
+        self._add(earlier_preferences(of_paid, self.buyers["paid"].run))
+        for label in self.earlier_answers():
             assert label.second is not None
             assert label.verdict
             self._count(label.raw, label.annotator)
@@ -143,8 +128,8 @@ class Predictor:
     def _answers(
         self, asked: Sequence[tuple[int, ResponsePair]], predictions: Sequence[Prediction | None], paid: Sequence[int]
     ) -> Iterator[Answer]:
-        bought = dict(zip(paid, self._nested.compare("paid", [asked[n][1] for n in paid]), strict=True))
-        charges = iter(self._nested.charges(len(paid)) if paid else [])
+        bought = dict(zip(paid, self.buyers["paid"].compare([asked[n][1] for n in paid]), strict=True))
+        charges = iter(self.charges(len(paid)) if paid else [])
         for n, (at, item) in enumerate(asked):
             prediction, verdict = predictions[n], bought.get(n)
             details = {"trained_on": self._trained_on, "sure": self._is_sure(prediction)}

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from choosy.labeling.protocols import LabelRecord
+from choosy.labeling.ledger import Label
 from choosy.types import Verdict
 
 
@@ -30,7 +30,7 @@ def preferences_in(prompt: str, first: str, second: str, verdict: Verdict) -> li
     return [Preference(prompt, first, second) if verdict == "first" else Preference(prompt, second, first)]
 
 
-def earlier_preferences(labels: Sequence[LabelRecord], run: str) -> list[Preference]:
+def earlier_preferences(labels: Sequence[Label], run: str) -> list[Preference]:
     """Return the preferences in labels, oldest first, from before a run bought its first.
 
     The scores of one prompt are paired: the best over the worst, the second best over the second worst.
