@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from itertools import combinations, pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from itertools import combinations, groupby, islice
 from typing import Literal, NamedTuple
 
 import torch
@@ -63,43 +63,26 @@ def top_k(utilities: Sequence[float], k: int, *, names: Sequence[str], seed: int
     def by_name(tied: list[int]) -> list[int]:
         return sorted(tied, key=lambda i: (seed_of(seed, names[i]), names[i]))
 
-    return ranking(utilities, by_name, names=names, k=k)[:k]
+    return list(islice(ranking(utilities, by_name, names=names), k))
 
 
 def ranking(
-    utilities: Sequence[float],
-    break_ties: Callable[[list[int]], list[int]],
-    *,
-    names: Sequence[str],
-    k: int | None = None,
-) -> list[int]:
+    utilities: Sequence[float], break_ties: Callable[[list[int]], list[int]], *, names: Sequence[str]
+) -> Iterator[int]:
     """Positions in the order of falling utility.
 
     Args:
         utilities: One number an item.
         break_ties: Orders the positions of equal utilities.
         names: The items' names, for the message about a number that is not finite.
-        k: How many of the first positions must be in order; None = all.
-
-    Raises:
-        ValueError: A utility is nan or infinite.
     """
-    assert len(utilities) == len(names), f"{len(utilities)} utilities for {len(names)} names"
-    utility_P = torch.tensor(utilities, dtype=torch.float64)
-    if broken := (~utility_P.isfinite()).nonzero().flatten().tolist():
-        raise ValueError(
-            f"The utility of {names[broken[0]]} is {utilities[broken[0]]}; every utility must be a finite number."
-        )
-    sorted_P, order_P = utility_P.sort(descending=True, stable=True)
-    order: list[int] = order_P.tolist()
-    first_P = torch.cat([sorted_P.new_ones(min(1, len(order))).bool(), sorted_P[1:] != sorted_P[:-1]])
-    starts = [*first_P.nonzero().flatten().tolist(), len(order)]  # of runs of equal utilities
-    for start, end in pairwise(starts):
-        if k is not None and start >= k:
-            break
-        if end - start > 1:
-            order[start:end] = break_ties(order[start:end])
-    return order
+    for utility, name in zip(utilities, names, strict=True):
+        if not math.isfinite(utility):
+            raise ValueError(f"The utility of {name} is {utility}; every utility must be a finite number.")
+    order = sorted(range(len(utilities)), key=utilities.__getitem__, reverse=True)
+    for _, run in groupby(order, key=utilities.__getitem__):
+        tied = list(run)
+        yield from break_ties(tied) if len(tied) > 1 else tied
 
 
 def orient(utilities: Sequence[float], direction: Direction) -> list[float]:
@@ -139,7 +122,7 @@ def reward_statistic(reward_PN: Tensor, scored_PN: Tensor, statistic: Statistic 
     Args:
         reward_PN: Rewards of the stored responses of each prompt.
         scored_PN: True where there is a reward.
-        statistic: Which reward stands for the prompt: the `mean`, the `best` or the `worst` of its responses.
+        statistic: The `mean`, the `best` or the `worst` of the prompt's rewards.
 
     Returns:
         P numbers: 0 for a prompt without any reward, nan for one with a reward that is not finite.
@@ -253,9 +236,7 @@ def centroid(embed_ND: Tensor) -> list[float]:
     """
     utilities = dissimilarity(embed_ND)
     positions = pair_positions(len(embed_ND))
-    if not positions:
-        return utilities
-    if not all(map(math.isfinite, utilities)):
+    if not positions or not all(map(math.isfinite, utilities)):
         return utilities
     centres_2D = two_means(embed_ND.double(), seeds=positions[max(range(len(positions)), key=utilities.__getitem__)])
     nearest = torch.cdist(centres_2D, embed_ND.double()).argsort(dim=-1, stable=True).tolist()
@@ -336,10 +317,9 @@ def rank_pairs(
     ]
 
     def prompts_in_turn(tied: list[int]) -> list[int]:
-        drawn = sorted(tied, key=lambda at: seed_of(seed, names[competing[at].prompt], *competing[at][1:3]))
         turn: Counter[int] = Counter()
         keys = {}
-        for at in drawn:
+        for at in sorted(tied, key=lambda at: seed_of(seed, names[competing[at].prompt], *competing[at][1:3])):
             prompt = competing[at].prompt
             keys[at] = (turn[prompt], seed_of(seed, names[prompt]), names[prompt])
             turn[prompt] += 1
@@ -351,11 +331,7 @@ def rank_pairs(
 
 
 def top_pairs(
-    ranked: Iterable[ChosenPair],
-    k: int,
-    *,
-    per_prompt: int | None = 1,
-    labeled: Mapping[int, int] | None = None,
+    ranked: Iterable[ChosenPair], k: int, *, per_prompt: int | None = 1, labeled: Mapping[int, int] | None = None
 ) -> list[ChosenPair]:
     """The first k pairs of a ranking, where no prompt gets more than `per_prompt` labeled pairs.
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+Brought = Literal["gap", "given", "nothing"]
 
 
 class Weighting(Protocol):
@@ -20,9 +22,7 @@ class Weighting(Protocol):
     normalize: bool
 
     @property
-    def needs(self) -> Literal["gap", "given", "nothing"]:
-        """What a pair must bring."""
-        ...
+    def needs(self) -> Brought: ...
 
     def weigh(self, gap_B: Tensor, given_B: Tensor) -> Tensor:
         """Weights of B pairs from reward(chosen) - reward(rejected) and the data's own weights; nan = not known."""
@@ -47,11 +47,7 @@ class Uniform:
     """Every pair counts 1: plain DPO."""
 
     normalize: bool = False
-
-    @property
-    def needs(self) -> Literal["gap", "given", "nothing"]:
-        """Nothing."""
-        return "nothing"
+    needs: ClassVar[Brought] = "nothing"
 
     def weigh(self, gap_B: Tensor, given_B: Tensor) -> Tensor:
         return torch.ones_like(gap_B)
@@ -79,6 +75,7 @@ class RewardGap:
     beta2: float = 1.0
     clip: float | None = None
     normalize: bool = False
+    needs: ClassVar[Brought] = "gap"
 
     def __post_init__(self) -> None:
         if self.form not in ("sigmoid", "linear"):
@@ -87,11 +84,6 @@ class RewardGap:
             raise ValueError(f"weighting.beta2={self.beta2} weighs large gaps no more; choose beta2 > 0.")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"weighting.clip={self.clip} leaves no weight; choose clip > 0, or null.")
-
-    @property
-    def needs(self) -> Literal["gap", "given", "nothing"]:
-        """The reward gap."""
-        return "gap"
 
     def weigh(self, gap_B: Tensor, given_B: Tensor) -> Tensor:
         weight_B = torch.sigmoid(self.beta2 * gap_B) if self.form == "sigmoid" else self.beta2 * gap_B
@@ -103,11 +95,7 @@ class Column:
     """The weight that each row of the data brings in its `weight` column."""
 
     normalize: bool = False
-
-    @property
-    def needs(self) -> Literal["gap", "given", "nothing"]:
-        """The data's weight."""
-        return "given"
+    needs: ClassVar[Brought] = "given"
 
     def weigh(self, gap_B: Tensor, given_B: Tensor) -> Tensor:
         return given_B
