@@ -57,6 +57,8 @@ def test_one_setting_switches_packing_off(packed, tiny_policy_dir, monkeypatch):
     if not can_pack(next(policy.causal_lm.parameters()).bfloat16()):
         pytest.skip("this processor or build of torch has no packed bf16 products")
     prepared: list[int] = []
-    monkeypatch.setattr("choosy.models.fast.packed.product", lambda w, rows: prepared.append(rows) or product(w, rows))
+    monkeypatch.setattr(
+        "choosy.models.fast.packed.product", lambda of, rows: prepared.append(rows) or product(of, rows)
+    )
     Generate(max_new_tokens=2).sample(policy, [(5, 6)], [[0]])
     assert bool(prepared) == packed

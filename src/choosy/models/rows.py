@@ -124,11 +124,8 @@ def share_prompt(groups: Sequence[Group], *, one_row: bool = False) -> Rows:
     """The prompt of each group once, then its responses; a response's last token is only ever a target.
 
     Args:
-        groups: What the rows hold.
+        groups: What the rows hold; a prompt without tokens raises a ValueError.
         one_row: All groups one behind the other, after what all their prompts begin with; else a row each.
-
-    Raises:
-        ValueError: A prompt without tokens, from which nothing can be predicted.
     """
     prefix = common_prefix([group.prompt_ids for group in groups]) if one_row else []
     if len(prefix) < SHORTEST_PREFIX:
@@ -181,14 +178,9 @@ class _Row:
 
 
 def packed(groups: Sequence[Group], tokens_per_step: int, *, one_row: bool = False) -> Iterator[list[int]]:
-    """Positions of groups in batches of at most about so many tokens, similar lengths together.
+    """Positions of groups in batches of at most about so many tokens, padding included, similar lengths together.
 
-    A group longer than the budget goes alone. Every group is in exactly one batch.
-
-    Args:
-        groups: To be packed.
-        tokens_per_step: The budget, padding included.
-        one_row: Groups lie one behind the other, so that there is no padding.
+    A group longer than the budget is in a batch alone. With `one_row` there is no padding.
 
     Example:
         >>> groups = [Group([1] * n, []) for n in (2, 9, 3, 8)]

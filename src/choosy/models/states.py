@@ -24,12 +24,7 @@ def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 class States:
-    """Copies of the trainable weights: at the start of the run, and of the reference, which is the start or later.
-
-    Args:
-        model: With the weights of the start.
-        sharded: Whether each rank holds a share of them only.
-    """
+    """Copies of the trainable weights: at the start of the run, and of the reference, which is the start or later."""
 
     def __init__(self, model: nn.Module, *, sharded: bool) -> None:
         self._model = model
@@ -53,11 +48,11 @@ class States:
         return all(current_ranks().gather([all(torch.equal(now, then) for now, then in pairs)]))
 
     def as_reference(self) -> AbstractContextManager[None]:
-        """The reference's weights within the block, the policy's own again after it."""
+        """The reference's weights within the block."""
         return self._in_state(self.reference)
 
     def as_start(self) -> AbstractContextManager[None]:
-        """The weights of the start of the run within the block, the policy's own again after it."""
+        """The weights of the start of the run within the block."""
         return self._in_state(self.start)
 
     @contextmanager
@@ -79,11 +74,7 @@ class States:
                     p.copy_(data)
 
     def to_save(self, *, with_start: bool) -> tuple[dict[str, Tensor] | None, dict[str, Tensor] | None]:
-        """The start, and the reference if it has moved, on rank 0; every rank must call this.
-
-        Args:
-            with_start: Whether the start is wanted; of a model without adapter it is in the model's own files.
-        """
+        """The start, if wanted, and the reference, if it has moved, on rank 0; every rank must call this."""
         moved = self.reference is not self.start
         return on_rank_0(self.start) if with_start else None, on_rank_0(self.reference) if moved else None
 

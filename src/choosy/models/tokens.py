@@ -38,9 +38,7 @@ class Tokens:
         hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             tokenizer = AutoTokenizer.from_pretrained(
-                self.source.resolved,
-                revision=self.source.revision,
-                trust_remote_code=self.source.trust_remote_code,
+                self.source.resolved, revision=self.source.revision, trust_remote_code=self.source.trust_remote_code
             )
         except OSError as error:
             raise ValueError(f"model.name={self.source.name} does not load: {error}") from error
@@ -69,10 +67,9 @@ class Tokens:
         self.__dict__.pop("stop_ids", None)
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
-        """Encode a prompt: a conversation through the chat template, other text unchanged.
+        """Encode a prompt, once in a run: a conversation through the chat template, other text unchanged.
 
-        A beginning-of-sequence token appears at most once, an end-of-sequence token never at the end. Each prompt is
-        tokenised once in a run.
+        A beginning-of-sequence token appears at most once, an end-of-sequence token never at the end.
 
         Raises:
             ValueError: A conversation, but no chat template, or one that refuses it.
@@ -93,18 +90,13 @@ class Tokens:
         return self._begun_once(ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids)
 
     def _begun_once(self, ids: Sequence[int]) -> Sequence[int]:
-        """The ids with one beginning-of-sequence token at most."""
         bos = self.tokenizer.bos_token_id
         while len(ids) > 1 and bos is not None and bos != self.tokenizer.eos_token_id and ids[0] == ids[1] == bos:
             ids = ids[1:]
         return ids
 
     def _known(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """The ids, all of which the model has embeddings for.
-
-        Raises:
-            ValueError: One of them is beyond the embeddings.
-        """
+        """The ids; a ValueError if the model has no embedding for one of them."""
         self._largest = max(self._largest, max(ids, default=0))
         if self._largest >= self._rows:
             raise ValueError(
@@ -115,21 +107,12 @@ class Tokens:
         return tuple(ids)
 
     def fit(self, *, rows: int, window: int | None) -> None:
-        """Refuse what the model has no place for, also what has been encoded already.
-
-        Args:
-            rows: Of the model's embeddings.
-            window: The longest sequence that the model can place; None = any.
-        """
+        """Refuse what does not fit a model with so many embeddings and this context window, encoded already or not."""
         self._rows, self.window = rows, window
         self._known(())
 
     def refuse_beyond_window(self, tokens: int) -> None:
-        """Refuse a sequence that is longer than the model's context window.
-
-        Raises:
-            ValueError: It is.
-        """
+        """Raise a ValueError for a sequence that is longer than the model's context window."""
         if self.window is not None and tokens > self.window:
             raise ValueError(
                 f"A prompt and its response may take {tokens} tokens, and the context window of {self.source.name} has "

@@ -111,12 +111,11 @@ def _fused_lora(layer: LoraLinear) -> Callable[[Tensor], Tensor] | None:
 
 
 def _takes_one(layer: nn.Module) -> bool:
-    """Whether a layer's forward takes one tensor and nothing else."""
     return len(inspect.signature(layer.forward).parameters) == 1
 
 
 def _fused_norm(norm: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """The fused forward of a norm like Llama's; None for other norms."""
+    """The same of a norm like Llama's."""
     weight, eps = getattr(norm, "weight", None), getattr(norm, "variance_epsilon", None)
     if not isinstance(weight, Tensor) or weight.ndim != 1 or not isinstance(eps, float) or not _takes_one(norm):
         return None
@@ -129,7 +128,7 @@ def _fused_norm(norm: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
 
 def _fused_mlp(mlp: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """The fused forward of a gated layer like Llama's; None for other layers."""
+    """The same of a gated layer like Llama's."""
     parts = {name for name, _ in mlp.named_children()}
     if parts != {"gate_proj", "up_proj", "down_proj", "act_fn"} or not _takes_one(mlp):
         return None
@@ -142,11 +141,7 @@ def _fused_mlp(mlp: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
 
 def fuse(model: nn.Module) -> int:
-    """Give layers their fused forwards, where these give equal values on a probe, and count them.
-
-    Args:
-        model: A causal language model of transformers, adapters injected, on its device.
-    """
+    """Give layers their fused forwards, where these give equal values on a probe, and count them."""
     fused = 0
     for layer in model.modules():
         forward = _fused_lora(layer) if isinstance(layer, LoraLinear) else _fused_norm(layer) or _fused_mlp(layer)
@@ -160,17 +155,10 @@ def fuse(model: nn.Module) -> int:
 @torch.no_grad()
 def _agree(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> bool:
     """Whether both forwards give the same values, up to the rounding of the weights' precision."""
-    weight = next(layer.parameters())
-    width = _width(layer)
+    weight = next(getattr(layer, "gate_proj", layer).parameters())  # (E, D), or (D,) of a norm
     generator = torch.Generator().manual_seed(0)
-    x_ND = torch.randn(1, 5, width, generator=generator).to(weight.device, weight.dtype)
+    x_ND = torch.randn(1, 5, weight.shape[-1], generator=generator).to(weight.device, weight.dtype)
     with torch.autocast(weight.device.type, enabled=False):
         wanted_NE, found_NE = layer(x_ND), forward(x_ND)
     coarse = 1e-5 if wanted_NE.dtype == torch.float32 else 0.02
     return bool((wanted_NE - found_NE).abs().max() <= coarse * wanted_NE.abs().max())
-
-
-def _width(layer: nn.Module) -> int:
-    """The number of input features of an adapted layer, a gated layer or a norm."""
-    inner: Any = layer.base_layer if isinstance(layer, LoraLinear) else getattr(layer, "gate_proj", None)
-    return len(next(layer.parameters())) if inner is None else int(inner.in_features)

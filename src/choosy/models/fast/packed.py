@@ -21,46 +21,32 @@ def can_pack(weight: Tensor) -> bool:
     )
 
 
-def product(weight_ED: Tensor, rows: int) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """Make a function x, bias -> x W' + bias with its own packed copy of W, without gradients.
+def product(layer: nn.Linear, rows: int) -> Callable[[Tensor], Tensor]:
+    """The forward of a layer with a packed copy of its present weights, without gradients.
 
     Args:
-        weight_ED: In bf16, on the CPU.
-        rows: About how many rows x will have, for which the layout is chosen.
+        layer: With weights that can be packed.
+        rows: About how many rows a product will have, for which the layout is chosen.
     """
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight_ED.detach(), rows)
-
-    def multiply(x_BLD: Tensor, bias_E: Tensor | None) -> Tensor:
-        y_BLE: Tensor = torch.ops.mkldnn._linear_pointwise(x_BLD, packed, bias_E, "none", [], "")
-        return y_BLE
-
-    return multiply
-
-
-@contextmanager
-def packed_linears(model: nn.Module, rows: int) -> Iterator[None]:
-    """Let the model's linear layers multiply by packed copies of their present weights within the block.
-
-    Args:
-        model: Not to be trained within the block.
-        rows: About how many rows the products will have.
-    """
-    layers = [layer for layer in model.modules() if type(layer) is nn.Linear and can_pack(layer.weight)]
-    try:
-        for layer in layers:
-            layer.forward = _forward(layer, rows)  # type: ignore[method-assign, assignment]
-        yield
-    finally:
-        for layer in layers:
-            layer.__dict__.pop("forward", None)
-
-
-def _forward(layer: nn.Linear, rows: int) -> Callable[[Tensor], Tensor]:
-    multiply = product(layer.weight, rows)
+    packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
 
     def forward(x_BLD: Tensor) -> Tensor:
         if x_BLD.dtype != torch.bfloat16:
             return nn.Linear.forward(layer, x_BLD)
-        return multiply(x_BLD, layer.bias)
+        y_BLE: Tensor = torch.ops.mkldnn._linear_pointwise(x_BLD, packed, layer.bias, "none", [], "")
+        return y_BLE
 
     return forward
+
+
+@contextmanager
+def packed_linears(model: nn.Module, rows: int) -> Iterator[None]:
+    """Let the model's linear layers multiply by packed copies of their present weights within the block."""
+    layers = [layer for layer in model.modules() if type(layer) is nn.Linear and can_pack(layer.weight)]
+    try:
+        for layer in layers:
+            layer.forward = product(layer, rows)  # type: ignore[method-assign, assignment]
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)

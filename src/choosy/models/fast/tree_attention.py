@@ -1,10 +1,9 @@
 """Attention over a tree of segments, such as a prompt and its responses, without padding.
 
 All groups of a pass are in one row, one after the other. A segment (the common prefix, a prompt, a response) attends
-to its own past and to all of its ancestors, so attention is a few small dense products a segment. These fit into the
-processor's cache, which one masked product over padded rows does not, and short ones of similar size are computed
-together (docs/log.md). Registered with transformers as `grouped`; with a mask instead of segments it is plain
-attention in which query heads that share a key head are one matrix product.
+to its own past and to all of its ancestors: a few small dense products, which fit into the processor's cache; short
+ones of similar size are computed together (docs/log.md). transformers knows it as `grouped`; with a mask instead of
+segments it is plain attention in which query heads that share a key head are one matrix product.
 
 Axes: H query heads, G key heads, R = H/G, N tokens of the row, X = N * H, Y = N * G, n blocks of a bundle, L queries
 and S keys of a block, b = G * n, q = R * L, K head width, W that of values (for most models K).
@@ -43,12 +42,10 @@ class Block(NamedTuple):
 
     @property
     def queries(self) -> int:
-        """The number of queries."""
         return self.end - self.start
 
     @property
     def keys(self) -> int:
-        """The number of keys, the queries' own among them."""
         return sum(end - start for start, end in self.spans)
 
 
@@ -115,11 +112,7 @@ def bundles(plan: Sequence[Block]) -> Iterator[list[Block]]:
 
 
 class Tree:
-    """What each token of a row attends to, laid out once for all layers.
-
-    Args:
-        segments: Of the row, each behind the one before it.
-    """
+    """What each token of a row attends to, laid out once for all layers."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self.bundles = list(bundles(list(blocks(segments))))
@@ -137,16 +130,13 @@ class Tree:
                 real_GnRL = real_nL.bool()[:, None].expand_as(query_GnRL)
                 place_X[query_GnRL[real_GnRL]] = at + torch.arange(query_GnRL.numel()).view_as(query_GnRL)[real_GnRL]
                 at += query_GnRL.numel()
-            moved = [
-                Bundle(q.to(like.device), k.to(like.device), real.to(like), hidden.to(like))
-                for q, k, real, hidden in laid
-            ]
-            self._laid[known] = moved, place_X.to(like.device)
+            on = like.device
+            moved = [Bundle(q.to(on), k.to(on), real.to(like), hidden.to(like)) for q, k, real, hidden in laid]
+            self._laid[known] = moved, place_X.to(on)
         return self._laid[known]
 
 
 def _laid(together: Sequence[Block], heads: int, key_heads: int) -> Bundle:
-    """The indices of a bundle."""
     R = heads // key_heads
     L = max(block.queries for block in together)
     S = -(-max(block.keys for block in together) // KEYS) * KEYS
@@ -167,7 +157,6 @@ def _laid(together: Sequence[Block], heads: int, key_heads: int) -> Bundle:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """Flatten all axes but the last."""
     return x.reshape(-1, x.shape[-1])
 
 
@@ -249,8 +238,8 @@ def grouped_attention(
 
     Args:
         module: The attention layer; not needed.
-        query_BHLK: Queries: batch, query heads, length, head width.
-        key_BGSK: Keys: batch, key heads, length seen, head width.
+        query_BHLK: Queries.
+        key_BGSK: Keys.
         value_BGSW: Values.
         attention_mask: (B, 1, L, S): True where there is attention, or 0 there and -inf elsewhere; without `tree`.
         scaling: Factor on the scores; head width ** -0.5 if None.
