@@ -91,7 +91,7 @@ def test_an_answer_is_in_the_ledger_before_the_next_is_requested(buyer: Callable
     assert (labeler.seen, labeler.asked) == ([0, 1, 2, 3, 4], [5])
     kept = rows(path, "SELECT prompt_id, verdict, raw, cost, annotator FROM labels ORDER BY time")
     assert kept[0] == ("p3", "first", "key 3", 0.25, "ada")
-    assert (counter.spent, counter.money) == (5, 1.25)
+    assert (counter.spent, counter.counts.money) == (5, 1.25)
 
 
 def test_a_labeler_that_yields_may_limit_the_items_of_a_call(buyer: Callable[..., LabelBuyer], path: Path) -> None:
@@ -232,7 +232,7 @@ def test_an_answer_may_carry_its_labels_and_cost(tmp_path: Path) -> None:
     buyer = LabelBuyer(Middleman(), ledger=str(tmp_path / "ledger.sqlite"))
     buyer.open("run")
     buyer.compare([(Prompt(f"p{n}", f"q{n}"), Response("a"), Response("b")) for n in range(3)])
-    assert (buyer.spent, buyer.money) == (5, pytest.approx(2.5))
+    assert (buyer.spent, buyer.counts.money) == (5, pytest.approx(2.5))
     assert [(label.judgements, label.cost) for label in buyer.ledger.labels_of("middleman")] == [
         (2, 1.0),
         (0, 0.0),

@@ -126,7 +126,7 @@ def test_a_budget_of_money_is_exact_with_a_price(path: Path) -> None:
         buyer = LabelBuyer(priced(0.1), ledger=str(path), budget_money=money)
         buyer.open(run)
         assert afford(buyer, 9) == bought, "what another run has bought is free"
-        assert buyer.money == pytest.approx(0.3 if run != "c" else 0.0)
+        assert buyer.counts.money == pytest.approx(0.3 if run != "c" else 0.0)
         assert buyer.exhausted
 
 
@@ -136,10 +136,10 @@ def test_without_a_price_a_label_is_expected_to_cost_the_highest_so_far(path: Pa
     buyer.open("a")
     assert afford(buyer, 20) == 4, "one, one more, two more; then 0.2 is left, and one has cost 0.4"
     assert labeler.asked == ["r00", "r01", "r02", "r03"]
-    assert buyer.money == pytest.approx(0.8)
+    assert buyer.counts.money == pytest.approx(0.8)
     again = LabelBuyer(labeler, ledger=str(path), budget_money=1.0)
     again.open("a")
-    assert (again.money, again.exhausted, afford(again, 20)) == (buyer.money, True, 4)
+    assert (again.counts.money, again.exhausted, afford(again, 20)) == (buyer.counts.money, True, 4)
 
 
 @pytest.mark.parametrize("highest", [0.1, 0.25, 0.4])
@@ -149,7 +149,7 @@ def test_no_budget_is_exceeded_if_no_label_costs_more_than_the_price(path: Path,
     )
     buyer.open("a")
     bought = afford(buyer, 50)
-    assert 2.0 - 0.4 < buyer.money <= 2.0
+    assert 2.0 - 0.4 < buyer.counts.money <= 2.0
     assert buyer.exhausted
     assert buyer.spent == bought
 

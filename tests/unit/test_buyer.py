@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from toy_labelers import Lengths, Longer, given, rewards, rows
 
-from choosy.labeling.asking import CHUNK
 from choosy.labeling.buyer import LabelBuyer
+from choosy.labeling.protocols import LIST_AT_ONCE
 from choosy.types import Candidates, Message, Prompt, Response, Verdict
 
 # --- buying and reusing ---
@@ -65,8 +65,8 @@ def test_labels_are_committed_before_they_are_used(buyer: Callable[..., LabelBuy
             seen.append(len(rows(path)))
             return super().score(items)
 
-    buyer(Watching()).score([given(f"p{i}", "a") for i in range(2 * CHUNK + 1)])
-    assert seen == [0, CHUNK, 2 * CHUNK]
+    buyer(Watching()).score([given(f"p{i}", "a") for i in range(2 * LIST_AT_ONCE + 1)])
+    assert seen == [0, LIST_AT_ONCE, 2 * LIST_AT_ONCE]
 
 
 def test_an_open_buyer_can_be_pickled(buyer: Callable[..., LabelBuyer]) -> None:

@@ -93,7 +93,7 @@ def test_votes_are_stored_and_charged_once(buyer_of, tmp_path: Path) -> None:
     assert crowd.terms.labels_per_answer == 4
     assert crowd.terms.price == pytest.approx(1.3)
     assert buyer.spent == 3 * 40 + audited
-    assert buyer.money == pytest.approx(0.1 * 120 + audited)
+    assert buyer.counts.money == pytest.approx(0.1 * 120 + audited)
     votes = rows(tmp_path, "a")
     assert len(votes) == 40
     assert {vote["run"] for vote in votes} == {"run#crowd:a+b+c#a"}

@@ -742,7 +742,7 @@ def test_a_budget_of_money_is_kept(tmp_path: Path) -> None:
         buyer = LabelBuyer(made, ledger=str(tmp_path / "ledger.sqlite"), budget_money=7.0)
         buyer.open("run")
         assert [verdict is not None for verdict in buyer.compare(items(5))] == [True, True, True, False, False]
-        assert buyer.money == pytest.approx(6.0)
+        assert buyer.counts.money == pytest.approx(6.0)
         assert server.done["answered"] == 6
 
 

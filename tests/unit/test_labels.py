@@ -118,7 +118,7 @@ def test_imported_labels_are_not_bought_again(full: Ledger, empty: Ledger, tmp_p
     buyer = LabelBuyer(Judge(), ledger=empty.path)
     buyer.open("/runs/b")
     assert buyer.compare([(prompt, two, one) for prompt, one, two in ITEMS]) == ["second", "first", "tie", "invalid"]
-    assert (buyer.spent, buyer.counts.reused, buyer.money) == (0, 4, 0.0)
+    assert (buyer.spent, buyer.counts.reused, buyer.counts.money) == (0, 4, 0.0)
 
 
 def test_export_needs_a_form_and_a_new_file(full: Ledger, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def _play(path: Path, labeler: Recorder, run: int, start: Any, budgets: dict[str
         verdicts = buyer.compare(asked)
         assert budgets or verdicts == ["first"] * 20
     assert buyer.spent <= budgets.get("budget", 60)
-    assert buyer.money <= budgets.get("budget_money", 30)
+    assert buyer.counts.money <= budgets.get("budget_money", 30)
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_eight_processes_buy_each_pair_once(
     assert len(kept) == (40 if budgets else 60)
     buyers = [opened(path, kind(diary), str(run)) for run in range(8)]
     assert sum(buyer.spent for buyer in buyers) == len(kept)
-    assert sum(buyer.money for buyer in buyers) == len(kept) * 0.5
+    assert sum(buyer.counts.money for buyer in buyers) == len(kept) * 0.5
     if not budgets:
         assert all(buyer.spent + buyer.counts.reused == 60 for buyer in buyers)
     assert rows(path, "SELECT * FROM claims") == []

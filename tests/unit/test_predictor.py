@@ -107,7 +107,7 @@ def test_pairs_with_a_sure_prediction_are_not_bought(at, tmp_path: Path) -> None
         f"{savings.answered} labels saved, {len(paid.asked)} bought; the audit disagreed with 0 of {savings.audited}"
     )
 
-    assert (buyer.spent, buyer.money) == (len(paid.asked), pytest.approx(0.5 * len(paid.asked)))
+    assert (buyer.spent, buyer.counts.money) == (len(paid.asked), pytest.approx(0.5 * len(paid.asked)))
     labels = rows(tmp_path / "ledger.sqlite", predictor.name)
     free = [row for row in labels if row["annotator"] == "predictor"]
     assert len(free) == savings.answered

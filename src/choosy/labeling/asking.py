@@ -2,81 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
+from collections.abc import Collection, Generator, Sequence
 from numbers import Real
-from typing import Any, TypeVar
+from typing import Any
 
 from choosy.labeling.ledger import Question
-from choosy.labeling.protocols import (
-    Answer,
-    Compares,
-    ItemFailed,
-    Labeler,
-    Postponed,
-    Scores,
-    TakenBack,
-    Terms,
-    terms_of,
-)
+from choosy.labeling.protocols import Answer, ItemFailed, Labeler, Postponed, TakenBack
 from choosy.redaction import scrub
 from choosy.types import MIRRORED, Verdict
 
-T = TypeVar("T")
 
-CHUNK = 64  # items in one call of a labeler that returns a list: at most so many are lost when the machine stops
+class LabelerFailed(ValueError):
+    """A labeler raised an error; `unnamed` if it answered nothing and did not say which question it failed on."""
 
-
-def items_per_call(terms: Terms, method: Callable[..., Any]) -> int | None:
-    """How many items a labeler's method is asked at once; None = as many as there are."""
-    return terms.at_once or (None if inspect.isgeneratorfunction(method) else CHUNK)
-
-
-def chunks(items: Sequence[T], size: int | None) -> Iterator[tuple[int, Sequence[T]]]:
-    """The items in portions of this size, each with the position of its first item; None = all of them at once.
-
-    Example:
-        >>> list(chunks("abcde", 2))
-        [(0, 'ab'), (2, 'cd'), (4, 'e')]
-    """
-    for start in range(0, len(items), size or max(len(items), 1)):
-        yield start, items[start : start + size] if size else items
-
-
-def answers_in_place(
-    labeler: Labeler, method: Callable[[Sequence[T]], Iterable[float | Verdict | Answer]], items: Sequence[T]
-) -> Iterator[Answer]:
-    """The answers of a labeler inside another one, with their positions among all items.
-
-    Example:
-        >>> from choosy.labeling.vader import Vader
-        >>> from choosy.types import Prompt, Response
-        >>> items = [(Prompt("p", "?"), Response(text)) for text in ("Fine.", "")]
-        >>> [(answer.at, answer.value) for answer in answers_in_place(Vader(), Vader().score, items)]
-        [(0, 0.2023), (1, 0.0)]
-    """
-    for start, chunk in chunks(items, items_per_call(terms_of(labeler), method)):
-        try:
-            for place, value in enumerate(method(chunk)):
-                answer = as_answer(place, value)
-                yield answer._replace(at=start + answer.at)
-        except ItemFailed as error:
-            raise ItemFailed(str(error), start + error.at) from error
-
-
-def as_answer(at: int, value: float | Verdict | Answer) -> Answer:
-    """What a labeler gives for the item at a position, as an answer."""
-    return value if isinstance(value, Answer) else Answer(at, value)
-
-
-class LabelerFailed(Exception):
-    """A labeler raised an error."""
-
-    def __init__(self, error: Exception, *, answered_nothing: bool) -> None:
-        super().__init__(str(error) if isinstance(error, ItemFailed) else f"{type(error).__name__}: {error}")
-        self.at = error.at if isinstance(error, ItemFailed) else None  # position of the item that it failed on
-        self.answered_nothing = answered_nothing  # the call itself failed, before any item was answered
+    def __init__(self, message: str, *, unnamed: bool) -> None:
+        super().__init__(message)
+        self.unnamed = unnamed
 
 
 class LabelerCall:
@@ -88,30 +30,36 @@ class LabelerCall:
         self.left = dict(enumerate(questions))  # without an answer, by their position in the call
 
     def answers(self) -> Generator[list[Answer]]:
-        """Call the labeler and yield its answers: all of a list at once, each that it yields by itself."""
+        """Call the labeler and yield its answers: all of a list at once, each that it yields by itself.
+
+        Raises:
+            LabelerFailed: The labeler raised an error.
+            ValueError: It has left questions without an answer.
+        """
+        method = getattr(self.labeler, "score" if len(self.questions[0].responses) == 1 else "compare")
+        gave, each = f"labeler {self.labeler.name} gave", f"{len(self.questions)} questions; it must give one for each"
         returned: Any = None
         called = False
         try:
-            returned = method_for(self.labeler, self.questions)([(q.prompt, *q.responses) for q in self.questions])
+            returned = method([(q.prompt, *q.responses) for q in self.questions])
             called = True
-            if not isinstance(returned, Sized):
+            if not isinstance(returned, Collection):
                 for place, value in enumerate(returned):
                     yield [as_answer(place, value)]
         except Postponed:
             raise
         except Exception as error:  # a labeler is anybody's code and may raise anything
-            raise LabelerFailed(error, answered_nothing=not called) from error
+            raise self._failed(error, answered_nothing=not called) from error
         finally:
             if isinstance(returned, Generator):
                 returned.close()
-        if isinstance(returned, Sized):
-            values: list[Any] = list(returned)  # type: ignore[call-overload]
-            if len(values) != len(self.questions):
-                raise ValueError(
-                    f"labeler {self.labeler.name} gave {len(values)} labels for {len(self.questions)} questions; "
-                    "its method must give one for each, in their order"
-                )
-            yield [as_answer(place, value) for place, value in enumerate(values)]
+        if isinstance(returned, Collection):
+            if len(returned) != len(self.questions):
+                raise ValueError(f"{gave} {len(returned)} labels for {each}, in their order")
+            yield [as_answer(place, value) for place, value in enumerate(returned)]
+        if self.left:
+            answered = len(self.questions) - len(self.left)
+            raise ValueError(f"{gave} {answered} labels for {each}, and gave none for {self.left[min(self.left)]}")
 
     def accept(self, answer: Answer) -> Question:
         """Return the question that an answer belongs to, which is answered from now on."""
@@ -121,7 +69,7 @@ class LabelerCall:
                 "answered before"
             )
         if why := unusable(answer, compared=len(self.left[answer.at].responses) == 2):
-            raise self.failure(self.left[answer.at], why)
+            raise ValueError(self._no_label(self.left[answer.at], why))
         return self.left.pop(answer.at)
 
     def take_back(self, answer: TakenBack) -> Question:
@@ -131,35 +79,23 @@ class LabelerCall:
         self.left[answer.at] = self.questions[answer.at]
         return self.questions[answer.at]
 
-    def failed(self, error: LabelerFailed) -> ValueError:
-        """The error that names the question which the labeler failed on: its first without an answer by default."""
-        known = error.at is not None and error.at in range(len(self.questions))
-        return self.failure(self.questions[error.at] if known else self.left[min(self.left)], str(error))  # type: ignore[index]
+    def _failed(self, error: Exception, *, answered_nothing: bool) -> LabelerFailed:
+        if isinstance(error, ItemFailed) and error.at in range(len(self.questions)):
+            return LabelerFailed(self._no_label(self.questions[error.at], str(error)), unnamed=False)
+        first = self.questions[min(self.left, default=-1)]
+        why = str(error) if isinstance(error, ItemFailed) else f"{type(error).__name__}: {error}"
+        return LabelerFailed(self._no_label(first, why), unnamed=answered_nothing)
 
-    def failure(self, question: Question, why: str) -> ValueError:
-        """The error that says why a question has no label."""
-        return ValueError(
+    def _no_label(self, question: Question, why: str) -> str:
+        return (
             f"labeler {self.labeler.name} gave no label for {question}: {scrub(why)}. "
             "The labels bought before it are in the ledger; mend the labeler and resume the run"
         )
 
-    def check_complete(self) -> None:
-        """Refuse a call that has left questions without an answer."""
-        if self.left:
-            answered = len(self.questions) - len(self.left)
-            raise ValueError(
-                f"labeler {self.labeler.name} gave {answered} labels for {len(self.questions)} questions; "
-                f"its method must give one for each, and gave none for {self.left[min(self.left)]}"
-            )
 
-
-def method_for(labeler: Labeler, questions: Sequence[Question]) -> Callable[..., Any]:
-    """The labeler's method that answers such questions."""
-    if len(questions[0].responses) == 1:
-        assert isinstance(labeler, Scores)
-        return labeler.score
-    assert isinstance(labeler, Compares)
-    return labeler.compare
+def as_answer(at: int, value: float | Verdict | Answer) -> Answer:
+    """What a labeler gives for the item at a position, as an answer."""
+    return value if isinstance(value, Answer) else Answer(at, value)
 
 
 def unusable(answer: Answer, *, compared: bool) -> str | None:

@@ -12,26 +12,30 @@ from choosy.labeling.protocols import Terms
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that a run may buy to train on; None = no limit."""
+    """The most that a run may buy of a labeler to train on; None = no limit."""
 
-    labels: int | None = None
-    money: float | None = None  # in the labeler's currency
+    labels: int | None
+    money: float | None  # in the labeler's currency
+    labeler: str
+    terms: Terms
+
+    def __post_init__(self) -> None:
+        least = self.terms.labels_per_answer
+        if self.labels is not None and self.labels < least:
+            raise ValueError(f"labels.budget={self.labels} buys nothing; type {least} or more, or null for no limit")
+        if self.money is not None and not 0 < self.money < math.inf:
+            raise ValueError(f"labels.budget_money={self.money} buys nothing; type an amount, or null for no limit")
 
     def __str__(self) -> str:
         limits = {"labels.budget": self.labels, "labels.budget_money": self.money}
         return " or ".join(f"{name}={limit}" for name, limit in limits.items() if limit is not None)
 
-    def check(self, terms: Terms) -> None:
-        """Refuse budgets that buy nothing."""
-        if self.labels is not None and self.labels < terms.labels_per_answer:
-            raise ValueError(
-                f"labels.budget={self.labels} buys nothing; type {terms.labels_per_answer} or more, "
-                "or null for no limit"
-            )
-        if self.money is not None and not 0 < self.money < math.inf:
-            raise ValueError(f"labels.budget_money={self.money} buys nothing; type an amount, or null for no limit")
+    @property
+    def price_unknown(self) -> bool:
+        """Whether there is a budget of money, and only answers that are bought show what the next one may cost."""
+        return self.money is not None and self.terms.price is None
 
-    def answers_left(self, bought: Counts, terms: Terms, *, labeler: str, highest: float | None) -> float:
+    def answers_left(self, bought: Counts, highest: float | None) -> float:
         """How many answers the budgets still pay; infinite if there is no limit.
 
         An answer is expected to cost the labeler's price, or as much as the most expensive one so far (`highest`, None
@@ -40,21 +44,17 @@ class Budget:
         Raises:
             ValueError: The labels cost nothing, so that the budget of money limits nothing.
         """
-        left = math.inf if self.labels is None else max(0, self.labels - bought.spent) // terms.labels_per_answer
-        expected = max((float(cost) for cost in (terms.price, highest) if cost is not None), default=None)
+        left = math.inf if self.labels is None else max(0, self.labels - bought.spent) // self.terms.labels_per_answer
+        expected = max((float(cost) for cost in (self.terms.price, highest) if cost is not None), default=None)
         if self.money is None or expected is None:
             return left
         if expected <= 0:
             raise ValueError(
-                f"labels.budget_money={self.money} limits nothing: the labels of {labeler} cost nothing. "
+                f"labels.budget_money={self.money} limits nothing: the labels of {self.labeler} cost nothing. "
                 "Type labels.budget_money=null, or give the price of a label, if the labeler has one"
             )
         affordable = (self.money - bought.money) / expected
         return min(left, max(0, math.floor(affordable + 1e-9)))  # 0.3 / 0.1 is 2.9999999999999996 to a float
-
-    def price_unknown(self, terms: Terms) -> bool:
-        """Whether there is a budget of money, and only answers that are bought show what the next one may cost."""
-        return self.money is not None and terms.price is None
 
 
 def affordable_groups(

@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from numbers import Real
 from typing import Literal, Protocol, runtime_checkable
 
-from choosy.labeling.asking import CHUNK, LabelerCall, LabelerFailed, chunks, items_per_call, method_for
+from choosy.labeling.asking import LabelerCall, LabelerFailed
 from choosy.labeling.budget import Budget, affordable_groups
 from choosy.labeling.invalid import InvalidVerdicts
 from choosy.labeling.ledger import Counts, Label, Ledger, Question
 from choosy.labeling.menu import labelers_able_to
 from choosy.labeling.protocols import (
+    ALL,
+    LIST_AT_ONCE,
     Answer,
     Informed,
     Labeler,
@@ -51,10 +53,9 @@ class LabelBuyer:
         ledger: The ledger's file.
         budget: The most labels that the run may buy to train on; None = no limit. Labels that evaluate, and labels
             that another run has bought, do not count.
-        budget_money: The most money that these labels may cost, in the labeler's currency; None = no limit. It is never
-            exceeded if no answer costs more than the labeler's price. A labeler without a price is asked one prompt or
-            pair first, then at most as many questions at once as it has answered before; the run exceeds the budget at
-            most by what the answers of the last purchase cost above the most expensive one before it.
+        budget_money: The most money that these labels may cost, in the labeler's currency; None = no limit. A labeler
+            without a price is asked one prompt or pair first, then at most as many questions at once as it has answered
+            before; what the last of them cost above the most expensive one before it may exceed the budget.
         max_invalid: The largest share of invalid verdicts among those bought since the run was started or resumed;
             above it, once there are 20, the run stops and quotes the labeler. None = no limit. `auto` = 0.2, and no
             limit if people answer, who may call as many pairs invalid as they like.
@@ -91,8 +92,10 @@ class LabelBuyer:
         self.missing_eos_penalty = missing_eos_penalty
         self.labeler = labeler
         self.ledger = Ledger(ledger)
-        self.limits = Budget(budget, budget_money)
-        self.limits.check(self.terms)
+        self.scores = self.terms.scores  # whether the labeler gives a response a reward
+        self.budget = budget
+        self.budget_money = budget_money
+        self._limits = Budget(budget, budget_money, labeler.name, self.terms)
         self.max_invalid = max_invalid
         self.interrupted = False  # another thread sets it to end a purchase after the next answer
         self.evaluator = self._evaluator(evaluation)  # buys the labels of held-out answers; None = nobody judges them
@@ -143,22 +146,7 @@ class LabelBuyer:
         if self.evaluator is not None and self.evaluator is not self:
             self.evaluator.use_policy(policy)
 
-    # -- what the labeler can do, and what was bought ------------------------------------------------------------
-
-    @property
-    def scores(self) -> bool:
-        """Whether the labeler gives a response a reward."""
-        return self.terms.scores
-
-    @property
-    def budget(self) -> int | None:
-        """The most labels that the run may buy to train on; None = no limit."""
-        return self.limits.labels
-
-    @property
-    def budget_money(self) -> float | None:
-        """The most money that these labels may cost; None = no limit."""
-        return self.limits.money
+    # -- what was bought -----------------------------------------------------------------------------------------
 
     @property
     def counts(self) -> Counts:
@@ -172,22 +160,19 @@ class LabelBuyer:
         return self.counts.spent
 
     @property
-    def money(self) -> float:
-        """What these labels cost."""
-        return self.counts.money
-
-    @property
     def exhausted(self) -> bool:
         """Whether a budget has no label left."""
-        return self._answers_left() < 1
+        return self._affordable()[0] < 1
 
     def covers(self, answers: int) -> bool:
         """Whether the budgets certainly pay so many answers, so that it does not matter which are bought first."""
-        return not self.limits.price_unknown(self.terms) and answers <= self._answers_left()
+        return not self._limits.price_unknown and answers <= self._affordable()[0]
 
-    def _answers_left(self) -> float:
-        _, highest = self.ledger.prices(self.run, self.labeler.name)
-        return self.limits.answers_left(self.counts, self.terms, labeler=self.labeler.name, highest=highest)
+    def _affordable(self) -> tuple[float, float]:
+        """How many answers the budgets still pay, and how many to buy before their cost is looked at again."""
+        answers, highest = self.ledger.prices(self.run, self.labeler.name)
+        left = self._limits.answers_left(self.counts, highest)
+        return left, max(1, answers) if self._limits.price_unknown else math.inf
 
     # -- purchases -----------------------------------------------------------------------------------------------
 
@@ -251,7 +236,7 @@ class LabelBuyer:
             known = self.ledger.find(q.key for group in groups for q in group)
             owed = {key for key, label in known.items() if label.run == self.run and label.purpose == "evaluate"}
             free = known.keys() - owed if train else known.keys()
-            left, at_once = (self._answers_left(), self._answers_at_once()) if train else (math.inf, math.inf)
+            left, at_once = self._affordable() if train else (math.inf, math.inf)
             served = affordable_groups(groups, free, left, at_once=at_once)
             wanted: dict[str, Question] = {}
             for question in (q for group in served for q in group or ()):
@@ -267,18 +252,12 @@ class LabelBuyer:
         if train and None in served:
             log.warning(
                 "%s is spent: %d of %d judgements were not bought. Training continues with the labels bought so far.",
-                self.limits,
+                self._limits,
                 served.count(None),
                 len(served),
             )
         labels = self.ledger.find(wanted)
         return [None if group is None else [labels[q.key] for q in group] for group in served]
-
-    def _answers_at_once(self) -> float:
-        """How many answers may be bought before their cost is looked at again."""
-        if not self.limits.price_unknown(self.terms):
-            return math.inf
-        return max(1, self.ledger.prices(self.run, self.labeler.name)[0])
 
     def _wait(self, pause: float, labels: int) -> float:
         """Wait for labels that other processes are buying, and return how long to wait next."""
@@ -289,13 +268,12 @@ class LabelBuyer:
 
     def _buy(self, questions: Sequence[Question], purpose: Purpose) -> int:
         """Buy the labels that no other process is buying, and return how many these are."""
-        if not questions:
-            return 0
-        size, bought = items_per_call(self.terms, method_for(self.labeler, questions)), 0
+        size = self.terms.at_once or ALL
+        bought = 0
         try:
-            for _, some in chunks(questions, max(size, CHUNK) if size else None):
+            for some in chunks(questions, max(size, LIST_AT_ONCE)):
                 with self.ledger.buying([q.key for q in some]) as mine:
-                    for _, chunk in chunks([q for q in some if q.key in mine], size):
+                    for chunk in chunks([q for q in some if q.key in mine], size):
                         self._ask(chunk, purpose)
                     bought += len(mine)
         except Postponed:
@@ -315,12 +293,10 @@ class LabelBuyer:
                     if self.interrupted and call.left:
                         raise Interrupted
         except LabelerFailed as error:
-            if not (error.answered_nothing and error.at is None and len(questions) > 1):
-                raise call.failed(error) from error.__cause__
+            if not error.unnamed or len(questions) == 1:
+                raise
             for question in questions:  # to have the labels before the one that fails, and to name that one
                 self._ask([question], purpose)
-            return
-        call.check_complete()
 
     def _record(self, call: LabelerCall, portion: Sequence[Answer], purpose: Purpose) -> None:
         """Write answers to the ledger, up to the first that cannot be used."""
@@ -348,6 +324,11 @@ class BuysLabels(Protocol):
         `buyer.nested` makes the buyers of other labelers, and `buyer.ledger.labels_of` reads earlier labels.
         """
         ...
+
+
+def chunks(questions: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
+    """The questions in portions of this size, the last one smaller."""
+    return (questions[start : start + size] for start in range(0, len(questions), size))
 
 
 def _rewarded(candidates: Candidates, labels: Sequence[Label], penalty: float) -> Candidates:

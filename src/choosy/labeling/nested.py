@@ -65,7 +65,7 @@ class OuterLabeler:
         """Divide the labels and money spent here, which no earlier answer was charged, among so many next answers."""
         charged = self.earlier_answers()
         labels = sum(buyer.spent for buyer in self.buyers.values()) - sum(one.judgements for one in charged)
-        money = sum(buyer.money for buyer in self.buyers.values()) - sum(one.cost for one in charged)
+        money = sum(buyer.counts.money for buyer in self.buyers.values()) - sum(one.cost for one in charged)
         each, more = divmod(max(labels, 0), answers)
         return [(each + (n < more), max(money, 0.0) / answers) for n in range(answers)]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from itertools import count
 
-from choosy.labeling.asking import answers_in_place
+from choosy.labeling.asking import as_answer
 from choosy.labeling.buyer import BuysLabels
 from choosy.labeling.protocols import (
     Answer,
@@ -52,7 +52,7 @@ class Noisy:
         self.p = p
         self.seed = seed
         self.name = f"{wrapped.name} with noise {p:g}, seed {seed}"
-        self.terms = replace(terms_of(wrapped), at_once=None)  # the other one is asked as many at once as it wants
+        self.terms = terms_of(wrapped)
 
     def state(self) -> str:
         return fingerprint_of(self.wrapped)
@@ -67,7 +67,7 @@ class Noisy:
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> Iterator[Answer]:
         """The other labeler's rewards, some of them negated."""
         assert isinstance(self.wrapped, Scores)
-        for answer in answers_in_place(self.wrapped, self.wrapped.score, items):
+        for answer in map(as_answer, count(), self.wrapped.score(items)):
             prompt, _ = items[answer.at]
             reverse = self._reverses(prompt) and not isinstance(answer.value, str)
             yield answer._replace(value=-answer.value) if reverse else answer  # type: ignore[operator]
@@ -75,7 +75,7 @@ class Noisy:
     def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer]:
         """The other labeler's verdicts, some of them reversed."""
         assert isinstance(self.wrapped, Compares)
-        for answer in answers_in_place(self.wrapped, self.wrapped.compare, items):
+        for answer in map(as_answer, count(), self.wrapped.compare(items)):
             prompt, *responses = items[answer.at]
             reverse = answer.value in MIRRORED and self._reverses(prompt, *sorted(r.text for r in responses))
             yield answer._replace(value=MIRRORED[answer.value]) if reverse else answer  # type: ignore[index]

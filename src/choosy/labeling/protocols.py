@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -136,6 +137,7 @@ class NeedsPolicy(Protocol):
 # -- what a labeler declares --------------------------------------------------------------------------------------
 
 ALL = sys.maxsize
+LIST_AT_ONCE = 64  # items in one call of a labeler that returns a list: at most so many are lost with the process
 
 
 @dataclass(frozen=True)
@@ -185,17 +187,22 @@ class HasTerms(Protocol):
 
 
 def terms_of(labeler: Labeler) -> Terms:
-    """The terms of a labeler, with the methods that it has.
+    """The terms of a labeler, with the methods that it has and the items of a call.
 
     Example:
         >>> from choosy.labeling.vader import Vader
-        >>> terms_of(Vader()).methods
-        ('score',)
+        >>> terms = terms_of(Vader())
+        >>> terms.methods, terms.at_once
+        (('score',), 64)
     """
     terms = labeler.terms if isinstance(labeler, HasTerms) else Terms()
-    can: dict[Method, bool] = {"score": isinstance(labeler, Scores), "compare": isinstance(labeler, Compares)}
-    has = tuple(method for method, able in can.items() if able)
-    return replace(terms, methods=has) if terms.methods is None else terms
+    able: dict[Method, Any] = {}
+    if isinstance(labeler, Scores):
+        able["score"] = labeler.score
+    if isinstance(labeler, Compares):
+        able["compare"] = labeler.compare
+    at_once = terms.at_once or (ALL if all(map(inspect.isgeneratorfunction, able.values())) else LIST_AT_ONCE)
+    return replace(terms, methods=terms.methods or tuple(able), at_once=at_once)
 
 
 def fingerprint_of(labeler: Labeler) -> str:
