@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from tenacity import retry, retry_if_exception_message, retry_if_exception_type, stop_after_delay, wait_fixed
+
 from choosy.files import replacing
 from choosy.labeling.locks import PurchaseLock, is_alive, remove_stale
 from choosy.labeling.protocols import Answer, Purpose
@@ -20,21 +22,20 @@ from choosy.redaction import scrub
 from choosy.types import Prompt, Response, Verdict, content_id
 
 VERSION = 2  # of the file's format, in its user_version
+QUESTION = """key TEXT PRIMARY KEY, labeler TEXT NOT NULL, fingerprint TEXT NOT NULL, stamp TEXT NOT NULL,
+    kind TEXT NOT NULL, prompt_id TEXT NOT NULL, prompt TEXT NOT NULL, messages TEXT NOT NULL,
+    response_first TEXT NOT NULL, response_second TEXT, judgements INTEGER NOT NULL, purpose TEXT NOT NULL,
+    run TEXT NOT NULL, time REAL NOT NULL"""
+ANSWER = "score REAL, verdict TEXT, raw TEXT NOT NULL, annotator TEXT NOT NULL, cost REAL NOT NULL"
 TABLES = (
-    """CREATE TABLE IF NOT EXISTS labels (
-    key TEXT PRIMARY KEY, labeler TEXT NOT NULL, fingerprint TEXT NOT NULL, stamp TEXT NOT NULL, kind TEXT NOT NULL,
-    prompt_id TEXT NOT NULL, prompt TEXT NOT NULL, messages TEXT, response_first TEXT NOT NULL, response_second TEXT,
-    score REAL, verdict TEXT, raw TEXT NOT NULL, annotator TEXT NOT NULL, judgements INTEGER NOT NULL,
-    cost REAL NOT NULL, purpose TEXT NOT NULL, run TEXT NOT NULL, time REAL NOT NULL)""",
+    f"CREATE TABLE IF NOT EXISTS labels ({QUESTION}, {ANSWER})",
+    f"CREATE TABLE IF NOT EXISTS wanted ({QUESTION})",
     "CREATE INDEX IF NOT EXISTS labels_of_run ON labels (run, purpose)",
     "CREATE TABLE IF NOT EXISTS reuses (run TEXT, key TEXT, PRIMARY KEY (run, key)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, buyer TEXT NOT NULL) WITHOUT ROWID",
-    """CREATE TABLE IF NOT EXISTS wanted (
-    key TEXT PRIMARY KEY, labeler TEXT NOT NULL, fingerprint TEXT NOT NULL, stamp TEXT NOT NULL, kind TEXT NOT NULL,
-    prompt_id TEXT NOT NULL, prompt TEXT NOT NULL, messages TEXT NOT NULL, response_first TEXT NOT NULL,
-    response_second TEXT, purpose TEXT NOT NULL, run TEXT NOT NULL, judgements INTEGER NOT NULL,
-    time REAL NOT NULL)""",
 )
+LABEL = "SELECT prompt, response_first, response_second, score, verdict, raw, annotator, judgements, cost, purpose, run"
+BUSY = retry_if_exception_type(sqlite3.OperationalError) & retry_if_exception_message(match=".*locked")
 
 
 class Label(NamedTuple):
@@ -51,9 +52,6 @@ class Label(NamedTuple):
     cost: float
     purpose: Purpose
     run: str
-
-
-LABEL_FIELDS = "prompt, response_first, response_second, score, verdict, raw, annotator, judgements, cost, purpose, run"
 
 
 class Counts(NamedTuple):
@@ -121,7 +119,7 @@ class Ledger:
         """Make the file if there is none, and delete the lock files of dead buyers."""
         try:
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-            self._create_tables_when_free()
+            self._create_tables()
             remove_stale(self.path)
         except (TypeError, OSError, sqlite3.Error) as error:
             raise ValueError(
@@ -129,40 +127,29 @@ class Ledger:
                 "type a file in a folder that you may write to, for instance labels.ledger=runs/ledger.sqlite"
             ) from error
 
-    def _create_tables_when_free(self) -> None:
-        give_up = time.monotonic() + 60
-        while True:
-            try:
-                with self._connection() as db:
-                    db.execute("PRAGMA journal_mode = WAL")
-                with self._connection() as db:
-                    self._create_tables(db)
-                return
-            except sqlite3.OperationalError as error:
-                # SQLite does not wait where two processes switch a new file to write-ahead logging at once
-                if "locked" not in str(error) or time.monotonic() > give_up:
-                    raise
-            time.sleep(0.05)
-
-    def _create_tables(self, db: sqlite3.Connection) -> None:
-        db.execute("BEGIN IMMEDIATE")
-        (found,) = db.execute("PRAGMA user_version").fetchone()
-        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if tables and found != VERSION:
-            raise ValueError(
-                f"labels.ledger={self.path!r} has format {found}, and this version of Choosy reads format {VERSION}; "
-                "use the version that wrote it, or type another file, for instance labels.ledger=runs/ledger.sqlite"
-            )
-        for statement in TABLES:
-            db.execute(statement)
-        db.execute(f"PRAGMA user_version = {VERSION}")  # writes, so that a read-only file is found before any purchase
+    # SQLite does not wait where two processes switch a new file to write-ahead logging at once
+    @retry(retry=BUSY, stop=stop_after_delay(60), wait=wait_fixed(0.05), reraise=True)
+    def _create_tables(self) -> None:
+        with self._connection() as db:
+            db.execute("PRAGMA journal_mode = WAL")
+        with self._connection() as db:
+            db.execute("BEGIN IMMEDIATE")
+            (found,) = db.execute("PRAGMA user_version").fetchone()
+            (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if tables and found != VERSION:
+                raise ValueError(
+                    f"labels.ledger={self.path!r} has format {found}, and this version of Choosy reads format "
+                    f"{VERSION}; use the version that wrote it, or type another file, such as "
+                    "labels.ledger=runs/ledger.sqlite"
+                )
+            for statement in TABLES:
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {VERSION}")  # writes, so that a read-only file is found here
 
     def find(self, keys: Iterable[str]) -> dict[str, Label]:
         """The labels with these keys, by key; those that are not in the ledger are left out."""
         with self._transaction() as db:
-            rows = {
-                key: db.execute(f"SELECT {LABEL_FIELDS} FROM labels WHERE key = ?", (key,)).fetchone() for key in keys
-            }
+            rows = {key: db.execute(f"{LABEL} FROM labels WHERE key = ?", (key,)).fetchone() for key in keys}
         return {key: Label(*row) for key, row in rows.items() if row}
 
     @contextmanager
@@ -242,24 +229,17 @@ class Ledger:
 
     def insert(self, rows: Sequence[Mapping[str, Any]]) -> int:
         """Add rows to the table of labels, all or none, and return how many were not there yet."""
-        if not rows:
-            return 0
-        columns, values = ", ".join(rows[0]), ", ".join(f":{name}" for name in rows[0])
         with self._transaction() as db:
-            added = db.executemany(f"INSERT OR IGNORE INTO labels ({columns}) VALUES ({values})", rows).rowcount
+            added = insert_new(db, "labels", rows)
             db.executemany("DELETE FROM wanted WHERE key = :key", [{"key": row["key"]} for row in rows])
         return added
 
     def want(self, questions: Iterable[Question], *, purpose: Purpose, run: str, judgements: int = 1) -> None:
         """Record the labels that a run waits for, for `choosy labels export --wanted`, until they are in the ledger."""
         about = {"purpose": purpose, "run": run, "judgements": judgements, "time": time.time()}
-        rows = [{**q.columns, **about} for q in questions]
-        if not rows:
-            return
-        columns, values = ", ".join(rows[0]), ", ".join(f":{name}" for name in rows[0])
-        missing = "WHERE NOT EXISTS (SELECT 1 FROM labels WHERE key = :key)"
         with self._transaction() as db:
-            db.executemany(f"INSERT OR IGNORE INTO wanted ({columns}) SELECT {values} {missing}", rows)
+            insert_new(db, "wanted", [{**q.columns, **about} for q in questions])
+            db.execute("DELETE FROM wanted WHERE key IN (SELECT key FROM labels)")
 
     def rows(self, table: Literal["labels", "wanted"]) -> list[dict[str, Any]]:
         """All rows of a table, ordered by time."""
@@ -304,9 +284,7 @@ class Ledger:
         """All labels of a labeler, the earliest first: of all runs or one, under any fingerprint or one."""
         these = "labeler = ?1 AND run = coalesce(?2, run) AND fingerprint = coalesce(?3, fingerprint)"
         with self._transaction() as db:
-            rows = db.execute(
-                f"SELECT {LABEL_FIELDS} FROM labels WHERE {these} ORDER BY rowid", (labeler, run, fingerprint)
-            )
+            rows = db.execute(f"{LABEL} FROM labels WHERE {these} ORDER BY rowid", (labeler, run, fingerprint))
             return [Label(*row) for row in rows]
 
     def copy(self, to: Path) -> None:
@@ -334,6 +312,14 @@ class Ledger:
             f"the ledger of labels {self.path} cannot be used any more ({error}). What is written in it is kept; "
             "see to it that its disk has room and its folder may be written to, and resume the run"
         )
+
+
+def insert_new(db: sqlite3.Connection, table: str, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Insert the rows whose keys the table has not, and return their number."""
+    if not rows:
+        return 0
+    columns, values = ", ".join(rows[0]), ", ".join(f":{name}" for name in rows[0])
+    return db.executemany(f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({values})", rows).rowcount
 
 
 def is_full(error: BaseException | None) -> bool:
