@@ -319,19 +319,19 @@ def buyer(human: Human, tmp_path: Path) -> LabelBuyer:
 
 def test_a_saved_click_is_in_the_ledger_and_an_undone_one_is_not(human, buyer, page, tmp_path, capsys):
     verdicts = page.submit(buyer.compare, asked(2))
-    assert wait_until(lambda: bool(human.screen("ann").question))
-    assert human.screen("ann").budget_left == 10
-    assert human.sitting.click("ann", human.screen("ann").question, "tie")
+    assert wait_until(lambda: bool(human.sitting and human.sitting.screen("ann").question))
+    assert human.sitting.screen("ann").budget_left == 10
+    assert human.sitting.click("ann", human.sitting.screen("ann").question, "tie")
     assert rows(tmp_path / "ledger.sqlite") == [("p0", "tie", "ann")]
-    assert human.screen("ann").budget_left == 9
+    assert human.sitting.screen("ann").budget_left == 9
     assert human.sitting.undo("ann")
     assert rows(tmp_path / "ledger.sqlite") == []
-    assert human.screen("ann").prompt == "prompt 0"
+    assert human.sitting.screen("ann").prompt == "prompt 0"
     for _ in range(2):
-        assert human.sitting.click("ann", human.screen("ann").question, "skip")
+        assert human.sitting.click("ann", human.sitting.screen("ann").question, "skip")
     assert verdicts.result(5) == ["invalid", "invalid"]
     assert buyer.spent == 2
-    assert not human.screen("ann").question
+    assert not human.sitting.screen("ann").question
     printed = capsys.readouterr().err
     assert "2 pairs to label at http://127.0.0.1:1/?token=secret (training waits)" in printed
 

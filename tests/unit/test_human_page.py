@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import socket
 import sqlite3
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ def human(tmp_path: Path) -> Human:
 
 @pytest.fixture
 def stranger(human: Human) -> TestClient:
-    app = application(human, token=human.token, port=7860)
+    app = application(human.instruction, lambda: human.sitting, token=human.token, port=7860)
     return TestClient(app, base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
 
 
@@ -117,7 +116,7 @@ def test_a_taken_port_is_named_with_what_to_type(human):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=rf"127.0.0.1 port {port} .*labeler.port=0 for any that is free"):
-            serve(human, token=human.token, host="127.0.0.1", port=port)
+            serve("", lambda: None, token=human.token, host="127.0.0.1", port=port)
 
 
 # -- requests of the page's script -----------------------------------------------------------------------------
@@ -135,7 +134,7 @@ def test_a_click_judges_the_question_that_was_on_the_screen(client, human):
     assert (after["question"], after["note"]) == ("q1", "Saved.")
     twice = act(client, "left")
     assert (twice["question"], twice["note"]) == ("q1", ""), "the second of two quick clicks judges nothing unseen"
-    assert human.screen("ann").question == "q1"
+    assert human.sitting.screen("ann").question == "q1"
     back = act(client, "undo", "q1")
     assert (back["question"], back["note"]) == ("q0", "Undone; judge it again.")
     assert act(client, "undo")["note"] == "Nothing to undo."
@@ -157,7 +156,7 @@ def test_a_click_judges_the_question_that_was_on_the_screen(client, human):
 def test_a_malformed_request_is_refused_and_judges_nothing(status, request_, client, human):
     assert client.post("/act", **request_).status_code == status
     assert client.get("/act").status_code == 405
-    assert not human.screen("ann").can_undo
+    assert not human.sitting.screen("ann").can_undo
 
 
 @pytest.mark.parametrize(
@@ -165,10 +164,7 @@ def test_a_malformed_request_is_refused_and_judges_nothing(status, request_, cli
     [(SittingClosed(), "counts when the run is resumed"), (sqlite3.OperationalError("full"), "Not saved: full")],
 )
 def test_the_note_says_when_a_click_was_not_written(error, note):
-    @dataclass
     class Failing:
-        instruction: str = ""
-
         def screen(self, annotator: str) -> Screen:
             return Screen()
 
@@ -178,7 +174,7 @@ def test_the_note_says_when_a_click_was_not_written(error, note):
         def undo(self, annotator: str) -> bool:
             raise error
 
-    client = TestClient(application(Failing(), token="t" * 16, port=1))
+    client = TestClient(application("", Failing, token="t" * 16, port=1))
     client.get(f"/?token={'t' * 16}")
     assert note in act(client, "left")["note"]
     assert note in act(client, "undo")["note"]

@@ -65,13 +65,6 @@ def majority(clicks: Iterable[Click]) -> Verdict:
     return "tie" if len(votes) == 2 and votes[0][1] == votes[1][1] else votes[0][0]
 
 
-class OnScreen(NamedTuple):
-    """The question on an annotator's screen, and the time at which it appeared there."""
-
-    question: str
-    since: float
-
-
 class Assignment:
     """Gives each question to `overlap` different annotators, in the order of the questions.
 
@@ -95,7 +88,7 @@ class Assignment:
         self.clicks: dict[str, list[Click]] = {name: [] for name in self.questions}
         self.undoable: dict[str, list[str]] = {}  # by annotator, the questions that undo may take back, latest last
         self._clock = clock
-        self._screens: dict[str, OnScreen] = {}
+        self._screens: dict[str, tuple[str, float]] = {}  # by annotator, the question there and since when
         for click in clicks:
             if click.question in self.questions and not self.complete(click.question):
                 self.clicks[click.question].append(click)
@@ -112,13 +105,13 @@ class Assignment:
     def show(self, annotator: str) -> PairQuestion | None:
         """Return the annotator's current or next question; None if others are judging all that is left."""
         shown = self._screens.get(annotator)
-        if shown is None or not self._wants(shown.question, annotator):
+        if shown is None or not self._wants(shown[0], annotator):
             self._screens.pop(annotator, None)
             name = self._next(annotator)
             if name is None:
                 return None
-            shown = self._screens[annotator] = OnScreen(name, self._clock())
-        return self.questions[shown.question]
+            shown = self._screens[annotator] = name, self._clock()
+        return self.questions[shown[0]]
 
     def click(self, click: Click) -> bool:
         """Count a click; returns False if the question needs no click from this annotator."""
@@ -137,7 +130,7 @@ class Assignment:
         click = next(click for click in self.clicks[name] if click.annotator == annotator)
         self.clicks[name].remove(click)
         self._screens.pop(annotator, None)  # so that the screens stand in the order in which they were filled
-        self._screens[annotator] = OnScreen(name, self._clock())
+        self._screens[annotator] = name, self._clock()
         return click
 
     def _next(self, annotator: str) -> str | None:
@@ -147,14 +140,14 @@ class Assignment:
                 return name
         for name in candidates:
             longest = self._holders(name)[0]
-            if self._clock() - self._screens[longest].since > self.hold:
+            if self._clock() - self._screens[longest][1] > self.hold:
                 del self._screens[longest]  # if that annotator returns, the earlier click counts
                 return name
         return None
 
     def _holders(self, question: str) -> list[str]:
         """Return the annotators who have the question on their screens, the longest first."""
-        return [who for who, screen in self._screens.items() if screen.question == question]
+        return [who for who, (shown, _) in self._screens.items() if shown == question]
 
     def _wants(self, question: str, annotator: str) -> bool:
         if question not in self.questions or self.complete(question):

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from choosy.labeling.human.assignment import PairQuestion
 from choosy.labeling.human.clicks import Clicks
-from choosy.labeling.human.sitting import Screen, Sitting
+from choosy.labeling.human.sitting import Sitting
 from choosy.labeling.protocols import Answer, Purpose, ResponsePair, Terms
 from choosy.types import content_id
 
@@ -102,24 +102,13 @@ class Human:
                     reminded = time.monotonic()
         tell(f"All {len(items)} pairs are labeled; thank you. The page stays open for the next ones")
 
-    def screen(self, annotator: str) -> Screen:
-        """Return what an annotator sees; an empty screen between two sittings."""
-        return self.sitting.screen(annotator) if self.sitting and not self.sitting.over else Screen()
-
-    def click(self, annotator: str, question: str, side: str) -> bool:
-        """Write an annotator's verdict; see `Sitting.click`."""
-        return self.sitting is not None and self.sitting.click(annotator, question, side)
-
-    def undo(self, annotator: str) -> bool:
-        """Undo an annotator's last click; see `Sitting.undo`."""
-        return self.sitting is not None and self.sitting.undo(annotator)
-
     def _listen(self) -> str:
         """Serve the page, once, and return its address."""
         if self._address is None:
             from choosy.labeling.human.page import serve  # needs packages that only this labeler needs
 
-            self._address = serve(self, token=self.token, host=self.host, port=self.port)
+            shown = (self.instruction, lambda: self.sitting)
+            self._address = serve(*shown, token=self.token, host=self.host, port=self.port)
             if self.host not in LOOPBACK:
                 port = urlsplit(self._address).port
                 tell(

@@ -6,9 +6,10 @@ import hmac
 import socket
 import sqlite3
 import threading
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import uvicorn
 from jinja2 import Template
@@ -18,11 +19,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from choosy.labeling.human.sitting import SIDES, Screen, SittingClosed
+from choosy.labeling.human.sitting import SIDES, Screen, Sitting, SittingClosed
 
+SittingNow = Callable[[], Sitting | None]  # None before the first sitting
+
+FOLDER = Path(__file__).parent
 LONGEST_NAME = 40
 HEADERS = {
     "Content-Security-Policy": (
@@ -35,19 +39,7 @@ HEADERS = {
 }
 
 
-class LabelingSource(Protocol):
-    """What the page shows, and where clicks go; its methods are those of `Sitting`."""
-
-    instruction: str
-
-    def screen(self, annotator: str) -> Screen: ...
-
-    def click(self, annotator: str, question: str, side: str) -> bool: ...
-
-    def undo(self, annotator: str) -> bool: ...
-
-
-def serve(source: LabelingSource, *, token: str, host: str, port: int) -> str:
+def serve(instruction: str, sitting: SittingNow, *, token: str, host: str, port: int) -> str:
     """Serve the page in a thread of this process, and return its address, token included."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -58,20 +50,21 @@ def serve(source: LabelingSource, *, token: str, host: str, port: int) -> str:
             "type another port, such as labeler.port=0 for any that is free"
         ) from error
     port = listening.getsockname()[1]
-    app = application(source, token=token, port=port)
+    app = application(instruction, sitting, token=token, port=port)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="labeling page", daemon=True).start()
     name = socket.gethostname() if host in ("0.0.0.0", "::") else host
     return f"http://{f'[{name}]' if ':' in name else name}:{port}/?token={token}"
 
 
-def application(source: LabelingSource, *, token: str, port: int) -> Starlette:
+def application(instruction: str, sitting: SittingNow, *, token: str, port: int) -> Starlette:
     """Build the web application: the page, its two files, and the requests that its script sends."""
-    page = Template(beside("page.html.j2"), autoescape=True).render(instruction=source.instruction)
+    template = Template((FOLDER / "page.html.j2").read_text(encoding="utf-8"), autoescape=True)
+    page = template.render(instruction=instruction)
 
-    async def screen(request: Request) -> Response:
+    def screen(request: Request) -> Response:
         annotator = cleaned(request.query_params.get("annotator", ""))
-        return JSONResponse(await run_in_threadpool(screen_data, source, annotator, None))
+        return JSONResponse(screen_data(sitting(), annotator, None))
 
     async def act(request: Request) -> Response:
         if request.headers.get("content-type") != "application/json":  # which no other site's form can send
@@ -83,14 +76,14 @@ def application(source: LabelingSource, *, token: str, port: int) -> Starlette:
         match asked:
             case {"annotator": str(name), "question": str(question), "action": str(action)}:
                 if action == "undo" or action in SIDES:
-                    return JSONResponse(await run_in_threadpool(act_for, source, cleaned(name), question, action))
+                    return JSONResponse(await run_in_threadpool(act_for, sitting(), cleaned(name), question, action))
         raise HTTPException(400, "Wanted an annotator, a question and an action.")
 
     return Starlette(
         routes=[
-            Route("/", static(page, "text/html")),
-            Route("/page.js", static(beside("page.js"), "text/javascript")),
-            Route("/page.css", static(beside("page.css"), "text/css")),
+            Route("/", lambda request: HTMLResponse(page)),
+            Route("/page.js", lambda request: FileResponse(FOLDER / "page.js", media_type="text/javascript")),
+            Route("/page.css", lambda request: FileResponse(FOLDER / "page.css", media_type="text/css")),
             Route("/screen", screen),
             Route("/act", act, methods=["POST"]),
         ],
@@ -123,20 +116,6 @@ def same(given: str, token: str) -> bool:
     return hmac.compare_digest(given.encode(), token.encode())
 
 
-def beside(name: str) -> str:
-    """Read a file of this folder."""
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
-
-
-def static(content: str, media_type: str) -> Any:
-    """Return an endpoint that always answers the same."""
-
-    async def endpoint(request: Request) -> Response:
-        return Response(content, media_type=media_type)
-
-    return endpoint
-
-
 def cleaned(name: str) -> str:
     """Return an annotator's name with single spaces, cut to its greatest length; refuse an empty one."""
     if name := " ".join(name.split())[:LONGEST_NAME].rstrip():
@@ -144,12 +123,12 @@ def cleaned(name: str) -> str:
     raise HTTPException(400, "Wanted a name.")
 
 
-def act_for(source: LabelingSource, annotator: str, question: str, action: str) -> dict[str, Any]:
+def act_for(sitting: Sitting | None, annotator: str, question: str, action: str) -> dict[str, Any]:
     """Do what an annotator clicked; the note says that it is saved only once it is on the disk."""
     try:
         if action == "undo":
-            note = "Undone; judge it again." if source.undo(annotator) else "Nothing to undo."
-        elif source.click(annotator, question, action):
+            note = "Undone; judge it again." if sitting and sitting.undo(annotator) else "Nothing to undo."
+        elif sitting and sitting.click(annotator, question, action):
             note = "Skipped and saved." if action == "skip" else "Saved."
         else:
             note = ""
@@ -157,12 +136,12 @@ def act_for(source: LabelingSource, annotator: str, question: str, action: str) 
         note = "The run is stopping. Your click is on the disk and counts when the run is resumed."
     except sqlite3.Error as error:
         note = f"Not saved: {error}. Is the disk full?"
-    return screen_data(source, annotator, note)
+    return screen_data(sitting, annotator, note)
 
 
-def screen_data(source: LabelingSource, annotator: str, note: str | None) -> dict[str, Any]:
+def screen_data(sitting: Sitting | None, annotator: str, note: str | None) -> dict[str, Any]:
     """Return an annotator's screen for the page's script; a note of None leaves the page's last one."""
-    screen = source.screen(annotator)
+    screen = sitting.screen(annotator) if sitting else Screen()
     lines = {"facts": facts_line(screen), "waiting": waiting_line(screen), "note": note}
     return {**asdict(screen), **lines, "annotator": annotator}
 

@@ -88,16 +88,18 @@ class Sitting:
         return self._assignment.left
 
     def screen(self, annotator: str) -> Screen:
-        """Return what this annotator sees now."""
+        """Return what this annotator sees now; nothing once the sitting is over."""
         with self._lock:
-            question = None if self.over else self._assignment.show(annotator)
+            if self.over:
+                return Screen()
+            question = self._assignment.show(annotator)
             asked, left = len(self._places), self._assignment.left
             screen = Screen(
                 done=asked - left,
                 asked=asked,
                 budget_left=None if self.budget_left is None else self.budget_left + left,
                 purpose=self.purpose,
-                can_undo=not self.over and bool(self._assignment.undoable.get(annotator)),
+                can_undo=bool(self._assignment.undoable.get(annotator)),
                 closing_in=None if self._ends is None else max(0.0, self._ends - self._clock()),
             )
         if question is None:
