@@ -50,7 +50,7 @@ def like(gap_P: Tensor, true_P: Tensor) -> dict[str, float]:
 def compared(policy: Policy, exact: Policy, limit: int, seed: int) -> dict[str, Any]:
     """The gaps of the same responses from sampled and from scored log-probs, beside those of fp32."""
     prompts = read_prompts("choosy:prompts/train.jsonl", as_chat=True, limit=limit)
-    encoded = [policy.encode_prompt(prompt) for prompt in prompts]
+    encoded = [policy.tokens.encode_prompt(prompt) for prompt in prompts]
     seeds = [[seed_of(seed, prompt.id, n) for n in range(2)] for prompt in prompts]
     sampled = Generate(max_new_tokens=48).sample(policy, encoded, seeds)
     drawn = [Candidates(p, tuple(r), ids) for p, r, ids in zip(prompts, sampled, encoded, strict=True)]

@@ -32,8 +32,8 @@ def rows(n: int, longest: int = LONGEST) -> list[dict[str, list[int]]]:
     policy = Policy("demo:smollm2")
     found: list[dict[str, list[int]]] = []
     for c in read_candidates(str(source)):
-        chosen, rejected = (policy.encode_response(r.text.strip()) for r in c.responses)
-        prompt = policy.encode_prompt(c.prompt)
+        chosen, rejected = (policy.tokens.encode_response(r.text.strip()) for r in c.responses)
+        prompt = policy.tokens.encode_prompt(c.prompt)
         if len(prompt) + max(len(chosen), len(rejected)) <= longest and min(len(chosen), len(rejected)) > 1:
             found.append({"prompt_ids": [*prompt], "chosen_ids": [*chosen], "rejected_ids": [*rejected]})
         if len(found) == n:

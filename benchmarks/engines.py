@@ -45,7 +45,7 @@ def main() -> None:
     policy = moved(told.model, torch.device(told.device))
     prompts = read_prompts("choosy:prompts/train.jsonl", as_chat=True, limit=told.chats)
     prompts = Reader().within_limit(prompts, policy, "prompts")
-    ids = [policy.encode_prompt(p) for p in prompts]
+    ids = [policy.tokens.encode_prompt(p) for p in prompts]
     engines = {name: e for name, e in built(told.tokens, told.chats).items() if name not in told.skip}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
     for run in range(told.runs + 1):

@@ -30,7 +30,7 @@ class Entropy(PromptChooser):
     def prompt_utilities(self, prompts: Sequence[Prompt], at: Round) -> list[float]:
         def entropy_of(mine: list[Prompt]) -> list[float]:
             seeds = [[seed_of(at.seed, "entropy", at.number, p.id, n) for n in range(self.samples)] for p in mine]
-            ids = [at.policy.encode_prompt(p) for p in mine]
+            ids = [at.policy.tokens.encode_prompt(p) for p in mine]
             settings = SamplingSettings(max_new_tokens=at.sampler.max_new_tokens)  # temperature 1, all tokens
             sampled = at.sampler.sample(at.policy, ids, seeds, settings=settings)
             at.counts["tokens_generated"] += sum(len(r.ids) for of_prompt in sampled for r in of_prompt)

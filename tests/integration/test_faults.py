@@ -52,7 +52,7 @@ class NotANumber(Callback):
         if batch_idx != 1 or "_token_logps" in vars(policy):
             return
         bad, real = trainer.datamodule.prompts[3], policy._token_logps
-        ids = tuple(policy.encode_prompt(bad))
+        ids = tuple(policy.tokens.encode_prompt(bad))
 
         def cracked(groups):
             good = [0.0 if tuple(g.prompt_ids) == ids else 1.0 for g in groups for r in g.response_ids for _ in r]

@@ -83,7 +83,7 @@ def make(request: pytest.FixtureRequest, policy: Policy) -> Iterator[Make]:
 
 
 def prompts(policy: Policy) -> list[tuple[int, ...]]:
-    return [policy.encode_prompt(Prompt(text, text)) for text in ("Tea?", "Tell me about rain.", "x" * 60)]
+    return [policy.tokens.encode_prompt(Prompt(text, text)) for text in ("Tea?", "Tell me about rain.", "x" * 60)]
 
 
 SEEDS = [[seed_of("one", n) for n in range(3)], [seed_of("two", 0)], [seed_of("three", n) for n in range(2)]]
@@ -100,7 +100,7 @@ def test_one_response_for_each_seed_of_each_prompt(make, policy):
     assert sorted(ended) == [*enumerate(sampled)], "each prompt is told once, with all that is returned for it"
     for r in (r for of_prompt in sampled for r in of_prompt):
         assert 1 <= len(r.ids) <= 24
-        assert r.text == policy.decode(r.ids).strip()
+        assert r.text == policy.tokens.decode(r.ids).strip()
         assert r.finished or len(r.ids) == 24
     assert make().sample(policy, [], []) == []
 
@@ -265,7 +265,7 @@ def test_vllm_says_how_to_install_it(monkeypatch):
 
 def test_vllm_refuses_a_prompt_it_was_not_built_for(policy, monkeypatch):
     monkeypatch.setattr(vllm, "is_installed", lambda: True)
-    with pytest.raises(ValueError, match=r"has 60 tokens .*max_prompt_tokens=8; type sampler\.max_prompt_tokens=60"):
+    with pytest.raises(ValueError, match=r"_tokens=60 is wanted .*; type sampler\.max_prompt_tokens=60 or more"):
         Vllm(max_prompt_tokens=8).sample(policy, [tuple(range(60))], [[0]])
 
 

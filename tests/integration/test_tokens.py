@@ -74,10 +74,10 @@ def test_a_prompt_begins_once(prompt, variant, load_policy):
     policy = load_policy(variant(adds_bos))
     bos = policy.tokens.tokenizer.bos_token_id
     assert policy.tokens.tokenizer("Hello?").input_ids[0] == bos  # or this test shows nothing
-    ids = policy.encode_prompt(prompt)
+    ids = policy.tokens.encode_prompt(prompt)
     assert ids[0] == bos
     assert ids.count(bos) == 1
-    assert bos not in policy.encode_response("Hello.")
+    assert bos not in policy.tokens.encode_response("Hello.")
 
 
 def test_a_run_with_two_sources_of_beginnings_trains_on_one(variant, play):
@@ -97,18 +97,18 @@ def test_a_plain_prompt_does_not_end_before_the_response(variant, load_policy):
 
     policy = load_policy(variant(ends))
     assert policy.tokens.tokenizer("Hi").input_ids[-1] == policy.tokens.tokenizer.eos_token_id
-    assert policy.tokens.tokenizer.eos_token_id not in policy.encode_prompt(PLAIN)
+    assert policy.tokens.tokenizer.eos_token_id not in policy.tokens.encode_prompt(PLAIN)
 
 
 def test_a_conversation_needs_a_chat_template(variant, play, load_policy):
     folder = variant(forgets_its_template)
     with pytest.raises(ValueError, match=r"is a conversation, but .* no chat template; .*data\.reader\.as_chat=false"):
-        load_policy(folder).encode_prompt(CHAT)
+        load_policy(folder).tokens.encode_prompt(CHAT)
     with pytest.raises(ValueError, match="no chat template"):
         play(f"model.name={folder}")
     run = play(f"model.name={folder}", "data.reader.as_chat=false", "rounds=1", "data.heldout=null", name="plain")
     row = run.pool.iloc[0]
-    assert run.policy.decode(row["prompt_ids"]) == row["prompt"]
+    assert run.policy.tokens.decode(row["prompt_ids"]) == row["prompt"]
 
 
 # -- where a response ends --------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def test_a_conversation_needs_a_chat_template(variant, play, load_policy):
 
 def test_a_response_that_was_cut_has_no_end(load_policy):
     policy = load_policy()
-    (responses,) = Generate(max_new_tokens=3).sample(policy, [policy.encode_prompt(CHAT)], [list(range(16))])
+    (responses,) = Generate(max_new_tokens=3).sample(policy, [policy.tokens.encode_prompt(CHAT)], [list(range(16))])
     cut = [r for r in responses if not r.finished]
     assert cut
     for r in cut:
@@ -176,8 +176,8 @@ def test_the_end_counts_where_padding_is_the_same_token(share_prompt, variant, l
     policy.compute = replace(policy.compute, share_prompt=share_prompt)
     assert policy.tokens.tokenizer.pad_token_id == policy.tokens.tokenizer.eos_token_id
     asked = [replace(CHAT, messages=(Message("user", text),)) for text in ("Hi", "Who was it that said so?")]
-    given = [Response(text, policy.encode_response(text)) for text in ("Me.", "Nobody knows, I am afraid.")]
-    candidates = [Candidates(p, tuple(given), policy.encode_prompt(p)) for p in asked]
+    given = [Response(text, policy.tokens.encode_response(text)) for text in ("Me.", "Nobody knows, I am afraid.")]
+    candidates = [Candidates(p, tuple(given), policy.tokens.encode_prompt(p)) for p in asked]
     assert all(policy.tokens.tokenizer.eos_token_id in c.prompt_ids for c in candidates)  # of the turns before
     for c, logps in zip(candidates, policy.score(candidates), strict=True):
         expected = [token_by_token(policy, c.prompt_ids, r.ids) for r in c.responses]
@@ -188,7 +188,7 @@ def test_the_end_counts_where_padding_is_the_same_token(share_prompt, variant, l
 @pytest.mark.parametrize("change", [pads_with_eos, adds_bos], ids=["pad is eos", "bos added"])
 def test_what_was_sampled_is_scored_the_same(change, variant, load_policy):
     policy = load_policy(variant(change))
-    ids = policy.encode_prompt(CHAT)
+    ids = policy.tokens.encode_prompt(CHAT)
     (responses,) = Generate(max_new_tokens=24).sample(policy, [ids], [list(range(32))])
     assert any(r.finished for r in responses)
     (logps,) = policy.score([Candidates(CHAT, tuple(responses), ids)])

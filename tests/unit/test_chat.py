@@ -81,7 +81,7 @@ def test_an_answer_is_encoded_as_in_the_conversation(template: str, end: str, pr
     turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
     turns.append({"role": "assistant", "content": "Mostly."})
     whole = policy.tokens.tokenizer.apply_chat_template(turns, return_dict=False)
-    ids = policy.encode_prompt(prompt) + policy.encode_response("Mostly.", prompt)
+    ids = policy.tokens.encode_prompt(prompt) + policy.tokens.encode_response("Mostly.", prompt)
     assert list(ids) == whole[: len(ids)]
     assert text_of(policy, ids).endswith(f"Mostly.{end}")
     assert text_of(policy, tuple(whole[len(ids) :])) in ("", "\n", "\n<|end|>")
@@ -91,7 +91,7 @@ def test_an_answer_is_encoded_as_in_the_conversation(template: str, end: str, pr
 def test_an_answer_that_has_its_end_is_ended_once(template: str, load: Load) -> None:
     policy = load(template)
     end = policy.tokens.chat.end.strip()
-    ended = [policy.encode_response(text, p) for p in (PROMPT, None) for text in ("Mostly.", f"Mostly.{end}")]
+    ended = [policy.tokens.encode_response(text, p) for p in (PROMPT, None) for text in ("Mostly.", f"Mostly.{end}")]
     assert len({ids[-1] for ids in ended}) == 1
     assert ended[0] == ended[1]
     assert ended[2] == ended[3]
@@ -99,13 +99,13 @@ def test_an_answer_that_has_its_end_is_ended_once(template: str, load: Load) -> 
 
 def test_a_template_without_an_end_takes_the_tokenizers(load: Load) -> None:
     policy = load(NOT_ENDED)
-    assert text_of(policy, policy.encode_response("Mostly.", PROMPT)) == "Mostly.<|end|>"
+    assert text_of(policy, policy.tokens.encode_response("Mostly.", PROMPT)) == "Mostly.<|end|>"
     assert policy.tokens.stop_ids == {policy.tokens.tokenizer.eos_token_id}
 
 
 def test_a_text_that_is_no_conversation_ends_with_the_tokenizers_end(load: Load) -> None:
     policy = load(CHATML)
-    assert text_of(policy, policy.encode_response(" mostly.", Prompt("p", "Tea is"))) == " mostly.<|end|>"
+    assert text_of(policy, policy.tokens.encode_response(" mostly.", Prompt("p", "Tea is"))) == " mostly.<|end|>"
 
 
 @pytest.mark.parametrize(
@@ -122,9 +122,9 @@ def test_a_text_that_is_no_conversation_ends_with_the_tokenizers_end(load: Load)
 )
 def test_thoughts_open_and_close_once(template: str, answer: str, encoded: str, load: Load) -> None:
     policy = load(template)
-    ids = policy.encode_response(answer, PROMPT)
+    ids = policy.tokens.encode_response(answer, PROMPT)
     assert text_of(policy, ids) == f"{encoded}<|im_end|>"
-    whole = text_of(policy, policy.encode_prompt(PROMPT) + ids)
+    whole = text_of(policy, policy.tokens.encode_prompt(PROMPT) + ids)
     assert whole.count("<think>") == whole.count("</think>") <= 1
 
 
@@ -133,7 +133,7 @@ def test_sampling_ends_where_the_template_ends_a_turn(template: str, load: Load)
     policy = load(template)
     (end,) = policy.tokens.tokenizer(policy.tokens.chat.end, add_special_tokens=False).input_ids
     assert end != policy.tokens.tokenizer.eos_token_id
-    ids = policy.encode_prompt(PROMPT)
+    ids = policy.tokens.encode_prompt(PROMPT)
     (responses,) = Generate(max_new_tokens=256).sample(policy, [ids], [list(range(64))])
     ended = [r for r in responses if r.ids[-1] == end]
     assert ended
@@ -148,7 +148,7 @@ def test_a_template_can_be_a_file(load: Load, tmp_path: Path) -> None:
     (tmp_path / "mine.jinja").write_text(CHATML)
     policy = load(str(tmp_path / "mine.jinja"))
     assert (
-        text_of(policy, policy.encode_prompt(PROMPT))
+        text_of(policy, policy.tokens.encode_prompt(PROMPT))
         == "<|im_start|>user\nIs tea hot?<|im_end|>\n<|im_start|>assistant\n"
     )
 
@@ -162,7 +162,7 @@ def test_a_template_can_be_a_file(load: Load, tmp_path: Path) -> None:
 )
 def test_a_template_that_carries_no_prompt_is_refused(template: str, told: str, tiny_policy_dir: Path) -> None:
     with pytest.raises(ValueError, match=told):
-        Policy(str(tiny_policy_dir), chat_template=template).encode_prompt(PROMPT)
+        Policy(str(tiny_policy_dir), chat_template=template).tokens.encode_prompt(PROMPT)
 
 
 def test_a_prompt_that_the_template_refuses_is_named(load: Load, tmp_path: Path) -> None:
@@ -182,13 +182,13 @@ def test_tokens_without_embeddings_are_named(tiny_policy_dir: Path, tmp_path: Pa
     AutoModelForCausalLM.from_pretrained(tiny_policy_dir).save_pretrained(tmp_path)
     told = rf"has {known + len(TOKENS)} tokens and gives token {known + 1} \(<\|im_end\|>\), .* have {known} rows"
     early = Policy(str(tmp_path), chat_template=CHATML)
-    early.encode_prompt(PROMPT)
+    early.tokens.encode_prompt(PROMPT)
     with pytest.raises(ValueError, match=told):
         early.load(device=torch.device("cpu"), seed=0)
     late = Policy(str(tmp_path), chat_template=CHATML)
     late.load(device=torch.device("cpu"), seed=0)
     with pytest.raises(ValueError, match=told):
-        late.encode_prompt(PROMPT)
+        late.tokens.encode_prompt(PROMPT)
 
 
 def test_sequences_beyond_the_context_window_are_named(tiny_policy_dir: Path) -> None:

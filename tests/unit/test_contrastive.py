@@ -47,10 +47,10 @@ def labeler(policy: Policy | None, **options: Any) -> Contrastive:
 
 def logp(policy: Policy, prompt: Prompt, response: str) -> float:
     """Compute one log-prob from one prompt and one response."""
-    ids = torch.tensor([[*policy.encode_prompt(prompt), *policy.encode_response(response)]])
+    ids = torch.tensor([[*policy.tokens.encode_prompt(prompt), *policy.tokens.encode_response(response)]])
     with torch.no_grad():
         logp_LV = policy.causal_lm(input_ids=ids).logits[0, :-1].log_softmax(-1)
-    length = len(policy.encode_response(response))
+    length = len(policy.tokens.encode_response(response))
     return float(logp_LV[-length:].gather(-1, ids[0, -length:, None]).sum())
 
 
@@ -80,7 +80,7 @@ def test_the_gap_of_two_rewards_is_the_self_reward_of_the_paper(policy: Policy) 
 
 
 def test_sampled_ids_are_scored_as_they_are(policy: Policy) -> None:
-    cut = Response("fine", ids=policy.encode_response("fine")[:-1], finished=False)
+    cut = Response("fine", ids=policy.tokens.encode_response("fine")[:-1], finished=False)
     whole, short = labeler(policy).score([(CHAT, Response("fine")), (CHAT, cut)])
     assert whole != pytest.approx(short, abs=1e-4)
 

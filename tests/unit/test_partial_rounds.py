@@ -104,6 +104,7 @@ class Stub:
     def __init__(self, fail_at: int | None = None) -> None:
         self.fail_at = fail_at
         self.asked: list[tuple[int, ...]] = []
+        self.tokens = self
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         return (int(prompt.id[1:]), 7)

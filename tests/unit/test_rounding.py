@@ -35,7 +35,7 @@ def loaded(folder: Any, dtype: Any, *, moved: float) -> Policy:
 
 
 def sampled(policy: Policy) -> list[Candidates]:
-    ids = [policy.encode_prompt(Prompt(text, text)) for text in TEXTS]
+    ids = [policy.tokens.encode_prompt(Prompt(text, text)) for text in TEXTS]
     responses = Generate(max_new_tokens=24).sample(policy, ids, [[0, 1, 2]] * len(TEXTS))
     drawn = [Candidates(Prompt(t, t), tuple(rs), i) for t, rs, i in zip(TEXTS, responses, ids, strict=True)]
     return policy.score_reference(drawn)

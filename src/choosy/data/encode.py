@@ -60,7 +60,7 @@ class Reader:
         lengths = []
         for n, item in enumerate(items, start=1):
             try:
-                lengths.append(len(policy.encode_prompt(item if isinstance(item, Prompt) else item.prompt)))
+                lengths.append(len(policy.tokens.encode_prompt(item if isinstance(item, Prompt) else item.prompt)))
             except TemplateRefusal as error:
                 raise ValueError(f"{source}, prompt {n} of {len(items)}: {error}") from error
         long = sum(length > limit for length in lengths)
@@ -83,11 +83,11 @@ def with_tokens(candidates: Sequence[Candidates], policy: Policy, *, max_respons
     for c in candidates:
         responses = []
         for r in c.responses:
-            ids = policy.encode_response(r.text, c.prompt)
+            ids = policy.tokens.encode_response(r.text, c.prompt)
             short = len(ids) <= max_response_tokens
             cut += not short
             responses.append(replace(r, ids=ids[:max_response_tokens], finished=short))
-        result.append(replace(c, responses=tuple(responses), prompt_ids=policy.encode_prompt(c.prompt)))
+        result.append(replace(c, responses=tuple(responses), prompt_ids=policy.tokens.encode_prompt(c.prompt)))
     if cut:
         log.warning(
             "%d given responses are longer than data.reader.max_response_tokens=%d and were cut.",

@@ -98,11 +98,15 @@ class Contrastive:
         return rewards
 
     def _with_ids(self, prompt: Prompt, response: Response) -> Response:
-        return response if response.ids else replace(response, ids=self.policy.encode_response(response.text, prompt))
+        return (
+            response
+            if response.ids
+            else replace(response, ids=self.policy.tokens.encode_response(response.text, prompt))
+        )
 
     def _prompt_ids(self, prompt: Prompt, instruction: str) -> tuple[int, ...]:
         try:
-            return self.policy.encode_prompt(instructed(prompt, instruction, place=self.place))
+            return self.policy.tokens.encode_prompt(instructed(prompt, instruction, place=self.place))
         except TemplateRefusal as error:
             other = "user" if self.place == "system" else "system"
             raise ValueError(

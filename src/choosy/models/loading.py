@@ -65,13 +65,7 @@ def load_weights(source: ModelSource, *, dtype: torch.dtype, attention: str, dev
     refuse_adapter(source)
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tree_attention.register()
-    load: Callable[..., PreTrainedModel] = partial(
-        AutoModelForCausalLM.from_pretrained,
-        source.resolved,
-        dtype=dtype,
-        revision=source.revision,
-        trust_remote_code=source.trust_remote_code,
-    )
+    load: Callable[..., PreTrainedModel] = partial(source.load, AutoModelForCausalLM, dtype=dtype)
     if attention != "auto" or device.type != "cpu":
         return load(attn_implementation=None if attention == "auto" else attention)
     try:

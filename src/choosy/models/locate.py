@@ -40,6 +40,11 @@ class ModelSource:
         """The folder or hub id that transformers can load."""
         return resolve_model(self.name)
 
+    def load(self, kind: Any, **options: Any) -> Any:
+        """Load something of this model by a class of transformers, such as `AutoTokenizer`."""
+        own = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        return kind.from_pretrained(self.resolved, **own, **options)
+
 
 def resolve_model(name: str, *, demo: Literal["demo:smollm2", "demo:minilm"] = "demo:smollm2") -> str:
     """The folder or hub id that transformers or sentence-transformers can load for a name.

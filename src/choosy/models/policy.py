@@ -25,14 +25,16 @@ from choosy.models.fast.memory import free_memory, keep_freed_memory
 from choosy.models.loading import Dtype, Lora, add_adapter, auto_dtype, load_weights, switch_off_dropout
 from choosy.models.locate import ModelSource
 from choosy.models.logprobs import can_share_prompt, group_logps, sum_by_response, takes_one_row
-from choosy.models.rows import Group, Ids, packed
+from choosy.models.rows import Group, packed
 from choosy.models.states import States, can_merge, merged, on_rank_0, swapped_in, trainable
 from choosy.models.tokens import Tokens
 from choosy.parallel.ranks import current_ranks
 from choosy.parallel.sharding import gathered, is_sharded, lockstep, shard_weights
-from choosy.types import Candidates, Prompt
+from choosy.types import Candidates
 
 log = logging.getLogger(__name__)
+
+Tick = Callable[[int], None]
 
 
 class Policy(nn.Module):
@@ -77,20 +79,6 @@ class Policy(nn.Module):
         self.compute = compute
         self.model: PreTrainedModel | PeftModel | None = None
         self.is_gathered = True  # whether this rank holds all weights, so that a forward needs no other rank
-
-    # -- text and tokens ---------------------------------------------------------------------------------------
-
-    def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
-        """Encode a prompt (see `Tokens.encode_prompt`)."""
-        return self.tokens.encode_prompt(prompt)
-
-    def encode_response(self, text: str, prompt: Prompt | None = None) -> tuple[int, ...]:
-        """Encode a given response (see `Tokens.encode_response`)."""
-        return self.tokens.encode_response(text, prompt)
-
-    def decode(self, ids: Ids) -> str:
-        """Decode a response (see `Tokens.decode`)."""
-        return self.tokens.decode(ids)
 
     # -- weights -----------------------------------------------------------------------------------------------
 
@@ -147,8 +135,7 @@ class Policy(nn.Module):
 
     def _idle(self) -> Tensor:
         ids_11 = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-        hidden_11D: Tensor = self._decoder(input_ids=ids_11, use_cache=False).last_hidden_state
-        return hidden_11D
+        return cast(Tensor, self._decoder(input_ids=ids_11, use_cache=False).last_hidden_state)
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -160,8 +147,7 @@ class Policy(nn.Module):
 
     @property
     def _decoder(self) -> nn.Module:
-        decoder: nn.Module = self.causal_lm.get_decoder()  # type: ignore[no-untyped-call]
-        return decoder
+        return cast(nn.Module, self.causal_lm.get_decoder())  # type: ignore[no-untyped-call]
 
     @property
     def device(self) -> torch.device:
@@ -177,8 +163,7 @@ class Policy(nn.Module):
     def weights_gathered(self) -> Iterator[None]:
         """Let each rank run as many forwards without gradient within the block as it likes; all ranks must enter.
 
-        Sharded weights are gathered once, if they fit; else every forward gathers them layer by layer, and ranks
-        that are done go on with the others (see `lockstep`).
+        Sharded weights are gathered once, if they fit; else by every forward, layer by layer (see `lockstep`).
         """
         if self.is_gathered:
             yield
@@ -229,9 +214,8 @@ class Policy(nn.Module):
 
     def _weights_that_sample(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         if isinstance(self.model, PeftModel):
-            yield from merged(self.model)
-        elif not is_sharded(self):  # gathering has cast them
-            yield from ((p, p.detach().to(self.compute_dtype)) for p in self.causal_lm.parameters())
+            return merged(self.model)
+        return ((p, p.detach().to(self.compute_dtype)) for p in self.causal_lm.parameters())
 
     def sampling_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The weights under the names of a checkpoint, for an engine that keeps its own; inside `for_sampling`."""
@@ -253,11 +237,7 @@ class Policy(nn.Module):
 
     @contextmanager
     def in_fp32(self) -> Iterator[None]:
-        """Compute in fp32 within the block, with the same weights; they take twice the memory meanwhile.
-
-        Raises:
-            ValueError: The weights are sharded.
-        """
+        """Compute in fp32 within the block, with the same weights; they take twice the memory meanwhile."""
         if is_sharded(self) and self.compute_dtype != torch.float32:
             raise ValueError("Sharded weights (trainer=fsdp) have one precision; set model.dtype=float32.")
         dtype = self.compute_dtype
@@ -307,9 +287,7 @@ class Policy(nn.Module):
         logp_T: Tensor = self(compute)
         return logp_T
 
-    def score(
-        self, candidates: Sequence[Candidates], tick: Callable[[int], None] = lambda n: None
-    ) -> list[list[float]]:
+    def score(self, candidates: Sequence[Candidates], tick: Tick = lambda n: None) -> list[list[float]]:
         """Summed log-probability of each response of each candidate, in their order, without gradients."""
         scored: list[list[float]] = [[] for _ in candidates]
         for n, logps, _ in self._scored(candidates, tick):
@@ -317,11 +295,7 @@ class Policy(nn.Module):
         return scored
 
     def score_reference(
-        self,
-        candidates: Sequence[Candidates],
-        tick: Callable[[int], None] = lambda n: None,
-        *,
-        tokens: bool = False,
+        self, candidates: Sequence[Candidates], tick: Tick = lambda n: None, *, tokens: bool = False
     ) -> list[Candidates]:
         """The candidates with each response's log-probability under the reference.
 
@@ -340,7 +314,7 @@ class Policy(nn.Module):
         return result
 
     def _scored(
-        self, candidates: Sequence[Candidates], tick: Callable[[int], None]
+        self, candidates: Sequence[Candidates], tick: Tick
     ) -> Iterator[tuple[int, list[float], Sequence[Tensor]]]:
         """Position of each candidate, log-probabilities of its responses, and of each response's tokens."""
         groups = [Group(c.prompt_ids, [r.ids for r in c.responses]) for c in candidates]

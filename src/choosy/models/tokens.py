@@ -37,9 +37,7 @@ class Tokens:
         """The tokenizer, loaded at first use."""
         hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                self.source.resolved, revision=self.source.revision, trust_remote_code=self.source.trust_remote_code
-            )
+            tokenizer: PreTrainedTokenizerBase = self.source.load(AutoTokenizer)
         except OSError as error:
             raise ValueError(f"model.name={self.source.name} does not load: {error}") from error
         if self.chat_template is not None:

@@ -56,7 +56,7 @@ def sample_responses(
     """
     found = {p.id: begun[p.id] for p in prompts if p.id in begun} if begun else {}
     rest = [p for p in prompts if p.id not in found]
-    ids = [at.policy.encode_prompt(prompt) for prompt in rest]
+    ids = [at.policy.tokens.encode_prompt(prompt) for prompt in rest]
     seeds = [[seed_of(at.seed, purpose, at.number, p.id, sample) for sample in range(n)] for p in rest]
 
     def made(responses: Mapping[int, list[Response]]) -> list[Candidates]:

@@ -98,4 +98,4 @@ def check_engine(engine: str, policy: Policy, prompt: Ids, response: Response) -
 def as_response(policy: Policy, ids: Sequence[int], logp: float) -> Response:
     """Make a response of sampled token ids; a token that ended it stays in the ids, not in the text."""
     finished = bool(ids) and ids[-1] in policy.tokens.stop_ids
-    return Response(policy.decode(ids).strip(), tuple(ids), finished, logp)
+    return Response(policy.tokens.decode(ids).strip(), tuple(ids), finished, logp)

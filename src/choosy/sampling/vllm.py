@@ -67,7 +67,12 @@ class Vllm(Sampler):
     def answer(self, request: Request, done: OnComplete) -> list[list[Response]]:
         policy, prompts, seeds, settings = request
         longest = max(map(len, prompts), default=0)
-        self._refuse_longer(longest, settings.max_new_tokens)
+        for name, tokens in (("max_prompt_tokens", longest), ("max_new_tokens", settings.max_new_tokens)):
+            if tokens > (most := getattr(self, name)):
+                raise ValueError(
+                    f"{name}={tokens} is wanted and the engine is built for sampler.{name}={most}; type "
+                    f"sampler.{name}={tokens} or more."
+                )
         policy.tokens.refuse_beyond_window(longest + settings.max_new_tokens)
         wanted = [(p, n) for p in range(len(prompts)) for n in range(len(seeds[p]))]
         if not wanted:
@@ -119,18 +124,6 @@ class Vllm(Sampler):
         finally:
             if left:
                 engine.abort_request(sorted(left))
-
-    def _refuse_longer(self, prompt_tokens: int, new_tokens: int) -> None:
-        if prompt_tokens > self.max_prompt_tokens:
-            raise ValueError(
-                f"A prompt has {prompt_tokens} tokens and the engine is built for sampler.max_prompt_tokens="
-                f"{self.max_prompt_tokens}; type sampler.max_prompt_tokens={prompt_tokens} or more."
-            )
-        if new_tokens > self.max_new_tokens:
-            raise ValueError(
-                f"max_new_tokens={new_tokens} is wanted and the engine is built for sampler.max_new_tokens="
-                f"{self.max_new_tokens}; type sampler.max_new_tokens={new_tokens} or more."
-            )
 
     def _start(self, policy: Policy) -> Any:
         refuse_ranks(current_ranks().size)
