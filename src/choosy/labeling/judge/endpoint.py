@@ -5,25 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import NamedTuple
 
 import httpx2
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_exponential,
+    wait_random_exponential,
+)
 
 from choosy.labeling.judge.rate_limiter import RateLimiter
-from choosy.labeling.judge.replies import (
-    Completion,
-    completion_in,
-    error_message,
-    reply_json,
-    retry_after,
-    token_usage,
-)
+from choosy.labeling.judge.replies import Reply, completion_in, error_message, reply_json, retry_after, token_usage
 from choosy.labeling.judge.settings import EndpointSettings, RequestSettings
 
 ChatMessage = dict[str, str]
@@ -37,6 +34,9 @@ WHAT_TO_CHECK = {
     404: "check base_url, which usually ends with /v1, and the model's name",
     407: "check labeler.endpoint.proxy",
 }
+CHECK_REDIRECT = "it points to another address, and redirects are not followed; type the final one in base_url"
+CHECK_REQUEST = "check model, the settings in labeler.request, and that prompts are not too long"
+MAY_REPEAT_KEY = (401, 403, 407)  # statuses whose message is not shown
 
 
 class Unanswered(ValueError):
@@ -50,30 +50,24 @@ class SessionStopped(Exception):
 class FailedAttempt(Exception):
     """One attempt failed, and another may succeed."""
 
-    def __init__(self, why: str, *, after: float = 0.0, answered: bool = False) -> None:
+    def __init__(self, why: str, *, answered: bool = False) -> None:
         super().__init__(why)
-        self.after = after  # seconds that the endpoint asks to wait
         self.answered = answered  # with a reply that is no chat completion
 
 
-class Reply(NamedTuple):
-    """The outcome of one request."""
-
-    text: str | None  # None if no attempt gave a chat completion
-    complete: bool  # whether the model ended it by itself
-    cost: float  # of all attempts
-    why: str = ""  # what came instead of a completion
-
-
 class Endpoint:
-    """Where a chat model is asked; every request goes to this one address.
+    """A chat model at an address, to which alone every request goes.
 
     The key is read from the environment when a session begins, and stored in no attribute.
     """
 
-    def __init__(self, base_url: str, *, key_env: str | None, settings: EndpointSettings) -> None:
+    def __init__(
+        self, model: str, base_url: str, key_env: str | None, *, request: RequestSettings, settings: EndpointSettings
+    ) -> None:
+        self.model = model
         self.address = checked_url(base_url, "base_url").rstrip("/") + "/chat/completions"
         self.key_env = key_env
+        self.request = request
         self.settings = settings
         self.limiter = RateLimiter(settings.rate_limit)
         if settings.proxy:
@@ -81,38 +75,33 @@ class Endpoint:
         key_from_environment(key_env)  # so that a missing key is reported before the first round
 
     @asynccontextmanager
-    async def session(self, model: str, request: RequestSettings) -> AsyncIterator[Session]:
-        """Open a session with a model; its connections are closed at the end of the block."""
+    async def session(self) -> AsyncIterator[Session]:
+        """Open a session; its connections are closed at the end of the block."""
         timeouts, key = self.settings.timeouts, key_from_environment(self.key_env)
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
         async with httpx2.AsyncClient(
+            headers={**headers, **({"Authorization": f"Bearer {key}"} if key else {})},
             timeout=httpx2.Timeout(timeouts.read, connect=timeouts.connect, pool=None),
             limits=httpx2.Limits(max_connections=self.settings.concurrency),
             trust_env=False,  # ignore proxies and .netrc that the config does not name
             proxy=self.settings.proxy,
             follow_redirects=False,
         ) as client:
-            yield Session(self, client, model, request, key)
+            yield Session(self, client, key)
 
 
 class Session:
-    """Requests to one model of an endpoint; the key is removed from all texts of the server."""
+    """Requests to an endpoint; the key is removed from all texts of the server."""
 
-    def __init__(
-        self, endpoint: Endpoint, client: httpx2.AsyncClient, model: str, request: RequestSettings, key: str | None
-    ) -> None:
-        self._address = endpoint.address
+    def __init__(self, endpoint: Endpoint, client: httpx2.AsyncClient, key: str | None) -> None:
+        self.stopping = asyncio.Event()  # once it is set, requests that wait for a retry or for the rate limit give up
+        self._endpoint = endpoint
         self._settings = endpoint.settings
         self._limiter = endpoint.limiter
         self._client = client
-        self._model = model
-        self._request = request
         self._key = key
         self._understood = False  # whether the endpoint has given a chat completion
-        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if key:
-            self._headers["Authorization"] = f"Bearer {key}"
         self._turn = asyncio.Lock()
-        self.stopping = asyncio.Event()  # once it is set, requests that wait for a retry or for the rate limit give up
         self._tokens = 0  # that the last request used
 
     async def ask(self, messages: Sequence[ChatMessage]) -> Reply:
@@ -122,49 +111,53 @@ class Session:
             Unanswered: The endpoint is down, or refuses the request.
             SessionStopped: The session was stopped first.
         """
-        body = json.dumps({**self._request.fields(self._model), "messages": messages}).encode("ascii")
+        fields = self._endpoint.request.fields(self._endpoint.model)
+        body = json.dumps({**fields, "messages": messages}).encode("ascii")
         costs: list[float] = []
+        retries = self._settings.retries
+        half = {"multiplier": retries.first_wait / 2, "max": retries.longest_wait / 2}
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(self._settings.retries.count + 1),
-            wait=self._backoff,
+            stop=stop_after_attempt(retries.count + 1),
+            wait=wait_exponential(**half) + wait_random_exponential(**half),
             sleep=self._sleep,
             retry=retry_if_exception_type(FailedAttempt),
             reraise=True,
         )
         try:
-            completion: Completion = await retrying(partial(self._attempt, body, costs))
+            reply: Reply = await retrying(partial(self._attempt, body, costs))
         except FailedAttempt as last:
             if last.answered:
-                return Reply(None, False, sum(costs), str(last))
+                return Reply(None, cost=sum(costs), why=str(last))
             raise self._down(str(last)) from None
         self._understood = True
-        return Reply(*completion, sum(costs))
+        return reply._replace(cost=sum(costs))
 
     async def speaks(self) -> bool:
         """Whether the endpoint gives chat completions at all; asks a small question to find out."""
         return self._understood or (await self.ask([{"role": "user", "content": "Say yes."}])).text is not None
 
-    async def _attempt(self, body: bytes, costs: list[float]) -> Completion:
-        estimated = self._tokens or len(body) // 4 + self._request.max_tokens
+    async def _attempt(self, body: bytes, costs: list[float]) -> Reply:
+        most = self._endpoint.request.max_tokens
+        estimated = self._tokens or len(body) // 4 + most
         async with self._turn:
             while (wait := self._limiter.wait()) > 0:
                 await self._sleep(wait)
             self._limiter.take(estimated)
         response, content = await self._send(body)
-        reply = reply_json(response.headers, content)
-        usage = token_usage(reply)
+        content_json = reply_json(response.headers, content)
+        usage = token_usage(content_json)
         if usage:
             self._tokens = sum(usage)
             self._limiter.correct(estimated, self._tokens)
             costs.append(self._settings.prices.cost(*usage))
         self._check_status(response, content)
-        completion = completion_in(reply)
-        if completion is None:
+        reply = completion_in(content_json)
+        if reply.text is None:
             kind = response.headers.get("Content-Type", "no content type")[:60]
             raise FailedAttempt(f"status {response.status_code} with {kind} that is no chat completion", answered=True)
         if not usage:  # charge the most that it can have been: a token takes at least one byte
-            costs.append(self._settings.prices.cost(len(body), self._request.max_tokens))
-        return completion._replace(text=self._without_key(completion.text))
+            costs.append(self._settings.prices.cost(len(body), most))
+        return reply._replace(text=self._without_key(reply.text))
 
     async def _send(self, body: bytes) -> tuple[httpx2.Response, bytes]:
         """Send a request and read the reply, within the limits of time and size."""
@@ -173,7 +166,7 @@ class Session:
         try:
             async with (
                 asyncio.timeout(total),
-                self._client.stream("POST", self._address, content=body, headers=self._headers) as response,
+                self._client.stream("POST", self._endpoint.address, content=body) as response,
             ):
                 async for part in response.aiter_bytes():
                     content += part
@@ -198,20 +191,14 @@ class Session:
                     f"status {status} and the request to wait {after:.0f} s, more than "
                     f"labeler.endpoint.retries.longest_wait={longest:g}"
                 )
-            if after:
-                self._limiter.pause(after)
-            raise FailedAttempt(f"status {status}", after=after)
-        if status < 400:
-            check = "it points to another address, and redirects are not followed; type the final one in base_url"
-        else:
-            others = "check model, the settings in labeler.request, and that prompts are not too long"
-            check = WHAT_TO_CHECK.get(status, others)
-        message = ""
-        if status not in (401, 403, 407):  # some servers repeat the key there
-            message = " ".join(self._without_key(error_message(content)).split())[:200]
-        message = f" ({message})" if message else ""
+            self._limiter.pause(after)
+            raise FailedAttempt(f"status {status}")
+        check = WHAT_TO_CHECK.get(status, CHECK_REDIRECT if status < 400 else CHECK_REQUEST)
+        message = " ".join(self._without_key(error_message(content)).split())[:200]
+        message = f" ({message})" if message and status not in MAY_REPEAT_KEY else ""
         raise Unanswered(
-            f"{self._address} answered the request for model {self._model!r} with status {status}{message}: {check}"
+            f"{self._endpoint.address} answered the request for model {self._endpoint.model!r} "
+            f"with status {status}{message}: {check}"
         )
 
     def _without_key(self, text: str) -> str:
@@ -219,19 +206,11 @@ class Session:
         return text.replace(self._key, "[key]") if self._key and len(self._key) >= SHORTEST_SECRET else text
 
     def _down(self, why: str) -> Unanswered:
+        tries = self._settings.retries.count + 1
         return Unanswered(
-            f"{self._address} gives no answer: {why}, at the last of up to {self._settings.retries.count + 1} tries; "
-            "check that it is up, and concurrency, rate_limit and timeouts in labeler.endpoint"
+            f"{self._endpoint.address} gives no answer: {why}, at the last of up to {tries} tries; check "
+            "that it is up, and concurrency, rate_limit and timeouts in labeler.endpoint"
         )
-
-    def _backoff(self, state: RetryCallState) -> float:
-        """Return the seconds before the next attempt: exponential with jitter, and at least what the endpoint asks."""
-        assert state.outcome
-        error = state.outcome.exception()
-        after = error.after if isinstance(error, FailedAttempt) else 0.0
-        retries = self._settings.retries
-        backoff = min(retries.longest_wait, retries.first_wait * 2.0 ** min(state.attempt_number - 1, 60))
-        return max(after, backoff / 2) + random.uniform(0, backoff / 2)
 
     async def _sleep(self, seconds: float) -> None:
         try:

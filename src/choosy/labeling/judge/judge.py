@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from queue import SimpleQueue
-from threading import Thread
+
+from anyio.from_thread import start_blocking_portal
 
 from choosy.labeling.judge.endpoint import Endpoint, Session, SessionStopped, Unanswered
 from choosy.labeling.judge.settings import EndpointSettings, RequestSettings
@@ -57,7 +57,9 @@ class Judge:
         self.template = read_template(template)
         self.both_orders = both_orders
         self.request = request or RequestSettings()
-        self.endpoint = Endpoint(base_url, key_env=key_env, settings=endpoint or EndpointSettings())
+        self.endpoint = Endpoint(
+            model, base_url, key_env, request=self.request, settings=endpoint or EndpointSettings()
+        )
         fields = json.dumps(self.request.fields(model), sort_keys=True)
         self.terms = Terms(
             fingerprint=content_id(*self.template.values(), fields, str(both_orders)),
@@ -72,12 +74,12 @@ class Judge:
         # An item gives up its place only when the caller asks for the next answer, so once it is in the ledger:
         # however slow the disk, no more paid answers wait in memory than there are places.
         places = asyncio.Semaphore(self.endpoint.settings.concurrency)
-        with background_loop() as loop:
-            asking = asyncio.run_coroutine_threadsafe(self._ask_all(items, places, arrived.put), loop)
+        with start_blocking_portal() as portal:  # a thread with an event loop, where the requests are sent
+            asking = portal.start_task_soon(self._ask_all, items, places, arrived.put)
             asking.add_done_callback(lambda _: arrived.put(None))
             while answer := arrived.get():
                 yield answer
-                loop.call_soon_threadsafe(places.release)
+                portal.call(places.release)
             asking.result()
 
     async def _ask_all(
@@ -86,7 +88,7 @@ class Judge:
         """Ask about each item in turn; after a failure, let requests in flight end before raising it."""
         answered = 0
         failures: list[Exception] = []
-        async with self.endpoint.session(self.model, self.request) as session:
+        async with self.endpoint.session() as session, asyncio.TaskGroup() as requests:
 
             async def ask(at: int) -> None:
                 nonlocal answered
@@ -100,13 +102,11 @@ class Judge:
                     answered += 1
                     arrived(answer)
 
-            tasks = []
             for at in range(len(items)):
                 await places.acquire()
                 if session.stopping.is_set():
                     break
-                tasks.append(asyncio.create_task(ask(at)))
-            await asyncio.gather(*tasks)
+                requests.create_task(ask(at))
         for error in failures:
             if isinstance(error, ItemFailed):
                 counts = f"{answered} of the {len(items)} pairs asked about were answered, and a resume continues there"
@@ -155,26 +155,3 @@ def combine_orders(one: Answer, turned: Answer) -> Answer:
     value = "invalid" if "invalid" in verdicts else one.value if len(verdicts) == 1 else "tie"
     raw = json.dumps([one.raw or one.value, turned.raw or turned.value], ensure_ascii=False)
     return one._replace(value=value, raw=raw, cost=one.cost + turned.cost)
-
-
-@contextmanager
-def background_loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """Run an event loop in a thread of its own; tasks that still run at the end of the block are cancelled."""
-    loop = asyncio.new_event_loop()
-    thread = Thread(target=loop.run_forever, name="judge", daemon=True)
-    thread.start()
-    try:
-        yield loop
-    finally:
-        asyncio.run_coroutine_threadsafe(cancel_other_tasks(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
-async def cancel_other_tasks() -> None:
-    """Cancel all tasks of the running loop but this one."""
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)

@@ -20,11 +20,11 @@ class RateLimiter:
     def __init__(self, limit: RateLimit, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.limit = limit
         self._clock = clock
-        self._next_request = self._next_token = self._paused_until = 0.0
+        self._next_request = self._next_token = 0.0
 
     def wait(self) -> float:
         """Return the seconds until the next request may be sent."""
-        return max(0.0, max(self._next_request, self._next_token, self._paused_until) - self._clock())
+        return max(0.0, max(self._next_request, self._next_token) - self._clock())
 
     def take(self, tokens: int = 0) -> None:
         """Count a request that is sent now and needs about this many tokens."""
@@ -40,4 +40,4 @@ class RateLimiter:
 
     def pause(self, seconds: float) -> None:
         """Send nothing for a while."""
-        self._paused_until = max(self._paused_until, self._clock() + seconds)
+        self._next_request = max(self._next_request, self._clock() + seconds)

@@ -10,11 +10,13 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 
-class Completion(NamedTuple):
-    """The text of a chat completion, and whether the model ended it by itself."""
+class Reply(NamedTuple):
+    """The outcome of one request."""
 
-    text: str
-    complete: bool
+    text: str | None  # None if there is no chat completion
+    complete: bool = False  # whether the model ended it by itself
+    cost: float = 0.0
+    why: str = ""  # what came instead of a completion
 
 
 def reply_json(headers: Mapping[str, str], content: bytes) -> Any:
@@ -27,21 +29,21 @@ def reply_json(headers: Mapping[str, str], content: bytes) -> Any:
         return None
 
 
-def completion_in(reply: Any) -> Completion | None:
-    """Return the first choice of a chat completion; None if the reply is no chat completion.
+def completion_in(reply: Any) -> Reply:
+    """Return the first choice of a chat completion; without a text if the reply is no chat completion.
 
     Example:
         >>> completion_in({"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}]})
-        Completion(text='Hi', complete=True)
+        Reply(text='Hi', complete=True, cost=0.0, why='')
     """
     try:
         choice = reply["choices"][0]
         text, reason = choice["message"]["content"], choice.get("finish_reason")
     except (LookupError, TypeError, AttributeError):
-        return None
+        return Reply(None)
     if text is None:  # a refusal, or a model that spent all its tokens on reasoning
-        return Completion("", False)
-    return Completion(text, reason not in ("length", "content_filter")) if isinstance(text, str) else None
+        return Reply("")
+    return Reply(text, reason not in ("length", "content_filter")) if isinstance(text, str) else Reply(None)
 
 
 def token_usage(reply: Any) -> tuple[int, int] | None:

@@ -6,12 +6,12 @@ import re
 import secrets
 from pathlib import Path
 from string import Template
+from typing import cast
 
 from choosy.types import Verdict
 
 TEMPLATE = Path(__file__).with_name("template.txt")
 BLANKS = {"prompt", "first", "second", "fence", "code"}
-VERDICTS: dict[str, Verdict] = {"first": "first", "second": "second", "tie": "tie"}
 
 
 def read_template(path: str | None) -> dict[str, str]:
@@ -72,4 +72,4 @@ def parse_verdict(reply: str, code: str) -> Verdict:
     """
     last = reply.rstrip(" \t\r\n").rpartition("\n")[2]
     found = re.fullmatch(f"Verdict {re.escape(code)}: (first|second|tie)", last)
-    return VERDICTS[found[1]] if found else "invalid"
+    return cast(Verdict, found[1]) if found else "invalid"
