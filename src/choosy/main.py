@@ -27,7 +27,7 @@ from choosy.parallel.launch import LOST, end_with_launcher, first_writer, is_pee
 from choosy.redaction import refuse_secrets
 from choosy.reporting.display import quiet
 from choosy.reporting.page import write_index
-from choosy.reporting.summary import RunSummary, known, read_run
+from choosy.reporting.summary import RunSummary, read_run
 from choosy.resume.run_folder import Start, prepare_folder
 from choosy.rounds.evaluate import labels_until
 
@@ -137,7 +137,7 @@ def objective(cfg: DictConfig, run: RunSummary) -> float | None:
     looks = [
         (played["labels"]["spent"], played["evaluation"]["win_rate"], int(played["evaluation"]["judged"]))
         for played in run.evaluated
-        if known(played["evaluation"], "win_rate") is not None
+        if played["evaluation"].get("win_rate") is not None
     ]
     return labels_until(looks, cfg.target_win_rate)
 

@@ -122,9 +122,9 @@ def test_summary_json_is_the_summary(run_dir):
     assert json.loads((run_dir / "summary.json").read_text()) == run.numbers()
 
 
-def test_what_is_not_a_number_is_null(tmp_path):
+def test_what_was_not_measured_is_null(tmp_path):
     folder = write_run(tmp_path, played=1, rounds=1)
-    unmeasured = {"reward": float("nan"), "win_rate": float("nan"), "ties": 0.0}
+    unmeasured = {"reward": None, "win_rate": None, "ties": 0.0}
     write_round(folder, "round_000", [], facts(0, rounds=1, budget=None, evaluation=unmeasured))
     run = read_run(folder)
     write_summary(run, folder / "summary.json")

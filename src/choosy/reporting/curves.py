@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from choosy.reporting.summary import RunSummary, costs_of, known
+from choosy.reporting.summary import RunSummary, costs_of
 
 GRID, FRAME, INK = "#e5e7eb", "#9ca3af", "#4b5563"
 REWARD, WIN_RATE = "#2563eb", "#d97706"
@@ -21,16 +21,14 @@ def curves(run: RunSummary) -> bytes:
     from matplotlib.figure import Figure  # half a second that only a drawing should cost
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    costs: dict[str, list[float]] = {"labels bought": [0], "tokens generated": [0], "seconds": [0]}
-    rewards, win_rates = [_drawn(known(run.start, "reward"))], [0.5]
-    for played in run.evaluated:
-        for of_cost, amount in zip(costs.values(), costs_of(played), strict=True):
-            of_cost.append(amount)
-        rewards.append(_drawn(known(played["evaluation"], "reward")))
-        win_rates.append(_drawn(known(played["evaluation"], "win_rate")))
+    evaluations = [run.start, *(played["evaluation"] for played in run.evaluated)]
+    rewards, win_rates = ([_or_gap(e.get(name)) for e in evaluations] for name in ("reward", "win_rate"))
+    win_rates[0] = 0.5
+    spent = zip((0, 0, 0.0), *(costs_of(played) for played in run.evaluated), strict=True)  # of each cost, every amount
     figure = Figure(figsize=(11, 5.2), layout=ConstrainedLayoutEngine(wspace=0.04, hspace=0.06))
     axes = figure.subplots(2, 3, sharex="col", sharey="row")
-    for column, (cost, amounts) in enumerate(costs.items()):
+    costs = ("labels bought", "tokens generated", "seconds")
+    for column, (cost, amounts) in enumerate(zip(costs, spent, strict=True)):
         _curve(axes[0, column], amounts, rewards, REWARD)
         _curve(axes[1, column], amounts, win_rates, WIN_RATE)
         axes[1, column].set_xlabel(cost, color=INK)
@@ -43,8 +41,8 @@ def curves(run: RunSummary) -> bytes:
     return drawn.getvalue()
 
 
-def _drawn(value: float | None) -> float:
-    return math.nan if value is None else value  # a gap in the curve
+def _or_gap(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _curve(axes: Any, costs: Sequence[float], values: Sequence[float], color: str) -> None:

@@ -13,21 +13,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 @dataclass
 class OpenPhase:
-    """A phase that runs.
-
-    Attributes:
-        name: One of `PHASES`.
-        total: Number of things that it will handle; None = not known.
-        unit: What the things are.
-        done: Number of things handled so far.
-        seconds: Time that it ran and no inner phase did.
-    """
+    """A phase that runs."""
 
     name: str
-    total: int | None
-    unit: str
+    total: int | None  # number of things that it will handle; None = not known
+    unit: str  # what the things are
     done: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # in which it ran and no inner phase did
 
     @property
     def amount(self) -> str:

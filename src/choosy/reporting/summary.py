@@ -57,21 +57,13 @@ class HeldoutAnswer:
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """What the round files of a run say.
-
-    Attributes:
-        folder: The folder of the run.
-        start: The start policy's evaluation; empty if there was none.
-        rounds: What each round's file says of the run; its counts, seconds and money are those since the start.
-        latest: The last of these; before the first round, what the start's file says.
-        answers: The held-out answers of the latest evaluation.
-    """
+    """What the round files of a run say; their counts, seconds and money are those since the start."""
 
     folder: Path
-    start: Mapping[str, float]
-    rounds: tuple[Mapping[str, Any], ...]
-    latest: Mapping[str, Any]
-    answers: tuple[HeldoutAnswer, ...]
+    start: Mapping[str, float]  # the start policy's evaluation; empty if there was none
+    rounds: tuple[Mapping[str, Any], ...]  # what each round's file says of the run
+    latest: Mapping[str, Any]  # the last of these; before the first round, what the start's file says
+    answers: tuple[HeldoutAnswer, ...]  # of the latest evaluation
 
     @property
     def evaluated(self) -> tuple[Mapping[str, Any], ...]:
@@ -123,9 +115,9 @@ class RunSummary:
         return {
             "rounds": len(self.rounds),
             "seed": about["seed"],
-            "reward": {"initial": known(self.start, "reward"), "final": known(self.last, "reward")},
-            "win_rate": known(self.last, "win_rate"),
-            "ties": known(self.last, "ties"),
+            "reward": {"initial": self.start.get("reward"), "final": self.last.get("reward")},
+            "win_rate": self.last.get("win_rate"),
+            "ties": self.last.get("ties"),
             "labels": {**about["labels"], "budget": about["budget"]},
             "judgements": shares(about["judged"]["run"]),
             "money": about["money"],
@@ -138,11 +130,8 @@ class RunSummary:
 
     def table(self) -> list[tuple[str, ...]]:
         """Return the table of rounds as text, a row in the order of `HEADINGS` for the start and for each round."""
-        stages: list[tuple[str, Mapping[str, float], tuple[float, ...]]] = []
-        if self.start:
-            stages.append(("start", self.start, (0, 0, 0)))
-        for played in self.rounds:
-            stages.append((str(played["round"] + 1), played["evaluation"] or {}, costs_of(played)))
+        stages = [("start", self.start, (0, 0, 0.0))] if self.start else []
+        stages += [(str(played["round"] + 1), played["evaluation"] or {}, costs_of(played)) for played in self.rounds]
         return [
             (
                 name,
@@ -198,17 +187,11 @@ def write_summary(run: RunSummary, path: str | Path) -> None:
         unfinished.write_text(json.dumps(run.numbers(), indent=2, allow_nan=False) + "\n")
 
 
-def known(measured: Mapping[str, float], name: str) -> float | None:
-    """Return what was measured, or None if it was not or is not a number."""
-    value = measured.get(name)
-    return None if value is None or math.isnan(value) else value
-
-
 def as_text(value: float | None, form: str) -> str:
-    """Return a number as text, and a dash for one that is not known.
+    """Return a number as text, and a dash for what was not measured.
 
     Example:
         >>> as_text(0.25, ".0%"), as_text(None, ".2f")
         ('25%', '–')
     """
-    return "–" if value is None or math.isnan(value) else format(value, form)
+    return "–" if value is None else format(value, form)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,8 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from choosy.labeling.exchange.argilla import from_record, to_record
-from choosy.labeling.exchange.label_studio import INTERFACE, from_task, to_task
+from choosy.labeling.exchange.annotation_tools import INTERFACE, from_record, from_task, to_record, to_task
 from choosy.labeling.exchange.rows import (
     LabelRow,
     RowReaders,
@@ -103,8 +105,8 @@ def import_labels(
     Args:
         path: The file, as `export_labels` or the annotation tool writes it.
         ledger: Where the labels are written.
-        file_format: Of the file; None goes by its name and, of .json, by its content.
-        labeler: Under whose name they are stored; None takes each row's own.
+        file_format: Of the file, where its name does not tell; items of annotation tools are known by their content.
+        labeler: Under whose name the labels are stored; None takes each row's own.
         skip_bad: Leave bad rows out, instead of an error that lists them all.
     """
     wanted = {row["key"]: row for row in ledger.rows("wanted")}
@@ -164,14 +166,12 @@ def read_labels(path: Path, file_format: FileFormat | None) -> RowReaders:
             found = type(items).__name__
             raise ValueError(f"{path}: wanted a list of Label Studio tasks or Argilla records, found {found}")
         for number, item in enumerate(items, start=1):
-            yield f"item {number}", partial(from_item, item, file_format)
+            yield f"item {number}", partial(from_item, item)
 
 
-def from_item(item: Any, file_format: FileFormat | None) -> LabelRow:
-    """Return the row of a Label Studio task or an Argilla record; of format None, a record has fields."""
-    item = as_object(item)
-    of_argilla = "fields" in item if file_format is None else file_format == "argilla"
-    return from_record(item) if of_argilla else from_task(item)
+def from_item(item: Any) -> LabelRow:
+    """Return the row of a Label Studio task or of an Argilla record, which has fields."""
+    return from_record(item) if "fields" in as_object(item) else from_task(item)
 
 
 # -- statistics --------------------------------------------------------------------------------------------------
@@ -181,31 +181,29 @@ def stats(ledger: Ledger, out: Console | None = None) -> None:
     """Print the labels, ties and money of each labeler and run, and how many labels are wanted."""
     out = out or Console(highlight=False)
     labels, wanted = ledger.rows("labels"), ledger.rows("wanted")
-    out.print(
-        stats_table("Labelers", ("labeler", "fingerprint"), [((r["labeler"], r["fingerprint"][:8]), r) for r in labels])
-    )
-    out.print(stats_table("Runs", ("run", "for"), [((r["run"], r["purpose"]), r) for r in labels]))
+    out.print(stats_table("Labelers", ("labeler", "fingerprint"), labels))
+    out.print(stats_table("Runs", ("run", "purpose"), labels))
     out.print(f"{len(labels):,} labels, {len(wanted):,} wanted, in {ledger.path}")
 
 
-def stats_table(title: str, by: tuple[str, str], rows: Sequence[tuple[tuple[str, str], LabelRow]]) -> Table:
-    """Build a table with one line for each group of rows; each row comes with the names of its group."""
+def stats_table(title: str, by: tuple[str, str], labels: Sequence[LabelRow]) -> Table:
+    """Build a table with one line for each group of labels that agree in two columns."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    for name in by:
-        table.add_column(name)
-    for name in ("labels", "ties", "invalid", "first shown", "annotators", "money"):
-        table.add_column(name, justify="right")
-    groups: dict[tuple[str, str], list[LabelRow]] = {}
-    for names, row in rows:
-        groups.setdefault(names, []).append(row)
-    for names, members in sorted(groups.items()):
-        verdicts = [row["verdict"] for row in members if row["verdict"] is not None]
-        decided = [verdict for verdict in verdicts if verdict in ("first", "second")]
-        undecided = [f"{verdicts.count(one):,}" if verdicts else "–" for one in ("tie", "invalid")]
-        shown = f"{decided.count('first') / len(decided):.0%}" if decided else "–"
-        money = math.fsum(row["cost"] for row in members)
-        people = len({row["annotator"] for row in members if row["annotator"]})
-        table.add_row(*names, f"{len(members):,}", *undecided, shown, f"{people:,}", f"{money:,.4f}")
+    for name in (*by, "labels", "ties", "invalid", "first shown", "annotators", "money"):
+        table.add_column(
+            name, justify="left" if name in by else "right", max_width=8 if name == "fingerprint" else None
+        )
+    names_of = itemgetter(*by)
+    for (who, what), rows in groupby(sorted(labels, key=names_of), names_of):
+        group = list(rows)
+        said = Counter(row["verdict"] for row in group)
+        compared, decided = len(group) - said[None], said["first"] + said["second"]
+        undecided = [f"{said[verdict]:,}" if compared else "–" for verdict in ("tie", "invalid")]
+        shown = f"{said['first'] / decided:.0%}" if decided else "–"
+        people = len({row["annotator"] for row in group} - {""})
+        money = math.fsum(row["cost"] for row in group)
+        what = what[:8]  # enough of a fingerprint, and all of a purpose
+        table.add_row(who, what, f"{len(group):,}", *undecided, shown, f"{people:,}", f"{money:,.4f}")
     return table
 
 

@@ -116,26 +116,6 @@ def from_fields(fields: Mapping[str | None, Any], width: int) -> LabelRow:
     return row
 
 
-def part_of(item: Mapping[str, Any], name: str, kind: type = dict) -> Any:
-    """Return a part of a JSON object, empty where it is missing; refuse one of another kind."""
-    part = item.get(name) or kind()
-    if not isinstance(part, kind):
-        raise ValueError(f"{name} must be a {kind.__name__}, found {type(part).__name__}")
-    return part
-
-
-def agreed(answers: Sequence[tuple[LabelRow, str]]) -> LabelRow:
-    """Return the one answer that all annotators gave, with their names; refuse answers that differ."""
-    if not answers:
-        return {"verdict": None, "score": None}
-    given = [answer for answer, _ in answers]
-    if any(answer != given[0] for answer in given):
-        values = ", ".join(str(value) for answer in given for value in answer.values())
-        raise ValueError(f"its annotators disagree ({values}); keep the answer that should count")
-    names = " ".join(dict.fromkeys(name for _, name in answers if name))
-    return {**given[0], **({"annotator": names} if names else {})}
-
-
 # -- checks ------------------------------------------------------------------------------------------------------
 
 

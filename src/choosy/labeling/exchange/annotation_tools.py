@@ -1,10 +1,12 @@
-"""Convert labels to tasks of Label Studio, or its annotations to labels."""
+"""Convert labels to and from the items of annotation tools: tasks of Label Studio, records of Argilla."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from choosy.labeling.exchange.rows import SHOWN, LabelRow, agreed, part_of
+from choosy.labeling.exchange.rows import SHOWN, LabelRow, json_text
 
 INTERFACE = """<View>
   <Header value="$prompt"/>
@@ -16,6 +18,7 @@ INTERFACE = """<View>
 
 VERDICT_OF_SIDE = {"left": "first", "right": "second"}
 SIDE_OF_VERDICT = {verdict: side for side, verdict in VERDICT_OF_SIDE.items()}
+AGENT = "choosy"  # who suggested a label that comes from a ledger, in Argilla
 
 
 def to_task(row: LabelRow) -> LabelRow:
@@ -73,3 +76,58 @@ def answer_in(results: Iterable[object]) -> LabelRow:
     if len(found) > 1:
         raise ValueError(f"an annotation says {len(found)} things; wanted one side, tie or invalid, or one number")
     return found[0] if found else {}
+
+
+def to_record(row: LabelRow) -> LabelRow:
+    """Return a record as Argilla's `records.from_json` reads it, with an answer as a suggestion.
+
+    A response would have to name one of the Argilla server's own users by its id.
+    """
+    question = "score" if row["kind"] == "score" else "verdict"
+    value = row.get(question)
+    metadata = {name: value for name, value in row.items() if name not in (*SHOWN, "score", "verdict")}
+    return {
+        "id": row["key"],
+        "fields": {name: row[name] for name in SHOWN if row[name] is not None},
+        "metadata": metadata | {"messages": json_text(row["messages"])},
+        "suggestions": {} if value is None else {question: {"value": value, "score": None, "agent": AGENT}},
+        "responses": {},
+        "vectors": {},
+    }
+
+
+def from_record(record: LabelRow) -> LabelRow:
+    """Return the row of a record; its responses must agree. Without any, a suggestion from a ledger counts."""
+    fields, metadata = part_of(record, "fields"), part_of(record, "metadata")
+    answers: list[tuple[LabelRow, str]] = []
+    for question in ("verdict", "score"):
+        for response in part_of(part_of(record, "responses"), question, list):
+            if isinstance(response, dict) and response.get("value") is not None:
+                answers.append(({question: response["value"]}, str(response.get("user_id") or "")))
+    for question, suggestion in {} if answers else part_of(record, "suggestions").items():
+        if isinstance(suggestion, dict) and suggestion.get("agent") == AGENT:
+            answers.append(({question: suggestion.get("value")}, ""))
+    messages = metadata.get("messages")
+    turns = {"messages": json.loads(messages)} if isinstance(messages, str) else {}
+    key = {"key": record["id"]} if "key" in metadata else {}
+    return {**metadata, **turns, **key, **fields, **agreed(answers)}
+
+
+def part_of(item: Mapping[str, Any], name: str, kind: type = dict) -> Any:
+    """Return a part of a JSON object, empty where it is missing; refuse one of another kind."""
+    part = item.get(name) or kind()
+    if not isinstance(part, kind):
+        raise ValueError(f"{name} must be a {kind.__name__}, found {type(part).__name__}")
+    return part
+
+
+def agreed(answers: Sequence[tuple[LabelRow, str]]) -> LabelRow:
+    """Return the one answer that all annotators gave, with their names; refuse answers that differ."""
+    if not answers:
+        return {"verdict": None, "score": None}
+    given = [answer for answer, _ in answers]
+    if any(answer != given[0] for answer in given):
+        values = ", ".join(str(value) for answer in given for value in answer.values())
+        raise ValueError(f"its annotators disagree ({values}); keep the answer that should count")
+    names = " ".join(dict.fromkeys(name for _, name in answers if name))
+    return {**given[0], **({"annotator": names} if names else {})}
