@@ -45,11 +45,9 @@ Records = Mapping[str, WorkerRecord]
 
 
 def probability_first(votes: Mapping[str, Verdict], records: Records) -> float:
-    """Return the probability that the first response is better, given all votes; ties and invalid votes say nothing.
+    """Return the probability that the first response is better, given votes and records by worker.
 
-    Args:
-        votes: By worker.
-        records: By worker; a worker without a record is new.
+    Ties and invalid votes say nothing; a worker without a record is new.
 
     Example:
         >>> probability_first({"a": "first", "b": "first", "c": "second"}, {})
@@ -78,7 +76,7 @@ def update_from_expert(
         records: By worker, before.
         votes: By worker.
         truth: The expert's verdict.
-        memory: Number of updates after which an old one counts 1/e; infinity forgets nothing.
+        memory: Number of updates after which an old one counts 1/e; infinity = for ever.
 
     Example:
         >>> update_from_expert({}, {"a": "first", "b": "second", "c": "tie"}, "first")

@@ -69,13 +69,7 @@ def top_k(utilities: Sequence[float], k: int, *, names: Sequence[str], seed: int
 def ranking(
     utilities: Sequence[float], break_ties: Callable[[list[int]], list[int]], *, names: Sequence[str]
 ) -> Iterator[int]:
-    """Positions in the order of falling utility.
-
-    Args:
-        utilities: One number an item.
-        break_ties: Orders the positions of equal utilities.
-        names: The items' names, for the message about a number that is not finite.
-    """
+    """Positions in the order of falling utility; `break_ties` orders the positions of equal ones."""
     for utility, name in zip(utilities, names, strict=True):
         if not math.isfinite(utility):
             raise ValueError(f"The utility of {name} is {utility}; every utility must be a finite number.")
@@ -152,7 +146,7 @@ def optune(score_P: Tensor, scored_P: Tensor, sampled_P: Tensor, direction: Dire
     Args:
         score_P: The reward that stands for each prompt (see `reward_statistic`).
         scored_P: False for a prompt without any reward: it ranks as an average one.
-        sampled_P: False for a prompt that was never sampled: it comes first in the given direction.
+        sampled_P: False for a prompt that was never sampled: it comes first in this direction.
         direction: Which end of the utilities is spent on first.
 
     Returns:
@@ -337,9 +331,9 @@ def top_pairs(
 
     Args:
         ranked: Pairs, the most useful first.
-        k: How many to take at most.
+        k: Most pairs.
         per_prompt: Most pairs of one prompt; None = any number.
-        labeled: Pairs that the prompts at these positions have already.
+        labeled: Number of pairs that the prompts at these positions have already.
 
     Example:
         >>> ranked = [ChosenPair(0, 0, 1, 9.0), ChosenPair(0, 0, 2, 8.0), ChosenPair(1, 0, 1, 7.0)]

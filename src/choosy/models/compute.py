@@ -21,13 +21,12 @@ class Compute:
         attention: Attention implementation of transformers, or `grouped`; auto = grouped on a CPU, if the model takes
             it, else what transformers chooses: sdpa where it can.
         share_prompt: Compute a prompt once for all its responses, where the architecture allows it.
-        fused: Layers that do the same in fewer passes over memory, where they give equal values; not of weights that
-            are sharded (trainer=fsdp).
+        fused: Layers that do the same in fewer passes over memory; not of sharded weights (trainer=fsdp).
         packed: Sample with packed copies of the weights, where the processor multiplies by such (bf16 on a CPU).
         keep_freed_memory: Let the process keep the memory that it has freed, on a CPU under glibc.
         gradient_checkpointing: Recompute activations in the backward: less memory, more time.
-        gather: Whether sharded weights (trainer=fsdp) are gathered once for a whole phase of sampling or scoring:
-            `auto` = if they fit into half of the free memory; else each forward gathers them layer by layer.
+        gather: Gather sharded weights once for a whole phase of sampling or scoring, not layer by layer in each
+            forward: `auto` = if they fit into half of the free memory.
     """
 
     tokens_per_step: int = 2048

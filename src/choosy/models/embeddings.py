@@ -26,7 +26,7 @@ def embed(responses: Sequence[Response], embedder: str, policy: Policy) -> Tenso
     Args:
         responses: N responses.
         embedder: `policy` = the reference; `lm:NAME` = another language model; else a sentence-transformers model.
-        policy: The policy; with sharded weights every rank must call this, also without responses.
+        policy: With sharded weights every rank must call this, also without responses.
     """
     if embedder == "policy":
         return policy_embeddings(responses, policy)

@@ -17,13 +17,9 @@ LOST = (
 
 
 def first_writer(name: str, mine: str) -> str:
-    """Return the value that the first of torchrun's processes published, so that all take the same.
+    """Return the value that the first of torchrun's processes published, or `mine` where torchrun is not used.
 
-    Lightning and SLURM offer no store for this: Lightning passes the folder on, and on SLURM the run needs a name.
-
-    Args:
-        name: Of the value.
-        mine: This process's own value, returned if torchrun has not started it.
+    Other launchers offer no store for this: Lightning passes the folder on, and on SLURM the run needs a name.
     """
     env = os.environ
     if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
@@ -34,11 +30,7 @@ def first_writer(name: str, mine: str) -> str:
 
 
 def end_with_launcher(every: float = 1.0) -> None:
-    """End this process soon after its launcher, if it is a rank; it would wait for the other ranks for ever.
-
-    Args:
-        every: Seconds between two checks.
-    """
+    """End this process soon after its launcher, if it is a rank; it would wait for the other ranks for ever."""
     launched = "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("LOCAL_RANK", "0") != "0"
     launcher = os.getppid()
     if not launched or launcher == 1:

@@ -23,7 +23,7 @@ def shard_weights(
 
     Args:
         root: What holds the blocks and the weights outside of them; its forward must contain every trained one.
-        blocks: Decoder layers. One may hold frozen weights of one precision and trained ones of another.
+        blocks: Decoder layers.
         device: Of this rank.
         compute: Precision in which weights are gathered; None = their own. Gradients are summed in fp32.
     """

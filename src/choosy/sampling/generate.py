@@ -47,7 +47,6 @@ class Generate(Sampler):
 
     def answer(self, request: Request, done: OnComplete) -> list[list[Response]]:
         policy, prompts, seeds, settings = request
-        policy.tokens.refuse_beyond_window(max(map(len, prompts), default=0) + settings.max_new_tokens)
         if not self._checked and any(seeds) and not is_sharded(policy):
             self._checked = True
             brief = replace(settings, max_new_tokens=min(settings.max_new_tokens, 16))

@@ -38,10 +38,6 @@ class RoomyLayer(DynamicLayer):
     """Keys and values of a layer with spare room: new ones are written into it, where other layers copy everything.
 
     The room is part of what attention sees, and hidden by its mask, as with a static cache.
-
-    Args:
-        key_RGLK: Keys so far.
-        value_RGLK: Values so far.
     """
 
     keys: Tensor  # never None here
@@ -54,7 +50,6 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (_with_room(states, self.length + 1) for states in (key_RGLK, value_RGLK))
 
     def get_seq_length(self) -> int:
-        """The number of keys, without the room."""
         return self.length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -62,7 +57,6 @@ class RoomyLayer(DynamicLayer):
         return max(self.keys.shape[-2], _rounded(self.length + query_length)), 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Append the next tokens, and return all keys and values."""
         start, self.length = self.length, self.length + key_states.shape[-2]
         if self.length > self.keys.shape[-2]:
             self.keys, self.values = (_with_room(held, self.length) for held in (self.keys, self.values))
@@ -90,12 +84,12 @@ def _with_room(states_RGLK: Tensor, length: int) -> Tensor:
 
 
 def prefill(policy: Policy, prompts: Sequence[Ids], copies: Sequence[int]) -> Prefilled:
-    """Compute the prompts once, and copy their keys and values for each response.
+    """Compute the prompts once, inside `Policy.for_sampling`, and copy their keys and values for each response.
 
     Args:
-        policy: What is sampled, inside `Policy.for_sampling`.
+        policy: What is sampled.
         prompts: Token ids.
-        copies: Responses to each.
+        copies: The number of responses to each.
     """
     model, device = policy.causal_lm, policy.device
     owner_R = torch.arange(len(prompts)).repeat_interleave(torch.tensor(list(copies)))

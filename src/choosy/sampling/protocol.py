@@ -68,7 +68,9 @@ class Sampler(SamplingSettings, ABC):
             done: Called during the sampling with the prompts that are complete: each one's position and all its
                 responses. What it raises ends the sampling.
         """
-        return self.answer(Request(policy, prompts, seeds, self if settings is None else settings), done)
+        request = Request(policy, prompts, seeds, self if settings is None else settings)
+        policy.tokens.refuse_beyond_window(max(map(len, prompts), default=0) + request.settings.max_new_tokens)
+        return self.answer(request, done)
 
     @abstractmethod
     def answer(self, request: Request, done: OnComplete) -> list[list[Response]]:

@@ -66,14 +66,15 @@ class Vllm(Sampler):
 
     def answer(self, request: Request, done: OnComplete) -> list[list[Response]]:
         policy, prompts, seeds, settings = request
-        longest = max(map(len, prompts), default=0)
-        for name, tokens in (("max_prompt_tokens", longest), ("max_new_tokens", settings.max_new_tokens)):
+        for name, tokens in (
+            ("max_prompt_tokens", max(map(len, prompts), default=0)),
+            ("max_new_tokens", settings.max_new_tokens),
+        ):
             if tokens > (most := getattr(self, name)):
                 raise ValueError(
                     f"{name}={tokens} is wanted and the engine is built for sampler.{name}={most}; type "
                     f"sampler.{name}={tokens} or more."
                 )
-        policy.tokens.refuse_beyond_window(longest + settings.max_new_tokens)
         wanted = [(p, n) for p in range(len(prompts)) for n in range(len(seeds[p]))]
         if not wanted:
             return [[] for _ in prompts]
