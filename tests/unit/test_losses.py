@@ -24,15 +24,30 @@ def double(values: list[float]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+def inputs(
+    chosen_B: torch.Tensor,
+    rejected_B: torch.Tensor,
+    chosen_ref_B: torch.Tensor,
+    rejected_ref_B: torch.Tensor,
+    gap_B: torch.Tensor | None,
+) -> LossInputs:
+    return LossInputs(
+        torch.stack([chosen_B, rejected_B], 1).flatten(),
+        torch.stack([chosen_ref_B, rejected_ref_B], 1).flatten(),
+        sizes=[2] * len(chosen_B),
+        reward_R=None if gap_B is None else torch.stack([gap_B.detach(), torch.zeros_like(gap_B)], 1).flatten(),
+    )
+
+
 def pairs(*logps: list[float], gap: list[float] | None = None) -> LossInputs:
     """Pairs from log-probs of chosen and rejected under the policy, then under the reference."""
-    return LossInputs.of_pairs(*map(double, logps), gap_B=gap and double(gap))
+    return inputs(*map(double, logps), gap_B=double(gap) if gap else None)
 
 
 def pairs_of(delta_B: torch.Tensor, gap_B: torch.Tensor | None = None) -> LossInputs:
     """Pairs with these differences of log-ratios: chosen moved by delta, rejected at its reference."""
     zero_B = torch.zeros_like(delta_B)
-    return LossInputs.of_pairs(delta_B, zero_B, zero_B, zero_B, gap_B=zero_B if gap_B is None else gap_B)
+    return inputs(delta_B, zero_B, zero_B, zero_B, gap_B=zero_B if gap_B is None else gap_B)
 
 
 @pytest.fixture(params=FAMILY, ids=lambda loss: f"{type(loss).__name__}{getattr(loss, 'label_smoothing', '') or ''}")
@@ -84,7 +99,7 @@ def test_every_bit_is_that_of_the_closed_form(kind: Any, settings: dict[str, flo
     found, expected = logp_B4[:, :2].clone().requires_grad_(), logp_B4[:, :2].clone().requires_grad_()
     delta_B = (expected[:, 0] - logp_B4[:, 2]) - (expected[:, 1] - logp_B4[:, 3])
     wanted_B = weight_B * closed(delta_B, gap_B, beta)
-    s = LossInputs.of(found.flatten(), logp_B4[:, 2:].flatten(), sizes=[2] * 512, reward_R=rewards_B2.flatten())
+    s = LossInputs(found.flatten(), logp_B4[:, 2:].flatten(), sizes=[2] * 512, reward_R=rewards_B2.flatten())
     loss = kind(beta=beta, **settings)
     given_B = weight_B * loss.items(s)
     assert torch.equal(given_B, wanted_B)
@@ -190,7 +205,7 @@ def test_extreme_log_probs_stay_finite(loss: Loss, scale: float, dtype: torch.dt
 
 def test_neither_reward_nor_reference_gets_a_gradient(loss: Loss) -> None:
     logp_R, ref_R, reward_R = (torch.tensor([1.6, 0.6, -1.0, 2.0]).requires_grad_() for _ in range(3))
-    s = LossInputs.of(logp_R, ref_R.detach(), sizes=[2, 2], reward_R=reward_R.detach())
+    s = LossInputs(logp_R, ref_R.detach(), sizes=[2, 2], reward_R=reward_R.detach())
     loss.items(s).sum().backward()
     assert logp_R.grad is not None
     assert not loss.rewards(s).requires_grad

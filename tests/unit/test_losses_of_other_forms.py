@@ -39,7 +39,7 @@ def of_tokens(responses: list[list[float]], refs: list[list[float]], sizes: list
     )
     logp_R, ref_R = (double([*map(sum, of)]) for of in (responses, refs))
     length_R = torch.tensor([*map(len, responses)])
-    return LossInputs.of(logp_R, ref_R, sizes=sizes, length_R=length_R, tokens=tokens, **more)
+    return LossInputs(logp_R, ref_R, sizes=sizes, length_R=length_R, tokens=tokens, **more)
 
 
 def trl_pairs() -> LossInputs:
@@ -120,7 +120,7 @@ def pro_by_hand(s: Sequence[float], r: Sequence[float], sft: float) -> float:
 
 def test_pro_s_golden_values() -> None:
     """L_1 = -log(e^-2.5 / (e^-2.5 + e^-1.2 + e^-3.75)) = 1.600559, L_2 = -log(e^-1.8 / (e^-1.8 + e^-2.25))."""
-    s = LossInputs.of(double([-1.0, -1.2, -1.5]), sizes=[3], reward_R=double([2.0, 1.0, -0.5]))
+    s = LossInputs(double([-1.0, -1.2, -1.5]), sizes=[3], reward_R=double([2.0, 1.0, -0.5]))
     assert PROLoss(sft_share=0.0).items(s).item() == pytest.approx(2.093808, abs=1e-6)
     assert pro_by_hand([-1.0, -1.2, -1.5], [2.0, 1.0, -0.5], 0.0) == pytest.approx(1.600559 + 0.493249, abs=2e-6)
 
@@ -129,7 +129,7 @@ def test_pro_takes_lists_of_any_length_side_by_side() -> None:
     """Mean log-probs rank, the sum over tokens is learned: 0.1 * (n - 1)^2 * -log pi(best)."""
     length_R = torch.tensor([2, 1, 4, 3, 1, 5])
     logp_R, reward_R = double([-2.0, -1.2, -6.0, -1.5, -0.5, -9.0]), double([2.0, 1.0, -0.5, 0.5, 0.5, -3.0])
-    s = LossInputs.of(logp_R, sizes=[3, 1, 2], length_R=length_R, reward_R=reward_R)
+    s = LossInputs(logp_R, sizes=[3, 1, 2], length_R=length_R, reward_R=reward_R)
     expected = [
         pro_by_hand([-1.0, -1.2, -1.5], [2.0, 1.0, -0.5], 0.1 * 4 * 2.0),
         0.0,
@@ -140,7 +140,7 @@ def test_pro_takes_lists_of_any_length_side_by_side() -> None:
 
 def test_equal_rewards_of_a_list_teach_nothing() -> None:
     logp_R = double([-1.0, -2.0, -3.0]).requires_grad_()
-    values = PROLoss(sft_share=0.0).items(LossInputs.of(logp_R, sizes=[3], reward_R=double([1.0, 1.0, 1.0])))
+    values = PROLoss(sft_share=0.0).items(LossInputs(logp_R, sizes=[3], reward_R=double([1.0, 1.0, 1.0])))
     assert values.item() == pytest.approx(math.log(3) + math.log(2))
     values.sum().backward()
     assert logp_R.grad is not None
@@ -149,7 +149,7 @@ def test_equal_rewards_of_a_list_teach_nothing() -> None:
 
 def test_pro_of_large_rewards_stays_finite() -> None:
     logp_R = torch.tensor([-300.0, -2.0, -900.0]).requires_grad_()
-    values = PROLoss().items(LossInputs.of(logp_R, sizes=[3], reward_R=torch.tensor([1e6, 10.0, -1e6])))
+    values = PROLoss().items(LossInputs(logp_R, sizes=[3], reward_R=torch.tensor([1e6, 10.0, -1e6])))
     values.sum().backward()
     assert values.isfinite().all()
     assert logp_R.grad is not None
@@ -157,14 +157,14 @@ def test_pro_of_large_rewards_stays_finite() -> None:
 
 
 def test_sft_learns_the_best_response_and_no_bad_one() -> None:
-    s = LossInputs.of(double([-4.0, -1.0, -3.0]), sizes=[2, 1], length_R=torch.tensor([2, 1, 3]))
+    s = LossInputs(double([-4.0, -1.0, -3.0]), sizes=[2, 1], length_R=torch.tensor([2, 1, 3]))
     assert SFTLoss().items(s).tolist() == [2.0, 1.0]
-    bad = LossInputs.of(double([-4.0, -6.0]), sizes=[1, 1], good_R=torch.tensor([True, False]))
+    bad = LossInputs(double([-4.0, -6.0]), sizes=[1, 1], good_R=torch.tensor([True, False]))
     assert SFTLoss().items(bad).tolist() == [4.0, 0.0]
 
 
 def test_a_policy_that_is_its_reference_costs_kto_one_half() -> None:
-    same = LossInputs.of(double([-4.0, -6.0]), double([-4.0, -6.0]), sizes=[1, 1], good_R=torch.tensor([True, False]))
+    same = LossInputs(double([-4.0, -6.0]), double([-4.0, -6.0]), sizes=[1, 1], good_R=torch.tensor([True, False]))
     assert KTOLoss().items(same).tolist() == [0.5, 0.5]
 
 
@@ -203,7 +203,7 @@ def test_gradients_are_those_of_the_formula(loss: Loss, sizes: list[int]) -> Non
     def values(logp_R: Tensor) -> Tensor:
         good_R = torch.tensor([True, False] * 3) if len(sizes) == 6 else None
         more = {"length_R": LENGTH_R, "reward_R": REWARD_R, "good_R": good_R, "kl": 0.3}
-        return loss.items(LossInputs.of(logp_R, double([-3.0] * 6), sizes=sizes, **more))  # type: ignore[arg-type]
+        return loss.items(LossInputs(logp_R, double([-3.0] * 6), sizes=sizes, **more))  # type: ignore[arg-type]
 
     logp_R = double([-4.0, -1.5, -3.0, -7.0, -0.5, -2.0]).requires_grad_()
     assert values(logp_R).shape == (len(sizes),)
@@ -213,7 +213,7 @@ def test_gradients_are_those_of_the_formula(loss: Loss, sizes: list[int]) -> Non
 @pytest.mark.parametrize(("loss", "sizes"), OTHERS, ids=lambda x: type(x).__name__)
 def test_a_loss_looks_at_the_reference_only_if_it_says_so(loss: Loss, sizes: list[int]) -> None:
     logp_R = double([-4.0, -1.5, -3.0, -7.0, -0.5, -2.0])
-    s = LossInputs.of(logp_R, sizes=sizes, length_R=LENGTH_R, reward_R=REWARD_R)
+    s = LossInputs(logp_R, sizes=sizes, length_R=LENGTH_R, reward_R=REWARD_R)
     assert bool(loss.items(s).isfinite().all()) == ("reference" not in loss.needs)
     assert bool(loss.rewards(s).isfinite().all()) == ("reference" not in loss.needs)
     assert len(loss.rewards(s)) == 6

@@ -58,7 +58,7 @@ class Batch:
         own_S = other_S | torch.tensor([x.on_policy for x in items])[item_S]
         place_K = own_S.nonzero().flatten().to(device)
         length_R = torch.tensor([len(ids) for x in items for ids in x.response_ids], dtype=torch.long)
-        return LossInputs.of(
+        return LossInputs(
             logp_S[place_R],
             ref_S[place_R],
             sizes=[len(x.response_ids) for x in items],

@@ -22,7 +22,8 @@ class LossSum:
     Example:
         >>> from choosy.methods.losses import SFTLoss, SigmoidLoss
         >>> rpo = LossSum({"sigmoid": SigmoidLoss(), "sft": SFTLoss()}, {"sigmoid": 1.0, "sft": 0.5})
-        >>> rpo.items(LossInputs.of_pairs([-40.0], [-55.0], [-42.0], [-50.0]))  # 0.4032 + 0.5 * 40
+        >>> s = LossInputs(torch.tensor([-40.0, -55.0]), torch.tensor([-42.0, -50.0]), sizes=[2])
+        >>> rpo.items(s)  # 0.4032 + 0.5 * 40
         tensor([20.4032])
     """
 
@@ -99,7 +100,7 @@ class LengthDesensitized:
     Example:
         >>> from choosy.methods.loss_inputs import TokenLogps
         >>> tokens = TokenLogps(torch.zeros(5), torch.zeros(5), torch.arange(5), torch.tensor([0, 0, 0, 1, 1]))
-        >>> s = LossInputs.of(torch.zeros(2), sizes=[2], length_R=torch.tensor([3, 2]), tokens=tokens)
+        >>> s = LossInputs(torch.zeros(2), sizes=[2], length_R=torch.tensor([3, 2]), tokens=tokens)
         >>> LengthDesensitized(alpha=0.5).token_weights(tokens.logp_T, s)
         tensor([1.0000, 1.0000, 0.5000, 1.0000, 1.0000])
     """

@@ -6,7 +6,7 @@ Axes: B items, R responses of the items, T tokens of the responses, K samples of
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from copy import copy
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -41,9 +41,11 @@ class TokenLogps(NamedTuple):
     response_T: Tensor
 
 
-@dataclass(frozen=True)
 class LossInputs:
     """B items with their R responses, item after item, the best response of an item first.
+
+    Args:
+        sizes: The number of responses of each item. What is left out is nan, of length 1, or the first is good.
 
     Attributes:
         logp_R: Log-probability of each response under the policy, summed over its tokens, with gradient.
@@ -57,50 +59,15 @@ class LossInputs:
         own_item_K: The item whose prompt a sample answers.
         kl: KL divergence of the policy from the reference as the last step's own samples estimate it, all ranks.
         tokens: Log-probs of single tokens, for a loss that needs them.
+
+    Example:
+        >>> s = LossInputs(torch.tensor([-1.0, -2.0, -3.0, -4.0]), sizes=[3, 1])
+        >>> s.item_R.tolist(), s.rank_R.tolist(), s.good_R.tolist()
+        ([0, 0, 0, 1], [0, 1, 2, 0], [True, False, False, True])
     """
 
-    logp_R: Tensor
-    ref_R: Tensor
-    length_R: Tensor
-    item_R: Tensor
-    good_R: Tensor
-    reward_R: Tensor
-    own_K: Tensor
-    own_ref_K: Tensor
-    own_item_K: Tensor
-    kl: float = 0.0
-    tokens: TokenLogps | None = None
-
-    @classmethod
-    def of_pairs(
-        cls,
-        chosen_B: Sequence[float] | Tensor,
-        rejected_B: Sequence[float] | Tensor,
-        chosen_ref_B: Sequence[float] | Tensor,
-        rejected_ref_B: Sequence[float] | Tensor,
-        *,
-        gap_B: Sequence[float] | Tensor | None = None,
-    ) -> LossInputs:
-        """The inputs of B pairs of one-token responses; the rewards are the gap and 0.
-
-        Example:
-            >>> LossInputs.of_pairs([-40.0], [-55.0], [-42.0], [-50.0]).item_R
-            tensor([0, 0])
-        """
-        chosen, rejected, chosen_ref, rejected_ref = map(
-            torch.as_tensor, (chosen_B, rejected_B, chosen_ref_B, rejected_ref_B)
-        )
-        gap = torch.full_like(chosen, torch.nan) if gap_B is None else torch.as_tensor(gap_B)
-        return cls.of(
-            torch.stack([chosen, rejected], 1).flatten(),
-            torch.stack([chosen_ref, rejected_ref], 1).flatten(),
-            sizes=[2] * len(chosen),
-            reward_R=torch.stack([gap.detach(), torch.zeros_like(gap)], 1).flatten(),
-        )
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         logp_R: Tensor,
         ref_R: Tensor | None = None,
         *,
@@ -111,32 +78,19 @@ class LossInputs:
         own: tuple[Tensor, Tensor, Tensor] | None = None,
         kl: float = 0.0,
         tokens: TokenLogps | None = None,
-    ) -> LossInputs:
-        """The inputs of items with so many responses each; what is left out is nan, of length 1, or the first is good.
-
-        Example:
-            >>> s = LossInputs.of(torch.tensor([-1.0, -2.0, -3.0, -4.0]), sizes=[3, 1])
-            >>> s.item_R.tolist(), s.rank_R.tolist(), s.good_R.tolist()
-            ([0, 0, 0, 1], [0, 1, 2, 0], [True, False, False, True])
-        """
+    ) -> None:
         item_R = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.long))
-        item_R = item_R.to(logp_R.device)
         nan_R = torch.full_like(logp_R, torch.nan, requires_grad=False)
         none_K = logp_R.new_zeros(0)
-        own_K, own_ref_K, own_item_K = (none_K, none_K, none_K.long()) if own is None else own
-        return cls(
-            logp_R,
-            nan_R if ref_R is None else ref_R,
-            torch.ones_like(item_R) if length_R is None else length_R,
-            item_R,
-            _rank(item_R) == 0 if good_R is None else good_R,
-            nan_R.double() if reward_R is None else reward_R.double(),
-            own_K,
-            own_ref_K,
-            own_item_K,
-            kl,
-            tokens,
-        )
+        self.logp_R = logp_R
+        self.ref_R = nan_R if ref_R is None else ref_R
+        self.item_R = item_R.to(logp_R.device)
+        self.length_R = torch.ones_like(self.item_R) if length_R is None else length_R
+        self.good_R = self.rank_R == 0 if good_R is None else good_R
+        self.reward_R = (nan_R if reward_R is None else reward_R).double()
+        self.own_K, self.own_ref_K, self.own_item_K = (none_K, none_K, none_K.long()) if own is None else own
+        self.kl = kl
+        self.tokens = tokens
 
     def __len__(self) -> int:
         return int(self.item_R[-1]) + 1 if len(self.item_R) else 0
@@ -144,7 +98,7 @@ class LossInputs:
     @property
     def rank_R(self) -> Tensor:
         """The place of each response in its item: 0 for the best."""
-        return _rank(self.item_R)
+        return torch.arange(len(self.item_R), device=self.item_R.device) - torch.searchsorted(self.item_R, self.item_R)
 
     @property
     def delta_B(self) -> Tensor:
@@ -153,7 +107,7 @@ class LossInputs:
         delta = [log pi(chosen) - log ref(chosen)] - [log pi(rejected) - log ref(rejected)]
 
         Example:
-            >>> LossInputs.of_pairs([-40.0], [-55.0], [-42.0], [-50.0]).delta_B
+            >>> LossInputs(torch.tensor([-40.0, -55.0]), torch.tensor([-42.0, -50.0]), sizes=[2]).delta_B
             tensor([7.])
         """
         logp_B2, ref_B2 = self.logp_R.view(-1, 2), self.ref_R.view(-1, 2)
@@ -169,7 +123,7 @@ class LossInputs:
         """A value of each response as (B, n), item by item and rank by rank; 0 where an item has fewer responses.
 
         Example:
-            >>> s = LossInputs.of(torch.tensor([-1.0, -2.0, -3.0]), sizes=[2, 1])
+            >>> s = LossInputs(torch.tensor([-1.0, -2.0, -3.0]), sizes=[2, 1])
             >>> s.by_rank(s.logp_R).tolist()
             [[-1.0, -2.0], [-3.0, 0.0]]
         """
@@ -191,12 +145,9 @@ class LossInputs:
         for logp_T in (self.tokens.logp_T, self.tokens.ref_T):
             weight_T = weighing.token_weights(logp_T.detach(), self)
             sums.append(torch.zeros_like(self.logp_R).index_add(0, self.tokens.response_T, weight_T * logp_T))
-        return replace(self, logp_R=sums[0], ref_R=sums[1])
-
-
-def _rank(item_R: Tensor) -> Tensor:
-    """Places within the items: 0 1 2 0 1 for items 0 0 0 1 1."""
-    return torch.arange(len(item_R), device=item_R.device) - torch.searchsorted(item_R, item_R)
+        weighted = copy(self)
+        weighted.logp_R, weighted.ref_R = sums
+        return weighted
 
 
 class Loss(Protocol):

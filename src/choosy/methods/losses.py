@@ -35,7 +35,7 @@ class SigmoidLoss:
         label_smoothing: Believed share of flipped labels, in [0, 1/2]: conservative DPO.
 
     Example:
-        >>> s = LossInputs.of_pairs([-40.0, -1.0], [-55.0, -1.0], [-42.0, -1.0], [-50.0, -1.0])
+        >>> s = LossInputs(torch.tensor([-40.0, -55, -1, -1]), torch.tensor([-42.0, -50, -1, -1]), sizes=[2, 2])
         >>> SigmoidLoss(beta=0.1).items(s)
         tensor([0.4032, 0.6931])
     """
@@ -63,7 +63,8 @@ class IPOLoss:
     """(delta - 1 / (2 beta))^2, identity preference optimisation (arXiv 2310.12036, Eq. 17), on summed log-probs.
 
     Example:
-        >>> IPOLoss(beta=0.1).items(LossInputs.of_pairs([-40.0], [-55.0], [-42.0], [-50.0]))
+        >>> s = LossInputs(torch.tensor([-40.0, -55.0]), torch.tensor([-42.0, -50.0]), sizes=[2])
+        >>> IPOLoss(beta=0.1).items(s)  # (7 - 5)^2
         tensor([4.])
     """
 
@@ -85,7 +86,8 @@ class HingeLoss:
     """max(0, 1 - beta * delta), the hinge of SLiC (arXiv 2305.10425) on log-ratios.
 
     Example:
-        >>> HingeLoss(beta=0.1).items(LossInputs.of_pairs([-40.0], [-55.0], [-42.0], [-50.0]))
+        >>> s = LossInputs(torch.tensor([-40.0, -55.0]), torch.tensor([-42.0, -50.0]), sizes=[2])
+        >>> HingeLoss(beta=0.1).items(s)  # 1 - 0.1 * 7
         tensor([0.3000])
     """
 
@@ -116,7 +118,8 @@ class SelfRewardLoss:
         clip: The largest gap that counts.
 
     Example:
-        >>> s = LossInputs.of_pairs([-40.0], [-55.0], [-42.0], [-50.0], gap_B=[25.0])
+        >>> s = LossInputs(torch.tensor([-40.0, -55.0]), torch.tensor([-42.0, -50.0]), sizes=[2],
+        ...                reward_R=torch.tensor([25.0, 0.0]))
         >>> SelfRewardLoss().items(s)  # -log sigmoid(0.1 * (7 - 5))
         tensor([0.5981])
     """
@@ -153,7 +156,7 @@ class SimPOLoss:
         gamma: The margin by which the chosen response's reward shall exceed the other's.
 
     Example:
-        >>> s = LossInputs.of(torch.tensor([-40.0, -55.0]), sizes=[2], length_R=torch.tensor([20, 25]))
+        >>> s = LossInputs(torch.tensor([-40.0, -55.0]), sizes=[2], length_R=torch.tensor([20, 25]))
         >>> SimPOLoss(beta=2.0, gamma=1.0).items(s)  # -log sigmoid(2 * (-2 + 2.2) - 1)
         tensor([1.0375])
     """
@@ -182,7 +185,7 @@ class SFTLoss:
     A single response that is bad costs nothing. RPO is DPO plus a share of it (arXiv 2404.19733): see `LossSum`.
 
     Example:
-        >>> s = LossInputs.of(torch.tensor([-40.0, -55.0]), sizes=[2], length_R=torch.tensor([20, 25]))
+        >>> s = LossInputs(torch.tensor([-40.0, -55.0]), sizes=[2], length_R=torch.tensor([20, 25]))
         >>> SFTLoss().items(s)
         tensor([2.])
     """
@@ -211,7 +214,7 @@ class PROLoss:
         sft_share: Share of the term of the best response.
 
     Example:
-        >>> s = LossInputs.of(torch.tensor([-1.0, -1.2, -1.5]), sizes=[3], reward_R=torch.tensor([2.0, 1.0, -0.5]))
+        >>> s = LossInputs(torch.tensor([-1.0, -1.2, -1.5]), sizes=[3], reward_R=torch.tensor([2.0, 1.0, -0.5]))
         >>> PROLoss(sft_share=0.0).items(s)  # 1.600559 + 0.493249
         tensor([2.0938])
     """
@@ -256,7 +259,7 @@ class KTOLoss:
             (arXiv 2408.06266, Eq. 7).
 
     Example:
-        >>> s = LossInputs.of(torch.tensor([-40.0, -55.0]), torch.tensor([-42.0, -50.0]), sizes=[1, 1],
+        >>> s = LossInputs(torch.tensor([-40.0, -55.0]), torch.tensor([-42.0, -50.0]), sizes=[1, 1],
         ...                   good_R=torch.tensor([True, False]), kl=1.0)
         >>> KTOLoss(beta=0.1).items(s)  # 1 - sigmoid(0.1 * (2 - 1)), 1 - sigmoid(0.1 * (1 + 5))
         tensor([0.4750, 0.3543])

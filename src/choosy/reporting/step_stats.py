@@ -62,7 +62,7 @@ class StepStats:
         Single responses are `chosen` if they are good and `rejected` if they are bad, and have no accuracy.
 
         Example:
-            >>> s = LossInputs.of_pairs([-3.0], [-4.0], [-3.0], [-3.0])
+            >>> s = LossInputs(torch.tensor([-3.0, -4.0]), torch.tensor([-3.0, -3.0]), sizes=[2])
             >>> metrics = StepStats.of(s, torch.tensor(0.5), torch.tensor([2.0, -1.0])).metrics()
             >>> {name: value for name, value in metrics.items() if name.startswith("rewards")}
             {'rewards/chosen': 2.0, 'rewards/rejected': -1.0, 'rewards/accuracies': 1.0, 'rewards/margins': 3.0}

@@ -256,7 +256,7 @@ def evaluate_pairs(at: Round, pairs: Sequence[Candidates]) -> dict[str, float | 
     logp_R, ref_R, length_R, gold_R = (
         torch.tensor(column, dtype=torch.float64) for column in zip(*responses, strict=True)
     )
-    s = LossInputs.of(logp_R, ref_R, sizes=[2] * len(pairs), length_R=length_R, reward_R=gold_R)
+    s = LossInputs(logp_R, ref_R, sizes=[2] * len(pairs), length_R=length_R, reward_R=gold_R)
     reward_B2 = loss.rewards(s).view(-1, 2)
     margin_B = reward_B2[:, 0] - reward_B2[:, 1]
     measured = form_of(loss.needs) == "pair" and "tokens" not in loss.needs
