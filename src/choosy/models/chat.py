@@ -98,7 +98,7 @@ def without_doubled_thinking(asked: str, answer: str) -> str:
     return answer
 
 
-def read_template(template: str) -> str:
+def template_text(template: str) -> str:
     """Return the text of a chat template that is given as a text or as a file; a ValueError if it is neither."""
     if "{{" in template or "{%" in template:
         return template

@@ -11,7 +11,7 @@ Axes: B rows, L tokens of a row, T predicted tokens, S segments of a row.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -130,16 +130,16 @@ def share_prompt(groups: Sequence[Group], *, one_row: bool = False) -> Rows:
     prefix = common_prefix([group.prompt_ids for group in groups]) if one_row else []
     if len(prefix) < SHORTEST_PREFIX:
         prefix = []
-    row = _Row([*prefix], list(range(len(prefix))), [Segment(0, len(prefix), -1)] if prefix else [])
-    laid: list[_Row] = []
+    laid = [_Row()] if one_row else []
+    if prefix:
+        laid[0].append(prefix, 0, -1)
     rows, columns, targets = [], [], []
     for group in groups:
         if not group.prompt_ids:
             raise ValueError("A prompt has no tokens; give it text, or a tokenizer with a beginning-of-sequence token.")
-        if laid and not one_row:
-            row = _Row([], [], [])
-        if not laid or not one_row:
-            laid.append(row)
+        if not one_row:
+            laid.append(_Row())
+        row = laid[-1]
         prompt = row.append(group.prompt_ids[len(prefix) :], len(prefix), 0 if prefix else -1)
         last = len(row.ids) - 1
         for ids in group.response_ids:
@@ -165,9 +165,9 @@ def share_prompt(groups: Sequence[Group], *, one_row: bool = False) -> Rows:
 class _Row:
     """A row in the making."""
 
-    ids: list[int]
-    positions: list[int]
-    segments: list[Segment]
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
 
     def append(self, ids: Ids, position: int, parent: int) -> int:
         """Add a segment whose first token has this position; its number."""

@@ -9,7 +9,7 @@ from functools import cached_property
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
-from choosy.models.chat import ChatTemplate, read_template
+from choosy.models.chat import ChatTemplate, template_text
 from choosy.models.locate import ModelSource
 from choosy.models.rows import Ids
 from choosy.types import Prompt
@@ -25,7 +25,7 @@ class Tokens:
 
     def __init__(self, source: ModelSource, chat_template: str | None = None) -> None:
         self.source = source
-        self.chat_template = None if chat_template is None else read_template(chat_template)
+        self.chat_template = None if chat_template is None else template_text(chat_template)
         self._rows = 1 << 31  # of the model's embeddings, from fit() on
         self.window: int | None = None  # the longest sequence that the model can place, likewise
         self._largest = 0  # of all ids so far

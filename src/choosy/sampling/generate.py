@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class _Row:
+class _Flying:
     """One response in flight."""
 
     prompt: int
@@ -72,7 +72,7 @@ class Generate(Sampler):
                 done({p: responses[p] for p in batch})
         return responses
 
-    def _fitting(self, request: Request, batch: Sequence[int]) -> list[_Row]:
+    def _fitting(self, request: Request, batch: Sequence[int]) -> list[_Flying]:
         """Sample a batch, in halves if it does not fit into the memory; later batches are then smaller too."""
         policy = request.policy
         try:
@@ -91,12 +91,12 @@ class Generate(Sampler):
         return [row for half in (batch[:middle], batch[middle:]) for row in self._fitting(request, half)]
 
 
-def _sample_batch(request: Request, batch: Sequence[int]) -> list[_Row]:
+def _sample_batch(request: Request, batch: Sequence[int]) -> list[_Flying]:
     policy, prompts, seeds, settings = request
     model, device, stop_ids = policy.causal_lm, policy.device, policy.tokens.stop_ids
     logits_RV, cache, mask_RL = prefill(policy, [prompts[p] for p in batch], [len(seeds[p]) for p in batch])
-    flying = [_Row(p, n, uniforms(seed, settings.max_new_tokens)) for p in batch for n, seed in enumerate(seeds[p])]
-    done: list[_Row] = []
+    flying = [_Flying(p, n, uniforms(seed, settings.max_new_tokens)) for p in batch for n, seed in enumerate(seeds[p])]
+    done: list[_Flying] = []
     while True:
         token_R = _draw(flying, logits_RV, settings)
         alive = [r for r, row in enumerate(flying) if row.ids[-1] not in stop_ids]  # positions in the cache
@@ -117,7 +117,7 @@ def _sample_batch(request: Request, batch: Sequence[int]) -> list[_Row]:
         logits_RV = found.logits[:, -1].float()
 
 
-def _draw(flying: Sequence[_Row], logits_RV: Tensor, settings: SamplingSettings) -> Tensor:
+def _draw(flying: Sequence[_Flying], logits_RV: Tensor, settings: SamplingSettings) -> Tensor:
     """Draw the next token (R,) of each row, and append it with its log-prob under the policy."""
     step = len(flying[0].ids)
     draw_R = torch.tensor([row.draws[step] for row in flying], device=logits_RV.device)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import os
-import random
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -16,8 +15,8 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from choosy.models.policy import Policy
 from choosy.parallel.ranks import current_ranks
@@ -209,14 +208,11 @@ def undisturbed(**settings: str) -> Iterator[None]:
         **settings,
     }
     environ, set_num_threads = dict(os.environ), torch.set_num_threads
-    states = random.getstate(), np.random.get_state()
     os.environ.update({name: value for name, value in wanted.items() if name not in environ})
     try:
-        with torch.random.fork_rng():
+        with isolate_rng():
             yield
     finally:
         os.environ.clear()
         os.environ.update(environ)
         torch.set_num_threads = set_num_threads
-        random.setstate(states[0])
-        np.random.set_state(states[1])
