@@ -168,7 +168,7 @@ class WeightedDPO(LightningModule):
         parts = list(batch.parts(self.policy.compute.tokens_per_step, one_row=self.policy.one_row))
         # where weights are gathered layer by layer, all ranks run as many parts as the busiest
         most = max(ranks.gather([len(parts)])) if is_sharded(self.policy) else len(parts)
-        parts += [batch.none()] * (max(most, 1) - len(parts))
+        parts += [batch.some(())] * (max(most, 1) - len(parts))
         mine: list[StepStats] = []
         for number, part in enumerate(parts, start=1):
             last = number == len(parts)

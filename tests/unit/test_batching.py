@@ -141,7 +141,7 @@ def test_a_batch_typed_in_full() -> None:
     batch = batch_of(list(PoolItems(pool_of(2), NEEDS, round=1)))
     assert batch.groups == [((5,), [(1,), (2, 3)]), ((5, 5), [(1, 1), (2, 3)])]
     assert batch.weight_B.tolist() == [1.0, 2.0]
-    assert (len(batch), batch.total, batch.none().total, len(batch.none())) == (2, 2, 2, 0)
+    assert (len(batch), batch.total, batch.some(()).total, len(batch.some(()))) == (2, 2, 2, 0)
     s = batch.loss_inputs(torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0]), kl=0.5)
     assert s.logp_R.tolist() == [-1.0, -5.0, -9.0, -13.0]
     assert s.ref_R.tolist() == [-1.0, -2.0, -2.0, -2.0]

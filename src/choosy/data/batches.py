@@ -22,17 +22,11 @@ from choosy.types import seed_of
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's items of one optimiser step.
+    """This rank's items of one optimiser step."""
 
-    Attributes:
-        items: The items; may be empty on a rank of a short last batch.
-        weight_B: Their weights.
-        total: Items of the step over all ranks, by which the summed loss is divided.
-    """
-
-    items: tuple[Item, ...]
+    items: tuple[Item, ...]  # may be empty on a rank of a short last batch
     weight_B: Tensor
-    total: int
+    total: int  # items of the step over all ranks, by which the summed loss is divided
 
     def __len__(self) -> int:
         return len(self.items)
@@ -83,19 +77,18 @@ class Batch:
             torch.repeat_interleave(length_R).to(device),
         )
 
-    def none(self) -> Batch:
-        """The same step for a rank that has no item of it."""
-        return Batch((), torch.empty(0), self.total)
+    def some(self, positions: Sequence[int]) -> Batch:
+        """Some items of the same step; the others still count in the total."""
+        return Batch(tuple(self.items[i] for i in positions), self.weight_B[list(positions)], self.total)
 
     def without(self, items: Collection[ItemKey]) -> Batch:
-        """The batch without some items, which still count in the total."""
-        kept = [i for i, item in enumerate(self.items) if item.key not in items]
-        return Batch(tuple(self.items[i] for i in kept), self.weight_B[kept], self.total)
+        """The batch without some items."""
+        return self.some([i for i, item in enumerate(self.items) if item.key not in items])
 
     def parts(self, tokens_per_step: int, *, one_row: bool = False) -> Iterator[Batch]:
         """The batch in pieces that fit the token budget; the pieces' summed losses are the batch's."""
         for positions in packed(self.groups, tokens_per_step, one_row=one_row):
-            yield Batch(tuple(self.items[i] for i in positions), self.weight_B[positions], self.total)
+            yield self.some(positions)
 
 
 def batch_of(items: Sequence[Item], *, rank: int = 0, size: int = 1, mean_weight: float = 1.0) -> Batch:
@@ -129,10 +122,10 @@ class ItemBatches:
         items: The items of the round.
         batch_size: Items of one optimiser step, over all ranks.
         seed: Of the run.
-        round: Its number.
+        round: Number of the round.
         passes: Passes over the items.
-        rank: This rank's number.
-        size: The number of ranks.
+        rank: This rank's number among `size` ranks.
+        size: Number of ranks.
         normalize: Whether weights are divided by their mean over the round.
     """
 

@@ -18,32 +18,21 @@ ItemKey = tuple[str, tuple[int, ...], tuple[tuple[int, ...], ...]]
 
 
 class Item(NamedTuple):
-    """A prompt with the responses that a loss takes together.
+    """A prompt with the responses that a loss takes together, the best first.
 
-    Attributes:
-        prompt_id: Stable name of the prompt.
-        prompt_ids: Its tokens.
-        response_ids: Tokens of the responses, the best first: chosen and rejected, a ranked list, or a single one.
-        ref_logps: Log-probabilities of the responses under the reference; nan if not known.
-        weight: Factor on the item's loss.
-        rewards: The labeler's rewards; nan where there are none.
-        good: Whether a single response is good; true of pairs and lists.
-        ref_token_logps: Log-probabilities of the responses' tokens under the reference, for a loss that needs tokens.
-        on_policy: Whether the policy sampled the responses in this round, for a loss that needs its own samples.
-        own_ids: Tokens of the round's other samples to the prompt, for a loss that needs the policy's own.
-        own_ref_logps: Log-probabilities of these under the reference.
+    These are chosen and rejected, a ranked list, or a single response. The log-probabilities are the reference's.
     """
 
     prompt_id: str
     prompt_ids: Ids
     response_ids: Sequence[Ids]
-    ref_logps: Sequence[float]
-    weight: float = 1.0
-    rewards: Sequence[float] = (math.nan, math.nan)
-    good: bool = True
-    ref_token_logps: Sequence[Sequence[float]] = ()
-    on_policy: bool = False
-    own_ids: Sequence[Ids] = ()
+    ref_logps: Sequence[float]  # of the responses; nan if not known
+    weight: float = 1.0  # factor on the item's loss
+    rewards: Sequence[float] = (math.nan, math.nan)  # the labeler's; nan where there are none
+    good: bool = True  # whether a single response is good
+    ref_token_logps: Sequence[Sequence[float]] = ()  # of the responses' tokens, for a loss that needs tokens
+    on_policy: bool = False  # whether the policy sampled the responses in this round, for a loss that needs its own
+    own_ids: Sequence[Ids] = ()  # the round's other samples to the prompt, for a loss that needs the policy's own
     own_ref_logps: Sequence[float] = ()
 
     @property
@@ -91,7 +80,7 @@ class PoolItems:
     def __getitem__(self, n: int) -> Item:
         row, position = self.places[n]
         (c,) = self.pool.candidates([row])
-        order, good = ORDERS[self.form](c, position)
+        order, good = _order(c, self.form, position)
         responses = [c.responses[i] for i in order]
         rewards = [math.nan if r.reward is None else r.reward for r in responses]
         on_policy = "own" in self.needs and c.round == self.round and not any(math.isnan(r.logp) for r in c.responses)
@@ -118,19 +107,13 @@ def _labeled(c: Candidates) -> set[int]:
     return in_pairs or {i for i, r in enumerate(c.responses) if r.reward is not None}
 
 
-def _pair(c: Candidates, position: int) -> tuple[Sequence[int], bool]:
-    return (c.pairs[position].chosen, c.pairs[position].rejected), True
-
-
-def _list(c: Candidates, position: int) -> tuple[Sequence[int], bool]:
-    return ranked([r.reward for r in c.responses]), True
-
-
-def _single(c: Candidates, position: int) -> tuple[Sequence[int], bool]:
+def _order(c: Candidates, form: Need, position: int) -> tuple[Sequence[int], bool]:
+    """Positions of an item's responses, the best first, and whether it is good."""
+    if form == "list":
+        return ranked([r.reward for r in c.responses]), True
     if not c.pairs:
         return (0,), (c.responses[0].reward or 0.0) > 0
-    pair = c.pairs[position // 2]
-    return ((pair.chosen,), True) if position % 2 == 0 else ((pair.rejected,), False)
-
-
-ORDERS = {"pair": _pair, "list": _list, "single": _single}  # positions of an item's responses, and whether it is good
+    if form == "pair":
+        return (c.pairs[position].chosen, c.pairs[position].rejected), True
+    pair, bad = c.pairs[position // 2], position % 2 == 1
+    return (pair.rejected if bad else pair.chosen,), not bad
