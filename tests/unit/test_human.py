@@ -6,7 +6,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from choosy.labeling.human.assignment import Assignment, Click, PairQuestion, fi
 from choosy.labeling.human.clicks import Clicks
 from choosy.labeling.human.labeler import Human, token_from
 from choosy.labeling.human.page import same
-from choosy.labeling.human.sitting import Sitting, SittingClosed
+from choosy.labeling.human.sitting import Sitting
 from choosy.labeling.protocols import Answer, TakenBack
 from choosy.rounds.evaluate import evaluate
 from choosy.types import Candidates, Prompt, Response
@@ -256,7 +256,7 @@ def test_a_click_survives_a_run_that_stops_before_the_ledger_has_it(sit, page):
     click = page.submit(sitting.click, "ann", "q0", "tie")
     assert next(answers).value == "tie"
     answers.close()
-    with pytest.raises(SittingClosed):
+    with pytest.raises(CancelledError):
         click.result(5)
     assert not sitting.click("ann", "q1", "tie")
     again = sit(2).answers()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import sqlite3
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from choosy.labeling.human.assignment import PairQuestion
 from choosy.labeling.human.clicks import Clicks
 from choosy.labeling.human.labeler import Human
 from choosy.labeling.human.page import application, facts_line, serve, waiting_line
-from choosy.labeling.human.sitting import Screen, Sitting, SittingClosed
+from choosy.labeling.human.sitting import Screen, Sitting
 
 PATHS = ("/", "/page.js", "/page.css", "/screen", "/screen?annotator=ann", "/act", "/nothing", "/docs", "/openapi.json")
 MORE = ("/page.html.j2", "/../labeler.py", "/static/x", "/%2e%2e/labeler.py")
@@ -161,7 +162,7 @@ def test_a_malformed_request_is_refused_and_judges_nothing(status, request_, cli
 
 @pytest.mark.parametrize(
     ("error", "note"),
-    [(SittingClosed(), "counts when the run is resumed"), (sqlite3.OperationalError("full"), "Not saved: full")],
+    [(CancelledError(), "counts when the run is resumed"), (sqlite3.OperationalError("full"), "Not saved: full")],
 )
 def test_the_note_says_when_a_click_was_not_written(error, note):
     class Failing:

@@ -121,11 +121,8 @@ class ItemBatches:
     Args:
         items: The items of the round.
         batch_size: Items of one optimiser step, over all ranks.
-        seed: Of the run.
-        round: Number of the round.
-        passes: Passes over the items.
-        rank: This rank's number among `size` ranks.
-        size: Number of ranks.
+        seed, round, passes: See `shuffled`.
+        rank, size: This rank's number, and the number of ranks.
         normalize: Whether weights are divided by their mean over the round.
     """
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from numbers import Real
 from typing import Any
 
 from choosy.labeling.ledger import Question
@@ -24,7 +23,7 @@ LABEL_COLUMNS = (
     *("judgements", "purpose", "run", "time"),
 )
 SHOWN = ("prompt", "response_first", "response_second")  # what an annotator reads
-TEXTS = ("labeler", "fingerprint", "stamp", "prompt_id", "prompt", "response_first", "raw", "annotator", "run")
+TEXTS = (*SHOWN, "labeler", "fingerprint", "stamp", "prompt_id", "raw", "annotator", "run")
 
 
 # -- out ---------------------------------------------------------------------------------------------------------
@@ -87,15 +86,13 @@ def as_object(value: Any) -> LabelRow:
 
 def from_csv(text: str) -> RowReaders:
     """Read a table with a line of column names."""
-    limit = csv.field_size_limit(max(len(text), 1))
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""))
         for fields in reader:
             yield f"line {reader.line_num}", partial(from_fields, fields, len(reader.fieldnames or ()))
     except csv.Error as error:
         raise ValueError(f"no CSV with a line of column names first ({error})") from error
-    finally:
-        csv.field_size_limit(limit)
 
 
 def from_fields(fields: Mapping[str | None, Any], width: int) -> LabelRow:
@@ -125,7 +122,7 @@ def checked(row: LabelRow, wanted: Mapping[str, LabelRow], labeler: str | None =
     Args:
         row: As read from a file.
         wanted: Rows that a run waits for, by key; they complete a row that has their key.
-        labeler: Under whose name it is stored; None takes the row's own.
+        labeler: Under whose name the label is stored; None takes the row's own.
     """
     key = row.get("key")
     asked = wanted.get(key) if isinstance(key, str) else None
@@ -145,26 +142,19 @@ def checked(row: LabelRow, wanted: Mapping[str, LabelRow], labeler: str | None =
     full.setdefault("prompt_id", content_id(str(full["prompt"])))
     check_types(full)
     check_answer(full)
-    question = question_of(full)
+    prompt = Prompt(full["prompt_id"], full["prompt"], checked_turns(full["messages"]))
+    responses = tuple(Response(full[name]) for name in SHOWN[1:] if full[name] is not None)
+    question = Question(full["labeler"], "", prompt, responses, full["stamp"], full["fingerprint"])
     if key not in (None, question.key) and full["labeler"] == own:
         raise ValueError(f"the key {key!r} belongs to other contents, and these have the key {question.key!r}")
     return {**full, **question.columns}
 
 
-def question_of(row: LabelRow) -> Question:
-    """Build the ledger's question from a complete row."""
-    prompt = Prompt(row["prompt_id"], row["prompt"], checked_turns(row["messages"]))
-    texts = [row["response_first"], *([] if row["response_second"] is None else [row["response_second"]])]
-    return Question(row["labeler"], "", prompt, tuple(map(Response, texts)), row["stamp"], row["fingerprint"])
-
-
 def check_types(row: LabelRow) -> None:
     """Refuse a row with a field of the wrong type; the answer is not checked."""
     for name in TEXTS:
-        if not isinstance(row[name], str):
+        if not isinstance(row[name], str | None if name == "response_second" else str):
             raise ValueError(f"{name} must be a text, found {row[name]!r}")
-    if not isinstance(row["response_second"], str | None):
-        raise ValueError(f"response_second must be a text, found {row['response_second']!r}")
     if row["purpose"] not in ("train", "evaluate"):
         raise ValueError(f"purpose must be train or evaluate, found {row['purpose']!r}")
     for name in ("cost", "time"):
@@ -187,10 +177,7 @@ def check_answer(row: LabelRow) -> None:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number that a float can hold."""
-    try:
-        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:
-        return False
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def checked_turns(messages: Any) -> tuple[Message, ...]:

@@ -10,22 +10,17 @@ from pathlib import Path
 
 from choosy.labeling.human.assignment import Click
 
-CLICKS_SCHEMA = (
-    """CREATE TABLE IF NOT EXISTS clicks (
+CLICKS_SCHEMA = """CREATE TABLE IF NOT EXISTS clicks (
     id INTEGER PRIMARY KEY, labeler TEXT NOT NULL, question TEXT NOT NULL, annotator TEXT NOT NULL,
-    verdict TEXT NOT NULL, time REAL NOT NULL, undone REAL)""",
-    "CREATE UNIQUE INDEX IF NOT EXISTS once ON clicks (labeler, question, annotator) WHERE undone IS NULL",
-)
+    verdict TEXT NOT NULL, time REAL NOT NULL, undone REAL);
+CREATE UNIQUE INDEX IF NOT EXISTS once ON clicks (labeler, question, annotator) WHERE undone IS NULL"""
 
 
 class Clicks:
     """Every click of a run, undone ones included, in an SQLite file in the run's folder.
 
-    The file is opened for each transaction, so that no connection crosses a fork or a thread.
-
-    Args:
-        path: The SQLite file.
-        labeler: The labeler's name, which is stored with each click.
+    The file is opened for each transaction, so that no connection crosses a fork or a thread. Each click is stored
+    with the labeler's name.
     """
 
     def __init__(self, path: Path, labeler: str) -> None:
@@ -33,8 +28,7 @@ class Clicks:
         self.labeler = labeler
         with self._transaction() as db:
             db.execute("PRAGMA journal_mode = WAL")
-            for statement in CLICKS_SCHEMA:
-                db.execute(statement)
+            db.executescript(CLICKS_SCHEMA)
 
     def standing(self) -> list[Click]:
         """Return all clicks that were not undone, oldest first."""

@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import threading
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from choosy.labeling.human.sitting import SIDES, Screen, Sitting, SittingClosed
+from choosy.labeling.human.sitting import SIDES, Screen, Sitting
 
 SittingNow = Callable[[], Sitting | None]  # None before the first sitting
 
@@ -132,7 +133,7 @@ def act_for(sitting: Sitting | None, annotator: str, question: str, action: str)
             note = "Skipped and saved." if action == "skip" else "Saved."
         else:
             note = ""
-    except SittingClosed:
+    except CancelledError:
         note = "The run is stopping. Your click is on the disk and counts when the run is resumed."
     except sqlite3.Error as error:
         note = f"Not saved: {error}. Is the disk full?"

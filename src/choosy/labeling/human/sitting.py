@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from choosy.labeling.human.assignment import Assignment, Click, PairQuestion, first_on_the_left, majority, swap_sides
@@ -36,21 +36,18 @@ class Screen:
     closing_in: float | None = None  # seconds until the sitting ends, once everything is judged
 
 
-class SittingClosed(Exception):
-    """The run stopped before it wrote a click to the ledger."""
-
-
 class Sitting:
     """One purchase of verdicts: questions go out to annotators, and their answers come back to be written.
 
     The page's threads call `screen`, `click` and `undo`; the run's thread iterates over `answers`. A click returns
-    once its label is in the ledger. For `overlap`, `hold` and `grace` see `Human`.
+    once its label is in the ledger.
 
     Args:
         questions: In the order in which they should be judged.
         clicks: The file of all clicks.
         purpose: What the labels are for.
         budget_left: Labels that the run may still buy after this sitting; None if there is no limit.
+        overlap, hold, grace: See `Human`.
         clock: Returns the time in seconds.
     """
 
@@ -111,7 +108,8 @@ class Sitting:
     def click(self, annotator: str, question: str, side: str) -> bool:
         """Write an annotator's verdict; returns False if the question needs no click from this annotator.
 
-        After `SittingClosed`, the verdict is in the file of clicks and not in the ledger.
+        Raises:
+            CancelledError: The run stopped when the verdict was in the file of clicks and not yet in the ledger.
         """
         with self._lock:
             if self.over:
@@ -126,13 +124,15 @@ class Sitting:
                 raise
             written = self._send(self._answer(question)) if self._assignment.complete(question) else None
             self._set_end()
-        wait_for(written)
+        if written is not None:
+            written.result()
         return True
 
     def undo(self, annotator: str) -> bool:
         """Undo an annotator's last click of this sitting; returns False if there is none.
 
-        After `SittingClosed`, the click is undone and its label still in the ledger.
+        Raises:
+            CancelledError: The run stopped when the click was undone and its label still in the ledger.
         """
         with self._lock:
             if self.over or not self._assignment.undoable.get(annotator):
@@ -144,7 +144,8 @@ class Sitting:
             self._clicks.undo(click)
             written = self._send(label) if label else None
             self._set_end()
-        wait_for(written)
+        if written is not None:
+            written.result()
         return True
 
     def answers(self) -> Generator[Answer]:
@@ -158,7 +159,10 @@ class Sitting:
                 finally:
                     written.cancel()  # does nothing once there is a result
         finally:
-            self._close()
+            with self._lock:
+                self.over = True
+                while not self._outbox.empty():
+                    self._outbox.get()[1].cancel()
 
     def _next(self) -> tuple[Answer, Future[None]] | None:
         while True:
@@ -191,18 +195,3 @@ class Sitting:
         ]
         raw = json.dumps(details, ensure_ascii=False)
         return Answer(self._places[question], majority(clicks), raw, annotator=", ".join(c.annotator for c in clicks))
-
-    def _close(self) -> None:
-        with self._lock:
-            self.over = True
-            while not self._outbox.empty():
-                self._outbox.get()[1].cancel()
-
-
-def wait_for(written: Future[None] | None) -> None:
-    """Wait until the run's thread has written the answer."""
-    try:
-        if written is not None:
-            written.result()
-    except CancelledError:
-        raise SittingClosed from None
