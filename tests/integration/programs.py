@@ -71,6 +71,13 @@ class Program:
         self.returncode: int | None = None
         self.pid = self._reported()
 
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self.stdout, self.stderr, self._report):
+            file.close()
+
     def _reported(self) -> int:
         line = self._report.readline()
         if not line:
@@ -97,8 +104,8 @@ class Program:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """What all its processes have written, once they have ended; at the timeout they are killed."""
-        with ThreadPoolExecutor(2) as pool:
+        """Return what all its processes write until they end, and close its files; at the timeout they are killed."""
+        with self, ThreadPoolExecutor(2) as pool:
             written = [pool.submit(output.read) for output in (self.stdout, self.stderr)]
             try:
                 self.wait(timeout)

@@ -70,13 +70,22 @@ def test_a_run_killed_here_ends_as_if_never_killed(point, count, lines, whole, f
 # -- what is missing or damaged --------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def half(lines, folder) -> Path:
+    """A run that has played one of its two rounds."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(folder)
+        train(compose([*lines, "rounds=1"]), folder / "half")
+    (folder / "half" / "summary.json").unlink()
+    return folder / "half"
+
+
 @pytest.fixture
-def stopped(lines, folder, tmp_path, monkeypatch) -> tuple[list[str], Path]:
-    """The lines of a run that has played one of its two rounds, and its folder."""
+def stopped(half, lines, folder, tmp_path, monkeypatch) -> tuple[list[str], Path]:
+    """The lines of a run that has played one of its two rounds, and a copy of its folder."""
     monkeypatch.syspath_prepend(folder)
     run = tmp_path / "run"
-    train(compose([*lines, "rounds=1"]), run)
-    (run / "summary.json").unlink()
+    shutil.copytree(half, run)
     return [*lines, "ckpt_path=last"], run
 
 

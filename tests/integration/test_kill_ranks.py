@@ -130,12 +130,9 @@ def wait_for_the_end(folder: Path, processes: int) -> None:
 KILLS = {
     "all, in a training step": ("training 6 1 0", 2, 2),
     "one, in a training step": ("training 6 1", 2, 2),
-    "all, between two labels": ("labeling 10 1 0", 2, 2),
     "one, between two labels": ("labeling 12 0", 2, 2),
-    "all, in a training step, on one": ("training 6 1 0", 2, 1),
     "all, between two labels, on one": ("labeling 10 1 0", 2, 1),
     "in a training step, on two": ("training 6 0", 1, 2),
-    "between two labels, on two": ("labeling 10 0", 1, 2),
 }
 
 

@@ -61,13 +61,14 @@ SETTINGS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize("kill", [(1, 1), (1, None), (0, 1)], ids=["in training", "after sampling", "in round 0"])
-def test_a_killed_run_ends_as_if_it_had_never_been_killed(kill, settings, play, sampled_rounds):
+def test_a_run_killed_three_times_ends_as_if_never_killed(settings, play, sampled_rounds):
+    """It is killed in the training of round 0, after the sampling of round 1, and in the training of round 1."""
     whole = play(*ROUNDS, *settings, name="whole")
     assert sampled_rounds == [0, 1, 2]
     sampled_rounds.clear()
-    with pytest.raises(Killed):
-        play(*ROUNDS, *settings, name="killed", callbacks=[Kill(*kill)])
+    for kill in [(0, 1), (1, None), (1, 1)]:
+        with pytest.raises(Killed):
+            play(*ROUNDS, *settings, "ckpt_path=auto", name="killed", callbacks=[Kill(*kill)])
     resumed = play(*ROUNDS, *settings, "ckpt_path=last", name="killed")
     assert sampled_rounds == [0, 1, 2]  # no round is sampled again
     assert_close(resumed.weights, whole.weights, **EXACTLY)

@@ -48,7 +48,7 @@ def selector_lines() -> list[Any]:
     for name in options("selector"):
         embeds = any(word in name for word in ("dissimilarity", "similarity", "centroid"))
         lines.append(pytest.param([f"selector={name}"], id=name, marks=[MINILM] if embeds else []))
-        if embeds:
+        if name in ("dissimilarity", "centroid"):
             policy = [f"selector={name}", "callbacks.dissimilarity.embedder=policy"]
             lines.append(pytest.param(policy, id=f"{name}-policy"))
     return lines
@@ -177,8 +177,9 @@ def first_items(run: Any) -> list[list[Seen]]:
     return [[known[name, *ids] for ids in responses] for name, *responses in run.witness.pairs[0][:4]]
 
 
-@pytest.mark.parametrize("loss", options("loss"))
-@pytest.mark.parametrize("labeler", ["function", "contrastive"])
+@pytest.mark.parametrize(
+    ("loss", "labeler"), [*((loss, "function") for loss in options("loss")), ("dlma", "contrastive")]
+)
 def test_a_loss_starts_where_policy_is_reference_and_trains(loss, labeler, play):
     chosen = [] if labeler == "function" else [f"labeler={labeler}"]
     run = play(f"loss={loss}", *chosen, *MORE.get(loss, []), "rounds=1", "data.heldout=null")

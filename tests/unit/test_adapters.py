@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ KINDS: dict[str, Any] = {
     "loha with dropout": LoHaConfig(r=4, target_modules=ATTENTION, module_dropout=0.3, rank_dropout=0.3),
     "lokr": LoKrConfig(r=4, target_modules=ATTENTION),
 }
+OF_HEADS = ["plain", "head saved", "head adapted", "embeddings adapted"]
 
 
 def tied(folder: Path, to: Path) -> Path:
@@ -47,7 +49,7 @@ def tied(folder: Path, to: Path) -> Path:
 
 def adapter(model: Path, config: Any, folder: Path) -> Path:
     """An adapter, moved away from zero, as a PEFT script leaves it."""
-    config.task_type = "CAUSAL_LM"
+    config = replace(config, task_type="CAUSAL_LM")  # a copy: PEFT writes the model's name into it
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         made = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
@@ -65,9 +67,10 @@ def by_peft(policy: Policy, ids: tuple[int, ...]) -> float:
     return sum(logp_LV[len(IDS) + n - 1, token].item() for n, token in enumerate(ids))
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's, of embeddings
-@pytest.mark.parametrize("head", ["untied", "tied"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's, of adapters of heads, embeddings and biases
+@pytest.mark.parametrize(
+    ("kind", "head"), [*((kind, "untied") for kind in KINDS), *((kind, "tied") for kind in KINDS if kind in OF_HEADS)]
+)
 def test_sampled_scored_and_trained_alike(kind: str, head: str, tiny_policy_dir: Path, tmp_path: Path) -> None:
     model = tied(tiny_policy_dir, tmp_path / "tied") if head == "tied" else tiny_policy_dir
     folder = adapter(model, KINDS[kind], tmp_path / "adapter")

@@ -41,8 +41,9 @@ def tiny(architecture: str, *, lora: bool) -> nn.Module:
             if "norm" in name or "ln_" in name:
                 nn.init.normal_(p, 1.0, 0.3)
         if lora:
-            targets = "all-linear"
-            model = get_peft_model(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
+            transposed = architecture == "gpt2"
+            config = LoraConfig(r=4, target_modules="all-linear", fan_in_fan_out=transposed, init_lora_weights=False)
+            model = get_peft_model(model, config)
     return model.eval()  # without dropout
 
 

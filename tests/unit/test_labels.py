@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -367,7 +368,7 @@ def test_the_command_line(
 
 
 def test_stats_show_each_labeler_and_run(full: Ledger) -> None:
-    out = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    out = Console(width=160, record=True, file=io.StringIO())
     stats(full, out)
     printed = out.export_text()
     judge = next(line for line in printed.splitlines() if "judge" in line)

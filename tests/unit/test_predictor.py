@@ -78,6 +78,7 @@ def truth(pairs: Any = PAIRS) -> list[str]:
     return ["first" if one.text.startswith("a") else "second" for _, one, _ in pairs]
 
 
+@pytest.mark.slow
 def test_the_model_learns_preferences_and_is_reproducible(tiny_policy_dir: Path) -> None:
     examples = [Preference(p.text, *sorted((one.text, other.text))) for p, one, other in PAIRS[:40]]
 
@@ -135,6 +136,7 @@ def test_only_bought_labels_count_against_the_budget(at) -> None:
     assert len(PAIRS) > sum(verdict is not None for verdict in verdicts) > 60, "free answers come on top"
 
 
+@pytest.mark.slow
 def test_a_resumed_predictor_continues_as_if_uninterrupted(at, tmp_path: Path) -> None:
     whole = at(LikesA(), "whole.sqlite")
     whole.compare(PAIRS[:90])
@@ -158,6 +160,7 @@ def test_a_resumed_predictor_continues_as_if_uninterrupted(at, tmp_path: Path) -
     assert again.spent == whole.spent
 
 
+@pytest.mark.slow
 def test_labels_of_earlier_runs_train_the_model(at, tmp_path: Path) -> None:
     paid = LikesA()
     plain = LabelBuyer(paid, ledger=str(tmp_path / "ledger.sqlite"))

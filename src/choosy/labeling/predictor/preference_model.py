@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as hf_logging
 
 from choosy.labeling.predictor.preferences import Preference
@@ -110,7 +111,13 @@ class PreferenceModel:
                 torch.manual_seed(self.seed)
                 model = AutoModelForSequenceClassification.from_pretrained(where, num_labels=1, dtype=torch.float32)
                 model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
-                config = LoraConfig(r=self.r, lora_alpha=2 * self.r, target_modules="all-linear", task_type="SEQ_CLS")
+                config = LoraConfig(
+                    r=self.r,
+                    lora_alpha=2 * self.r,
+                    target_modules="all-linear",
+                    fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's layers
+                    task_type="SEQ_CLS",
+                )
                 adapted = get_peft_model(model, config)
         finally:
             hf_logging.set_verbosity(verbosity)
