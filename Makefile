@@ -45,7 +45,7 @@ demo: $(STAMP)  ## Tune SmolLM2-135M for a few rounds; the run lands in runs/NAM
 	@$(BIN)/python train.py name=$(NAME)
 
 unit: $(STAMP)  ## Run the fast tests and the examples in the docstrings
-	$(BIN)/python -m pytest -m 'not slow' tests/unit src/choosy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' tests/unit src/choosy
 
 test: $(STAMP)  ## Run every test, two at a time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal

@@ -138,6 +138,7 @@ def test_a_file_that_cannot_be_read_is_named_with_the_last_good_one(tmp_path: Pa
         Pool.load(tmp_path, 2)
 
 
+@pytest.mark.slow
 def test_any_byte_that_changes_is_noticed(tmp_path: Path) -> None:
     heldout = to_row(candidates("held out"), origin="heldout", split="heldout", outcome=0.5)
     path = Pool().put(ODD, round=0).save(tmp_path, {"round": 0, "labels": {"spent": 7}}, [heldout])
