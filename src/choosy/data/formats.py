@@ -230,8 +230,8 @@ def to_prompt(row: Row, where: str, *, as_chat: bool = True) -> Prompt:
     """The prompt of a row: prompt-only, conversational, ShareGPT, or that of any known preference format.
 
     Args:
-        row: Its columns.
-        where: Its place, for messages.
+        row: The columns.
+        where: The row's place, for messages.
         as_chat: Whether a plain string becomes the user turn of a chat; else the policy continues it unchanged.
 
     Example:

@@ -148,7 +148,7 @@ class Pool:
 
         Args:
             fresh: Candidates of this round.
-            round: Its number.
+            round: Number of the round.
             keep: Which labeled rows of a prompt stay: the `newest`, until a newer one is labeled, or `all`.
         """
         ids, sampled_in = self.table["prompt_id"], pc.cast(self.table["sampled_in"], pa.string())

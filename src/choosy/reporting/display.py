@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 class OpenPhase:
     """A phase that runs."""
 
-    name: str
+    name: str  # one of `PHASES`
     total: int | None  # number of things that it will handle; None = not known
     unit: str  # what the things are
     done: int = 0
@@ -33,10 +33,7 @@ class OpenPhase:
 class RunDisplay:
     """Prints one line for every phase that is over; on a terminal each open phase also has a bar.
 
-    Phases may nest: the last begun ends first.
-
-    Args:
-        console: Where to print; None = standard error.
+    Phases may nest: the last begun ends first. Without a console the lines go to standard error.
     """
 
     def __init__(self, console: Console | None = None) -> None:

@@ -41,14 +41,7 @@ def write_report(run: RunSummary) -> None:
 
 
 def write_index(sweep_dir: str | Path) -> Path:
-    """Write `index.csv` and `index.html` for a sweep: a line for each finished run below the folder.
-
-    Returns:
-        The path of `index.csv`.
-
-    Raises:
-        ValueError: There is no such folder.
-    """
+    """Write `index.html` and the returned `index.csv` for a sweep: a line for each finished run below the folder."""
     folder = Path(sweep_dir)
     if not folder.is_dir():
         raise ValueError(f"Wanted the folder of a sweep; there is no folder {folder}.")

@@ -14,11 +14,7 @@ PHASES = ("sample", "score", "select", "label", "train", "evaluate")
 
 
 class Phases:
-    """The stopwatch of a run: seconds per phase, and a display that the same calls drive.
-
-    Args:
-        display: What shows the phases; None = nothing does.
-        clock: Returns the time in seconds.
+    """The stopwatch of a run: seconds per phase, and a display that the same calls drive; None shows nothing.
 
     Example:
         >>> phases = Phases(clock=iter([0.0, 0.0, 2.0, 2.0]).__next__)
@@ -39,10 +35,7 @@ class Phases:
     def __call__(self, name: str, *, total: int | None = None, unit: str = "") -> Iterator[Callable[[int], None]]:
         """Measure what happens inside as a phase; an outer phase pauses, so that no second is counted twice.
 
-        Args:
-            name: One of `PHASES`.
-            total: Number of things that the phase will handle; None = not known.
-            unit: What the things are.
+        For the arguments see `OpenPhase`.
 
         Yields:
             A function to call with the number of things that were handled.

@@ -105,7 +105,7 @@ class Assignment:
     def show(self, annotator: str) -> PairQuestion | None:
         """Return the annotator's current or next question; None if others are judging all that is left."""
         shown = self._screens.get(annotator)
-        if shown is None or not self._wants(shown[0], annotator):
+        if shown is None or not self.wants(shown[0], annotator):
             self._screens.pop(annotator, None)
             name = self._next(annotator)
             if name is None:
@@ -115,7 +115,7 @@ class Assignment:
 
     def click(self, click: Click) -> bool:
         """Count a click; returns False if the question needs no click from this annotator."""
-        if not self._wants(click.question, click.annotator):
+        if not self.wants(click.question, click.annotator):
             return False
         self.clicks[click.question].append(click)
         self._screens.pop(click.annotator, None)
@@ -134,7 +134,7 @@ class Assignment:
         return click
 
     def _next(self, annotator: str) -> str | None:
-        candidates = [name for name in self.questions if self._wants(name, annotator)]
+        candidates = [name for name in self.questions if self.wants(name, annotator)]
         for name in candidates:
             if len(self.clicks[name]) + len(self._holders(name)) < self.overlap:
                 return name
@@ -149,7 +149,8 @@ class Assignment:
         """Return the annotators who have the question on their screens, the longest first."""
         return [who for who, (shown, _) in self._screens.items() if shown == question]
 
-    def _wants(self, question: str, annotator: str) -> bool:
+    def wants(self, question: str, annotator: str) -> bool:
+        """Whether the question needs a click from this annotator."""
         if question not in self.questions or self.complete(question):
             return False
         return all(click.annotator != annotator for click in self.clicks[question])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import queue
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -112,16 +111,11 @@ class Sitting:
             CancelledError: The run stopped when the verdict was in the file of clicks and not yet in the ledger.
         """
         with self._lock:
-            if self.over:
+            if self.over or not self._assignment.wants(question, annotator):
                 return False
             click = Click(question, annotator, swap_sides(SIDES[side], question, annotator))
-            if not self._assignment.click(click):
-                return False
-            try:
-                self._clicks.write(click)
-            except sqlite3.Error:
-                self._assignment.undo(annotator)  # a click that is not on the disk does not count
-                raise
+            self._clicks.write(click)  # first, as a click that is not on the disk does not count
+            self._assignment.click(click)
             written = self._send(self._answer(question)) if self._assignment.complete(question) else None
             self._set_end()
         if written is not None:
