@@ -18,7 +18,6 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the sample data is n
 
 ASK, YES, NO = Message("user", "Is it?"), Message("assistant", "Yes."), Message("assistant", "No.")
 ask, yes, no = ({"role": turn.role, "content": turn.content} for turn in (ASK, YES, NO))
-WHERE = "d.jsonl, line 3"
 
 
 def written(folder: Path, *rows: Any, name: str = "d.jsonl") -> str:
@@ -27,7 +26,7 @@ def written(folder: Path, *rows: Any, name: str = "d.jsonl") -> str:
 
 
 def split(row: dict[str, Any], **options: Any) -> tuple[tuple[Message, ...], list[tuple[str, float | None]]]:
-    candidates = to_candidates(row, WHERE, **options)
+    candidates = to_candidates(row, **options)
     return candidates.prompt.messages, [(each.text, each.gold) for each in candidates.responses]
 
 
@@ -36,8 +35,8 @@ def split(row: dict[str, Any], **options: Any) -> tuple[tuple[Message, ...], lis
 
 def test_a_plain_prompt_is_a_chat_unless_it_is_to_be_continued() -> None:
     chat, plain = (
-        to_prompt({"prompt": "Is it?"}, WHERE),
-        to_prompt({"prompt": "Is it?"}, WHERE, as_chat=False),
+        to_prompt({"prompt": "Is it?"}),
+        to_prompt({"prompt": "Is it?"}, as_chat=False),
     )
     assert (chat.text, chat.messages, chat.id) == ("Is it?", (ASK,), content_id("user", "Is it?"))
     assert (plain.text, plain.messages, plain.id) == ("Is it?", (), content_id("Is it?"))
@@ -54,13 +53,13 @@ def test_a_plain_prompt_is_a_chat_unless_it_is_to_be_continued() -> None:
 )
 @pytest.mark.parametrize("as_chat", [True, False])
 def test_conversations_stay_conversations(row: dict[str, Any], as_chat: bool) -> None:
-    prompt = to_prompt(row, WHERE, as_chat=as_chat)
+    prompt = to_prompt(row, as_chat=as_chat)
     assert (prompt.text, prompt.messages, prompt.id) == ("Is it?", (ASK,), content_id("user", "Is it?"))
 
 
 def test_a_longer_conversation_reads_as_its_turns() -> None:
     turns = [("system", "Be short."), ("human", "Hi"), ("gpt", "Hello."), ("human", "Is it?")]
-    prompt = to_prompt({"conversations": [{"from": who, "value": what} for who, what in turns]}, WHERE)
+    prompt = to_prompt({"conversations": [{"from": who, "value": what} for who, what in turns]})
     assert prompt.messages == (
         Message("system", "Be short."),
         Message("user", "Hi"),
@@ -71,17 +70,17 @@ def test_a_longer_conversation_reads_as_its_turns() -> None:
 
 
 def test_a_lone_system_turn_shows_its_role() -> None:
-    assert to_prompt({"prompt": [{"role": "system", "content": "Go."}]}, WHERE).text == "system: Go."
+    assert to_prompt({"prompt": [{"role": "system", "content": "Go."}]}).text == "system: Go."
 
 
 @pytest.mark.parametrize(("given", "used"), [("seven", "seven"), (7, "7")])
 def test_the_id_column_names_the_prompt(given: object, used: str) -> None:
-    assert to_prompt({"id": given, "prompt": "Is it?"}, WHERE).id == used
-    assert to_candidates({"id": given, "prompt": "Is it?", "chosen": "a", "rejected": "b"}, WHERE).prompt.id == used
+    assert to_prompt({"id": given, "prompt": "Is it?"}).id == used
+    assert to_candidates({"id": given, "prompt": "Is it?", "chosen": "a", "rejected": "b"}).prompt.id == used
 
 
 def test_the_prompt_of_a_preference_row_needs_no_prompt_column() -> None:
-    assert to_prompt({"chosen": [ask, yes], "rejected": [ask, no]}, WHERE).messages == (ASK,)
+    assert to_prompt({"chosen": [ask, yes], "rejected": [ask, no]}).messages == (ASK,)
 
 
 @pytest.mark.parametrize(
@@ -89,27 +88,27 @@ def test_the_prompt_of_a_preference_row_needs_no_prompt_column() -> None:
     [
         (
             {"question": "Is it?", "n": 1},
-            "line 3: no prompt; wanted a column prompt or messages or conversations, found question, n",
+            "no prompt; wanted a column prompt or messages or conversations, found question, n",
         ),
         ({}, "found no columns"),
-        ({"prompt": 3}, "line 3: prompt must be a string or a list of messages, found int"),
-        ({"messages": []}, "line 3: messages must be .* found an empty list"),
-        ({"messages": ["hi"]}, "line 3: a message in messages must have role and content"),
+        ({"prompt": 3}, "prompt must be a string or a list of messages, found int"),
+        ({"messages": []}, "messages must be .* found an empty list"),
+        ({"messages": ["hi"]}, "a message in messages must have role and content"),
         (
             {"messages": [{"role": "user", "content": None}]},
-            "line 3: a message in messages must have role and content",
+            "a message in messages must have role and content",
         ),
-        ({"prompt": " \n"}, "line 3: the prompt is empty"),
-        ({"messages": [{"role": "user", "content": ""}]}, "line 3: the prompt is empty"),
-        ({"messages": [ask, yes]}, "line 3: the prompt ends with an assistant turn; end it with a user turn"),
-        ({"id": "", "prompt": "a"}, "line 3: id must be a non-empty string or an integer, found ''"),
-        ({"id": True, "prompt": "a"}, "line 3: id must be .* found True"),
-        ({"id": 1.5, "prompt": "a"}, "line 3: id must be .* found 1.5"),
+        ({"prompt": " \n"}, "the prompt is empty"),
+        ({"messages": [{"role": "user", "content": ""}]}, "the prompt is empty"),
+        ({"messages": [ask, yes]}, "the prompt ends with an assistant turn; end it with a user turn"),
+        ({"id": "", "prompt": "a"}, "id must be a non-empty string or an integer, found ''"),
+        ({"id": True, "prompt": "a"}, "id must be .* found True"),
+        ({"id": 1.5, "prompt": "a"}, "id must be .* found 1.5"),
     ],
 )
 def test_a_bad_prompt_row_is_named(row: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        to_prompt(row, WHERE)
+        to_prompt(row)
 
 
 # ---- rows -> candidates
@@ -136,16 +135,16 @@ def test_pairs(row: dict[str, Any]) -> None:
 
 
 def test_a_candidates_id_covers_prompt_and_responses() -> None:
-    prompt = to_candidates(FORMATS["explicit strings"], WHERE).prompt
+    prompt = to_candidates(FORMATS["explicit strings"]).prompt
     assert (prompt.id, prompt.text) == (content_id("user", "Is it?", "Yes.", "No."), "Is it?")
 
 
 def test_responses_have_no_token_ids_yet() -> None:
-    assert [each.ids for each in to_candidates(FORMATS["explicit strings"], WHERE).responses] == [(), ()]
+    assert [each.ids for each in to_candidates(FORMATS["explicit strings"]).responses] == [(), ()]
 
 
 def test_a_plain_pair_can_stay_plain() -> None:
-    prompt = to_candidates(FORMATS["explicit strings"], WHERE, as_chat=False).prompt
+    prompt = to_candidates(FORMATS["explicit strings"], as_chat=False).prompt
     assert (prompt.text, prompt.messages, prompt.id) == ("Is it?", (), content_id("Is it?", "Yes.", "No."))
 
 
@@ -165,7 +164,7 @@ def test_a_plain_pair_can_stay_plain() -> None:
 def test_the_words_that_both_strings_share_are_the_prompt(
     chosen: str, rejected: str, asked: str, answers: list[str]
 ) -> None:
-    result = to_candidates({"chosen": chosen, "rejected": rejected}, WHERE, as_chat=False)
+    result = to_candidates({"chosen": chosen, "rejected": rejected}, as_chat=False)
     assert (result.prompt.text, [each.text for each in result.responses]) == (asked, answers)
 
 
@@ -201,7 +200,7 @@ def test_ultrafeedback() -> None:
     completions = [{"response": "No.", "overall_score": 3.0}, {"response": "Yes.", "overall_score": 8.5}]
     row = {"instruction": "Is it?", "completions": completions}
     assert split(row) == ((ASK,), [("No.", 3.0), ("Yes.", 8.5)])
-    assert to_prompt(row, WHERE).messages == (ASK,)
+    assert to_prompt(row).messages == (ASK,)
 
 
 SHP = {
@@ -231,7 +230,7 @@ def test_nemo_ranks_count_down() -> None:
 def test_an_unpaired_completion_is_good_or_bad(completion: Any, label: Any, gold: float) -> None:
     row = {"prompt": "Is it?", "completion": completion, "label": label}
     assert split(row) == ((ASK,), [("Yes.", gold)])
-    assert to_prompt(row, WHERE).messages == (ASK,)
+    assert to_prompt(row).messages == (ASK,)
 
 
 @pytest.mark.parametrize("label", ["yes", 2, -1, 0.5])
@@ -247,8 +246,8 @@ def test_an_empty_unpaired_completion_is_left_out() -> None:
 
 def test_a_weight_column_comes_along() -> None:
     row = FORMATS["explicit strings"]
-    assert to_candidates(row | {"weight": 2}, WHERE).weight == 2.0
-    assert to_candidates(row | {"weight": None}, WHERE).weight is None
+    assert to_candidates(row | {"weight": 2}).weight == 2.0
+    assert to_candidates(row | {"weight": None}).weight is None
 
 
 def test_repeated_responses_count_once_and_empty_ones_not_at_all() -> None:
@@ -286,8 +285,8 @@ PARTED = "the conversations part before their last answer"
     ],
 )
 def test_rows_that_compare_nothing_say_why(row: dict[str, Any], reason: str) -> None:
-    with pytest.raises(Untrainable, match=f"line 3: {reason}") as caught:
-        to_candidates(row, WHERE)
+    with pytest.raises(Untrainable, match=reason) as caught:
+        to_candidates(row)
     assert caught.value.reason.startswith(reason)
 
 
@@ -299,60 +298,60 @@ EXPLICIT = FORMATS["explicit strings"]
     [
         (
             {"prompt": "a", "chosen": "b"},
-            r"line 3: no known preference format; wanted chosen \+ rejected; .*; found prompt, chosen",
+            r"no known preference format; wanted chosen \+ rejected; .*; found prompt, chosen",
         ),
-        ({"prompt": "a", "chosen": "b", "rejected": None}, "line 3: no known preference format"),
+        ({"prompt": "a", "chosen": "b", "rejected": None}, "no known preference format"),
         (
             {"chosen": [yes], "rejected": [no]},
-            "line 3: no prompt; wanted a column prompt .* found chosen, rejected",
+            "no prompt; wanted a column prompt .* found chosen, rejected",
         ),
         (
             {"chosen": [ask, yes], "rejected": [{"role": "user", "content": "What?"}, no]},
-            "line 3: chosen and rejected share no first turn",
+            "chosen and rejected share no first turn",
         ),
         (
             {"chosen": [ask, ask], "rejected": [ask, no]},
-            "line 3: a response must be an assistant turn, found one of user",
+            "a response must be an assistant turn, found one of user",
         ),
         (
             {"chosen": [ask, yes], "rejected": "No."},
-            "line 3: rejected must be a string or a list of messages, found str",
+            "rejected must be a string or a list of messages, found str",
         ),
         (
             {"chosen": "Yes", "rejected": "No"},
-            "line 3: chosen and rejected share no first word; add a prompt column",
+            "chosen and rejected share no first word; add a prompt column",
         ),
-        (EXPLICIT | {"chosen": 3}, "line 3: chosen must be a string or a list of messages, found int"),
-        (EXPLICIT | {"prompt": " "}, "line 3: the prompt is empty"),
-        (EXPLICIT | {"prompt": [ask, yes]}, "line 3: the prompt ends with an assistant turn"),
+        (EXPLICIT | {"chosen": 3}, "chosen must be a string or a list of messages, found int"),
+        (EXPLICIT | {"prompt": " "}, "the prompt is empty"),
+        (EXPLICIT | {"prompt": [ask, yes]}, "the prompt ends with an assistant turn"),
         (
             EXPLICIT | {"chosen_rating": 1, "rejected_rating": 2},
-            "line 3: chosen_rating is below rejected_rating",
+            "chosen_rating is below rejected_rating",
         ),
-        (EXPLICIT | {"chosen_score": 1}, "line 3: rejected_score must be a finite number, found NoneType"),
+        (EXPLICIT | {"chosen_score": 1}, "rejected_score must be a finite number, found NoneType"),
         (
             EXPLICIT | {"score_chosen": float("inf"), "score_rejected": 0},
-            "line 3: score_chosen must be a finite number, found inf",
+            "score_chosen must be a finite number, found inf",
         ),
-        (EXPLICIT | {"weight": 0}, "line 3: weight must be positive, found 0"),
-        (EXPLICIT | {"weight": "much"}, "line 3: weight must be a finite number, found str"),
-        (EXPLICIT | {"weight": True}, "line 3: weight must be a finite number, found bool"),
-        (EXPLICIT | {"weight": float("nan")}, "line 3: weight must be a finite number, found nan"),
-        (PAIR | {"responses": "none"}, "line 3: responses must be a list of objects with text and score"),
-        (PAIR | {"responses": ["a", "b"]}, "line 3: responses must be a list of objects with text and score"),
+        (EXPLICIT | {"weight": 0}, "weight must be positive, found 0"),
+        (EXPLICIT | {"weight": "much"}, "weight must be a finite number, found str"),
+        (EXPLICIT | {"weight": True}, "weight must be a finite number, found bool"),
+        (EXPLICIT | {"weight": float("nan")}, "weight must be a finite number, found nan"),
+        (PAIR | {"responses": "none"}, "responses must be a list of objects with text and score"),
+        (PAIR | {"responses": ["a", "b"]}, "responses must be a list of objects with text and score"),
         (
             PAIR | {"responses": [{"text": "a", "score": 1}, {"text": "b"}]},
-            r"line 3, responses\[1\]: score must be a finite number",
+            r"responses\[1\]: score must be a finite number",
         ),
         (
             PAIR | {"responses": [{"text": "a", "score": float("nan")}]},
-            r"line 3, responses\[0\]: score must be .* found nan",
+            r"responses\[0\]: score must be .* found nan",
         ),
-        (PAIR | {"responses": [{"score": 1}]}, r"line 3, responses\[0\]: text must be a string"),
-        (SHP | {"labels": 1}, "line 3: score_A and score_B contradict labels"),
-        (SHP | {"score_A": 9}, "line 3: score_A and score_B contradict labels"),
-        (SHP | {"labels": 2}, "line 3: score_A and score_B contradict labels"),
-        (SHP | {"labels": None}, "line 3: labels must be a finite number, found NoneType"),
+        (PAIR | {"responses": [{"score": 1}]}, r"responses\[0\]: text must be a string"),
+        (SHP | {"labels": 1}, "score_A and score_B contradict labels"),
+        (SHP | {"score_A": 9}, "score_A and score_B contradict labels"),
+        (SHP | {"labels": 2}, "score_A and score_B contradict labels"),
+        (SHP | {"labels": None}, "labels must be a finite number, found NoneType"),
         (
             {"context": [ask], "completions": [{"rank": 0, "completion": [ask]}]},
             r"completions\[0\]: a response must be an assistant turn",
@@ -361,7 +360,7 @@ EXPLICIT = FORMATS["explicit strings"]
 )
 def test_a_bad_preference_row_is_named(row: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
-        to_candidates(row, WHERE)
+        to_candidates(row)
     assert not isinstance(caught.value, Untrainable)
 
 
@@ -575,3 +574,9 @@ def test_alpaca_pool(caplog: pytest.LogCaptureFixture) -> None:
     assert rows[0].responses[0].gold == 3.7e-05
     assert len(read_prompts(source)) == 600
     assert len(read_candidates(source, limit=5)) == 5
+
+
+def test_a_malformed_row_is_named_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"prompt": "Is it?"}\n{"prompt": 3}\n')
+    with pytest.raises(ValueError, match=r"d\.jsonl, line 2: prompt must be a string or a list of messages, found int"):
+        read_prompts(str(tmp_path / "d.jsonl"))

@@ -33,17 +33,19 @@ def read_candidates(source: str, *, as_chat: bool = True, limit: int | None = No
     return _read(source, partial(to_candidates, as_chat=as_chat), lambda row: row.prompt.id, limit)
 
 
-def _read(source: str, convert: Callable[[Row, str], T], id_of: Callable[[T], str], limit: int | None) -> list[T]:
+def _read(source: str, convert: Callable[[Row], T], id_of: Callable[[T], str], limit: int | None) -> list[T]:
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} reads nothing; type a number >= 1, or null for all.")
     kept: dict[str, tuple[str, T]] = {}
     lost: Counter[str] = Counter()
     for where, row in read_rows(source):
         try:
-            item = convert(row, where)
+            item = convert(row)
         except Untrainable as error:
             lost[error.reason] += 1
             continue
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
         first, same = kept.setdefault(id_of(item), (where, item))
         if first != where and repr(same) == repr(item):  # repr, as nan is not equal to itself
             lost["a repeated row"] += 1
