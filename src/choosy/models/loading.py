@@ -55,14 +55,7 @@ def _multiplies_bf16() -> bool:
 
 
 def load_weights(source: ModelSource, *, dtype: torch.dtype, attention: str, device: torch.device) -> PreTrainedModel:
-    """Load the weights of a causal language model into the memory of the CPU.
-
-    Args:
-        source: Where they come from.
-        dtype: Of the weights.
-        attention: Attention implementation of transformers, `grouped`, or auto (see `Compute`).
-        device: Where the model will run, which decides what `auto` is.
-    """
+    """Load a causal language model into the memory of the CPU, with the attention (see `Compute`) for a device."""
     refuse_adapter(source)
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tree_attention.register()

@@ -53,9 +53,6 @@ def resolve_model(name: str, *, demo: Literal["demo:smollm2", "demo:minilm"] = "
         name: The demo's, a folder, or a Hugging Face id.
         demo: The name of the demo's model in this place: its policy, prepared on first use, or its embedder.
 
-    Raises:
-        ValueError: The name is a path with no folder behind it, or the demo's weights are not installed.
-
     Example:
         >>> resolve_model("HuggingFaceTB/SmolLM2-1.7B-Instruct")
         'HuggingFaceTB/SmolLM2-1.7B-Instruct'

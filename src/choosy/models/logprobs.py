@@ -69,13 +69,9 @@ class _ChosenTokenLogp(torch.autograd.Function):
 
 
 def chosen_token_logps(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, *, chunk: int = 256) -> Tensor:
-    """Log-probability of each target token in fp32, without a (T, V) tensor.
+    """Log-probability of each target token in fp32, with the logits of `chunk` tokens in memory at once.
 
-    Args:
-        hidden_TD: Last hidden state at the place that predicts each token.
-        weight_VD: The language-model head.
-        target_T: The tokens.
-        chunk: Number of tokens whose logits are in memory at once.
+    The hidden state is the last layer's at the place that predicts the token, the weight the language-model head.
     """
     if torch.is_autocast_enabled(hidden_TD.device.type):
         weight_VD = weight_VD.to(torch.get_autocast_dtype(hidden_TD.device.type))
@@ -93,7 +89,7 @@ def last_hidden(model: nn.Module, rows: Rows, cache: object = None) -> Tensor:
     Args:
         model: A causal language model of transformers, adapters injected.
         rows: On the model's device.
-        cache: An empty cache of transformers to be filled with keys and values; None = no cache.
+        cache: An empty cache to be filled with keys and values; None = no cache.
     """
     hidden_BLD: Tensor = model.get_decoder()(  # type: ignore[operator]
         input_ids=rows.ids_BL,
@@ -131,7 +127,7 @@ def _attention_arguments(model: nn.Module, rows: Rows) -> dict[str, Any]:
 
 
 def token_logps(model: nn.Module, rows: Rows) -> Tensor:
-    """Log-probability (T,) of every response token in the rows, which are on the model's device."""
+    """Log-probability (T,) of every response token in the rows, response by response in the order of the groups."""
     hidden_BLD = last_hidden(model, rows)
     head = model.get_output_embeddings()  # type: ignore[operator]
     assert isinstance(head, nn.Linear), "a head with an adapter takes the padded path"
@@ -159,13 +155,7 @@ def padded_token_logps(model: nn.Module, groups: Sequence[Group]) -> Tensor:
 
 
 def group_logps(model: nn.Module, groups: Sequence[Group], *, share: bool) -> Tensor:
-    """Log-probability (T,) of every response token, response by response in the order of the groups.
-
-    Args:
-        model: A causal language model of transformers, adapters injected.
-        groups: Prompts with their responses.
-        share: Compute a prompt once for all its responses; else by the padded path.
-    """
+    """The same, each prompt computed once for all its responses if they `share` it, else by the padded path."""
     if not share:
         return padded_token_logps(model, groups)
     rows = share_prompt(groups, one_row=takes_one_row(model))
@@ -185,10 +175,9 @@ def sum_by_response(logp_T: Tensor, groups: Sequence[Group]) -> Tensor:
 
 
 def can_share_prompt(model: nn.Module, vocabulary: int) -> bool:
-    """Whether the shared-prompt rows give this model the log-probabilities that the padded path gives.
+    """Whether shared prompts give this model the log-probabilities of the padded path, in the present precision.
 
-    Sliding windows, state-space layers, ALiBi or capped logits do not survive the sharing; one small forward of
-    both paths tells. Call in the precision that will be used.
+    Sliding windows, state-space layers, ALiBi or capped logits do not survive the sharing: one small forward tells.
     """
     if getattr(model.config, "final_logit_softcapping", None):
         return False

@@ -34,7 +34,7 @@ from choosy.types import Candidates
 
 log = logging.getLogger(__name__)
 
-Tick = Callable[[int], None]
+Tick = Callable[[int], None]  # is given the number of candidates that have been scored since the last call
 
 
 class Policy(nn.Module):
@@ -86,7 +86,7 @@ class Policy(nn.Module):
         """Load the weights, add the adapter, and keep this state as the start and the reference.
 
         Args:
-            device: Where the weights go.
+            device: Of this rank.
             seed: Of a new adapter.
             sharded: Leave each rank its share of the weights only.
         """
@@ -97,9 +97,7 @@ class Policy(nn.Module):
         self.compute_dtype = auto_dtype(device) if self.dtype == "auto" else getattr(torch, self.dtype)
         own_dtype = self.compute_dtype if self.lora else torch.float32  # full fine-tuning: fp32 master weights
         model = load_weights(self.source, dtype=own_dtype, attention=self.compute.attention, device=device)
-        embeddings: nn.Module = model.get_input_embeddings()
-        window: int | None = getattr(model.config, "max_position_embeddings", None)  # not every model has one
-        self.tokens.fit(rows=next(embeddings.parameters()).shape[0], window=window)
+        self.tokens.fit(model)
         # a slice of hidden states is not contiguous, and torch would copy the whole head once for each row
         head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
@@ -115,8 +113,6 @@ class Policy(nn.Module):
         if self.compute.fused and not sharded:  # whose layers hold shares outside of a forward
             fuse(self.model)
         self.states = States(self.model, sharded=sharded)
-        ends: int | list[int] | None = getattr(self.causal_lm.generation_config, "eos_token_id", None)
-        self.tokens.stop_at([ends] if isinstance(ends, int) else ends or [])
 
     def _shard(self, device: torch.device) -> None:
         names = set(getattr(self.causal_lm, "_no_split_modules", None) or ())
@@ -297,13 +293,7 @@ class Policy(nn.Module):
     def score_reference(
         self, candidates: Sequence[Candidates], tick: Tick = lambda n: None, *, tokens: bool = False
     ) -> list[Candidates]:
-        """The candidates with each response's log-probability under the reference.
-
-        Args:
-            candidates: Prompts with responses.
-            tick: Called with the number of candidates that have been scored.
-            tokens: Whether the log-probabilities of single tokens are kept too.
-        """
+        """The candidates with each response's log-probability under the reference, and of its tokens if wanted."""
         result = list(candidates)
         with self.states.as_reference():
             for n, logps, logp_T_of in self._scored(candidates, tick):

@@ -28,7 +28,7 @@ def log_ratios(policy: Policy, candidates: Sequence[Candidates], ranks: Ranks, *
     Args:
         policy: The policy.
         candidates: This rank's, with log-probs under the reference.
-        ranks: All processes.
+        ranks: All of them.
         rescore: When the log-probs are computed again in fp32 instead of those that sampling gave: `auto` = where the
             gaps of a prompt's responses are smaller than the rounding error of the policy's precision. `never` warns
             of such gaps.
@@ -70,14 +70,8 @@ def gaps_and_error(
 ) -> tuple[float, float]:
     """Median gap of all ranks' candidates, and the standard deviation of a gap's rounding error, in nats.
 
-    The error is that of two responses, which are independent. Every rank must call this.
-
-    Args:
-        policy: With all its weights on each rank.
-        candidates: This rank's.
-        rounded: Their log-ratios.
-        ranks: All processes.
-        probed: Number of candidates on which the error is measured, in fp32.
+    The error is that of two responses, which are independent; it is measured on a few of the candidates, whose
+    log-ratios are computed in fp32. Every rank must call this, with all weights.
     """
     chosen = set(sorted(ranks.gather([c.prompt.id for c in candidates]))[:probed])
     mine = [n for n, c in enumerate(candidates) if c.prompt.id in chosen]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from choosy.models.chat import ChatTemplate, template_text
@@ -16,12 +17,7 @@ from choosy.types import Prompt
 
 
 class Tokens:
-    """The tokenizer of a policy: prompts and responses as it reads and ends them.
-
-    Args:
-        source: Where the tokenizer comes from.
-        chat_template: Jinja text, or a file of it, that replaces the tokenizer's chat template.
-    """
+    """The tokenizer of a policy: prompts and responses as it reads and ends them."""
 
     def __init__(self, source: ModelSource, chat_template: str | None = None) -> None:
         self.source = source
@@ -59,18 +55,11 @@ class Tokens:
         end = self.tokenizer(self.chat.end, add_special_tokens=False).input_ids[-1:] if self.chat else []
         return self._model_stops | {self.tokenizer.eos_token_id, *end}
 
-    def stop_at(self, ids: Iterable[int]) -> None:
-        """End responses at these tokens too, which the model's own settings name."""
-        self._model_stops = frozenset(ids)
-        self.__dict__.pop("stop_ids", None)
-
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """Encode a prompt, once in a run: a conversation through the chat template, other text unchanged.
 
-        A beginning-of-sequence token appears at most once, an end-of-sequence token never at the end.
-
-        Raises:
-            ValueError: A conversation, but no chat template, or one that refuses it.
+        A beginning-of-sequence token appears at most once, an end-of-sequence token never at the end. A conversation
+        without a chat template, or that the template refuses, raises a ValueError.
         """
         if prompt not in self._encoded:
             self._encoded[prompt] = array("i", self._known(self._tokenised(prompt)))
@@ -104,10 +93,15 @@ class Tokens:
             )
         return tuple(ids)
 
-    def fit(self, *, rows: int, window: int | None) -> None:
-        """Refuse what does not fit a model with so many embeddings and this context window, encoded already or not."""
-        self._rows, self.window = rows, window
+    def fit(self, model: PreTrainedModel) -> None:
+        """Refuse tokens, past ones too, that have no place in this model; end responses where the model ends them."""
+        embeddings: nn.Module = model.get_input_embeddings()
+        self._rows = next(embeddings.parameters()).shape[0]
+        self.window = getattr(model.config, "max_position_embeddings", None)  # not every model has one
         self._known(())
+        ends: int | list[int] | None = getattr(model.generation_config, "eos_token_id", None)
+        self._model_stops = frozenset([ends] if isinstance(ends, int) else ends or [])
+        self.__dict__.pop("stop_ids", None)
 
     def refuse_beyond_window(self, tokens: int) -> None:
         """Raise a ValueError for a sequence that is longer than the model's context window."""

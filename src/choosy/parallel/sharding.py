@@ -75,12 +75,7 @@ def lockstep(root: nn.Module, inner: nn.Module, filler: Callable[[], object], ra
     """Let every rank run as many forwards of `inner` within the block as the busiest one; all ranks must enter.
 
     For weights that do not fit into one rank's memory: each forward gathers them block by block, which takes all ranks.
-
-    Args:
-        root: The sharded module; its own weights, outside its blocks, are gathered for the whole block.
-        inner: The part of it whose forwards are counted.
-        filler: Runs `inner` once, for a rank that has finished its own.
-        ranks: All of them.
+    A rank that has finished its own forwards runs `filler`, one forward of `inner`, as long as others go on.
     """
     busy = True
 

@@ -23,11 +23,6 @@ def fastest(device: str, *, has_vllm: bool, ranks: int) -> tuple[Engine, str]:
     On a CPU vLLM was measured at 1.3 to 1.5 times the speed of `generate`, once it had started (a minute;
     benchmarks/engines.py); on a GPU its kernels and captured graphs are made for this, but it was not measured.
 
-    Args:
-        device: The policy's: cpu, cuda, ...
-        has_vllm: Whether vLLM is installed.
-        ranks: Processes of the run.
-
     Example:
         >>> fastest("cpu", has_vllm=True, ranks=1)[0], fastest("cpu", has_vllm=True, ranks=2)[0]
         ('vllm', 'generate')

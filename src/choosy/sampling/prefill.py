@@ -84,13 +84,7 @@ def _with_room(states_RGLK: Tensor, length: int) -> Tensor:
 
 
 def prefill(policy: Policy, prompts: Sequence[Ids], copies: Sequence[int]) -> Prefilled:
-    """Compute the prompts once, inside `Policy.for_sampling`, and copy their keys and values for each response.
-
-    Args:
-        policy: What is sampled.
-        prompts: Token ids.
-        copies: The number of responses to each.
-    """
+    """Compute the prompts once, inside `Policy.for_sampling`, and copy keys and values for so many responses each."""
     model, device = policy.causal_lm, policy.device
     owner_R = torch.arange(len(prompts)).repeat_interleave(torch.tensor(list(copies)))
     # attention that counts keys instead of using the mask (ALiBi, GPT-Neo's window) allows neither padding nor room

@@ -81,11 +81,7 @@ class Sampler(SamplingSettings, ABC):
 
 
 def check_engine(engine: str, policy: Policy, prompt: Ids, response: Response) -> None:
-    """Compare the log-prob that an engine gave a response with the policy's own.
-
-    Raises:
-        ValueError: They differ by more than rounding.
-    """
+    """Raise a ValueError if the log-prob that an engine gave a response differs from the policy's own."""
     ((own,),) = policy.score([Candidates(Prompt("", ""), (response,), tuple(prompt))])
     n = len(response.ids)
     rounding = 0.01 * n if policy.compute_dtype == torch.float32 else 0.5 + 0.2 * n

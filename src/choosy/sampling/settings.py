@@ -15,9 +15,6 @@ class SamplingSettings:
         top_k: Most candidate tokens; 0 = all.
         max_new_tokens: Longest response, end-of-sequence token included.
 
-    Raises:
-        ValueError: A setting is out of range.
-
     Example:
         >>> SamplingSettings(max_new_tokens=32).is_policy, SamplingSettings(top_p=0.9).is_policy
         (True, False)

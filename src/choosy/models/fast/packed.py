@@ -22,12 +22,7 @@ def can_pack(weight: Tensor) -> bool:
 
 
 def product(layer: nn.Linear, rows: int) -> Callable[[Tensor], Tensor]:
-    """The forward of a layer with a packed copy of its present weights, without gradients.
-
-    Args:
-        layer: With weights that can be packed.
-        rows: About how many rows a product will have, for which the layout is chosen.
-    """
+    """The forward of a layer with a packed copy of its present weights, for products of about so many rows."""
     packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
 
     def forward(x_BLD: Tensor) -> Tensor:
