@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,17 +22,13 @@ from choosy.types import Candidates, Moments, Pair, Prompt, Response
 
 Keep = Literal["newest", "all"]
 
-PAIR = pa.struct(
-    {
-        "chosen": pa.int32(),
-        "rejected": pa.int32(),
-        "weight": pa.float64(),
-        "utility": pa.float64(),
-        "source": pa.string(),
-        "round": pa.int32(),
-    }
-)
-MOMENTS = pa.struct({"count": pa.int32(), "mean": pa.float64(), "m2": pa.float64()})
+ARROW = {"int": pa.int32(), "float": pa.float64(), "str": pa.string()}
+
+
+def _struct_of(words: type[Pair] | type[Moments]) -> pa.DataType:
+    return pa.struct({field.name: ARROW[str(field.type)] for field in fields(words)})
+
+
 POOL_SCHEMA = pa.schema(
     {
         "split": pa.string(),  # train | heldout
@@ -53,9 +49,9 @@ POOL_SCHEMA = pa.schema(
         "own_ids": pa.list_(pa.list_(pa.int32())),  # of the policy's samples beside given responses; null without
         "own_ref_logps": pa.list_(pa.float64()),
         "given_weight": pa.float64(),
-        "pairs": pa.list_(PAIR),
+        "pairs": pa.list_(_struct_of(Pair)),
         "undecided": pa.list_(pa.list_(pa.int32())),  # pairs whose verdict was a tie or invalid
-        "earlier_rewards": MOMENTS,  # of the prompt's responses in earlier rounds
+        "earlier_rewards": _struct_of(Moments),  # of the prompt's responses in earlier rounds
         "chosen": pa.string(),  # text of the first pair, for people who open the table
         "rejected": pa.string(),
         "weight": pa.float64(),
@@ -171,34 +167,33 @@ class Pool:
 
     def _with_earlier(self, fresh: Sequence[Candidates]) -> list[Candidates]:
         """The fresh candidates with the moments of the rewards that their prompts had in earlier rounds."""
-        known = self._moments([c.prompt.id for c in fresh])
         result = []
-        for c in fresh:
-            sampled_in, earlier, newest = known.get(c.prompt.id, (c.round, c.earlier, Moments()))
-            result.append(replace(c, earlier=earlier if sampled_in == c.round else earlier + newest))
+        for c, (sampled_in, earlier, newest) in zip(fresh, self._moments([c.prompt.id for c in fresh]), strict=True):
+            known = c.earlier if sampled_in is None else earlier
+            result.append(replace(c, earlier=known if sampled_in == c.round else known + newest))
         return result
 
-    def _moments(self, prompt_ids: Sequence[str]) -> dict[str, tuple[int, Moments, Moments]]:
-        """Of each sampled prompt: the round of its newest responses, earlier rewards' moments, and these responses'."""
-        current = self.current()
-        rows = self.table.select(["prompt_id", "sampled_in", "earlier_rewards", "rewards"]).take(
-            pa.array([current[name] for name in prompt_ids if name in current], pa.int64())
-        )
-        return {
-            row["prompt_id"]: (
+    def _moments(self, prompt_ids: Sequence[str]) -> list[tuple[int | None, Moments, Moments]]:
+        """Of each prompt the round of its newest responses, and the moments of the earlier rewards and of theirs."""
+        rows = self.table.select(["sampled_in", "earlier_rewards", "rewards"]).take(self._newest(prompt_ids))
+        return [
+            (
                 row["sampled_in"],
-                Moments(**row["earlier_rewards"]),
-                Moments.of([reward for reward in row["rewards"] if reward is not None]),
+                Moments(**row["earlier_rewards"] or {}),
+                Moments.of([reward for reward in row["rewards"] or () if reward is not None]),
             )
             for row in rows.to_pylist()
-        }
+        ]
 
     def reward_moments(self, prompt_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Count, mean and sum of squared differences, each (P,), of all rewards that each prompt ever had."""
-        known = self._moments(prompt_ids)
-        nothing = (0, Moments(), Moments())
-        every = [earlier + newest for _, earlier, newest in (known.get(name, nothing) for name in prompt_ids)]
+        every = [earlier + newest for _, earlier, newest in self._moments(prompt_ids)]
         return np.array([m.count for m in every]), np.array([m.mean for m in every]), np.array([m.m2 for m in every])
+
+    def _newest(self, prompt_ids: Sequence[str]) -> pa.Array:
+        """Row of each prompt's newest candidates; null of a prompt that was never sampled."""
+        current = self.current()
+        return pa.array([current.get(name) for name in prompt_ids], pa.int64())
 
     def current(self) -> dict[str, int]:
         """Row of each prompt's newest candidates."""
@@ -210,8 +205,7 @@ class Pool:
         Returns:
             (P, N) rewards; (P, N) whether there is one; (P,) whether the prompt was ever sampled.
         """
-        current = self.current()
-        row_P = pa.array([current.get(name) for name in prompt_ids], pa.int64())
+        row_P = self._newest(prompt_ids)
         rewards = self.table["rewards"].combine_chunks().take(row_P)  # null where never sampled
         length_P = pc.list_value_length(rewards).fill_null(0).to_numpy(zero_copy_only=False)
         scored_PN = np.arange(length_P.max(initial=0)) < length_P[:, None]
