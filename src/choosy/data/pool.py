@@ -260,8 +260,6 @@ class Pool:
         paired = pc.greater(pc.list_value_length(self.table["pairs"]), 0).to_numpy(zero_copy_only=False)
         return pa.array(paired | np.isin(np.arange(len(self)), self._lone_rows()))
 
-    # -- disk --------------------------------------------------------------------------------------------------
-
     def save(self, folder: str | Path, about: Mapping[str, Any], heldout: Sequence[Mapping[str, Any]] = ()) -> Path:
         """Write the round's file: the pool, the held-out rows, and what is known about the round."""
         table = pa.concat_tables([self.table, pa.Table.from_pylist(list(heldout), schema=POOL_SCHEMA)])

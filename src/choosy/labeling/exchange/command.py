@@ -46,8 +46,6 @@ def format_of(path: Path) -> FileFormat:
     raise ValueError(f"{path}: the name does not tell its format; type --format with one of {', '.join(FILE_FORMATS)}")
 
 
-# -- export ------------------------------------------------------------------------------------------------------
-
 WRITERS: dict[FileFormat, Callable[[Iterable[LabelRow]], str]] = {
     "jsonl": to_jsonl,
     "csv": to_csv,
@@ -75,9 +73,6 @@ def export_labels(
         path.unlink(missing_ok=True)
         raise ValueError(f"{path} cannot be written ({error}); name a file in a folder that has room") from error
     return len(rows)
-
-
-# -- import ------------------------------------------------------------------------------------------------------
 
 
 class Imported(NamedTuple):
@@ -174,9 +169,6 @@ def from_item(item: Any) -> LabelRow:
     return from_record(item) if "fields" in as_object(item) else from_task(item)
 
 
-# -- statistics --------------------------------------------------------------------------------------------------
-
-
 def stats(ledger: Ledger, out: Console | None = None) -> None:
     """Print the labels, ties and money of each labeler and run, and how many labels are wanted."""
     out = out or Console(highlight=False)
@@ -205,9 +197,6 @@ def stats_table(title: str, by: tuple[str, str], labels: Sequence[LabelRow]) -> 
         what = what[:8]  # enough of a fingerprint, and all of a purpose
         table.add_row(who, what, f"{len(group):,}", *undecided, shown, f"{people:,}", f"{money:,.4f}")
     return table
-
-
-# -- the command -------------------------------------------------------------------------------------------------
 
 
 def labels_parser() -> argparse.ArgumentParser:

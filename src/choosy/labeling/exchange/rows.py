@@ -26,9 +26,6 @@ SHOWN = ("prompt", "response_first", "response_second")  # what an annotator rea
 TEXTS = (*SHOWN, "labeler", "fingerprint", "stamp", "prompt_id", "raw", "annotator", "run")
 
 
-# -- out ---------------------------------------------------------------------------------------------------------
-
-
 def exported(row: Mapping[str, Any]) -> LabelRow:
     """Turn a row of the ledger into a row of a file, its conversation as a list of messages."""
     turns = [{"role": role, "content": content} for role, content in json.loads(row["messages"])]
@@ -52,9 +49,6 @@ def to_csv(rows: Iterable[LabelRow], columns: Sequence[str] = LABEL_COLUMNS) -> 
     writer.writeheader()
     writer.writerows({**row, "messages": json_text(row["messages"])} for row in rows)
     return buffer.getvalue()
-
-
-# -- in ----------------------------------------------------------------------------------------------------------
 
 
 def from_jsonl(text: str) -> RowReaders:
@@ -111,9 +105,6 @@ def from_fields(fields: Mapping[str | None, Any], width: int) -> LabelRow:
         for name in SHOWN[:2] if row["kind"] == "score" else SHOWN:
             row.setdefault(name, "")
     return row
-
-
-# -- checks ------------------------------------------------------------------------------------------------------
 
 
 def checked(row: LabelRow, wanted: Mapping[str, LabelRow], labeler: str | None = None) -> LabelRow:

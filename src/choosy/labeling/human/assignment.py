@@ -36,12 +36,7 @@ class Click(NamedTuple):
 
 
 def first_on_the_left(question: str, annotator: str) -> bool:
-    """Draw the side of the first answer: random over questions and annotators, the same at every call.
-
-    Example:
-        >>> {first_on_the_left("q", f"annotator {n}") for n in range(20)} == {True, False}
-        True
-    """
+    """Draw the side of the first answer: random over questions and annotators, the same at every call."""
     return seed_of("side", question, annotator) % 2 == 0
 
 
@@ -54,8 +49,6 @@ def majority(clicks: Iterable[Click]) -> Verdict:
     """Return the verdict with the most votes: a tie if two lead equally, invalid if everybody skipped.
 
     Example:
-        >>> majority([Click("q", "ann", "first"), Click("q", "bob", "invalid")])
-        'first'
         >>> majority([Click("q", "ann", "first"), Click("q", "bob", "second")])
         'tie'
     """

@@ -148,12 +148,7 @@ def screen_data(sitting: Sitting | None, annotator: str, note: str | None) -> di
 
 
 def facts_line(screen: Screen) -> str:
-    """Return progress, purpose and budget in one line.
-
-    Example:
-        >>> facts_line(Screen(done=1, asked=3, purpose="train", budget_left=9))
-        '1 of 3 judged · 9 labels left'
-    """
+    """Return progress, purpose and budget in one line."""
     if screen.purpose is None:
         return ""
     facts = [f"{screen.done} of {screen.asked} judged"]

@@ -6,7 +6,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
@@ -47,7 +47,6 @@ class Sitting:
         purpose: What the labels are for.
         budget_left: Labels that the run may still buy after this sitting; None if there is no limit.
         overlap, hold, grace: See `Human`.
-        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -60,17 +59,15 @@ class Sitting:
         overlap: int,
         hold: float,
         grace: float,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.purpose = purpose
         self.budget_left = budget_left
         self._places = {question.id: at for at, question in enumerate(questions)}
         self._clicks = clicks
-        self._assignment = Assignment(questions, clicks.standing(), overlap=overlap, hold=hold, clock=clock)
+        self._assignment = Assignment(questions, clicks.standing(), overlap=overlap, hold=hold)
         self._outbox: queue.SimpleQueue[tuple[Answer, Future[None]]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._grace = grace
-        self._clock = clock
         self._ends: float | None = None
         self.over = False  # whether it takes no more clicks
         for name in self._places:
@@ -96,7 +93,7 @@ class Sitting:
                 budget_left=None if self.budget_left is None else self.budget_left + left,
                 purpose=self.purpose,
                 can_undo=bool(self._assignment.undoable.get(annotator)),
-                closing_in=None if self._ends is None else max(0.0, self._ends - self._clock()),
+                closing_in=None if self._ends is None else max(0.0, self._ends - time.monotonic()),
             )
         if question is None:
             return screen
@@ -164,7 +161,7 @@ class Sitting:
                 return self._outbox.get(timeout=0.1)
             except queue.Empty:
                 with self._lock:
-                    over = self._ends is not None and self._clock() >= self._ends
+                    over = self._ends is not None and time.monotonic() >= self._ends
                     if over and self._outbox.empty():
                         self.over = True
                         return None
@@ -175,7 +172,7 @@ class Sitting:
         return written
 
     def _set_end(self) -> None:
-        self._ends = None if self._assignment.left else self._clock() + self._grace
+        self._ends = None if self._assignment.left else time.monotonic() + self._grace
 
     def _answer(self, question: str) -> Answer:
         clicks = self._assignment.clicks[question]
