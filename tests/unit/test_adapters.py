@@ -129,7 +129,7 @@ def test_the_log_says_which_settings_an_adapter_brings(
     policy = Policy(str(tiny_policy_dir), lora=Lora(r=16), adapter=str(folder), dtype="float32")
     with caplog.at_level(logging.INFO):
         policy.load(device=torch.device("cpu"), seed=0)
-    assert "brings LORA settings of its own: r=3, lora_alpha=5, target_modules=['q_proj', 'v_proj']." in caplog.text
+    assert "is used with its own LORA settings: r=3, lora_alpha=5, target_modules=['q_proj', 'v_proj']." in caplog.text
 
 
 def test_targets_that_the_model_lacks_are_named(tiny_policy_dir: Path) -> None:

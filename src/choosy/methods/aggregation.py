@@ -76,7 +76,7 @@ def update_from_expert(
         records: By worker, before.
         votes: By worker.
         truth: The expert's verdict.
-        memory: Number of updates after which an old one counts 1/e; infinity = for ever.
+        memory: Number of updates after which an old one counts 1/e; infinity = nothing is forgotten.
 
     Example:
         >>> update_from_expert({}, {"a": "first", "b": "second", "c": "tie"}, "first")

@@ -40,12 +40,10 @@ class LossSum:
 
     @property
     def beta(self) -> float:
-        """That of the first part."""
         return next(iter(self.parts.values())).beta
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What any part needs."""
         return frozenset[Need]().union(*(part.needs for part in self.parts.values()))
 
     def items(self, s: LossInputs) -> Tensor:
@@ -59,10 +57,6 @@ class LossSum:
 class TokenWeightedLoss:
     """Any loss on log-probs that are summed with weights on tokens, under policy and reference alike.
 
-    Args:
-        loss: The loss.
-        weighing: The weights.
-
     Example:
         >>> from choosy.methods.losses import SigmoidLoss
         >>> ld_dpo = TokenWeightedLoss(SigmoidLoss(), LengthDesensitized(alpha=0.5))
@@ -75,12 +69,10 @@ class TokenWeightedLoss:
 
     @property
     def beta(self) -> float:
-        """That of the loss."""
         return self.loss.beta
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the loss needs, and single tokens of both models."""
         return self.loss.needs | {"tokens", "reference"}
 
     def items(self, s: LossInputs) -> Tensor:

@@ -280,7 +280,6 @@ class KTOLoss:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Single responses and a reference; for z0 the policy's own samples."""
         always: frozenset[Need] = frozenset({"single", "reference"})
         return always | {"own"} if self.reference_point == "own" else always
 

@@ -109,7 +109,7 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
         )
     names = [name for name in ("r", "alpha", "lora_alpha", "target_modules") if hasattr(config, name)]
     brought = ", ".join(f"{name}={sorted(v) if isinstance(v := getattr(config, name), set) else v}" for name in names)
-    log.info("model.adapter=%s brings %s settings of its own: %s.", folder, config.peft_type.value, brought)
+    log.info("model.adapter=%s is used with its own %s settings: %s.", folder, config.peft_type.value, brought)
     return adapted
 
 

@@ -177,7 +177,7 @@ def sum_by_response(logp_T: Tensor, groups: Sequence[Group]) -> Tensor:
 def can_share_prompt(model: nn.Module, vocabulary: int) -> bool:
     """Whether shared prompts give this model the log-probabilities of the padded path, in the present precision.
 
-    Sliding windows, state-space layers, ALiBi or capped logits do not survive the sharing: one small forward tells.
+    One small forward by each is compared: sharing breaks sliding windows, state-space layers, ALiBi, capped logits.
     """
     if getattr(model.config, "final_logit_softcapping", None):
         return False

@@ -43,7 +43,7 @@ class Policy(nn.Module):
     Args:
         name: Hub id or folder of a causal language model, or `demo:smollm2`.
         lora: Adapters to train; None trains all weights, kept in fp32.
-        adapter: Folder of a trained adapter to go on from; the reference is then *this* state.
+        adapter: Folder of a trained adapter that training continues; the reference is then *this* state.
         dtype: Precision of the forward pass; auto = bf16 where the hardware multiplies it.
         chat_template: Jinja text, or a file of it, that replaces the tokenizer's chat template.
         revision: Git revision of a hub model.
@@ -125,9 +125,9 @@ class Policy(nn.Module):
         shard_weights(self, layers, device=device, compute=None if self.lora else self.compute_dtype)
         self.is_gathered = False
         with torch.no_grad():
-            self(self._idle)  # the first forward tells torch which modules belong together
+            self(self._idle)  # in the first forward torch finds which modules belong together
         with self.weights_gathered():
-            _ = self.shares_prompts  # found out here, where all ranks are
+            _ = self.shares_prompts  # computed here, where all ranks are
 
     def _idle(self) -> Tensor:
         ids_11 = torch.zeros(1, 1, dtype=torch.long, device=self.device)

@@ -49,7 +49,7 @@ def log_ratios(policy: Policy, candidates: Sequence[Candidates], ranks: Ranks, *
     if rescore == "auto":
         log.info("%s: they are computed again in fp32.", seen)
         return log_ratios_in_fp32(policy, candidates)
-    log.warning("%s: pairs are nearly drawn by lot. rescore=auto computes such gaps again in fp32.", seen)
+    log.warning("%s: the choice of pairs is nearly random. rescore=auto computes such gaps again in fp32.", seen)
     return rounded
 
 

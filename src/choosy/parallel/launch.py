@@ -30,7 +30,7 @@ def first_writer(name: str, mine: str) -> str:
 
 
 def end_with_launcher(every: float = 1.0) -> None:
-    """End this process soon after its launcher, if it is a rank; it would wait for the other ranks for ever."""
+    """End this process soon after its launcher, if it is a rank; else it would wait for the other ranks without end."""
     launched = "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("LOCAL_RANK", "0") != "0"
     launcher = os.getppid()
     if not launched or launcher == 1:

@@ -159,7 +159,7 @@ class Vllm(Sampler):
 
 
 def sampling_params(policy: Policy, seed: int, settings: SamplingSettings) -> Any:
-    """The settings of one response in vLLM's words."""
+    """The settings of one response as vLLM takes them."""
     from vllm import SamplingParams
 
     return SamplingParams(
