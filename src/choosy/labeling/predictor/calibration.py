@@ -25,15 +25,12 @@ def answer_threshold(
 ) -> float:
     """Return the lowest margin from which the error rate is at most `max_error`, or infinity if none can be shown.
 
-    The 1/steps, 2/steps, ... of the answers with the largest margins are tried, each at a confidence that allows for
-    all of the tries (Bonferroni).
+    The 1/steps, 2/steps, ... of the answers with the largest margins are tried (with Bonferroni's correction).
 
     Args:
         margins: Of held-out answers; larger is surer.
         correct: Whether each was right.
-        max_error: Share of answers that may be wrong.
-        confidence: Of the returned threshold's claim.
-        steps: How many shares are tried.
+        max_error: Share of answers that may be wrong, at this confidence.
 
     Example:
         >>> answer_threshold([3, 2, 1, 0] * 30, [True, True, True, False] * 30, max_error=0.1)

@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.nested import OuterLabeler, audit_draw
@@ -15,20 +15,13 @@ from choosy.labeling.predictor.calibration import answer_threshold
 from choosy.labeling.predictor.preference_model import PreferenceModel
 from choosy.labeling.predictor.preferences import Preference, earlier_preferences, preferences_in
 from choosy.labeling.protocols import Answer, Labeler, ResponsePair, fingerprint_of
-from choosy.types import Verdict, content_id, seed_of
+from choosy.types import content_id, seed_of
 
 log = logging.getLogger(__name__)
 
 HELD_OUT = 3  # the preferences of every third prompt calibrate the model and are not trained on
 GROWTH = 1.5  # the model is trained again each time the number of preferences has grown by this factor
 ANNOTATOR = "predictor"  # of the model's own answers
-
-
-class Prediction(NamedTuple):
-    """The model's verdict, and the distance of the two ratings; a larger margin is surer."""
-
-    verdict: Verdict
-    margin: float
 
 
 @dataclass
@@ -51,7 +44,7 @@ class Predictor(OuterLabeler):
     """Answers for another labeler where a model of its preferences is sure enough (as LoRA-LiteE, arXiv 2411.09947).
 
     The model is trained on every preference of the paid labeler in the ledger: those of earlier runs, then this run's.
-    It is trained first on `min_labels`, and again each time there are half as many again. The preferences of a third
+    It is trained first on `min_labels`, and again each time there are half as many more. The preferences of a third
     of the prompts are held out to find the margin from which at most `max_error` of its answers are wrong; if there is
     no such margin, every pair is bought.
 
@@ -85,17 +78,15 @@ class Predictor(OuterLabeler):
         self.max_error = max_error
         self.audit = audit
         self.min_labels = min_labels
-        self.savings = Savings()
         fingerprint = content_id(*self.model.fingerprint, str(max_error), str(audit), str(min_labels))
         super().__init__(f"predictor:{paid.name}", {"paid": paid}, fingerprint=fingerprint)
-        self._preferences: dict[Preference, None] = {}  # in the order in which they came, each once
-        self._trained_on = 0
-        self._threshold = math.inf
 
     def use_buyer(self, buyer: LabelBuyer) -> None:
         super().use_buyer(buyer)
-        self.savings, self._trained_on, self._threshold = Savings(), 0, math.inf
-        self._preferences = {}
+        self.savings = Savings()
+        self._preferences: dict[Preference, None] = {}  # in the order in which they came, each once
+        self._trained_on = 0
+        self._threshold = math.inf  # the margin from which the model is sure
         of_paid = buyer.ledger.labels_of(self.paid.name, fingerprint=fingerprint_of(self.paid))
         self._add(earlier_preferences(of_paid, self.buyers["paid"].run))
         for label in self.earlier_answers():
@@ -110,37 +101,40 @@ class Predictor(OuterLabeler):
         todo = list(enumerate(items))
         while todo:
             self._train_if_due()
-            predictions = self._predictions([item for _, item in todo])
-            paid = [n for n, (_, item) in enumerate(todo) if self._must_buy(predictions[n], item)]
+            gaps = self._gaps([item for _, item in todo])
+            drawn = [audit_draw("predictor", item) < self.audit for _, item in todo]
+            paid = [n for n, gap in enumerate(gaps) if drawn[n] or not self._is_sure(gap)]
             _, due = training_sizes(self._trained_on, first=self.min_labels)
             room = max(due - len(self._preferences), 1)
             stretch = paid[room - 1] + 1 if len(paid) >= room else len(todo)
-            yield from self._answers(todo[:stretch], predictions, [n for n in paid if n < stretch])
+            yield from self._answers(todo[:stretch], gaps, [n for n in paid if n < stretch])
             todo = todo[stretch:]
         log.info("%s: %s", self.name, self.savings)
 
-    def _must_buy(self, prediction: Prediction | None, item: ResponsePair) -> bool:
-        return not self._is_sure(prediction) or audit_draw("predictor", item) < self.audit
+    def _gaps(self, items: Sequence[ResponsePair]) -> list[float | None]:
+        """Return the model's gap of each pair; None if it is sure of none."""
+        if math.isinf(self._threshold):
+            return [None] * len(items)
+        return [*self.model.gaps([(prompt.text, first.text, second.text) for prompt, first, second in items])]
 
-    def _is_sure(self, prediction: Prediction | None) -> bool:
-        return prediction is not None and prediction.margin >= self._threshold
+    def _is_sure(self, gap: float | None) -> bool:
+        return gap is not None and abs(gap) >= self._threshold
 
     def _answers(
-        self, asked: Sequence[tuple[int, ResponsePair]], predictions: Sequence[Prediction | None], paid: Sequence[int]
+        self, asked: Sequence[tuple[int, ResponsePair]], gaps: Sequence[float | None], paid: Sequence[int]
     ) -> Iterator[Answer]:
         bought = dict(zip(paid, self.buyers["paid"].compare([asked[n][1] for n in paid]), strict=True))
         charges = iter(self.charges(len(paid)) if paid else [])
         for n, (at, item) in enumerate(asked):
-            prediction, verdict = predictions[n], bought.get(n)
-            details = {"trained_on": self._trained_on, "sure": self._is_sure(prediction)}
-            details |= prediction._asdict() if prediction else {}
+            gap, verdict = gaps[n], bought.get(n)
+            details: dict[str, Any] = {"trained_on": self._trained_on, "sure": self._is_sure(gap)}
+            if gap is not None:
+                details |= {"verdict": "first" if gap > 0 else "second" if gap < 0 else "tie", "margin": abs(gap)}
             if verdict is None:
-                assert prediction is not None
-                answer = Answer(at, prediction.verdict, json.dumps(details), 0.0, ANNOTATOR, 0)
+                answer = Answer(at, details["verdict"], json.dumps(details), 0.0, ANNOTATOR, 0)
             else:
                 labels, money = next(charges)
-                raw = json.dumps({**details, "paid": verdict})
-                answer = Answer(at, verdict, raw, money, self.paid.name, labels)
+                answer = Answer(at, verdict, json.dumps({**details, "paid": verdict}), money, self.paid.name, labels)
                 self._add(preferences_in(item[0].text, item[1].text, item[2].text, verdict))
             self._count(answer.raw, answer.annotator)
             yield answer
@@ -155,39 +149,24 @@ class Predictor(OuterLabeler):
             self.savings.audited += 1
             self.savings.disagreed += {details["verdict"], details["paid"]} == {"first", "second"}
 
-    def _predictions(self, items: Sequence[ResponsePair]) -> list[Prediction | None]:
-        if math.isinf(self._threshold):
-            return [None] * len(items)
-        texts = [(prompt.text, response.text) for prompt, *both in items for response in both]
-        ratings = self.model.ratings(texts)
-        return [
-            Prediction("first" if one > other else "second" if one < other else "tie", abs(one - other))
-            for one, other in zip(ratings[::2], ratings[1::2], strict=True)
-        ]
-
-    # -- the model ---------------------------------------------------------------------------------------------
-
     def _add(self, preferences: Sequence[Preference]) -> None:
         self._preferences.update(dict.fromkeys(preferences))
 
     def _train_if_due(self) -> None:
         """Train on as many preferences as the last due training used, so that a resumed run trains the same model."""
         size, _ = training_sizes(len(self._preferences), first=self.min_labels)
-        if size > self._trained_on:
-            self._train(list(self._preferences)[:size])
-
-    def _train(self, preferences: Sequence[Preference]) -> None:
-        held_out = [p for p in preferences if seed_of("held out", p.prompt) % HELD_OUT == 0]
+        if size <= self._trained_on:
+            return
+        preferences = list(self._preferences)[:size]
         self.model.fit([p for p in preferences if seed_of("held out", p.prompt) % HELD_OUT])
-        ratings = self.model.ratings([(p.prompt, text) for p in held_out for text in (p.better, p.worse)])
-        gaps = [better - worse for better, worse in zip(ratings[::2], ratings[1::2], strict=True)]
+        gaps = self.model.gaps([p for p in preferences if seed_of("held out", p.prompt) % HELD_OUT == 0])
         correct = [gap > 0 for gap in gaps]
-        self._trained_on = len(preferences)
+        self._trained_on = size
         self._threshold = answer_threshold([abs(gap) for gap in gaps], correct, max_error=self.max_error)
         sure = [ok for gap, ok in zip(gaps, correct, strict=True) if abs(gap) >= self._threshold]
         log.info(
             "%s: trained on %d preferences; right on %d of %d held out, sure of %d and right on %d of these",
-            *(self.name, len(preferences), sum(correct), len(correct), len(sure), sum(sure)),
+            *(self.name, size, sum(correct), len(correct), len(sure), sum(sure)),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any
 
 import torch
@@ -17,50 +18,31 @@ from choosy.labeling.predictor.preferences import Preference
 from choosy.models.locate import resolve_model
 
 
+@dataclass(eq=False)
 class PreferenceModel:
     """Rates a response to a prompt; P(one is preferred) = sigmoid(difference of the ratings).
 
     Ratings do not depend on the order in which two responses are shown, and apply to any two responses.
-
-    Args:
-        encoder: A folder or hub id of a transformer with a tokenizer, or `demo:minilm`.
-        seed: Of the adapter's first weights and of the order of the examples.
-        r: Rank of the adapter.
-        lr: Learning rate.
-        epochs: Passes over the examples.
-        batch_size: Preferences of a step.
-        max_length: Most tokens of prompt and response together; the beginning is cut.
-        device: Where it runs; auto takes a GPU if there is one.
     """
 
-    def __init__(
-        self,
-        encoder: str = "demo:minilm",
-        *,
-        seed: int = 0,
-        r: int = 8,
-        lr: float = 1e-3,
-        epochs: int = 4,
-        batch_size: int = 16,
-        max_length: int = 256,
-        device: str = "auto",
-    ) -> None:
-        self.encoder = encoder
-        self.seed = seed
-        self.r = r
-        self.lr = lr
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.max_length = max_length
-        self.device = device
+    encoder: str = "demo:minilm"  # a folder or hub id of a transformer with a tokenizer
+    _: KW_ONLY
+    seed: int = 0  # of the adapter's first weights and of the order of the examples
+    r: int = 8  # rank of the adapter
+    lr: float = 1e-3
+    epochs: int = 4  # passes over the examples
+    batch_size: int = 16  # preferences of a step
+    max_length: int = 256  # most tokens of prompt and response together; the beginning is cut
+    device: str = "auto"  # a GPU if there is one
+
+    def __post_init__(self) -> None:
         self._tokenizer: Any = None
         self._model: Any = None
 
     @property
     def fingerprint(self) -> tuple[str, ...]:
         """All settings that its ratings depend on."""
-        settings = (self.encoder, self.seed, self.r, self.lr, self.epochs, self.batch_size, self.max_length)
-        return tuple(map(str, settings))
+        return tuple(str(getattr(self, one.name)) for one in fields(self) if one.name != "device")
 
     def fit(self, examples: Sequence[Preference]) -> None:
         """Train from the encoder's weights on the mean of -log sigmoid(rating of better - rating of worse)."""
@@ -74,9 +56,8 @@ class PreferenceModel:
             torch.manual_seed(self.seed)  # dropout
             self._model.train()
             for _ in range(self.epochs):
-                order = torch.randperm(len(examples), generator=generator).tolist()
-                for start in range(0, len(order), self.batch_size):
-                    batch = [examples[i] for i in order[start : start + self.batch_size]]
+                for rows_B in torch.split(torch.randperm(len(examples), generator=generator), self.batch_size):
+                    batch = [examples[i] for i in rows_B]
                     texts = [(e.prompt, e.better) for e in batch] + [(e.prompt, e.worse) for e in batch]
                     better_B, worse_B = self._forward(texts).chunk(2)
                     loss = -F.logsigmoid(better_B - worse_B).mean()
@@ -86,6 +67,11 @@ class PreferenceModel:
                     optimizer.step()
                     schedule.step()
             self._model.eval()
+
+    def gaps(self, pairs: Sequence[tuple[str, str, str]]) -> list[float]:
+        """Return how much higher the first response is rated than the second, for each (prompt, first, second)."""
+        ratings = self.ratings([(prompt, response) for prompt, *both in pairs for response in both])
+        return [first - second for first, second in zip(ratings[::2], ratings[1::2], strict=True)]
 
     @torch.inference_mode()
     def ratings(self, items: Sequence[tuple[str, str]]) -> list[float]:
