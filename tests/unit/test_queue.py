@@ -60,7 +60,7 @@ def test_pairs_are_in_both_files_and_the_message_says_what_to_type(buyer, tmp_pa
 def test_one_file_has_all_pairs_without_a_label_and_no_others(buyer, tmp_path):
     many = [(Prompt(f"q{i}", f"prompt {i}"), Response("a"), Response("b")) for i in range(200)]
     known = Question("queue", "", many[0][0], (many[0][1], many[0][2]))
-    buyer.ledger.write([(known, Answer(0, "first"))], purpose="train", run="elsewhere")
+    buyer.ledger.write([(known, Answer(0, "first", judgements=1))], purpose="train", run="elsewhere")
     with pytest.raises(Postponed, match="199 pairs want a label"):
         buyer.compare(many)
     assert len((tmp_path / "wanted.jsonl").read_text().splitlines()) == 199

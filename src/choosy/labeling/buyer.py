@@ -12,9 +12,8 @@ from numbers import Real
 from typing import Literal, Protocol, runtime_checkable
 
 from choosy.labeling.asking import LabelerCall, LabelerFailed
-from choosy.labeling.budget import Budget, affordable_groups
-from choosy.labeling.invalid import InvalidVerdicts
 from choosy.labeling.ledger import Counts, Label, Ledger, Question
+from choosy.labeling.limits import MAX_INVALID, Budget, InvalidVerdicts, affordable_groups
 from choosy.labeling.menu import labelers_able_to
 from choosy.labeling.protocols import (
     ALL,
@@ -35,8 +34,6 @@ from choosy.models.policy import Policy
 from choosy.types import MIRRORED, Candidates, Prompt, Response, Verdict
 
 log = logging.getLogger(__name__)
-
-MAX_INVALID = 0.2  # the share of invalid verdicts that a machine may give, unless the run says otherwise
 
 Groups = Sequence[Sequence[Question]]
 
@@ -307,10 +304,13 @@ class LabelBuyer:
         accepted: list[tuple[Question, Answer]] = []
         try:
             for answer in portion:
-                paid = answer.cost if answer.cost or answer.judgements is not None else float(self.terms.price or 0.0)
-                accepted.append((call.accept(answer), answer._replace(cost=paid)))
+                question = call.accept(answer)
+                if answer.judgements is None:
+                    cost = answer.cost or float(self.terms.price or 0.0)
+                    answer = answer._replace(cost=cost, judgements=self.terms.labels_per_answer)
+                accepted.append((question, answer))
         finally:
-            self.ledger.write(accepted, purpose=purpose, run=self.run, judgements=self.terms.labels_per_answer)
+            self.ledger.write(accepted, purpose=purpose, run=self.run)
         self._verdicts.add(accepted)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Literal
 
 from choosy.labeling.protocols import ALL, Terms
@@ -16,6 +16,7 @@ Weights = Literal["start", "current"]
 Place = Literal["system", "user"]
 
 
+@dataclass(eq=False)
 class Contrastive:
     """Scores a response by two contrasting instructions, without another labeler (DLMA, arXiv 2402.11907).
 
@@ -23,31 +24,31 @@ class Contrastive:
     tokens; the difference of two responses' rewards is the paper's self-reward gap R. (The paper also samples one
     response under each instruction; here the sampler uses no instruction.)
 
-    Args:
-        good: Instruction that asks for the wanted behaviour.
-        bad: Instruction that asks for the opposite.
+    Attributes:
         weights: Which weights score: the policy's at the `start` of the run, or the `current` ones, under which a
             response has another reward in every round.
         place: Where the instruction is put: before the `system` turn, or before the first `user` turn, for chat
             templates without a system turn. It always precedes a prompt that is no conversation.
     """
 
-    def __init__(self, good: str, bad: str, *, weights: Weights = "start", place: Place = "system") -> None:
-        if not (good.strip() and bad.strip()) or good == bad:
+    good: str  # instruction that asks for the wanted behaviour
+    bad: str  # instruction that asks for the opposite
+    _: KW_ONLY
+    weights: Weights = "start"
+    place: Place = "system"
+
+    def __post_init__(self) -> None:
+        if not (self.good.strip() and self.bad.strip()) or self.good == self.bad:
             raise ValueError(
                 "labeler=contrastive needs two different instructions, and these give every response the same reward; "
                 "type labeler.good='...' and labeler.bad='...'"
             )
-        for option, value, known in (("weights", weights, ("start", "current")), ("place", place, ("system", "user"))):
-            if value not in known:
+        for option, known in (("weights", ("start", "current")), ("place", ("system", "user"))):
+            if (value := getattr(self, option)) not in known:
                 raise ValueError(f"labeler.{option}={value} is unknown; type {' or '.join(known)}")
-        self.name = f"contrastive:{weights}"
-        self.good = good
-        self.bad = bad
-        self.weights = weights
-        self.place = place
+        self.name = f"contrastive:{self.weights}"
         # all items at once, since the policy packs its batches itself
-        self.terms = Terms(fingerprint=content_id(good, bad, place), at_once=ALL)
+        self.terms = Terms(fingerprint=content_id(self.good, self.bad, self.place), at_once=ALL)
         self._policy: Policy | None = None
 
     def use_policy(self, policy: Policy) -> None:
@@ -98,11 +99,8 @@ class Contrastive:
         return rewards
 
     def _with_ids(self, prompt: Prompt, response: Response) -> Response:
-        return (
-            response
-            if response.ids
-            else replace(response, ids=self.policy.tokens.encode_response(response.text, prompt))
-        )
+        ids = response.ids or self.policy.tokens.encode_response(response.text, prompt)
+        return replace(response, ids=ids)
 
     def _prompt_ids(self, prompt: Prompt, instruction: str) -> tuple[int, ...]:
         try:

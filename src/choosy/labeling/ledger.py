@@ -190,16 +190,8 @@ class Ledger:
                     mine.add(key)
         return mine
 
-    def write(
-        self, bought: Iterable[tuple[Question, Answer]], *, purpose: Purpose, run: str, judgements: int = 1
-    ) -> None:
-        """Add labels; one that is there already stays as it is.
-
-        Args:
-            bought: Questions with their answers.
-            purpose: What the labels are for.
-            run: The run that buys them.
-            judgements: How many labels of the budget an answer takes that does not say so itself.
+    def write(self, bought: Iterable[tuple[Question, Answer]], *, purpose: Purpose, run: str) -> None:
+        """Add labels that a run has bought; one that is there already stays as it is.
 
         Raises:
             ValueError: The disk is full. The labels are written to the reserved room if that is large enough; if it is
@@ -210,9 +202,9 @@ class Ledger:
         for q, answer in bought:
             scored = len(q.responses) == 1
             value = {"score": float(answer.value) if scored else None, "verdict": None if scored else answer.value}
-            said = {"raw": scrub(answer.raw), "cost": answer.cost, "annotator": scrub(answer.annotator)}
-            takes = judgements if answer.judgements is None else answer.judgements
-            rows.append({**q.columns, **value, **said, **about, "judgements": takes})
+            said = {"raw": scrub(answer.raw), "annotator": scrub(answer.annotator)}
+            paid = {"cost": answer.cost, "judgements": answer.judgements}
+            rows.append({**q.columns, **value, **said, **paid, **about})
         try:
             self.insert(rows)
         except ValueError as error:
@@ -234,7 +226,7 @@ class Ledger:
             db.executemany("DELETE FROM wanted WHERE key = :key", [{"key": row["key"]} for row in rows])
         return added
 
-    def want(self, questions: Iterable[Question], *, purpose: Purpose, run: str, judgements: int = 1) -> None:
+    def want(self, questions: Iterable[Question], *, purpose: Purpose, run: str, judgements: int) -> None:
         """Record the labels that a run waits for, for `choosy labels export --wanted`, until they are in the ledger."""
         about = {"purpose": purpose, "run": run, "judgements": judgements, "time": time.time()}
         with self._transaction() as db:

@@ -179,13 +179,6 @@ class Terms:
         return "compare" in (self.methods or ())
 
 
-@runtime_checkable
-class HasTerms(Protocol):
-    """A labeler that declares its terms."""
-
-    terms: Terms
-
-
 def terms_of(labeler: Labeler) -> Terms:
     """The terms of a labeler, with the methods that it has and the items of a call.
 
@@ -195,7 +188,7 @@ def terms_of(labeler: Labeler) -> Terms:
         >>> terms.methods, terms.at_once
         (('score',), 64)
     """
-    terms = labeler.terms if isinstance(labeler, HasTerms) else Terms()
+    terms: Terms = getattr(labeler, "terms", Terms())
     able: dict[Method, Any] = {}
     if isinstance(labeler, Scores):
         able["score"] = labeler.score

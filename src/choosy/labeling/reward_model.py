@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,36 +16,24 @@ from choosy.labeling.protocols import Terms
 from choosy.types import Prompt, Response
 
 
+@dataclass(eq=False)
 class RewardModel:
     """Scores a response with a sequence classifier, its own tokenizer and chat template.
 
     The reward is the logit of a model with one output, or the difference of the two logits (bad, good). A text that is
     too long loses its beginning, because the response is at its end. The model is loaded when first used.
-
-    Args:
-        model: A Hugging Face id or a directory.
-        batch_size: Responses of one forward pass.
-        max_length: Most tokens of prompt and response together, within the model's own limit.
-        dtype: Of the weights, for instance bfloat16; auto takes the stored one.
-        device: Where it runs, for instance cuda:1; auto takes a GPU if there is one.
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        batch_size: int = 16,
-        max_length: int = 1024,
-        dtype: str = "auto",
-        device: str = "auto",
-    ) -> None:
-        self.name = f"reward_model:{model}@{max_length}"  # the length changes the scores
-        self.model = model
-        self.batch_size = batch_size
-        self.terms = Terms(at_once=16 * batch_size)  # enough that items of similar length share a batch
-        self.max_length = max_length
-        self.dtype = dtype
-        self.device = device
+    model: str  # a Hugging Face id or a directory
+    _: KW_ONLY
+    batch_size: int = 16  # responses of one forward pass
+    max_length: int = 1024  # most tokens of prompt and response together, within the model's own limit
+    dtype: str = "auto"  # of the weights, for instance bfloat16; auto takes the stored one
+    device: str = "auto"  # where it runs, for instance cuda:1; auto takes a GPU if there is one
+
+    def __post_init__(self) -> None:
+        self.name = f"reward_model:{self.model}@{self.max_length}"  # the length changes the scores
+        self.terms = Terms(at_once=16 * self.batch_size)  # enough that items of similar length share a batch
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
         """Return the reward of each response; items of similar length share a batch."""
@@ -59,14 +48,14 @@ class RewardModel:
 
     def _tokens(self, prompt: Prompt, response: Response) -> list[int]:
         _, tokenizer, limit = self._loaded
-        if tokenizer.chat_template is None:
+        plain = tokenizer.chat_template is None  # a template writes the special tokens itself
+        if plain:
             text = f"{prompt.text}\n{response.text}"
         else:
-            turns = [{"role": turn.role, "content": turn.content} for turn in prompt.messages]
-            turns = turns or [{"role": "user", "content": prompt.text}]
-            turns.append({"role": "assistant", "content": response.text})
-            text = tokenizer.apply_chat_template(turns, tokenize=False)
-        plain = tokenizer.chat_template is None  # a template writes the special tokens itself
+            asked = [asdict(turn) for turn in prompt.messages] or [{"role": "user", "content": prompt.text}]
+            text = tokenizer.apply_chat_template(
+                [*asked, {"role": "assistant", "content": response.text}], tokenize=False
+            )
         ids: list[int] = tokenizer(text, add_special_tokens=plain, truncation=True, max_length=limit)["input_ids"]
         return ids
 
@@ -104,11 +93,7 @@ class RewardModel:
             )
         config = model.config.get_text_config()
         config.pad_token_id = tokenizer.pad_token_id  # with which the model finds the last token of each row
-        limits = [
-            self.max_length,
-            tokenizer.model_max_length,
-            getattr(config, "max_position_embeddings", None),
-        ]
+        limits = (self.max_length, tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
         gpu = "cuda" if torch.cuda.is_available() else "cpu"
         model.to(gpu if self.device == "auto" else self.device).eval()
         return model, tokenizer, min(limit for limit in limits if limit)
