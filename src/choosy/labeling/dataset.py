@@ -25,13 +25,12 @@ class Dataset:
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
         """The gold score of each response; an error if a response has none."""
-        return [_gold(prompt, response) for prompt, response in items]
-
-
-def _gold(prompt: Prompt, response: Response) -> float:
-    if response.gold is None:
-        raise ValueError(
-            f"a response of prompt {prompt.id!r} has no score: sampled responses have no gold; "
-            "choose labeler=vader, labeler=function or labeler=reward_model"
-        )
-    return response.gold
+        scores = []
+        for prompt, response in items:
+            if response.gold is None:
+                raise ValueError(
+                    f"a response of prompt {prompt.id!r} has no score: sampled responses have no gold; "
+                    "choose labeler=vader, labeler=function or labeler=reward_model"
+                )
+            scores.append(response.gold)
+        return scores

@@ -35,7 +35,8 @@ class Queue:
 
     def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> list[Verdict]:
         """Write the pairs to the files, and raise `Postponed` with the command that imports their verdicts."""
-        rows = [wanted(self.name, *item) for item in items]
+        questions = [Question(self.name, "", prompt, (first, second)) for prompt, first, second in items]
+        rows: list[LabelRow] = [{**exported(question.columns), "verdict": None} for question in questions]
         path = self.folder / "wanted.jsonl"
         for file, text in ((path, to_jsonl(rows)), (path.with_suffix(".csv"), to_csv(rows, tuple(rows[0])))):
             with replacing(file) as unfinished:
@@ -45,8 +46,3 @@ class Queue:
             f"{path} (or of wanted.csv beside it). Then type\n"
             f"  {shlex.join(['choosy', 'labels', 'import', self.ledger, str(path)])}"
         )
-
-
-def wanted(labeler: str, prompt: Prompt, first: Response, second: Response) -> LabelRow:
-    """A pair that needs a verdict, as a row of a file; the key identifies it when it is imported."""
-    return {**exported(Question(labeler, "", prompt, (first, second)).columns), "verdict": None}

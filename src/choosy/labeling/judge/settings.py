@@ -20,7 +20,7 @@ class RequestSettings:
     options: Mapping[str, Any] = field(default_factory=dict)  # further fields
 
     def __post_init__(self) -> None:
-        require_value(self.max_tokens >= 1, "request.max_tokens", self.max_tokens, "1 or more")
+        require("request", least=1, max_tokens=self.max_tokens)
         if reserved := sorted(RESERVED & self.options.keys()):
             raise ValueError(
                 f"labeler.request.options sets {', '.join(reserved)}, which the judge sets itself; options is for "
@@ -49,8 +49,8 @@ class Retries:
     longest_wait: float = 60.0  # seconds; an endpoint that asks for a longer one (Retry-After) stops the run
 
     def __post_init__(self) -> None:
-        require_value(self.count >= 0, "endpoint.retries.count", self.count, "0 or more")
-        more_than_zero("endpoint.retries", first_wait=self.first_wait, longest_wait=self.longest_wait)
+        require("endpoint.retries", least=0, count=self.count)
+        require("endpoint.retries", first_wait=self.first_wait, longest_wait=self.longest_wait)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class RateLimit:
     tokens_per_minute: float | None = None  # of prompts and completions
 
     def __post_init__(self) -> None:
-        more_than_zero("endpoint.rate_limit", **vars(self))
+        require("endpoint.rate_limit", **vars(self))
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Timeouts:
     total: float = 120.0  # from the first byte sent to the last one received
 
     def __post_init__(self) -> None:
-        more_than_zero("endpoint.timeouts", **vars(self))
+        require("endpoint.timeouts", **vars(self))
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ class Prices:
     completion: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, price in vars(self).items():
-            require_value(price >= 0, f"endpoint.prices.{name}", price, "0 or more")
+        require("endpoint.prices", least=0, **vars(self))
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Return the money for one request.
@@ -109,17 +108,12 @@ class EndpointSettings:
     proxy: str | None = None  # those of the environment are not used
 
     def __post_init__(self) -> None:
-        require_value(self.concurrency >= 1, "endpoint.concurrency", self.concurrency, "1 or more")
+        require("endpoint", least=1, concurrency=self.concurrency)
 
 
-def require_value(holds: bool, name: str, value: float, wanted: str) -> None:
-    """Refuse a value of the labeler's config that is out of range."""
-    if not holds:
-        raise ValueError(f"labeler.{name}={value}: type {wanted}")
-
-
-def more_than_zero(group: str, **values: float | None) -> None:
-    """Refuse values that are not positive; None passes."""
+def require(group: str, *, least: int | None = None, **values: float | None) -> None:
+    """Refuse values of the labeler's config below `least`, or not above 0 without one; None passes."""
     for name, value in values.items():
-        if value is not None:
-            require_value(value > 0, f"{group}.{name}", value, "more than 0")
+        if value is not None and not (value > 0 if least is None else value >= least):
+            wanted = "more than 0" if least is None else f"{least} or more"
+            raise ValueError(f"labeler.{group}.{name}={value}: type {wanted}")
