@@ -54,12 +54,11 @@ class LabelBuyer:
             without a price is asked one prompt or pair first, then at most as many questions at once as it has answered
             before; what the last of them cost above the most expensive one before it may exceed the budget.
         max_invalid: The largest share of invalid verdicts among those bought since the run was started or resumed;
-            above it, once there are 20, the run stops and quotes the labeler. None = no limit. `auto` = 0.2, and no
-            limit if people answer, who may call as many pairs invalid as they like.
-        missing_eos_penalty: Subtracted from the reward to train on of a response that was cut at the length limit. The
+            above it, once there are 20, the run stops. None = no limit. `auto` = 0.2, and no limit if people answer.
+        missing_eos_penalty: Subtracted from the reward to train on of a response that was cut at the length limit; the
             ledger keeps the labeler's own score. None = no penalty.
         evaluation: Who judges held-out answers: another labeler, the training `labeler`, or `nobody`. `auto` = the
-            training labeler, and nobody if people answer, whose time it would take.
+            training labeler, and nobody if people answer.
     """
 
     def __init__(
@@ -323,7 +322,6 @@ class BuysLabels(Protocol):
 
         `buyer.nested` makes the buyers of other labelers, and `buyer.ledger.labels_of` reads earlier labels.
         """
-        ...
 
 
 def chunks(questions: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:

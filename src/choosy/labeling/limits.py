@@ -45,9 +45,6 @@ class Budget:
 
         An answer is expected to cost the labeler's price, or as much as the most expensive one so far (`highest`, None
         before the first) if that is more.
-
-        Raises:
-            ValueError: The labels cost nothing, so that the budget of money limits nothing.
         """
         left = math.inf if self.labels is None else max(0, self.labels - bought.spent) // self.terms.labels_per_answer
         expected = max((float(cost) for cost in (self.terms.price, highest) if cost is not None), default=None)

@@ -14,9 +14,8 @@ from choosy.types import content_id, seed_of
 class OuterLabeler:
     """Makes its answers of the labels of inner labelers.
 
-    These labels are in the ledger under the inner labelers' names, so that none is bought twice. They belong to runs of
-    their own (see `LabelBuyer.nested`): the budgets of the run are charged by the answers that are made of them. What
-    an answer is charged is computed from the ledger, so that it is right after an interruption as well.
+    These labels are in the ledger under the inner labelers' names and in runs of their own (see `LabelBuyer.nested`).
+    The outer labeler's answers charge them to the run, by what the ledger says, so that a resumed run is charged right.
 
     Args:
         name: Under which the ledger stores its own labels.

@@ -24,9 +24,8 @@ from choosy.types import MIRRORED, Prompt, Response, seed_of
 class Noisy:
     """Asks another labeler and reverses its judgement with probability p.
 
-    Whether a verdict is reversed depends on prompt and responses, not on their order. Whether rewards are negated
-    depends on the prompt alone, so that the order of every pair of its responses is reversed and the gaps stay. It is
-    drawn from the texts and the seed, so that the same question has the same answer in every run.
+    Whether a verdict is reversed depends on the seed and the texts, not on their order. Whether rewards are negated
+    depends on the seed and the prompt alone, so that all pairs of its responses are reversed and the gaps stay.
 
     Args:
         wrapped: The labeler that is asked.

@@ -17,25 +17,20 @@ ResponsePair = tuple[Prompt, Response, Response]  # what a labeler compares
 
 
 class Answer(NamedTuple):
-    """One judgement, with what the ledger stores beside its value.
-
-    Attributes:
-        judgements: How many labels of the budget it takes; None means as many as the labeler's terms say. Where it is
-            given, the cost is exact as well, and 0 means that nothing was paid.
-    """
+    """One judgement, with what the ledger stores beside its value."""
 
     at: int  # position of the item among the items of the call
     value: float | Verdict
     raw: str = ""  # the labeler's words, unchanged
-    cost: float = 0.0  # money; 0 means the labeler's price, or nothing if it has none
+    cost: float = 0.0  # money; 0 means the labeler's price, or nothing if it has none or `judgements` is given
     annotator: str = ""
-    judgements: int | None = None
+    judgements: int | None = None  # labels of the budget that it takes; None means as many as the labeler's terms say
 
 
 class TakenBack(Answer):
-    """Takes back the answer given before to the item at this place; the labeler will answer that item again.
+    """Repeats the answer given before to the item at this place, which people take back to answer it again.
 
-    It repeats the old answer, and is for people who change their mind: the buyer deletes the label from the ledger.
+    The buyer deletes the label from the ledger.
     """
 
 
@@ -48,10 +43,7 @@ class ItemFailed(Exception):
 
 
 class Postponed(Exception):
-    """Raised by a labeler whose labels come another day: the run ends in good order, and it is no error.
-
-    The buyer passes it on unchanged; what was answered before it is in the ledger.
-    """
+    """Raised by a labeler whose labels come another day: the run ends in good order, and it is no error."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later
 
@@ -66,7 +58,7 @@ Verdicts = Any  # Iterable[Verdict | Answer]
 class Scores(Protocol):
     """A labeler that gives a response a reward; larger is better."""
 
-    name: str  # who judges, and which version of it: the ledger stores labels under this name
+    name: str  # of the labeler and its version: the ledger stores labels under it
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> Rewards:
         """One finite reward per item: plain numbers in the order of the items, or `Answer`s in any order.
@@ -78,7 +70,6 @@ class Scores(Protocol):
             ItemFailed: There is no answer to one of the items. Any other error is taken for a failure of the first
                 item without an answer.
         """
-        ...
 
 
 @runtime_checkable
@@ -89,7 +80,6 @@ class Compares(Protocol):
 
     def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Verdicts:
         """One verdict per item, given as rewards are in `Scores.score`."""
-        ...
 
 
 Labeler = Scores | Compares
@@ -104,7 +94,6 @@ class Changes(Protocol):
 
     def state(self) -> str:
         """Return what identifies its present state: labels of another state are not reused."""
-        ...
 
 
 @runtime_checkable
@@ -113,7 +102,6 @@ class Stamps(Protocol):
 
     def stamp(self, prompt: Prompt, responses: Sequence[Response]) -> str:
         """Return what else identifies the question; it is part of the ledger's key."""
-        ...
 
 
 @runtime_checkable
@@ -122,7 +110,6 @@ class Informed(Protocol):
 
     def inform(self, *, purpose: Purpose, budget: int | None, spent: int) -> None:
         """Receive, before each call, the labels' purpose, the run's budget, and the labels bought of it."""
-        ...
 
 
 @runtime_checkable
@@ -131,7 +118,6 @@ class NeedsPolicy(Protocol):
 
     def use_policy(self, policy: Policy) -> None:
         """Judge with this policy, whose weights may not be loaded yet; called before the first question."""
-        ...
 
 
 # -- what a labeler declares --------------------------------------------------------------------------------------

@@ -22,8 +22,7 @@ def count(judged: Sequence[tuple[Response, Response, Verdict | None]], *, shown:
 
     Returns:
         Numbers of decided verdicts, ties and invalid ones; of the decided, how many were `shown` and favour the first
-        response, and how many are `comparable` (implicit rewards clearly apart) and agree with the policy's implicit
-        rewards.
+        response, and how many are `comparable` (implicit rewards clearly apart) and agree with the policy.
 
     Example:
         >>> a, b = Response("a", logp=-1.0, logp_ref=-4.0), Response("b", logp=-3.0, logp_ref=-3.0)
@@ -55,9 +54,10 @@ def shares(counts: Mapping[str, int]) -> dict[str, float | None]:
         0.25
     """
     number = {name: counts.get(name, 0) for name in COUNTED}
-    judged = number["decided"] + number["ties"] + number["invalid"]
+    verdicts = {name: number[name] for name in ("decided", "ties", "invalid")}
+    judged = sum(verdicts.values())
     return {
-        **{name: number[name] for name in ("decided", "ties", "invalid")},
+        **verdicts,
         "tie_rate": _share(number["ties"], judged),
         "invalid_rate": _share(number["invalid"], judged),
         "first_shown": _share(number["first_shown"], number["shown"]),  # 0.5 = no position bias

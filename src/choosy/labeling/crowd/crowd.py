@@ -29,11 +29,8 @@ class Crowd(OuterLabeler):
 
     With an expert, a share of the pairs is put to the expert as well: there the expert's verdict counts, and the
     members' accuracy is measured against it. Without one it is measured against the other members. A tie, an invalid
-    verdict and a member whose own budget is spent cast no vote. docs/decisions/006-crowd-aggregation.md has the
-    formulas and a regret bound.
-
-    Votes are labels of the members in the ledger, and never bought twice. A resumed run computes the members'
-    accuracy from the ledger. Each vote that is bought takes a label of the budget.
+    verdict and a member whose own budget is spent cast no vote; each vote that is bought takes a label of the budget.
+    docs/decisions/006-crowd-aggregation.md has the formulas and a regret bound.
 
     Args:
         members: The labelers that vote, by name.

@@ -19,9 +19,8 @@ from choosy.types import MIRRORED, Verdict, content_id
 class Judge:
     """Compares two responses with a chat model, at any endpoint that speaks OpenAI's chat completions.
 
-    Every request draws two random words: a fence that marks the responses, and a code that the last line of the
-    judge's reply must carry. The responses were written before either was drawn, so they cannot imitate them. A reply
-    without exactly that last line is an invalid verdict.
+    Every request draws two random words, which the responses cannot imitate: a fence that marks them, and a code for
+    the last line of the reply. A reply without exactly that last line is an invalid verdict.
 
     A request is sent again while the endpoint is busy, broken or slow. If it gives no chat completion after all
     retries, the pair is invalid if other requests succeed; an endpoint that is down or refuses a request stops the run.
@@ -142,8 +141,6 @@ class Judge:
 
 def combine_orders(one: Answer, turned: Answer) -> Answer:
     """Combine the verdicts on a pair in both orders: a contradiction is a tie, and one invalid makes the whole invalid.
-
-    The answer has the words and the cost of both.
 
     Example:
         >>> combine_orders(Answer(0, "first"), Answer(0, "second")).value

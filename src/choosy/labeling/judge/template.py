@@ -15,10 +15,7 @@ BLANKS = {"prompt", "first", "second", "fence", "code"}
 
 
 def read_template(path: str | None) -> dict[str, str]:
-    """Read the text below the line [system], if there is one, and the text below [user], by role.
-
-    None takes the template that comes with Choosy. The blanks must be exactly `BLANKS`.
-    """
+    """Read the text below the line [system], if there is one, and the text below [user], by role."""
     place = Path(path).expanduser() if path else TEMPLATE
     try:
         text = place.read_text(encoding="utf-8")
@@ -46,7 +43,7 @@ def read_template(path: str | None) -> dict[str, str]:
 
 
 def filled(template: dict[str, str], prompt: str, first: str, second: str) -> tuple[str, list[dict[str, str]]]:
-    """Fill in a template's blanks; returns the code that the verdict must carry, and the messages to send."""
+    """Fill in a template's blanks; return the code that the verdict must carry, and the messages to send."""
     code = random_word(prompt, first, second)
     fence = random_word(prompt, first, second, code)
     texts = {"prompt": prompt, "first": first, "second": second, "code": code, "fence": fence}

@@ -49,7 +49,7 @@ class Predictor(OuterLabeler):
     no such margin, every pair is bought.
 
     The model's answers take no label of the budget. A share of them is bought as well: there the paid verdict counts,
-    and the log says how often the two disagree. A label's `annotator` and `raw` say who answered, and why.
+    and the log says how often the two disagree. A label's `annotator` and `raw` say who answered and why.
 
     Args:
         paid: The labeler whose preferences are learned; its labels count against `labels.budget`.
