@@ -7,8 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from lightning.pytorch import Callback
-
-from choosy.reporting.display import RunDisplay
+from rich.console import Console
 
 
 class Progress(Callback):
@@ -20,7 +19,7 @@ class Progress(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
-            trainer.datamodule.run.phases.display = RunDisplay()
+            trainer.datamodule.run.phases.show_on(Console(stderr=True))
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         run = trainer.datamodule.run
@@ -35,18 +34,8 @@ class Progress(Callback):
         self._tick(len(batch) * trainer.world_size)  # the other ranks train about as many at the same time
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self._leave()
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self._close(trainer)
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        self._close(trainer)
-
-    def _leave(self) -> None:
         self._tick = None
         self._training.close()
 
-    def _close(self, trainer: Any) -> None:
-        self._leave()
-        trainer.datamodule.run.phases.display.close()
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self.on_train_epoch_end(trainer, pl_module)

@@ -8,9 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from callbacks import progress as callback
 from callbacks.progress import Progress
-from choosy.reporting.display import RunDisplay
 from choosy.reporting.phases import PHASES, Phases
 
 
@@ -21,35 +19,22 @@ class Clock:
         return self.now
 
 
-class Diary(RunDisplay):
-    """A display that keeps what it is told."""
-
-    def __init__(self):
-        super().__init__()
-        self.told = []
-
-    def begin(self, phase):
-        self.told.append(("begin", phase.name, phase.total, phase.unit))
-
-    def advance(self, phase):
-        self.told.append(("done", phase.done))
-
-    def end(self, phase):
-        self.told.append("end")
-
-    def close(self):
-        self.told.append("close")
+def on_paper(clock: Clock) -> tuple[Phases, io.StringIO]:
+    """Phases that print into a file."""
+    phases, paper = Phases(clock=clock), io.StringIO()
+    phases.show_on(Console(file=paper))
+    return phases, paper
 
 
-def test_a_phase_gets_the_seconds_it_took_and_the_display_hears_of_it():
-    clock, diary = Clock(), Diary()
-    phases = Phases(diary, clock=clock)
+def test_a_phase_gets_the_seconds_it_took_and_leaves_a_line():
+    clock = Clock()
+    phases, paper = on_paper(clock)
     clock.now = 5.0  # between phases: nobody's time
     with phases("sample", total=128, unit="prompts") as tick:
         clock.now += 2
         tick(5)
     assert phases.seconds == dict.fromkeys(PHASES, 0.0) | {"sample": 2.0}
-    assert diary.told == [("begin", "sample", 128, "prompts"), ("done", 5), "end"]
+    assert paper.getvalue() == "start  sample  5/128 prompts  2.0 s\n"
 
 
 def test_an_inner_phase_pauses_the_outer_one():
@@ -78,8 +63,8 @@ def test_seconds_can_be_read_while_a_phase_is_open():
 
 
 def test_an_error_ends_every_open_phase():
-    clock, diary = Clock(), Diary()
-    phases = Phases(diary, clock=clock)
+    clock = Clock()
+    phases, paper = on_paper(clock)
 
     def fail():
         clock.now += 2
@@ -87,7 +72,7 @@ def test_an_error_ends_every_open_phase():
 
     with pytest.raises(KeyError), phases("train"), phases("evaluate"):
         fail()
-    assert diary.told[-2:] == ["end", "end"]
+    assert paper.getvalue() == "start  evaluate  2.0 s\n"
     with phases("sample"):
         clock.now += 1
     assert (phases.seconds["train"], phases.seconds["evaluate"], phases.seconds["sample"]) == (0, 2, 1)
@@ -106,17 +91,12 @@ def test_the_seconds_survive_a_checkpoint(tmp_path):
     assert resumed.seconds["label"] == 3.5
 
 
-def display_of(console: Console, clock: Clock) -> tuple[RunDisplay, Phases]:
-    display = RunDisplay(console)
-    return display, Phases(display, clock=clock)
-
-
 def play(phases: Phases, clock: Clock) -> None:
     """The start's evaluation, and a round that is interrupted while it trains."""
     with phases("evaluate", total=64, unit="prompts") as tick:
         clock.now += 3
         tick(64)
-    phases.display.round(1, 4)
+    phases.round(1, 4)
     with phases("sample", total=128, unit="prompts") as tick:
         clock.now += 9.1
         tick(128)
@@ -127,7 +107,7 @@ def play(phases: Phases, clock: Clock) -> None:
             clock.now += 0.5
         with phases("score"):
             clock.now += 0.01
-    phases.display.say("The label budget of 100 is spent; " + "training goes on. " * 8)
+    phases.say("The label budget of 100 is spent; " + "training goes on. " * 8)
 
 
 LINES = [
@@ -140,31 +120,30 @@ LINES = [
 
 
 def test_where_there_is_no_terminal_each_phase_leaves_one_line():
-    clock, log = Clock(), io.StringIO()
-    display, phases = display_of(Console(file=log), clock)
+    clock = Clock()
+    phases, paper = on_paper(clock)
     play(phases, clock)
-    display.close()
-    assert [line.rstrip() for line in log.getvalue().splitlines()] == LINES
+    assert [line.rstrip() for line in paper.getvalue().splitlines()] == LINES
 
 
 @pytest.fixture
 def live():
     clock, screen = Clock(), io.StringIO()
     console = Console(file=screen, width=110, force_terminal=True, color_system=None)
-    display, phases = display_of(console, clock)
-    yield SimpleNamespace(clock=clock, screen=screen, display=display, phases=phases)
-    display.close()
+    phases = Phases(clock=clock)
+    phases.show_on(console)
+    return SimpleNamespace(clock=clock, screen=screen, phases=phases)
 
 
 def drawn(live) -> list[str]:
     """The bars as they are on the terminal now."""
     paper = Console(file=io.StringIO(), width=110)
-    paper.print(live.display._progress.get_renderable())
+    paper.print(live.phases._bars.get_renderable())
     return [line.rstrip() for line in paper.file.getvalue().splitlines()]
 
 
 def test_on_a_terminal_every_open_phase_has_a_bar(live):
-    live.phases.display.round(0, 4)
+    live.phases.round(0, 4)
     with live.phases("evaluate", total=128, unit="prompts") as tick:
         tick(32)
         (bar,) = drawn(live)
@@ -180,7 +159,6 @@ def test_on_a_terminal_each_phase_leaves_the_same_line_and_the_terminal_is_given
     play(live.phases, live.clock)
     with pytest.raises(RuntimeError), live.phases("evaluate"):
         raise RuntimeError
-    live.display.close()
     told = live.screen.getvalue()
     for line in LINES[:-1]:
         assert told.count(line) == 1, line
@@ -188,39 +166,37 @@ def test_on_a_terminal_each_phase_leaves_the_same_line_and_the_terminal_is_given
 
 
 @pytest.fixture
-def trainer(monkeypatch):
-    monkeypatch.setattr(callback, "RunDisplay", Diary)
+def trainer():
     run = SimpleNamespace(phases=Phases(clock=Clock()), pairs_this_round=6)
     return SimpleNamespace(datamodule=SimpleNamespace(run=run), is_global_zero=True, world_size=1)
 
 
-def test_the_callback_drives_the_train_phase(trainer):
+def test_the_callback_drives_the_train_phase(trainer, capsys):
     progress = Progress()
     progress.setup(trainer, None, "fit")
     progress.on_train_epoch_start(trainer, None)
-    for batch in ([1, 2, 3, 4], [5, 6]):
+    for batch in ([1, 2, 3, 4], [5]):
         progress.on_train_batch_start(trainer, None, batch, 0)
         progress.on_train_batch_end(trainer, None, None, batch, 0)
     progress.on_train_epoch_end(trainer, None)
-    progress.on_train_end(trainer, None)
-    told = [("begin", "train", 6, "pairs"), ("done", 4), ("done", 6), "end", "close"]
-    assert trainer.datamodule.run.phases.display.told == told
+    assert capsys.readouterr() == ("", "start  train  5/6 pairs  0.0 s\n")
 
 
-def test_a_run_resumed_in_the_middle_of_an_epoch_is_timed_too(trainer):
+def test_a_run_resumed_in_the_middle_of_an_epoch_is_timed_too(trainer, capsys):
     progress = Progress()
     progress.setup(trainer, None, "fit")
     progress.on_train_batch_start(trainer, None, [1], 3)
     progress.on_train_batch_end(trainer, None, None, [1], 3)
-    assert trainer.datamodule.run.phases.display.told == [("begin", "train", 6, "pairs"), ("done", 1)]
+    progress.on_train_epoch_end(trainer, None)
+    assert capsys.readouterr().err == "start  train  1/6 pairs  0.0 s\n"
 
 
-def test_an_exception_ends_the_phase_and_closes_the_display(trainer):
+def test_an_exception_ends_the_phase(trainer, capsys):
     progress = Progress()
     progress.setup(trainer, None, "fit")
     progress.on_train_epoch_start(trainer, None)
     progress.on_exception(trainer, None, KeyboardInterrupt())
-    assert trainer.datamodule.run.phases.display.told[-2:] == ["end", "close"]
+    assert capsys.readouterr().err == "start  train  0/6 pairs  0.0 s\n"
 
 
 def test_the_other_ranks_measure_and_show_nothing(trainer, capsys):
@@ -229,5 +205,4 @@ def test_the_other_ranks_measure_and_show_nothing(trainer, capsys):
     progress.setup(trainer, None, "fit")
     progress.on_train_epoch_start(trainer, None)
     progress.on_train_epoch_end(trainer, None)
-    assert not isinstance(trainer.datamodule.run.phases.display, Diary)
     assert capsys.readouterr() == ("", "")

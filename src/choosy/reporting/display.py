@@ -5,80 +5,33 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
-@dataclass
-class OpenPhase:
-    """A phase that runs."""
-
-    name: str  # one of `PHASES`
-    total: int | None  # number of things that it will handle; None = not known
-    unit: str  # what the things are
-    done: int = 0
-    seconds: float = 0.0  # in which it ran and no inner phase did
-
-    @property
-    def amount(self) -> str:
-        """What was handled: `128 prompts`, or `40/128 prompts` if not all of them."""
-        if not self.done and not self.total:
-            return ""
-        whole = "" if self.total in (None, self.done) else f"/{self.total}"
-        return f"{self.done}{whole} {self.unit}".rstrip()
+def bars(console: Console) -> Progress:
+    """Return a bar for each open phase, with the fields `round` and `amount`; shown on terminals only."""
+    return Progress(
+        TextColumn("[bold]{task.fields[round]}"),
+        TextColumn("[cyan]{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[amount]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # what is printed to a file must not land on the terminal
+        disable=console.quiet or not console.is_terminal,
+    )
 
 
-class RunDisplay:
-    """Prints one line for every phase that is over; on a terminal each open phase also has a bar.
-
-    Phases may nest: the last begun ends first. Without a console the lines go to standard error.
-    """
-
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
-        self._round = "start"
-        self._bars: list[TaskID] = []
-        self._progress = Progress(
-            TextColumn("[bold]{task.fields[round]}"),
-            TextColumn("[cyan]{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.fields[amount]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(compact=True),
-            console=self._console,
-            transient=True,
-            redirect_stdout=sys.stdout.isatty(),  # what is printed to a file must not land on the terminal
-            disable=self._console.quiet or not self._console.is_terminal,
-        )
-
-    def begin(self, phase: OpenPhase) -> None:
-        self._bars.append(self._progress.add_task(phase.name, total=phase.total, round=self._round, amount=""))
-        self._progress.start()
-
-    def advance(self, phase: OpenPhase) -> None:
-        self._progress.update(self._bars[-1], completed=phase.done, amount=phase.amount)
-
-    def end(self, phase: OpenPhase) -> None:
-        self._progress.remove_task(self._bars.pop())
-        if not self._bars:
-            self._progress.stop()
-        if phase.amount or phase.seconds >= 0.05:
-            self.say("  ".join(filter(None, (self._round, phase.name, phase.amount, duration(phase.seconds)))))
-
-    def round(self, number: int, rounds: int) -> None:
-        """Show that round `number` (the first is 0) of `rounds` starts."""
-        self._round = f"round {number + 1}/{rounds}"
-
-    def say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def close(self) -> None:
-        """Leave the screen as it was found; a later `begin` opens the display again."""
-        while self._bars:
-            self._progress.remove_task(self._bars.pop())
-        self._progress.stop()
+def amount(done: int, total: int | None, unit: str) -> str:
+    """Return what was handled: `128 prompts`, or `40/128 prompts` if not all of them."""
+    if not done and not total:
+        return ""
+    whole = "" if total in (None, done) else f"/{total}"
+    return f"{done}{whole} {unit}".rstrip()
 
 
 def duration(seconds: float) -> str:

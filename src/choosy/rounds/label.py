@@ -79,7 +79,7 @@ def ranked_pairs(at: Round, fresh: Sequence[Candidates], choice: PairChoice, lab
         asked = {pair[:3] for pair in some}
         left = [pair for pair in left if pair[:3] not in asked]
     if choice.top_up and wanted and not bought.unpaid:
-        at.phases.display.say(f"{wanted} of {choice.wanted} wanted pairs are missing: no other pair competes.")
+        at.phases.say(f"{wanted} of {choice.wanted} wanted pairs are missing: no other pair competes.")
     return bought
 
 

@@ -160,7 +160,7 @@ class Run:
             )
         if self.pool.round >= number:
             return
-        self.phases.display.round(number, self.rounds)
+        self.phases.round(number, self.rounds)
         moved = self.reference == "previous_round" and number > 0
         if moved:
             self.policy.states.refer_to_current()
@@ -190,7 +190,7 @@ class Run:
         self.cut_share = of_round["responses_cut"] / sampled if sampled else None
         if self.cut_share is not None and self.cut_share > MANY:
             limit = f"sampler.max_new_tokens={self.sampler.max_new_tokens}"
-            self.phases.display.say(
+            self.phases.say(
                 f"{self.cut_share:.0%} of the responses were cut at {limit} before they ended: raise it, or type "
                 "labels.missing_eos_penalty=1.0, which teaches the policy to end."
             )
@@ -222,7 +222,7 @@ class Run:
             )
             pool = play_round(at, prompts, parts)
             if ahead := labels.finish():
-                self.phases.display.say(f"{ahead} prompts were labeled while the round was sampled.")
+                self.phases.say(f"{ahead} prompts were labeled while the round was sampled.")
                 at.counts["labeled_ahead"] += ahead
         return pool
 
@@ -231,7 +231,7 @@ class Run:
         if not path.exists():
             return False
         if why := damage(path):
-            self.phases.display.say(f"{path} is damaged ({why}); what it held is made again, with the same labels.")
+            self.phases.say(f"{path} is damaged ({why}); what it held is made again, with the same labels.")
         return why is None
 
     def _adopt(self, number: int) -> None:
@@ -254,9 +254,7 @@ class Run:
 
         if len(self.pool) == 0 or not self.ranks.on_rank_zero(nothing_left):
             return False
-        self.phases.display.say(
-            f"The label budget of {self.labels.budget} is spent; training continues with its pairs."
-        )
+        self.phases.say(f"The label budget of {self.labels.budget} is spent; training continues with its pairs.")
         return True
 
     def loader(self, number: int) -> ItemBatches:

@@ -68,7 +68,7 @@ def sample_responses(
         responses = at.sampler.sample(at.policy, ids, seeds, settings=settings, done=lambda ended: done(made(ended)))
     synced = at.sampler.sync_seconds - synced
     if synced and at.ranks.rank == 0:
-        at.phases.display.say(f"The policy's weights went into the sampling engine in {synced:.2f} s.")
+        at.phases.say(f"The policy's weights went into the sampling engine in {synced:.2f} s.")
     found |= {c.prompt.id: c for c in made(dict(enumerate(responses)))}
     all_of_them = [r for c in found.values() for r in c.responses]
     at.counts["tokens_generated"] += sum(len(r.ids) for r in all_of_them)
