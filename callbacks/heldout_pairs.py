@@ -26,7 +26,7 @@ class HeldoutPairs(Callback):
         self.every = every
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        run, pairs, number = trainer.datamodule.run, trainer.datamodule.heldout_pairs, trainer.current_epoch
+        run, pairs, number = trainer.datamodule.run, trainer.datamodule.labeled_pairs, trainer.current_epoch
         last = number + 1 == trainer.max_epochs
         if not pairs or not ((number + 1) % self.every == 0 or last):
             return

@@ -35,7 +35,7 @@ class WinRate(Callback):
         self.start: dict[str, Candidates] = {}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        run, prompts = trainer.datamodule.run, trainer.datamodule.heldout
+        run, prompts = trainer.datamodule.run, trainer.datamodule.heldout_prompts
         if not prompts:
             return
         if not run.ranks.on_rank_zero(lambda: run.is_there(start_file(run.rounds_folder))):
@@ -52,7 +52,7 @@ class WinRate(Callback):
         self.start = {c.prompt.id: c for c in read_start(run.rounds_folder, prompts)}
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        run, prompts, number = trainer.datamodule.run, trainer.datamodule.heldout, trainer.current_epoch
+        run, prompts, number = trainer.datamodule.run, trainer.datamodule.heldout_prompts, trainer.current_epoch
         last = number + 1 == trainer.max_epochs
         if not prompts or not ((number + 1) % self.every == 0 or last):
             return

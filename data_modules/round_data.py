@@ -1,0 +1,83 @@
+"""What the data modules share: each plays one round per epoch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, cast
+
+from lightning.pytorch import LightningDataModule
+
+from choosy.data.batches import ItemBatches
+from choosy.data.encode import Reader
+from choosy.module import WeightedDPO
+from choosy.rounds.evaluate import as_pairs
+from choosy.rounds.run import Run
+from choosy.types import Candidates, Prompt
+
+
+@dataclass(kw_only=True, eq=False)
+class RoundData(LightningDataModule, ABC):
+    """Reads the data of a run, and gives each epoch the batches of its round.
+
+    Args:
+        train: What to train on: a JSONL or Parquet file, a `datasets` folder, a hub id, `choosy:prompts/...`.
+        run: Plays the rounds.
+        reader: Reads the data.
+        heldout: Prompts to evaluate on; None = no evaluation.
+        heldout_pairs: Labeled pairs to evaluate on, in any format of `choosy.data.formats`; None = none.
+        limit: Most prompts to train on; None = all.
+        heldout_limit: Most prompts, and most pairs, to evaluate on; None = all.
+    """
+
+    train: str
+    run: Run
+    reader: Reader
+    heldout: str | None = None
+    heldout_pairs: str | None = None
+    limit: int | None = None
+    heldout_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.run.labels.check_heldout(self.heldout)
+        self.prompts: list[Prompt] = []
+        self.heldout_prompts: list[Prompt] = []
+        self.labeled_pairs: list[Candidates] = []
+
+    @abstractmethod
+    def read_train(self, module: WeightedDPO) -> list[Prompt]:
+        """Read what to train on, check that the run can train on it, and return its prompts."""
+
+    @abstractmethod
+    def play(self, number: int) -> None:
+        """Play a round."""
+
+    def setup(self, stage: str) -> None:
+        if self.prompts:
+            return
+        assert self.trainer is not None
+        module = cast(WeightedDPO, self.trainer.lightning_module)
+        self.prompts = self.read_train(module)
+        if self.heldout:
+            self.heldout_prompts = self.reader.prompts(self.heldout, module.policy, limit=self.heldout_limit)
+        if self.heldout_pairs:
+            given = self.reader.candidates(self.heldout_pairs, module.policy, limit=self.heldout_limit)
+            self.labeled_pairs = as_pairs(given, self.heldout_pairs)
+        self.run.open(module.policy, module.loss, self.prompts)
+
+    def train_dataloader(self) -> ItemBatches:
+        """Play this epoch's round, then train on its items."""
+        assert self.trainer is not None
+        number = self.trainer.current_epoch
+        self.play(number)
+        return self.run.loader(number)
+
+    def teardown(self, stage: str) -> None:
+        self.run.sampler.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.run.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.run.load_state_dict(state_dict)
