@@ -9,7 +9,7 @@ from choosy.data.pool import Pool
 from choosy.module import WeightedDPO
 from choosy.parallel.ranks import shard
 from choosy.rounds.choose import can_be_labeled
-from choosy.rounds.context import ChosenPrompt, Done, Round
+from choosy.rounds.context import ChosenPrompt, OnSampled, Round
 from choosy.rounds.needs import check_needs
 from choosy.rounds.sample import sample_responses
 from choosy.types import Candidates, Prompt
@@ -55,7 +55,7 @@ class GivenResponses:
         return max(len(c.responses) for c in self.given.values())
 
     def __call__(
-        self, at: Round, chosen: Sequence[ChosenPrompt], *, begun: Mapping[str, Candidates], done: Done
+        self, at: Round, chosen: Sequence[ChosenPrompt], *, begun: Mapping[str, Candidates], done: OnSampled
     ) -> list[Candidates]:
         """Return the candidates with the rewards and pairs that earlier rounds have bought.
 

@@ -52,7 +52,10 @@ class Kept:
     def __init__(self) -> None:
         self.new: list[Candidates] = []
 
-    def __call__(self) -> list[Candidates]:
+    def __iter__(self) -> Kept:
+        return self
+
+    def __next__(self) -> list[Candidates]:
         new, self.new = self.new, []
         return new
 

@@ -16,7 +16,7 @@ from choosy.methods.losses import SigmoidLoss
 from choosy.parallel.ranks import OneRank
 from choosy.reporting.phases import Phases
 from choosy.resume import partial_rounds as sampled
-from choosy.resume.partial_rounds import PartWriter, UnlabeledFeed, files_of, forget, read_begun
+from choosy.resume.partial_rounds import PartWriter, files_of, forget, read_begun, unlabeled
 from choosy.rounds.context import ChosenPrompt, Round
 from choosy.rounds.resumable import Resumable
 from choosy.rounds.sample import FreshResponses
@@ -77,19 +77,19 @@ def test_damaged_parts_are_passed_over_and_other_rounds_and_prompts_told_apart(t
 
 
 def test_the_feed_gives_what_was_written_since_the_last_call(tmp_path: Path) -> None:
-    feed = UnlabeledFeed(tmp_path, 3, PROMPTS[:4], responses=2)
-    assert feed() == []
+    feed = unlabeled(tmp_path, 3, PROMPTS[:4], responses=2)
+    assert next(feed) == []
     writer = parts(tmp_path)
     writer.add([candidates(PROMPTS[0]), candidates(PROMPTS[7]), candidates(PROMPTS[1], n=3)])
     writer.write()
-    assert feed() == [candidates(PROMPTS[0])], "chosen, and with as many responses as the round has"
+    assert next(feed) == [candidates(PROMPTS[0])], "chosen, and with as many responses as the round has"
     writer.add([candidates(PROMPTS[2])])
     writer.write()
     other = parts(tmp_path, ranks=FakeRanks(1, 2, [], None))  # type: ignore[arg-type]
     other.add([candidates(PROMPTS[2]), candidates(PROMPTS[3])])
     other.write()
-    assert [c.prompt for c in feed()] == PROMPTS[2:4], "each prompt once"
-    assert feed() == []
+    assert [c.prompt for c in next(feed)] == PROMPTS[2:4], "each prompt once"
+    assert next(feed) == []
 
 
 # -- a round that goes on --------------------------------------------------------------------------------------

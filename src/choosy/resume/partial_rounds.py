@@ -8,7 +8,7 @@ rest, on any number of ranks. The parts are deleted when the round's own file is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -102,13 +102,21 @@ def read_begun(folder: Path, number: int, prompts: Iterable[Prompt], *, response
     for path in files_of(folder, number):
         if damage(path):
             continue
-        found |= {c.prompt.id: c for c in read(path, known) if len(c.responses) == responses}
+        candidates = rows(path)
+        if unknown := [c.prompt.id for c in candidates if c.prompt.id not in known]:
+            raise ValueError(
+                f"{path} holds responses to prompt {unknown[0]}, which data.train has not: the prompts of a run must "
+                "stay the same. Resume with the old ones, or choose another name=..."
+            )
+        found |= {
+            c.prompt.id: replace(c, prompt=known[c.prompt.id]) for c in candidates if len(c.responses) == responses
+        }
         seconds = max(seconds, read_about(path)["seconds"], key=lambda spent: sum(spent.values()))
     return Begun(found, seconds)
 
 
-class UnlabeledFeed:
-    """Returns what all ranks have written of a round since the last call; each prompt once.
+def unlabeled(folder: Path, number: int, prompts: Iterable[Prompt], *, responses: int) -> Iterator[list[Candidates]]:
+    """Yield, without end, what all ranks have written of a round since the last time; each prompt once.
 
     Args:
         folder: Folder of the rounds.
@@ -116,22 +124,16 @@ class UnlabeledFeed:
         prompts: The prompts that the round samples.
         responses: Responses to each prompt; candidates with another number are skipped.
     """
-
-    def __init__(self, folder: Path, number: int, prompts: Iterable[Prompt], *, responses: int) -> None:
-        self._folder = folder
-        self._number = number
-        self._left = {p.id: p for p in prompts}
-        self._responses = responses
-        self._read: set[Path] = set()
-
-    def __call__(self) -> list[Candidates]:
+    left = {p.id: p for p in prompts}
+    seen: set[Path] = set()
+    while True:
         found: dict[str, Candidates] = {}
-        for path in files_of(self._folder, self._number):
-            if path not in self._read:
-                self._read.add(path)
+        for path in files_of(folder, number):
+            if path not in seen:
+                seen.add(path)
                 with suppress(OSError, pa.ArrowException):  # a part of an interrupted run may be damaged
-                    found |= {c.prompt.id: c for c in rows(path) if len(c.responses) == self._responses}
-        return [replace(c, prompt=self._left.pop(name)) for name, c in found.items() if name in self._left]
+                    found |= {c.prompt.id: c for c in rows(path) if len(c.responses) == responses}
+        yield [replace(c, prompt=left.pop(name)) for name, c in found.items() if name in left]
 
 
 def files_of(folder: Path, number: int) -> list[Path]:
@@ -142,21 +144,6 @@ def files_of(folder: Path, number: int) -> list[Path]:
 def rows(path: Path) -> list[Candidates]:
     """Read the candidates of a part; their prompts lack the turns of a conversation."""
     return [from_row(row) for row in pq.read_table(path, page_checksum_verification=True).to_pylist()]
-
-
-def read(path: Path, known: Mapping[str, Prompt]) -> list[Candidates]:
-    """Read the candidates of a part with their prompts.
-
-    Raises:
-        ValueError: It answers other prompts.
-    """
-    candidates = rows(path)
-    if unknown := [c.prompt.id for c in candidates if c.prompt.id not in known]:
-        raise ValueError(
-            f"{path} holds responses to prompt {unknown[0]}, which data.train has not: the prompts of a run must "
-            "stay the same. Resume with the old ones, or choose another name=..."
-        )
-    return [replace(c, prompt=known[c.prompt.id]) for c in candidates]
 
 
 def forget(folder: Path, number: int) -> None:

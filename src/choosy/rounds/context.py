@@ -20,7 +20,7 @@ from choosy.sampling.protocol import Sampler
 from choosy.types import Candidates, Prompt, Response, Verdict
 
 TrainOn = Literal["pool", "round"]
-Done = Callable[[Sequence[Candidates]], None]
+OnSampled = Callable[[Sequence[Candidates]], None]
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Sample(Protocol):
     def given(self) -> Mapping[str, Candidates]: ...
 
     def __call__(
-        self, at: Round, chosen: Sequence[ChosenPrompt], *, begun: Mapping[str, Candidates], done: Done
+        self, at: Round, chosen: Sequence[ChosenPrompt], *, begun: Mapping[str, Candidates], done: OnSampled
     ) -> list[Candidates]:
         """Return the candidates of this rank's share of the chosen prompts.
 

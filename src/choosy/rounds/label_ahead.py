@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 from choosy.labeling.buyer import Interrupted, LabelBuyer
 from choosy.labeling.protocols import Labeler
-from choosy.rounds.context import ChosenPrompt, Done, Round, Sample
 from choosy.types import Candidates, Prompt, Response, Verdict
 
 POLL = 0.2  # seconds between two looks at what has been sampled
 PATIENCE = 3.0  # seconds that a purchase may take to stop when the sampling has failed
 
-Feed = Callable[[], list[Candidates]]
-
 
 class LabelAhead:
-    """Buys labels in a thread while the round is sampled; the round then finds them in the ledger.
+    """Buys labels in a thread while the round is sampled, and stands in the place of the buyer (see `Labels`).
 
-    It stands in the place of the buyer (see `Labels`): the round's own purchase waits for the thread.
+    The round's own purchase waits for the thread, and finds the labels in the ledger.
 
     Args:
         buyer: Where labels are bought.
@@ -58,11 +54,11 @@ class LabelAhead:
         self.finish()
         return self._buyer.compare(questions)
 
-    def start(self, feed: Feed, *, prompts: int, responses: int) -> None:
+    def start(self, feed: Iterator[list[Candidates]], *, prompts: int, responses: int) -> None:
         """Start to buy, if the labeler runs remotely and the budgets certainly pay for the whole round.
 
         Args:
-            feed: Returns the candidates that were sampled since its last call.
+            feed: Yields, without end, the candidates that were sampled since the last time.
             prompts: How many prompts the round samples.
             responses: How many responses each of them gets.
         """
@@ -72,10 +68,10 @@ class LabelAhead:
         self._thread = threading.Thread(target=self._run, args=(feed,), name="label ahead", daemon=True)
         self._thread.start()
 
-    def _run(self, feed: Feed) -> None:
+    def _run(self, feed: Iterator[list[Candidates]]) -> None:
         try:
             while not self._last.is_set():
-                if sampled := feed():
+                if sampled := next(feed):
                     self._buy(sampled)
                     self._bought += len(sampled)
                 else:
@@ -111,40 +107,3 @@ class LabelAhead:
             self._thread.join(PATIENCE)
             if not self._thread.is_alive():  # else it ends later, or with the process, as if it were killed
                 self._buyer.interrupted = False
-
-
-@dataclass(frozen=True)
-class WhileSampling:
-    """Starts to buy labels when the sampling starts (see `Sample`).
-
-    Attributes:
-        sample: What samples.
-        ahead: What buys.
-        feed: Makes the feed of a round that samples these prompts.
-    """
-
-    sample: Sample
-    ahead: LabelAhead
-    feed: Callable[[Sequence[Prompt]], Feed]
-
-    @property
-    def responses(self) -> int:
-        return self.sample.responses
-
-    @property
-    def given(self) -> Mapping[str, Candidates]:
-        return self.sample.given
-
-    def __call__(
-        self, at: Round, chosen: Sequence[ChosenPrompt], *, begun: Mapping[str, Candidates], done: Done
-    ) -> list[Candidates]:
-        if at.ranks.rank == 0:
-            feed = self.feed([prompt for prompt, _ in chosen])
-            self.ahead.start(feed, prompts=len(chosen), responses=self.responses)
-
-        def check(some: Sequence[Candidates]) -> None:
-            done(some)
-            if at.ranks.size == 1:  # several ranks learn of an error together, before they label
-                self.ahead.check()
-
-        return self.sample(at, chosen, begun=begun, done=check)

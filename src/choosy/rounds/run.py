@@ -21,11 +21,11 @@ from choosy.models.policy import Policy
 from choosy.parallel.ranks import OneRank, Ranks, current_ranks
 from choosy.reporting.metrics import cost_metrics
 from choosy.reporting.phases import Phases
-from choosy.resume.partial_rounds import UnlabeledFeed, files_of, forget
+from choosy.resume.partial_rounds import files_of, forget
 from choosy.resume.run_folder import ledger_copy, open_folder
 from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample, TrainOn
 from choosy.rounds.label import buy_labels, refuse_many
-from choosy.rounds.label_ahead import LabelAhead, WhileSampling
+from choosy.rounds.label_ahead import LabelAhead
 from choosy.rounds.resumable import Resumable
 from choosy.rounds.round import play_round
 from choosy.rounds.score import rescore_pool
@@ -205,15 +205,10 @@ class Run:
 
     def _played(self, at: Round, prompts: Sequence[Prompt], sample: Sample) -> Pool:
         """Play a round that a crash does not lose, with labels bought during the sampling where that is possible."""
-
-        def feed(chosen: Sequence[Prompt]) -> UnlabeledFeed:
-            return UnlabeledFeed(self.rounds_folder, at.number, chosen, responses=sample.responses)
-
         with LabelAhead(self.labels, lambda some: buy_labels(at, some, None, self.labels)) as labels:
-            if self.pair_selector is None:  # then all responses will be labeled
-                sample = WhileSampling(sample, labels, feed)
+            ahead = labels if self.pair_selector is None else None  # a selector has not yet chosen what is labeled
             parts = Parts(
-                sample=Resumable(sample, prompts, self.rounds_folder),
+                sample=Resumable(sample, prompts, self.rounds_folder, ahead),
                 labels=labels,
                 weighting=self.weighting,
                 keep=self.training.keep,
@@ -221,9 +216,9 @@ class Run:
                 pair_selector=self.pair_selector,
             )
             pool = play_round(at, prompts, parts)
-            if ahead := labels.finish():
-                self.phases.say(f"{ahead} prompts were labeled while the round was sampled.")
-                at.counts["labeled_ahead"] += ahead
+            if labeled := labels.finish():
+                self.phases.say(f"{labeled} prompts were labeled while the round was sampled.")
+                at.counts["labeled_ahead"] += labeled
         return pool
 
     def is_there(self, path: Path) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from choosy.parallel.ranks import shard
-from choosy.rounds.context import ChosenPrompt, Done, Round
+from choosy.rounds.context import ChosenPrompt, OnSampled, Round
 from choosy.sampling.settings import SamplingSettings
 from choosy.types import Candidates, Prompt, Response, seed_of
 
@@ -23,7 +23,7 @@ class FreshResponses:
     given: Mapping[str, Candidates] = field(default_factory=dict, init=False)
 
     def __call__(
-        self, at: Round, chosen: Sequence[ChosenPrompt], *, begun: Mapping[str, Candidates], done: Done
+        self, at: Round, chosen: Sequence[ChosenPrompt], *, begun: Mapping[str, Candidates], done: OnSampled
     ) -> list[Candidates]:
         mine = shard(chosen, at.ranks)
         sampled = sample_responses(at, [prompt for prompt, _ in mine], n=self.responses, begun=begun, done=done)
@@ -38,7 +38,7 @@ def sample_responses(
     purpose: str = "train",
     settings: SamplingSettings | None = None,
     begun: Mapping[str, Candidates] | None = None,
-    done: Done = lambda some: None,
+    done: OnSampled = lambda some: None,
 ) -> list[Candidates]:
     """Sample N responses to each prompt; the seed of a response is a hash of (run, purpose, round, prompt, sample).
 
