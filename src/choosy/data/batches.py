@@ -37,12 +37,7 @@ class Batch:
         return [item.group for item in self.items]
 
     def loss_inputs(self, logp_T: Tensor, *, kl: float = 0.0) -> LossInputs:
-        """What the loss is given: the log-probs of the batch's groups with what the pool knows about them.
-
-        Args:
-            logp_T: Log-probabilities of the groups' response tokens under the policy.
-            kl: The last step's KL divergence from the reference.
-        """
+        """What the loss is given: the log-probs of the groups' response tokens with what the pool knows about them."""
         device, items = logp_T.device, self.items
         logp_S = sum_by_response(logp_T, self.groups)  # S: of each item its responses, then its other samples
         ref_S = torch.tensor([ref for x in items for ref in (*x.ref_logps, *x.own_ref_logps)], device=device)
@@ -98,13 +93,7 @@ def batch_of(items: Sequence[Item], *, rank: int = 0, size: int = 1, mean_weight
 
 
 def shuffled(n: int, *, seed: int, round: int, passes: int) -> list[int]:
-    """A fresh shuffle of n positions for each pass of a round.
-
-    Example:
-        >>> order = shuffled(4, seed=0, round=1, passes=2)
-        >>> sorted(order[:4]), sorted(order[4:])
-        ([0, 1, 2, 3], [0, 1, 2, 3])
-    """
+    """A fresh shuffle of n positions for each pass of a round, one behind the other."""
     order: list[int] = []
     for one in range(passes):
         generator = torch.Generator().manual_seed(seed_of(seed, "order", round, one))
@@ -119,10 +108,8 @@ class ItemBatches:
     gives one empty batch, so that the round still ends.
 
     Args:
-        items: The items of the round.
         batch_size: Items of one optimiser step, over all ranks.
-        seed, round, passes: See `shuffled`.
-        rank, size: This rank's number, and the number of ranks.
+        passes: Passes over the items in the round.
         normalize: Whether weights are divided by their mean over the round.
     """
 
@@ -163,11 +150,7 @@ class ItemBatches:
         return {"given": self.given, "of": len(self)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the batches that had been given.
-
-        Raises:
-            ValueError: They were other batches.
-        """
+        """Continue after the batches that had been given; other batches are refused."""
         if state["given"] and state.get("of", len(self)) != len(self):
             raise ValueError(
                 f"The checkpoint was written after {state['given']} of {state['of']} steps in the middle of a round, "

@@ -50,7 +50,6 @@ class PoolItems:
     """The items that a round trains on, each built from the pool when it is asked for.
 
     Args:
-        pool: The pool.
         needs: What the loss needs: it decides the form of the items, and what they hold.
         round: The present round, whose responses are samples of the present policy.
         only_round: Leave out items that were labeled in earlier rounds.

@@ -142,10 +142,7 @@ class Pool:
     def put(self, fresh: Sequence[Candidates], *, round: int, keep: Keep = "newest") -> Pool:
         """The pool after a round: a prompt's newest responses, and those that its labels are about.
 
-        Args:
-            fresh: Candidates of this round.
-            round: Number of the round.
-            keep: Which labeled rows of a prompt stay: the `newest`, until a newer one is labeled, or `all`.
+        Of a prompt's labeled rows the `newest` is kept, until a newer one is labeled, or `all` are.
         """
         ids, sampled_in = self.table["prompt_id"], pc.cast(self.table["sampled_in"], pa.string())
         stamps = pc.binary_join_element_wise(ids, sampled_in, "@")

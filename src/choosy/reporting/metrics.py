@@ -29,11 +29,7 @@ def log_at_once(module: LightningModule, metrics: Mapping[str, float | torch.Ten
 
 
 def cost_metrics(about: Mapping[str, Any]) -> dict[str, float]:
-    """Return what a run has cost and what the labels of its last round were like, under the loggers' names.
-
-    Args:
-        about: What is written about the run with a round's table; counts are of the run so far.
-    """
+    """Return what a run has cost and what the labels of its last round were like, under the loggers' names."""
     labels = {**about["labels"], "ahead": about["labeled_ahead"], "money": about["money"]["spent"]}
     labels |= shares(about["judged"]["round"])
     cut_share = about["responses_cut_share"]

@@ -44,7 +44,7 @@ class Phases:
         Args:
             name: One of `PHASES`.
             total: Number of things that the phase will handle; None = not known.
-            unit: What the things are.
+            unit: What they are.
 
         Yields:
             A function to call with the number of things that were handled.

@@ -98,8 +98,6 @@ def import_labels(
     counts as a label that this run has bought.
 
     Args:
-        path: The file, as `export_labels` or the annotation tool writes it.
-        ledger: Where the labels are written.
         file_format: Of the file, where its name does not tell; items of annotation tools are known by their content.
         labeler: Under whose name the labels are stored; None takes each row's own.
         skip_bad: Leave bad rows out, instead of an error that lists them all.
@@ -117,7 +115,9 @@ def import_labels(
                 continue
             row = checked(row, wanted, labeler)
             earlier, same = good.setdefault(row["key"], (place, row))
-            if (same["score"], verdict_in_order_of(same, row)) != (row["score"], row["verdict"]):
+            same_order = same["response_first"] == row["response_first"]
+            verdict = same["verdict"] if same_order else MIRRORED[same["verdict"]]
+            if (same["score"], verdict) != (row["score"], row["verdict"]):
                 raise ValueError(f"asks the same as {earlier} and answers differently; keep one of the two")
         except ValueError as error:
             bad.append(f"{place}: {error}")
@@ -131,14 +131,6 @@ def import_labels(
         raise ValueError(f"{path} holds no label: none of its {total} rows has a verdict or a score")
     added = ledger.insert([row for _, row in good.values()])
     return Imported(added, len(good) - added, unanswered, bad)
-
-
-def verdict_in_order_of(row: LabelRow, other: LabelRow) -> str | None:
-    """Return the row's verdict for its responses in the order of the other row."""
-    verdict: str | None = row["verdict"]
-    if verdict is None or row["response_first"] == other["response_first"]:
-        return verdict
-    return MIRRORED[verdict]  # type: ignore[index]
 
 
 def read_labels(path: Path, file_format: FileFormat | None) -> RowReaders:

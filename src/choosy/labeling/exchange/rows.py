@@ -111,7 +111,6 @@ def checked(row: LabelRow, wanted: Mapping[str, LabelRow], labeler: str | None =
     """Complete and check a row of a file for the ledger.
 
     Args:
-        row: As read from a file.
         wanted: Rows that a run waits for, by key; they complete a row that has their key.
         labeler: Under whose name the label is stored; None takes the row's own.
     """

@@ -43,8 +43,6 @@ class Sitting:
 
     Args:
         questions: In the order in which they should be judged.
-        clicks: The file of all clicks.
-        purpose: What the labels are for.
         budget_left: Labels that the run may still buy after this sitting; None if there is no limit.
         overlap, hold, grace: See `Human`.
     """
