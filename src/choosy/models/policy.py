@@ -275,13 +275,11 @@ class Policy(nn.Module):
 
     def token_logps(self, groups: Sequence[Group]) -> Tensor:
         """Log-probability (T,) of every response token, response by response, with gradients."""
+        return cast(Tensor, self(lambda: self._token_logps(groups)))
 
-        def compute() -> Tensor:
-            with self.precision():
-                return group_logps(self.causal_lm, groups, share=self.shares(groups))
-
-        logp_T: Tensor = self(compute)
-        return logp_T
+    def _token_logps(self, groups: Sequence[Group]) -> Tensor:
+        with self.precision():
+            return group_logps(self.causal_lm, groups, share=self.shares(groups))
 
     def score(self, candidates: Sequence[Candidates], tick: Tick = lambda n: None) -> list[list[float]]:
         """Summed log-probability of each response of each candidate, in their order, without gradients."""

@@ -118,13 +118,7 @@ def _from_tree(model: PreTrainedModel, prompts: Sequence[Ids], owner_R: Tensor, 
     own = segments[-len(prompts) :]  # behind the common prefix, if there is one
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     logits_PV = head(hidden_1ND[0, [segment.end - 1 for segment in own]]).float()
-    width = max(map(len, prompts))
-    token_PL = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask_PL = torch.zeros(len(prompts), width, dtype=torch.long)
-    for p, segment in enumerate(own):
-        tokens = torch.tensor(_path(segments, segment))
-        token_PL[p, width - len(tokens) :] = tokens
-        mask_PL[p, width - len(tokens) :] = 1
+    token_PL, mask_PL = _left_padded([_path(segments, segment) for segment in own])
     token_RL = token_PL[owner_R].to(device)
     layers: list[Any] = cache.layers
     cache.layers = [
@@ -140,21 +134,28 @@ def _path(segments: Sequence[Segment], segment: Segment) -> list[int]:
     return [*above, *range(segment.start, segment.end)]
 
 
+def _left_padded(rows: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+    """Rows of integers (P, L), padded on the left with 0, and where they are (P, L)."""
+    value_PL = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    mask_PL = torch.zeros_like(value_PL)
+    for p, row in enumerate(rows):
+        value_PL[p, -len(row) :] = torch.tensor(row)
+        mask_PL[p, -len(row) :] = 1
+    return value_PL, mask_PL
+
+
 def _padded(
     model: PreTrainedModel, prompts: Sequence[Ids], prefix: Ids, device: torch.device
 ) -> tuple[Tensor, DynamicCache, Tensor]:
     """Compute next-token logits (P, V), cache and mask (P, L) of left-padded prompts; their prefix once."""
-    width = max(map(len, prompts)) - len(prefix)
-    ids_PL = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask_PL = torch.zeros(len(prompts), len(prefix) + width, dtype=torch.long)
-    mask_PL[:, : len(prefix)] = 1
-    for p, ids in enumerate(prompts):
-        own = torch.tensor(ids[len(prefix) :])
-        ids_PL[p, width - len(own) :] = own
-        mask_PL[p, len(prefix) + width - len(own) :] = 1
+    ids_PL, own_PL = _left_padded([ids[len(prefix) :] for ids in prompts])
+    mask_PL = torch.cat([own_PL.new_ones(len(prompts), len(prefix)), own_PL], dim=-1)
     position_PL = (mask_PL.cumsum(-1) - 1)[:, len(prefix) :].clamp(min=0)
-    prefix_P = torch.tensor(prefix, dtype=torch.long, device=device)
-    cache = _prefix_cache(model, prefix_P, len(prompts))
+    cache = DynamicCache(config=model.config)
+    if prefix:
+        prefix_1L = torch.tensor([prefix], device=device)
+        model.get_decoder()(input_ids=prefix_1L, past_key_values=cache, use_cache=True)  # type: ignore[no-untyped-call]
+        cache.batch_repeat_interleave(len(prompts))
     logits_P1V = model(
         input_ids=ids_PL.to(device),
         attention_mask=mask_PL.to(device),
@@ -163,15 +164,3 @@ def _padded(
         logits_to_keep=1,
     ).logits
     return logits_P1V[:, -1].float(), cache, mask_PL.to(device)
-
-
-def _prefix_cache(model: PreTrainedModel, prefix_P: Tensor, copies: int) -> DynamicCache:
-    """Compute the keys and values of a prefix once, for a number of rows."""
-    cache = DynamicCache(config=model.config)
-    if len(prefix_P):
-        model.get_decoder()(input_ids=prefix_P[None], past_key_values=cache, use_cache=True)  # type: ignore[no-untyped-call]
-        layers: list[Any] = cache.layers
-        for layer in layers:
-            layer.keys = layer.keys.expand(copies, -1, -1, -1)
-            layer.values = layer.values.expand(copies, -1, -1, -1)
-    return cache

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -101,8 +101,7 @@ def _fused_lora(layer: LoraLinear) -> Callable[[Tensor], Tensor] | None:
 
     def forward(x_BLD: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if layer.disable_adapters or layer.merged or args or kwargs:
-            merged: Tensor = original(x_BLD, *args, **kwargs)
-            return merged
+            return cast(Tensor, original(x_BLD, *args, **kwargs))
         x_ND = x_BLD.flatten(0, -2).to(base.weight.dtype)
         y_NE: Tensor = _AdaptedLinear.apply(x_ND, base.weight, base.bias, down.weight, up.weight, layer.scaling[name])
         return y_NE.unflatten(0, x_BLD.shape[:-1])
@@ -121,8 +120,7 @@ def _fused_norm(norm: nn.Module) -> Callable[[Tensor], Tensor] | None:
         return None
 
     def forward(x_BLD: Tensor) -> Tensor:
-        y_BLD: Tensor = _RMSNorm.apply(x_BLD, norm.weight, eps)  # type: ignore[no-untyped-call]
-        return y_BLD
+        return cast(Tensor, _RMSNorm.apply(x_BLD, norm.weight, eps))  # type: ignore[no-untyped-call]
 
     return forward
 

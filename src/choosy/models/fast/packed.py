@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,7 @@ def product(layer: nn.Linear, rows: int) -> Callable[[Tensor], Tensor]:
     def forward(x_BLD: Tensor) -> Tensor:
         if x_BLD.dtype != torch.bfloat16:
             return nn.Linear.forward(layer, x_BLD)
-        y_BLE: Tensor = torch.ops.mkldnn._linear_pointwise(x_BLD, packed, layer.bias, "none", [], "")
-        return y_BLE
+        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x_BLD, packed, layer.bias, "none", [], ""))
 
     return forward
 
