@@ -13,9 +13,8 @@ import pytest
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.ledger import Label
 from choosy.labeling.nested import audit_draw
-from choosy.labeling.predictor.labeler import Predictor
-from choosy.labeling.predictor.preference_model import PreferenceModel
-from choosy.labeling.predictor.preferences import Preference, earlier_preferences, preferences_in
+from choosy.labeling.predictor.labeler import Predictor, earlier_preferences, preferences_in
+from choosy.labeling.predictor.preference_model import Preference, PreferenceModel
 from choosy.labeling.protocols import Compares, Terms
 from choosy.types import MIRRORED, Prompt, Response
 

@@ -208,16 +208,13 @@ class Ledger:
         try:
             self.insert(rows)
         except ValueError as error:
-            if not (is_full(error.__cause__) and self._lock and self._lock.make_room() and self._inserted(rows)):
+            if is_full(error.__cause__) and self._lock and self._lock.make_room():
+                with suppress(ValueError):
+                    self.insert(rows)
+                    rows = []
+            if rows:
                 raise ValueError(f"{error}. The last {len(rows)} labels that were bought could not be kept") from error
             raise
-
-    def _inserted(self, rows: Sequence[Mapping[str, Any]]) -> bool:
-        try:
-            self.insert(rows)
-        except ValueError:
-            return False
-        return True
 
     def insert(self, rows: Sequence[Mapping[str, Any]]) -> int:
         """Add rows to the table of labels, all or none, and return how many were not there yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from itertools import count
 
 from choosy.labeling.asking import as_answer
@@ -21,16 +22,12 @@ from choosy.models.policy import Policy
 from choosy.types import MIRRORED, Prompt, Response, seed_of
 
 
+@dataclass(eq=False)
 class Noisy:
     """Asks another labeler and reverses its judgement with probability p.
 
     Whether a verdict is reversed depends on the seed and the texts, not on their order. Whether rewards are negated
     depends on the seed and the prompt alone, so that all pairs of its responses are reversed and the gaps stay.
-
-    Args:
-        wrapped: The labeler that is asked.
-        p: Probability that a judgement is reversed; at 0.5 the labels say nothing.
-        seed: Of the draws.
 
     Example:
         >>> from choosy.labeling.vader import Vader
@@ -39,19 +36,21 @@ class Noisy:
         [-0.6114]
     """
 
-    def __init__(self, wrapped: Labeler, *, p: float = 0.1, seed: int = 0) -> None:
-        if not 0 <= p <= 1:
-            raise ValueError(f"labeler.p={p} is no probability; choose 0 <= p <= 1")
-        if isinstance(wrapped, BuysLabels):
+    wrapped: Labeler  # the labeler that is asked
+    _: KW_ONLY
+    p: float = 0.1  # probability that a judgement is reversed; at 0.5 the labels say nothing
+    seed: int = 0  # of the draws
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p <= 1:
+            raise ValueError(f"labeler.p={self.p} is no probability; choose 0 <= p <= 1")
+        if isinstance(self.wrapped, BuysLabels):
             raise ValueError(
-                f"labeler.wrapped is {wrapped.name}, which learns from its own labels, and labeler=noisy gives labels "
-                "of another name; make the labelers inside it noisy, for instance labeler@labeler.paid=noisy"
+                f"labeler.wrapped is {self.wrapped.name}, which learns from its own labels, and labeler=noisy gives "
+                "labels of another name; make the labelers inside it noisy, for instance labeler@labeler.paid=noisy"
             )
-        self.wrapped = wrapped
-        self.p = p
-        self.seed = seed
-        self.name = f"{wrapped.name} with noise {p:g}, seed {seed}"
-        self.terms = terms_of(wrapped)
+        self.name = f"{self.wrapped.name} with noise {self.p:g}, seed {self.seed}"
+        self.terms = terms_of(self.wrapped)
 
     def state(self) -> str:
         return fingerprint_of(self.wrapped)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from choosy.files import replacing
 from choosy.labeling.exchange.rows import LabelRow, exported, to_csv, to_jsonl
@@ -13,31 +15,26 @@ from choosy.labeling.protocols import ALL, Postponed, Terms
 from choosy.types import Prompt, Response, Verdict
 
 
+@dataclass(eq=False)
 class Queue:
     """Writes the pairs that need a verdict to files, and ends the run in good order.
 
     `wanted.jsonl` and `wanted.csv` in the run's folder have one row for each pair, with an empty verdict: `first`,
     `second`, `tie` or `invalid`. Once one of them is filled in and imported, the same command with `ckpt_path=last`
     resumes the run.
-
-    Args:
-        folder: The run's folder.
-        ledger: The ledger's file, for the command that imports the verdicts.
-        name: Name of the labels in the ledger; with another labeler's name, its labels are reused.
     """
 
-    terms = Terms(at_once=ALL, people=True)  # all pairs of a round go into one file
-
-    def __init__(self, folder: str, *, ledger: str, name: str = "queue") -> None:
-        self.folder = Path(folder)
-        self.ledger = ledger
-        self.name = name
+    folder: str  # the run's folder
+    _: KW_ONLY
+    ledger: str  # the ledger's file, for the command that imports the verdicts
+    name: str = "queue"  # of the labels in the ledger; with another labeler's name, its labels are reused
+    terms: ClassVar[Terms] = Terms(at_once=ALL, people=True)  # all pairs of a round go into one file
 
     def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> list[Verdict]:
         """Write the pairs to the files, and raise `Postponed` with the command that imports their verdicts."""
         questions = [Question(self.name, "", prompt, (first, second)) for prompt, first, second in items]
         rows: list[LabelRow] = [{**exported(question.columns), "verdict": None} for question in questions]
-        path = self.folder / "wanted.jsonl"
+        path = Path(self.folder, "wanted.jsonl")
         for file, text in ((path, to_jsonl(rows)), (path.with_suffix(".csv"), to_csv(rows, tuple(rows[0])))):
             with replacing(file) as unfinished:
                 unfinished.write_text(text, encoding="utf-8")

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from choosy.labeling.buyer import LabelBuyer
+from choosy.labeling.ledger import Label
 from choosy.labeling.nested import OuterLabeler, audit_draw
 from choosy.labeling.predictor.calibration import answer_threshold
-from choosy.labeling.predictor.preference_model import PreferenceModel
-from choosy.labeling.predictor.preferences import Preference, earlier_preferences, preferences_in
+from choosy.labeling.predictor.preference_model import Preference, PreferenceModel
 from choosy.labeling.protocols import Answer, Labeler, ResponsePair, fingerprint_of
-from choosy.types import content_id, seed_of
+from choosy.types import Verdict, content_id, seed_of
 
 log = logging.getLogger(__name__)
 
@@ -181,3 +182,36 @@ def training_sizes(preferences: int, *, first: int) -> tuple[int, int]:
     while math.ceil(following) <= preferences:
         size, following = math.ceil(following), following * GROWTH
     return size, math.ceil(following)
+
+
+def preferences_in(prompt: str, first: str, second: str, verdict: Verdict) -> list[Preference]:
+    """Return the preference in a verdict; a tie or an invalid verdict holds none.
+
+    Example:
+        >>> preferences_in("2+2?", "5", "4", "second")
+        [Preference(prompt='2+2?', better='4', worse='5')]
+    """
+    if verdict not in ("first", "second"):
+        return []
+    return [Preference(prompt, first, second) if verdict == "first" else Preference(prompt, second, first)]
+
+
+def earlier_preferences(labels: Sequence[Label], run: str) -> list[Preference]:
+    """Return the preferences in labels, oldest first, from before a run bought its first.
+
+    The scores of one prompt are paired: the best over the worst, the second best over the second worst.
+    """
+    runs = [label.run for label in labels]
+    earlier = labels[: runs.index(run)] if run in runs else labels
+    found: list[Preference] = []
+    scores: dict[str, dict[str, float]] = defaultdict(dict)
+    for label in earlier:
+        if label.second is not None and label.verdict:
+            found += preferences_in(label.prompt, label.first, label.second, label.verdict)
+        elif label.score is not None:
+            scores[label.prompt][label.first] = label.score
+    for prompt, score_of in scores.items():
+        texts = sorted(score_of, key=lambda text: (-score_of[text], text))
+        pairs = zip(texts[: len(texts) // 2], reversed(texts), strict=False)
+        found += [Preference(prompt, best, worst) for best, worst in pairs if score_of[best] > score_of[worst]]
+    return found

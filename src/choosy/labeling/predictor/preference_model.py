@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,15 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as hf_logging
 
-from choosy.labeling.predictor.preferences import Preference
 from choosy.models.locate import resolve_model
+
+
+class Preference(NamedTuple):
+    """A verdict on two responses, as texts."""
+
+    prompt: str
+    better: str
+    worse: str
 
 
 @dataclass(eq=False)
