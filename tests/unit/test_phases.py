@@ -83,9 +83,9 @@ def test_the_seconds_survive_a_checkpoint(tmp_path):
     phases = Phases(clock=clock)
     with phases("label"):
         clock.now += 2.5
-    torch.save(phases.state_dict(), tmp_path / "state.pt")
+    torch.save(phases.seconds, tmp_path / "state.pt")
     resumed = Phases(clock=clock)
-    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    resumed.resume(torch.load(tmp_path / "state.pt", weights_only=True))
     with resumed("label"):
         clock.now += 1
     assert resumed.seconds["label"] == 3.5

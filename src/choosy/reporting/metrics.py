@@ -49,18 +49,12 @@ class MetricsFile(Logger):
     A resumed run continues the file; rows of steps that it trains again replace the old ones.
     """
 
+    name = version = ""
+
     def __init__(self, run_dir: str) -> None:
         super().__init__()
         self._file = Path(run_dir) / "metrics.csv"
         self._columns: list[str] = []  # none before the first row of this process
-
-    @property
-    def name(self) -> str:
-        return ""
-
-    @property
-    def version(self) -> str:
-        return ""
 
     @property
     def save_dir(self) -> str:

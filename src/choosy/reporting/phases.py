@@ -94,8 +94,6 @@ class Phases:
         self._charge()
         return dict(self._seconds)
 
-    def state_dict(self) -> dict[str, float]:
-        return self.seconds
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        self._seconds.update({phase: float(state[phase]) for phase in PHASES if phase in state})
+    def resume(self, seconds: Mapping[str, float]) -> None:
+        """Continue from the seconds of a checkpoint."""
+        self._seconds.update(seconds)

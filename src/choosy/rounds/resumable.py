@@ -33,7 +33,7 @@ class Resumable:
         n = self.sample.responses
         begun, seconds = read_begun(self.folder, at.number, self.prompts, responses=n)
         at.ranks.gather([])  # no rank writes before all have read
-        at.phases.load_state_dict(seconds)
+        at.phases.resume(seconds)
         parts = PartWriter(self.folder, at.number, at.ranks, seconds=lambda: at.phases.seconds)
         if self.ahead is not None and at.ranks.rank == 0:
             feed = unlabeled(self.folder, at.number, [prompt for prompt, _ in chosen], responses=n)

@@ -238,7 +238,7 @@ class Run:
         self.counts.update(judged["run"])
         self.judged = Counter(judged["round"])
         self.cut_share = about["responses_cut_share"]
-        self.phases.load_state_dict(about["seconds"])
+        self.phases.resume(about["seconds"])
 
     def spent_out(self, number: int) -> bool:
         """Whether fresh responses could get no label any more, so that they are not worth sampling."""
@@ -311,7 +311,7 @@ class Run:
         """What a checkpoint keeps: the round, whose file holds the rest."""
         return {
             "round": self.pool.round,
-            "phases": self.phases.state_dict(),
+            "phases": self.phases.seconds,
             "counts": dict(self.counts),
             "judged": dict(self.judged),
             "cut_share": self.cut_share,
@@ -322,7 +322,7 @@ class Run:
         """Go on from the pool of the checkpoint's round."""
         if state["round"] >= 0:
             self.pool, _ = Pool.load(self.rounds_folder, state["round"])
-        self.phases.load_state_dict(state["phases"])
+        self.phases.resume(state["phases"])
         self.counts = Counter(state["counts"])
         self.judged = Counter(state["judged"])
         self.cut_share = state["cut_share"]

@@ -21,7 +21,6 @@ from choosy.types import content_id
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TOKEN = "CHOOSY_LABELING_TOKEN"
-SHORTEST_TOKEN = 16
 REMIND = 15  # seconds between two lines on the terminal about what is left
 
 
@@ -107,8 +106,9 @@ class Human:
         if self._address is None:
             from choosy.labeling.human.page import serve  # needs packages that only this labeler needs
 
-            shown = (self.instruction, lambda: self.sitting)
-            self._address = serve(*shown, token=self.token, host=self.host, port=self.port)
+            self._address = serve(
+                self.instruction, lambda: self.sitting, token=self.token, host=self.host, port=self.port
+            )
             if self.host not in LOOPBACK:
                 port = urlsplit(self._address).port
                 tell(
@@ -123,13 +123,11 @@ def token_from(environ: Mapping[str, str]) -> str:
     token = environ.get(TOKEN)
     if token is None:
         return secrets.token_urlsafe(24)
-    if len(token) < SHORTEST_TOKEN:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{16,}", token):
         raise ValueError(
-            f"{TOKEN} has {len(token)} characters, which can be guessed; "
-            f"wanted {SHORTEST_TOKEN} or more, or no such variable"
+            f"{TOKEN} can be guessed, or an address cannot hold it; set it to 16 or more letters, digits, - and _, "
+            "or unset it"
         )
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", token):
-        raise ValueError(f"{TOKEN} has characters that an address cannot hold; use letters, digits, - and _")
     return token
 
 
