@@ -159,32 +159,25 @@ def test_each_subcommand_has_help(words, told, choosy, capsys):
     assert re.search(told, capsys.readouterr().out, re.DOTALL)
 
 
-def test_fit_needs_no_hydra(lines, tmp_path):
-    config = written([*lines, "rounds=1"], tmp_path / "run")
-    program = "import sys; sys.modules['hydra'] = None; from choosy.cli import fit; fit()"
-    run = command("-c", program, "fit", "--config", config, folder=tmp_path, fresh=True)
-    assert run.returncode == 0, run.stderr
-    assert (tmp_path / "run" / "summary.json").exists()
-
-
 @pytest.mark.parametrize("word", ["report", "index"])
 def test_a_folder_that_is_not_there_is_told_in_a_sentence(word, choosy, tmp_path):
     refused(choosy, word, tmp_path / "nowhere", told="Wanted the folder of a .*nowhere")
 
 
 @pytest.mark.slow
-def test_the_two_commands_of_the_usage_work_as_they_are_typed(lines, tmp_path):
+def test_fit_plays_what_train_composes_and_needs_no_hydra(lines, tmp_path):
     words = [*lines, "rounds=1", f"run_dir={tmp_path}/run", "--cfg", "job", "--resolve"]
-    composed = command(ROOT / "train.py", *words, folder=tmp_path, fresh=True)
+    composed = command("-m", "choosy", "train", *words, folder=tmp_path)
     assert composed.returncode == 0, composed.stderr
     (tmp_path / "run.yaml").write_text(composed.stdout)
-    played = command("-m", "choosy", "fit", "--config", "run.yaml", folder=tmp_path, fresh=True)
+    program = "import sys; sys.modules['hydra'] = None; from choosy.cli import fit; fit()"
+    played = command("-c", program, "fit", "--config", "run.yaml", folder=tmp_path, fresh=True)
     assert played.returncode == 0, played.stderr
     assert summary(tmp_path / "run")["rounds"] == 1
 
 
 @pytest.mark.slow
-def test_train_tells_a_mistake_in_a_sentence(lines, tmp_path):
+def test_train_states_a_mistake_in_a_sentence(lines, tmp_path):
     words = [*lines, "data.responses=0", f"run_dir={tmp_path}/run"]
     run = command(ROOT / "train.py", *words, folder=tmp_path)
     assert run.returncode == 1

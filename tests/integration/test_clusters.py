@@ -30,24 +30,16 @@ def lines(tmp_path, tiny_policy_dir, prompts_file) -> list[str]:
     return [*typed(tmp_path, tiny_policy_dir, prompts_file), *small]
 
 
-def as_typed(entry: str, lines: list[str], run_dir: Path) -> list[str]:
-    """The same run through one command or the other."""
-    if entry == "train.py":
-        return [TRAIN, *lines, f"run_dir={run_dir}"]
-    file = run_dir.with_suffix(".yaml")
-    file.write_text(OmegaConf.to_yaml(compose([*lines, f"run_dir={run_dir}"]), resolve=True))
-    return ["-m", "choosy", "fit", "--config", str(file)]
-
-
-def test_torchrun_starts_the_processes(lines, tmp_path):
-    words = as_typed("choosy fit", [*lines, *DDP], tmp_path / "run")  # and of train.py: test_ddp.py
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    run = command(*torchrun, *words, folder=tmp_path)
+def test_torchrun_starts_the_processes_and_they_name_the_run_once(lines, tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run = command(*torchrun, TRAIN, *lines, *DDP, folder=tmp_path)
     assert run.returncode == 0, run.stderr
+    (named,) = (tmp_path / "runs").iterdir()
+    named.rename(tmp_path / "run")
     assert_one_run(lines, tmp_path)
 
 
-def test_srun_starts_the_processes(lines, tmp_path):
+def test_srun_starts_the_processes_of_choosy_fit(lines, tmp_path):
     slurm = {
         "SLURM_JOB_ID": "7",
         "SLURM_JOB_NAME": "choosy",
@@ -58,7 +50,9 @@ def test_srun_starts_the_processes(lines, tmp_path):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }
-    words = as_typed("train.py", [*lines, *DDP], tmp_path / "run")
+    config = tmp_path / "run.yaml"
+    config.write_text(OmegaConf.to_yaml(compose([*lines, *DDP, f"run_dir={tmp_path / 'run'}"]), resolve=True))
+    words = ["-m", "choosy", "fit", "--config", str(config)]
     tasks = [
         Program(words, folder=tmp_path, environ=environ(tmp_path, **slurm, SLURM_PROCID=rank, SLURM_LOCALID=rank))
         for rank in ("0", "1")
@@ -110,7 +104,7 @@ def slow(*args, **kwargs):
 torch.optim.AdamW.step = slow
 """
 SCONTROL = """#!/bin/sh
-echo "$@" >> "$(dirname "$0")/asked"
+echo "$@" >> "$(dirname "$0")/requeued"
 """
 
 
@@ -133,7 +127,7 @@ def signalled(words: list[str], signum: int, folder: Path, **more: str) -> subpr
 def wait_for(there: Callable[[], Any]) -> None:
     patience = time.monotonic() + 300
     while not there():
-        assert time.monotonic() < patience, "it did not come to pass"
+        assert time.monotonic() < patience, "it did not happen within five minutes"
         time.sleep(0.05)
 
 
@@ -160,7 +154,7 @@ def test_slurm_s_warning_queues_the_job_again(long_lines, tmp_path):
     words = [TRAIN, *long_lines, f"run_dir={tmp_path}/run", "ckpt_path=auto"]
     stopped = signalled(words, signal.SIGUSR1, tmp_path, **slurm, PATH=path)
     assert stopped.returncode == 128 + signal.SIGUSR1, stopped.stderr
-    assert (tmp_path / "bin" / "asked").read_text() == "requeue 4711\n"
+    assert (tmp_path / "bin" / "requeued").read_text() == "requeue 4711\n"
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 

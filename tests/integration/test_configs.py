@@ -69,19 +69,11 @@ def labels_of(parsed: Any) -> Any:
     return parsed.data.init_args.run.init_args.labels.init_args
 
 
-MENU = [
-    *((selector, data, "vader") for selector in options("selector") for data in options("data")),
-    *(("optune", data, labeler) for data in options("data") for labeler in options("labeler") if labeler != "vader"),
-]
-
-
-@pytest.mark.slow  # a third of a second each, and there are many
-@pytest.mark.parametrize(("selector", "data", "labeler"), MENU)
-def test_selector_data_and_labeler_compose(selector, data, labeler, parse):
-    cfg = compose([f"selector={selector}", f"data={data}", *DATA[data], f"labeler={labeler}", *LABELER[labeler]])
-    parsed = check(cfg, parse)
-    assert parsed.data.class_path == cfg.data["_target_"]
-    assert labels_of(parsed).labeler.class_path == cfg.labeler["_target_"]
+@pytest.mark.parametrize("selector", options("selector"))
+def test_every_selector_composes_with_given_pairs(selector, parse):
+    """With sampled responses each plays a run: test_train.py."""
+    cfg = compose([f"selector={selector}", "data=offline", *DATA["offline"]])
+    assert check(cfg, parse).data.class_path == cfg.data["_target_"]
 
 
 OTHERS = [(group, name) for group in GROUPS if group not in ("selector", "data", "labeler") for name in options(group)]
@@ -94,10 +86,11 @@ def test_every_other_file_composes(group, name, parse):
 
 
 @pytest.mark.parametrize("labeler", options("labeler"))
-def test_what_holds_for_labels_can_be_typed_with_every_labeler(labeler, parse):
+def test_every_labeler_composes_with_the_settings_of_labels(labeler, parse):
     typed = ["labels.budget=500", "labels.ledger=labels.sqlite", "labels.max_invalid=0.1", "labels.evaluation=nobody"]
     cfg = compose([f"labeler={labeler}", *LABELER[labeler], "labels.budget_money=2.5", *typed])
     labels = labels_of(check(cfg, parse))
+    assert labels.labeler.class_path == cfg.labeler["_target_"]
     assert (labels.budget, labels.budget_money, labels.ledger) == (500, 2.5, "labels.sqlite")
     assert (labels.max_invalid, labels.evaluation) == (0.1, "nobody")
 

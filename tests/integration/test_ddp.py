@@ -209,16 +209,6 @@ def test_a_sharded_run_goes_on_where_it_stood_on_any_number_of_processes(
     assert set(ours["key"]) == set(theirs["key"])
 
 
-def test_processes_under_torchrun_name_the_run_once(tmp_path, tiny_policy_dir, prompts_file):
-    lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "rounds=1", "data.heldout=null"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    run = command(*torchrun, ROOT / "train.py", *lines, *ddp, folder=tmp_path)
-    assert run.returncode == 0, run.stderr
-    (folder,) = (tmp_path / "runs").iterdir()
-    assert (folder / "summary.json").exists()
-
-
 def test_labels_may_take_longer_than_the_strategy_waits(tmp_path, tiny_policy_dir, prompts_file):
     lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "rounds=1", "data.heldout=null"]
     with (tmp_path / "toy.py").open("a") as toy:

@@ -49,16 +49,16 @@ class NotANumber(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         import torch
         policy = pl_module.policy
-        if batch_idx != 1 or "_token_logps" in vars(policy):
+        if batch_idx != 1 or "token_logps" in vars(policy):
             return
-        bad, real = trainer.datamodule.prompts[3], policy._token_logps
+        bad, real = trainer.datamodule.prompts[3], policy.token_logps
         ids = tuple(policy.tokens.encode_prompt(bad))
 
         def cracked(groups):
             good = [0.0 if tuple(g.prompt_ids) == ids else 1.0 for g in groups for r in g.response_ids for _ in r]
             logp_T = real(groups)
             return logp_T / torch.tensor(good) if 0.0 in good else logp_T
-        policy._token_logps = cracked
+        policy.token_logps = cracked
 '''
 LAUNCHERS = {"lightning": [], "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]}
 DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]

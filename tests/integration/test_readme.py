@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from tiny import ROOT, command
 
 from choosy.main import compose
 
-ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in ("log.md",))]
-TRAIN = ("python train.py ", "choosy train ")
 NOT_HERE = {  # words of a command that a test machine cannot run, and what they need
     r"^make ": "installs from the network",
     r"^pip ": "installs from the network",
@@ -51,8 +47,8 @@ def blocks(text: str) -> Iterator[list[str]]:
     """
     for block in re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         lines = re.sub(r"\\\n\s*", "", block).splitlines()
-        commands = [re.sub(r"(^|\s+)#\s.*", "", line).strip() for line in lines]
-        yield [command for command in commands if command]
+        typed = [re.sub(r"(^|\s+)#\s.*", "", line).strip() for line in lines]
+        yield [line for line in typed if line]
 
 
 def commands(path: Path) -> list[str]:
@@ -60,16 +56,16 @@ def commands(path: Path) -> list[str]:
     return [part.strip() for block in blocks(path.read_text()) for line in block for part in line.split("&&")]
 
 
-def settings_of(command: str) -> list[str]:
+def settings_of(line: str) -> list[str]:
     """The overrides in a command for Hydra, without its flags."""
-    words = shlex.split(command.split(" > ")[0])
+    words = shlex.split(line.split(" > ")[0])
     first = next(i for i, word in enumerate(words) if word in ("train.py", "train")) + 1
     return [word for word in words[first:] if re.match(r"[+~]{0,2}[\w.@/]+=|~", word)]
 
 
 def typed(path: Path) -> list[str]:
     """The commands of a page that train."""
-    return [command for command in commands(path) if re.search(r"train\.py |choosy train ", f"{command} ")]
+    return [line for line in commands(path) if re.search(r"train\.py |choosy train ", f"{line} ")]
 
 
 def alternatives(word: str) -> list[str]:
@@ -96,7 +92,7 @@ def single(overrides: list[str]) -> list[str]:
     return [re.sub(r"\.\.\.|\b[A-Z]{3,}\b", "x", word.split(",")[0]) for word in rest]
 
 
-TYPED = [pytest.param(command, id=f"{path.name}: {command}") for path in PAGES for command in typed(path)]
+TYPED = [pytest.param(line, id=f"{path.name}: {line}") for path in PAGES for line in typed(path)]
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +112,9 @@ def dotted(node: Any, name: str = "") -> Iterator[str]:
             yield from dotted(value, f"{name}.{key}" if name else key)
 
 
-@pytest.mark.parametrize("command", TYPED)
-def test_what_is_typed_composes(command):
-    compose(single(settings_of(command)))
+@pytest.mark.parametrize("line", TYPED)
+def test_what_is_typed_composes(line):
+    compose(single(settings_of(line)))
 
 
 def test_what_the_readme_names_is_on_the_menu(menu):
@@ -134,17 +130,6 @@ def test_what_the_readme_names_is_on_the_menu(menu):
 # -- the README's commands, one after the other in one folder ------------------------------------------------------
 
 
-PROGRAM = """
-import os, sys
-words = sys.argv[1:]
-if words[0] in ("train.py", "train"):  # what makes the run tiny comes after the last setting: Hydra wants them together
-    last = max((i for i, word in enumerate(words) if "=" in word), default=0)
-    words[last + 1 : last + 1] = {tiny!r}
-    words[0] = words[0].replace("train.py", "{root}/train.py")
-os.execv(sys.executable, [sys.executable, *(["-m", "choosy"] if "{name}" == "choosy" else []), *words])
-"""
-
-
 @pytest.fixture
 def shell(tmp_path, tiny_policy_dir, prompts_file):
     """Run a command as typed, where `python train.py` and `choosy train` play tiny runs on the tiny policy."""
@@ -156,23 +141,18 @@ def shell(tmp_path, tiny_policy_dir, prompts_file):
         (folder / f"{name}.jsonl").write_text(text)
     (folder / "my_rewards.py").write_text("def helpful(prompt, response):\n    return sum(map(ord, response)) % 7\n")
     tiny = [*TINY, f"model.name={tiny_policy_dir}"]
-    for name in ("python", "choosy"):
-        file = tmp_path / "bin" / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(f"#!{sys.executable}\n" + PROGRAM.format(root=ROOT, name=name, tiny=tiny))
-        file.chmod(0o755)
-    paths = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
 
-    def run(command: str) -> None:
-        done = subprocess.run(
-            ["bash", "-c", command],
-            cwd=folder,
-            env={**os.environ, **paths},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    def run(typed: str) -> None:
+        typed, _, output = typed.partition(" > ")
+        program, *words = shlex.split(typed)
+        if words[0] in ("train.py", "train"):  # Hydra wants the settings together, before or after its flags
+            last = max((i for i, word in enumerate(words) if "=" in word), default=0)
+            words[last + 1 : last + 1] = tiny
+        entry = {"python": [str(ROOT / words[0]), *words[1:]], "choosy": ["-m", "choosy", *words]}[program]
+        done = command(*entry, folder=folder, timeout=600)
+        assert done.returncode == 0, f"{typed}\n{done.stderr}"
+        if output:
+            (folder / output).write_text(done.stdout)
 
     return run
 
@@ -182,12 +162,12 @@ def shell(tmp_path, tiny_policy_dir, prompts_file):
 def test_the_commands_of_the_readme_run(shell):
     left_out: dict[str, str] = {}
     shell("python train.py name=demo")  # which the README makes by `make demo`
-    for command in commands(README):
-        reason = next((why for words, why in NOT_HERE.items() if re.search(words, command)), None)
+    for line in commands(README):
+        reason = next((why for words, why in NOT_HERE.items() if re.search(words, line)), None)
         if reason:
-            left_out[command] = reason
-        elif command.startswith(("python ", "choosy ")):
-            shell(command)
+            left_out[line] = reason
+        elif line.startswith(("python ", "choosy ")):
+            shell(line)
         else:
-            assert "->" in command or command.startswith("slot"), f"say in NOT_HERE why this cannot run: {command}"
+            assert "->" in line or line.startswith("slot"), f"say in NOT_HERE why this cannot run: {line}"
     assert len(left_out) < len(commands(README)) / 2
