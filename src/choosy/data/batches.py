@@ -92,13 +92,10 @@ def batch_of(items: Sequence[Item], *, rank: int = 0, size: int = 1, mean_weight
     return Batch(tuple(items[rank::size]), weight_B[rank::size], len(items))
 
 
-def shuffled(n: int, *, seed: int, round: int, passes: int) -> list[int]:
-    """A fresh shuffle of n positions for each pass of a round, one behind the other."""
-    order: list[int] = []
-    for one in range(passes):
-        generator = torch.Generator().manual_seed(seed_of(seed, "order", round, one))
-        order += torch.randperm(n, generator=generator).tolist()
-    return order
+def shuffled(n: int, *, seed: int, round: int, passes: int) -> list[list[int]]:
+    """A fresh shuffle of n positions for each pass of a round."""
+    generators = [torch.Generator().manual_seed(seed_of(seed, "order", round, one)) for one in range(passes)]
+    return [torch.randperm(n, generator=generator).tolist() for generator in generators]
 
 
 class ItemBatches:
@@ -130,9 +127,8 @@ class ItemBatches:
         self.size = size
         self.mean_weight = mean_weight(torch.from_numpy(items.weights)) if normalize else 1.0
         self.given = 0
-        order = shuffled(len(items), seed=seed, round=round, passes=passes)
-        by_pass = [order[at : at + len(items)] for at in range(0, len(order), len(items) or 1)]
-        self.batches = [one[at : at + batch_size] for one in by_pass for at in range(0, len(one), batch_size)] or [[]]
+        orders = shuffled(len(items), seed=seed, round=round, passes=passes)
+        self.batches = [one[at : at + batch_size] for one in orders for at in range(0, len(one), batch_size)] or [[]]
 
     def __len__(self) -> int:
         return len(self.batches)

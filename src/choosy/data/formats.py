@@ -28,10 +28,6 @@ TORN = "one response with two scores"
 class Untrainable(ValueError):
     """A well-formed row that compares nothing, such as two equal responses; the readers count and skip it."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"{reason}; remove the row.")
-        self.reason = reason
-
 
 def _pair(row: Row) -> Split:
     """TRL, distilabel, Argilla, HH-RLHF: a preferred and another response, with or without their prompt."""
@@ -202,9 +198,10 @@ def _scored(row: Row, column: str, text: str, score: str) -> list[tuple[str, flo
     for index, item in enumerate(items):
         try:
             scored.append((_answer(item.get(text), text), _number(item, score)))
-        except ValueError as error:
-            error.args = (f"{column}[{index}]: {error}",)
+        except Untrainable:
             raise
+        except ValueError as error:
+            raise ValueError(f"{column}[{index}]: {error}") from error
     return scored
 
 

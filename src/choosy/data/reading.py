@@ -42,7 +42,7 @@ def _read(source: str, convert: Callable[[Row], T], id_of: Callable[[T], str], l
         try:
             item = convert(row)
         except Untrainable as error:
-            lost[error.reason] += 1
+            lost[str(error)] += 1
             continue
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
