@@ -187,10 +187,7 @@ class LabelBuyer:
                 f"select pairs to compare, or choose a labeler that scores: {labelers_able_to('score')}"
             )
         question = self._asker()
-        groups = [
-            [question(f"response {i}", c.prompt, response) for i, response in enumerate(c.responses)]
-            for c in candidates
-        ]
+        groups = [[question(f"response {i}", c.prompt, one) for i, one in enumerate(c.responses)] for c in candidates]
         served = zip(candidates, self._serve(groups, purpose), strict=True)
         penalty = (self.missing_eos_penalty or 0.0) if purpose == "train" else 0.0
         return [c if labels is None else _rewarded(c, labels, penalty) for c, labels in served]
@@ -248,9 +245,7 @@ class LabelBuyer:
         if train and None in served:
             log.warning(
                 "%s is spent: %d of %d judgements were not bought. Training continues with the labels bought so far.",
-                self._limits,
-                served.count(None),
-                len(served),
+                *(self._limits, served.count(None), len(served)),
             )
         labels = self.ledger.find(wanted)
         return [None if group is None else [labels[q.key] for q in group] for group in served]

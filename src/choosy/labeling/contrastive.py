@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, replace
+from itertools import chain
+from operator import sub
 from typing import Literal
 
 from choosy.labeling.protocols import ALL, Terms
@@ -80,10 +83,11 @@ class Contrastive:
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
         """Return the reward of each response; responses to one prompt share its forward pass."""
-        of_prompt: dict[Prompt, list[int]] = {}
+        of_prompt: dict[Prompt, list[int]] = defaultdict(list)
         for at, (prompt, _) in enumerate(items):
-            of_prompt.setdefault(prompt, []).append(at)
-        responses = [self._with_ids(prompt, response) for prompt, response in items]
+            of_prompt[prompt].append(at)
+        encode = self.policy.tokens.encode_response
+        responses = [replace(one, ids=one.ids or encode(one.text, prompt)) for prompt, one in items]
         asked = [
             Candidates(prompt, tuple(responses[at] for at in places), self._prompt_ids(prompt, instruction))
             for instruction in (self.good, self.bad)
@@ -91,16 +95,9 @@ class Contrastive:
         ]
         with self.policy.states.as_start() if self.weights == "start" else nullcontext():
             logps = self.policy.score(asked)
-        rewards = [0.0] * len(items)
-        good, bad = logps[: len(of_prompt)], logps[len(of_prompt) :]
-        for places, under_good, under_bad in zip(of_prompt.values(), good, bad, strict=True):
-            for at, logp_good, logp_bad in zip(places, under_good, under_bad, strict=True):
-                rewards[at] = logp_good - logp_bad
-        return rewards
-
-    def _with_ids(self, prompt: Prompt, response: Response) -> Response:
-        ids = response.ids or self.policy.tokens.encode_response(response.text, prompt)
-        return replace(response, ids=ids)
+        good, bad = chain(*logps[: len(of_prompt)]), chain(*logps[len(of_prompt) :])
+        reward_at = dict(zip(chain(*of_prompt.values()), map(sub, good, bad), strict=True))
+        return [reward_at[at] for at in range(len(items))]
 
     def _prompt_ids(self, prompt: Prompt, instruction: str) -> tuple[int, ...]:
         try:
