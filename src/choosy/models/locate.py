@@ -23,13 +23,7 @@ _COMPLETE = "prepared.txt"  # written last: a folder without it was not converte
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model and its tokenizer come from.
-
-    Args:
-        name: `demo:smollm2`, a folder, or a Hugging Face id.
-        revision: Git revision of a hub model.
-        trust_remote_code: Run code that comes with a hub model.
-    """
+    """Where a model and its tokenizer come from: `demo:smollm2`, a folder, or a Hugging Face id."""
 
     name: str
     revision: str | None = None

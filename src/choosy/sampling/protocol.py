@@ -11,7 +11,7 @@ import torch
 
 from choosy.models.policy import Policy
 from choosy.models.rows import Ids
-from choosy.sampling.settings import SamplingSettings, require
+from choosy.sampling.settings import SamplingSettings
 from choosy.types import Candidates, Prompt, Response
 
 OnComplete = Callable[[Mapping[int, list[Response]]], None]
@@ -47,7 +47,8 @@ class Sampler(SamplingSettings, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require("batch_size", self.batch_size, self.batch_size >= 1, ">= 1")
+        if self.batch_size < 1:
+            raise ValueError(f"sampler.batch_size={self.batch_size} samples nothing; choose >= 1.")
 
     def sample(
         self,

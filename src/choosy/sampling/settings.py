@@ -26,18 +26,16 @@ class SamplingSettings:
     max_new_tokens: int = 256
 
     def __post_init__(self) -> None:
-        require("temperature", self.temperature, self.temperature >= 0, ">= 0")
-        require("top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]")
-        require("top_k", self.top_k, self.top_k >= 0, ">= 0 (0 = all tokens)")
-        require("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, ">= 1")
+        for name, is_in_range, wanted in (
+            ("temperature", self.temperature >= 0, ">= 0"),
+            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+            ("top_k", self.top_k >= 0, ">= 0 (0 = all tokens)"),
+            ("max_new_tokens", self.max_new_tokens >= 1, ">= 1"),
+        ):
+            if not is_in_range:
+                raise ValueError(f"sampler.{name}={getattr(self, name)} samples nothing; choose {wanted}.")
 
     @property
     def is_policy(self) -> bool:
         """Whether the samples are the policy's own distribution, so that their log-probs estimate its entropy."""
         return self.temperature == 1 and self.top_p == 1 and self.top_k == 0
-
-
-def require(name: str, value: float, ok: bool, wanted: str) -> None:
-    """Raise a ValueError for a setting that is out of range."""
-    if not ok:
-        raise ValueError(f"sampler.{name}={value} samples nothing; choose {wanted}.")
