@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import choosy.data.pool
 import choosy.labeling.ledger
-import choosy.models.policy
+import choosy.models.tokens
 import choosy.resume.checkpoints
 import choosy.resume.partial_rounds
 from choosy.main import main
@@ -81,13 +81,13 @@ if __name__ == "__main__":
     choosy.resume.partial_rounds.EVERY = math.inf  # or a slow machine would write parts at any point
     match point:
         case "sampling":
-            decode = choosy.models.policy.Policy.decode
-            choosy.models.policy.Policy.decode = countdown(count, decode, last=lambda *args: die())
+            decode = choosy.models.tokens.Tokens.decode
+            choosy.models.tokens.Tokens.decode = countdown(count, decode, last=lambda *args: die())
         case "sampling kept" | "sampling labeled":
             choosy.resume.partial_rounds.EVERY = choosy.resume.partial_rounds.SHARE = 0.0
-            decode = choosy.models.policy.Policy.decode
+            decode = choosy.models.tokens.Tokens.decode
             last = die if point == "sampling kept" else die_labeled()
-            choosy.models.policy.Policy.decode = countdown(count, decode, last=lambda *args: last())
+            choosy.models.tokens.Tokens.decode = countdown(count, decode, last=lambda *args: last())
         case "labeling":
             import toy
 

@@ -12,6 +12,8 @@ T = TypeVar("T")
 class FakeRanks:
     """One of `size` ranks that are threads of this process."""
 
+    group = None
+
     def __init__(self, rank: int, size: int, board: list[Any], barrier: threading.Barrier) -> None:
         self.rank = rank
         self.size = size

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from scipy.stats import binomtest
 
-from choosy.rounds.evaluate import as_pairs, evaluate, labels_until, reward_metrics, wilson, win_metrics
+from choosy.rounds.evaluate import WinShare, answer_metrics, as_pairs, evaluate, labels_until, wilson
 from choosy.types import Candidates, Prompt, Response
 
 
@@ -20,17 +20,24 @@ def test_wilson_agrees_with_scipy(wins: int, n: int) -> None:
 
 
 def test_a_tie_is_half_a_win_and_an_invalid_verdict_decides_nothing() -> None:
-    found = win_metrics(["first", "first", "tie", "second", "invalid"])
+    wins = WinShare()
+    wins.update(["first", "first", "tie"])
+    wins.update(["second", "invalid"])
+    found = wins.compute()
     assert found["win_rate"] == 2.5 / 4
     assert (found["judged"], found["ties"], found["invalid"]) == (4, 0.2, 0.2)
     assert found["win_rate_low"] < 2.5 / 4 < found["win_rate_high"]  # type: ignore[operator]
-    assert set(win_metrics([]).values()) == {None}
+    wins.reset()
+    wins.update([])
+    assert set(wins.compute().values()) == {None}
 
 
 def test_rewards_have_an_interval_where_there_are_two() -> None:
     """1 and 3: mean 2, standard deviation sqrt(2), standard error 1."""
-    assert reward_metrics([1.0, 3.0]) == pytest.approx({"reward": 2, "reward_low": 0.040036, "reward_high": 3.959964})
-    assert reward_metrics([1.0]) == {"reward": 1.0, "reward_low": None, "reward_high": None}
+    one, three = (Candidates(Prompt("p", "?"), (Response("", (1, 2), reward=reward),)) for reward in (1.0, 3.0))
+    found = answer_metrics([one, three])
+    assert found == pytest.approx({"reward": 2, "reward_low": 0.040036, "reward_high": 3.959964, "length": 2})
+    assert answer_metrics([one]) == {"reward": 1.0, "reward_low": None, "reward_high": None, "length": 2.0}
 
 
 def looks(rate: float, rng: random.Random, n: int = 64) -> list[tuple[int, float, int]]:

@@ -15,10 +15,15 @@ TIMEOUT = timedelta(days=365)  # people may label for days; a rank that dies is 
 
 
 class Ranks(Protocol):
-    """The processes that play a round together, as one of them sees them."""
+    """The processes that play a round together, as one of them sees them.
+
+    Attributes:
+        group: Synchronises the metrics of torchmetrics on the CPU; None on one process.
+    """
 
     rank: int
     size: int
+    group: Any
 
     def gather(self, mine: Sequence[T]) -> list[T]:
         """Give every rank the items of all ranks, in order of rank."""
@@ -44,6 +49,7 @@ class OneRank:
 
     rank = 0
     size = 1
+    group = None
 
     def gather(self, mine: Sequence[T]) -> list[T]:
         return list(mine)
@@ -59,11 +65,11 @@ class TorchRanks:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         assert dist.group.WORLD is not None
-        self._group = group_that_waits(dist.group.WORLD)
+        self.group = group_that_waits(dist.group.WORLD)
 
     def gather(self, mine: Sequence[T]) -> list[T]:
         shares: list[Any] = [None] * self.size
-        dist.all_gather_object(shares, list(mine), group=self._group)
+        dist.all_gather_object(shares, list(mine), group=self.group)
         return [item for share in shares for item in share]
 
     def on_rank_zero(self, act: Callable[[], T]) -> T:
@@ -73,7 +79,7 @@ class TorchRanks:
                 box[0] = act()
             except Exception as error:  # any error must reach the ranks that wait
                 box[1] = error
-        dist.broadcast_object_list(box, src=0, group=self._group)
+        dist.broadcast_object_list(box, src=0, group=self.group)
         if box[1] is not None:
             raise box[1]
         result: T = box[0]

@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
+from torchmetrics import CatMetric, MeanMetric, Metric
 
 from choosy.data.pool import POOL_SCHEMA, from_row, to_row
 from choosy.data.table_files import write_table
@@ -34,7 +35,7 @@ class Evaluation:
     """One round's held-out result: metrics to log, and the rows of its table."""
 
     metrics: dict[str, float | None]
-    rows: list[dict[str, Any]]
+    rows: Sequence[dict[str, Any]] = ()
 
 
 # -- prompts that the policy answers ---------------------------------------------------------------------------
@@ -55,14 +56,11 @@ def answer(
         The answers in the order of the prompts, on every rank; `logp` is under the policy, `logp_ref` under the start
         policy, whatever the reference of the run is.
     """
-    mine = sample_responses(
-        at,
-        shard(prompts, at.ranks),
-        n=1,
-        purpose="evaluate",
-        settings=settings,
-        done=lambda some: tick(len(some)),
-    )
+
+    def done(some: Sequence[Candidates]) -> None:
+        tick(len(some))
+
+    mine = sample_responses(at, shard(prompts, at.ranks), n=1, purpose="evaluate", settings=settings, done=done)
     now = at.policy.score(mine)
     with at.policy.states.as_start():
         start = at.policy.score(mine)
@@ -100,26 +98,27 @@ def evaluate(
         both = judge.score(both, purpose="evaluate")
         verdicts = [*map(by_reward, both)]
     elif judge is not None:
-        turned = [seed_of("shown", c.prompt.id) % 2 == 1 for c in both]  # judges tend to prefer one place
-        shown = [c.responses[:: -1 if turn else 1] for c, turn in zip(both, turned, strict=True)]
-        asked = [(c.prompt, first, second) for c, (first, second) in zip(both, shown, strict=True)]
-        said: list[Verdict] = [verdict or "invalid" for verdict in judge.compare(asked, purpose="evaluate")]
-        verdicts = [MIRRORED[verdict] if turn else verdict for verdict, turn in zip(said, turned, strict=True)]
+        verdicts = by_comparison(both, judge)
     outcomes = [OUTCOME[verdict] for verdict in verdicts] or [None] * len(both)
-    now = [c.responses[0] for c in both]
-    log_ratio, error = mean_and_error([r.logp - r.logp_ref for r in now])  # summed over tokens
+    wins, log_ratio = WinShare(), Estimate()
+    wins.update(verdicts)
+    log_ratio.update([c.responses[0].logp - c.responses[0].logp_ref for c in both])  # summed over tokens
     name = "kl" if samples_policy else "log_ratio"
-    metrics = {
-        **reward_metrics([r.reward for r in now if r.reward is not None]),
-        **win_metrics(verdicts),
-        name: log_ratio,
-        f"{name}_error": error,
-        "length": fmean(len(r.ids) for r in now),
-    }
+    mean, error = log_ratio.compute()
+    metrics = {**answer_metrics(both), **wins.compute(), name: mean, f"{name}_error": error}
     rows = [
         to_row(c, origin="heldout", split="heldout", outcome=outcome) for c, outcome in zip(both, outcomes, strict=True)
     ]
     return Evaluation(metrics, rows)
+
+
+def by_comparison(both: Sequence[Candidates], judge: LabelBuyer) -> list[Verdict]:
+    """Compare the first response of each with the second; a seed draws which is shown first, for judges favour one."""
+    turned = [seed_of("shown", c.prompt.id) % 2 == 1 for c in both]
+    shown = [c.responses[:: -1 if turn else 1] for c, turn in zip(both, turned, strict=True)]
+    asked = [(c.prompt, first, second) for c, (first, second) in zip(both, shown, strict=True)]
+    said: list[Verdict] = [verdict or "invalid" for verdict in judge.compare(asked, purpose="evaluate")]
+    return [MIRRORED[verdict] if turn else verdict for verdict, turn in zip(said, turned, strict=True)]
 
 
 def by_reward(c: Candidates) -> Verdict:
@@ -133,15 +132,63 @@ def by_reward(c: Candidates) -> Verdict:
 # -- numbers with their uncertainty ----------------------------------------------------------------------------
 
 
-def mean_and_error(numbers: Sequence[float]) -> tuple[float, float | None]:
-    """The mean with its standard error; None for fewer than two numbers.
+class Estimate(CatMetric):
+    """Mean of numbers with its standard error; None where there are too few numbers.
 
     Example:
-        >>> mean_and_error([1.0, 3.0])
+        >>> Estimate()([1.0, 3.0])
         (2.0, 1.0)
     """
-    error = stdev(numbers) / math.sqrt(len(numbers)) if len(numbers) > 1 else None
-    return fmean(numbers), error
+
+    def __init__(self) -> None:
+        super().__init__(nan_strategy="disable", sync_on_compute=False)  # rank 0 judges, and has all answers
+        self.set_dtype(torch.float64)
+
+    def update(self, numbers: Sequence[float]) -> None:  # type: ignore[override]
+        super().update(torch.tensor(numbers, dtype=torch.float64))
+
+    def compute(self) -> tuple[float | None, float | None]:  # type: ignore[override]
+        numbers = torch.as_tensor(super().compute())
+        n = len(numbers)
+        mean = numbers.mean().item() if n else None
+        return mean, numbers.std().item() / math.sqrt(n) if n > 1 else None
+
+
+class WinShare(Metric):
+    """Win rate with its 95 % interval, and the shares of ties and invalid verdicts; invalid ones decide nothing."""
+
+    counts: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(sync_on_compute=False)  # rank 0 judges, and has all verdicts
+        self.add_state("counts", torch.zeros(len(OUTCOME), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, verdicts: Sequence[Verdict]) -> None:
+        self.counts += torch.tensor([verdicts.count(verdict) for verdict in OUTCOME])
+
+    def compute(self) -> dict[str, float | None]:
+        wins, ties, losses, invalid = self.counts.tolist()
+        judged, verdicts = wins + ties + losses, wins + ties + losses + invalid
+        win_rate = (wins + 0.5 * ties) / judged if judged else None
+        low, high = (None, None) if win_rate is None else wilson(win_rate, judged)
+        return {
+            "win_rate": win_rate,
+            "win_rate_low": low,
+            "win_rate_high": high,
+            "judged": judged or None,
+            "ties": ties / verdicts if verdicts else None,
+            "invalid": invalid / verdicts if verdicts else None,
+        }
+
+
+def answer_metrics(answers: Sequence[Candidates]) -> dict[str, float | None]:
+    """Mean reward of the first responses with its 95 % interval, and their mean length in tokens."""
+    rewards, lengths = Estimate(), Estimate()
+    rewards.update([c.responses[0].reward for c in answers if c.responses[0].reward is not None])
+    lengths.update([len(c.responses[0].ids) for c in answers])
+    mean, error = rewards.compute()
+    low, high = (None, None) if mean is None or error is None else (mean - Z95 * error, mean + Z95 * error)
+    return {"reward": mean, "reward_low": low, "reward_high": high, "length": lengths.compute()[0]}
 
 
 def wilson(mean: float, n: int, z: float = Z95) -> tuple[float, float]:
@@ -154,30 +201,6 @@ def wilson(mean: float, n: int, z: float = Z95) -> tuple[float, float]:
     middle = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(mean * (1 - mean) / n + (z / (2 * n)) ** 2)
     return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def win_metrics(verdicts: Sequence[Verdict]) -> dict[str, float | None]:
-    """Win rate with its 95 % interval, and the shares of ties and invalid verdicts; invalid ones decide nothing."""
-    outcomes = [outcome for verdict in verdicts if (outcome := OUTCOME[verdict]) is not None]
-    win_rate = fmean(outcomes) if outcomes else None
-    low, high = (None, None) if win_rate is None else wilson(win_rate, len(outcomes))
-    return {
-        "win_rate": win_rate,
-        "win_rate_low": low,
-        "win_rate_high": high,
-        "judged": len(outcomes) or None,
-        "ties": verdicts.count("tie") / len(verdicts) if verdicts else None,
-        "invalid": verdicts.count("invalid") / len(verdicts) if verdicts else None,
-    }
-
-
-def reward_metrics(rewards: Sequence[float]) -> dict[str, float | None]:
-    """Mean reward with its 95 % interval."""
-    if not rewards:
-        return {"reward": None, "reward_low": None, "reward_high": None}
-    mean, error = mean_and_error(rewards)
-    low, high = (None, None) if error is None else (mean - Z95 * error, mean + Z95 * error)
-    return {"reward": mean, "reward_low": low, "reward_high": high}
 
 
 def labels_until(looks: Sequence[tuple[int, float, int]], target: float) -> float:
@@ -245,26 +268,21 @@ def evaluate_pairs(at: Round, pairs: Sequence[Candidates]) -> dict[str, float | 
     loss, mine = at.loss, shard(pairs, at.ranks)
     if "reference" in loss.needs:
         mine = at.policy.score_reference(mine)
-    scored = [*zip(mine, at.policy.score(mine), strict=True)]
-    responses = at.ranks.gather(
-        [
-            (logp, r.logp_ref, len(r.ids), r.gold)
-            for c, logps in scored
-            for logp, r in zip(logps, c.responses, strict=True)
-        ]
-    )
-    logp_R, ref_R, length_R, gold_R = (
-        torch.tensor(column, dtype=torch.float64) for column in zip(*responses, strict=True)
-    )
-    s = LossInputs(logp_R, ref_R, sizes=[2] * len(pairs), length_R=length_R, reward_R=gold_R)
-    reward_B2 = loss.rewards(s).view(-1, 2)
-    margin_B = reward_B2[:, 0] - reward_B2[:, 1]
-    measured = form_of(loss.needs) == "pair" and "tokens" not in loss.needs
-    return {
-        "loss": loss.items(s).mean().item() if measured else None,
-        "accuracy": ((margin_B > 0).double() + 0.5 * (margin_B == 0).double()).mean().item(),
-        "margin": margin_B.mean().item(),
-    }
+    scored = [
+        (logp, r.logp_ref, len(r.ids), r.gold)
+        for c, logps in zip(mine, at.policy.score(mine), strict=True)
+        for logp, r in zip(logps, c.responses, strict=True)
+    ]
+    logp_R, ref_R, length_R, gold_R = torch.tensor(scored, dtype=torch.float64).view(-1, 4).unbind(1)
+    s = LossInputs(logp_R, ref_R, sizes=[2] * len(mine), length_R=length_R, reward_R=gold_R)
+    margin_B = -loss.rewards(s).view(-1, 2).diff().flatten()
+    values = {"accuracy": margin_B.sign() / 2 + 0.5, "margin": margin_B}
+    if form_of(loss.needs) == "pair" and "tokens" not in loss.needs:
+        values["loss"] = loss.items(s)
+    means = {name: MeanMetric(nan_strategy="disable", process_group=at.ranks.group) for name in values}
+    for name, mean in means.items():
+        mean.set_dtype(torch.float64).update(values[name])
+    return {"loss": None, **{name: mean.compute().item() for name, mean in means.items()}}
 
 
 # -- the start policy's answers --------------------------------------------------------------------------------
@@ -277,11 +295,9 @@ def start_file(folder: Path) -> Path:
 
 def write_start(folder: Path, answers: Sequence[Candidates], about: Mapping[str, Any]) -> None:
     """Write the start policy's answers, once for the run."""
-    rewards = [r.reward for c in answers for r in c.responses if r.reward is not None]
-    known = {**reward_metrics(rewards), "length": fmean(len(c.responses[0].ids) for c in answers)}
     rows = [to_row(c, origin="heldout", split="heldout") for c in answers]
     table = pa.Table.from_pylist(rows, schema=POOL_SCHEMA)
-    write_table(table, start_file(folder), {**about, "round": -1, "evaluation": known})
+    write_table(table, start_file(folder), {**about, "round": -1, "evaluation": answer_metrics(answers)})
 
 
 def read_start(folder: Path, prompts: Sequence[Prompt]) -> list[Candidates]:
@@ -291,8 +307,7 @@ def read_start(folder: Path, prompts: Sequence[Prompt]) -> list[Candidates]:
         ValueError: There is none for some prompt: the held-out prompts have changed since.
     """
     known = {row["prompt_id"]: from_row(row) for row in pq.read_table(start_file(folder)).to_pylist()}
-    lost = [p.id for p in prompts if p.id not in known]
-    if lost:
+    if lost := [p.id for p in prompts if p.id not in known]:
         raise ValueError(
             f"{start_file(folder)} has no start answer to held-out prompt {lost[0]} ({len(lost)} lack one); "
             "the held-out prompts of a run must stay the same. Resume with the old ones, or choose another name=..."
