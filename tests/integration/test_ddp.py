@@ -109,6 +109,9 @@ WAYS = {
 def test_many_processes_equal_one(strategy, processes, settings, tmp_path, tiny_policy_dir, prompts_file, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "data.limit=7", "data.heldout_limit=3", *settings]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(f'{{"prompt": "a {n}", "chosen": "good", "rejected": "bad one"}}\n' for n in range(2)))
+    lines.append(f"data.heldout_pairs={pairs}")
     one, many = tmp_path / "one", tmp_path / "many"
     train(compose(lines), one)
     with (tmp_path / "toy.py").open("a") as toy:
@@ -139,6 +142,10 @@ def test_many_processes_equal_one(strategy, processes, settings, tmp_path, tiny_
         assert shown[1][column].tolist() == pytest.approx(shown[0][column].tolist(), rel=1e-4, abs=1e-5, nan_ok=True), (
             column
         )
+    looks = [
+        pd.read_csv(folder / "metrics.csv").filter(regex="heldout/(loss|accuracy|margin)") for folder in (one, many)
+    ]
+    assert looks[1].dropna().to_numpy() == pytest.approx(looks[0].dropna().to_numpy(), rel=1e-4, abs=1e-5)
     ours, theirs = (load_file(exported(folder)) for folder in (one, many))
     if strategy == "ddp":
         assert_close(theirs, ours, rtol=0, atol=1e-6)
