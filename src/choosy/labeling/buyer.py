@@ -73,7 +73,7 @@ class LabelBuyer:
         evaluation: Labeler | Literal["auto", "labeler", "nobody"] = "auto",
     ) -> None:
         self.terms = terms_of(labeler)
-        if not self.terms.methods:
+        if not (self.terms.scores or self.terms.compares):
             raise ValueError(
                 f"a labeler has a name, and a method score or compare; {type(labeler).__name__} has not: "
                 f"choose one, such as {labelers_able_to('score')}"
@@ -88,7 +88,7 @@ class LabelBuyer:
         self.missing_eos_penalty = missing_eos_penalty
         self.labeler = labeler
         self.ledger = Ledger(ledger)
-        self.scores = self.terms.scores  # whether the labeler gives a response a reward
+        self.scores = bool(self.terms.scores)  # whether the labeler gives a response a reward
         self.budget = budget
         self.budget_money = budget_money
         self._limits = Budget(budget, budget_money, labeler.name, self.terms)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from choosy.labeling.protocols import Method
+from typing import Literal
 
 # A test compares them with the classes that the files name. `noisy` can do what the labeler inside it can.
 SCORE = ("contrastive", "dataset", "function", "reward_model", "vader")
 COMPARE = ("crowd", "human", "judge", "predictor", "queue")
 
 
-def labelers_able_to(method: Method) -> str:
+def labelers_able_to(method: Literal["score", "compare"]) -> str:
     """The labelers of the menu that have this method, as they are typed.
 
     Example:

@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from choosy.models.policy import Policy
 from choosy.types import Prompt, Response, Verdict, content_id
 
-Method = Literal["score", "compare"]
 Purpose = Literal["train", "evaluate"]
 ResponsePair = tuple[Prompt, Response, Response]  # what a labeler compares
 
@@ -142,7 +141,8 @@ class Terms:
         people: Whether people answer. Unless the run says otherwise, they are not asked about held-out answers, and
             may call as many pairs invalid as they like.
         given_only: Whether it judges only the responses that came with the data, and none that the policy sampled.
-        methods: Which methods may be called. None = those that it has.
+        scores: Whether it gives a response a reward; None = if it has the method.
+        compares: Whether it compares two responses itself, not by two scores; None = if it has the method.
     """
 
     fingerprint: str = ""
@@ -152,36 +152,29 @@ class Terms:
     runs_remotely: bool = False
     people: bool = False
     given_only: bool = False
-    methods: tuple[Method, ...] | None = None
-
-    @property
-    def scores(self) -> bool:
-        """Whether it gives a response a reward."""
-        return "score" in (self.methods or ())
-
-    @property
-    def compares(self) -> bool:
-        """Whether it compares two responses itself; two of its scores compare them as well."""
-        return "compare" in (self.methods or ())
+    scores: bool | None = None
+    compares: bool | None = None
 
 
 def terms_of(labeler: Labeler) -> Terms:
-    """The terms of a labeler, with the methods that it has and the items of a call.
+    """The terms of a labeler, without None in `scores`, `compares` and `at_once`.
 
     Example:
         >>> from choosy.labeling.vader import Vader
         >>> terms = terms_of(Vader())
-        >>> terms.methods, terms.at_once
-        (('score',), 64)
+        >>> terms.scores, terms.compares, terms.at_once
+        (True, False, 64)
     """
     terms: Terms = getattr(labeler, "terms", Terms())
-    able: dict[Method, Any] = {}
-    if isinstance(labeler, Scores):
-        able["score"] = labeler.score
-    if isinstance(labeler, Compares):
-        able["compare"] = labeler.compare
-    at_once = terms.at_once or (ALL if all(map(inspect.isgeneratorfunction, able.values())) else LIST_AT_ONCE)
-    return replace(terms, methods=terms.methods or tuple(able), at_once=at_once)
+    score = labeler.score if isinstance(labeler, Scores) else None
+    compare = labeler.compare if isinstance(labeler, Compares) else None
+    yields = all(inspect.isgeneratorfunction(method) for method in (score, compare) if method)
+    return replace(
+        terms,
+        scores=bool(score) if terms.scores is None else terms.scores,
+        compares=bool(compare) if terms.compares is None else terms.compares,
+        at_once=terms.at_once or (ALL if yields else LIST_AT_ONCE),
+    )
 
 
 def fingerprint_of(labeler: Labeler) -> str:
