@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from choosy.labeling.predictor.calibration import answer_threshold, error_rate_bound
+from choosy.labeling.predictor.labeler import answer_threshold, error_rate_bound
 
 
 def test_error_rate_bound_by_hand() -> None:
