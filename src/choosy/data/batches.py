@@ -150,7 +150,7 @@ class ItemBatches:
         if state["given"] and state.get("of", len(self)) != len(self):
             raise ValueError(
                 f"The checkpoint was written after {state['given']} of {state['of']} steps in the middle of a round, "
-                f"which has {len(self)} steps as the run is set up now; go on with the old batching.batch_size, "
+                f"which has {len(self)} steps as the run is set up now; continue with the old batching.batch_size, "
                 "epochs_per_round and train_on, or from a round's checkpoint, ckpt_path=.../round_NNN.ckpt."
             )
         self.given = int(state["given"])

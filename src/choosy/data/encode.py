@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import Literal
 
-from choosy.data.reading import read_candidates, read_prompts
+from choosy.data.reading import Promptlike, read_candidates, read_prompts
 from choosy.models.chat import TemplateRefusal
 from choosy.models.policy import Policy
 from choosy.types import Candidates, Prompt
@@ -15,7 +15,6 @@ from choosy.types import Candidates, Prompt
 log = logging.getLogger(__name__)
 
 TooLong = Literal["drop", "error"]
-Promptlike = TypeVar("Promptlike", Prompt, Candidates)
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def _filled(row: Row, columns: Iterable[str]) -> list[str]:
     return [column for column in columns if row.get(column) is not None]
 
 
-def _found(row: Row) -> str:
+def _columns_found(row: Row) -> str:
     return "found " + (", ".join(map(str, row)) or "no columns")
 
 
@@ -157,7 +157,7 @@ def _asked(row: Row, *columns: str) -> Asked:
     columns = columns or PROMPT_COLUMNS
     filled = _filled(row, columns)
     if not filled:
-        raise ValueError(f"no prompt; wanted a column {' or '.join(columns)}, {_found(row)}.")
+        raise ValueError(f"no prompt; wanted a column {' or '.join(columns)}, {_columns_found(row)}.")
     value = row[filled[0]]
     return value if isinstance(value, str) else _messages(value, filled[0])
 
@@ -253,7 +253,7 @@ def to_candidates(row: Row, *, as_chat: bool = True) -> Candidates:
     """
     if (split := _format_of(row)) is None:
         known = "; ".join(" + ".join(columns) for columns, _ in FORMATS)
-        raise ValueError(f"no known preference format; wanted {known}; {_found(row)}.")
+        raise ValueError(f"no known preference format; wanted {known}; {_columns_found(row)}.")
     weight = None if row.get("weight") is None else _number(row, "weight")
     if weight is not None and weight <= 0:
         raise ValueError(f"weight must be positive, found {weight}; correct it or remove the row.")

@@ -47,7 +47,7 @@ class Item(NamedTuple):
 
 
 class PoolItems:
-    """The items that a round trains on, each built from the pool when it is asked for.
+    """The items that a round trains on, each built from the pool when it is needed.
 
     Args:
         needs: What the loss needs: it decides the form of the items, and what they hold.

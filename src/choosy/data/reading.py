@@ -16,27 +16,27 @@ from typing import Any, TypeVar
 from choosy.data.formats import Row, Untrainable, to_candidates, to_prompt
 from choosy.types import Candidates, Prompt
 
-T = TypeVar("T", Prompt, Candidates)
+Promptlike = TypeVar("Promptlike", Prompt, Candidates)
 
 PACKAGED = "choosy:prompts/"
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def read_prompts(source: str, *, as_chat: bool = True, limit: int | None = None) -> list[Prompt]:
     """The first `limit` different prompts of a data source (see `read_rows`)."""
-    return _read(source, partial(to_prompt, as_chat=as_chat), lambda prompt: prompt.id, limit)
+    return _read(source, partial(to_prompt, as_chat=as_chat), limit)
 
 
 def read_candidates(source: str, *, as_chat: bool = True, limit: int | None = None) -> list[Candidates]:
     """The first `limit` different rows of preference data (see `read_rows`) that compare something."""
-    return _read(source, partial(to_candidates, as_chat=as_chat), lambda row: row.prompt.id, limit)
+    return _read(source, partial(to_candidates, as_chat=as_chat), limit)
 
 
-def _read(source: str, convert: Callable[[Row], T], id_of: Callable[[T], str], limit: int | None) -> list[T]:
+def _read(source: str, convert: Callable[[Row], Promptlike], limit: int | None) -> list[Promptlike]:
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} reads nothing; type a number >= 1, or null for all.")
-    kept: dict[str, tuple[str, T]] = {}
+    kept: dict[str, tuple[str, Promptlike]] = {}
     lost: Counter[str] = Counter()
     for where, row in read_rows(source):
         try:
@@ -46,20 +46,21 @@ def _read(source: str, convert: Callable[[Row], T], id_of: Callable[[T], str], l
             continue
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        first, same = kept.setdefault(id_of(item), (where, item))
+        name = (item if isinstance(item, Prompt) else item.prompt).id
+        first, same = kept.setdefault(name, (where, item))
         if first != where and repr(same) == repr(item):  # repr, as nan is not equal to itself
             lost["a repeated row"] += 1
         elif first != where and row.get("id") is None:
             lost["a repeated row with other scores"] += 1
         elif first != where:
-            raise ValueError(f"{where}: id {id_of(item)} is taken by {first}, which differs; rename one.")
+            raise ValueError(f"{where}: id {name} is taken by {first}, which differs; rename one.")
         if len(kept) == limit:
             break
     reasons = ", ".join(f"{count} x {reason}" for reason, count in sorted(lost.items()))
     if not kept:
         raise ValueError(f"{source} has no row that compares anything, only {reasons}; give other data.")
     if lost:
-        logger.warning(f"{source}: kept {len(kept)} rows, left out {lost.total()}: {reasons}.")
+        log.warning(f"{source}: kept {len(kept)} rows, left out {lost.total()}: {reasons}.")
     return [item for _, item in kept.values()]
 
 

@@ -21,8 +21,8 @@ def print_report(run: RunSummary, out: Console | None = None) -> None:
     out = out or Console(highlight=False)
     width = min(out.width, 132)
     if run.answers:
-        out.print(_answers(run, width))
-    out.print(_rounds(run))
+        out.print(_answers_table(run, width))
+    out.print(_rounds_table(run))
     seconds = run.phase_seconds()
     total = math.fsum(seconds.values())
     out.print(Text.assemble((f"{duration(total)}  ", "bold"), run.costs))
@@ -36,7 +36,7 @@ def print_report(run: RunSummary, out: Console | None = None) -> None:
         out.print(Text.assemble("  ", (f"{name:14}", f"link {link}"), (what, "dim")))
 
 
-def _answers(run: RunSummary, width: int) -> Table:
+def _answers_table(run: RunSummary, width: int) -> Table:
     table = Table(title="The same prompts, before and after", box=box.SIMPLE_HEAD, width=width)
     for name, ratio in (("prompt", 3), ("before", 4), ("after", 4)):
         table.add_column(name, ratio=ratio)
@@ -52,7 +52,7 @@ def _answers(run: RunSummary, width: int) -> Table:
     return table
 
 
-def _rounds(run: RunSummary) -> Table:
+def _rounds_table(run: RunSummary) -> Table:
     table = Table(title=run.headline, box=box.SIMPLE_HEAD, pad_edge=False)
     styles = {"reward": REWARD, "win rate": WIN_RATE}
     for name in HEADINGS:

@@ -51,7 +51,7 @@ class HeldoutAnswer:
 
     @property
     def verdict(self) -> str:
-        """What the judge said of the tuned policy's answer; empty if it was not asked."""
+        """The judge's verdict on the tuned policy's answer; empty without one."""
         return "" if self.outcome is None else {0.0: "lost", 0.5: "tied", 1.0: "won"}[self.outcome]
 
 
