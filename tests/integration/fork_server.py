@@ -48,8 +48,8 @@ def preload() -> None:
         importlib.import_module(name)
 
 
-def serve(asked: socket.socket) -> dict[str, Any] | None:
-    """Fork once for each request and report how each program ends, until nobody can ask any more.
+def serve(requests: socket.socket) -> dict[str, Any] | None:
+    """Fork once for each request and report how each program ends, until the last client is gone.
 
     A request is JSON with the words, the folder, the environment and the number of ranks, and three files: stdout,
     stderr and a pipe, which gets the pid in a line and later the exit code in another.
@@ -64,20 +64,20 @@ def serve(asked: socket.socket) -> dict[str, Any] | None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wakes)
     while True:
-        ready, *_ = select.select([asked, woken], [], [])
+        ready, *_ = select.select([requests, woken], [], [])
         if woken in ready:
             os.read(woken, 4096)
             report_ended(running)
-        if asked not in ready:
+        if requests not in ready:
             continue
-        text, files, *_ = socket.recv_fds(asked, 1 << 20, 3)
+        text, files, *_ = socket.recv_fds(requests, 1 << 20, 3)
         if not text:
             for pid in running:
                 with suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
             return None
         if (pid := os.fork()) == 0:
-            take_over(files, unwanted=[woken, wakes, asked.detach(), *running.values()])
+            take_over(files, unwanted=[woken, wakes, requests.detach(), *running.values()])
             request: dict[str, Any] = json.loads(text)
             return request
         *outputs, running[pid] = files
@@ -109,7 +109,7 @@ def report_ended(running: dict[int, int]) -> None:
 
 
 def fork_ranks(number: int) -> None:
-    """Become rank 0 and fork the others, which see what Lightning's launcher would have told them."""
+    """Become rank 0 and fork the others, with the variables that Lightning's launcher sets."""
     rank = next((rank for rank in range(1, number) if os.fork() == 0), 0)
     os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(number))
 

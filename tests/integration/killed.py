@@ -32,11 +32,11 @@ def die_labeled() -> Callable[[], None]:
     """Die once a second label is in the ledger."""
     write, written = choosy.labeling.ledger.Ledger.write, threading.Semaphore(0)
 
-    def told(*args: Any, **kwargs: Any) -> None:
+    def counted(*args: Any, **kwargs: Any) -> None:
         write(*args, **kwargs)
         written.release()
 
-    choosy.labeling.ledger.Ledger.write = told
+    choosy.labeling.ledger.Ledger.write = counted
 
     def last() -> None:
         for _ in range(2):

@@ -71,14 +71,14 @@ def test_labels_bought_ahead_are_those_bought_afterwards(lines, slow_sampling, t
         train(compose(typed), tmp_path / "afterwards")
     one, other = ending(tmp_path / "ahead"), ending(tmp_path / "afterwards")
     early = one["metrics"].pop("labels/ahead")
-    assert max(float(told or 0) for told in early) > 12, "of 24 in two rounds"
+    assert max(float(ahead or 0) for ahead in early) > 12, "of 24 in two rounds"
     assert set(other["metrics"].pop("labels/ahead")) <= {"", "0.0"}
     assert one == other
-    told = [
+    tables = [
         labels(tmp_path / name / "ledger.sqlite").set_index("key")[["response_first", "response_second", "verdict"]]
         for name in ("ahead", "afterwards")
     ]
-    pd.testing.assert_frame_equal(told[0].sort_index(), told[1].sort_index())
+    pd.testing.assert_frame_equal(tables[0].sort_index(), tables[1].sort_index())
     ahead, afterwards = seconds(tmp_path / "ahead"), seconds(tmp_path / "afterwards")
     requests = 2 * 12 * SLOW / 2  # of a round, two at a time
     assert afterwards["seconds/label"] > 2 * requests
@@ -125,8 +125,8 @@ def test_a_budget_that_was_spent_ahead_is_trained_on_by_the_run_that_goes_on(lin
         train(compose(typed), tmp_path / "whole")
     assert len(labels(ledger)) == 24
     one, other = ending(tmp_path / "run"), ending(tmp_path / "whole")
-    for told in (one, other):
-        told["metrics"].pop("labels/ahead")
+    for run in (one, other):
+        run["metrics"].pop("labels/ahead")
     assert one == other
 
 
@@ -149,7 +149,7 @@ def test_killed_in_the_middle_nothing_is_sampled_or_paid_twice(lines, tmp_path) 
     after = labels(run / "ledger.sqlite")
     assert after.merge(before).shape == before.shape, "a label was bought twice or lost"
     one, other = ending(run), ending(whole)
-    for told in (one, other):
-        told["metrics"].pop("labels/ahead")
+    for run in (one, other):
+        run["metrics"].pop("labels/ahead")
     assert one == other
     assert 0 <= answered - 2 * len(after) <= 4, "what was under way, two pairs in two orders, may be asked again"

@@ -78,8 +78,8 @@ def test_fit_goes_on_from_a_checkpoint_that_is_named(lines, choosy, tmp_path):
     assert summary(run)["rounds"] == 2
 
 
-def refused(choosy: Callable[..., None], *words: object, told: str) -> None:
-    with pytest.raises(SystemExit, match=told):
+def refused(choosy: Callable[..., None], *words: object, message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
         choosy(*words)
 
 
@@ -89,21 +89,21 @@ def test_fit_refuses_a_used_folder_and_leaves_it_as_it_is(lines, choosy, tmp_pat
     config = written([*lines, "rounds=1"], run)
     choosy("fit", "--config", config)
     before = contents(run)
-    refused(choosy, "fit", "--config", config, told="already holds a finished run.*ckpt_path=last")
-    refused(choosy, "fit", "--config", config, "--ckpt_path=no.ckpt", told="ckpt_path=no.ckpt does not exist")
+    refused(choosy, "fit", "--config", config, message="already holds a finished run.*ckpt_path=last")
+    refused(choosy, "fit", "--config", config, "--ckpt_path=no.ckpt", message="ckpt_path=no.ckpt does not exist")
     assert contents(run) == before
 
 
 def test_fit_has_nothing_to_go_on_with(lines, choosy, tmp_path):
     config = written(lines, tmp_path / "run")
-    refused(choosy, "fit", "--config", config, "--ckpt_path=last", told="holds no run to resume")
+    refused(choosy, "fit", "--config", config, "--ckpt_path=last", message="holds no run to resume")
     assert not (tmp_path / "run").exists()
 
 
 def test_fit_tells_a_constructor_s_words(lines, choosy, tmp_path, capsys):
-    refused(choosy, "fit", "--config", written([*lines, "loss.beta=hot"], tmp_path / "run"), told="2")
-    assert "beta" in (told := capsys.readouterr().err)
-    assert "hot" in told
+    refused(choosy, "fit", "--config", written([*lines, "loss.beta=hot"], tmp_path / "run"), message="2")
+    assert "beta" in (message := capsys.readouterr().err)
+    assert "hot" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -134,7 +134,7 @@ def test_index_lists_the_runs_below_a_folder(lines, choosy, tmp_path, capsys):
 
 @pytest.mark.parametrize("words", [[], ["nonsense"], ["fits", "--config", "x"]])
 def test_usage_answers_nonsense(words, choosy):
-    refused(choosy, *words, told="(?s)choosy fit --config run.yaml.*choosy report RUN_DIR.*choosy index SWEEP_DIR")
+    refused(choosy, *words, message="(?s)choosy fit --config run.yaml.*choosy report RUN_DIR.*choosy index SWEEP_DIR")
 
 
 def test_help_is_the_usage(choosy, capsys):
@@ -143,7 +143,7 @@ def test_help_is_the_usage(choosy, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ("train", "choosy train.*selector=certainty.*selector: .*optune"),
         ("fit", "usage: choosy.*fit.*--config.*--trainer"),
@@ -153,15 +153,15 @@ def test_help_is_the_usage(choosy, capsys):
         ("labels stats", "usage: choosy labels stats"),
     ],
 )
-def test_each_subcommand_has_help(words, told, choosy, capsys):
+def test_each_subcommand_has_help(words, message, choosy, capsys):
     with pytest.raises(SystemExit, match=r"^0$"):
         choosy(*words.split(), "--help")
-    assert re.search(told, capsys.readouterr().out, re.DOTALL)
+    assert re.search(message, capsys.readouterr().out, re.DOTALL)
 
 
 @pytest.mark.parametrize("word", ["report", "index"])
 def test_a_folder_that_is_not_there_is_told_in_a_sentence(word, choosy, tmp_path):
-    refused(choosy, word, tmp_path / "nowhere", told="Wanted the folder of a .*nowhere")
+    refused(choosy, word, tmp_path / "nowhere", message="Wanted the folder of a .*nowhere")
 
 
 @pytest.mark.slow

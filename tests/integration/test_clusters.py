@@ -57,8 +57,8 @@ def test_srun_starts_the_processes_of_choosy_fit(lines, tmp_path):
         Program(words, folder=tmp_path, environ=environ(tmp_path, **slurm, SLURM_PROCID=rank, SLURM_LOCALID=rank))
         for rank in ("0", "1")
     ]
-    told = [task.communicate(timeout=300)[1] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], told
+    errors = [task.communicate(timeout=300)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], errors
     assert_one_run(lines, tmp_path)
 
 
@@ -120,8 +120,8 @@ def signalled(words: list[str], signum: int, folder: Path, **more: str) -> subpr
     run = Program(["slow.py", *words], folder=folder, environ=environ(folder, **more))
     wait_for(lambda: (folder / "run" / "metrics.csv").exists() or run.poll() is not None)
     run.send_signal(signum)
-    told = run.communicate(timeout=300)[1]
-    return subprocess.CompletedProcess(words, run.returncode, "", told)
+    errors = run.communicate(timeout=300)[1]
+    return subprocess.CompletedProcess(words, run.returncode, "", errors)
 
 
 def wait_for(there: Callable[[], Any]) -> None:
@@ -172,14 +172,14 @@ def test_optuna_looks_for_the_fewest_labels(lines, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("objective=loss", "objective=loss is none of win_rate, labels_to_win_rate"),
         ("objective=labels_to_win_rate data.heldout=null", "labels_to_win_rate needs win rates"),
     ],
 )
-def test_an_objective_that_nothing_measures(line, told, lines, tmp_path):
-    with pytest.raises(ValueError, match=told):
+def test_an_objective_that_nothing_measures(line, message, lines, tmp_path):
+    with pytest.raises(ValueError, match=message):
         train(compose([*lines, *line.split()]), tmp_path / "run")
 
 

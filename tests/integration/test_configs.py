@@ -124,7 +124,7 @@ def test_two_selectors_in_one_line_compose_both():
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("loss.beta=hot", ("beta", "float", "hot")),
         ("rounds=many", ("rounds", "int", "many")),
@@ -133,10 +133,10 @@ def test_two_selectors_in_one_line_compose_both():
         ("+loss.betta=1", ("betta",)),
     ],
 )
-def test_a_wrong_type_is_refused_by_words(override, told, parse):
+def test_a_wrong_type_is_refused_by_words(override, message, parse):
     with pytest.raises(Exception) as refused:  # noqa: PT011  (the words are what matters)
         parse(compose([override]))
-    assert all(word in str(refused.value) for word in told), refused.value
+    assert all(word in str(refused.value) for word in message), refused.value
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))

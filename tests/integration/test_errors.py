@@ -1,4 +1,4 @@
-"""What goes wrong is told in a sentence, before anything is spent, and costs nothing that was there before."""
+"""What goes wrong is stated in a sentence, before anything is spent, and costs nothing that was there before."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def refused(lines, tmp_path, monkeypatch) -> Refused:
     """Type a line that is refused: with these words, nothing sampled, no label bought, no round begun."""
 
     def sample(*args: Any, **kwargs: Any) -> Any:
-        raise AssertionError("responses were sampled before the mistake was told")
+        raise AssertionError("responses were sampled before the mistake was named")
 
-    def check(*overrides: str, told: str, run_dir: Path = tmp_path / "run") -> str:
+    def check(*overrides: str, message: str, run_dir: Path = tmp_path / "run") -> str:
         with monkeypatch.context() as patched:
             patched.setattr(Generate, "sample", sample)
             with pytest.raises(Exception) as caught:  # noqa: PT011  (its words matter)
                 train(compose([*lines, *overrides]), run_dir)
         words = str(innermost(caught.value))
-        assert re.search(told, words, re.DOTALL), words
+        assert re.search(message, words, re.DOTALL), words
         assert labels(run_dir / "ledger.sqlite").empty
         assert not list(run_dir.glob("rounds/*.parquet"))
         return words
@@ -56,16 +56,16 @@ def options(group: str) -> list[str]:
 
 @pytest.mark.parametrize("group", ["selector", "loss", "weighting", "labeler"])
 def test_an_unknown_choice_names_the_choices(group, refused):
-    words = refused(f"{group}=nosuch", told=f"Could not find '{group}/nosuch'.*Available options")
+    words = refused(f"{group}=nosuch", message=f"Could not find '{group}/nosuch'.*Available options")
     assert {line.strip() for line in words.splitlines()} >= set(options(group))
 
 
 def test_a_misspelt_key_is_named(refused):
-    refused("rouns=3", told="Could not override 'rouns'")
+    refused("rouns=3", message="Could not override 'rouns'")
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("labels.budget=0", "labels.budget=0 buys nothing; type 1 or more"),
         ("data.responses=0", "data.responses=0 leaves nothing to judge; choose at least 2"),
@@ -81,8 +81,8 @@ def test_a_misspelt_key_is_named(refused):
         ("rounds=0", "rounds=0 trains nothing; choose rounds >= 1"),
     ],
 )
-def test_a_value_that_makes_no_sense(line, told, refused):
-    refused(line, told=told)
+def test_a_value_that_makes_no_sense(line, message, refused):
+    refused(line, message=message)
 
 
 @pytest.mark.parametrize("fraction", ["0", "1.5"])
@@ -91,8 +91,8 @@ def test_a_share_that_is_none(selector, fraction, refused):
     chooses = [name for name, callback in compose([f"selector={selector}"]).callbacks.items() if "fraction" in callback]
     assert bool(chooses) == (selector != "none")
     for name in chooses:
-        told = f"fraction={fraction} is no share of the items; choose 0 < fraction <= 1"
-        refused(f"selector={selector}", f"callbacks.{name}.fraction={fraction}", told=told)
+        message = f"fraction={fraction} is no share of the items; choose 0 < fraction <= 1"
+        refused(f"selector={selector}", f"callbacks.{name}.fraction={fraction}", message=message)
 
 
 @pytest.mark.parametrize(
@@ -104,26 +104,26 @@ def test_a_share_that_is_none(selector, fraction, refused):
     ids=["list", "second"],
 )
 def test_two_selectors_for_one_slot(two, refused):
-    refused(*two, told="Certainty and Dissimilarity both choose pairs.*type one of them.*selector=optune_certainty")
+    refused(*two, message="Certainty and Dissimilarity both choose pairs.*type one of them.*selector=optune_certainty")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(refused, tmp_path):
-    refused("trainer=gpu", told="trainer.accelerator=gpu, but torch finds no GPU; choose trainer=cpu")
+    refused("trainer=gpu", message="trainer.accelerator=gpu, but torch finds no GPU; choose trainer=cpu")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("+labeler.api_key=sk-0123456789", "labeler.api_key holds a secret.*environment variable"),
         ("name=sk-canary-0123", "name holds a secret"),
         ("+labeler.note='${oc.env:JUDGE_API_KEY}'", "labeler.note holds a secret"),
     ],
 )
-def test_a_key_in_the_configuration(line, told, refused, tmp_path, monkeypatch):
+def test_a_key_in_the_configuration(line, message, refused, tmp_path, monkeypatch):
     monkeypatch.setenv("JUDGE_API_KEY", "sk-canary-0123")
-    words = refused(line, told=told)
+    words = refused(line, message=message)
     assert "sk-" not in words
     assert not (tmp_path / "run").exists()
 
@@ -162,41 +162,41 @@ class Leaking:
 
 
 def test_a_data_file_that_is_not_there(refused):
-    refused("data.train=nosuch.jsonl", told=r"No file nosuch.jsonl \(looked in .*\); check the path")
+    refused("data.train=nosuch.jsonl", message=r"No file nosuch.jsonl \(looked in .*\); check the path")
 
 
 @pytest.mark.parametrize("column", ["train", "heldout"])
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ("{not json", "line 3: not JSON.*write one JSON object a line"),
         ('{"question": "Why?"}', "line 3: no prompt; wanted a column prompt.*found question"),
         ('{"prompt": 7}', "line 3: prompt must be a string or a list of messages, found int"),
     ],
 )
-def test_a_malformed_row_names_file_and_line(column, row, told, refused, tmp_path):
+def test_a_malformed_row_names_file_and_line(column, row, message, refused, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(f'{{"prompt": "Why tea?"}}\n{{"prompt": "Why rain?"}}\n{row}\n')
-    refused(f"data.{column}={path}", told=re.escape(f"{path}, ") + told)
+    refused(f"data.{column}={path}", message=re.escape(f"{path}, ") + message)
 
 
 def test_an_empty_data_file(refused, tmp_path):
     (tmp_path / "empty.jsonl").touch()
-    refused(f"data.train={tmp_path}/empty.jsonl", told="empty.jsonl has no rows")
+    refused(f"data.train={tmp_path}/empty.jsonl", message="empty.jsonl has no rows")
 
 
 def test_prompts_that_are_all_too_long(refused, prompts_file):
-    told = (
+    message = (
         f"8 of 8 prompts of {prompts_file} are longer than data.reader.max_prompt_tokens=3; the longest has \\d+ tokens"
     )
-    refused("data.reader.max_prompt_tokens=3", told=told)
+    refused("data.reader.max_prompt_tokens=3", message=message)
 
 
 def test_one_prompt_that_is_too_long_and_shall_not_be_dropped(refused, prompts_file):
     long = json.dumps({"id": "long", "prompt": "Why? " * 50})
     prompts_file.write_text(f"{long}\n{prompts_file.read_text()}")
-    told = "1 of 8 prompts of .* are longer than data.reader.max_prompt_tokens=100.*data.reader.too_long=drop"
-    refused("data.reader.max_prompt_tokens=100", "data.reader.too_long=error", told=told)
+    message = "1 of 8 prompts of .* are longer than data.reader.max_prompt_tokens=100.*data.reader.too_long=drop"
+    refused("data.reader.max_prompt_tokens=100", "data.reader.too_long=error", message=message)
 
 
 def test_a_chat_for_a_tokenizer_without_a_chat_template(refused, tiny_policy_dir, tmp_path):
@@ -207,7 +207,9 @@ def test_a_chat_for_a_tokenizer_without_a_chat_template(refused, tiny_policy_dir
     tokenizer = AutoTokenizer.from_pretrained(plain)
     tokenizer.chat_template = None
     tokenizer.save_pretrained(plain)
-    refused(f"model.name={plain}", told="p00 is a conversation.*no chat template.*model.chat_template.*as_chat=false")
+    refused(
+        f"model.name={plain}", message="p00 is a conversation.*no chat template.*model.chat_template.*as_chat=false"
+    )
 
 
 # -- parts that do not fit together ----------------------------------------------------------------------------
@@ -222,36 +224,40 @@ def only_compares(lines) -> None:
 @pytest.mark.usefixtures("only_compares")
 @pytest.mark.parametrize("weighting", [name for name in options("weighting") if name.startswith("wdpo")])
 def test_a_reward_gap_of_a_labeler_that_only_compares(weighting, refused):
-    refused(f"weighting={weighting}", told="labeler longer gives none: it only compares.*weighting=uniform.*labeler=")
+    refused(
+        f"weighting={weighting}", message="labeler longer gives none: it only compares.*weighting=uniform.*labeler="
+    )
 
 
 @pytest.mark.usefixtures("only_compares")
 @pytest.mark.parametrize(("loss", "name"), [("dlma", "SelfRewardLoss"), ("pro", "PROLoss")])
 def test_a_loss_of_the_rewards_of_a_labeler_that_only_compares(loss, name, refused):
-    told = f"{name} needs the rewards .*labeler longer gives none.*loss=sigmoid.*labeler="
-    refused(f"loss={loss}", "weighting=uniform", told=told)
+    message = f"{name} needs the rewards .*labeler longer gives none.*loss=sigmoid.*labeler="
+    refused(f"loss={loss}", "weighting=uniform", message=message)
 
 
 @pytest.mark.usefixtures("only_compares")
 def test_single_responses_for_a_labeler_that_only_compares(refused):
-    told = "data.responses=1 gives some prompts a single response, and labeler longer only compares.*labeler="
-    refused("loss=kto", "weighting=uniform", "data.responses=1", told=told)
+    message = "data.responses=1 gives some prompts a single response, and labeler longer only compares.*labeler="
+    refused("loss=kto", "weighting=uniform", "data.responses=1", message=message)
 
 
 def test_a_reward_gap_of_single_responses(refused):
-    told = "RewardGap weighs a pair by .*gives some prompts a single response. Choose weighting=uniform, or pairs"
-    refused("loss=kto", "data.responses=1", "weighting=wdpo", told=told)
+    message = "RewardGap weighs a pair by .*gives some prompts a single response. Choose weighting=uniform, or pairs"
+    refused("loss=kto", "data.responses=1", "weighting=wdpo", message=message)
 
 
 def test_pairs_of_single_responses(refused):
     single = ["loss=kto", "data.responses=1", "weighting=uniform"]
-    refused(*single, "selector=random_pairs", told="RandomPairs chooses pairs.*has one response; type.*selector=none")
+    refused(
+        *single, "selector=random_pairs", message="RandomPairs chooses pairs.*has one response; type.*selector=none"
+    )
 
 
 @pytest.mark.parametrize("setting", ["temperature=0.7", "top_p=0.9", "top_k=50"])
 def test_own_samples_of_another_distribution(setting, refused):
-    told = rf"KTOLoss needs samples of the policy's own.*sampler.{setting}.*Choose sampler.temperature=1 .*zero"
-    refused("loss=kto", "weighting=uniform", f"sampler.{setting}", told=told)
+    message = rf"KTOLoss needs samples of the policy's own.*sampler.{setting}.*Choose sampler.temperature=1 .*zero"
+    refused("loss=kto", "weighting=uniform", f"sampler.{setting}", message=message)
 
 
 def test_unpaired_rows(refused, tmp_path):
@@ -259,25 +265,25 @@ def test_unpaired_rows(refused, tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = ["data=offline", f"data.train={tmp_path / 'rows.jsonl'}", "data.heldout=null"]
     given = [*data, "weighting=uniform", "selector=none"]
-    refused(*given, told="SigmoidLoss compares responses to one prompt, and .*rows.jsonl.*choose loss=kto")
+    refused(*given, message="SigmoidLoss compares responses to one prompt, and .*rows.jsonl.*choose loss=kto")
 
 
 def test_losses_of_different_forms(refused):
     parts = ["loss=rpo", "+loss.parts.kto._target_=choosy.methods.losses.KTOLoss", "+loss.shares.kto=1.0"]
-    refused(*parts, told=r"items of different forms \(pair, single\); add up losses of one form")
+    refused(*parts, message=r"items of different forms \(pair, single\); add up losses of one form")
 
 
 @pytest.mark.usefixtures("only_compares")
 @pytest.mark.parametrize("selector", ["optune", "optune_certainty", "optune_dissimilarity"])
 def test_optune_with_a_labeler_that_only_compares(selector, refused):
-    told = "OPTune ranks prompts by their rewards, and labeler longer gives none.*labeler=vader.*entropy, certainty"
-    refused(f"selector={selector}", "weighting=uniform", told=told)
+    message = "OPTune ranks prompts by their rewards, and labeler longer gives none.*labeler=vader.*entropy, certainty"
+    refused(f"selector={selector}", "weighting=uniform", message=message)
 
 
 @pytest.mark.usefixtures("only_compares")
 def test_many_responses_without_a_pair_selector_for_a_labeler_that_only_compares(refused):
-    told = "longer only compares, and 3 responses.*selector=certainty, or data.responses=2"
-    refused("weighting=uniform", "selector=random", "data.responses=3", told=told)
+    message = "longer only compares, and 3 responses.*selector=certainty, or data.responses=2"
+    refused("weighting=uniform", "selector=random", "data.responses=3", message=message)
 
 
 @pytest.mark.usefixtures("only_compares")
@@ -290,12 +296,12 @@ def test_a_labeler_that_only_compares_is_welcome_otherwise(more, lines, tmp_path
 
 
 def test_a_weight_column_of_fresh_responses(refused):
-    refused("weighting=column", told="a weight column in the data.*data=offline, or weighting=uniform")
+    refused("weighting=column", message="a weight column in the data.*data=offline, or weighting=uniform")
 
 
 def test_given_scores_of_fresh_responses(lines, refused):
     lines.remove("labeler.path=toy.vowels")
-    refused("labeler=dataset", told="labeler=dataset.*fresh ones.*data=offline")
+    refused("labeler=dataset", message="labeler=dataset.*fresh ones.*data=offline")
 
 
 @pytest.fixture
@@ -309,13 +315,16 @@ def pairs_file(tmp_path: Path) -> Path:
 def test_a_weight_column_with_a_hole(lines, refused, pairs_file):
     lines.remove("data.limit=8")
     offline = ["data=offline", f"data.train={pairs_file}", "data.heldout=null"]
-    refused(*offline, "weighting=column", told="a weight column in the data, and 1 of 6 rows.*fill it in")
+    refused(*offline, "weighting=column", message="a weight column in the data, and 1 of 6 rows.*fill it in")
 
 
 def test_given_scores_of_heldout_answers(lines, refused, pairs_file):
     lines.remove("labeler.path=toy.vowels")
     refused(
-        "data=offline", f"data.train={pairs_file}", "labeler=dataset", told="data.heldout=null, or .*evaluation=vader"
+        "data=offline",
+        f"data.train={pairs_file}",
+        "labeler=dataset",
+        message="data.heldout=null, or .*evaluation=vader",
     )
 
 
@@ -359,28 +368,29 @@ def test_a_folder_that_holds_a_run(state, planned, lines, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("ckpt_path", "told"),
+    ("ckpt_path", "message"),
     [("last", "holds no run to resume; give its name, as in name=demo"), ("no.ckpt", "no.ckpt does not exist")],
 )
-def test_nothing_to_go_on_with(ckpt_path, told, refused, tmp_path):
-    refused(f"ckpt_path={ckpt_path}", told=told)
+def test_nothing_to_go_on_with(ckpt_path, message, refused, tmp_path):
+    refused(f"ckpt_path={ckpt_path}", message=message)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_below_a_file(refused, tmp_path):
     (tmp_path / "file").write_text("precious")
-    refused(told="cannot be written to.*choose another run_dir=", run_dir=tmp_path / "file" / "run")
+    refused(message="cannot be written to.*choose another run_dir=", run_dir=tmp_path / "file" / "run")
     assert (tmp_path / "file").read_text() == "precious"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission(refused, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
-    refused(told="cannot be written to.*choose another run_dir=", run_dir=tmp_path / "locked" / "run")
+    refused(message="cannot be written to.*choose another run_dir=", run_dir=tmp_path / "locked" / "run")
 
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_a_stream_of_no_prompts(number, refused):
     refused(
-        f"data.prompts_per_round={number}", told=f"data.prompts_per_round={number} samples nothing; choose at least 1"
+        f"data.prompts_per_round={number}",
+        message=f"data.prompts_per_round={number} samples nothing; choose at least 1",
     )

@@ -89,15 +89,15 @@ def test_one_rank_that_fails_ends_all(rank, how, launcher, tmp_path, tiny_policy
         time.sleep(0.2)
     assert not any(map(is_running, pids)), "there is an orphan"
     assert time.time() < failed + SOON
-    told = [
+    found = [
         where
         for words in ("the first error of all", "another process of this run")
         if (where := run.stderr.find(words)) >= 0
     ]
     if how == "raise":
         assert "the first error of all" in run.stderr
-        assert told == sorted(told), "the first error is on top"
-    assert "gloo" not in run.stderr, "what follows from the first error is told in a sentence"
+        assert found == sorted(found), "the first error is on top"
+    assert "gloo" not in run.stderr, "what follows from the first error is stated in a sentence"
 
 
 @pytest.mark.slow
@@ -110,8 +110,8 @@ def test_a_loss_that_is_no_number(strategy, choice, tmp_path, tiny_policy_dir, p
     cracked = "+callbacks.cracked={_target_: toy.NotANumber}"
     settings = [*many, cracked, f"on_bad_loss={choice}", "epochs_per_round=2", f"run_dir={tmp_path / 'run'}"]
     run = command(ROOT / "train.py", *lines, *settings, folder=tmp_path, ranks=2 if many else 1)
-    told = re.search(r"The loss of 1 items is not finite \(prompts p03\);", run.stderr + run.stdout)
-    assert told, run.stderr
+    message = re.search(r"The loss of 1 items is not finite \(prompts p03\);", run.stderr + run.stdout)
+    assert message, run.stderr
     if choice == "stop":
         assert run.returncode != 0
         assert "the last checkpoint is good" in run.stderr

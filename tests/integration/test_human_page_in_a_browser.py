@@ -236,7 +236,7 @@ def test_ten_pairs_a_kill_and_the_rest(run, page, port, tmp_path):
     trained = pd.read_parquet(folder / "rounds" / "round_000.parquet").query("split == 'train'")
     assert trained["chosen"].notna().sum() == sum(found["verdict"].isin(["first", "second"]))
     assert summary(folder)["labels"]["spent"] == 12
-    assert summary(folder)["labels"]["evaluation"] == 0, "people are not asked about held-out answers unless told so"
+    assert summary(folder)["labels"]["evaluation"] == 0, "people judge held-out answers only if the settings say so"
     assert summary(folder)["win_rate"] is None
     assert (folder / "report.html").exists()
     assert page.elsewhere(home) == []

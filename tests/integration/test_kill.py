@@ -97,9 +97,9 @@ def damaged(path: Path) -> None:
     path.write_bytes(data)
 
 
-def refused(lines: list[str], run: Path, told: str) -> None:
+def refused(lines: list[str], run: Path, message: str) -> None:
     before = contents(run)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         train(compose(lines), run)
     assert contents(run) == before
 
@@ -143,8 +143,8 @@ def test_a_damaged_round_is_named_and_played_again_from_the_start(stopped):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("state", "told"), [("missing", "is not there"), ("damaged", "is damaged")])
-def test_a_lost_ledger_is_named_and_its_copy_offered(state, told, stopped):
+@pytest.mark.parametrize(("state", "message"), [("missing", "is not there"), ("damaged", "is damaged")])
+def test_a_lost_ledger_is_named_and_its_copy_offered(state, message, stopped):
     lines, run = stopped
     ledger = run / "ledger.sqlite"
     for path in run.glob("ledger.sqlite*"):
@@ -152,7 +152,7 @@ def test_a_lost_ledger_is_named_and_its_copy_offered(state, told, stopped):
     if state == "damaged":
         ledger.write_bytes(b"no database" * 100)
     copy = run / "ledger.copy.sqlite"
-    words = rf"{ledger} {told}.*type `cp {copy} {ledger}`"
+    words = rf"{ledger} {message}.*type `cp {copy} {ledger}`"
     refused(lines, run, words)
     shutil.copy(copy, ledger)
     train(compose(lines), run)

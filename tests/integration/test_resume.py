@@ -123,8 +123,8 @@ def test_damaged_start_answers_are_named_and_sampled_again(play, tmp_path, capsy
     before = start.read_bytes()
     start.write_bytes(before[:500] + bytes([before[500] ^ 1]) + before[501:])
     resumed = play(*ROUNDS, "ckpt_path=last")
-    told = capsys.readouterr()
-    assert "start.parquet is damaged (its bytes are not those that were written)" in told.out + told.err
+    shown = capsys.readouterr()
+    assert "start.parquet is damaged (its bytes are not those that were written)" in shown.out + shown.err
     assert damage(start) is None
     assert resumed.summary["win_rate"] == whole.summary["win_rate"]
     assert resumed.summary["labels"] == whole.summary["labels"]

@@ -97,7 +97,7 @@ def test_one_response_for_each_seed_of_each_prompt(make, policy):
     ended: list[tuple[int, list[Response]]] = []
     sampled = make().sample(policy, prompts(policy), SEEDS, done=lambda some: ended.extend(some.items()))
     assert [len(of_prompt) for of_prompt in sampled] == [3, 1, 2]
-    assert sorted(ended) == [*enumerate(sampled)], "each prompt is told once, with all that is returned for it"
+    assert sorted(ended) == [*enumerate(sampled)], "each prompt is reported once, with all that is returned for it"
     for r in (r for of_prompt in sampled for r in of_prompt):
         assert 1 <= len(r.ids) <= 24
         assert r.text == policy.tokens.decode(r.ids).strip()
@@ -230,7 +230,7 @@ def test_a_closed_engine_starts_again(make, policy):
 
 @pytest.mark.parametrize("engine", [SamplingSettings, *ENGINES.values(), Auto], ids=lambda engine: engine.__name__)
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "message"),
     [
         ({"temperature": -1.0}, r"sampler\.temperature=-1\.0 samples nothing; choose >= 0"),
         ({"top_p": 0.0}, r"sampler\.top_p=0\.0 samples nothing; choose in \(0, 1\]"),
@@ -239,10 +239,10 @@ def test_a_closed_engine_starts_again(make, policy):
         ({"batch_size": 0}, r"sampler\.batch_size=0 samples nothing; choose >= 1"),
     ],
 )
-def test_settings_that_sample_nothing_are_refused(setting, told, engine):
+def test_settings_that_sample_nothing_are_refused(setting, message, engine):
     if engine is SamplingSettings and "batch_size" in setting:
         pytest.skip("an engine's own")
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         engine(**setting)
 
 

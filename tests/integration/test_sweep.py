@@ -24,8 +24,8 @@ def test_a_sweep_leaves_a_folder_a_job_and_an_index(lines, tmp_path):
     with (tmp_path / "sweep" / "index.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["job"] for row in rows] == jobs
-    told = {tuple(word for word in row["overrides"].split() if "sel" in word or "seed" in word) for row in rows}
-    assert told == {(f"selector={s}", f"seed={n}") for s in ("optune", "certainty") for n in (0, 1)}
+    overridden = {tuple(word for word in row["overrides"].split() if "sel" in word or "seed" in word) for row in rows}
+    assert overridden == {(f"selector={s}", f"seed={n}") for s in ("optune", "certainty") for n in (0, 1)}
     for row in rows:
         numbers = summary(tmp_path / "sweep" / row["job"])
         assert float(row["win_rate"]) == numbers["win_rate"]

@@ -281,7 +281,7 @@ def test_a_trained_model_is_left_behind_for_transformers(model, play, tiny_polic
 
 @pytest.fixture
 def labeler_lines(tmp_path: Path, tiny_policy_dir: Path) -> dict[str, list[str]]:
-    """What each labeler needs to be told besides its name."""
+    """The settings that each labeler needs besides its name."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
     judge, rows = tmp_path / "judge", tmp_path / "given.jsonl"
