@@ -7,13 +7,10 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-
 from choosy.cli import fit
 from choosy.labeling.exchange.command import labels_command
-from choosy.labeling.protocols import Postponed
+from choosy.main import in_sentences
 from choosy.main import main as train
-from choosy.parallel.launch import LOST, end_with_launcher, is_peer_failure
 from choosy.reporting.console import print_report
 from choosy.reporting.page import write_index, write_report
 from choosy.reporting.summary import read_run
@@ -35,25 +32,10 @@ def main() -> None:
         sys.argv = [sys.argv[0], *words[1:]]  # Hydra reads the words after `train`
         train()
     elif words and words[0] in COMMANDS:
-        in_sentences(COMMANDS[words[0]], words[1:])
+        with in_sentences(lambda: "and then this command again with --ckpt_path last"):
+            COMMANDS[words[0]](words[1:])
     else:
         sys.exit(USAGE)
-
-
-def in_sentences(command: Callable[[list[str]], object], words: list[str]) -> None:
-    """Run a command; a mistake that the user can mend ends the process with a sentence."""
-    end_with_launcher()
-    try:
-        command(words)
-    except Postponed as postponed:
-        print(f"\n{postponed}\n  and then this command again with --ckpt_path last", file=sys.stderr)
-        sys.exit(Postponed.exit_code)
-    except (ValueError, MisconfigurationException) as error:
-        sys.exit(f"\n{error}")
-    except RuntimeError as error:
-        if not is_peer_failure(error):
-            raise
-        sys.exit(f"\n{LOST}")
 
 
 def report(words: list[str]) -> None:

@@ -6,8 +6,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from choosy.files import replacing
 from choosy.labeling.protocols import Postponed
 from choosy.parallel.launch import LOST, end_with_launcher, first_writer, is_peer_failure
-from choosy.redaction import refuse_secrets
+from choosy.redaction import refuse_secrets, texts
 from choosy.reporting.display import quiet
 from choosy.reporting.page import write_index
 from choosy.reporting.summary import RunSummary, read_run
@@ -39,47 +39,18 @@ COMMAND = list(sys.argv)  # as typed, `choosy train ...` or `python train.py ...
 PROCESSES_FROM_OUTSIDE = ("LOCAL_RANK", "SLURM_PROCID", "PMI_RANK")
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What a run leaves in its folder and in memory.
+@contextmanager
+def in_sentences(again: Callable[[], str]) -> Iterator[None]:
+    """End the process with a sentence where a mistake can be mended, or with code 75 where the run waits for labels.
 
-    Attributes:
-        run_dir: Folder of the run.
-        data: The data module, with the run's pool.
-        module: The Lightning module, with the tuned policy.
-        trainer: The trainer.
+    Args:
+        again: Returns what to type when the labels are there.
     """
-
-    run_dir: Path
-    data: LightningDataModule
-    module: LightningModule
-    trainer: Trainer
-
-    @property
-    def run(self) -> RunSummary:
-        """What the round files of the run hold; its `numbers()` are the metrics."""
-        return read_run(self.run_dir)
-
-
-@hydra.main(version_base="1.3", config_path="pkg://choosy.conf", config_name="train")
-def main(cfg: DictConfig) -> float | None:
-    """Train as configured and return the objective, for sweepers.
-
-    A mistake that the user can mend ends the process with a sentence (HYDRA_FULL_ERROR=1 shows the stack), a run that
-    waits for labels of another day with exit code 75.
-    """
-    sys.argv[:] = COMMAND  # Lightning repeats it to start the other processes of a run
     end_with_launcher()
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
-    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        if not join_tasks(cfg.trainer.get("devices")):
-            return None
-        if multirun:
-            refuse_relaunching_sweep(cfg)
-        trained = train(cfg, run_dir)
+        yield
     except Postponed as postponed:
-        print(f"\n{postponed}\n  {same_again(cfg)}", file=sys.stderr)
+        print(f"\n{postponed}\n  {again()}", file=sys.stderr)
         sys.exit(Postponed.exit_code)
     except (ValueError, MisconfigurationException, InstantiationException) as error:
         cause = innermost(error)
@@ -90,15 +61,32 @@ def main(cfg: DictConfig) -> float | None:
         if not is_peer_failure(error):
             raise
         sys.exit(f"\n{LOST}")
-    if not trained.trainer.is_global_zero:
+
+
+@hydra.main(version_base="1.3", config_path="pkg://choosy.conf", config_name="train")
+def main(cfg: DictConfig) -> float | None:
+    """Train as configured and return the objective, for sweepers.
+
+    A mistake that the user can mend ends the process with a sentence; HYDRA_FULL_ERROR=1 shows the stack.
+    """
+    sys.argv[:] = COMMAND  # Lightning repeats it to start the other processes of a run
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+    with in_sentences(lambda: same_again(cfg)):
+        if not join_tasks(cfg.trainer.get("devices")):
+            return None
+        if multirun:
+            refuse_relaunching_sweep(cfg)
+        trainer = train(cfg, run_dir)
+    if not trainer.is_global_zero:
         return None
     if multirun:
         write_index(run_dir.parent)
-    return objective(cfg, trained.run)
+    return objective(cfg, read_run(run_dir))
 
 
-def train(cfg: DictConfig, run_dir: Path, *, callbacks: Sequence[Callback] = ()) -> Trained:
-    """Play all rounds of a run.
+def train(cfg: DictConfig, run_dir: Path, *, callbacks: Sequence[Callback] = ()) -> Trainer:
+    """Play all rounds of a run, and return the trainer with the tuned module and the data.
 
     Args:
         cfg: The composed configuration.
@@ -109,13 +97,13 @@ def train(cfg: DictConfig, run_dir: Path, *, callbacks: Sequence[Callback] = ())
     seed_everything(cfg.seed, workers=True, verbose=False)
     data = instantiate(cfg.data, _convert_="all")
     module = instantiate(cfg.module, _convert_="all")
-    trainer = instantiate(cfg.trainer, _convert_="all")
+    trainer: Trainer = instantiate(cfg.trainer, _convert_="all")
     data.run.resuming = start.resuming
-    trainer.callbacks[:0] = callbacks
+    trainer.callbacks[:0] = callbacks  # type: ignore[attr-defined]
     if trainer.is_global_zero:
         write_config(cfg, run_dir)
     trainer.fit(module, datamodule=data, ckpt_path=start.ckpt_path, weights_only=True)
-    return Trained(run_dir, data, module, trainer)
+    return trainer
 
 
 def prepare(cfg: DictConfig, run_dir: Path) -> Start:
@@ -131,7 +119,7 @@ def prepare(cfg: DictConfig, run_dir: Path) -> Start:
 
 
 def objective(cfg: DictConfig, run: RunSummary) -> float | None:
-    """Return the last win rate, or the labels bought until it reached the target to stay (infinity if it did not)."""
+    """Return the last win rate, or the labels bought until it reached the target to stay."""
     if cfg.objective == "win_rate":
         return run.last.get("win_rate")
     looks = [
@@ -181,10 +169,9 @@ def join_tasks(devices: Any) -> bool:
     return True
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
+def plain(cfg: DictConfig) -> Any:
     """Return the resolved configuration as dicts and lists."""
-    composed: Any = OmegaConf.to_container(cfg, resolve=True)
-    return dict(composed)
+    return OmegaConf.to_container(cfg, resolve=True)
 
 
 def same_again(cfg: DictConfig) -> str:
@@ -206,22 +193,18 @@ def write_config(cfg: DictConfig, run_dir: Path) -> None:
 
 def refuse_blanks(cfg: DictConfig) -> None:
     """Refuse a configuration with values that only the user can give."""
-    if found := list(blanks(OmegaConf.to_container(cfg, resolve=False))):
+    if found := blanks(OmegaConf.to_container(cfg, resolve=False)):
         raise ValueError(f"{' and '.join(found)} must be given; type {' '.join(f'{name}=...' for name in found)}")
 
 
-def blanks(node: Any, name: str = "") -> Iterator[str]:
-    """Yield the names of all values that are ???.
+def blanks(config: Any) -> list[str]:
+    """Return the names of all values that are ???.
 
     Example:
-        >>> list(blanks({"data": {"train": "???", "limit": None}}))
+        >>> blanks({"data": {"train": "???", "limit": None}})
         ['data.train']
     """
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from blanks(value, f"{name}.{key}" if name else key)
-    elif node == "???":
-        yield name
+    return [name for name, value in texts(config) if value == "???"]
 
 
 def refuse_relaunching_sweep(cfg: DictConfig) -> None:

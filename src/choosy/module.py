@@ -26,7 +26,6 @@ from choosy.parallel.sharding import full_tensor, is_sharded
 from choosy.reporting.metrics import log_at_once
 from choosy.reporting.step_stats import StepStats
 from choosy.rounds.bad_losses import BadLosses, OnBadLoss
-from choosy.rounds.run import PlaysRounds
 
 FILLER = [Group((0,), [(0,)])]  # the smallest forward there is
 
@@ -106,7 +105,6 @@ class WeightedDPO(LightningModule):
             group.update(configured, initial_lr=lr, lr=lr * share(warmup.last_epoch))
 
     def optimizer_and_warmup(self) -> tuple[Optimizer, LambdaLR]:
-        """The optimiser itself, without Lightning's wrapper, and the schedule of its learning rate."""
         optimizer, warmup = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         assert isinstance(optimizer, Optimizer)
         assert isinstance(warmup, LambdaLR)
@@ -218,8 +216,8 @@ class WeightedDPO(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """End the round; Lightning calls this after the callbacks that evaluate it, and before those that save it."""
-        data = getattr(self.trainer, "datamodule", None)  # Lightning sets it where there is one
-        if isinstance(data, PlaysRounds):
+        data = getattr(self.trainer, "datamodule", None)  # none where plain batches are trained on
+        if data is not None:
             log_at_once(self, data.run.end_round(), step=self.global_step - 1)
 
     # -- checkpoints hold what is trained, and what cannot be loaded again -------------------------------------
@@ -245,7 +243,7 @@ class WeightedDPO(LightningModule):
 
 
 def refuse_tensor_parallel(mesh: Sequence[int], nodes: int) -> None:
-    """Refuse sizes that the user gave to the strategy and that would have no effect: all ranks share the weights."""
+    """Refuse sizes that would have no effect: all ranks share the weights."""
     if mesh[0] != nodes:
         raise ValueError(
             f"trainer.strategy asks for {mesh[0]} x {mesh[1]} data and tensor parallel ranks, and Choosy shards the "

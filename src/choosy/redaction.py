@@ -33,7 +33,7 @@ def refuse_secrets(config: Any) -> None:
     Raises:
         ValueError: It holds the value of a secret of the environment, or something named like one; never what it is.
     """
-    for name, value in _texts(config):
+    for name, value in texts(config):
         named = ENTRY.search(name.rpartition(".")[2])
         if scrub(value) != value or (named and len(value) >= SHORTEST):
             raise ValueError(
@@ -43,12 +43,13 @@ def refuse_secrets(config: Any) -> None:
             )
 
 
-def _texts(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
+def texts(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every text of a configuration with its dotted name."""
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from _texts(value, f"{name}.{key}" if name else str(key))
+            yield from texts(value, f"{name}.{key}" if name else str(key))
     elif isinstance(node, list | tuple):
         for value in node:
-            yield from _texts(value, name)
+            yield from texts(value, name)
     elif isinstance(node, str):
         yield name, node

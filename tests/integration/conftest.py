@@ -124,9 +124,9 @@ def play(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path, monkeypatch:
     def played(*overrides: str, name: str = "run", callbacks: Sequence[Callback] = ()) -> Finished:
         witness = Witness()
         labeler = [] if any(line.startswith("labeler=") for line in overrides) else function
-        trained = train(compose([*defaults, *labeler, *overrides]), tmp_path / name, callbacks=[witness, *callbacks])
-        assert isinstance(trained.module, WeightedDPO)
-        return Finished(tmp_path / name, trained.module.policy, trained.data, witness)
+        trainer = train(compose([*defaults, *labeler, *overrides]), tmp_path / name, callbacks=[witness, *callbacks])
+        assert isinstance(trainer.lightning_module, WeightedDPO)
+        return Finished(tmp_path / name, trainer.lightning_module.policy, trainer.datamodule, witness)
 
     return played
 

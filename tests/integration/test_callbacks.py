@@ -46,9 +46,9 @@ def test_the_order_of_the_callbacks_does_not_matter(lines, tmp_path):
 def test_a_round_is_written_and_counted_without_callbacks(lines, tmp_path):
     optional = ["progress", "win_rate", "checkpoint", "preemption", "export", "report"]
     without = [line for line in lines if not line.startswith("callbacks.")]
-    trained = train(compose([*without, *(f"~callbacks.{name}" for name in optional)]), tmp_path / "run")
+    trainer = train(compose([*without, *(f"~callbacks.{name}" for name in optional)]), tmp_path / "run")
     facts = [about(tmp_path / "run", number) for number in (0, 1)]
     pairs = [written["pairs_trained"] for written in facts]
-    assert 0 < pairs[0] < pairs[1] == trained.data.run.counts["pairs_trained"]
+    assert 0 < pairs[0] < pairs[1] == trainer.datamodule.run.counts["pairs_trained"]
     assert facts[1]["evaluation"] is None
     assert "seconds/sync" in (tmp_path / "run" / "metrics.csv").read_text()

@@ -17,6 +17,7 @@ from programs import Program, free_port
 from tiny import ROOT, command, ending, environ, labels, summary, typed
 
 from choosy.main import compose, join_tasks, objective, train
+from choosy.reporting.summary import read_run
 
 pytestmark = pytest.mark.slow
 
@@ -186,7 +187,8 @@ def test_an_objective_that_nothing_measures(line, message, lines, tmp_path):
 def test_labels_to_a_win_rate(lines, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     cfg = compose([*lines, "objective=labels_to_win_rate", "target_win_rate=0"])
-    run = train(cfg, tmp_path / "run").run
+    train(cfg, tmp_path / "run")
+    run = read_run(tmp_path / "run")
     assert objective(cfg, run) == summary(tmp_path / "run")["labels"]["spent"]
     cfg.target_win_rate = 1.1
     assert objective(cfg, run) == float("inf")

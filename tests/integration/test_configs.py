@@ -57,7 +57,7 @@ def parse() -> Callable[[Any], Any]:
 
 def check(cfg: Any, parse: Callable[[Any], Any]) -> Any:
     assert "${hydra:" not in OmegaConf.to_yaml(cfg), "the job's configuration must stand without Hydra"
-    assert list(blanks(OmegaConf.to_container(cfg))) == []
+    assert blanks(OmegaConf.to_container(cfg)) == []
     parsed = parse(cfg)
     assert [callback.class_path for callback in parsed.trainer.callbacks] == [
         callback["_target_"] for callback in cfg.callbacks.values()
@@ -152,6 +152,6 @@ def test_a_blank_of_the_menu_is_known_to_this_test():
     known = {"data": DATA, "labeler": LABELER}
     for group in GROUPS:
         for name in options(group):
-            missing = list(blanks(OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))))
+            missing = blanks(OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml")))
             typed = [line for line in known.get(group, {}).get(name, []) if not line.startswith("+")]
             assert len(missing) == len(typed)

@@ -59,7 +59,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 def table(run: Any, number: int) -> pd.DataFrame:
     """The pool after a round."""
-    rows = pd.read_parquet(run.run_dir / "rounds" / f"round_{number:03d}.parquet")
+    rows = pd.read_parquet(Path(run.default_root_dir) / "rounds" / f"round_{number:03d}.parquet")
     return rows[rows["split"] == "train"]
 
 
@@ -71,9 +71,11 @@ def pairs(run: Any, number: int) -> int:
 def test_optune_samples_the_lowest_rewards_again_and_weighs_by_the_gap(recipe, prompts_file):
     few = ["data.heldout_limit=2", "sampler.max_new_tokens=8", "batching.batch_size=4", "warmup_steps=2"]
     run = recipe("optune", f"data.train={prompts_file}", "labeler=function", "labeler.path=labelers.reward", *few)
-    assert run.data.run.rounds == 3
-    assert isinstance(run.module.optimizers(use_pl_optimizer=False), torch.optim.RMSprop)
-    assert len(list(run.module.policy.trainable())) == len(list(run.module.policy.model.parameters())), "no LoRA"
+    assert run.datamodule.run.rounds == 3
+    assert isinstance(run.lightning_module.optimizers(use_pl_optimizer=False), torch.optim.RMSprop)
+    assert len(list(run.lightning_module.policy.trainable())) == len(
+        list(run.lightning_module.policy.model.parameters())
+    ), "no LoRA"
     for number in (1, 2):
         before, now = table(run, number - 1), table(run, number)
         mean = (
@@ -95,12 +97,12 @@ def test_apl_gets_as_many_labeled_pairs_as_it_wants(recipe, write):
     sizes = ["rounds=5", "callbacks.certainty.count=16", "data.prompts_per_round=50", "data.heldout_limit=4"]
     run = recipe("apl", f"data.train={prompts}", *labeler, *sizes, "sampler.max_new_tokens=8", "epochs_per_round=1")
     assert [pairs(run, number) for number in range(5)] == [16, 32, 48, 64, 80]
-    metrics = pd.read_csv(run.run_dir / "metrics.csv")
+    metrics = pd.read_csv(Path(run.default_root_dir) / "metrics.csv")
     assert metrics["labels/ties"].sum() > 0
     assert metrics["labels/invalid"].sum() > 0
     assert [len(set(table(run, n).query("sampled_in == @n")["prompt_id"])) for n in range(5)] == [50] * 5
-    assert isinstance(run.module.optimizers(use_pl_optimizer=False), torch.optim.Adam)
-    assert run.module.loss.beta == 0.2
+    assert isinstance(run.lightning_module.optimizers(use_pl_optimizer=False), torch.optim.Adam)
+    assert run.lightning_module.loss.beta == 0.2
     assert "heldout/log_ratio" in metrics, "held-out answers are sampled at temperature 0.25"
 
 
@@ -115,13 +117,15 @@ def test_real_labels_the_half_that_its_base_model_finds_most_dissimilar(recipe, 
     run = recipe("real", f"data.train={train_file}", f"data.heldout_pairs={heldout}", *few)
     labeled = table(run, 0)
     assert pairs(run, 0) == 6
-    assert run.data.run.labels.counts.spent == 12, "two scores a pair"
+    assert run.datamodule.run.labels.counts.spent == 12, "two scores a pair"
     utilities = [pair["utility"] for of_prompt in labeled["pairs"] for pair in of_prompt]
     assert len(utilities) == 6
-    everything = run.data.run.pair_selector.pair_utilities(list(run.data.given.values()), run.data.run.at(0))
+    everything = run.datamodule.run.pair_selector.pair_utilities(
+        list(run.datamodule.given.values()), run.datamodule.run.at(0)
+    )
     assert sorted(utilities, reverse=True) == pytest.approx(sorted((u for (u,) in everything), reverse=True)[:6])
-    optimizer = run.module.optimizers(use_pl_optimizer=False)
+    optimizer = run.lightning_module.optimizers(use_pl_optimizer=False)
     assert isinstance(optimizer, torch.optim.RMSprop)
     assert optimizer.param_groups[0]["weight_decay"] == 1e-4
-    metrics = pd.read_csv(run.run_dir / "metrics.csv")
+    metrics = pd.read_csv(Path(run.default_root_dir) / "metrics.csv")
     assert len(metrics["heldout/accuracy"].dropna()) == 1

@@ -30,7 +30,7 @@ class Round:
     Attributes:
         number: Number of the round, from 0.
         seed: Seed of the run.
-        policy: The policy as trained so far; in `for_sampling` or `as_reference` state only inside such a block.
+        policy: The policy as trained so far.
         sampler: The sampling engine.
         pool: The pool after the previous round.
         ranks: The processes that play together.
@@ -139,18 +139,14 @@ class Sample(Protocol):
 
 
 class Labels(Protocol):
-    """Where a round buys its labels. Both methods buy in the order given, the most useful first.
-
-    Attributes:
-        labeler: Who judges.
-        scores: Whether the labeler scores single responses.
-    """
+    """Where a round buys its labels. Both methods buy in the order given, the most useful first."""
 
     @property
     def labeler(self) -> Labeler: ...
-
     @property
-    def scores(self) -> bool: ...
+    def scores(self) -> bool:
+        """Whether the labeler scores single responses."""
+        ...
 
     def score(self, candidates: Sequence[Candidates]) -> list[Candidates]:
         """Return the candidates with rewards; those that the budget cannot pay are returned unchanged."""
@@ -167,8 +163,6 @@ class Parts:
 
     Attributes:
         sample: Gives chosen prompts their responses: this rank's share of the candidates.
-        labels: Where labels are bought.
-        weighting: The factor on each pair's loss.
         keep: What the pool keeps of a prompt's earlier rounds.
         prompt_selector: Slot 1; None samples every prompt.
         pair_selector: Slot 2; None scores every response and pairs the best with the worst.

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 from choosy.data.batches import ItemBatches
 from choosy.data.items import PoolItems
@@ -122,11 +122,7 @@ class Run:
         return self.folder / "rounds"
 
     def use(self, *, prompts: PromptSelector | None = None, pairs: PairSelector | None = None) -> None:
-        """Give a slot its selector.
-
-        Raises:
-            ValueError: The slot has another one.
-        """
+        """Give a slot its selector; a slot that has another one refuses it."""
         refuse_second("prompts", self.prompt_selector, prompts)
         refuse_second("pairs", self.pair_selector, pairs)
         self.prompt_selector = prompts or self.prompt_selector
@@ -197,9 +193,8 @@ class Run:
 
     def at(self, number: int) -> Round:
         """Return the context of a round; -1 is the start."""
-        scored = "reference" in self.loss.needs or (
-            self.pair_selector is not None and self.pair_selector.needs_reference
-        )
+        selects_by_it = self.pair_selector is not None and self.pair_selector.needs_reference
+        scored = "reference" in self.loss.needs or selects_by_it
         parts = (self.policy, self.sampler, self.pool, self.ranks, self.phases, self.loss)
         return Round(number, self.seed, *parts, scores_reference=scored, rounds=self.rounds)
 
@@ -230,10 +225,9 @@ class Run:
         return why is None
 
     def _adopt(self, number: int) -> None:
+        """Take a round from its file, which may have counted the round's training already."""
         self.pool, about = Pool.load(self.rounds_folder, number)
-        self.counts = Counter({k: about.get(k, 0) for k in SAMPLED}) + Counter(
-            pairs_trained=self.counts["pairs_trained"]  # the file may have counted this round's training already
-        )
+        self.counts = Counter({k: about[k] for k in SAMPLED}) + Counter(pairs_trained=self.counts["pairs_trained"])
         judged = about["judged"]
         self.counts.update(judged["run"])
         self.judged = Counter(judged["round"])
@@ -297,10 +291,7 @@ class Run:
         return cost_metrics(self.ranks.on_rank_zero(self.about))
 
     def write(self) -> None:
-        """Write the round's file, on rank 0; then what was kept before its labels has served, and the ledger is copied.
-
-        A ledger elsewhere serves several runs, and its copies are their owner's business.
-        """
+        """Write the round's file on rank 0, delete the parts that it replaces, and copy a ledger of this run alone."""
         if self.ranks.rank == 0:
             self.pool.save(self.rounds_folder, self.about(), self.heldout_rows)
             forget(self.rounds_folder, self.pool.round)
@@ -312,60 +303,37 @@ class Run:
         return {
             "round": self.pool.round,
             "phases": self.phases.seconds,
-            "counts": dict(self.counts),
-            "judged": dict(self.judged),
-            "cut_share": self.cut_share,
+            "pairs_trained": self.counts["pairs_trained"],
             "prompts": self.prompts_id,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from the pool of the checkpoint's round."""
+        """Continue from the pool of the checkpoint's round."""
+        self.counts["pairs_trained"] = state["pairs_trained"]
         if state["round"] >= 0:
-            self.pool, _ = Pool.load(self.rounds_folder, state["round"])
+            self._adopt(state["round"])
         self.phases.resume(state["phases"])
-        self.counts = Counter(state["counts"])
-        self.judged = Counter(state["judged"])
-        self.cut_share = state["cut_share"]
         if self.prompts_id != state["prompts"]:
             raise ValueError(
                 "The prompts of data.train are others than when this run began, and its pool belongs to those; "
-                "go on with the old ones, or choose another name=..."
+                "resume with the old ones, or choose another name=..."
             )
 
 
-@runtime_checkable
-class PlaysRounds(Protocol):
-    """A data module that plays the rounds of a run."""
-
-    run: Run
-
-
 def refuse_none(name: str, value: int) -> None:
-    """Refuse a number of something below 1.
-
-    Raises:
-        ValueError: It is.
-    """
+    """Refuse a number below 1."""
     if value < 1:
         raise ValueError(f"{name}={value} trains nothing; choose {name} >= 1.")
 
 
 def refuse_unknown(name: str, value: str, known: Sequence[str]) -> None:
-    """Refuse a word that is not one of those known.
-
-    Raises:
-        ValueError: It is not.
-    """
+    """Refuse a word that is not one of those known."""
     if value not in known:
         raise ValueError(f"{name}={value} is none of {', '.join(known)}.")
 
 
 def refuse_second(slot: str, one: object | None, two: object | None) -> None:
-    """Refuse a second selector for a slot.
-
-    Raises:
-        ValueError: There are two.
-    """
+    """Refuse a second selector for a slot."""
     if one is not None and two is not None and one is not two:
         raise ValueError(
             f"{type(one).__name__} and {type(two).__name__} both choose {slot}, and that slot takes one selector; "
