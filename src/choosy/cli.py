@@ -67,12 +67,7 @@ class KeepConfig(SaveConfigCallback):
 
 
 def fit(args: list[str] | None = None, *, run: bool = True) -> ChoosyCLI:
-    """Parse, build and (with `run`) train.
-
-    Args:
-        args: The words after `choosy`; None = those of the command line.
-        run: Whether to train.
-    """
+    """Parse the words after `choosy` (None = those of the command line), build, and (with `run`) train."""
     quiet()
     set_loader("choosy", from_hydra)
     return ChoosyCLI(

@@ -141,16 +141,10 @@ def refuse_objective(cfg: DictConfig) -> None:
 
 
 def join_tasks(devices: Any) -> bool:
-    """Tell Lightning of the processes that submitit has started on this machine for one job.
-
-    Args:
-        devices: `trainer.devices` of the job.
+    """Tell Lightning of the processes that submitit has started on this machine for one job on `trainer.devices`.
 
     Returns:
         Whether this process takes part: in a job on one device only the first one does.
-
-    Raises:
-        ValueError: The job wants another number of processes.
     """
     tasks = int(os.environ.get("SUBMITIT_LOCAL_NTASKS", 1)) if os.environ.get("SUBMITIT_EXECUTOR") == "local" else 1
     if tasks == 1:

@@ -141,15 +141,7 @@ class WeightedDPO(LightningModule):
             self.log_step(stats, norm, batch.total)
 
     def accumulate_gradients(self, batch: Batch, part_loss: Callable[[Batch], tuple[Tensor, StepStats]]) -> StepStats:
-        """The gradients of the step, averaged over the ranks, without those items whose loss is not finite.
-
-        Args:
-            batch: This rank's items.
-            part_loss: A part's share of the step's loss, and its stats.
-
-        Returns:
-            The stats of all ranks.
-        """
+        """Accumulate the step's gradients without items whose loss is not finite, and return the stats of all ranks."""
         left_out: tuple[ItemKey, ...] = ()
         while (stats := self._pass(batch.without(left_out), part_loss)).bad:
             self.bad_losses.report_items(stats.bad)
@@ -224,9 +216,8 @@ class WeightedDPO(LightningModule):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         full = super().state_dict(*args, **kwargs)
-        trained = (
-            {f"policy.model.{name}" for name, _ in self.policy.trainable()} if self.policy.model is not None else set()
-        )
+        loaded = self.policy.model is not None
+        trained = {f"policy.model.{name}" for name, _ in self.policy.trainable()} if loaded else set()
         return {name: value for name, value in full.items() if name in trained}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -14,11 +14,7 @@ from choosy.files import replacing
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes each checkpoint completely or not at all.
-
-    Lightning writes it to the system's temporary folder and moves it from there. Where that folder is on another disk,
-    the move is a copy, which a kill can cut short.
-    """
+    """Writes each checkpoint completely or not at all, where Lightning's copy from another disk can be cut short."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         if storage_options is not None:

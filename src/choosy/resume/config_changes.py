@@ -41,11 +41,7 @@ MENU = {  # where a setting is in the composed run: what is typed for it in the 
 
 
 def report_changes(folder: Path, config: Mapping[str, Any]) -> None:
-    """Log what differs from the config.yaml in the run's folder.
-
-    Args:
-        folder: Folder of the run.
-        config: The configuration now; either may be of Hydra or of LightningCLI.
+    """Log what differs from the config.yaml in the run's folder; either may be of Hydra or of LightningCLI.
 
     Raises:
         ValueError: Something differs that the run's weights, responses or labels were made with.

@@ -1,8 +1,7 @@
 """Responses of a round that is being sampled, kept on disk so that a crash does not lose them.
 
-While a rank samples, it writes what is ready in *parts*, so that a crash costs a few seconds of sampling. Each rank
-writes its own files, so that nothing crosses the network. A resumed run reads the parts of all ranks and samples the
-rest, on any number of ranks. The parts are deleted when the round's own file is written.
+While a rank samples, it writes what is ready in *parts* of its own. A resumed run reads the parts of all ranks and
+samples the rest, on any number of ranks. The parts are deleted when the round's own file is written.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class PartWriter:
     Args:
         folder: Folder of the rounds.
         number: Number of the round.
-        ranks: The processes of the run; their own rank names the files.
+        ranks: The processes of the run; the rank of this one names its files.
         seconds: Returns the run's seconds so far.
         clock: Returns the time in seconds.
     """
@@ -116,14 +115,7 @@ def read_begun(folder: Path, number: int, prompts: Iterable[Prompt], *, response
 
 
 def unlabeled(folder: Path, number: int, prompts: Iterable[Prompt], *, responses: int) -> Iterator[list[Candidates]]:
-    """Yield, without end, what all ranks have written of a round since the last time; each prompt once.
-
-    Args:
-        folder: Folder of the rounds.
-        number: Number of the round.
-        prompts: The prompts that the round samples.
-        responses: Responses to each prompt; candidates with another number are skipped.
-    """
+    """Yield, without end, what all ranks have written of a round since the last time; each prompt once."""
     left = {p.id: p for p in prompts}
     seen: set[Path] = set()
     while True:

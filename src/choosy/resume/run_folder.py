@@ -18,13 +18,7 @@ from choosy.resume.config_changes import report_changes
 
 
 class Start(NamedTuple):
-    """How a run starts.
-
-    Attributes:
-        resuming: Whether it resumes the run in its folder.
-        ckpt_path: The checkpoint to load. A run that was interrupted before its first checkpoint resumes without one:
-            it trains again from the start's weights, on the rounds and labels that are there.
-    """
+    """Whether a run resumes, and the checkpoint that it loads; a run resumes without one from the start's weights."""
 
     resuming: bool
     ckpt_path: str | None
@@ -56,12 +50,6 @@ def prepare_folder(folder: Path, ckpt_path: str | None, *, config: Mapping[str, 
 
 def open_folder(folder: Path, labels: LabelBuyer, ranks: Ranks, *, resuming: bool) -> None:
     """Take possession of a run's folder once all processes have met, and open its ledger on each of them.
-
-    Args:
-        folder: Folder of the run, as this process sees it.
-        labels: Buyer of the run's labels.
-        ranks: The processes of the run.
-        resuming: Whether the run resumes the one in the folder.
 
     Raises:
         ValueError: The processes have different folders, the folder holds another run, or the ledger lacks labels.
@@ -96,11 +84,7 @@ def ledger_copy(folder: Path) -> Path:
 
 
 def refuse_used_folder(folder: Path, *, resuming: bool) -> None:
-    """Refuse a new run in a folder that holds rounds.
-
-    Raises:
-        ValueError: The folder holds a run, and this one does not resume it.
-    """
+    """Refuse a new run in a folder that holds rounds."""
     if not resuming and any((folder / "rounds").glob("*.parquet")):
         state = "a finished run" if (folder / "summary.json").exists() else "an unfinished run"
         raise ValueError(
@@ -110,11 +94,7 @@ def refuse_used_folder(folder: Path, *, resuming: bool) -> None:
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Make the folder of a run.
-
-    Raises:
-        ValueError: It cannot be made, or nothing can be written into it.
-    """
+    """Make the folder of a run, and refuse one that nothing can be written into."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -125,11 +105,7 @@ def refuse_unwritable(folder: Path) -> None:
 
 
 def refuse_different_folders(folder: Path, ranks: Ranks) -> None:
-    """Refuse processes of one run that chose different folders.
-
-    Raises:
-        ValueError: They disagree, as when each has named the run after its own clock.
-    """
+    """Refuse processes of one run that chose different folders, as when each has named it after its own clock."""
     found = sorted(set(ranks.gather([str(folder.resolve())])))
     if len(found) > 1:
         raise ValueError(
@@ -139,11 +115,7 @@ def refuse_different_folders(folder: Path, ranks: Ranks) -> None:
 
 
 def refuse_lost_ledger(folder: Path, ledger: str) -> None:
-    """Refuse to resume a run that has bought labels without its ledger.
-
-    Raises:
-        ValueError: The ledger is missing or damaged; the message names it and its copy.
-    """
+    """Refuse to resume a run that has bought labels where its ledger is missing or damaged."""
     about = _newest_round(folder)
     why = fault(ledger) if about and about["labels"]["spent"] else None
     if why is None:
@@ -159,11 +131,7 @@ def refuse_lost_ledger(folder: Path, ledger: str) -> None:
 
 
 def refuse_lost_labels(folder: Path, labels: LabelBuyer) -> None:
-    """Refuse a ledger that holds fewer labels of this run than its rounds have counted.
-
-    Raises:
-        ValueError: Labels are missing.
-    """
+    """Refuse a ledger that holds fewer labels of this run than its rounds have counted."""
     about = _newest_round(folder)
     if about and labels.spent < about["labels"]["spent"]:
         raise ValueError(

@@ -15,7 +15,7 @@ REMEDY = "Lower lr, or raise loss.beta, or check those prompts' responses; on_ba
 
 
 class BadLosses:
-    """Ends the run, or warns and lets the step go on without what is not finite.
+    """Ends the run, or warns and leaves what is not finite out of the step.
 
     Args:
         on_bad_loss: `stop` raises an error, `skip` warns.

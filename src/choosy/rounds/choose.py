@@ -29,16 +29,11 @@ def choose_prompts(at: Round, prompts: Sequence[Prompt], selector: PromptSelecto
 
 
 def choose_pairs(at: Round, mine: Sequence[Candidates], selector: PairSelector | None) -> PairChoice | None:
-    """Choose the pairs to label (slot 2).
-
-    Args:
-        at: The context of the round.
-        mine: This rank's candidates.
-        selector: None leaves no choice: every response is scored.
+    """Choose the pairs to label (slot 2) among this rank's candidates and those of the others.
 
     Returns:
         The ranked pairs, the same on every rank; `ChosenPair.prompt` counts all ranks' candidates in the order of
-        their prompts' ids. None without a selector.
+        their prompts' ids. None without a selector: every response is scored.
     """
     if selector is None:
         return None
@@ -58,15 +53,10 @@ def choose_pairs(at: Round, mine: Sequence[Candidates], selector: PairSelector |
 
 
 def wanted_pairs(at: Round, competing: Mapping[int, int], selector: PairSelector) -> int:
-    """How many pairs this round labels.
+    """How many pairs this round labels, of so many competing pairs of each prompt.
 
     A `count` is a number of labeled pairs. A `fraction` is of the pairs that `per_prompt` leaves: of the fresh
     responses of the round, or of all given responses. Of these it is spent in equal parts over the run's rounds.
-
-    Args:
-        at: The context of the round.
-        competing: Number of competing pairs of each prompt.
-        selector: Whose budget it is.
     """
     if selector.count is not None:
         return selector.count
@@ -91,13 +81,7 @@ def excluded_pairs(c: Candidates) -> set[tuple[int, int]]:
 
 
 def can_be_labeled(c: Candidates, selector: PairSelector | None, *, scores: bool) -> bool:
-    """Whether a round could buy a label of these candidates.
-
-    Args:
-        c: One prompt's candidates.
-        selector: Slot 2.
-        scores: Whether the labeler scores responses.
-    """
+    """Whether a round could buy a label of these candidates, from a labeler that scores responses or not."""
     if selector is None and scores:
         return any(r.reward is None for r in c.responses)
     cap = 1 if selector is None else selector.per_prompt

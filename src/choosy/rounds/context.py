@@ -9,17 +9,19 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from choosy.data.pool import Keep, Pool
-from choosy.labeling.protocols import Labeler
+from choosy.labeling.buyer import LabelBuyer
 from choosy.methods.loss_inputs import Loss
 from choosy.methods.selection import Direction
 from choosy.methods.weighting import Weighting
 from choosy.models.policy import Policy
 from choosy.parallel.ranks import Ranks, shard
 from choosy.reporting.phases import Phases
+from choosy.rounds.label_ahead import LabelAhead
 from choosy.sampling.protocol import Sampler
-from choosy.types import Candidates, Prompt, Response, Verdict
+from choosy.types import Candidates, Prompt
 
 TrainOn = Literal["pool", "round"]
+Labels = LabelBuyer | LabelAhead
 OnSampled = Callable[[Sequence[Candidates]], None]
 
 
@@ -138,31 +140,13 @@ class Sample(Protocol):
         ...
 
 
-class Labels(Protocol):
-    """Where a round buys its labels. Both methods buy in the order given, the most useful first."""
-
-    @property
-    def labeler(self) -> Labeler: ...
-    @property
-    def scores(self) -> bool:
-        """Whether the labeler scores single responses."""
-        ...
-
-    def score(self, candidates: Sequence[Candidates]) -> list[Candidates]:
-        """Return the candidates with rewards; those that the budget cannot pay are returned unchanged."""
-        ...
-
-    def compare(self, questions: Sequence[tuple[Prompt, Response, Response]]) -> list[Verdict | None]:
-        """Return the verdict on each question; None for those that the budget cannot pay."""
-        ...
-
-
 @dataclass(frozen=True)
 class Parts:
     """The parts that a run plugs into its rounds.
 
     Attributes:
         sample: Gives chosen prompts their responses: this rank's share of the candidates.
+        labels: Where labels are bought: the budget pays for the first ones, in the order given.
         keep: What the pool keeps of a prompt's earlier rounds.
         prompt_selector: Slot 1; None samples every prompt.
         pair_selector: Slot 2; None scores every response and pairs the best with the worst.

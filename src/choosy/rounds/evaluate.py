@@ -46,12 +46,6 @@ def answer(
 ) -> list[Candidates]:
     """Sample one answer to each held-out prompt, and score it at temperature 1.
 
-    Args:
-        at: The context of the round.
-        prompts: The held-out prompts.
-        settings: How answers are sampled.
-        tick: Called with the number of answers that are ready.
-
     Returns:
         The answers in the order of the prompts, on every rank; `logp` is under the policy, `logp_ref` under the start
         policy, whatever the reference of the run is.
@@ -208,14 +202,11 @@ def labels_until(looks: Sequence[tuple[int, float, int]], target: float) -> floa
 
     One look above the target may be luck, and the more looks, the likelier. The target counts as reached at the first
     look from which on all answers judged to the end of the run, taken together, exceed it with 90 % confidence
-    (Wilson's one-sided bound).
+    (Wilson's one-sided bound); if there is none, infinity is returned.
 
     Args:
         looks: Of each evaluation, in order: labels bought so far, win rate, judged answers.
         target: The win rate that is wanted.
-
-    Returns:
-        The labels; infinity if the target was not reached.
 
     Example:
         >>> labels_until([(10, 0.5, 64), (20, 0.9, 64), (30, 0.9, 64)], 0.8)
@@ -235,11 +226,7 @@ def labels_until(looks: Sequence[tuple[int, float, int]], target: float) -> floa
 
 
 def as_pairs(candidates: Sequence[Candidates], source: str) -> list[Candidates]:
-    """Reduce given responses to the best and the worst of each prompt, by the scores that came with them.
-
-    Raises:
-        ValueError: No prompt has two responses with different scores.
-    """
+    """Reduce given responses to the best and the worst of each prompt, by the scores that came with them."""
     pairs = []
     for c in candidates:
         scored = sorted((r for r in c.responses if r.gold is not None), key=lambda r: -(r.gold or 0.0))
@@ -254,11 +241,7 @@ def as_pairs(candidates: Sequence[Candidates], source: str) -> list[Candidates]:
 
 
 def evaluate_pairs(at: Round, pairs: Sequence[Candidates]) -> dict[str, float | None]:
-    """Measure how the policy ranks held-out labeled pairs by its implicit reward.
-
-    Args:
-        at: The context of the round.
-        pairs: Prompts with two responses, the chosen one first.
+    """Measure how the policy ranks held-out pairs, the chosen response first, by its implicit reward.
 
     Returns:
         `loss`, the mean of the training loss (None if it is no loss of pairs, or needs single tokens); `accuracy`, the
@@ -301,11 +284,7 @@ def write_start(folder: Path, answers: Sequence[Candidates], about: Mapping[str,
 
 
 def read_start(folder: Path, prompts: Sequence[Prompt]) -> list[Candidates]:
-    """Read the start policy's answers to these prompts.
-
-    Raises:
-        ValueError: There is none for some prompt: the held-out prompts have changed since.
-    """
+    """Read the start policy's answers to these prompts, which must be those of the start."""
     known = {row["prompt_id"]: from_row(row) for row in pq.read_table(start_file(folder)).to_pylist()}
     if lost := [p.id for p in prompts if p.id not in known]:
         raise ValueError(

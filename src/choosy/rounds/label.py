@@ -20,13 +20,7 @@ Judged = tuple[Response, Response, Verdict | None]
 
 
 class Bought(NamedTuple):
-    """The result of a purchase.
-
-    Attributes:
-        labeled: The candidates with their new pairs.
-        unpaid: Prompts or pairs that the budget could not pay.
-        counts: Statistics of the verdicts.
-    """
+    """Candidates with their new pairs, how many prompts or pairs the budget could not pay, and verdicts counted."""
 
     labeled: list[Candidates]
     unpaid: int
@@ -34,13 +28,7 @@ class Bought(NamedTuple):
 
 
 def label(at: Round, mine: Sequence[Candidates], choice: PairChoice | None, labels: Labels) -> list[Candidates]:
-    """Buy the labels of the chosen pairs; ties and invalid verdicts make no pair.
-
-    Args:
-        at: The context of the round.
-        mine: This rank's candidates.
-        choice: The pairs to label; None = score every response.
-        labels: Where labels are bought.
+    """Buy the labels of the chosen pairs, or score every response; ties and invalid verdicts make no pair.
 
     Returns:
         All ranks' candidates in the order of their prompts' ids, with their new pairs.

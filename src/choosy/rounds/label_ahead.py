@@ -15,7 +15,7 @@ PATIENCE = 3.0  # seconds that a purchase may take to stop when the sampling has
 
 
 class LabelAhead:
-    """Buys labels in a thread while the round is sampled, and stands in the place of the buyer (see `Labels`).
+    """Buys labels in a thread while the round is sampled, and stands in the place of the buyer.
 
     The round's own purchase waits for the thread, and finds the labels in the ledger.
 

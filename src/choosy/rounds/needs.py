@@ -17,9 +17,6 @@ def check_needs(run: Run, loss: Loss, *, responses: Collection[int], source: str
         loss: The loss that it trains with.
         responses: The numbers of responses that prompts have.
         source: Where the responses come from, as it is typed.
-
-    Raises:
-        ValueError: What is missing, and what to type.
     """
     weighting, labels = run.weighting, run.labels
     name, labeler, lone = type(loss).__name__, labels.labeler.name, min(responses) == 1

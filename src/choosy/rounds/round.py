@@ -19,7 +19,7 @@ def play_round(at: Round, prompts: Sequence[Prompt], parts: Parts) -> Pool:
     Args:
         at: The context of the round.
         prompts: All prompts that may be sampled, in the same order on every rank.
-        parts: The selectors, the source of responses, the source of labels, the weighting.
+        parts: What the run plugs in.
 
     Returns:
         The pool with this round's responses, rewards, labeled pairs and weights.

@@ -129,16 +129,7 @@ class Run:
         self.pair_selector = pairs or self.pair_selector
 
     def open(self, policy: Policy, loss: Loss, prompts: Sequence[Prompt]) -> None:
-        """Open the run's folder and its ledger once all ranks have met.
-
-        Args:
-            policy: The policy that is trained; its weights may not be loaded yet.
-            loss: The loss that it is trained with.
-            prompts: All prompts of the run.
-
-        Raises:
-            ValueError: The folder holds another run, or the ledger has lost labels that the run has bought.
-        """
+        """Open the run's folder and its ledger once all ranks have met; the policy's weights may not be loaded yet."""
         self.policy, self.loss = policy, loss
         self.labels.use_policy(policy)
         self.ranks = current_ranks()

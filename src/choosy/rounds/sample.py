@@ -44,15 +44,12 @@ def sample_responses(
 
     Args:
         at: The context of the round; its counts are added to.
-        prompts: P prompts.
+        prompts: P prompts, of which P candidates are returned.
         n: Responses to each prompt.
         purpose: Part of the seed.
         settings: How they are sampled; None = the engine's own settings.
         begun: Candidates of this round and purpose that are sampled already; they are not sampled again.
         done: Called during the sampling with candidates that are ready.
-
-    Returns:
-        P candidates in the order of the prompts.
     """
     found = {p.id: begun[p.id] for p in prompts if p.id in begun} if begun else {}
     rest = [p for p in prompts if p.id not in found]
@@ -70,11 +67,13 @@ def sample_responses(
     if synced and at.ranks.rank == 0:
         at.phases.say(f"The policy's weights went into the sampling engine in {synced:.2f} s.")
     found |= {c.prompt.id: c for c in made(dict(enumerate(responses)))}
-    all_of_them = [r for c in found.values() for r in c.responses]
-    at.counts["tokens_generated"] += sum(len(r.ids) for r in all_of_them)
-    at.counts["prompts_sampled"] += len(prompts)
-    at.counts["responses_sampled"] += len(all_of_them)
-    at.counts["responses_cut"] += sum(not r.finished for r in all_of_them)
-    at.counts["responses_empty"] += sum(not r.text for r in all_of_them)
-    at.counts["sync_milliseconds"] += round(1000 * synced)
+    every = [r for c in found.values() for r in c.responses]
+    at.counts.update(
+        tokens_generated=sum(len(r.ids) for r in every),
+        prompts_sampled=len(prompts),
+        responses_sampled=len(every),
+        responses_cut=sum(not r.finished for r in every),
+        responses_empty=sum(not r.text for r in every),
+        sync_milliseconds=round(1000 * synced),
+    )
     return [found[p.id] for p in prompts]

@@ -14,11 +14,7 @@ from choosy.types import Candidates
 
 
 def weigh(at: Round, labeled: Sequence[Candidates], weighting: Weighting) -> list[Candidates]:
-    """Return the candidates with the weights of the pairs that were labeled in this round, or of a lone response.
-
-    Raises:
-        ValueError: The weighting needs a reward gap or a given weight, and a pair has none.
-    """
+    """Return the candidates with the weights of the pairs that were labeled in this round, or of a lone response."""
     return [
         weigh_lone(c, weighting) if len(c.responses) == 1 else weigh_pairs(c, weighting, at.number) for c in labeled
     ]
