@@ -48,7 +48,7 @@ class LabelerCall:
                     yield [as_answer(place, value)]
         except Postponed:
             raise
-        except Exception as error:  # a labeler is anybody's code and may raise anything
+        except Exception as error:  # a user's labeler may raise anything
             raise self._failed(error, answered_nothing=not called) from error
         finally:
             if isinstance(returned, Generator):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from numbers import Real
@@ -35,7 +35,7 @@ from choosy.types import MIRRORED, Candidates, Prompt, Response, Verdict
 
 log = logging.getLogger(__name__)
 
-Groups = Sequence[Sequence[Question]]
+Asked = tuple[str, Prompt, tuple[Response, ...]]  # the place of a question, for error messages, and its contents
 
 
 class Interrupted(Exception):
@@ -186,8 +186,7 @@ class LabelBuyer:
                 f"labeler {self.labeler.name} only compares, and here every response needs a score; "
                 f"select pairs to compare, or choose a labeler that scores: {labelers_able_to('score')}"
             )
-        question = self._asker()
-        groups = [[question(f"response {i}", c.prompt, one) for i, one in enumerate(c.responses)] for c in candidates]
+        groups = [[(f"response {i}", c.prompt, (one,)) for i, one in enumerate(c.responses)] for c in candidates]
         served = zip(candidates, self._serve(groups, purpose), strict=True)
         penalty = (self.missing_eos_penalty or 0.0) if purpose == "train" else 0.0
         return [c if labels is None else _rewarded(c, labels, penalty) for c, labels in served]
@@ -200,29 +199,18 @@ class LabelBuyer:
         Returns:
             The verdicts; None where the rest of the budget cannot pay one.
         """
-        question = self._asker()
-        groups = [
-            [question(f"question {i}", prompt, first, second)]
-            if self.terms.compares
-            else [question(f"question {i}", prompt, response) for response in (first, second)]
-            for i, (prompt, first, second) in enumerate(questions)
-        ]
+        groups: list[list[Asked]] = []
+        for i, (prompt, *both) in enumerate(questions):
+            asked = [tuple(both)] if self.terms.compares else [(response,) for response in both]
+            groups.append([(f"question {i}", prompt, responses) for responses in asked])
         served = zip(questions, self._serve(groups, purpose), strict=True)
         return [None if labels is None else _verdict(labels, first) for (_, first, _), labels in served]
 
-    def _asker(self) -> Callable[..., Question]:
-        """Makes questions to the labeler as it is now."""
-        fingerprint = fingerprint_of(self.labeler)  # once, since it may depend on all weights of a model
-
-        def question(place: str, prompt: Prompt, *responses: Response) -> Question:
-            stamp = self.labeler.stamp(prompt, responses) if isinstance(self.labeler, Stamps) else ""
-            return Question(self.labeler.name, place, prompt, responses, stamp, fingerprint)
-
-        return question
-
-    def _serve(self, groups: Groups, purpose: Purpose) -> list[list[Label] | None]:
+    def _serve(self, asked: Sequence[Sequence[Asked]], purpose: Purpose) -> list[list[Label] | None]:
         """All labels of each group of questions, or None where the rest of the budget cannot pay them."""
         assert self.run, "the buyer is not open"
+        fingerprint = fingerprint_of(self.labeler)  # once, since it may depend on all weights of a model
+        groups = [[self._question(*one, fingerprint) for one in group] for group in asked]
         train = purpose == "train"
         pause = 0.05
         while True:  # more than once if only an answer that is bought shows what the next one may cost
@@ -249,6 +237,10 @@ class LabelBuyer:
             )
         labels = self.ledger.find(wanted)
         return [None if group is None else [labels[q.key] for q in group] for group in served]
+
+    def _question(self, place: str, prompt: Prompt, responses: tuple[Response, ...], fingerprint: str) -> Question:
+        stamp = self.labeler.stamp(prompt, responses) if isinstance(self.labeler, Stamps) else ""
+        return Question(self.labeler.name, place, prompt, responses, stamp, fingerprint)
 
     def _wait(self, pause: float, labels: int) -> float:
         """Wait for labels that other processes are buying, and return how long to wait next."""

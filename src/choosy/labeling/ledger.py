@@ -154,7 +154,7 @@ class Ledger:
 
     @contextmanager
     def buying(self, keys: Sequence[str]) -> Iterator[Set[str]]:
-        """Claim labels for a purchase: those of the keys that nobody has bought, or is buying now.
+        """Claim labels for a purchase: those of the keys that no process has bought or is buying.
 
         Until the block ends no other process can claim them, unless this process dies.
 

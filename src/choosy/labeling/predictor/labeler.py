@@ -103,7 +103,8 @@ class Predictor(OuterLabeler):
         todo = list(enumerate(items))
         while todo:
             self._train_if_due()
-            gaps = self._gaps([item for _, item in todo])
+            texts = [(prompt.text, first.text, second.text) for _, (prompt, first, second) in todo]
+            gaps = [None] * len(todo) if math.isinf(self._threshold) else self.model.gaps(texts)
             drawn = [audit_draw("predictor", item) < self.audit for _, item in todo]
             paid = [n for n, gap in enumerate(gaps) if drawn[n] or not self._is_sure(gap)]
             _, due = training_sizes(self._trained_on, first=self.min_labels)
@@ -112,12 +113,6 @@ class Predictor(OuterLabeler):
             yield from self._answers(todo[:stretch], gaps, [n for n in paid if n < stretch])
             todo = todo[stretch:]
         log.info("%s: %s", self.name, self.savings)
-
-    def _gaps(self, items: Sequence[ResponsePair]) -> list[float | None]:
-        """Return the model's gap of each pair; None if it is sure of none."""
-        if math.isinf(self._threshold):
-            return [None] * len(items)
-        return [*self.model.gaps([(prompt.text, first.text, second.text) for prompt, first, second in items])]
 
     def _is_sure(self, gap: float | None) -> bool:
         return gap is not None and abs(gap) >= self._threshold
