@@ -67,7 +67,6 @@ class WinRate(Evaluator):
 
     Args:
         sampler: How answers are sampled.
-        every: Evaluate after every so many rounds, and after the last one.
     """
 
     name = "win_rate"

@@ -24,10 +24,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 class Preemption(Callback):
     """Writes `last.ckpt` after the running step and ends the process, on SIGTERM, SIGUSR1 or SIGUSR2.
 
-    Outside of training there is nothing to write: what was sampled and bought is on the disk already, and the
-    process ends at once. SIGUSR1 under SLURM also queues the job again (`scontrol requeue`). A handler that the signal
-    had before, such as submitit's own, is called instead; otherwise the exit status is 128 plus the signal's number:
-    143 for SIGTERM, 138 for SIGUSR1. Resume with ckpt_path=last, or start with ckpt_path=auto.
+    Outside of training the process ends at once: what was sampled and bought is on the disk already. SIGUSR1 under
+    SLURM also queues the job again (`scontrol requeue`). A handler that the signal had before, such as submitit's own,
+    is called instead; otherwise the exit status is 128 plus the signal's number: 143 for SIGTERM, 138 for SIGUSR1.
+    Resume with ckpt_path=last, or start with ckpt_path=auto.
 
     Args:
         run_dir: Folder of the run.

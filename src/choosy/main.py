@@ -30,6 +30,7 @@ from choosy.reporting.page import write_index
 from choosy.reporting.summary import RunSummary, read_run
 from choosy.resume.run_folder import Start, prepare_folder
 from choosy.rounds.evaluate import labels_until
+from choosy.rounds.run import refuse_unknown
 
 OmegaConf.register_new_resolver(
     "started", lambda pattern: first_writer(pattern, time.strftime(pattern)), use_cache=True, replace=True
@@ -132,8 +133,7 @@ def objective(cfg: DictConfig, run: RunSummary) -> float | None:
 
 def refuse_objective(cfg: DictConfig) -> None:
     """Refuse an unknown objective, and one that nothing will measure."""
-    if cfg.objective not in ("win_rate", "labels_to_win_rate"):
-        raise ValueError(f"objective={cfg.objective} is none of win_rate, labels_to_win_rate.")
+    refuse_unknown("objective", cfg.objective, ("win_rate", "labels_to_win_rate"))
     if cfg.objective == "labels_to_win_rate" and not (cfg.data.get("heldout") and cfg.callbacks.get("win_rate")):
         raise ValueError(
             "objective=labels_to_win_rate needs win rates: give data.heldout=... and leave callbacks.win_rate in."

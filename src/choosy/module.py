@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule
@@ -26,6 +26,7 @@ from choosy.parallel.sharding import full_tensor, is_sharded
 from choosy.reporting.metrics import log_at_once
 from choosy.reporting.step_stats import StepStats
 from choosy.rounds.bad_losses import BadLosses, OnBadLoss
+from choosy.rounds.run import refuse_unknown
 
 FILLER = [Group((0,), [(0,)])]  # the smallest forward there is
 
@@ -64,8 +65,7 @@ class WeightedDPO(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if reset_policy not in ("never", "each_round"):
-            raise ValueError(f"reset_policy={reset_policy} is none of never, each_round.")
+        refuse_unknown("reset_policy", reset_policy, get_args(ResetPolicy))
         self.automatic_optimization = False  # a step is a batch of items, in as many parts as its tokens need
         self.strict_loading = False  # frozen weights are not in the checkpoint
         self.policy = policy

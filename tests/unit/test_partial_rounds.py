@@ -46,9 +46,9 @@ def test_a_part_is_written_every_few_seconds_and_as_time_passes_less_often(tmp_p
     now = 404.1
     writer.add([candidates(PROMPTS[6])])
     assert len(names(tmp_path)) == 4, "one hundredth of the time has passed"
-    found = read_begun(tmp_path, 3, PROMPTS, responses=2)
-    assert found.candidates == {p.id: candidates(p) for p in PROMPTS[:7]}, "conversations, texts and token ids"
-    assert found.seconds == {"sample": 2.0}
+    found, seconds = read_begun(tmp_path, 3, PROMPTS, responses=2)
+    assert found == {p.id: candidates(p) for p in PROMPTS[:7]}, "conversations, texts and token ids"
+    assert seconds == {"sample": 2.0}
     forget(tmp_path, 3)
     assert names(tmp_path) == []
 
@@ -60,7 +60,7 @@ def test_a_rank_that_goes_on_does_not_write_over_its_parts(tmp_path: Path) -> No
         writer.write()
         writer.write()
     assert len(names(tmp_path)) == 3
-    assert read_begun(tmp_path, 3, PROMPTS, responses=2).candidates.keys() == {"p0", "p1", "p2"}
+    assert read_begun(tmp_path, 3, PROMPTS, responses=2)[0].keys() == {"p0", "p1", "p2"}
 
 
 def test_damaged_parts_are_passed_over_and_other_rounds_and_prompts_told_apart(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_damaged_parts_are_passed_over_and_other_rounds_and_prompts_told_apart(t
         writer.write()
     first = files_of(tmp_path, 3)[0]
     first.write_bytes(first.read_bytes()[:-20])
-    assert read_begun(tmp_path, 3, PROMPTS, responses=2).candidates.keys() == {"p1"}
+    assert read_begun(tmp_path, 3, PROMPTS, responses=2)[0].keys() == {"p1"}
     assert read_begun(tmp_path, 2, PROMPTS, responses=2) == ({}, {})
     with pytest.raises(ValueError, match=r"responses to prompt p1, which data.train has not"):
         read_begun(tmp_path, 3, PROMPTS[:1], responses=2)
@@ -147,7 +147,7 @@ def test_a_round_that_goes_on_samples_the_rest_only(before, after, tmp_path, mon
     folder = tmp_path / "cut"
     with pytest.raises(RuntimeError, match="the machine stops"):
         FakeRanks.play(before, lambda ranks: play(folder, Stub(fail_at=1 if ranks.rank == 0 else None), ranks))
-    there = read_begun(folder, 3, PROMPTS, responses=2).candidates
+    there = read_begun(folder, 3, PROMPTS, responses=2)[0]
     assert 0 < len(there) < len(PROMPTS)
     stubs = [Stub() for _ in range(after)]
     assert texts(FakeRanks.play(after, lambda ranks: play(folder, stubs[ranks.rank], ranks))) == whole

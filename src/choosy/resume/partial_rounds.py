@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,13 +22,6 @@ from choosy.types import Candidates, Prompt
 
 EVERY = 2.0  # seconds between two parts, and so what a crash costs,
 SHARE = 0.01  # or this share of the time that the round has been sampled, if that is longer: parts stay few
-
-
-class Begun(NamedTuple):
-    """What the parts of an interrupted round hold: candidates by prompt id, and the run's seconds by then."""
-
-    candidates: dict[str, Candidates]
-    seconds: dict[str, float]
 
 
 class PartWriter:
@@ -83,7 +75,9 @@ class PartWriter:
         self._wrote = self._clock()
 
 
-def read_begun(folder: Path, number: int, prompts: Iterable[Prompt], *, responses: int) -> Begun:
+def read_begun(
+    folder: Path, number: int, prompts: Iterable[Prompt], *, responses: int
+) -> tuple[dict[str, Candidates], dict[str, float]]:
     """Read what all ranks have written of an interrupted round; damaged files are skipped.
 
     Args:
@@ -92,8 +86,8 @@ def read_begun(folder: Path, number: int, prompts: Iterable[Prompt], *, response
         prompts: All prompts of the run.
         responses: Responses to each prompt; candidates with another number are skipped.
 
-    Raises:
-        ValueError: A file answers prompts that the run does not have.
+    Returns:
+        The candidates by prompt id, and the run's seconds by then.
     """
     known = {p.id: p for p in prompts}
     found: dict[str, Candidates] = {}
@@ -111,7 +105,7 @@ def read_begun(folder: Path, number: int, prompts: Iterable[Prompt], *, response
             c.prompt.id: replace(c, prompt=known[c.prompt.id]) for c in candidates if len(c.responses) == responses
         }
         seconds = max(seconds, read_about(path)["seconds"], key=lambda spent: sum(spent.values()))
-    return Begun(found, seconds)
+    return found, seconds
 
 
 def unlabeled(folder: Path, number: int, prompts: Iterable[Prompt], *, responses: int) -> Iterator[list[Candidates]]:

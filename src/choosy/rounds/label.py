@@ -75,30 +75,21 @@ def best_against_worst(at: Round, fresh: Sequence[Candidates], labels: Labels) -
     """Buy a score for every response and pair the best with the worst; the seed decides who is scored first."""
     order = sorted(range(len(fresh)), key=lambda i: seed_of(at.seed, "label", at.number, fresh[i].prompt.id))
     scored = dict(zip(order, labels.score([fresh[i] for i in order]), strict=True))
-    labeled = [with_extremes(scored[i], labels.labeler.name, at.number) for i in range(len(fresh))]
-    unpaid = sum(any(r.reward is None for r in c.responses) for c in labeled)
-    return Bought(labeled, unpaid, statistics.count([extremes_verdict(c, at.number) for c in labeled], shown=False))
+    paired = [with_extremes(scored[i], labels.labeler.name, at.number) for i in range(len(fresh))]
+    unpaid = sum(any(r.reward is None for r in c.responses) for c, _ in paired)
+    return Bought([c for c, _ in paired], unpaid, statistics.count([judged for _, judged in paired], shown=False))
 
 
-def with_extremes(c: Candidates, source: str, number: int) -> Candidates:
-    """Pair the highest with the lowest reward; equal rewards or texts make no pair."""
+def with_extremes(c: Candidates, source: str, number: int) -> tuple[Candidates, Judged]:
+    """Pair the highest with the lowest reward, with their verdict; equal rewards or texts make no pair."""
     rewards = [r.reward for r in c.responses if r.reward is not None]
     if len(rewards) < max(2, len(c.responses)):
-        return c
+        return c, (c.responses[0], c.responses[-1], None)
     extremes = best_and_worst(rewards)
     if extremes is None or (min(extremes), max(extremes)) in excluded_pairs(c):
-        return c
-    return replace(c, pairs=(*c.pairs, Pair(*extremes, source=source, round=number)))
-
-
-def extremes_verdict(c: Candidates, number: int) -> Judged:
-    """Return the best and the worst response, and the verdict of their rewards; None where there are no rewards."""
-    new = next((pair for pair in c.pairs if pair.round == number), None)
-    if new is not None:
-        return c.responses[new.chosen], c.responses[new.rejected], "first"
-    rewards = {r.reward for r in c.responses}
-    tied = len(c.responses) > 1 and len(rewards) == 1 and None not in rewards
-    return c.responses[0], c.responses[-1], "tie" if tied else None
+        return c, (c.responses[0], c.responses[-1], "tie" if extremes is None else None)
+    best, worst = (c.responses[n] for n in extremes)
+    return replace(c, pairs=(*c.pairs, Pair(*extremes, source=source, round=number))), (best, worst, "first")
 
 
 def the_only_pairs(fresh: Sequence[Candidates], labeler: str) -> PairChoice:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from choosy.data.batches import ItemBatches
 from choosy.data.items import PoolItems
@@ -63,8 +63,8 @@ class Training:
     def __post_init__(self) -> None:
         refuse_none("batching.batch_size", self.batch_size)
         refuse_none("epochs_per_round", self.epochs_per_round)
-        refuse_unknown("train_on", self.train_on, ("pool", "round"))
-        refuse_unknown("pool.keep", self.keep, ("newest", "all"))
+        refuse_unknown("train_on", self.train_on, get_args(TrainOn))
+        refuse_unknown("pool.keep", self.keep, get_args(Keep))
 
 
 class Run:
@@ -94,7 +94,7 @@ class Run:
         reference: Reference = "initial",
     ) -> None:
         refuse_none("rounds", rounds)
-        refuse_unknown("reference", reference, ("initial", "previous_round"))
+        refuse_unknown("reference", reference, get_args(Reference))
         self.folder = Path(folder)
         self.sampler = sampler
         self.labels = labels
