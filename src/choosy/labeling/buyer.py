@@ -35,7 +35,7 @@ from choosy.types import MIRRORED, Candidates, Prompt, Response, Verdict
 
 log = logging.getLogger(__name__)
 
-Asked = tuple[str, Prompt, tuple[Response, ...]]  # the place of a question, for error messages, and its contents
+PlacedQuestion = tuple[str, Prompt, tuple[Response, ...]]  # its place, for error messages, and what it is about
 
 
 class Interrupted(Exception):
@@ -199,14 +199,14 @@ class LabelBuyer:
         Returns:
             The verdicts; None where the rest of the budget cannot pay one.
         """
-        groups: list[list[Asked]] = []
+        groups: list[list[PlacedQuestion]] = []
         for i, (prompt, *both) in enumerate(questions):
             asked = [tuple(both)] if self.terms.compares else [(response,) for response in both]
             groups.append([(f"question {i}", prompt, responses) for responses in asked])
         served = zip(questions, self._serve(groups, purpose), strict=True)
         return [None if labels is None else _verdict(labels, first) for (_, first, _), labels in served]
 
-    def _serve(self, asked: Sequence[Sequence[Asked]], purpose: Purpose) -> list[list[Label] | None]:
+    def _serve(self, asked: Sequence[Sequence[PlacedQuestion]], purpose: Purpose) -> list[list[Label] | None]:
         """All labels of each group of questions, or None where the rest of the budget cannot pay them."""
         assert self.run, "the buyer is not open"
         fingerprint = fingerprint_of(self.labeler)  # once, since it may depend on all weights of a model
