@@ -13,6 +13,7 @@ import json
 import os
 import pickle
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -20,14 +21,16 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 import torch
 import torch.multiprocessing as mp
+from fake_ranks import FakeRanks
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from choosy.data.pool import Pool
-from choosy.parallel.ranks import FakeRanks, TorchRanks, shard
+from choosy.parallel.ranks import TorchRanks, shard
 from choosy.parallel.sharding import shard_weights
 from choosy.types import Candidates, Pair, Prompt, Response
 

@@ -1,4 +1,4 @@
-"""Collectives between threads of a test, without torch.distributed."""
+"""Collectives between threads of one process, without torch.distributed, for tests and benchmarks."""
 
 from __future__ import annotations
 
