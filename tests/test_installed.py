@@ -123,10 +123,13 @@ def numbers(run_dir: Path) -> dict[str, Any]:
 
 
 def test_choosy_train_does_in_any_folder_what_train_py_does_in_the_checkout(site, elsewhere, typed, tmp_path):
-    run(site / "bin" / "choosy", "train", *typed, "name=one", folder=elsewhere, path=site)
+    choosy = site / "bin" / "choosy"
+    many = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "name=many"]
+    run(choosy, "train", *typed, "name=one", folder=elsewhere, path=site)
+    run(choosy, "train", *typed, *many, folder=elsewhere, path=site)
     run(ROOT / "train.py", *typed, f"run_dir={tmp_path}/two", folder=ROOT, path=elsewhere)
     one, two = elsewhere / "runs" / "one", tmp_path / "two"
-    assert numbers(one) == numbers(two)
+    assert numbers(one) == numbers(two) == numbers(elsewhere / "runs" / "many"), "it starts its other process itself"
     assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
     assert sorted(path.name for path in elsewhere.iterdir() if path.name != "__pycache__") == ["my_rewards.py", "runs"]
 
@@ -141,14 +144,6 @@ def test_choosy_train_takes_the_flags_of_hydra(site, elsewhere, typed):
     with (elsewhere / "sweep" / "index.csv").open() as file:
         assert [row["job"] for row in csv.DictReader(file)] == ["0", "1"]
     assert [numbers(elsewhere / "sweep" / job)["seed"] for job in ("0", "1")] == [0, 1]
-
-
-def test_choosy_train_starts_the_other_processes_of_a_run(site, elsewhere, typed):
-    choosy = site / "bin" / "choosy"
-    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "name=two"]
-    run(choosy, "train", *typed, *two, folder=elsewhere, path=site)
-    run(choosy, "train", *typed, "name=one", folder=elsewhere, path=site)
-    assert numbers(elsewhere / "runs" / "two") == numbers(elsewhere / "runs" / "one")
 
 
 def test_the_installed_package_composes_from_any_folder(site, elsewhere):

@@ -85,8 +85,9 @@ def test_a_value_that_makes_no_sense(line, message, refused):
     refused(line, message=message)
 
 
-@pytest.mark.parametrize("fraction", ["0", "1.5"])
-@pytest.mark.parametrize("selector", options("selector"))
+@pytest.mark.parametrize(
+    ("selector", "fraction"), [("optune", "0"), *((selector, "1.5") for selector in options("selector"))]
+)
 def test_a_share_that_is_none(selector, fraction, refused):
     chooses = [name for name, callback in compose([f"selector={selector}"]).callbacks.items() if "fraction" in callback]
     assert bool(chooses) == (selector != "none")

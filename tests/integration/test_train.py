@@ -204,6 +204,8 @@ def test_a_loss_without_a_reference_scores_nothing_under_one(loss, play, monkeyp
     without = play(f"loss={loss}", "data.heldout=null", name="without")
     assert (scored, without.summary["seconds"]["score"]) == ([], 0.0)
     assert all(math.isnan(ref) for of_prompt in without.pool["ref_logps"] for ref in of_prompt)
+    if loss != "simpo":
+        return
     play("loss=sigmoid", "data.heldout=null", name="with")
     assert scored == [12, 12]
     scored.clear()
