@@ -18,8 +18,7 @@ from choosy.reporting.phases import Phases
 from choosy.resume import partial_rounds as sampled
 from choosy.resume.partial_rounds import PartWriter, files_of, forget, read_begun, unlabeled
 from choosy.rounds.context import ChosenPrompt, Round
-from choosy.rounds.resumable import Resumable
-from choosy.rounds.sample import FreshResponses
+from choosy.rounds.sample import FreshResponses, Resumable
 from choosy.types import Candidates, Message, Prompt, Response
 
 PROMPTS = [Prompt(f"p{n}", f"user: {n}?", (Message("user", f"{n}?"),)) for n in range(8)]

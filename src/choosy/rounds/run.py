@@ -26,8 +26,8 @@ from choosy.resume.run_folder import ledger_copy, open_folder
 from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample, TrainOn
 from choosy.rounds.label import buy_labels, refuse_many
 from choosy.rounds.label_ahead import LabelAhead
-from choosy.rounds.resumable import Resumable
 from choosy.rounds.round import play_round
+from choosy.rounds.sample import Resumable
 from choosy.rounds.score import rescore_pool
 from choosy.sampling.protocol import Sampler
 from choosy.types import Prompt, content_id
