@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from callbacks.selector import PairChooser
 from choosy.methods import selection
 from choosy.models.rounding import Rescore, log_ratios
 from choosy.rounds.context import Round
+from choosy.rounds.run import refuse_unknown
 from choosy.types import Candidates
 
 
@@ -28,8 +29,7 @@ class Certainty(PairChooser):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rescore not in ("never", "auto", "fp32"):
-            raise ValueError(f"callbacks.certainty.rescore={self.rescore} is none of never, auto, fp32.")
+        refuse_unknown("callbacks.certainty.rescore", self.rescore, get_args(Rescore))
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         super().setup(trainer, pl_module, stage)

@@ -4,6 +4,6 @@ import os
 
 __version__ = "0.1.0"
 
-# A CPU thread that waits for another one shall spin for a moment and then sleep: spinning on, beside any other busy
-# program, makes a forward pass four times slower (docs/log.md). OpenMP reads this once, when torch is imported.
+# A CPU thread that waits for another one spins briefly and then sleeps: where another program is busy, longer spinning
+# makes a forward pass four times slower (docs/log.md). OpenMP reads this once, when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")

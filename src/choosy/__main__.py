@@ -23,7 +23,7 @@ choosy labels stats LEDGER        labels, ties and money of each labeler and run
 
 
 def main() -> None:
-    """Run the command; a mistake that the user can mend ends it with a sentence."""
+    """Run the command; a mistake that the user can correct ends it with a sentence."""
     sys.path.append(os.getcwd())  # as `python train.py` finds the user's own labelers and rewards
     words = sys.argv[1:]
     if words in (["--help"], ["-h"]):

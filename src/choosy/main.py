@@ -42,7 +42,7 @@ PROCESSES_FROM_OUTSIDE = ("LOCAL_RANK", "SLURM_PROCID", "PMI_RANK")
 
 @contextmanager
 def in_sentences(again: Callable[[], str]) -> Iterator[None]:
-    """End the process with a sentence where a mistake can be mended, or with code 75 where the run waits for labels.
+    """End the process with a sentence where a mistake can be corrected, or with code 75 where the run waits for labels.
 
     Args:
         again: Returns what to type when the labels are there.
@@ -68,7 +68,7 @@ def in_sentences(again: Callable[[], str]) -> Iterator[None]:
 def main(cfg: DictConfig) -> float | None:
     """Train as configured and return the objective, for sweepers.
 
-    A mistake that the user can mend ends the process with a sentence; HYDRA_FULL_ERROR=1 shows the stack.
+    A mistake that the user can correct ends the process with a sentence; HYDRA_FULL_ERROR=1 shows the stack.
     """
     sys.argv[:] = COMMAND  # Lightning repeats it to start the other processes of a run
     run_dir = Path(HydraConfig.get().runtime.output_dir)

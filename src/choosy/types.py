@@ -23,10 +23,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the policy is asked.
+    """What the policy responds to.
 
     Attributes:
-        id: Stable name of the prompt: from the data, else `content_id` of what is asked.
+        id: Stable name of the prompt: from the data, else `content_id` of the text or the turns.
         text: What a person or a labeler reads. Of a conversation, the turns as text.
         messages: The conversation, if the prompt is one; empty for a plain prompt that is continued as plain text.
     """

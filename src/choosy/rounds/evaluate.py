@@ -78,8 +78,8 @@ def evaluate(
     Args:
         answers: One response a prompt, with log-probs under the policy and under the start policy.
         start: The start policy's answers by prompt id.
-        judge: Buys the judgements; a labeler that scores decides by its scores, and equal scores tie. None = nobody
-            judges, and only what needs no judge is measured.
+        judge: Buys the judgements; a labeler that scores decides by its scores, and equal scores tie. None = only
+            what needs no judge is measured.
         samples_policy: Whether the answers are samples of the policy itself, at temperature 1 and from all tokens.
 
     Returns:
@@ -161,7 +161,7 @@ class WinShare(Metric):
         self.counts += torch.tensor([verdicts.count(verdict) for verdict in OUTCOME])
 
     def compute(self) -> dict[str, float | None]:
-        wins, ties, losses, invalid = self.counts.tolist()
+        wins, ties, losses, invalid = self.counts.tolist()  # in the order of OUTCOME
         judged, verdicts = wins + ties + losses, wins + ties + losses + invalid
         win_rate = (wins + 0.5 * ties) / judged if judged else None
         low, high = (None, None) if win_rate is None else wilson(win_rate, judged)
