@@ -251,3 +251,9 @@ def test_a_sum_needs_what_its_parts_need() -> None:
     rpo = LossSum({"hinge": HingeLoss(beta=0.3), "sft": SFTLoss()}, {"hinge": 1.0, "sft": 1.0})
     assert (rpo.needs, rpo.beta) == ({"pair", "reference"}, 0.3)
     assert form_of(LossSum({"pro": PROLoss(), "sft": SFTLoss()}, {"pro": 1.0, "sft": 1.0}).needs) == "list"
+
+
+def test_rewards_of_weighted_tokens_are_of_plain_sums_where_tokens_are_not_known() -> None:
+    s = LossInputs(double([-4.0, -6.0]), double([-5.0, -5.0]), sizes=[2])
+    weighted = TokenWeightedLoss(SigmoidLoss(beta=0.1), LengthDesensitized(alpha=0.5))
+    assert weighted.rewards(s).tolist() == SigmoidLoss(beta=0.1).rewards(s).tolist() == [0.1, -0.1]

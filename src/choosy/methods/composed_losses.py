@@ -57,6 +57,8 @@ class LossSum:
 class TokenWeightedLoss:
     """Any loss on log-probs that are summed with weights on tokens, under policy and reference alike.
 
+    Implicit rewards are those of plain sums where single tokens are not known, as of held-out pairs.
+
     Example:
         >>> from choosy.methods.losses import SigmoidLoss
         >>> ld_dpo = TokenWeightedLoss(SigmoidLoss(), LengthDesensitized(alpha=0.5))
@@ -79,7 +81,7 @@ class TokenWeightedLoss:
         return self.loss.items(s.weighted(self.weighing))
 
     def rewards(self, s: LossInputs) -> Tensor:
-        return self.loss.rewards(s.weighted(self.weighing))
+        return self.loss.rewards(s.weighted(self.weighing) if s.tokens else s)
 
 
 @dataclass(frozen=True)
