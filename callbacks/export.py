@@ -9,11 +9,7 @@ from lightning.pytorch import Callback
 
 
 class Export(Callback):
-    """Writes `adapter/` (LoRA) or `model/` (all weights) into the run's folder when the run ends.
-
-    Args:
-        run_dir: Folder of the run.
-    """
+    """Writes `adapter/` (LoRA) or `model/` (all weights) into the run's folder when the run ends."""
 
     def __init__(self, run_dir: str) -> None:
         self.run_dir = Path(run_dir)

@@ -28,9 +28,6 @@ class Preemption(Callback):
     SLURM also queues the job again (`scontrol requeue`). A handler that the signal had before, such as submitit's own,
     is called instead; otherwise the exit status is 128 plus the signal's number: 143 for SIGTERM, 138 for SIGUSR1.
     Resume with ckpt_path=last, or start with ckpt_path=auto.
-
-    Args:
-        run_dir: Folder of the run.
     """
 
     def __init__(self, run_dir: str) -> None:

@@ -42,11 +42,7 @@ class OfflineData(RoundData):
 
 @dataclass(frozen=True)
 class GivenResponses:
-    """Looks up the given responses to each chosen prompt (see `Sample`).
-
-    Attributes:
-        given: The candidates by prompt id.
-    """
+    """Looks up the given responses to each chosen prompt (see `Sample`)."""
 
     given: Mapping[str, Candidates]
 

@@ -23,7 +23,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         path: What is replaced; its parent folder is made if there is none.
 
     Yields:
-        A path in the same folder that does not exist yet; the block must create it.
+        A path in the same folder, which the block must create.
 
     Example:
         >>> from tempfile import TemporaryDirectory

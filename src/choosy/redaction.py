@@ -28,11 +28,7 @@ def scrub(text: str) -> str:
 
 
 def refuse_secrets(config: Any) -> None:
-    """A configuration is written down with the run, so that no secret may stand in it.
-
-    Raises:
-        ValueError: It holds the value of a secret of the environment, or something named like one; never what it is.
-    """
+    """Refuse a configuration that holds a secret's value or name: it is written into the run's folder."""
     for name, value in texts(config):
         named = ENTRY.search(name.rpartition(".")[2])
         if scrub(value) != value or (named and len(value) >= SHORTEST):

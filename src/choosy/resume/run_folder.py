@@ -49,11 +49,7 @@ def prepare_folder(folder: Path, ckpt_path: str | None, *, config: Mapping[str, 
 
 
 def open_folder(folder: Path, labels: LabelBuyer, ranks: Ranks, *, resuming: bool) -> None:
-    """Take possession of a run's folder once all processes have met, and open its ledger on each of them.
-
-    Raises:
-        ValueError: The processes have different folders, the folder holds another run, or the ledger lacks labels.
-    """
+    """Take possession of a run's folder once all processes have met, and open its ledger on each of them."""
     refuse_different_folders(folder, ranks)
 
     def take() -> str:

@@ -15,11 +15,7 @@ REMEDY = "Lower lr, or raise loss.beta, or check those prompts' responses; on_ba
 
 
 class BadLosses:
-    """Ends the run, or warns and leaves what is not finite out of the step.
-
-    Args:
-        on_bad_loss: `stop` raises an error, `skip` warns.
-    """
+    """Ends the run (`stop`), or warns and leaves what is not finite out of the step (`skip`)."""
 
     def __init__(self, on_bad_loss: OnBadLoss) -> None:
         if on_bad_loss not in ("stop", "skip"):

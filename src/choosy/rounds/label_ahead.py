@@ -59,8 +59,8 @@ class LabelAhead:
 
         Args:
             feed: Yields, without end, the candidates that were sampled since the last time.
-            prompts: How many prompts the round samples.
-            responses: How many responses each of them gets.
+            prompts: Number of prompts that the round samples.
+            responses: Number of responses to each of them.
         """
         answers = prompts * (responses if self._buyer.scores else 1)
         if not (self._buyer.terms.runs_remotely and self._buyer.covers(answers)):

@@ -16,11 +16,7 @@ from choosy.types import Candidates, Prompt, Response, seed_of
 
 @dataclass(frozen=True)
 class FreshResponses:
-    """Samples N responses to each chosen prompt (see `Sample`).
-
-    Attributes:
-        responses: N.
-    """
+    """Samples so many responses to each chosen prompt (see `Sample`)."""
 
     responses: int
     given: Mapping[str, Candidates] = field(default_factory=dict, init=False)
@@ -38,7 +34,7 @@ class Resumable:
     """Samples what an interrupted run has not sampled, and writes it to disk during the sampling.
 
     Attributes:
-        sample: What samples.
+        sample: Samples the rest.
         prompts: All prompts of the run.
         folder: Folder of the rounds.
         ahead: Buys labels of what is on the disk while the rest is sampled; None = labels are bought afterwards.
