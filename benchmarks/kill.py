@@ -48,7 +48,7 @@ from callbacks.report import Report
 from choosy.labeling.ledger import Ledger
 from choosy.main import compose, train
 from choosy.models.policy import Policy
-from choosy.reporting.phases import Phases
+from choosy.reporting.display import Phases
 from choosy.resume.checkpoints import WholeFiles
 from choosy.rounds.sample import FreshResponses
 

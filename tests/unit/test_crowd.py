@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.crowd.crowd import Crowd
+from choosy.labeling.crowd import Crowd
 from choosy.labeling.nested import audit_draw
 from choosy.labeling.protocols import Compares, Scores, Terms, fingerprint_of
 from choosy.labeling.vader import Vader

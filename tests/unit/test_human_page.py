@@ -17,10 +17,9 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from choosy.labeling.human.assignment import PairQuestion
-from choosy.labeling.human.clicks import Clicks
 from choosy.labeling.human.labeler import Human
 from choosy.labeling.human.page import application, facts_line, serve, waiting_line
-from choosy.labeling.human.sitting import Screen, Sitting
+from choosy.labeling.human.sitting import Clicks, Screen, Sitting
 
 PATHS = ("/", "/page.js", "/page.css", "/screen", "/screen?annotator=ann", "/act", "/nothing", "/docs", "/openapi.json")
 MORE = ("/page.html.j2", "/../labeler.py", "/static/x", "/%2e%2e/labeler.py")

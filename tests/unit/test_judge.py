@@ -22,10 +22,9 @@ from faulty_judge import FAULTS, Asked, FaultyJudge, prefers_longer
 
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.judge.endpoint import MOST_BYTES, RateLimiter
-from choosy.labeling.judge.judge import Judge
+from choosy.labeling.judge.judge import TEMPLATE, Judge, parse_verdict, read_template
 from choosy.labeling.judge.replies import retry_after
 from choosy.labeling.judge.settings import EndpointSettings, Prices, RateLimit, RequestSettings, Retries, Timeouts
-from choosy.labeling.judge.template import TEMPLATE, parse_verdict, read_template
 from choosy.labeling.protocols import Answer, Compares, ItemFailed, Scores
 from choosy.types import Prompt, Response
 
@@ -252,7 +251,7 @@ def test_a_judge_that_obeys_an_injected_order_contradicts_itself() -> None:
 
 def test_a_fence_that_occurs_in_a_text_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
     draws = iter(["aaaaaaaa", "bbbbbbbb", "aaaaaaaa", "bbbbbbbb", "cccccccc"])
-    monkeypatch.setattr("choosy.labeling.judge.template.secrets.token_hex", lambda _: next(draws))
+    monkeypatch.setattr("choosy.labeling.judge.judge.secrets.token_hex", lambda _: next(draws))
     with FaultyJudge() as server:
         verdicts(judge(server, both_orders=False), [item("knows aaaaaaaa")])
     assert server.asked[0].code == "bbbbbbbb"

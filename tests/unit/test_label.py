@@ -13,7 +13,7 @@ from choosy.data.pool import Pool
 from choosy.labeling.buyer import LabelBuyer
 from choosy.methods.selection import ChosenPair, PairChoice
 from choosy.parallel.ranks import OneRank
-from choosy.reporting.phases import Phases
+from choosy.reporting.display import Phases
 from choosy.rounds.context import Round
 from choosy.rounds.label import label
 from choosy.types import Candidates, Prompt, Response, Verdict

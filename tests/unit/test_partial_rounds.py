@@ -14,7 +14,7 @@ from fake_ranks import FakeRanks
 from choosy.data.pool import Pool
 from choosy.methods.losses import SigmoidLoss
 from choosy.parallel.ranks import OneRank
-from choosy.reporting.phases import Phases
+from choosy.reporting.display import Phases
 from choosy.resume import partial_rounds as sampled
 from choosy.resume.partial_rounds import PartWriter, files_of, forget, read_begun, unlabeled
 from choosy.rounds.context import ChosenPrompt, Round

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from callbacks.progress import Progress
-from choosy.reporting.phases import PHASES, Phases
+from choosy.reporting.display import PHASES, Phases
 
 
 class Clock:

@@ -16,9 +16,8 @@ from rich.console import Console
 from callbacks.report import Report
 from choosy.data.table_files import write_table
 from choosy.reporting.console import crop, print_report
-from choosy.reporting.curves import curves
-from choosy.reporting.page import write_index, write_report
-from choosy.reporting.phases import PHASES
+from choosy.reporting.display import PHASES
+from choosy.reporting.page import curves, write_index, write_report
 from choosy.reporting.summary import HeldoutAnswer, RunSummary, read_run, write_summary
 
 COLUMNS = pa.schema(

@@ -8,16 +8,7 @@ from itertools import count
 
 from choosy.labeling.asking import as_answer
 from choosy.labeling.buyer import BuysLabels
-from choosy.labeling.protocols import (
-    Answer,
-    Compares,
-    Labeler,
-    NeedsPolicy,
-    Scores,
-    Stamps,
-    fingerprint_of,
-    terms_of,
-)
+from choosy.labeling.protocols import Answer, Compares, Labeler, NeedsPolicy, Scores, Stamps, fingerprint_of, terms_of
 from choosy.models.policy import Policy
 from choosy.types import MIRRORED, Prompt, Response, seed_of
 

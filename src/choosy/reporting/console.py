@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from choosy.reporting.curves import REWARD, WIN_RATE
 from choosy.reporting.display import duration
-from choosy.reporting.page import COLORS
+from choosy.reporting.page import COLORS, REWARD, WIN_RATE
 from choosy.reporting.summary import HEADINGS, RunSummary, as_text
 
 

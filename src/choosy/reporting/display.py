@@ -4,10 +4,101 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PHASES = ("sample", "score", "select", "label", "train", "evaluate")
+
+
+class Phases:
+    """The stopwatch of a run: seconds per phase, and a display that the same calls drive.
+
+    Example:
+        >>> phases = Phases(clock=iter([0.0, 0.0, 2.0, 2.0]).__next__)
+        >>> with phases("sample", total=2, unit="prompts") as tick:
+        ...     tick(2)
+        >>> phases.seconds["sample"]
+        2.0
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._open: list[str] = []
+        self._since = clock()
+        self._round = "start"
+        self.show_on(Console(quiet=True))
+
+    def show_on(self, console: Console) -> None:
+        """Print one line for every phase that is over; on a terminal each open phase also has a bar."""
+        self._console = console
+        self._bars = bars(console)
+
+    @contextmanager
+    def __call__(self, name: str, *, total: int | None = None, unit: str = "") -> Iterator[Callable[[int], None]]:
+        """Measure what happens inside as a phase; an outer phase pauses, so that no second is counted twice.
+
+        Args:
+            name: One of `PHASES`.
+            total: Number of things that the phase will handle; None = not known.
+            unit: What they are.
+
+        Yields:
+            A function to call with the number of things that were handled.
+        """
+        assert name in PHASES, f"{name} is none of {PHASES}"
+        self._charge()
+        self._open.append(name)
+        shown, before, done = self._bars, self._seconds[name], 0
+        bar = shown.add_task(name, total=total, round=self._round, amount="")
+        shown.start()
+
+        def tick(count: int) -> None:
+            nonlocal done
+            done += count
+            shown.update(bar, completed=done, amount=amount(done, total, unit))
+
+        try:
+            yield tick
+        finally:
+            self._charge()
+            self._open.pop()
+            shown.remove_task(bar)
+            if not self._open:
+                shown.stop()
+            handled, seconds = amount(done, total, unit), self._seconds[name] - before
+            if handled or seconds >= 0.05:
+                self.say("  ".join(filter(None, (self._round, name, handled, duration(seconds)))))
+
+    def round(self, number: int, rounds: int) -> None:
+        """Show that round `number` (the first is 0) of `rounds` starts."""
+        self._round = f"round {number + 1}/{rounds}"
+
+    def say(self, text: str) -> None:
+        """Show one line of text."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _charge(self) -> None:
+        """Give the seconds since the last call to the innermost phase."""
+        now = self._clock()
+        if self._open:
+            self._seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent in each phase since the run began, those of open phases and resumed runs included."""
+        self._charge()
+        return dict(self._seconds)
+
+    def resume(self, seconds: Mapping[str, float]) -> None:
+        """Continue from the seconds of a checkpoint."""
+        self._seconds.update(seconds)
 
 
 def bars(console: Console) -> Progress:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,13 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from choosy.files import replacing
-from choosy.reporting.curves import curves
-from choosy.reporting.display import duration
-from choosy.reporting.phases import PHASES
-from choosy.reporting.summary import HEADINGS, RunSummary, as_text
+from choosy.reporting.display import PHASES, duration
+from choosy.reporting.summary import HEADINGS, RunSummary, as_text, costs_of
 
 COLORS = dict(zip(PHASES, ("#2563eb", "#0891b2", "#7c3aed", "#db2777", "#d97706", "#65a30d"), strict=True))
 INDEX_COLUMNS = ("job", "overrides", "reward_initial", "reward_final", "win_rate", "labels", "tokens", "seconds")
+GRID, FRAME, INK = "#e5e7eb", "#9ca3af", "#4b5563"
+REWARD, WIN_RATE = "#2563eb", "#d97706"
 
 
 def write_report(run: RunSummary) -> None:
@@ -85,3 +87,59 @@ def _job(run_dir: Path, sweep_dir: Path) -> dict[str, Any]:
 
 def _by_number(name: str) -> tuple[float, str]:
     return (int(name) if name.isdigit() else math.inf, name)
+
+
+def curves(run: RunSummary) -> bytes:
+    """Draw reward and win rate against labels bought, tokens generated and seconds, as a PNG.
+
+    The first point of each curve is the start policy, which ties with itself.
+    """
+    from matplotlib.figure import Figure  # half a second that only a drawing should cost
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    evaluations = [run.start, *(played["evaluation"] for played in run.evaluated)]
+    rewards, win_rates = ([_or_gap(e.get(name)) for e in evaluations] for name in ("reward", "win_rate"))
+    win_rates[0] = 0.5
+    spent = zip((0, 0, 0.0), *(costs_of(played) for played in run.evaluated), strict=True)  # of each cost, every amount
+    figure = Figure(figsize=(11, 5.2), layout=ConstrainedLayoutEngine(wspace=0.04, hspace=0.06))
+    axes = figure.subplots(2, 3, sharex="col", sharey="row")
+    costs = ("labels bought", "tokens generated", "seconds")
+    for column, (cost, amounts) in enumerate(zip(costs, spent, strict=True)):
+        _curve(axes[0, column], amounts, rewards, REWARD)
+        _curve(axes[1, column], amounts, win_rates, WIN_RATE)
+        axes[1, column].set_xlabel(cost, color=INK)
+        axes[1, column].axhline(0.5, color=FRAME, linewidth=1, linestyle="--", zorder=0)
+    axes[0, 0].set_ylabel("held-out reward", color=INK)
+    axes[1, 0].set_ylabel("win rate against the start", color=INK)
+    axes[1, 0].set_ylim(-0.05, 1.15)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=130)
+    return drawn.getvalue()
+
+
+def _or_gap(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _curve(axes: Any, costs: Sequence[float], values: Sequence[float], color: str) -> None:
+    """Draw one curve from the start (a ring) over the rounds (dots), with first and last value beside it."""
+    from matplotlib.ticker import EngFormatter
+
+    axes.plot(costs, values, color=color, linewidth=2.2, solid_capstyle="round")
+    fill = ["white", *[color] * (len(costs) - 1)]
+    axes.scatter(costs, values, s=38, color=fill, edgecolors=color, linewidths=1.6, zorder=3)
+    rises = len(values) > 1 and values[1] > values[0]  # then the curve runs above its first point
+    for position, lift in {0: -17 if rises else 8, len(values) - 1: 8}.items():
+        if not math.isnan(values[position]):
+            point = (costs[position], values[position])
+            text = f"{values[position]:.2f}"
+            axes.annotate(text, point, (0, lift), textcoords="offset points", color=color, ha="center")
+    axes.margins(x=0.1, y=0.2)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FRAME)
+    axes.tick_params(colors=INK, length=0)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if not any(costs):
+        axes.set_xticks([0], ["none"])

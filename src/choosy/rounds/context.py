@@ -15,7 +15,7 @@ from choosy.methods.selection import Direction
 from choosy.methods.weighting import Weighting
 from choosy.models.policy import Policy
 from choosy.parallel.ranks import Ranks, shard
-from choosy.reporting.phases import Phases
+from choosy.reporting.display import Phases
 from choosy.rounds.label_ahead import LabelAhead
 from choosy.sampling.protocol import Sampler
 from choosy.types import Candidates, Prompt

@@ -19,8 +19,8 @@ from choosy.methods.loss_inputs import Loss, form_of
 from choosy.methods.weighting import Weighting
 from choosy.models.policy import Policy
 from choosy.parallel.ranks import OneRank, Ranks, current_ranks
+from choosy.reporting.display import Phases
 from choosy.reporting.metrics import cost_metrics
-from choosy.reporting.phases import Phases
 from choosy.resume.partial_rounds import files_of, forget
 from choosy.resume.run_folder import ledger_copy, open_folder
 from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample, TrainOn

@@ -17,8 +17,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from choosy.labeling.exchange.annotation_tools import INTERFACE, from_record, from_task, to_record, to_task
 from choosy.labeling.exchange.rows import (
+    INTERFACE,
     LabelRow,
     RowReaders,
     as_object,
@@ -26,10 +26,14 @@ from choosy.labeling.exchange.rows import (
     exported,
     from_csv,
     from_jsonl,
+    from_record,
+    from_task,
     json_text,
     parse_json,
     to_csv,
     to_jsonl,
+    to_record,
+    to_task,
 )
 from choosy.labeling.ledger import Ledger
 from choosy.types import MIRRORED

@@ -14,8 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from choosy.labeling.human.assignment import PairQuestion
-from choosy.labeling.human.clicks import Clicks
-from choosy.labeling.human.sitting import Sitting
+from choosy.labeling.human.sitting import Clicks, Sitting
 from choosy.labeling.protocols import Answer, Purpose, ResponsePair, Terms
 from choosy.types import content_id
 

@@ -1,22 +1,72 @@
-"""Run one purchase of verdicts from people."""
+"""Run one purchase of verdicts from people, whose clicks are stored first."""
 
 from __future__ import annotations
 
 import json
 import queue
+import sqlite3
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from choosy.labeling.human.assignment import Assignment, Click, PairQuestion, first_on_the_left, majority, swap_sides
-from choosy.labeling.human.clicks import Clicks
 from choosy.labeling.protocols import Answer, Purpose, TakenBack
 from choosy.types import Verdict
 
 SIDES: dict[str, Verdict] = {"left": "first", "right": "second", "tie": "tie", "skip": "invalid"}
 SIDE_OF = {verdict: side for side, verdict in SIDES.items()}
+CLICKS_SCHEMA = """CREATE TABLE IF NOT EXISTS clicks (
+    id INTEGER PRIMARY KEY, labeler TEXT NOT NULL, question TEXT NOT NULL, annotator TEXT NOT NULL,
+    verdict TEXT NOT NULL, time REAL NOT NULL, undone REAL);
+CREATE UNIQUE INDEX IF NOT EXISTS once ON clicks (labeler, question, annotator) WHERE undone IS NULL"""
+
+
+class Clicks:
+    """Every click of a run, undone ones included, in an SQLite file in the run's folder.
+
+    The file is opened for each transaction, so that no connection crosses a fork or a thread. Each click is stored
+    with the labeler's name.
+    """
+
+    def __init__(self, path: Path, labeler: str) -> None:
+        self.path = path
+        self.labeler = labeler
+        with self._transaction() as db:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.executescript(CLICKS_SCHEMA)
+
+    def standing(self) -> list[Click]:
+        """Return all clicks that were not undone, oldest first."""
+        query = "SELECT question, annotator, verdict FROM clicks WHERE labeler = ? AND undone IS NULL ORDER BY id"
+        with self._transaction() as db:
+            return [Click(*row) for row in db.execute(query, (self.labeler,))]
+
+    def write(self, click: Click) -> None:
+        """Add a click."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO clicks (labeler, question, annotator, verdict, time) VALUES (?, ?, ?, ?, ?)",
+                (self.labeler, *click, time.time()),
+            )
+
+    def undo(self, click: Click) -> None:
+        """Mark a click as undone."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE clicks SET undone = ? WHERE labeler = ? AND question = ? AND annotator = ? AND undone IS NULL",
+                (time.time(), self.labeler, click.question, click.annotator),
+            )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(self.path, timeout=60)) as db:
+            db.execute("PRAGMA synchronous = FULL")
+            with db:
+                yield db
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,0 @@
-"""Several labelers as one."""
