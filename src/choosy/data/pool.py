@@ -189,8 +189,9 @@ class Pool:
 
     def _newest(self, prompt_ids: Sequence[str]) -> pa.Array:
         """Row of each prompt's newest candidates; null of a prompt that was never sampled."""
-        current = self.current()
-        return pa.array([current.get(name) for name in prompt_ids], pa.int64())
+        newest_first = self.table["prompt_id"].combine_chunks()[::-1]
+        found = pc.index_in(pa.array(prompt_ids, pa.string()), value_set=newest_first)
+        return pc.subtract(pa.scalar(len(self) - 1, pa.int64()), found)
 
     def current(self) -> dict[str, int]:
         """Row of each prompt's newest candidates."""
