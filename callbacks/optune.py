@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from callbacks.selector import PromptChooser
-from choosy.labeling.menu import labelers_able_to
+from choosy.labeling.protocols import labelers_able_to
 from choosy.methods import selection
 from choosy.methods.shrinkage import shrunk_means
 from choosy.rounds.context import Round

@@ -7,8 +7,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from choosy.reporting.console import print_report
-from choosy.reporting.page import write_report
+from choosy.reporting.report import print_report, write_report
 from choosy.reporting.summary import read_run, write_summary
 
 

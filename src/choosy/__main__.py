@@ -11,8 +11,7 @@ from choosy.cli import fit
 from choosy.labeling.exchange.command import labels_command
 from choosy.main import in_sentences
 from choosy.main import main as train
-from choosy.reporting.console import print_report
-from choosy.reporting.page import write_index, write_report
+from choosy.reporting.report import print_report, write_index, write_report
 from choosy.reporting.summary import read_run
 
 USAGE = """choosy train selector=certainty   play a run, with -m several; `choosy train --help` lists what can be typed

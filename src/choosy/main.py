@@ -26,7 +26,7 @@ from choosy.labeling.protocols import Postponed
 from choosy.parallel.launch import LOST, end_with_launcher, first_writer, is_peer_failure
 from choosy.redaction import refuse_secrets, texts
 from choosy.reporting.display import quiet
-from choosy.reporting.page import write_index
+from choosy.reporting.report import write_index
 from choosy.reporting.summary import RunSummary, read_run
 from choosy.resume.run_folder import Start, prepare_folder
 from choosy.rounds.evaluate import labels_until

@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch import Callback
 from torch.testing import assert_close
 
-from choosy.labeling.menu import SCORE
+from choosy.labeling.protocols import SCORE
 from choosy.models.policy import Policy
 from choosy.sampling.generate import Generate
 

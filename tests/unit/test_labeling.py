@@ -26,9 +26,8 @@ from choosy.labeling.contrastive import Contrastive
 from choosy.labeling.dataset import Dataset
 from choosy.labeling.function import Function
 from choosy.labeling.judge.judge import Judge
-from choosy.labeling.menu import COMPARE, SCORE
 from choosy.labeling.noisy import Noisy
-from choosy.labeling.protocols import Compares, Scores
+from choosy.labeling.protocols import COMPARE, SCORE, Compares, Scores
 from choosy.labeling.reward_model import RewardModel
 from choosy.labeling.vader import Vader
 from choosy.main import compose
@@ -85,7 +84,7 @@ def test_a_function_gets_the_two_texts() -> None:
             r"names no function \(No module named 'no_such_module'\); type package.module.callable",
         ),
         ("my_broken.f", r"names no function \(No module named 'a_module_that_is_missing'\)"),
-        ("bare", r"names no function \(Empty module name\); type package.module.callable"),
+        ("bare", r"names no function \(No module named 'bare'\); type package.module.callable"),
         (
             "my_rewards.number",
             r"is a int, which cannot be called; name a function of \(prompt_text, response_text\)",
@@ -278,7 +277,7 @@ def test_score_and_compare_list_the_labelers_of_the_menu() -> None:
         for method in can:
             if hasattr(get_class(target), method) and path.stem != "noisy":  # it can what the one within can
                 can[method].add(path.stem)
-    assert can == {"score": set(SCORE), "compare": set(COMPARE)}, "mend SCORE and COMPARE in choosy.labeling.menu"
+    assert can == {"score": set(SCORE), "compare": set(COMPARE)}, "mend SCORE and COMPARE in choosy.labeling.protocols"
 
 
 def test_the_buyer_says_which_response_the_data_did_not_score(tmp_path: Path) -> None:

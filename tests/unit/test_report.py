@@ -15,9 +15,8 @@ from rich.console import Console
 
 from callbacks.report import Report
 from choosy.data.table_files import write_table
-from choosy.reporting.console import crop, print_report
 from choosy.reporting.display import PHASES
-from choosy.reporting.page import curves, write_index, write_report
+from choosy.reporting.report import crop, curves, print_report, write_index, write_report
 from choosy.reporting.summary import HeldoutAnswer, RunSummary, read_run, write_summary
 
 COLUMNS = pa.schema(

@@ -14,7 +14,6 @@ from typing import Literal, Protocol, runtime_checkable
 from choosy.labeling.asking import LabelerCall, LabelerFailed
 from choosy.labeling.ledger import Counts, Label, Ledger, Question
 from choosy.labeling.limits import MAX_INVALID, Budget, InvalidVerdicts, affordable_groups
-from choosy.labeling.menu import labelers_able_to
 from choosy.labeling.protocols import (
     ALL,
     LIST_AT_ONCE,
@@ -28,6 +27,7 @@ from choosy.labeling.protocols import (
     Stamps,
     TakenBack,
     fingerprint_of,
+    labelers_able_to,
     terms_of,
 )
 from choosy.models.policy import Policy

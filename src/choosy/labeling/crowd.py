@@ -117,11 +117,6 @@ class Crowd(OuterLabeler):
 
 
 def weights_line(records: Mapping[str, WorkerRecord]) -> str:
-    """Write the weight of each member's vote, largest first.
-
-    Example:
-        >>> weights_line({"guesser": WorkerRecord(4, 5), "expert": WorkerRecord(10, 0)})
-        'expert +2.48 (right 10.0, wrong 0.0), guesser +0.00 (right 4.0, wrong 5.0)'
-    """
+    """Write the weight of each member's vote, largest first."""
     largest_first = sorted(records.items(), key=lambda item: -item[1].weight)
     return ", ".join(f"{name} {r.weight:+.2f} (right {r.right:.1f}, wrong {r.wrong:.1f})" for name, r in largest_first)

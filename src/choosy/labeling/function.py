@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import cast
 
 from choosy.labeling.protocols import Terms
@@ -20,10 +20,6 @@ class Function:
         name: Name of the labels in the ledger; None = `function:` and the path. Give a new one when the function
             changes, so that labels under the old name are not reused.
         price: Money that one call costs, for `labels.budget_money`; None = calls are free.
-
-    Example:
-        >>> Function("difflib.get_close_matches").name
-        'function:difflib.get_close_matches'
     """
 
     def __init__(self, path: str, *, name: str | None = None, price: float | None = None) -> None:
@@ -31,17 +27,16 @@ class Function:
             raise ValueError(f"labeler.price={price} is no price; type 0 or more, or null for free calls")
         self.name = name or f"function:{path}"
         self.terms = Terms(price=price, at_once=1)  # each call may cost money: its label is written before the next
-        self._reward = _found(path)
+        self._reward = _function_at(path)
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
         """The function's value for each item."""
         return [float(self._reward(prompt.text, response.text)) for prompt, response in items]
 
 
-def _found(path: str) -> Reward:
-    module, _, attribute = path.rpartition(".")
+def _function_at(path: str) -> Reward:
     try:
-        function = getattr(import_module(module), attribute)
+        function = resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"labeler.path={path!r} names no function ({error}); type package.module.callable, "

@@ -157,14 +157,7 @@ class Terms:
 
 
 def terms_of(labeler: Labeler) -> Terms:
-    """The terms of a labeler, without None in `scores`, `compares` and `at_once`.
-
-    Example:
-        >>> from choosy.labeling.vader import Vader
-        >>> terms = terms_of(Vader())
-        >>> terms.scores, terms.compares, terms.at_once
-        (True, False, 64)
-    """
+    """The terms of a labeler, without None in `scores`, `compares` and `at_once`."""
     terms: Terms = getattr(labeler, "terms", Terms())
     score = labeler.score if isinstance(labeler, Scores) else None
     compare = labeler.compare if isinstance(labeler, Compares) else None
@@ -181,3 +174,13 @@ def fingerprint_of(labeler: Labeler) -> str:
     """What else than its name the labeler's judgement depends on now, as a part of the ledger's key."""
     fingerprint = terms_of(labeler).fingerprint
     return content_id(fingerprint, labeler.state()) if isinstance(labeler, Changes) else fingerprint
+
+
+# The files of `conf/labeler/`, which a test compares. `noisy` can do what the labeler inside it can.
+SCORE = ("contrastive", "dataset", "function", "reward_model", "vader")
+COMPARE = ("crowd", "human", "judge", "predictor", "queue")
+
+
+def labelers_able_to(method: Literal["score", "compare"]) -> str:
+    """The labelers of `conf/labeler/` that have this method, as they are typed, for error messages."""
+    return ", ".join(f"labeler={name}" for name in (SCORE if method == "score" else COMPARE))

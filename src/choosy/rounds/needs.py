@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from choosy.labeling.menu import labelers_able_to
+from choosy.labeling.protocols import labelers_able_to
 from choosy.methods.loss_inputs import Loss, form_of
 from choosy.rounds.run import Run
 

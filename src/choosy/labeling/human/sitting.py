@@ -46,7 +46,6 @@ class Clicks:
             return [Click(*row) for row in db.execute(query, (self.labeler,))]
 
     def write(self, click: Click) -> None:
-        """Add a click."""
         with self._transaction() as db:
             db.execute(
                 "INSERT INTO clicks (labeler, question, annotator, verdict, time) VALUES (?, ?, ?, ?, ?)",
@@ -54,7 +53,6 @@ class Clicks:
             )
 
     def undo(self, click: Click) -> None:
-        """Mark a click as undone."""
         with self._transaction() as db:
             db.execute(
                 "UPDATE clicks SET undone = ? WHERE labeler = ? AND question = ? AND annotator = ? AND undone IS NULL",

@@ -276,12 +276,7 @@ def key_from_environment(name: str | None) -> str | None:
 
 
 def checked_url(url: str, name: str) -> str:
-    """Return an http address with nothing secret in it; an error names its config key and repeats no secret.
-
-    Example:
-        >>> checked_url("http://localhost:8000/v1", "base_url")
-        'http://localhost:8000/v1'
-    """
+    """Return an http address with nothing secret in it; an error names its config key and repeats no secret."""
     try:
         parts = httpx2.URL(url)
     except (httpx2.InvalidURL, TypeError):

@@ -87,12 +87,7 @@ class Prices:
         require("endpoint.prices", least=0, **vars(self))
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Return the money for one request.
-
-        Example:
-            >>> Prices(prompt=2.0, completion=8.0).cost(100, 10)
-            0.00028
-        """
+        """Return the money for one request."""
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
 
 
