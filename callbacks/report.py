@@ -1,14 +1,25 @@
-"""Writes what a run has shown: a summary, curves, a page, and an overview on the terminal."""
+"""Writes what a finished run leaves: the tuned model, a summary, curves, a page."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from choosy.reporting.report import print_report, write_report
 from choosy.reporting.summary import read_run, write_summary
+
+
+class Export(Callback):
+    """Writes `adapter/` (LoRA) or `model/` (all weights) into the run's folder when the run ends."""
+
+    def __init__(self, run_dir: str) -> None:
+        self.run_dir = Path(run_dir)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.policy.save(str(self.run_dir / ("adapter" if pl_module.policy.lora else "model")))
 
 
 class Report(Callback):

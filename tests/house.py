@@ -56,7 +56,7 @@ def file_arrows(root: Path) -> dict[str, set[str]]:
 def room(module: str) -> str:
     """The folder of a module of choosy, or the file where it has none; of the others the package.
 
-    >>> room("choosy.models.fast.memory"), room("choosy.types"), room("callbacks.optune")
+    >>> room("choosy.models.fast.fused"), room("choosy.types"), room("callbacks.optune")
     ('models', 'types', 'callbacks')
     """
     top, *rest = module.split(".")

@@ -71,7 +71,7 @@ def test_one_file_knows_the_framework(package: str, only: str) -> None:
     assert importers(package) <= {only}
 
 
-TORCH_DISTRIBUTED = {f"src/choosy/parallel/{name}.py" for name in ("ranks", "sharding", "launch")}
+TORCH_DISTRIBUTED = {f"src/choosy/parallel/{name}.py" for name in ("ranks", "sharding")}
 
 
 def test_one_folder_knows_torch_distributed() -> None:
@@ -102,7 +102,6 @@ def test_nobody_reaches_torch_distributed_without_importing_it() -> None:
         ("methods/weighting.py", {"torch"}),
         ("parallel/ranks.py", {"torch"}),
         ("parallel/sharding.py", {"torch", "choosy.parallel"}),
-        ("parallel/launch.py", {"torch"}),
         ("data/pool.py", {"numpy", "pyarrow", "choosy.data", "choosy.types"}),
         ("data/table_files.py", {"pyarrow", "choosy.files"}),
         ("models/fast/tree_attention.py", {"torch", "transformers"}),

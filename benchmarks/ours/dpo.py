@@ -13,8 +13,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
-from choosy.data.batches import Batch, batch_of
-from choosy.data.items import Item
+from choosy.data.batches import Batch, Item, batch_of
 from choosy.methods.losses import SigmoidLoss
 from choosy.models.compute import Compute
 from choosy.models.loading import Lora

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from choosy.files import replacing
 from choosy.labeling.protocols import Postponed
-from choosy.parallel.launch import LOST, end_with_launcher, first_writer, is_peer_failure
+from choosy.parallel.ranks import LOST, end_with_launcher, first_writer, is_peer_failure
 from choosy.redaction import refuse_secrets, texts
 from choosy.reporting.display import quiet
 from choosy.reporting.report import write_index

@@ -16,8 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from choosy.data.batches import Batch
-from choosy.data.items import ItemKey
+from choosy.data.batches import Batch, ItemKey
 from choosy.methods.loss_inputs import Loss
 from choosy.models.policy import Policy
 from choosy.models.rows import Group

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from choosy.data.batches import Batch, ItemBatches, batch_of, shuffled
-from choosy.data.items import Item, PoolItems
+from choosy.data.batches import Batch, Item, ItemBatches, PoolItems, batch_of, shuffled
 from choosy.data.pool import Pool
 from choosy.types import Candidates, Pair, Prompt, Response
 

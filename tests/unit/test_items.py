@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from choosy.data.items import PoolItems
+from choosy.data.batches import PoolItems
 from choosy.data.pool import Pool
 from choosy.methods.loss_inputs import Need
 from choosy.types import Candidates, Pair, Prompt, Response

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from choosy.models.compute import Compute
-from choosy.models.fast.packed import can_pack, packed_linears, product
+from choosy.models.fast.fused import can_pack, packed_linears, product
 from choosy.models.policy import Policy
 from choosy.sampling.generate import Generate
 
@@ -57,8 +57,6 @@ def test_one_setting_switches_packing_off(packed, tiny_policy_dir, monkeypatch):
     if not can_pack(next(policy.causal_lm.parameters()).bfloat16()):
         pytest.skip("this processor or build of torch has no packed bf16 products")
     prepared: list[int] = []
-    monkeypatch.setattr(
-        "choosy.models.fast.packed.product", lambda of, rows: prepared.append(rows) or product(of, rows)
-    )
+    monkeypatch.setattr("choosy.models.fast.fused.product", lambda of, rows: prepared.append(rows) or product(of, rows))
     Generate(max_new_tokens=2).sample(policy, [(5, 6)], [[0]])
     assert bool(prepared) == packed

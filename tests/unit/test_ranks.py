@@ -13,9 +13,7 @@ import torch
 from fake_ranks import FakeRanks
 from torch import nn
 
-from choosy.parallel import launch
-from choosy.parallel.launch import first_writer, is_peer_failure
-from choosy.parallel.ranks import OneRank
+from choosy.parallel.ranks import OneRank, TCPStore, first_writer, is_peer_failure
 from choosy.parallel.sharding import full_tensor, is_sharded, lockstep, placed_like
 from choosy.resume.run_folder import refuse_different_folders
 
@@ -26,7 +24,7 @@ def test_a_process_without_torchrun_takes_its_own_value(monkeypatch):
 
 
 def test_under_torchrun_all_take_the_first_writers_value(monkeypatch):
-    store = launch.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     for name, value in (
         ("TORCHELASTIC_USE_AGENT_STORE", "True"),
         ("MASTER_ADDR", "127.0.0.1"),
@@ -93,7 +91,7 @@ def test_lockstep_lasts_until_the_busiest_rank_is_done():
 
 RANK = """
 import os, pathlib, sys, time
-from choosy.parallel.launch import end_with_launcher
+from choosy.parallel.ranks import end_with_launcher
 end_with_launcher(every=0.1)
 pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
 time.sleep(120)

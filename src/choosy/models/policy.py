@@ -19,9 +19,8 @@ from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from choosy.models.compute import Compute
+from choosy.models.compute import Compute, free_memory, keep_freed_memory
 from choosy.models.fast.fused import fuse
-from choosy.models.fast.memory import free_memory, keep_freed_memory
 from choosy.models.loading import Dtype, Lora, add_adapter, auto_dtype, load_weights, switch_off_dropout
 from choosy.models.locate import ModelSource
 from choosy.models.logprobs import can_share_prompt, group_logps, sum_by_response, takes_one_row

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from choosy.data.items import ItemKey
+from choosy.data.batches import ItemKey
 from choosy.methods.loss_inputs import LossInputs
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Literal
 
-from choosy.data.items import ItemKey
+from choosy.data.batches import ItemKey
 
 log = logging.getLogger(__name__)
 

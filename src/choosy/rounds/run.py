@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from choosy.data.batches import ItemBatches
-from choosy.data.items import PoolItems
+from choosy.data.batches import ItemBatches, PoolItems
 from choosy.data.pool import Keep, Pool, round_file
 from choosy.data.table_files import damage
 from choosy.labeling.buyer import LabelBuyer

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from choosy.models.fast.packed import packed_linears
+from choosy.models.fast.fused import packed_linears
 from choosy.parallel.sharding import is_sharded
 from choosy.sampling.prefill import prefill
 from choosy.sampling.protocol import OnComplete, Request, Sampler, as_response, check_engine

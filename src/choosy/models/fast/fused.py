@@ -1,8 +1,9 @@
-"""Layers with the values of transformers' and PEFT's in fewer passes over memory.
+"""Layers with the values of transformers' and PEFT's in less time.
 
 On a CPU the matrix products of a small model take about half of a training step; the rest is elementwise operations
 that read and write whole activations. These layers work in place, and their backwards recompute what is cheap instead
-of storing it. `fuse` puts them into a model wherever a layer gives equal values.
+of storing it. `fuse` puts them into a model wherever a layer gives equal values. `packed_linears` speeds up sampling:
+products of few rows take a fifth less time with weights in oneDNN's layout.
 
 Axes: N tokens, D features in, E features out, R rank of an adapter.
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -160,3 +162,40 @@ def _agree(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> bool:
         wanted_NE, found_NE = layer(x_ND), forward(x_ND)
     coarse = 1e-5 if wanted_NE.dtype == torch.float32 else 0.02
     return bool((wanted_NE - found_NE).abs().max() <= coarse * wanted_NE.abs().max())
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Whether oneDNN supports packed weights of this kind, on this processor and in this build of torch."""
+    return (
+        type(weight) in (Tensor, nn.Parameter)  # not a rank's share, nor another subclass
+        and weight.device.type == "cpu"
+        and weight.dtype == torch.bfloat16
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    )
+
+
+def product(layer: nn.Linear, rows: int) -> Callable[[Tensor], Tensor]:
+    """The forward of a layer with a packed copy of its present weights, for products of about so many rows."""
+    packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
+
+    def forward(x_BLD: Tensor) -> Tensor:
+        if x_BLD.dtype != torch.bfloat16:
+            return nn.Linear.forward(layer, x_BLD)
+        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x_BLD, packed, layer.bias, "none", [], ""))
+
+    return forward
+
+
+@contextmanager
+def packed_linears(model: nn.Module, rows: int) -> Iterator[None]:
+    """Let the model's linear layers multiply by packed copies of their present weights within the block."""
+    layers = [layer for layer in model.modules() if type(layer) is nn.Linear and can_pack(layer.weight)]
+    try:
+        for layer in layers:
+            layer.forward = product(layer, rows)  # type: ignore[method-assign, assignment]
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
