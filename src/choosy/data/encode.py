@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from choosy.data.reading import Promptlike, read_candidates, read_prompts
-from choosy.models.chat import TemplateRefusal
 from choosy.models.policy import Policy
+from choosy.models.tokens import TemplateRefusal
 from choosy.types import Candidates, Prompt
 
 log = logging.getLogger(__name__)
@@ -89,8 +89,6 @@ def with_tokens(candidates: Sequence[Candidates], policy: Policy, *, max_respons
         result.append(replace(c, responses=tuple(responses), prompt_ids=policy.tokens.encode_prompt(c.prompt)))
     if cut:
         log.warning(
-            "%d given responses are longer than data.reader.max_response_tokens=%d and were cut.",
-            cut,
-            max_response_tokens,
+            f"{cut} given responses are longer than data.reader.max_response_tokens={max_response_tokens} and were cut."
         )
     return result

@@ -11,8 +11,8 @@ from operator import sub
 from typing import Literal
 
 from choosy.labeling.protocols import ALL, Terms
-from choosy.models.chat import TemplateRefusal
 from choosy.models.policy import Policy
+from choosy.models.tokens import TemplateRefusal
 from choosy.types import Candidates, Message, Prompt, Response, content_id
 
 Weights = Literal["start", "current"]
