@@ -67,8 +67,8 @@ class GivenResponses:
 
     def with_labels(self, pool: Pool, prompt_ids: Iterable[str]) -> list[Candidates]:
         """Return the given candidates with the rewards and pairs that are in the pool."""
-        row_of, ids = pool.current(), list(prompt_ids)
-        stored = {c.prompt.id: c for c in pool.candidates(row_of[name] for name in ids if name in row_of)}
+        ids = list(prompt_ids)
+        stored = {c.prompt.id: c for c in pool.candidates(pool.newest(ids).drop_null().to_pylist())}
         return [replace(stored.get(name, self.given[name]), prompt=self.given[name].prompt) for name in ids]
 
 

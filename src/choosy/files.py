@@ -16,14 +16,9 @@ SUFFIX = ".unfinished"
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a path to write a file or a folder to; when the block ends, it takes the place of `path`.
 
-    What is written is on the disk before the old file goes. A block that raises leaves the old file as it was.
+    The path is in the same folder, which is made if there is none, and the block must create it. What is written is on
+    the disk before the old file goes. A block that raises leaves the old file as it was.
     A folder that is replaced by another is absent for a moment, since no system replaces one at once.
-
-    Args:
-        path: What is replaced; its parent folder is made if there is none.
-
-    Yields:
-        A path in the same folder, which the block must create.
 
     Example:
         >>> from tempfile import TemporaryDirectory

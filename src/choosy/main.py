@@ -37,15 +37,13 @@ OmegaConf.register_new_resolver(
 )
 
 COMMAND = list(sys.argv)  # as typed, `choosy train ...` or `python train.py ...`
-PROCESSES_FROM_OUTSIDE = ("LOCAL_RANK", "SLURM_PROCID", "PMI_RANK")
 
 
 @contextmanager
 def in_sentences(again: Callable[[], str]) -> Iterator[None]:
     """End the process with a sentence where a mistake can be corrected, or with code 75 where the run waits for labels.
 
-    Args:
-        again: Returns what to type when the labels are there.
+    Then `again` returns what to type when the labels are there.
     """
     end_with_launcher()
     try:
@@ -89,10 +87,7 @@ def main(cfg: DictConfig) -> float | None:
 def train(cfg: DictConfig, run_dir: Path, *, callbacks: Sequence[Callback] = ()) -> Trainer:
     """Play all rounds of a run, and return the trainer with the tuned module and the data.
 
-    Args:
-        cfg: The composed configuration.
-        run_dir: Folder of the run.
-        callbacks: Further callbacks, which are called before those of the configuration.
+    Further callbacks are called before those of the configuration.
     """
     start = prepare(cfg, run_dir)
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -143,8 +138,7 @@ def refuse_objective(cfg: DictConfig) -> None:
 def join_tasks(devices: Any) -> bool:
     """Tell Lightning of the processes that submitit has started on this machine for one job on `trainer.devices`.
 
-    Returns:
-        Whether this process takes part: in a job on one device only the first one does.
+    Return whether this process takes part: in a job on one device only the first one does.
     """
     tasks = int(os.environ.get("SUBMITIT_LOCAL_NTASKS", 1)) if os.environ.get("SUBMITIT_EXECUTOR") == "local" else 1
     if tasks == 1:
@@ -204,7 +198,7 @@ def blanks(config: Any) -> list[str]:
 def refuse_relaunching_sweep(cfg: DictConfig) -> None:
     """Refuse a sweep over a strategy that launches processes: each of them would run the whole sweep again."""
     launches = cfg.trainer.get("devices") not in (1, "1") or cfg.trainer.get("num_nodes", 1) != 1
-    from_outside = any(name in os.environ for name in PROCESSES_FROM_OUTSIDE)
+    from_outside = any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID", "PMI_RANK"))
     if launches and not from_outside:
         raise ValueError(
             "-m with several devices: every process that the strategy starts would run the whole sweep again. "

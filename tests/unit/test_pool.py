@@ -204,7 +204,7 @@ def test_a_label_outlives_a_round_that_samples_its_prompt_and_buys_nothing(keep:
         pool = pool.put([candidates("a", round, paired=False, rewards=[5.0, 6.0 + round])], round=round, keep=keep)
         assert contents(pool) == [("a", 0, "reused"), ("a", round, "sampled")]
         assert [place for *place, _ in pool.pair_rows()] == [[0, 0]]
-        assert pool.current() == {"a": 1}
+        assert pool.newest(["a", "b"]).to_pylist() == [1, None]
         assert pool.rewards(["a"])[0].tolist() == [[5.0, 6.0 + round]]
 
 

@@ -172,7 +172,7 @@ class Pool:
 
     def _moments(self, prompt_ids: Sequence[str]) -> list[tuple[int | None, Moments, Moments]]:
         """Of each prompt the round of its newest responses, and the moments of the earlier rewards and of theirs."""
-        rows = self.table.select(["sampled_in", "earlier_rewards", "rewards"]).take(self._newest(prompt_ids))
+        rows = self.table.select(["sampled_in", "earlier_rewards", "rewards"]).take(self.newest(prompt_ids))
         return [
             (
                 row["sampled_in"],
@@ -187,15 +187,11 @@ class Pool:
         every = [earlier + newest for _, earlier, newest in self._moments(prompt_ids)]
         return np.array([m.count for m in every]), np.array([m.mean for m in every]), np.array([m.m2 for m in every])
 
-    def _newest(self, prompt_ids: Sequence[str]) -> pa.Array:
+    def newest(self, prompt_ids: Sequence[str]) -> pa.Array:
         """Row of each prompt's newest candidates; null of a prompt that was never sampled."""
-        newest_first = self.table["prompt_id"].combine_chunks()[::-1]
+        newest_first = self.table["prompt_id"].combine_chunks()[::-1]  # index_in finds the first
         found = pc.index_in(pa.array(prompt_ids, pa.string()), value_set=newest_first)
         return pc.subtract(pa.scalar(len(self) - 1, pa.int64()), found)
-
-    def current(self) -> dict[str, int]:
-        """Row of each prompt's newest candidates."""
-        return {name: i for i, name in enumerate(self.table["prompt_id"].to_pylist())}  # sorted: the newest is last
 
     def rewards(self, prompt_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Stored rewards of each prompt's newest responses.
@@ -203,7 +199,7 @@ class Pool:
         Returns:
             (P, N) rewards; (P, N) whether there is one; (P,) whether the prompt was ever sampled.
         """
-        row_P = self._newest(prompt_ids)
+        row_P = self.newest(prompt_ids)
         rewards = self.table["rewards"].combine_chunks().take(row_P)  # null where never sampled
         length_P = pc.list_value_length(rewards).fill_null(0).to_numpy(zero_copy_only=False)
         scored_PN = np.arange(length_P.max(initial=0)) < length_P[:, None]

@@ -24,7 +24,6 @@ def embed(responses: Sequence[Response], embedder: str, policy: Policy) -> Tenso
     """Embeddings (N, D) of responses without their prompts.
 
     Args:
-        responses: N responses.
         embedder: `policy` = the reference; `lm:NAME` = another language model; else a sentence-transformers model.
         policy: With sharded weights every rank must call this, also without responses.
     """

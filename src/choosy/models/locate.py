@@ -43,9 +43,7 @@ class ModelSource:
 def resolve_model(name: str, *, demo: Literal["demo:smollm2", "demo:minilm"] = "demo:smollm2") -> str:
     """The folder or hub id that transformers or sentence-transformers can load for a name.
 
-    Args:
-        name: The demo's, a folder, or a Hugging Face id.
-        demo: The name of the demo's model in this place: its policy, prepared on first use, or its embedder.
+    `demo` is the name of the demo's model in this place: its policy, prepared on first use, or its embedder.
 
     Example:
         >>> resolve_model("HuggingFaceTB/SmolLM2-1.7B-Instruct")

@@ -86,10 +86,7 @@ def chosen_token_logps(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, *
 def last_hidden(model: nn.Module, rows: Rows, cache: object = None) -> Tensor:
     """Last hidden state (B, L, D) of every token of the rows, each seeing only itself, its own past and its ancestors.
 
-    Args:
-        model: A causal language model of transformers, adapters injected.
-        rows: On the model's device.
-        cache: An empty cache to be filled with keys and values; None = no cache.
+    The rows are on the model's device. An empty cache of transformers is filled with keys and values.
     """
     hidden_BLD: Tensor = model.get_decoder()(  # type: ignore[operator]
         input_ids=rows.ids_BL,

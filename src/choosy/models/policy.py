@@ -82,12 +82,9 @@ class Policy(nn.Module):
     # -- weights -----------------------------------------------------------------------------------------------
 
     def load(self, *, device: torch.device, seed: int, sharded: bool = False) -> None:
-        """Load the weights, add the adapter, and keep this state as the start and the reference.
+        """Load the weights, add an adapter of this seed, and keep this state as the start and the reference.
 
-        Args:
-            device: Of this rank.
-            seed: Of a new adapter.
-            sharded: Leave each rank its share of the weights only.
+        If `sharded`, each rank keeps its share of the weights only.
         """
         if self.model is not None:
             return

@@ -26,9 +26,7 @@ def log_ratios(policy: Policy, candidates: Sequence[Candidates], ranks: Ranks, *
     """Return log pi - log ref of each response; every rank must call this.
 
     Args:
-        policy: The policy.
         candidates: This rank's, with log-probs under the reference.
-        ranks: All of them.
         rescore: When the log-probs are computed again in fp32 instead of those that sampling gave: `auto` = where the
             gaps of a prompt's responses are smaller than the rounding error of the policy's precision. `never` warns
             of such gaps.

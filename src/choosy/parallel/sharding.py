@@ -24,7 +24,6 @@ def shard_weights(
     Args:
         root: What holds the blocks and the weights outside of them; its forward must contain every trained one.
         blocks: Decoder layers.
-        device: Of this rank.
         compute: Precision in which weights are gathered; None = their own. Gradients are summed in fp32.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))

@@ -1,4 +1,4 @@
-"""Writes and checks the checkpoints of a run."""
+"""The checkpoints of a run: written whole, found, checked."""
 
 from __future__ import annotations
 
@@ -62,11 +62,7 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
     if why is None:
         return newest_first[0]
     good = next((path for path in newest_first[1:] if checkpoint_damage(path) is None), None)
+    how = f"; for the last good one type ckpt_path={good}."
     if good is None:
-        raise ValueError(
-            f"The checkpoint {newest_first[0]} is damaged ({why}), and no other one is whole. Train again on the "
-            "rounds and labels that are there, which are not paid for again: type ckpt_path=start."
-        )
-    raise ValueError(
-        f"The checkpoint {newest_first[0]} is damaged ({why}); for the last good one type ckpt_path={good}."
-    )
+        how = ", and no other one is whole. Train again on the rounds and labels that are there: type ckpt_path=start."
+    raise ValueError(f"The checkpoint {newest_first[0]} is damaged ({why}){how}")

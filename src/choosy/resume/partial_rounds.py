@@ -33,9 +33,8 @@ class PartWriter:
     Args:
         folder: Folder of the rounds.
         number: Number of the round.
-        ranks: The processes of the run; the rank of this one names its files.
-        seconds: Returns the run's seconds so far.
-        clock: Returns the time in seconds.
+        ranks: The rank of this process names its files.
+        seconds: Returns the run's seconds so far, by phase.
     """
 
     def __init__(
@@ -78,13 +77,9 @@ class PartWriter:
 def read_begun(
     folder: Path, number: int, prompts: Iterable[Prompt], *, responses: int
 ) -> tuple[dict[str, Candidates], dict[str, float]]:
-    """Read what all ranks have written of an interrupted round; damaged files are skipped.
+    """Read what all ranks have written of an interrupted round.
 
-    Args:
-        folder: Folder of the rounds.
-        number: Number of the round.
-        prompts: All prompts of the run.
-        responses: Responses to each prompt; candidates with another number are skipped.
+    Damaged files are skipped, and candidates with another number of responses.
 
     Returns:
         The candidates by prompt id, and the run's seconds by then.

@@ -237,10 +237,6 @@ def grouped_attention(
     """Attention of H query heads over G key heads, in transformers' calling convention.
 
     Args:
-        module: The attention layer; not needed.
-        query_BHLK: Queries.
-        key_BGSK: Keys.
-        value_BGSW: Values.
         attention_mask: (B, 1, L, S): True where there is attention, or 0 there and -inf elsewhere; without `tree`.
         scaling: Factor on the scores; head width ** -0.5 if None.
         dropout: Must be 0: preference log-probs are computed without.
