@@ -22,8 +22,7 @@ from choosy.models.policy import Policy
 from choosy.models.rows import Group
 from choosy.parallel.ranks import current_ranks
 from choosy.parallel.sharding import full_tensor, is_sharded
-from choosy.reporting.metrics import log_at_once
-from choosy.reporting.step_stats import StepStats
+from choosy.reporting.metrics import StepStats, log_at_once
 from choosy.rounds.bad_losses import BadLosses, OnBadLoss
 from choosy.rounds.run import refuse_unknown
 

@@ -16,14 +16,13 @@ from rich.console import Console
 
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.exchange.command import (
-    FILE_FORMATS,
-    FileFormat,
     Imported,
     export_labels,
     import_labels,
     labels_command,
     stats,
 )
+from choosy.labeling.exchange.rows import FILE_FORMATS, FileFormat
 from choosy.labeling.ledger import Ledger
 from choosy.labeling.protocols import Answer, Postponed, Terms
 from choosy.types import Candidates, Message, Prompt, Response

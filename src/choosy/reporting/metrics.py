@@ -1,9 +1,10 @@
-"""Gives the loggers their numbers at once."""
+"""The numbers of a run for its loggers."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
+from choosy.data.batches import ItemKey
 from choosy.files import replacing
 from choosy.labeling.statistics import shares
+from choosy.methods.loss_inputs import LossInputs
 
 
 def log_at_once(module: LightningModule, metrics: Mapping[str, float | torch.Tensor], *, step: int) -> None:
@@ -41,6 +45,81 @@ def cost_metrics(about: Mapping[str, Any]) -> dict[str, float]:
         "seconds/sync": about["sync_milliseconds"] / 1000,
         **{f"seconds/{phase}": seconds for phase, seconds in about["seconds"].items()},
     }
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """The forwards of a step as one rank, or all of them together, computed them.
+
+    Attributes:
+        loss: The step's loss: the weighted losses, summed and divided by the items of the step.
+        reward_R: Implicit reward of every response, item after item.
+        logp_R: Summed log-probability of every response.
+        first_R: Whether a response is the first of its item.
+        good_R: Whether it is preferred: the first of a pair or a list, a single response that is good.
+        own_log_ratio_K: Log-ratios of policy and reference of the policy's own samples.
+        bad: The items whose loss is not finite.
+    """
+
+    loss: float
+    reward_R: Tensor
+    logp_R: Tensor
+    first_R: Tensor
+    good_R: Tensor
+    own_log_ratio_K: Tensor
+    bad: tuple[ItemKey, ...] = ()
+
+    @classmethod
+    def of(cls, s: LossInputs, loss: Tensor, reward_R: Tensor, bad: Sequence[ItemKey] = ()) -> StepStats:
+        """The stats of one part of a step."""
+        own_K = (s.own_K.detach() - s.own_ref_K).cpu()
+        logp_R, first_R, good_R = s.logp_R.detach().cpu(), (s.rank_R == 0).cpu(), s.good_R.cpu()
+        return cls(loss.item(), reward_R.cpu(), logp_R, first_R, good_R, own_K, tuple(bad))
+
+    @classmethod
+    def sum(cls, parts: Sequence[StepStats]) -> StepStats:
+        """The stats of several parts of one step."""
+        none, no = torch.empty(0), torch.empty(0, dtype=torch.bool)
+        return cls(
+            sum(part.loss for part in parts),
+            torch.cat([none, *(part.reward_R for part in parts)]),
+            torch.cat([none, *(part.logp_R for part in parts)]),
+            torch.cat([no, *(part.first_R for part in parts)]),
+            torch.cat([no, *(part.good_R for part in parts)]),
+            torch.cat([none, *(part.own_log_ratio_K for part in parts)]),
+            tuple(key for part in parts for key in part.bad),
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Rewards, accuracies, margins and log-probs under TRL's names; nothing of a step without items.
+
+        Of a list, `rejected` is every response but the best, and an accuracy is how many of these the best one beats.
+        Single responses are `chosen` if they are good and `rejected` if they are bad, and have no accuracy.
+
+        Example:
+            >>> s = LossInputs(torch.tensor([-3.0, -4.0]), torch.tensor([-3.0, -3.0]), sizes=[2])
+            >>> metrics = StepStats.of(s, torch.tensor(0.5), torch.tensor([2.0, -1.0])).metrics()
+            >>> {name: value for name, value in metrics.items() if name.startswith("rewards")}
+            {'rewards/chosen': 2.0, 'rewards/rejected': -1.0, 'rewards/accuracies': 1.0, 'rewards/margins': 3.0}
+        """
+        found: dict[str, Tensor] = {}
+        for name, of_R in (("chosen", self.good_R), ("rejected", ~self.good_R)):
+            if of_R.any():
+                found |= {f"rewards/{name}": self.reward_R[of_R].mean(), f"logps/{name}": self.logp_R[of_R].mean()}
+        item_R = self.first_R.cumsum(0) - 1
+        margin_R = (self.reward_R[self.first_R][item_R] - self.reward_R)[~self.first_R]
+        if len(margin_R):
+            found |= {"rewards/accuracies": (margin_R > 0).float().mean(), "rewards/margins": margin_R.mean()}
+        elif {"rewards/chosen", "rewards/rejected"} <= found.keys():
+            found["rewards/margins"] = found["rewards/chosen"] - found["rewards/rejected"]
+        if (kl := self.kl) is not None:
+            found["kl"] = torch.tensor(kl)
+        return {name: value.item() for name, value in found.items()}
+
+    @property
+    def kl(self) -> float | None:
+        """KL divergence of the policy from the reference as its own samples of this step estimate it; None of none."""
+        return self.own_log_ratio_K.mean().item() if len(self.own_log_ratio_K) else None
 
 
 class MetricsFile(Logger):

@@ -6,56 +6,29 @@ import argparse
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from choosy.labeling.exchange.rows import (
+    FILE_FORMATS,
     INTERFACE,
+    WRITERS,
+    FileFormat,
     LabelRow,
-    RowReaders,
-    as_object,
     checked,
     exported,
-    from_csv,
-    from_jsonl,
-    from_record,
-    from_task,
-    json_text,
-    parse_json,
-    to_csv,
-    to_jsonl,
-    to_record,
-    to_task,
+    format_of,
+    read_labels,
 )
 from choosy.labeling.ledger import Ledger
 from choosy.types import MIRRORED
-
-FileFormat = Literal["jsonl", "csv", "label-studio", "argilla"]
-FILE_FORMATS: tuple[FileFormat, ...] = ("jsonl", "csv", "label-studio", "argilla")
-BY_SUFFIX: dict[str, FileFormat] = {".jsonl": "jsonl", ".csv": "csv"}
-
-
-def format_of(path: Path) -> FileFormat:
-    """Return the format of a file by its name; refuse a name that does not tell."""
-    if file_format := BY_SUFFIX.get(path.suffix.lower()):
-        return file_format
-    raise ValueError(f"{path}: the name does not tell its format; type --format with one of {', '.join(FILE_FORMATS)}")
-
-
-WRITERS: dict[FileFormat, Callable[[Iterable[LabelRow]], str]] = {
-    "jsonl": to_jsonl,
-    "csv": to_csv,
-    "label-studio": lambda rows: json_text([to_task(row) for row in rows], indent=1),
-    "argilla": lambda rows: json_text([to_record(row) for row in rows], indent=1),
-}
 
 
 def export_labels(
@@ -135,34 +108,6 @@ def import_labels(
         raise ValueError(f"{path} holds no label: none of its {total} rows has a verdict or a score")
     added = ledger.insert([row for _, row in good.values()])
     return Imported(added, len(good) - added, unanswered, bad)
-
-
-def read_labels(path: Path, file_format: FileFormat | None) -> RowReaders:
-    """Read each row of a file; refuse a file that cannot be read as a whole."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise ValueError(f"No file {path}; check the path") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as text in UTF-8 ({error})") from error
-    if file_format is None and path.suffix.lower() != ".json":
-        file_format = format_of(path)
-    if file_format == "csv":
-        yield from from_csv(text)
-    elif file_format == "jsonl":
-        yield from from_jsonl(text)
-    else:
-        items = parse_json(text, f"{path} is not JSON")
-        if not isinstance(items, list):
-            found = type(items).__name__
-            raise ValueError(f"{path}: wanted a list of Label Studio tasks or Argilla records, found {found}")
-        for number, item in enumerate(items, start=1):
-            yield f"item {number}", partial(from_item, item)
-
-
-def from_item(item: Any) -> LabelRow:
-    """Return the row of a Label Studio task or of an Argilla record, which has fields."""
-    return from_record(item) if "fields" in as_object(item) else from_task(item)
 
 
 def stats(ledger: Ledger, out: Console | None = None) -> None:

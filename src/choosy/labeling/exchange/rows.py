@@ -9,7 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from choosy.labeling.ledger import Question
 from choosy.types import MIRRORED, Message, Prompt, Response, content_id
@@ -34,6 +35,9 @@ INTERFACE = """<View>
 VERDICT_OF_SIDE = {"left": "first", "right": "second"}
 SIDE_OF_VERDICT = {verdict: side for side, verdict in VERDICT_OF_SIDE.items()}
 AGENT = "choosy"  # who suggested a label that comes from a ledger, in Argilla
+FileFormat = Literal["jsonl", "csv", "label-studio", "argilla"]
+FILE_FORMATS: tuple[FileFormat, ...] = ("jsonl", "csv", "label-studio", "argilla")
+BY_SUFFIX: dict[str, FileFormat] = {".jsonl": "jsonl", ".csv": "csv"}
 
 
 def exported(row: Mapping[str, Any]) -> LabelRow:
@@ -300,3 +304,46 @@ def agreed(answers: Sequence[tuple[LabelRow, str]]) -> LabelRow:
         raise ValueError(f"its annotators disagree ({values}); keep the answer that should count")
     names = " ".join(dict.fromkeys(name for _, name in answers if name))
     return {**given[0], **({"annotator": names} if names else {})}
+
+
+def format_of(path: Path) -> FileFormat:
+    """Return the format of a file by its name; refuse a name that does not tell."""
+    if file_format := BY_SUFFIX.get(path.suffix.lower()):
+        return file_format
+    raise ValueError(f"{path}: the name does not tell its format; type --format with one of {', '.join(FILE_FORMATS)}")
+
+
+def read_labels(path: Path, file_format: FileFormat | None) -> RowReaders:
+    """Read each row of a file; refuse a file that cannot be read as a whole."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise ValueError(f"No file {path}; check the path") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as text in UTF-8 ({error})") from error
+    if file_format is None and path.suffix.lower() != ".json":
+        file_format = format_of(path)
+    if file_format == "csv":
+        yield from from_csv(text)
+    elif file_format == "jsonl":
+        yield from from_jsonl(text)
+    else:
+        items = parse_json(text, f"{path} is not JSON")
+        if not isinstance(items, list):
+            found = type(items).__name__
+            raise ValueError(f"{path}: wanted a list of Label Studio tasks or Argilla records, found {found}")
+        for number, item in enumerate(items, start=1):
+            yield f"item {number}", partial(from_item, item)
+
+
+def from_item(item: Any) -> LabelRow:
+    """Return the row of a Label Studio task or of an Argilla record, which has fields."""
+    return from_record(item) if "fields" in as_object(item) else from_task(item)
+
+
+WRITERS: dict[FileFormat, Callable[[Iterable[LabelRow]], str]] = {
+    "jsonl": to_jsonl,
+    "csv": to_csv,
+    "label-studio": lambda rows: json_text([to_task(row) for row in rows], indent=1),
+    "argilla": lambda rows: json_text([to_record(row) for row in rows], indent=1),
+}

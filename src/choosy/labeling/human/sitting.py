@@ -28,8 +28,7 @@ CREATE UNIQUE INDEX IF NOT EXISTS once ON clicks (labeler, question, annotator) 
 class Clicks:
     """Every click of a run, undone ones included, in an SQLite file in the run's folder.
 
-    The file is opened for each transaction, so that no connection crosses a fork or a thread. Each click is stored
-    with the labeler's name.
+    The file is opened for each transaction, so that no connection crosses a fork or a thread.
     """
 
     def __init__(self, path: Path, labeler: str) -> None:

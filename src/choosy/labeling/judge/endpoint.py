@@ -7,20 +7,16 @@ import json
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import partial
+from typing import Any, NamedTuple
 
 import httpx2
-from tenacity import (
-    AsyncRetrying,
-    retry_if_exception_type,
-    stop_after_attempt,
-    wait_exponential,
-    wait_random_exponential,
-)
+import tenacity
 
-from choosy.labeling.judge.replies import Reply, completion_in, error_message, reply_json, retry_after, token_usage
 from choosy.labeling.judge.settings import EndpointSettings, RateLimit, RequestSettings
 
 ChatMessage = dict[str, str]
@@ -37,6 +33,15 @@ WHAT_TO_CHECK = {
 CHECK_REDIRECT = "it points to another address, and redirects are not followed; type the final one in base_url"
 CHECK_REQUEST = "check model, the settings in labeler.request, and that prompts are not too long"
 MAY_REPEAT_KEY = (401, 403, 407)  # statuses whose message is not shown
+
+
+class Reply(NamedTuple):
+    """The outcome of one request."""
+
+    text: str | None  # None if there is no chat completion
+    complete: bool = False  # whether the model ended it by itself
+    cost: float = 0.0
+    why: str = ""  # what came instead of a completion
 
 
 class Unanswered(ValueError):
@@ -116,11 +121,11 @@ class Session:
         costs: list[float] = []
         retries = self._settings.retries
         half = {"multiplier": retries.first_wait / 2, "max": retries.longest_wait / 2}
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(retries.count + 1),
-            wait=wait_exponential(**half) + wait_random_exponential(**half),
+        retrying = tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_attempt(retries.count + 1),
+            wait=tenacity.wait_exponential(**half) + tenacity.wait_random_exponential(**half),
             sleep=self._sleep,
-            retry=retry_if_exception_type(FailedAttempt),
+            retry=tenacity.retry_if_exception_type(FailedAttempt),
             reraise=True,
         )
         try:
@@ -291,3 +296,76 @@ def checked_url(url: str, name: str) -> str:
             f"labeler.{name}={url!r} is no http address; type for instance labeler.{name}=http://localhost:8000/v1"
         )
     return url
+
+
+def reply_json(headers: Mapping[str, str], content: bytes) -> Any:
+    """Return the JSON of a reply; None if it is none, or its headers do not say so."""
+    if "json" not in headers.get("Content-Type", "").partition(";")[0]:
+        return None
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def completion_in(reply: Any) -> Reply:
+    """Return the first choice of a chat completion; without a text if the reply is no chat completion.
+
+    Example:
+        >>> completion_in({"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}]})
+        Reply(text='Hi', complete=True, cost=0.0, why='')
+    """
+    try:
+        choice = reply["choices"][0]
+        text, reason = choice["message"]["content"], choice.get("finish_reason")
+    except (LookupError, TypeError, AttributeError):
+        return Reply(None)
+    if text is None:  # a refusal, or a model that spent all its tokens on reasoning
+        return Reply("")
+    return Reply(text, reason not in ("length", "content_filter")) if isinstance(text, str) else Reply(None)
+
+
+def token_usage(reply: Any) -> tuple[int, int] | None:
+    """Return the tokens of prompt and completion that a reply reports; None if it reports none."""
+    usage = reply.get("usage") if isinstance(reply, dict) else None
+    if not isinstance(usage, dict):
+        return None
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens", 0)
+    if type(prompt) is not int or type(completion) is not int:
+        return None
+    return (prompt, completion) if 0 <= prompt < 1 << 40 and 0 <= completion < 1 << 40 else None
+
+
+def error_message(content: bytes) -> str:
+    """Return the message of an error in OpenAI's form, or else the whole text.
+
+    Example:
+        >>> error_message(b'{"error": {"message": "too long"}}'), error_message(b"Bad Gateway")
+        ('too long', 'Bad Gateway')
+    """
+    text = content.decode("utf-8", "replace")
+    try:
+        error = json.loads(text)["error"]
+        return str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return text
+
+
+def retry_after(header: str | None, now: datetime | None = None) -> float:
+    """Return the seconds that a Retry-After header asks for, as a number or a date; 0 if it cannot be read.
+
+    Example:
+        >>> retry_after("7"), retry_after("Wed, 21 Oct 2015 07:28:00 GMT"), retry_after("soon")
+        (7.0, 0.0, 0.0)
+    """
+    if header is None:
+        return 0.0
+    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", header.strip()):
+        return float(header)
+    try:
+        date: datetime = parsedate_to_datetime(header)
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=UTC)
+    return max(0.0, (date - (now or datetime.now(UTC))).total_seconds())
