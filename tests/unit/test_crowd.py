@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.crowd import Crowd
+from choosy.labeling.crowd import Crowd, weights_line
 from choosy.labeling.nested import audit_draw
 from choosy.labeling.protocols import Compares, Scores, Terms, fingerprint_of
 from choosy.labeling.vader import Vader
+from choosy.methods.aggregation import WorkerRecord
 from choosy.types import MIRRORED, Prompt, Response
 
 PAIRS = [(Prompt(f"p{n}", f"question {n}"), Response(f"good {n}"), Response(f"bad {n}")) for n in range(40)]
@@ -187,3 +188,8 @@ def test_members_and_settings_change_the_fingerprint(buyer_of) -> None:
     prints = {fingerprint_of(Crowd(members, **options)) for options in ({}, {"memory": 9.0}, {"expert": members["a"]})}
     assert len(prints) == 3
     assert fingerprint_of(Crowd(members)) == fingerprint_of(Crowd(members))
+
+
+def test_the_log_names_the_heaviest_vote_first() -> None:
+    line = weights_line({"guesser": WorkerRecord(4, 5), "expert": WorkerRecord(10, 0)})
+    assert line == "expert +2.48 (right 10.0, wrong 0.0), guesser +0.00 (right 4.0, wrong 5.0)"

@@ -538,6 +538,13 @@ def test_requests_per_minute() -> None:
     assert arrivals[-1] - arrivals[0] >= 9 * 0.1 - 0.05
 
 
+def test_the_rate_limiter_spaces_requests() -> None:
+    limiter = RateLimiter(RateLimit(requests_per_minute=60), clock=lambda: 100.0)
+    assert limiter.wait() == 0
+    limiter.take()
+    assert limiter.wait() == pytest.approx(1.0)
+
+
 def test_the_rate_limiter_counts_tokens_and_pauses() -> None:
     clock = [0.0]
     limiter = RateLimiter(RateLimit(tokens_per_minute=6000), clock=lambda: clock[0])

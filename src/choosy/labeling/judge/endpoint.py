@@ -227,13 +227,7 @@ class Session:
 
 
 class RateLimiter:
-    """Spaces requests evenly below a rate limit: it says how long the next one must wait.
-
-    Example:
-        >>> limiter = RateLimiter(RateLimit(requests_per_minute=60), clock=lambda: 100.0)
-        >>> limiter.wait(), limiter.take(), round(limiter.wait(), 3)
-        (0.0, None, 1.0)
-    """
+    """Spaces requests evenly below a rate limit: it says how long the next one must wait."""
 
     def __init__(self, limit: RateLimit, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.limit = limit

@@ -30,12 +30,7 @@ class RequestSettings:
             raise ValueError(f"labeler.request.limit={self.limit!r}: type max_tokens or max_completion_tokens")
 
     def fields(self, model: str) -> dict[str, Any]:
-        """Return the fields of a request to this model, all but the messages.
-
-        Example:
-            >>> RequestSettings(seed=1).fields("toy")
-            {'model': 'toy', 'max_tokens': 512, 'temperature': 0.0, 'seed': 1}
-        """
+        """Return the fields of a request to this model, all but the messages."""
         fields = {"model": model, self.limit: self.max_tokens, "temperature": self.temperature, "seed": self.seed}
         return {**{name: value for name, value in fields.items() if value is not None}, **self.options}
 
