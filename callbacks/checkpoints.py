@@ -19,7 +19,6 @@ class Checkpoints(Checkpoint):
     A killed run repeats at most `every_n_steps` steps of its training.
 
     Args:
-        run_dir: Folder of the run.
         every_n_steps: Steps between two checkpoints in a round; 0 = only after rounds.
         keep: Number of rounds whose checkpoints stay; 0 = only last.ckpt, -1 = all.
     """

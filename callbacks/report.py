@@ -28,7 +28,7 @@ class Report(Callback):
     A run that ends before its last round gets no summary.json, so that no tool takes it for finished.
 
     Args:
-        run_dir: The folder of the run, where `rounds/` is.
+        run_dir: Where `rounds/` is.
         console: Whether to print the answers before and after, the rounds, and the paths.
     """
 

@@ -38,7 +38,6 @@ class WeightedDPO(LightningModule):
     the speed and not the gradient.
 
     Args:
-        policy: The model to train.
         loss: What an item costs (see `choosy.methods.losses`).
         optimizer: Makes the optimiser of the trainable parameters.
         warmup_steps: Steps over which the learning rate rises to its value.

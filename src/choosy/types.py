@@ -114,12 +114,9 @@ class Candidates:
     """One prompt with its N responses, and the pairs that were made of them.
 
     Attributes:
-        prompt: The prompt.
-        responses: Its responses.
         prompt_ids: The prompt's token ids, chat template applied.
         round: The round in which the responses were sampled (0 for given data).
         utility: How much the prompt selector expected fresh responses to teach; nan without a selector.
-        pairs: The labeled pairs.
         weight: The weight that came with the data's row, if any; of a lone response the factor on its loss.
         undecided: Pairs i < j whose verdict was a tie or invalid.
         earlier: Moments of the rewards that the prompt's responses had in earlier rounds.

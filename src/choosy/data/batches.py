@@ -212,7 +212,6 @@ class ItemBatches:
 
     Args:
         batch_size: Items of one optimiser step, over all ranks.
-        passes: Passes over the items in the round.
         normalize: Whether weights are divided by their mean over the round.
     """
 

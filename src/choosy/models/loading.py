@@ -45,13 +45,9 @@ def auto_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     cpu = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
-    fast = cpu.startswith("AVX512") and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _multiplies_bf16()
-    return torch.bfloat16 if fast else torch.float32
-
-
-def _multiplies_bf16() -> bool:
-    known = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(has() for has in known if has is not None)
+    multiplies = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    fast = any(has() for has in multiplies if has is not None) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if cpu.startswith("AVX512") and fast else torch.float32
 
 
 def load_weights(source: ModelSource, *, dtype: torch.dtype, attention: str, device: torch.device) -> PreTrainedModel:

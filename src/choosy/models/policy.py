@@ -47,7 +47,6 @@ class Policy(nn.Module):
         chat_template: Jinja text, or a file of it, that replaces the tokenizer's chat template.
         revision: Git revision of a hub model.
         trust_remote_code: Run code that comes with a hub model.
-        compute: How its passes are computed.
     """
 
     states: States  # from load() on

@@ -22,8 +22,7 @@ def shard_weights(
     """Leave each rank its share of every weight; a block is gathered when its forward or backward runs.
 
     Args:
-        root: What holds the blocks and the weights outside of them; its forward must contain every trained one.
-        blocks: Decoder layers.
+        root: Holds the blocks, which are decoder layers, and other weights; its forward must contain every trained one.
         compute: Precision in which weights are gathered; None = their own. Gradients are summed in fp32.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))

@@ -30,11 +30,7 @@ class PartWriter:
     A part holds everything that was reported before it: an engine that reports whole batches is interrupted between
     batches, so that a resumed run fills the same batches as one that was never interrupted.
 
-    Args:
-        folder: Folder of the rounds.
-        number: Number of the round.
-        ranks: The rank of this process names its files.
-        seconds: Returns the run's seconds so far, by phase.
+    The rank of this process names its files; `seconds` returns the run's seconds so far, by phase.
     """
 
     def __init__(

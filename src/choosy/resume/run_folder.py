@@ -25,17 +25,13 @@ class Start(NamedTuple):
 
 
 def prepare_folder(folder: Path, ckpt_path: str | None, *, config: Mapping[str, Any], ledger: str) -> Start:
-    """Check a run's folder before anything is spent, and choose the checkpoint.
+    """Check a run's folder before anything is spent, and choose the checkpoint; a ValueError if the run cannot start.
 
     Args:
-        folder: Folder of the run.
         ckpt_path: None for a new run; `last`; `start`, to train again on the rounds that are there; `auto`, which is
             `last` where there is a run and None where there is none; or a checkpoint's file.
         config: The run's configuration, as Hydra or LightningCLI composed it.
         ledger: The ledger's file.
-
-    Raises:
-        ValueError: The run cannot start in this folder, or not like this.
     """
     if ckpt_path == "auto":
         ckpt_path = "last" if _holds_run(folder) else None
