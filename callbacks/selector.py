@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -35,12 +36,35 @@ class PromptChooser(Selector):
 
     Args:
         warmup_rounds: Rounds that sample every prompt before this selector starts to choose.
+        oversample: Prompts for each pair that the pair selector's `count` labels, instead of a share or a number.
     """
 
     warmup_rounds: int = 0
+    oversample: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.oversample is None:
+            return
+        if self.oversample < 1 or self.fraction is not None or self.count is not None:
+            raise ValueError(
+                f"oversample={self.oversample} says how many prompts are sampled for each labeled pair: choose 1 or "
+                "more, and set fraction and count of this selector to null."
+            )
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         trainer.datamodule.run.use(prompts=self)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        if self.oversample is None:
+            return
+        pairs = getattr(trainer.datamodule.run.pair_selector, "count", None)
+        if pairs is None:
+            raise ValueError(
+                f"oversample={self.oversample} multiplies the pairs of a round: type the pair selector's count, "
+                "such as callbacks.predicted_gap.count=64 callbacks.predicted_gap.fraction=null."
+            )
+        self.count = math.ceil(self.oversample * pairs)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -55,6 +79,7 @@ class PairChooser(Selector):
     """
 
     per_prompt: int | None = 1
+    score_all: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -85,10 +85,13 @@ RECOMPUTE = ["model.compute.gradient_checkpointing=true"]
 STOPS = ["sampler.max_new_tokens=12", "sampler.temperature=3"]  # some responses end early
 FULL = ["model=smollm2_full", "lr=1e-3"]
 
+LEARNED = ["learned_reward.embedder=policy", "learned_reward.min_labels=4", "data.responses=3"]
 CERTAINTY = ["selector=certainty", "data.responses=3"]
 
 WAYS = {
     "ddp, two, certainty": ("ddp", 2, CERTAINTY),
+    "ddp, two, predicted gap": ("ddp", 2, [*LEARNED, "selector=predicted_gap", "callbacks.predicted_gap.explore=0.3"]),
+    "fsdp, two, d-optimal": ("fsdp", 2, [*LEARNED, "selector=d_optimal"]),
     "ddp, two, uneven parts": ("ddp", 2, ["selector=optune", *UNEVEN]),
     "ddp, three, idle rank": ("ddp", 3, [*IDLE, "reference=previous_round"]),
     "ddp, two, singles with own samples": ("ddp", 2, [*UNEVEN, "loss=kto", "selector=certainty", "data.responses=4"]),

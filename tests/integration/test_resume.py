@@ -54,6 +54,11 @@ def sampled_rounds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 SETTINGS = {
     "plain": [],
     "moving reference": ["reference=previous_round", "pool.keep=all", "epochs_per_round=2"],
+    "learned reward": [
+        "+callbacks.predicted_gap._target_=callbacks.predicted_gap.PredictedGap",
+        *("+callbacks.predicted_gap.thompson=true", "+callbacks.predicted_gap.fraction=1.0"),
+        *("learned_reward.embedder=policy", "learned_reward.min_labels=4", "data.responses=3"),
+    ],
     "reset": ["reset_policy=each_round", "warmup_steps=3", "labels.budget=40"],
     "kl of the last step": ["loss=kto", "data.responses=3", "lr=1e-2"],
 }

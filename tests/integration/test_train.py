@@ -20,6 +20,7 @@ from lightning.pytorch import Callback
 from torch.testing import assert_close
 
 from choosy.labeling.protocols import SCORE
+from choosy.methods.selection import quota
 from choosy.models.policy import Policy
 from choosy.sampling.generate import Generate
 
@@ -42,10 +43,21 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
+SOON = ["learned_reward.embedder=policy", "learned_reward.min_labels=4"]
+LEARNED = {
+    **dict.fromkeys(("predicted_gap", "delta_ucb", "d_optimal", "predicted_gain", "spread"), SOON),
+    "thompson": [*SOON, "callbacks.predicted_gap.explore=0.3"],
+    "predicted_gap_oversampled": [*SOON, "callbacks.predicted_gap.count=2"],
+}
+
+
 def selector_lines() -> list[Any]:
     """Each selector as it stands in the menu; those that embed also with the policy's own embeddings."""
     lines: list[Any] = []
     for name in options("selector"):
+        if name in LEARNED:
+            lines.append(pytest.param([f"selector={name}", *LEARNED[name]], id=name))
+            continue
         embeds = any(word in name for word in ("dissimilarity", "similarity", "centroid"))
         lines.append(pytest.param([f"selector={name}"], id=name, marks=[MINILM] if embeds else []))
         if name in ("dissimilarity", "centroid"):
@@ -83,14 +95,17 @@ def test_a_selector_plays_two_rounds(overrides, play):
         sampled_in_all += len(fresh)
         assert set(fresh["origin"]) == {"sampled"}
         if by_prompt and number >= by_prompt.warmup_rounds:
-            assert len(fresh) == math.ceil(by_prompt.fraction * prompts)
+            assert len(fresh) == quota(prompts, fraction=by_prompt.fraction, count=by_prompt.count)
             assert fresh["prompt_utility"].notna().all()
         else:
             assert len(fresh) == prompts
         labeled = sum(scored(fresh[fresh["prompt_id"] == name]) > 0 for name in fresh["prompt_id"])
         if by_pair:
-            assert labeled == math.ceil(by_pair.fraction * len(fresh))
-            assert scored(fresh) == 2 * labeled
+            assert scored(fresh) == (3 if by_pair.score_all else 2) * labeled
+            if by_pair.count is None:
+                assert labeled == math.ceil(by_pair.fraction * len(fresh))
+            else:  # ties are replaced
+                assert sum(len(pairs) for pairs in fresh["pairs"]) == by_pair.count
         else:
             assert scored(fresh) == 3 * labeled == 3 * len(fresh)
     assert run.data.run.counts["prompts_sampled"] == sampled_in_all
@@ -610,3 +625,70 @@ def test_prompts_can_be_streamed(play):
     assert order[:12] != sorted(order[:12])
     for number, prompts in enumerate(seen):
         assert set(run.round(number).query("sampled_in == @number")["prompt_id"]) == {p.id for p in prompts}
+
+
+# -- a learned reward ------------------------------------------------------------------------------------------
+
+GAP = ["selector=predicted_gap", *SOON, "data.responses=4", "rounds=3"]
+
+
+def pairs_of(run: Any) -> list[Any]:
+    """The labeled pairs after each round, by prompt."""
+    return [
+        [
+            (row.prompt_id, row.sampled_in, [(p["chosen"], p["rejected"]) for p in row.pairs])
+            for row in table.itertuples()
+        ]
+        for table in map(run.round, range(3))
+    ]
+
+
+def test_labels_that_evaluate_never_enter_the_learned_reward(play, prompts_file):
+    """The held-out prompts are the training prompts here, and their answers are judged by the same labeler."""
+    with_evaluation = play(*GAP, "data.heldout_limit=12", name="evaluated")
+    without = play(*GAP, "data.heldout=null", name="alone")
+    assert labels_in(with_evaluation.run_dir / "ledger.sqlite", "evaluate") > 0
+    assert pairs_of(with_evaluation) == pairs_of(without)
+    trained = {
+        (row.prompt_id, text) for n in range(2) for row in without.round(n).itertuples() for text in row.responses
+    }
+    assert with_evaluation.data.run.learned_reward._rows.keys() <= trained
+
+
+def test_the_learned_reward_says_how_well_it_predicted(play):
+    run = play(*GAP)
+    known = run.data.run.learned_reward.knowledge
+    assert known["labels"] == 24  # of two rounds: six pairs each, two scores a pair
+    assert 0 <= known["accuracy"] <= 1
+    assert -1 <= known["correlation"] <= 1
+    metrics = pd.read_csv(run.run_dir / "metrics.csv")
+    assert metrics["learned_reward/accuracy"].dropna().iloc[-1] == pytest.approx(known["accuracy"])
+
+
+@pytest.fixture
+def longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A labeler that only compares, for labeler._target_=longer.Longer."""
+    (tmp_path / "longer.py").write_text(
+        "class Longer:\n    name = 'longer'\n    def __init__(self, **given): pass\n    def compare(self, items):\n"
+        "        return ['first' if len(a.text) > len(b.text) else 'second' for _, a, b in items]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_a_learned_reward_of_verdicts(play, longer):
+    run = play(*GAP, "labeler._target_=longer.Longer")
+    assert run.data.run.learned_reward.knowledge["labels"] >= 4
+    assert "correlation" not in run.data.run.learned_reward.knowledge
+
+
+def test_scoring_all_responses_needs_a_labeler_that_scores(play, longer):
+    with pytest.raises(ValueError, match="longer only compares: type labeler="):
+        play("selector=spread", "labeler._target_=longer.Longer")
+
+
+def test_oversampling_without_a_number_of_pairs_says_what_to_type(play):
+    lines = ["callbacks.random_prompts.oversample=2", "callbacks.random_prompts.fraction=null"]
+    with pytest.raises(ValueError, match=r"callbacks\.predicted_gap\.count=64"):
+        play("selector=random", *lines)
+    with pytest.raises(Exception, match="set fraction and count of this selector to null"):
+        play("selector=random", lines[0])

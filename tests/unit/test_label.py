@@ -58,7 +58,7 @@ def buy(tmp_path: Path) -> Callable[..., tuple[list[Candidates], LabelBuyer]]:
     def bought(labeler: Any, fresh: list[Candidates], choice: PairChoice, **budgets: Any) -> Any:
         buyer = LabelBuyer(labeler, ledger=str(tmp_path / "ledger.sqlite"), max_invalid=None, **budgets)
         buyer.open("run")
-        at = Round(0, 0, None, None, Pool(), OneRank(), Phases(), None)  # type: ignore[arg-type]
+        at = Round(0, 0, None, None, Pool(), OneRank(), Phases(), None, None)  # type: ignore[arg-type]
         return label(at, fresh, choice, buyer), buyer
 
     return bought

@@ -127,7 +127,7 @@ class Stub:
 
 
 def play(folder: Path, stub: Stub, ranks: Any, n: int = 2) -> tuple[list[Candidates], Counter[str]]:
-    at = Round(3, 0, stub, stub, Pool(), ranks, Phases(), SigmoidLoss())  # type: ignore[arg-type]
+    at = Round(3, 0, stub, stub, Pool(), ranks, Phases(), SigmoidLoss(), stub)  # type: ignore[arg-type]
     sample = Resumable(FreshResponses(n), PROMPTS, folder)
     return sample(at, [ChosenPrompt(p, 1.0) for p in PROMPTS]), at.counts
 

@@ -60,7 +60,8 @@ class RewardGap:
     The paper's exact function is not public; both readings are here.
 
     Args:
-        form: `sigmoid`: sigmoid(beta2 * gap), in [1/2, 1) (form A); `linear`: beta2 * gap, unbounded (form B).
+        form: `sigmoid`: sigmoid(beta2 * gap), in [1/2, 1) (form A); `linear`: beta2 * gap, unbounded (form B);
+            `inverse`: sigmoid(-beta2 * gap), the opposite direction (MADPO, arXiv 2510.05342).
         beta2: How strongly the gap counts.
         clip: Largest weight, for the linear form; None = no limit.
         normalize: Divide by the mean weight of the round's pairs (form C). AdamW cancels a constant scale of the loss,
@@ -71,22 +72,23 @@ class RewardGap:
         tensor([0.5000, 0.7773])
     """
 
-    form: Literal["sigmoid", "linear"] = "sigmoid"
+    form: Literal["sigmoid", "linear", "inverse"] = "sigmoid"
     beta2: float = 1.0
     clip: float | None = None
     normalize: bool = False
     needs: ClassVar[Brought] = "gap"
 
     def __post_init__(self) -> None:
-        if self.form not in ("sigmoid", "linear"):
-            raise ValueError(f"weighting.form={self.form!r} is none of sigmoid, linear.")
+        if self.form not in ("sigmoid", "linear", "inverse"):
+            raise ValueError(f"weighting.form={self.form!r} is none of sigmoid, linear, inverse.")
         if not self.beta2 > 0:
             raise ValueError(f"weighting.beta2={self.beta2} weighs large gaps no more; choose beta2 > 0.")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"weighting.clip={self.clip} leaves no weight; choose clip > 0, or null.")
 
     def weigh(self, gap_B: Tensor, given_B: Tensor) -> Tensor:
-        weight_B = torch.sigmoid(self.beta2 * gap_B) if self.form == "sigmoid" else self.beta2 * gap_B
+        scaled_B = self.beta2 * gap_B
+        weight_B = {"sigmoid": scaled_B.sigmoid(), "linear": scaled_B, "inverse": (-scaled_B).sigmoid()}[self.form]
         return weight_B if self.clip is None else weight_B.clamp(max=self.clip)
 
 

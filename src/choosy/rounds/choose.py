@@ -49,7 +49,7 @@ def choose_pairs(at: Round, mine: Sequence[Candidates], selector: PairSelector |
             excluded={(p, i, j) for p, (_, _, of_prompt) in enumerate(competing) for i, j in of_prompt},
         )
         wanted = wanted_pairs(at, Counter(pair.prompt for pair in ranked), selector)
-        return PairChoice(ranked, wanted, selector.per_prompt, top_up=selector.count is not None)
+        return PairChoice(ranked, wanted, selector.per_prompt, selector.count is not None, selector.score_all)
 
 
 def wanted_pairs(at: Round, competing: Mapping[int, int], selector: PairSelector) -> int:

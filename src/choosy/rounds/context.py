@@ -6,11 +6,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar
+
+from torch import Tensor
 
 from choosy.data.pool import Keep, Pool
 from choosy.labeling.buyer import LabelBuyer
 from choosy.methods.loss_inputs import Loss
+from choosy.methods.reward_head import RewardHead
 from choosy.methods.selection import Direction
 from choosy.methods.weighting import Weighting
 from choosy.models.policy import Policy
@@ -19,6 +23,8 @@ from choosy.reporting.display import Phases
 from choosy.rounds.label_ahead import LabelAhead
 from choosy.sampling.protocol import Sampler
 from choosy.types import Candidates, Prompt
+
+T = TypeVar("T")
 
 TrainOn = Literal["pool", "round"]
 Labels = LabelBuyer | LabelAhead
@@ -38,10 +44,12 @@ class Round:
         ranks: The processes that play together.
         phases: The stopwatch.
         loss: The loss, whose beta scales implicit rewards and whose needs decide what is computed.
+        learned: Predicts rewards from the labels of earlier rounds.
         scores_reference: Whether responses need log-probs under the reference: for the loss or for a selector.
         rounds: Number of rounds that are planned.
         given: All given responses by prompt id, which compete again in every round; empty where each round samples.
         counts: This rank's tokens and the like, summed over ranks at the end of the round.
+        folder: Where the rounds' files are.
     """
 
     number: int
@@ -52,16 +60,34 @@ class Round:
     ranks: Ranks
     phases: Phases
     loss: Loss
+    learned: RewardPredictor
     scores_reference: bool = True
     rounds: int = 1
     given: Mapping[str, Candidates] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+    folder: Path = Path()
 
-    def spread(self, prompts: Sequence[Prompt], utilities_of: Callable[[list[Prompt]], list[float]]) -> list[float]:
-        """Compute expensive utilities of prompts, each on one rank only; every rank returns all of them."""
+    def spread(self, prompts: Sequence[Prompt], numbers_of: Callable[[list[Prompt]], list[T]]) -> list[T]:
+        """Compute what is expensive for each prompt on one rank only; every rank returns all of it."""
         mine = shard(prompts, self.ranks)
-        found = dict(self.ranks.gather(list(zip((p.id for p in mine), utilities_of(mine), strict=True))))
+        found = dict(self.ranks.gather(list(zip((p.id for p in mine), numbers_of(mine), strict=True))))
         return [found[p.id] for p in prompts]
+
+
+class RewardPredictor(Protocol):
+    """Predicts rewards from the labels that the run has bought to train on (see `LearnedReward`)."""
+
+    def head(self, at: Round) -> RewardHead | None:
+        """The head that knows the labels of all rounds before this one; None while there are too few."""
+        ...
+
+    def embed(self, candidates: Sequence[Candidates], at: Round) -> list[Tensor]:
+        """Embeddings (N, D) of the responses to each prompt, the prompt included."""
+        ...
+
+    def pairs(self) -> Tensor:
+        """Differences (K, D) of the embeddings of chosen and rejected responses, of all pairs that it has read."""
+        ...
 
 
 class PromptSelector(Protocol):
@@ -92,6 +118,7 @@ class PairSelector(Protocol):
         count: Number of pairs to label.
         per_prompt: Most pairs of one prompt; None = any number.
         direction: Which end of the utilities is spent on first.
+        score_all: Whether all responses of a chosen pair's prompt are scored, and the best is paired with the worst.
         needs_reference: Whether the utilities need log-probs under the reference, whatever the loss needs.
     """
 
@@ -99,6 +126,7 @@ class PairSelector(Protocol):
     count: int | None
     per_prompt: int | None
     direction: Direction
+    score_all: bool
     needs_reference: ClassVar[bool]
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:

@@ -51,7 +51,7 @@ def buy_labels(at: Round, fresh: Sequence[Candidates], choice: PairChoice | None
 
 def ranked_pairs(at: Round, fresh: Sequence[Candidates], choice: PairChoice, labels: Labels) -> Bought:
     """Buy the first pairs of a ranking; with `top_up`, until as many as wanted have a winner."""
-    buy = scored_pairs if labels.scores else compared_pairs
+    buy = scored_prompts if choice.score_all else scored_pairs if labels.scores else compared_pairs
     bought = Bought(list(fresh), 0, Counter())
     left, wanted = choice.ranked, choice.wanted
     while True:
@@ -74,13 +74,21 @@ def ranked_pairs(at: Round, fresh: Sequence[Candidates], choice: PairChoice, lab
 def best_against_worst(at: Round, fresh: Sequence[Candidates], labels: Labels) -> Bought:
     """Buy a score for every response and pair the best with the worst; the seed decides who is scored first."""
     order = sorted(range(len(fresh)), key=lambda i: seed_of(at.seed, "label", at.number, fresh[i].prompt.id))
-    scored = dict(zip(order, labels.score([fresh[i] for i in order]), strict=True))
-    paired = [with_extremes(scored[i], labels.labeler.name, at.number) for i in range(len(fresh))]
-    unpaid = sum(any(r.reward is None for r in c.responses) for c, _ in paired)
-    return Bought([c for c, _ in paired], unpaid, statistics.count([judged for _, judged in paired], shown=False))
+    return scored_prompts(at, fresh, [ChosenPair(i, 0, 0, math.nan) for i in order], labels)
 
 
-def with_extremes(c: Candidates, source: str, number: int) -> tuple[Candidates, Judged]:
+def scored_prompts(at: Round, fresh: Sequence[Candidates], asked: Sequence[ChosenPair], labels: Labels) -> Bought:
+    """Buy a score for every response of the pairs' prompts, and pair the best with the worst of each prompt."""
+    labeled = list(fresh)
+    verdicts: list[Judged] = []
+    for a, scored in zip(asked, labels.score([fresh[a.prompt] for a in asked]), strict=True):
+        labeled[a.prompt], judged = with_extremes(scored, labels.labeler.name, at.number, a.utility)
+        verdicts.append(judged)
+    unpaid = sum(any(r.reward is None for r in labeled[a.prompt].responses) for a in asked)
+    return Bought(labeled, unpaid, statistics.count(verdicts, shown=False))
+
+
+def with_extremes(c: Candidates, source: str, number: int, utility: float) -> tuple[Candidates, Judged]:
     """Pair the highest with the lowest reward, with their verdict; equal rewards or texts make no pair."""
     rewards = [r.reward for r in c.responses if r.reward is not None]
     if len(rewards) < max(2, len(c.responses)):
@@ -89,7 +97,8 @@ def with_extremes(c: Candidates, source: str, number: int) -> tuple[Candidates, 
     if extremes is None or (min(extremes), max(extremes)) in excluded_pairs(c):
         return c, (c.responses[0], c.responses[-1], "tie" if extremes is None else None)
     best, worst = (c.responses[n] for n in extremes)
-    return replace(c, pairs=(*c.pairs, Pair(*extremes, source=source, round=number))), (best, worst, "first")
+    pair = Pair(*extremes, utility=utility, source=source, round=number)
+    return replace(c, pairs=(*c.pairs, pair)), (best, worst, "first")
 
 
 def the_only_pairs(fresh: Sequence[Candidates], labeler: str) -> PairChoice:

@@ -25,6 +25,7 @@ from choosy.resume.run_folder import ledger_copy, open_folder
 from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample, TrainOn
 from choosy.rounds.label import buy_labels, refuse_many
 from choosy.rounds.label_ahead import LabelAhead
+from choosy.rounds.learned_reward import LearnedReward
 from choosy.rounds.round import play_round
 from choosy.rounds.sample import Resumable
 from choosy.rounds.score import rescore_pool
@@ -78,6 +79,7 @@ class Run:
         seed: Seed of the run.
         rounds: Number of rounds that are planned.
         reference: The policy at the start (`initial`), or as it was before each round (`previous_round`).
+        learned_reward: Predicts rewards for the selectors that ask it; None takes its defaults.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Run:
         seed: int = 0,
         rounds: int = 4,
         reference: Reference = "initial",
+        learned_reward: LearnedReward | None = None,
     ) -> None:
         refuse_none("rounds", rounds)
         refuse_unknown("reference", reference, get_args(Reference))
@@ -102,6 +105,7 @@ class Run:
         self.seed = seed
         self.rounds = rounds
         self.reference = reference
+        self.learned_reward = learned_reward or LearnedReward()
         self.resuming = False  # set before the run is opened, where it continues an earlier one
         self.prompt_selector: PromptSelector | None = None
         self.pair_selector: PairSelector | None = None
@@ -185,8 +189,8 @@ class Run:
         """Return the context of a round; -1 is the start."""
         selects_by_it = self.pair_selector is not None and self.pair_selector.needs_reference
         scored = "reference" in self.loss.needs or selects_by_it
-        parts = (self.policy, self.sampler, self.pool, self.ranks, self.phases, self.loss)
-        return Round(number, self.seed, *parts, scores_reference=scored, rounds=self.rounds)
+        parts = (self.policy, self.sampler, self.pool, self.ranks, self.phases, self.loss, self.learned_reward)
+        return Round(number, self.seed, *parts, scores_reference=scored, rounds=self.rounds, folder=self.rounds_folder)
 
     def _played(self, at: Round, prompts: Sequence[Prompt], sample: Sample) -> Pool:
         """Play a round that a crash does not lose, with labels bought during the sampling where that is possible."""
@@ -222,6 +226,7 @@ class Run:
         self.counts.update(judged["run"])
         self.judged = Counter(judged["round"])
         self.cut_share = about["responses_cut_share"]
+        self.learned_reward.knowledge = about["learned_reward"]
         self.phases.resume(about["seconds"])
 
     def spent_out(self, number: int) -> bool:
@@ -266,6 +271,7 @@ class Run:
             "money": {"spent": bought.money, "evaluation": bought.money_evaluation, "budget": labels.budget_money},
             "responses_cut_share": self.cut_share,
             "seconds": dict(self.phases.seconds),
+            "learned_reward": self.learned_reward.knowledge,
             "evaluation": self.evaluation,
         }
 

@@ -1,0 +1,143 @@
+"""The task film: a small language model continues reviews of films, and a classifier of sentiment is the labeler.
+
+The policy is a Llama of 1.2 million parameters, trained here from scratch on sentences of reviews. The labeler is a
+logistic regression on tf-idf, whose margin is the reward. All of it is made once, in a few minutes, and cached.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+CACHE = HERE / "cache" / "film"
+VOCABULARY, LONGEST = 3000, 48
+PROMPTS, HELDOUT = 512, 512
+
+
+def sentences(path: Path) -> list[dict[str, Any]]:
+    """The labeled sentences of a JSONL file."""
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: film needs a JSONL file with a text and a label (0 or 1) on each line")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def prepare(data: Path) -> Path:
+    """Make the policy, the labeler and the prompts, unless they are in the cache; return their folder."""
+    if (CACHE / "done").exists():
+        return CACHE
+    CACHE.mkdir(parents=True, exist_ok=True)
+    rows = sentences(data)
+    random.Random(0).shuffle(rows)
+    split = len(rows) * 3 // 4
+    make_labeler(rows[:split], rows[split:])
+    make_prompts(rows[split:])
+    make_policy([row["text"] for row in rows[:split]])
+    (CACHE / "done").touch()
+    return CACHE
+
+
+def make_labeler(train: list[dict[str, Any]], test: list[dict[str, Any]]) -> None:
+    """Fit the classifier of sentiment, and print how often it is right on sentences that it has not seen."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    classifier = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True), LogisticRegression(C=4.0, max_iter=1000)
+    )
+    classifier.fit([row["text"] for row in train], [row["label"] for row in train])
+    right = classifier.score([row["text"] for row in test], [row["label"] for row in test])
+    print(f"film: the labeler is right on {right:.1%} of {len(test)} unseen sentences", flush=True)
+    (CACHE / "labeler.pkl").write_bytes(pickle.dumps(classifier))
+
+
+def make_prompts(rows: list[dict[str, Any]]) -> None:
+    """Write the first 3 to 6 words of unseen sentences, half of them to tune on, half held out."""
+    draw = random.Random(1)
+    starts: dict[str, None] = {}
+    for row in rows:
+        words = row["text"].split()
+        if len(words) >= 8:
+            starts.setdefault(" ".join(words[: draw.randint(3, 6)]))
+    chosen = list(starts)
+    for name, some in (("train", chosen[:PROMPTS]), ("heldout", chosen[PROMPTS : PROMPTS + HELDOUT])):
+        assert len(some) == (PROMPTS if name == "train" else HELDOUT)
+        (CACHE / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in some))
+
+
+def make_policy(texts: list[str]) -> None:
+    """Train the tokenizer and the language model."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    inner.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<end>"], initial_alphabet=alphabet)
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>", pad_token="<end>")
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=352,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=128,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    rows = [tokenizer(text).input_ids[: LONGEST - 1] + [tokenizer.eos_token_id] for text in texts]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
+    epochs, size, draw = 12, 64, random.Random(2)
+    steps = epochs * (len(rows) // size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    began, losses = time.monotonic(), []
+    for _ in range(epochs):
+        draw.shuffle(rows)
+        for start in range(0, len(rows) - size + 1, size):
+            batch = rows[start : start + size]
+            width = max(map(len, batch))
+            ids_BL = torch.tensor([row + [0] * (width - len(row)) for row in batch])
+            length_B1 = torch.tensor([[len(row)] for row in batch])
+            labels_BL = ids_BL.masked_fill(torch.arange(width) >= length_B1, -100)
+            loss = model(input_ids=ids_BL, labels=labels_BL).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+        print(
+            f"film: {sum(p.numel() for p in model.parameters()):,} parameters, loss {sum(losses[-50:]) / 50:.2f}, "
+            f"{time.monotonic() - began:.0f} s",
+            flush=True,
+        )
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(CACHE / "policy")
+    tokenizer.save_pretrained(CACHE / "policy")
+
+
+@cache
+def _labeler() -> Any:
+    return pickle.loads(Path(os.environ.get("FILM_LABELER", CACHE / "labeler.pkl")).read_bytes())
+
+
+def sentiment(prompt: str, response: str) -> float:
+    """The labeler's margin on prompt and response together; larger is more positive."""
+    return float(_labeler().decision_function([prompt + response])[0])

@@ -1,0 +1,135 @@
+"""Utilities of prompts and pairs that a reward head predicts.
+
+Axes: P prompts, N responses of one prompt, X all pairs of a round, D features of a pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from choosy.methods.selection import pair_positions
+from choosy.types import seed_of
+
+
+def predicted_gap(reward_N: Tensor, deviation_N: Tensor | None = None, bonus: float = 0.0) -> list[float]:
+    """The predicted reward gap of each pair of a prompt's responses: |r_i - r_j| + bonus * (sd_i + sd_j).
+
+    With a bonus it is the distance from the upper bound of one reward to the lower bound of the other (DeltaUCB, arXiv
+    2603.09692), so that responses about which little is known are tried.
+
+    Args:
+        reward_N: Predicted rewards.
+        deviation_N: Their standard deviations; not needed without a bonus.
+        bonus: How many standard deviations a bound is away from the mean.
+
+    Example:
+        >>> predicted_gap(torch.tensor([1.0, 0.0, 3.0]))
+        [1.0, 2.0, 3.0]
+        >>> predicted_gap(torch.tensor([1.0, 0.0, 3.0]), torch.tensor([0.5, 2.0, 0.0]), bonus=1.0)
+        [3.5, 2.5, 5.0]
+    """
+    gap_NN = (reward_N[:, None] - reward_N[None, :]).abs()
+    if bonus and deviation_N is not None:
+        gap_NN = gap_NN + bonus * (deviation_N[:, None] + deviation_N[None, :])
+    return [gap_NN[i, j].item() for i, j in pair_positions(len(reward_N))]
+
+
+def predicted_gain(rewards: Sequence[Tensor | None]) -> list[float]:
+    """The predicted spread of each prompt's stored responses: the largest gap that a label of fresh ones may show.
+
+    Args:
+        rewards: Per prompt the predicted rewards (N,) of its stored responses; None for a prompt never sampled, which
+            ranks as an average one.
+
+    Example:
+        >>> predicted_gain([torch.tensor([1.0, -1.0]), None, torch.tensor([0.5, 0.5])])
+        [2.0, 1.0, 0.0]
+    """
+    spreads = [None if r is None or len(r) == 0 else (r.max() - r.min()).item() for r in rewards]
+    known = [spread for spread in spreads if spread is not None]
+    average = sum(known) / len(known) if known else 0.0
+    return [average if spread is None else spread for spread in spreads]
+
+
+def explored(utilities: dict[Hashable, float], share: float, *, seed: int) -> dict[Hashable, float]:
+    """Let chance choose a share of the items: each of these takes the utility of an item drawn by lot.
+
+    An item drawn so ranks like any other, so that about this share of whatever is chosen was chosen at random.
+
+    Args:
+        utilities: Utilities by name; the result depends on the names, not on their order.
+        share: Probability that an item is given up to chance.
+        seed: Of the draws.
+
+    Example:
+        >>> explored({"a": 1.0, "b": 2.0}, 0.0, seed=0)
+        {'a': 1.0, 'b': 2.0}
+        >>> sorted(explored({"a": 1.0, "b": 1.0}, 1.0, seed=0).values())
+        [1.0, 1.0]
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"explore={share} is no share of the pairs; choose 0 <= explore <= 1.")
+    ordered = sorted(utilities.values())
+
+    def drawn(name: Hashable) -> float:
+        if seed_of(seed, "explore", str(name)) / 2**63 >= share:
+            return utilities[name]
+        return ordered[seed_of(seed, "utility", str(name)) % len(ordered)]
+
+    return {name: drawn(name) for name in utilities}
+
+
+def d_optimal(
+    feature_XD: Tensor,
+    prompts: Sequence[Hashable],
+    k: int,
+    *,
+    per_prompt: int | None,
+    ridge: float,
+    known_KD: Tensor | None = None,
+) -> list[float]:
+    """Utilities under which the k pairs rank first that tell most about a linear reward (ADPO, arXiv 2503.01076).
+
+    Pairs are taken one after the other: argmax over x of f_x' C^-1 f_x, then C <- C + f_x f_x' (Sherman-Morrison). The
+    utility of a pair is this value when it was taken, or at the end; no value grows, so the first taken rank first.
+
+    Args:
+        feature_XD: f = phi(response i) - phi(response j) of each pair.
+        prompts: The prompt of each pair.
+        k: How many pairs are taken.
+        per_prompt: Most pairs taken of one prompt; None = any number.
+        ridge: C starts as ridge * (mean squared length of the features) * identity.
+        known_KD: Features of pairs that are labeled already; C starts with these too.
+
+    Example:
+        >>> one, other = [1.0, 0.0], [0.0, 1.0]
+        >>> [round(u, 2) for u in d_optimal(torch.tensor([one, one, other]), [0, 1, 2], 2, per_prompt=1, ridge=1.0)]
+        [1.0, 0.5, 1.0]
+    """
+    feature_XD = feature_XD.double()
+    length = feature_XD.square().sum(1).mean().item() if len(prompts) else 1.0
+    start_DD = ridge * (length or 1.0) * torch.eye(feature_XD.shape[1], dtype=torch.float64)
+    if known_KD is not None and len(known_KD):
+        start_DD += known_KD.double().T @ known_KD.double()
+    inverse_DD = torch.linalg.inv(start_DD)
+    value_X = (feature_XD @ inverse_DD * feature_XD).sum(1)
+    utility_X, open_X = value_X.clone(), torch.ones(len(prompts), dtype=torch.bool)
+    numbers = {name: n for n, name in enumerate(dict.fromkeys(prompts))}
+    prompt_X, taken = torch.tensor([numbers[name] for name in prompts]), [0] * len(numbers)
+    for _ in range(min(k, len(prompts))):
+        if not bool(open_X.any()):
+            break
+        x = int(value_X.where(open_X, -torch.inf).argmax())
+        open_X[x] = False
+        taken[prompt_X[x]] += 1
+        if taken[prompt_X[x]] == per_prompt:
+            open_X &= prompt_X != prompt_X[x]
+        pulled_D = inverse_DD @ feature_XD[x]
+        inverse_DD -= torch.outer(pulled_D, pulled_D) / (1 + value_X[x])
+        value_X = value_X - (feature_XD @ pulled_D).square() / (1 + value_X[x])
+        utility_X = value_X.where(open_X, utility_X)
+    utilities: list[float] = utility_X.tolist()
+    return utilities

@@ -1,0 +1,131 @@
+"""The reward head that a run fits each round to the labels of its earlier rounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from choosy.data.pool import Pool
+from choosy.methods.reward_head import RewardHead, fit_scores, fit_verdicts
+from choosy.models.embeddings import embed
+from choosy.parallel.ranks import shard
+from choosy.rounds.context import Round
+from choosy.types import Candidates, Response
+
+
+@dataclass
+class LearnedReward:
+    """Predicts rewards by a linear head on frozen embeddings, fitted to what the run has labeled to train on.
+
+    The labels are read from the pools of the rounds, in which no held-out answer ever is: a label that evaluates cannot
+    enter. A round's head knows the labels of all rounds before it, also where the round is played a second time.
+
+    Args:
+        embedder: `minilm` or another sentence-transformers model, `policy` = the reference's last layer, `lm:NAME` =
+            that of another language model.
+        min_labels: Labels below which nothing is predicted; a score is one label, a verdict is one.
+    """
+
+    embedder: str = "minilm"
+    min_labels: int = 32
+    knowledge: dict[str, float] = field(default_factory=dict, init=False)  # of the last round, for loggers and report
+    _rows: dict[tuple[str, str], int] = field(default_factory=dict, init=False)  # (prompt id, text) -> row of _embed_ND
+    _embed_ND: Tensor = field(default_factory=lambda: torch.zeros(0, 0), init=False)
+    _scores: dict[int, float] = field(default_factory=dict, init=False)  # by row
+    _verdicts: dict[tuple[int, int], None] = field(default_factory=dict, init=False)  # rows of chosen and rejected
+    _known: int = field(default=0, init=False)  # rounds whose labels have been read
+    _head: RewardHead | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.min_labels < 2:
+            raise ValueError(f"learned_reward.min_labels={self.min_labels} fits no head; choose 2 or more.")
+
+    def head(self, at: Round) -> RewardHead | None:
+        """Fit the head of a round; every rank must call this. None while there are too few labels."""
+        if self._known < at.number:
+            new = [c for number in range(self._known, at.number) for c in labeled_candidates(pool_after(at, number))]
+            self._embed_new(new, at)
+            scores, verdicts = self._labels(new)
+            self.knowledge = self._foresight(scores, verdicts)
+            self._scores.update(scores)
+            self._verdicts.update(verdicts)
+            self._head = self._fitted()
+            self.knowledge["labels"] = float(len(self._scores) or len(self._verdicts))
+            self._known = at.number
+        return self._head
+
+    def embed(self, candidates: Sequence[Candidates], at: Round) -> list[Tensor]:
+        """Embeddings (N, D) of the responses to each prompt, the prompt included."""
+        whole = [with_prompt(c, r) for c in candidates for r in c.responses]
+        return list(torch.split(embed(whole, self.embedder, at.policy), [len(c.responses) for c in candidates]))
+
+    def pairs(self) -> Tensor:
+        """Differences (K, D) of the embeddings of chosen and rejected responses, of all verdicts that were read."""
+        if not self._verdicts:
+            return torch.zeros(0, self._embed_ND.shape[1])
+        chosen_K, rejected_K = torch.tensor(list(self._verdicts)).T
+        return self._embed_ND[chosen_K] - self._embed_ND[rejected_K]
+
+    def _embed_new(self, labeled: Sequence[Candidates], at: Round) -> None:
+        """Embed what has no embedding yet, each response on one rank."""
+        new = {(c.prompt.id, r.text): with_prompt(c, r) for c in labeled for r in c.responses}
+        names = [name for name in new if name not in self._rows]
+        embed_nD = embed([new[name] for name in shard(names, at.ranks)], self.embedder, at.policy)
+        found = dict(at.ranks.gather(list(zip(shard(names, at.ranks), embed_nD.tolist(), strict=True))))
+        self._rows |= {name: row for row, name in enumerate(names, len(self._rows))}
+        if names:
+            embed_ND = torch.tensor([found[name] for name in names])
+            self._embed_ND = torch.cat([self._embed_ND, embed_ND]) if len(self._embed_ND) else embed_ND
+
+    def _labels(self, labeled: Sequence[Candidates]) -> tuple[dict[int, float], dict[tuple[int, int], None]]:
+        """Scores and verdicts that are not known yet, by the rows of their embeddings."""
+        scores: dict[int, float] = {}
+        verdicts: dict[tuple[int, int], None] = {}
+        for c in labeled:
+            row = [self._rows[c.prompt.id, r.text] for r in c.responses]
+            scores |= {row[n]: r.reward for n, r in enumerate(c.responses) if r.reward is not None}
+            verdicts |= {(row[p.chosen], row[p.rejected]): None for p in c.pairs}
+        return (
+            {row: score for row, score in scores.items() if row not in self._scores},
+            {rows: None for rows in verdicts if rows not in self._verdicts},
+        )
+
+    def _fitted(self) -> RewardHead | None:
+        if len(self._scores) >= self.min_labels:
+            return fit_scores(self._embed_ND[list(self._scores)], torch.tensor(list(self._scores.values())))
+        if not self._scores and len(self._verdicts) >= self.min_labels:
+            chosen_K, rejected_K = torch.tensor(list(self._verdicts)).T
+            return fit_verdicts(self._embed_ND[chosen_K], self._embed_ND[rejected_K])
+        return None
+
+    def _foresight(self, scores: dict[int, float], verdicts: dict[tuple[int, int], None]) -> dict[str, float]:
+        """How well the head predicts labels that were bought after it was fitted."""
+        if self._head is None or not verdicts:
+            return {}
+        reward_N = self._head.rewards(self._embed_ND)
+        chosen_K, rejected_K = torch.tensor(list(verdicts)).T
+        known = {"accuracy": (reward_N[chosen_K] > reward_N[rejected_K]).double().mean().item()}
+        if len(scores) > 2:
+            bought_N = torch.tensor(list(scores.values()), dtype=torch.float64)
+            correlation = torch.corrcoef(torch.stack([reward_N[list(scores)], bought_N]))[0, 1].item()
+            known |= {} if math.isnan(correlation) else {"correlation": correlation}
+        return known
+
+
+def pool_after(at: Round, number: int) -> Pool:
+    """The pool after a round, from memory or from the round's file."""
+    return at.pool if at.pool.round == number else Pool.load(at.folder, number)[0]
+
+
+def labeled_candidates(pool: Pool) -> list[Candidates]:
+    """The candidates with a pair or a reward."""
+    return [c for c in pool.candidates() if c.pairs or any(r.reward is not None for r in c.responses)]
+
+
+def with_prompt(c: Candidates, response: Response) -> Response:
+    """Prompt and response as one text, and as one sequence of token ids."""
+    return replace(response, text=f"{c.prompt.text}\n{response.text}", ids=(*c.prompt_ids, *response.ids))
