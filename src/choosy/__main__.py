@@ -11,6 +11,7 @@ from choosy.cli import fit
 from choosy.labeling.exchange.command import labels_command
 from choosy.main import in_sentences
 from choosy.main import main as train
+from choosy.reporting.compare import Prices, compare, write_comparison
 from choosy.reporting.report import print_report, write_index, write_report
 from choosy.reporting.summary import read_run
 
@@ -18,6 +19,7 @@ USAGE = """choosy train selector=certainty   play a run, with -m several; `choos
 choosy fit --config run.yaml      play what `choosy train ... --cfg job --resolve > run.yaml` composed
 choosy report RUN_DIR             write and print the report of a run, finished or not
 choosy index SWEEP_DIR            write index.csv and index.html over the runs of a sweep
+choosy compare SWEEP_DIR          write compare.html, .png and .csv: which arm pays, at equal labels, tokens, seconds
 choosy labels stats LEDGER        labels, ties and money of each labeler and run; also: export, import"""
 
 
@@ -55,10 +57,30 @@ def index(words: list[str]) -> None:
     print(write_index(parser.parse_args(words).sweep_dir))
 
 
+def compare_arms(words: list[str]) -> None:
+    """Compare the arms of a sweep."""
+    parser = ArgumentParser(
+        "choosy compare",
+        description="Compare the arms of a sweep over the same seeds, as far as its runs came: choosy train -m "
+        "selector=random_pairs,predicted_gap seed=0,1,2",
+    )
+    parser.add_argument("sweep_dir", metavar="SWEEP_DIR", help="the folder below which the runs are")
+    parser.add_argument("--baseline", help="the arm to compare with (default: the one that chooses at random)")
+    parser.add_argument("--label-price", type=float, help="what a label costs you, to compare money as well")
+    parser.add_argument("--hour-price", type=float, help="what an hour of the machine costs you")
+    typed = parser.parse_args(words)
+    priced = typed.label_price is not None or typed.hour_price is not None
+    prices = Prices(typed.label_price or 0.0, typed.hour_price or 0.0) if priced else None
+    comparison = compare(typed.sweep_dir, baseline=typed.baseline, prices=prices)
+    print(comparison.sentence)
+    print(write_comparison(comparison, typed.sweep_dir))
+
+
 COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "fit": lambda words: fit(),  # LightningCLI reads the command line itself
     "report": report,
     "index": index,
+    "compare": compare_arms,
     "labels": labels_command,
 }
 

@@ -94,7 +94,7 @@ def write_report(run: RunSummary) -> None:
     drawing, seconds = curves(run), run.phase_seconds()
     with replacing(run.folder / "curves.png") as unfinished:
         unfinished.write_bytes(drawing)
-    _write(
+    write_page(
         "report.html.j2",
         run.folder / "report.html",
         run=run,
@@ -118,11 +118,12 @@ def write_index(sweep_dir: str | Path) -> Path:
         writer = csv.DictWriter(file, INDEX_COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(jobs)
-    _write("index.html.j2", folder / "index.html", title=f"Choosy sweep {folder.resolve().name}", jobs=jobs)
+    write_page("index.html.j2", folder / "index.html", title=f"Choosy sweep {folder.resolve().name}", jobs=jobs)
     return folder / "index.csv"
 
 
-def _write(template: str, path: str | Path, **values: Any) -> None:
+def write_page(template: str, path: str | Path, **values: Any) -> None:
+    """Fill a template in `templates/`, and write the page."""
     pages = Environment(
         loader=PackageLoader("choosy.reporting"),
         autoescape=True,  # whatever a model wrote stays text

@@ -1,0 +1,65 @@
+"""`choosy compare` reads the runs of a sweep, as far as they came, and says which arm pays."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import sys
+from typing import Any
+
+import pytest
+
+from choosy.__main__ import main
+from choosy.reporting.compare import compare
+
+ARMS = {"random_pairs": "selector=random_pairs", "certainty": "selector=certainty"}
+
+
+@pytest.fixture
+def sweep(play: Any, tmp_path: Any) -> Any:
+    """Two arms with two seeds each, and a run that has only begun."""
+    for arm, line in ARMS.items():
+        for seed in (0, 1):
+            run = play(line, "data.responses=3", f"seed={seed}", name=f"sweep/{arm}/{seed}")
+    folder = tmp_path / "sweep"
+    begun = folder / "certainty" / "2" / "rounds"
+    begun.mkdir(parents=True)
+    shutil.copy(run.run_dir / "rounds" / "round_000.parquet", begun)
+    (begun / "round_000.parquet").write_bytes(b"PAR1 cut short")
+    return folder
+
+
+def choosy(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["choosy", *words])
+    main()
+
+
+def test_arms_are_compared_at_equal_labels_tokens_seconds_and_money(sweep, monkeypatch, capsys):
+    choosy(monkeypatch, "compare", str(sweep), "--label-price", "0.05", "--hour-price", "2")
+    said = capsys.readouterr().out
+    assert "certainty" in said
+    assert "random_pairs" in said
+    page = (sweep / "compare.html").read_text()
+    for words in ("At equal labels", "At equal money", "certainty/2: "):
+        assert words in page
+    rows = list(csv.DictReader((sweep / "compare.csv").read_text().splitlines()))
+    assert len(rows) == 2 * 2 * 3  # arms, seeds, evaluations
+    last = rows[-1]
+    assert float(last["money"]) == pytest.approx(0.05 * float(last["labels"]) + 2 / 3600 * float(last["seconds"]))
+    assert (sweep / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_was_killed_is_read_as_far_as_it_came(sweep):
+    (sweep / "certainty" / "1" / "rounds" / "round_001.parquet").unlink()
+    arms = compare(sweep).arms
+    assert [len(arms["certainty"][seed].quality) for seed in (0, 1)] == [3, 2]
+
+
+def test_a_baseline_that_is_no_arm_is_named(sweep, monkeypatch):
+    with pytest.raises(SystemExit, match="baseline=random is none of the arms: certainty, random_pairs"):
+        choosy(monkeypatch, "compare", str(sweep), "--baseline", "random")
+
+
+def test_a_folder_without_runs_says_what_to_type(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="First type choosy train -m"):
+        choosy(monkeypatch, "compare", str(tmp_path))
