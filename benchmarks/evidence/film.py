@@ -102,7 +102,7 @@ def make_policy(texts: list[str]) -> None:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    rows = [tokenizer(text).input_ids[: LONGEST - 1] + [tokenizer.eos_token_id] for text in texts]
+    rows = [[*tokenizer(text).input_ids[: LONGEST - 1], tokenizer.eos_token_id] for text in texts]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
     epochs, size, draw = 12, 64, random.Random(2)
     steps = epochs * (len(rows) // size)
@@ -141,3 +141,30 @@ def _labeler() -> Any:
 def sentiment(prompt: str, response: str) -> float:
     """The labeler's margin on prompt and response together; larger is more positive."""
     return float(_labeler().decision_function([prompt + response])[0])
+
+
+def lines(made: Path) -> list[str]:
+    """What is typed for every run: 512 prompts, four responses each, trained from the start's weights in each round."""
+    return [
+        "trainer=cpu",
+        "model=smollm2_full",
+        f"model.name={made / 'policy'}",
+        "model.dtype=float32",
+        f"data.train={made / 'train.jsonl'}",
+        f"data.heldout={made / 'heldout.jsonl'}",
+        "data.reader.as_chat=false",
+        "data.responses=4",
+        "labeler=function",
+        "labeler.path=film.sentiment",
+        "rounds=4",
+        "epochs_per_round=8",
+        "reset_policy=each_round",
+        "pool.keep=all",
+        "loss.beta=0.2",
+        "weighting=uniform",
+        "sampler.temperature=0.7",
+        "sampler.max_new_tokens=16",
+        "batching.batch_size=16",
+        "callbacks.report.console=false",
+        "callbacks.checkpoint.every_n_steps=0",
+    ]
