@@ -21,6 +21,8 @@ def sweep(play: Any, tmp_path: Any) -> Any:
     for arm, line in ARMS.items():
         for seed in (0, 1):
             run = play(line, "data.responses=3", f"seed={seed}", name=f"sweep/{arm}/{seed}")
+            (run.run_dir / ".hydra").mkdir(exist_ok=True)
+            (run.run_dir / ".hydra" / "overrides.yaml").write_text(f"[{line}, seed={seed}]")
     folder = tmp_path / "sweep"
     begun = folder / "certainty" / "2" / "rounds"
     begun.mkdir(parents=True)

@@ -93,7 +93,9 @@ def test_a_share_that_is_none(selector, fraction, refused):
     assert bool(chooses) == (selector != "none")
     for name in chooses:
         message = f"fraction={fraction} is no share of the items; choose 0 < fraction <= 1"
-        refused(f"selector={selector}", f"callbacks.{name}.fraction={fraction}", message=message)
+        typed = [f"callbacks.{name}.fraction={fraction}", f"callbacks.{name}.count=null"]
+        more = [f"callbacks.{name}.oversample=null"] if "oversample" in selector and name == "random_prompts" else []
+        refused(f"selector={selector}", *typed, *more, message=message)
 
 
 @pytest.mark.parametrize(

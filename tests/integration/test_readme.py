@@ -27,6 +27,7 @@ NOT_HERE = {  # words of a command that a test machine cannot run, and what they
     r"submitit_slurm|^srun|^#SBATCH|^sbatch": "SLURM",
     r"trainer=(gpu|ddp|fsdp|multi_node)|sampler=vllm": "a GPU",
     r"experiment=": "many runs",
+    r"choosy compare": "a finished sweep",
 }
 TINY = ["trainer=cpu", "model.dtype=float32", "data.limit=4", "data.heldout_limit=2", "batching.batch_size=4"]
 TINY += [

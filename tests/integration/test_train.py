@@ -259,6 +259,7 @@ WEIGHT_OF_GAP: dict[str, Callable[[float], float]] = {
     "uniform": lambda gap: 1.0,
     "wdpo": lambda gap: 1 / (1 + math.exp(-gap)),
     "wdpo_linear": lambda gap: gap,
+    "inverse_gap": lambda gap: 1 / (1 + math.exp(gap)),  # also divided by the round's mean
     "wdpo_normalized": lambda gap: 1 / (1 + math.exp(-gap)),  # divided by the round's mean in training only
 }
 

@@ -144,9 +144,9 @@ def test_a_mask_as_long_as_wide_is_kept_small(tiny_policy_dir):
 
 @pytest.mark.parametrize(("vocabulary", "temperature"), [(1000, 1.0), (1000, 0.0), (3, 1.0)])
 def test_numbers_that_are_none_hit_a_token_of_the_vocabulary(vocabulary, temperature):
-    (token,) = choose_token(torch.full((1, vocabulary), torch.nan), torch.tensor([0.5]), temperature).tolist()
+    (token,) = choose_token(torch.full((1, vocabulary), torch.nan), torch.tensor([[0.5]]), temperature).tolist()
     assert 0 <= token < vocabulary
-    assert choose_token(torch.zeros(0, vocabulary), torch.zeros(0), temperature).tolist() == []
+    assert choose_token(torch.zeros(0, vocabulary), torch.zeros(0, 1), temperature).tolist() == []
 
 
 @torch.inference_mode()
@@ -194,15 +194,33 @@ def test_a_draw_hits_a_token_as_often_as_its_share(vocabulary):
     logits_V[:: max(vocabulary // 7, 2)] = -torch.inf
     draws = 20_000
     draw_R = (torch.arange(draws) + 0.5) / draws  # every share of the distribution, once
-    token_R = torch.cat([choose_token(logits_V.expand(1000, -1), part, 1.0) for part in draw_R.split(1000)])
+    token_R = torch.cat([choose_token(logits_V.expand(1000, -1), part[:, None], 1.0) for part in draw_R.split(1000)])
     share_V = torch.bincount(token_R, minlength=vocabulary) / draws
     torch.testing.assert_close(share_V, logits_V.softmax(-1), rtol=0, atol=2e-4)
     assert torch.equal(token_R, token_R.sort().values), "larger draws hit later tokens"
+
+
+@pytest.mark.parametrize("tries", [1, 4])
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
+@pytest.mark.parametrize("vocabulary", [5, 300])
+def test_draws_hit_the_tokens_that_reach_top_p_as_often_as_their_shares(vocabulary, top_p, tries):
+    generator, draws = torch.Generator().manual_seed(0), 50_000
+    for width in (0.5, 2.0, 5.0):
+        logits_V = width * torch.randn(vocabulary, generator=generator)
+        sorted_V, order_V = logits_V.double().softmax(-1).sort(descending=True)
+        kept_V = sorted_V.where(sorted_V.cumsum(-1) - sorted_V < top_p, 0.0)
+        expected_V = torch.zeros_like(kept_V).scatter(-1, order_V, kept_V / kept_V.sum())
+        draw_RT = torch.rand(draws, tries, generator=generator)
+        token_R = choose_token(logits_V.expand(draws, -1), draw_RT, 1.0, top_p)
+        share_V = torch.bincount(token_R, minlength=vocabulary).double() / draws
+        assert not share_V[expected_V == 0].any(), "a token outside was chosen"
+        error_V = (expected_V * (1 - expected_V) / draws).sqrt()
+        assert ((share_V - expected_V).abs() <= 4.5 * error_V + 1e-9).all()
 
 
 @pytest.mark.parametrize("draw", [0.0, 0.5, 1 - 2**-24, 1.0])
 def test_a_token_of_no_probability_is_never_hit(draw):
     logits_RV = torch.full((1, 1000), -torch.inf)
     logits_RV[0, [300, 700]] = 0.0
-    (token,) = choose_token(logits_RV, torch.tensor([draw]), 1.0).tolist()
+    (token,) = choose_token(logits_RV, torch.tensor([[draw]]), 1.0).tolist()
     assert token == (300 if draw < 0.5 else 700)

@@ -27,6 +27,8 @@ from choosy.types import Response
 
 log = logging.getLogger(__name__)
 
+TRIES = 4  # draws for a token, of which top_p = 0.9 needs the second in one of ten cases
+
 
 @dataclass
 class _Flying:
@@ -34,7 +36,7 @@ class _Flying:
 
     prompt: int
     sample: int
-    draws: list[float]
+    draws: list[list[float]]
     ids: list[int] = field(default_factory=list)
     logp: float = 0.0
 
@@ -120,8 +122,8 @@ def _sample_batch(request: Request, batch: Sequence[int]) -> list[_Flying]:
 def _draw(flying: Sequence[_Flying], logits_RV: Tensor, settings: SamplingSettings) -> Tensor:
     """Draw the next token (R,) of each row, and append it with its log-prob under the policy."""
     step = len(flying[0].ids)
-    draw_R = torch.tensor([row.draws[step] for row in flying], device=logits_RV.device)
-    token_R = choose_token(logits_RV, draw_R, settings.temperature, settings.top_p, settings.top_k)
+    draw_RT = torch.tensor([row.draws[step] for row in flying], device=logits_RV.device)
+    token_R = choose_token(logits_RV, draw_RT, settings.temperature, settings.top_p, settings.top_k)
     logp_R = logits_RV.gather(-1, token_R[:, None]).squeeze(-1) - logits_RV.logsumexp(-1)
     for row, token, logp in zip(flying, token_R.tolist(), logp_R.tolist(), strict=True):
         if math.isnan(logp):
@@ -146,18 +148,26 @@ def closed_up(alive: Sequence[int]) -> list[int]:
     return [place if place in staying else next(movers) for place in range(len(alive))]
 
 
-def uniforms(seed: int, n: int) -> list[float]:
-    """Draw the n uniform numbers in [0, 1) of one response."""
-    draws: list[float] = torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).tolist()
+def uniforms(seed: int, n: int) -> list[list[float]]:
+    """Draw the uniform numbers in [0, 1) of one response: for each of its n tokens one, and some for further tries."""
+    generator = torch.Generator().manual_seed(seed)
+    draws: list[list[float]] = torch.rand(n, TRIES, generator=generator, dtype=torch.float64).tolist()
     return draws
 
 
-def choose_token(logits_RV: Tensor, draw_R: Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0) -> Tensor:
+def choose_token(logits_RV: Tensor, draw_RT: Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0) -> Tensor:
     """Find the tokens (R,) at which each row's cumulative distribution passes its uniform draw.
+
+    Args:
+        logits_RV: Logits of the next token.
+        draw_RT: Uniform draws; those after the first are for `top_p`, where a token may be drawn again.
+        temperature: Divides the logits; 0 takes the likeliest token.
+        top_p: Smallest share of probability that the candidate tokens must reach.
+        top_k: Most candidate tokens; 0 = all.
 
     Example:
         >>> logits = torch.tensor([[0.0, 0.0, -1e9, 0.0]] * 3)
-        >>> choose_token(logits, torch.tensor([0.1, 0.5, 0.9]), 1.0)
+        >>> choose_token(logits, torch.tensor([[0.1], [0.5], [0.9]]), 1.0)
         tensor([0, 1, 3])
     """
     if temperature == 0:
@@ -167,12 +177,27 @@ def choose_token(logits_RV: Tensor, draw_R: Tensor, temperature: float, top_p: f
     if top_k and top_k < logits_RV.shape[-1]:
         floor_R1 = logits_RV.topk(top_k, dim=-1).values[:, -1:]
         logits_RV = logits_RV.masked_fill(logits_RV < floor_R1, -torch.inf)
-    if top_p < 1:
-        sorted_RV, order_RV = logits_RV.sort(dim=-1, descending=True)
-        share_RV = sorted_RV.softmax(-1)
-        beyond_RV = share_RV.cumsum(-1) - share_RV >= top_p  # the token that reaches top_p stays
-        logits_RV = logits_RV.scatter(-1, order_RV, sorted_RV.masked_fill(beyond_RV, -torch.inf))
-    return _hit(logits_RV.softmax(-1), draw_R)
+    share_RV = logits_RV.softmax(-1)
+    return _hit(share_RV, draw_RT[:, 0]) if top_p == 1 else _hit_nucleus(share_RV, draw_RT, top_p)
+
+
+def _hit_nucleus(share_RV: Tensor, draw_RT: Tensor, top_p: float) -> Tensor:
+    """Find the token (R,) that each draw hits among the likeliest ones that reach `top_p` together.
+
+    A token is inside if those likelier than it do not reach `top_p`. One that is outside is drawn again, so that the
+    vocabulary is sorted only for the few rows whose tries were all outside.
+    """
+    if draw_RT.shape[1] == 1:
+        sorted_RV = share_RV.sort(dim=-1, descending=True).values
+        inside_RV = sorted_RV.cumsum(-1) - sorted_RV < top_p
+        floor_R1 = sorted_RV.where(inside_RV, torch.inf).amin(-1, keepdim=True)
+        return _hit(share_RV.where(share_RV >= floor_R1, 0.0), draw_RT[:, 0])
+    token_R = _hit(share_RV, draw_RT[:, 0])
+    likelier_R = share_RV.where(share_RV > share_RV.gather(-1, token_R[:, None]), 0.0).sum(-1)
+    outside_R = likelier_R >= top_p
+    if bool(outside_R.any()):
+        token_R[outside_R] = _hit_nucleus(share_RV[outside_R], draw_RT[outside_R, 1:], top_p)
+    return token_R
 
 
 def _hit(share_RV: Tensor, draw_R: Tensor, block: int = 256) -> Tensor:
