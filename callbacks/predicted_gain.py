@@ -24,12 +24,11 @@ class PredictedGain(PromptChooser):
         head = at.learned.head(at)
         if head is None:
             return [0.0] * len(prompts)
-        current = at.pool.current()
 
         def rewards_of(mine: list[Prompt]) -> list[Tensor | None]:
-            known = [p.id for p in mine if p.id in current]
-            stored = at.pool.candidates([current[name] for name in known])
-            rewards = dict(zip(known, map(head.rewards, at.learned.embed(stored, at)), strict=True))
+            rows = at.pool.newest([p.id for p in mine]).to_pylist()
+            stored = at.pool.candidates([row for row in rows if row is not None])
+            rewards = {c.prompt.id: head.rewards(e) for c, e in zip(stored, at.learned.embed(stored, at), strict=True)}
             return [rewards.get(p.id) for p in mine]
 
         return predicted.predicted_gain(at.spread(prompts, rewards_of))
