@@ -74,7 +74,7 @@ def pair_arms(pairs: int, responses: int) -> dict[str, list[str]]:
             f"callbacks.random_prompts.count={prompts}",
             "callbacks.random_prompts.warmup_rounds=0",
         ],
-        "spread": [*chosen_by("spread", "predicted_gap")[:2], f"callbacks.predicted_gap.count={prompts}"],
+        "spread": ["selector=spread", "callbacks.spread.fraction=null", f"callbacks.spread.count={prompts}"],
     }
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from callbacks.d_optimal import DOptimal
+from callbacks.predicted_gap import PredictedGap
+from callbacks.spread import Spread
 from choosy.methods.predicted import d_optimal, explored, predicted_gain, predicted_gap
 from choosy.methods.reward_head import RewardHead, fit_scores, fit_verdicts
 from choosy.methods.selection import pair_positions
@@ -192,8 +196,17 @@ def test_about_the_given_share_of_the_chosen_was_chosen_by_chance() -> None:
     by_chance = sum(mixed[name] != utilities[name] for name in best) / 400
     assert 0.18 < by_chance < 0.32
     assert explored(dict(reversed(utilities.items())), 0.25, seed=1) == mixed
-    with pytest.raises(ValueError, match=r"explore=1\.5"):
-        explored(utilities, 1.5, seed=1)
+
+
+@pytest.mark.parametrize("wrong", [{"bonus": -1.0}, {"explore": 1.5}, {"cold": "warm"}])
+def test_predicted_gap_refuses_settings_that_mean_nothing(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name}={wrong[name]}.*choose bonus"):
+        PredictedGap(**wrong)
+    with pytest.raises(ValueError, match="choose per_prompt=1"):
+        Spread(per_prompt=2)
+    with pytest.raises(ValueError, match="choose ridge > 0"):
+        DOptimal(ridge=0.0)
 
 
 def greedy(feature_XD: Tensor, prompts: list[int], k: int, per_prompt: int | None, ridge: float) -> list[int]:

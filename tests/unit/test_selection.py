@@ -610,7 +610,20 @@ def lines_of_code(path: Path) -> int:
     return sum(bool(line.strip()) for line in path.read_text().splitlines())
 
 
-@pytest.mark.parametrize("name", ["certainty", "dissimilarity", "entropy", "optune", "random"])
+SELECTORS = (
+    "certainty",
+    "d_optimal",
+    "dissimilarity",
+    "entropy",
+    "optune",
+    "predicted_gain",
+    "predicted_gap",
+    "random",
+    "spread",
+)
+
+
+@pytest.mark.parametrize("name", [*SELECTORS, "predicted_gap"])
 def test_a_selector_is_short(name: str) -> None:
     """Its arithmetic is in methods/selection.py, its settings in callbacks/selector.py."""
     assert 10 <= lines_of_code(ROOT / "callbacks" / f"{name}.py") <= 40

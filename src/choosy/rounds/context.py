@@ -14,6 +14,7 @@ from torch import Tensor
 from choosy.data.pool import Keep, Pool
 from choosy.labeling.buyer import LabelBuyer
 from choosy.methods.loss_inputs import Loss
+from choosy.methods.predicted import explored
 from choosy.methods.reward_head import RewardHead
 from choosy.methods.selection import Direction
 from choosy.methods.weighting import Weighting
@@ -22,7 +23,7 @@ from choosy.parallel.ranks import Ranks, shard
 from choosy.reporting.display import Phases
 from choosy.rounds.label_ahead import LabelAhead
 from choosy.sampling.protocol import Sampler
-from choosy.types import Candidates, Prompt
+from choosy.types import Candidates, Prompt, seed_of
 
 T = TypeVar("T")
 
@@ -72,6 +73,15 @@ class Round:
         mine = shard(prompts, self.ranks)
         found = dict(self.ranks.gather(list(zip((p.id for p in mine), numbers_of(mine), strict=True))))
         return [found[p.id] for p in prompts]
+
+    def partly_by_chance(
+        self, candidates: Sequence[Candidates], utilities: Sequence[Sequence[float]], share: float
+    ) -> list[list[float]]:
+        """Give a share of all ranks' pairs up to chance (see `explored`); the same on any number of ranks."""
+        names = [[f"{c.prompt.id}:{n}" for n, _ in enumerate(of)] for c, of in zip(candidates, utilities, strict=True)]
+        mine = [named for of in zip(names, utilities, strict=True) for named in zip(*of, strict=True)]
+        mixed = explored(dict(self.ranks.gather(mine)), share, seed=seed_of(self.seed, self.number))
+        return [[mixed[name] for name in of_prompt] for of_prompt in names]
 
 
 class RewardPredictor(Protocol):
