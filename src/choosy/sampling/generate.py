@@ -151,7 +151,7 @@ def closed_up(alive: Sequence[int]) -> list[int]:
 def uniforms(seed: int, n: int) -> list[list[float]]:
     """Draw the uniform numbers in [0, 1) of one response: for each of its n tokens one, and some for further tries."""
     generator = torch.Generator().manual_seed(seed)
-    draws: list[list[float]] = torch.rand(n, TRIES, generator=generator, dtype=torch.float64).tolist()
+    draws: list[list[float]] = torch.rand(TRIES, n, generator=generator, dtype=torch.float64).T.tolist()
     return draws
 
 
