@@ -33,6 +33,7 @@ def test_an_arm_that_never_gets_there_has_no_finite_ratio() -> None:
     assert math.isnan(found.more_seeds)
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_true_ratio_of_noisy_seeds_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
     covered = 0

@@ -320,7 +320,15 @@ def test_template_and_request_change_the_fingerprint(tmp_path: Path) -> None:
 # --- faults of the endpoint ---
 
 
-@pytest.mark.parametrize("fault", TRIED_AGAIN + MALFORMED)
+SECONDS = {"slow", "silent", "503 until"}  # faults that take two seconds to be noticed or to pass
+
+
+def slow_marked(faults: Sequence[str]) -> list[Any]:
+    """The faults as parameters, those that take seconds marked slow."""
+    return [pytest.param(fault, marks=[pytest.mark.slow] if fault in SECONDS else []) for fault in faults]
+
+
+@pytest.mark.parametrize("fault", slow_marked(TRIED_AGAIN + MALFORMED))
 def test_a_passing_fault_is_retried(fault: str) -> None:
     timeouts = {"slow": Timeouts(total=2.0), "silent": Timeouts(read=2.0)}.get(fault, Timeouts())
     with FaultyJudge(fault=at_first(fault), usage=None, patience=20) as server:
@@ -454,7 +462,7 @@ def test_a_huge_reply_is_not_read_to_its_end() -> None:
         list(judge(server, retries=quick(0)).compare(items(1)))
 
 
-@pytest.mark.parametrize("fault", ["429", "503 until"])
+@pytest.mark.parametrize("fault", slow_marked(["429", "503 until"]))
 def test_every_request_obeys_retry_after(fault: str) -> None:
     seconds = "1" if fault == "429" else "2"  # a date has no fractions: between one and two seconds
     arrivals: list[float] = []
@@ -501,6 +509,7 @@ def test_retry_after_as_seconds_and_as_date(header: str | None, seconds: float) 
     assert retry_after(header, datetime(2026, 11, 24, 12, tzinfo=UTC)) == seconds
 
 
+@pytest.mark.slow
 def test_waits_double_with_jitter() -> None:
     arrivals: list[float] = []
 
@@ -527,6 +536,7 @@ def test_random_faults_lose_and_reverse_no_verdict() -> None:
 # --- rates ---
 
 
+@pytest.mark.slow
 def test_requests_per_minute() -> None:
     arrivals: list[float] = []
 
@@ -700,6 +710,7 @@ def test_leaving_early_cancels_requests_and_leaves_no_thread() -> None:
     assert threading.active_count() <= threads + 4
 
 
+@pytest.mark.slow
 def test_requests_wait_while_answers_are_not_taken() -> None:
     with FaultyJudge() as server:
         answers = judge(server, concurrency=4).compare(items(100))
