@@ -15,9 +15,6 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
-import torch
-
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,7 +25,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'assistant\\n' }}{% endif %}"
 )
 
-# What libraries set on import or when a Trainer starts: nobody's leak, and taken back all the same.
+# What libraries set on import or when a Trainer starts: no leak of a test, and put back all the same.
 SET_BY_LIBRARIES = {
     *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),  # scikit-learn
     *("PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR", "CUDA_MODULE_LOADING"),  # torch
@@ -40,6 +37,14 @@ SET_BY_LIBRARIES = {
     ),  # lightning: seed_everything, deterministic
     *("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "NODE_RANK", "LOCAL_RANK"),  # lightning: DDP
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def threads() -> None:
+    """One thread a worker where there are several."""
+    import torch  # here, since the process that only hands tests out to workers needs no torch
+
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +67,7 @@ def unchanged_environment() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random two-layer Llama and a byte tokenizer, as save_pretrained leaves them."""
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("tiny-policy")

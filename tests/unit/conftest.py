@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from toy_labelers import Lengths
 
-from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.protocols import Labeler
+if TYPE_CHECKING:  # the process that only hands tests out to workers needs no torch
+    from choosy.labeling.buyer import LabelBuyer
+    from choosy.labeling.protocols import Labeler
 
 
 @pytest.fixture
@@ -21,6 +21,9 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def buyer(path: Path) -> Callable[..., LabelBuyer]:
     """A buyer that is open: buyer(labeler, run="a", budget=3)."""
+    from toy_labelers import Lengths
+
+    from choosy.labeling.buyer import LabelBuyer
 
     def opened(labeler: Labeler | None = None, run: str = "a", **options: Any) -> LabelBuyer:
         buyer = LabelBuyer(labeler or Lengths(), ledger=str(path), **options)
