@@ -71,8 +71,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=ROOT / "runs" / "demo")
     parser.add_argument("--prompts", type=int, default=64)
-    told = parser.parse_args()
-    weights = told.run / "adapter" / "adapter_model.safetensors"
+    typed = parser.parse_args()
+    weights = typed.run / "adapter" / "adapter_model.safetensors"
     if not weights.exists():
         raise SystemExit(f"{weights} is not there; type `make demo` first, or give a run's folder with --run.")
     policy, exact = (Policy("demo:smollm2", lora=Lora(), dtype=dtype) for dtype in ("bfloat16", "float32"))
@@ -85,7 +85,7 @@ def main() -> None:
         with torch.no_grad():
             for name, p in (*policy.trainable(), *exact.trainable()):
                 p.copy_(start[name].lerp(tuned[name.replace(".default", "")], stage))
-        found[f"stage {stage}, seed {seed}"] = of = compared(policy, exact, told.prompts, seed)
+        found[f"stage {stage}, seed {seed}"] = of = compared(policy, exact, typed.prompts, seed)
         print(f"stage {stage}, seed {seed}:", json.dumps(of), flush=True)
     save("certainty_logps", found)
 

@@ -44,11 +44,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=32)
-    told = parser.parse_args()
+    typed = parser.parse_args()
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for selector in SELECTORS:
-            runs = [shares(selector, seed, folder, told.prompts) for seed in range(told.seeds)]
+            runs = [shares(selector, seed, folder, typed.prompts) for seed in range(typed.seeds)]
             share = [run["select"] / sum(seconds for phase, seconds in run.items() if phase != "total") for run in runs]
             result[selector] = {
                 "share": middle(share),

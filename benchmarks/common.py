@@ -49,7 +49,7 @@ def peer_python() -> str:
 
 
 class Program:
-    """A program that works when it is told to, and says in JSON what it took; its other output goes to a file."""
+    """A program that works once for each line that it reads, and prints in JSON what that took."""
 
     def __init__(self, python: str, script: str, job: dict[str, Any], *, log: str | None = None) -> None:
         RESULTS.mkdir(exist_ok=True)

@@ -97,9 +97,9 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=3)
     parser.add_argument("--steps", type=int, default=PAIRS // 8, help="of 8 pairs, in each window")
     parser.add_argument("--kinds", default="lora,full")
-    told = parser.parse_args()
+    typed = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
-    save("dpo_step", {kind: compare(kind, windows=told.windows, steps=told.steps) for kind in told.kinds.split(",")})
+    save("dpo_step", {kind: compare(kind, windows=typed.windows, steps=typed.steps) for kind in typed.kinds.split(",")})
 
 
 if __name__ == "__main__":

@@ -40,15 +40,15 @@ def main() -> None:
     asked.add_argument("--tokens", type=int, default=64)
     asked.add_argument("--runs", type=int, default=3)
     asked.add_argument("--skip", nargs="*", default=[], choices=["generate", "vllm"])
-    told = asked.parse_args()
+    typed = asked.parse_args()
 
-    policy = moved(told.model, torch.device(told.device))
-    prompts = read_prompts("choosy:prompts/train.jsonl", as_chat=True, limit=told.chats)
+    policy = moved(typed.model, torch.device(typed.device))
+    prompts = read_prompts("choosy:prompts/train.jsonl", as_chat=True, limit=typed.chats)
     prompts = Reader().within_limit(prompts, policy, "prompts")
     ids = [policy.tokens.encode_prompt(p) for p in prompts]
-    engines = {name: e for name, e in built(told.tokens, told.chats).items() if name not in told.skip}
+    engines = {name: e for name, e in built(typed.tokens, typed.chats).items() if name not in typed.skip}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
-    for run in range(told.runs + 1):
+    for run in range(typed.runs + 1):
         for name, engine in engines.items():
             found = timed(engine, policy, ids, [[seed_of("bench", run, p.id)] for p in prompts])
             print(
@@ -60,7 +60,7 @@ def main() -> None:
         engine.close()
     speed = {name: statistics.median(r["tokens_per_second"] for r in found[1:]) for name, found in runs.items()}
     result: dict[str, Any] = {
-        "what": f"{len(ids)} chats x {told.tokens} new tokens, {told.model}, {policy.compute_dtype}",
+        "what": f"{len(ids)} chats x {typed.tokens} new tokens, {typed.model}, {policy.compute_dtype}",
         "device": torch.cuda.get_device_name(policy.device) if policy.device.type == "cuda" else "cpu",
         "tokens_per_second": speed,
         "against_generate": {name: s / speed["generate"] for name, s in speed.items() if "generate" in speed},

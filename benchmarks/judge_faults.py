@@ -180,7 +180,7 @@ def killed_until_done(server: FaultyJudge, bill: Bill, ledger: Path, asked: argp
 
 def trained_wrong(url: str, ledger: Path, pairs: int) -> tuple[int, int]:
     """The pairs that a round makes of what is in the ledger, and how many of them are the wrong way around."""
-    from types import SimpleNamespace  # here and not above: these bring torch, and the buyer shall start fast
+    from types import SimpleNamespace  # here and not above: these bring torch, and the buyer should start fast
 
     from choosy.methods.selection import ChosenPair
     from choosy.rounds.label import compared_pairs

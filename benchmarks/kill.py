@@ -242,9 +242,9 @@ def started(lines: list[str], run_dir: Path) -> int:
     try:
         torch.set_num_threads(1)
         os.environ["BILL"] = str(run_dir.with_suffix(".bill"))
-        with (run_dir.with_suffix(".log")).open("a") as told:
-            os.dup2(told.fileno(), 1)
-            os.dup2(told.fileno(), 2)
+        with (run_dir.with_suffix(".log")).open("a") as typed:
+            os.dup2(typed.fileno(), 1)
+            os.dup2(typed.fileno(), 2)
             keep_diary(run_dir)
             train(compose([*lines, "ckpt_path=auto"]), run_dir)
         status = 0

@@ -45,8 +45,8 @@ def main() -> None:
         for name, overrides in WAYS.items():
             own = Path(folder) / name
             own.mkdir()
-            told = job | {"folder": str(own), "overrides": overrides}
-            programs[name] = Program(sys.executable, "ours/online.py", told, log=name)
+            typed = job | {"folder": str(own), "overrides": overrides}
+            programs[name] = Program(sys.executable, "ours/online.py", typed, log=name)
             programs[name].answer(), programs[name].answer()
         programs["peer"] = Program(peer_python(), "peers/trl_online.py", job | {"folder": folder})
         programs["peer"].answer(), programs["peer"].answer()

@@ -34,15 +34,15 @@ def main() -> None:
     asked.add_argument("--tokens", type=int, default=40)
     asked.add_argument("--seconds", type=float, default=1.0, help="that the judge takes for a reply")
     asked.add_argument("--runs", type=int, default=3)
-    told = asked.parse_args()
+    typed = asked.parse_args()
 
     found: dict[str, list[dict[str, float]]] = {"afterwards": [], "ahead": []}
-    for _ in range(told.runs):
+    for _ in range(typed.runs):
         for way, rounds in found.items():
-            rounds.append(played(way == "ahead", told))
+            rounds.append(played(way == "ahead", typed))
             print(way, {name: round(seconds, 2) for name, seconds in rounds[-1].items()}, flush=True)
     result = {
-        "what": f"{told.prompts} prompts, 2 responses of {told.tokens} tokens, {told.seconds} s a reply, 8 at once",
+        "what": f"{typed.prompts} prompts, 2 responses of {typed.tokens} tokens, {typed.seconds} s a reply, 8 at once",
         "machine": machine(),
         "median": {way: median(r["to_labels"] for r in rounds) for way, rounds in found.items()},
         "rounds": found,
@@ -52,7 +52,7 @@ def main() -> None:
     print(json.dumps(result["median"], indent=2))
 
 
-def played(ahead: bool, told: argparse.Namespace) -> dict[str, float]:
+def played(ahead: bool, typed: argparse.Namespace) -> dict[str, float]:
     """One round; seconds from the first prompt to the last label, of each phase, and of writing parts."""
     spent = {"parts": 0.0, "written": 0.0}
     write = PartWriter.write
@@ -64,7 +64,7 @@ def played(ahead: bool, told: argparse.Namespace) -> dict[str, float]:
         spent["parts"] += time.perf_counter() - begun
 
     def slow(asked: Asked) -> str:
-        time.sleep(told.seconds)
+        time.sleep(typed.seconds)
         return prefers_longer(asked)
 
     PartWriter.write = timed  # type: ignore[method-assign]
@@ -72,7 +72,7 @@ def played(ahead: bool, told: argparse.Namespace) -> dict[str, float]:
     LabelBuyer.covers = lambda self, answers: ahead and covers(self, answers)  # type: ignore[method-assign]
     try:
         with tempfile.TemporaryDirectory() as folder, FaultyJudge(slow, usage=None) as server:
-            choosy.main.train(choosy.main.compose(lines(told, server.url)), Path(folder) / "run")
+            choosy.main.train(choosy.main.compose(lines(typed, server.url)), Path(folder) / "run")
             summary: dict[str, Any] = json.loads((Path(folder) / "run" / "summary.json").read_text())
     finally:
         PartWriter.write = write  # type: ignore[method-assign]
@@ -81,14 +81,14 @@ def played(ahead: bool, told: argparse.Namespace) -> dict[str, float]:
     return {"to_labels": sum(phases.values()), **phases, **spent}
 
 
-def lines(told: argparse.Namespace, url: str) -> list[str]:
+def lines(typed: argparse.Namespace, url: str) -> list[str]:
     """What is typed."""
     return [
         "model.name=demo:smollm2",
         "trainer=cpu",
         "data.heldout=null",
-        f"data.limit={told.prompts}",
-        f"sampler.max_new_tokens={told.tokens}",
+        f"data.limit={typed.prompts}",
+        f"sampler.max_new_tokens={typed.tokens}",
         "sampler.batch_size=16",
         "rounds=1",
         "selector=none",

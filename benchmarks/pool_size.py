@@ -120,9 +120,9 @@ def measure(n: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--one", type=int)
-    told = parser.parse_args()
-    if told.one:
-        print(json.dumps(measure(told.one)))
+    typed = parser.parse_args()
+    if typed.one:
+        print(json.dumps(measure(typed.one)))
         return
     result: dict[str, Any] = {}
     for n in SIZES:

@@ -101,12 +101,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help=f"all, or some of {','.join(SCRIPTS)}, with commas")
     parser.add_argument("--table", action="store_true", help="run nothing; write the table from the results there are")
-    told = parser.parse_args()
-    wanted = SCRIPTS if told.only == "all" else [name for name in told.only.split(",") if name] or list(OF_THE_TABLE)
+    typed = parser.parse_args()
+    wanted = SCRIPTS if typed.only == "all" else [name for name in typed.only.split(",") if name] or list(OF_THE_TABLE)
     if unknown := set(wanted) - set(SCRIPTS):
         sys.exit(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(SCRIPTS)}")
     failed = []
-    for number, name in enumerate([] if told.table else wanted, start=1):
+    for number, name in enumerate([] if typed.table else wanted, start=1):
         print(f"[{number}/{len(wanted)}] {name}", flush=True)
         started = time.perf_counter()
         python = WITH_VLLM if name == "engines" and WITH_VLLM.exists() else sys.executable

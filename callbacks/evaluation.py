@@ -63,7 +63,7 @@ class WinRate(Evaluator):
     Logged per round, with 95 % intervals: win rate (a tie is half a win) and mean reward; further ties, length, and the
     KL divergence from the start policy with its standard error (a `log_ratio` if answers are sampled otherwise than at
     temperature 1 from all tokens). The judge is the one that `labels.evaluation` names; its labels do not count against
-    the label budget. With `labels.evaluation=nobody` there is no win rate.
+    the label budget. With `labels.evaluation=none` there is no win rate.
 
     Args:
         sampler: How answers are sampled.

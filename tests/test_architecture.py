@@ -85,7 +85,7 @@ def attributes(path: Path) -> Iterator[str]:
             yield ast.unparse(node)
 
 
-def test_nobody_reaches_torch_distributed_without_importing_it() -> None:
+def test_no_file_reaches_torch_distributed_without_importing_it() -> None:
     reaching = {path for path in FILES if any(within(name, "torch.distributed") for name in attributes(path))}
     assert {path.relative_to(ROOT).as_posix() for path in reaching} <= TORCH_DISTRIBUTED
 

@@ -1,4 +1,4 @@
-"""TRL's OnlineDPOTrainer on given prompts, a round at a time; runs in .venv-trl, told what to do by argv[1]."""
+"""TRL's OnlineDPOTrainer on given prompts, a round at a time; runs in .venv-trl, with its job in argv[1]."""
 
 from __future__ import annotations
 

@@ -87,12 +87,12 @@ def test_every_other_file_composes(group, name, parse):
 
 @pytest.mark.parametrize("labeler", options("labeler"))
 def test_every_labeler_composes_with_the_settings_of_labels(labeler, parse):
-    typed = ["labels.budget=500", "labels.ledger=labels.sqlite", "labels.max_invalid=0.1", "labels.evaluation=nobody"]
+    typed = ["labels.budget=500", "labels.ledger=labels.sqlite", "labels.max_invalid=0.1", "labels.evaluation=none"]
     cfg = compose([f"labeler={labeler}", *LABELER[labeler], "labels.budget_money=2.5", *typed])
     labels = labels_of(check(cfg, parse))
     assert labels.labeler.class_path == cfg.labeler["_target_"]
     assert (labels.budget, labels.budget_money, labels.ledger) == (500, 2.5, "labels.sqlite")
-    assert (labels.max_invalid, labels.evaluation) == (0.1, "nobody")
+    assert (labels.max_invalid, labels.evaluation) == (0.1, "none")
 
 
 @pytest.mark.parametrize("labeler", options("labeler"))

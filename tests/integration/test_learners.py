@@ -61,7 +61,7 @@ def test_a_predictor_saves_labels(play, tiny_policy_dir, caplog):
     assert labels["spent"] + labels["evaluation"] == len(rows(run.run_dir, "labeler LIKE 'function:%'"))
 
 
-def test_a_crowd_of_nobody_says_what_to_type(play):
+def test_a_crowd_without_members_says_what_to_type(play):
     with pytest.raises(Exception, match=r"two members or more, and labeler\.members names 0; type for instance"):
         play("labeler=crowd")
 

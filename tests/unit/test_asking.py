@@ -60,7 +60,7 @@ def test_a_list_that_is_too_short_is_an_error(buyer: Callable[..., LabelBuyer]) 
     counter = buyer(Lossy())
     with pytest.raises(ValueError, match="gave 1 labels for 2 questions"):
         counter.score([given("p", "a", "bb")])
-    assert counter.spent == 0, "nobody knows whose they are"
+    assert counter.spent == 0, "it is not known which item they belong to"
 
 
 # --- labelers that yield answers as they come ---

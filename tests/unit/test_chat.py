@@ -154,14 +154,14 @@ def test_a_template_can_be_a_file(load: Load, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "message"),
     [
         ("mine.jinja", r"model\.chat_template=mine\.jinja is neither a file .*nor Jinja text"),
         ("{{ 'Hello.' }}", r"chat template of .* leaves out what the user says: 'Hello\.' has no"),
     ],
 )
-def test_a_template_that_carries_no_prompt_is_refused(template: str, told: str, tiny_policy_dir: Path) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_a_template_that_carries_no_prompt_is_refused(template: str, message: str, tiny_policy_dir: Path) -> None:
+    with pytest.raises(ValueError, match=message):
         Policy(str(tiny_policy_dir), chat_template=template).tokens.encode_prompt(PROMPT)
 
 
@@ -169,8 +169,8 @@ def test_a_prompt_that_the_template_refuses_is_named(load: Load, tmp_path: Path)
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('No system turn') }}{% endif %}" + CHATML
     policy = load(strict)
     system = Prompt("sys", "Be short.", (Message("system", "Be short."), Message("user", "Tea?")))
-    told = r"mine\.jsonl, prompt 2 of 2: The chat template of .* refuses prompt sys: No system turn"
-    with pytest.raises(ValueError, match=told):
+    message = r"mine\.jsonl, prompt 2 of 2: The chat template of .* refuses prompt sys: No system turn"
+    with pytest.raises(ValueError, match=message):
         Reader().within_limit([PROMPT, system], policy, "mine.jsonl")
 
 
@@ -180,22 +180,22 @@ def test_tokens_without_embeddings_are_named(tiny_policy_dir: Path, tmp_path: Pa
     tokenizer.add_tokens(TOKENS, special_tokens=True)
     tokenizer.save_pretrained(tmp_path)
     AutoModelForCausalLM.from_pretrained(tiny_policy_dir).save_pretrained(tmp_path)
-    told = rf"has {known + len(TOKENS)} tokens and gives token {known + 1} \(<\|im_end\|>\), .* have {known} rows"
+    message = rf"has {known + len(TOKENS)} tokens and gives token {known + 1} \(<\|im_end\|>\), .* have {known} rows"
     early = Policy(str(tmp_path), chat_template=CHATML)
     early.tokens.encode_prompt(PROMPT)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         early.load(device=torch.device("cpu"), seed=0)
     late = Policy(str(tmp_path), chat_template=CHATML)
     late.load(device=torch.device("cpu"), seed=0)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         late.tokens.encode_prompt(PROMPT)
 
 
 def test_sequences_beyond_the_context_window_are_named(tiny_policy_dir: Path) -> None:
     policy = Policy(str(tiny_policy_dir), dtype="float32")
     policy.load(device=torch.device("cpu"), seed=0)
-    told = r"may take 1030 tokens, and the context window of .* has 1024; lower data\.reader\.max_prompt_tokens"
-    with pytest.raises(ValueError, match=told):
+    message = r"may take 1030 tokens, and the context window of .* has 1024; lower data\.reader\.max_prompt_tokens"
+    with pytest.raises(ValueError, match=message):
         Generate(max_new_tokens=30).sample(policy, [(5,) * 1000], [[0]])
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         policy.score([Candidates(PROMPT, (Response("", (5,) * 30),), (5,) * 1000)])

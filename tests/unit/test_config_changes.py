@@ -61,7 +61,7 @@ def test_the_same_configuration_has_no_changes():
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"module__optimizer__lr": 2e-4}, ["lr: 0.0001 -> 0.0002"]),
         ({"data__run__rounds": 4, "trainer__max_epochs": 4}, ["rounds: 2 -> 4"]),
@@ -72,8 +72,8 @@ def test_the_same_configuration_has_no_changes():
                                       "callbacks.OPTune.fraction: 0.3 -> not set"]),
     ],
 )  # fmt: skip
-def test_a_change_is_told_in_the_words_of_the_menu(settings, told):
-    assert list(changes(HYDRA, changed(**settings)).values()) == told
+def test_a_change_is_told_in_the_words_of_the_menu(settings, message):
+    assert list(changes(HYDRA, changed(**settings)).values()) == message
 
 
 def test_a_folder_that_was_moved_is_no_change():
@@ -100,7 +100,7 @@ def test_lightning_cli_and_hydra_write_the_same_configuration():
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"seed": 1}, "seed: 0 -> 1"),
         ({"module__policy__name": "n"}, "model.name: 'm' -> 'n'"),
@@ -110,10 +110,10 @@ def test_lightning_cli_and_hydra_write_the_same_configuration():
         ({"module__optimizer___target_": "torch.optim.SGD"}, "optimizer: 'torch.optim.AdamW' -> 'torch"),
     ],
 )
-def test_what_a_run_was_made_with_stays(settings, told, tmp_path):
+def test_what_a_run_was_made_with_stays(settings, message, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(HYDRA))
     with pytest.raises(
-        ValueError, match=rf"cannot be resumed with.*{told}.*Type the old value, or choose another name="
+        ValueError, match=rf"cannot be resumed with.*{message}.*Type the old value, or choose another name="
     ):
         report_changes(tmp_path, changed(**settings))
 

@@ -1,4 +1,4 @@
-"""Who judges held-out answers: the training labeler, nobody, or another labeler."""
+"""Who judges held-out answers: the training labeler, none, or another labeler."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_training_labeler_judges_unless_it_is_people(bought, tmp_path: Path)
         assert bought(people).evaluator is None
         asked = bought(people, evaluation="labeler")
         assert asked.evaluator is asked
-    assert win_rate(bought(Vader(), evaluation="nobody")) is None
+    assert win_rate(bought(Vader(), evaluation="none")) is None
 
 
 def test_a_labeler_that_judges_with_the_policy_is_given_it(bought) -> None:
@@ -114,5 +114,5 @@ def test_invalid_verdicts_of_people_are_not_limited_unless_the_run_says_so(bough
 
 
 def test_an_unknown_word_says_how_to_name_a_labeler(bought) -> None:
-    with pytest.raises(ValueError, match=r"none of auto, labeler, nobody; .* named as labeler@labels.evaluation=vader"):
+    with pytest.raises(ValueError, match=r"none of auto, labeler, none; .* named as labeler@labels.evaluation=vader"):
         bought(Longer(), evaluation="vader")

@@ -409,9 +409,9 @@ def test_an_answer_that_is_taken_back_leaves_no_trace_in_what_is_trained_on(tmp_
     ]
 
 
-def test_a_buyer_without_heldout_answers_asks_nobody_about_them(tmp_path):
+def test_people_are_not_asked_about_heldout_answers_unless_the_run_says_so(tmp_path):
     fickle = Fickle()
-    buyer = LabelBuyer(fickle, ledger=str(tmp_path / "ledger.sqlite"), evaluation="nobody")
+    buyer = LabelBuyer(fickle, ledger=str(tmp_path / "ledger.sqlite"), evaluation="none")
     buyer.open("run")
     answers = [Candidates(prompt, (replace(one, ids=(1, 2), logp=-1.0, logp_ref=-3.0),)) for prompt, one, _ in asked(2)]
     start = {c.prompt.id: c for c in answers}

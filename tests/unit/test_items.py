@@ -92,7 +92,7 @@ def test_own_samples_are_the_other_responses_of_this_round(form: Need) -> None:
         assert own["d", ZERO] == (False, [], [])
 
 
-def test_given_responses_are_nobody_s_samples() -> None:
+def test_given_responses_are_no_samples_of_the_policy() -> None:
     given = Candidates(Prompt("p", "?"), (Response("a", (1,)), Response("b", (2,))), (9,), 0, pairs=(Pair(0, 1),))
     (item,) = PoolItems(Pool().put([given], round=0), {"pair", "own"}, round=0)
     assert math.isnan(given.responses[0].logp)

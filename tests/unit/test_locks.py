@@ -295,8 +295,8 @@ def test_a_file_at_its_size_limit_keeps_its_labels(path: Path, diary: Path) -> N
     words = fill(path, diary, limit=3 << 19)
     assert "cannot be used any more" in words
     kept = [prompt for (prompt,) in rows(path, "SELECT prompt_id FROM labels ORDER BY time")]
-    told = "The last 1 labels that were bought could not be kept" in words
-    assert kept == (paid(diary)[:-1] if told else paid(diary)), "nothing is half-written, and what is lost is told"
+    warned = "The last 1 labels that were bought could not be kept" in words
+    assert kept == (paid(diary)[:-1] if warned else paid(diary)), "nothing is half-written, and what is lost is warned"
     assert len(kept) > 10
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
 

@@ -51,11 +51,13 @@ def test_the_given_share_of_verdicts_is_reversed(p: float, least: int, most: int
 
 def test_a_question_has_the_same_answer_in_any_order_and_among_any_others() -> None:
     noisy = Noisy(First(), p=0.5)
-    told = verdicts(noisy)
-    assert verdicts(noisy, ITEMS[::-1]) == told[::-1]
-    assert [MIRRORED[v] for v in verdicts(Noisy(First("second"), p=0.5), [(p, b, a) for p, a, b in ITEMS])] == told  # type: ignore[index]
-    assert verdicts(pickle.loads(pickle.dumps(noisy))) == told
-    assert verdicts(Noisy(First(), p=0.5, seed=1)) != told
+    noisy_verdicts = verdicts(noisy)
+    assert verdicts(noisy, ITEMS[::-1]) == noisy_verdicts[::-1]
+    assert [
+        MIRRORED[v] for v in verdicts(Noisy(First("second"), p=0.5), [(p, b, a) for p, a, b in ITEMS])
+    ] == noisy_verdicts  # type: ignore[index]
+    assert verdicts(pickle.loads(pickle.dumps(noisy))) == noisy_verdicts
+    assert verdicts(Noisy(First(), p=0.5, seed=1)) != noisy_verdicts
 
 
 @pytest.mark.parametrize("verdict", ["tie", "invalid", "A!"])

@@ -29,7 +29,7 @@ def on_paper(clock: Clock) -> tuple[Phases, io.StringIO]:
 def test_a_phase_gets_the_seconds_it_took_and_leaves_a_line():
     clock = Clock()
     phases, paper = on_paper(clock)
-    clock.now = 5.0  # between phases: nobody's time
+    clock.now = 5.0  # between phases, counted for none
     with phases("sample", total=128, unit="prompts") as tick:
         clock.now += 2
         tick(5)
@@ -159,10 +159,10 @@ def test_on_a_terminal_each_phase_leaves_the_same_line_and_the_terminal_is_given
     play(live.phases, live.clock)
     with pytest.raises(RuntimeError), live.phases("evaluate"):
         raise RuntimeError
-    told = live.screen.getvalue()
+    printed = live.screen.getvalue()
     for line in LINES[:-1]:
-        assert told.count(line) == 1, line
-    assert told.count("\x1b[?25h") == told.count("\x1b[?25l") > 0  # the cursor
+        assert printed.count(line) == 1, line
+    assert printed.count("\x1b[?25h") == printed.count("\x1b[?25l") > 0  # the cursor
 
 
 @pytest.fixture

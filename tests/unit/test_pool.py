@@ -20,7 +20,7 @@ from choosy.types import Candidates, Pair, Prompt, Response
 def candidates(
     name: str, round: int = 0, *, rewards: Sequence[float | None] = (None, None), paired: bool = True
 ) -> Candidates:
-    """A prompt with one response a reward, and a pair of the first two unless told otherwise."""
+    """A prompt with one response a reward, and a pair of the first two unless given."""
     responses = [
         Response(f"{name} says {n}", (n, 7), True, -1.5 * n, -2.0 * n, reward) for n, reward in enumerate(rewards)
     ]
@@ -162,8 +162,8 @@ def test_a_changed_byte_is_named_with_the_last_good_round(tmp_path: Path) -> Non
     flipped = bytearray(path.read_bytes())
     flipped[-9] ^= 1  # in the footer, which no page's checksum covers
     path.write_bytes(flipped)
-    told = r"round_001\.parquet cannot be read \(its bytes are not .*last good one is round_000\.parquet"
-    with pytest.raises(ValueError, match=told):
+    message = r"round_001\.parquet cannot be read \(its bytes are not .*last good one is round_000\.parquet"
+    with pytest.raises(ValueError, match=message):
         Pool.load(tmp_path, 1)
 
 

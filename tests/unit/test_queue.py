@@ -27,13 +27,13 @@ def buyer(tmp_path) -> LabelBuyer:
 
 
 def test_pairs_are_in_both_files_and_the_message_says_what_to_type(buyer, tmp_path):
-    with pytest.raises(Postponed) as told:
+    with pytest.raises(Postponed) as postponed:
         buyer.compare(ASKED)
     path = tmp_path / "wanted.jsonl"
     assert f"2 pairs want a label: write first, second, tie or invalid as the verdict of each row of {path}" in str(
-        told.value
+        postponed.value
     )
-    assert f"choosy labels import '{tmp_path}/my ledger.sqlite' {path}" in str(told.value)
+    assert f"choosy labels import '{tmp_path}/my ledger.sqlite' {path}" in str(postponed.value)
     assert Postponed.exit_code == 75
     lines = [json.loads(line) for line in (tmp_path / "wanted.jsonl").read_text().splitlines()]
     key = Question("queue", "", *(ASKED[0][0], ASKED[0][1:])).key

@@ -76,7 +76,7 @@ def test_lockstep_lasts_until_the_busiest_rank_is_done():
             self.rank = rank
 
         def forward(self) -> None:
-            meeting.wait(timeout=30)  # as an all-gather would: nobody gets past it alone
+            meeting.wait(timeout=30)  # as an all-gather would: no thread gets past it alone
             forwards[self.rank] += 1
 
     def program(ranks: FakeRanks) -> None:

@@ -75,8 +75,8 @@ def write_run(folder: Path, *, rounds: int = 2, played: int = 2, budget: int | N
             "rewards": [None, 1],
         }
         measured = {"reward": 0.5 + number / 4, "win_rate": 0.75 + number / 8, "ties": 0.125, "invalid": 0.0}
-        told = facts(number, rounds=rounds, budget=budget, evaluation=measured | {"kl": 1.5, "length": 33.0})
-        write_round(folder, f"round_{number:03}", [train, *(heldout | now | {"prompt": p} for p in prompts)], told)
+        about = facts(number, rounds=rounds, budget=budget, evaluation=measured | {"kl": 1.5, "length": 33.0})
+        write_round(folder, f"round_{number:03}", [train, *(heldout | now | {"prompt": p} for p in prompts)], about)
     return folder
 
 
@@ -180,9 +180,9 @@ def test_a_folder_without_rounds_is_refused(tmp_path):
 def test_the_curves_are_a_png_of_sensible_size(run_dir, free):
     if free:  # no label was bought: the axis has no extent
         for number in range(2):
-            told = facts(number, rounds=2, budget=None, evaluation={"reward": 0.5, "win_rate": 0.5})
-            told["labels"]["spent"] = 0
-            write_round(run_dir, f"round_{number:03}", [], told)
+            about = facts(number, rounds=2, budget=None, evaluation={"reward": 0.5, "win_rate": 0.5})
+            about["labels"]["spent"] = 0
+            write_round(run_dir, f"round_{number:03}", [], about)
     image = curves(read_run(run_dir))
     assert image.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", image[16:24])

@@ -57,8 +57,8 @@ class LabelBuyer:
             above it, once there are 20, the run stops. None = no limit. `auto` = 0.2, and no limit if people answer.
         missing_eos_penalty: Subtracted from the reward to train on of a response that was cut at the length limit; the
             ledger keeps the labeler's own score. None = no penalty.
-        evaluation: Who judges held-out answers: another labeler, the training `labeler`, or `nobody`. `auto` = the
-            training labeler, and nobody if people answer.
+        evaluation: Who judges held-out answers: another labeler, the training `labeler`, or `none`. `auto` = the
+            training labeler, and none if people answer.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class LabelBuyer:
         budget_money: float | None = None,
         max_invalid: float | Literal["auto"] | None = "auto",
         missing_eos_penalty: float | None = None,
-        evaluation: Labeler | Literal["auto", "labeler", "nobody"] = "auto",
+        evaluation: Labeler | Literal["auto", "labeler", "none"] = "auto",
     ) -> None:
         self.terms = terms_of(labeler)
         if not (self.terms.scores or self.terms.compares):
@@ -94,7 +94,7 @@ class LabelBuyer:
         self._limits = Budget(budget, budget_money, labeler.name, self.terms)
         self.max_invalid = max_invalid
         self.interrupted = False  # another thread sets it to end a purchase after the next answer
-        self.evaluator = self._evaluator(evaluation)  # buys the labels of held-out answers; None = nobody judges them
+        self.evaluator = self._evaluator(evaluation)  # buys the labels of held-out answers; None = they are not judged
         most = (None if self.terms.people else MAX_INVALID) if max_invalid == "auto" else max_invalid
         self._verdicts = InvalidVerdicts(labeler.name, most)
         self.run = ""
@@ -102,11 +102,11 @@ class LabelBuyer:
     def _evaluator(self, evaluation: Labeler | str) -> LabelBuyer | None:
         if evaluation == "auto":
             return None if self.terms.people else self
-        if evaluation in ("labeler", "nobody"):
+        if evaluation in ("labeler", "none"):
             return self if evaluation == "labeler" else None
         if isinstance(evaluation, str):
             raise ValueError(
-                f"labels.evaluation={evaluation} is none of auto, labeler, nobody; "
+                f"labels.evaluation={evaluation} is none of auto, labeler, none; "
                 f"another labeler is named as labeler@labels.evaluation={evaluation}"
             )
         return LabelBuyer(evaluation, ledger=self.ledger.path, max_invalid=self.max_invalid, evaluation="labeler")

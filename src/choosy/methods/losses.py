@@ -153,7 +153,7 @@ class SimPOLoss:
 
     Args:
         beta: Scale of the mean log-prob of a response's tokens.
-        gamma: The margin by which the chosen response's reward shall exceed the other's.
+        gamma: The margin by which the chosen response's reward should exceed the other's.
 
     Example:
         >>> s = LossInputs(torch.tensor([-40.0, -55.0]), sizes=[2], length_R=torch.tensor([20, 25]))

@@ -61,7 +61,7 @@ class Compute:
                 advice.append("model.compute.gradient_checkpointing=true")
             raise ValueError(
                 f"A training step of batching.tokens_per_step={self.tokens_per_step} does not fit into the memory of "
-                f"{device}; {' or '.join(advice)}, and go on with ckpt_path=last. ({error})"
+                f"{device}; {' or '.join(advice)}, and continue with ckpt_path=last. ({error})"
             ) from error
 
 

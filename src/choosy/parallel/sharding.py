@@ -73,7 +73,7 @@ def lockstep(root: nn.Module, inner: nn.Module, filler: Callable[[], object], ra
     """Let every rank run as many forwards of `inner` within the block as the busiest one; all ranks must enter.
 
     For weights that do not fit into one rank's memory: each forward gathers them block by block, which takes all ranks.
-    A rank that has finished its own forwards runs `filler`, one forward of `inner`, as long as others go on.
+    A rank that has finished its own forwards runs `filler`, one forward of `inner`, as long as others have some left.
     """
     busy = True
 
