@@ -17,6 +17,7 @@ from callbacks.certainty import Certainty
 from callbacks.dissimilarity import Dissimilarity
 from callbacks.entropy import Entropy
 from callbacks.optune import OPTune
+from choosy.methods.predicted import d_optimal, predicted_gain, predicted_gap
 from choosy.methods.selection import (
     ChosenPair,
     Direction,
@@ -36,7 +37,7 @@ from choosy.methods.selection import (
     two_means,
 )
 from choosy.methods.shrinkage import shrunk_means
-from choosy.types import Moments
+from choosy.types import Moments, seed_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -152,7 +153,40 @@ def embedded(utilities: Callable[[torch.Tensor], list[float]], direction: Direct
     )
 
 
+def designed(items: Sequence[Item], k: int, seed: int) -> list[Hashable]:
+    """A D-optimal design of pairs of embeddings, one a prompt."""
+    every = sorted(
+        (seed_of(seed, name, i, j), name, i, j, n)
+        for n, (name, rows) in enumerate(items)
+        for i, j in pair_positions(len(rows))
+    )
+    features = [vectors(items[n][1])[i] - vectors(items[n][1])[j] for _, _, i, j, n in every]
+    feature_XD = torch.stack(features) if features else torch.zeros(0, 2)
+    utilities = d_optimal(feature_XD, [name for _, name, *_ in every], k, per_prompt=1, ridge=0.1)
+    of_pair = {(name, i, j): u for (_, name, i, j, _), u in zip(every, utilities, strict=True)}
+    of_each = [[of_pair[name, i, j] for i, j in pair_positions(len(rows))] for name, rows in items]
+    chosen = chosen_pairs(of_each, names=[name for name, _ in items], seed=seed, count=k)
+    return [(items[c.prompt][0], c.i, c.j) for c in chosen]
+
+
 WAYS = {
+    "predicted_gap": numbers._replace(
+        choose=of_pairs(lambda us: predicted_gap(torch.tensor(us))), broken=[[math.nan, 0.0, 1.0], [0.0, 1.0, math.inf]]
+    ),
+    "delta_ucb": numbers._replace(
+        choose=of_pairs(lambda us: predicted_gap(torch.tensor(us), torch.tensor(us).square(), bonus=0.5)),
+        broken=[[math.nan, 0.0, 1.0], [0.0, 1.0, math.inf]],
+    ),
+    "predicted_gain": numbers._replace(
+        choose=of_prompts(lambda rows: predicted_gain([torch.tensor(us) for us in rows])),
+        broken=[[math.nan, 0.0, 1.0], [0.0, 1.0, math.inf]],
+    ),
+    "d_optimal": Way(
+        designed,
+        lambda rng: [[rng.gauss(0, 1) for _ in range(4)] for _ in range(4)],
+        SQUARE,
+        [[[1.0, 0.0, 0.0, 0.0], [math.nan, 1.0, 0.0, 0.0]], [[1.0, math.inf, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]],
+    ),
     "optune_mean": rewards("mean"),
     "optune_best": rewards("best"),
     "optune_worst": rewards("worst"),

@@ -5,6 +5,7 @@ Axes: P prompts, N responses of one prompt, X all pairs of a round, D features o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 
 import torch
@@ -118,6 +119,8 @@ def d_optimal(
         [1.0, 0.5, 1.0]
     """
     feature_XD = feature_XD.double()
+    if bool((broken_X := ~feature_XD.isfinite().all(1)).any()):  # the ranking names the pair
+        return [math.nan if broken else 0.0 for broken in broken_X.tolist()]
     length = feature_XD.square().sum(1).mean().item() if len(prompts) else 1.0
     start_DD = ridge * (length or 1.0) * torch.eye(feature_XD.shape[1], dtype=torch.float64)
     if known_KD is not None and len(known_KD):
