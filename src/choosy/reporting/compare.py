@@ -57,32 +57,27 @@ class Comparison:
             return f"There is only one arm, {self.baseline}; run another one on the same seeds to compare."
         best = min(self.beside, key=lambda name: (self.beside[name][cost].ratio, -self.beside[name][cost].gain))
         found = self.beside[best][cost]
-        if found.seeds > 1 and found.high < 1:
-            return (
-                f"{best} pays here: it reaches the final reward of {self.baseline} for {found.ratio:.0%} of the {cost} "
-                f"(95 % interval {found.low:.0%} to {as_share(found.high)}, {found.seeds} seeds)."
-            )
-        more = found.more_seeds
-        tell = (
-            "run more seeds to tell"
-            if not math.isfinite(more)
-            else f"about {math.ceil(max(more, 1))} more seeds would tell, if the difference is what it seems"
-        )
+        needs = f"{best} needs {as_share(found.ratio)} of the {cost} of {self.baseline} for its final quality"
+        if found.seeds == 1:
+            return f"{needs}, with one seed, which says nothing of chance: run seed=0,1,2,3,4."
+        interval = f"95 % interval {as_share(found.low)} to {as_share(found.high)}, {found.seeds} seeds"
+        if found.high < 1:
+            return f"{best} pays here: {needs} ({interval})."
+        more = math.ceil(max(found.more_seeds, 1)) if math.isfinite(found.more_seeds) else "many"
         return (
-            f"No arm is shown to pay more than {self.baseline}: the best, {best}, needs {as_share(found.ratio)} of its "
-            f"{cost} for the same reward, with a 95 % interval of {as_share(found.low)} to {as_share(found.high)} over "
-            f"{found.seeds} seeds; {tell}."
+            f"No arm is shown to pay more than {self.baseline}. The best, {needs} ({interval}); about {more} more "
+            "seeds would tell, if the difference is what it seems."
         )
 
 
 def as_share(ratio: float) -> str:
-    """A ratio as a percentage; an arm that never reaches the reward has none.
+    """A ratio as a percentage; infinity is what an arm needs that never reaches the quality, nan is not known.
 
     Example:
-        >>> as_share(0.456), as_share(math.inf)
-        ('46%', 'never')
+        >>> as_share(0.456), as_share(math.inf), as_share(math.nan)
+        ('46%', 'never', '–')
     """
-    return f"{ratio:.0%}" if math.isfinite(ratio) else "never"
+    return "–" if math.isnan(ratio) else f"{ratio:.0%}" if math.isfinite(ratio) else "never"
 
 
 def compare(sweep_dir: str | Path, *, baseline: str | None = None, prices: Prices | None = None) -> Comparison:
@@ -142,8 +137,8 @@ def named(found: Mapping[tuple[str, ...], Arm]) -> dict[str, Arm]:
 
 
 def course(run: RunSummary, prices: Prices | None) -> Course:
-    """What a run had spent and reached at the start and after each evaluated round."""
-    spent = [(0.0, 0.0, 0.0), *(costs_of(played) for played in run.evaluated)]
+    """What a run had spent and reached at the start and after each evaluated round; labeling takes no seconds here."""
+    spent = [(0, 0, 0.0), *(costs_of(played, without=("label", "evaluate")) for played in run.evaluated)]
     labels, tokens, seconds = (tuple(map(float, amounts)) for amounts in zip(*spent, strict=True))
     costs = {"labels": labels, "tokens": tokens, "seconds": seconds}
     if prices:
@@ -183,6 +178,7 @@ def draw(comparison: Comparison) -> bytes:
     """Draw the mean reward of each arm against each cost, with a band of one standard error, as a PNG."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.ticker import EngFormatter
 
     costs = comparison.costs[::-1]
     figure = Figure(figsize=(4.4 * len(costs), 4.4), layout=ConstrainedLayoutEngine(wspace=0.04))
@@ -192,6 +188,7 @@ def draw(comparison: Comparison) -> bytes:
         for number, name in enumerate(ordered):
             _draw_arm(axes[column], list(comparison.arms[name].values()), cost, name, COLORS[number % len(COLORS)])
         axes[column].set_xlabel(cost)
+        axes[column].xaxis.set_major_formatter(EngFormatter(sep=""))
         axes[column].grid(color="#e5e7eb", linewidth=0.8)
         axes[column].spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("held-out reward (or win rate)")

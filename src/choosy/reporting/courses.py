@@ -71,7 +71,7 @@ class Versus:
     Attributes:
         seeds: Seeds that both have.
         ratio: The arm's cost of the baseline's final reward, over the baseline's cost of it; below 1 is a saving.
-        low: Lower end of the ratio's 95 % interval (bootstrap over seeds).
+        low: Lower end of the ratio's 95 % interval (bootstrap over seeds); nan with one seed.
         high: Its upper end.
         gain: Mean difference of the final rewards.
         p: How often a difference as large comes about by chance (sign-flip test).
@@ -101,7 +101,7 @@ def versus(arm: Arm, baseline: Arm, cost: str, *, seed: int = 0) -> Versus:
     drawn = [
         ratio_of([arm[s] for s in some], [baseline[s] for s in some], cost) for some in resampled(seeds, generator)
     ]
-    low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
+    low, high = np.quantile(drawn, [0.025, 0.975], method="nearest") if len(seeds) > 1 else (math.nan, math.nan)
     gains = np.array([arm[s].quality[-1] - baseline[s].quality[-1] for s in seeds])
     return Versus(
         len(seeds),

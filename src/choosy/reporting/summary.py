@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,9 +146,10 @@ class RunSummary:
         return {phase: spent for phase, spent in self.latest["seconds"].items() if spent > 0}
 
 
-def costs_of(played: Mapping[str, Any]) -> tuple[int, int, float]:
-    """Return the labels, tokens and seconds that a run had spent after a round."""
-    return played["labels"]["spent"], played["tokens_generated"], math.fsum(played["seconds"].values())
+def costs_of(played: Mapping[str, Any], *, without: Sequence[str] = ()) -> tuple[int, int, float]:
+    """Return the labels, tokens and seconds that a run had spent after a round, without the seconds of some phases."""
+    seconds = math.fsum(spent for phase, spent in played["seconds"].items() if phase not in without)
+    return played["labels"]["spent"], played["tokens_generated"], seconds
 
 
 def read_run(run_dir: str | Path) -> RunSummary:
