@@ -23,6 +23,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 import film  # noqa: E402
+import page  # noqa: E402
 from common import DATA, ROOT, save  # noqa: E402
 
 from choosy.reporting.compare import compare, draw  # noqa: E402
@@ -174,6 +175,7 @@ def main() -> None:
         result[name] = evidence(name, task, typed.seeds or task.seeds, tuned, typed.at_once)
         print(result[name]["sentence"], flush=True)
     save("evidence", result)
+    (ROOT / "docs" / "evidence.md").write_text(page.written(result))
 
 
 if __name__ == "__main__":
