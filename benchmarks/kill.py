@@ -67,7 +67,7 @@ def vowels(prompt, response):
     note("answered", prompt, response)
     return score
 """
-TRIES = 5  # a run that is done before its kill is begun anew so often
+TRIES = 5  # a run that is done before its kill is started again so often
 
 
 def tiny_policy(folder: Path) -> Path:
@@ -438,7 +438,7 @@ def main() -> None:
         "rounds sampled again though their labeling had begun": sum(outcome.sampled_twice for outcome in found),
         "rounds whose sampling the kill cut off, begun again": sum(outcome.rounds_begun_again for outcome in found),
         "where": dict(where.most_common()),
-        "runs that were done before their kill and were begun anew": sum(outcome.too_late for outcome in found),
+        "runs that were done before their kill and were started again": sum(outcome.too_late for outcome in found),
         "seconds of a whole run": round(life, 2),
         "labels of a whole run": len(wanted["ledger"]),
         "seconds": round(time.monotonic() - began, 1),

@@ -61,7 +61,7 @@ GOALS = {
     "flop_share": ("share of the machine's bf16 matrix-product peak, the smaller", ">= 0.35", lambda x: x >= 0.35),
     "online_round": ("online round against TRL's OnlineDPOTrainer", ">= 4", lambda x: x >= 4),
     "online_round_optune03": ("the same with OPTune at 0.3, rounds after the first", ">= 7", lambda x: x >= 7),
-    "selection_share": ("choosing's share of a round, the dearest but entropy", "<= 0.05", lambda x: x <= 0.05),
+    "selection_share": ("choosing's share of a round, the largest but entropy's", "<= 0.05", lambda x: x <= 0.05),
     "selection_share_entropy": ("the same for the entropy filter: 8 samples a prompt", "<= 0.05", lambda x: x <= 0.05),
     "pool_choose_s": ("a million prompts: choose, s", "<= 2", lambda x: x <= 2),
     "pool_reload_s": ("a million prompts: reload, s", "<= 20", lambda x: x <= 20),

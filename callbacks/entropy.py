@@ -36,4 +36,4 @@ class Entropy(PromptChooser):
             at.counts["tokens_generated"] += sum(len(r.ids) for of_prompt in sampled for r in of_prompt)
             return selection.entropy([[r.logp for r in of_prompt] for of_prompt in sampled])
 
-        return at.spread(prompts, entropy_of)
+        return at.each_on_one_rank(prompts, entropy_of)

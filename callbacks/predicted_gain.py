@@ -31,4 +31,4 @@ class PredictedGain(PromptChooser):
             rewards = {c.prompt.id: head.rewards(e) for c, e in zip(stored, at.learned.embed(stored, at), strict=True)}
             return [rewards.get(p.id) for p in mine]
 
-        return predicted.predicted_gain(at.spread(prompts, rewards_of))
+        return predicted.predicted_gain(at.each_on_one_rank(prompts, rewards_of))

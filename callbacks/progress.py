@@ -1,4 +1,4 @@
-"""Shows a run on the terminal while it happens."""
+"""Connects a run's training to its display on the terminal."""
 
 from __future__ import annotations
 

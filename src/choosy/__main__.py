@@ -11,7 +11,7 @@ from choosy.cli import fit
 from choosy.labeling.exchange.command import labels_command
 from choosy.main import in_sentences
 from choosy.main import main as train
-from choosy.reporting.compare import Prices, compare, write_comparison
+from choosy.reporting.compare import UnitPrices, compare, write_comparison
 from choosy.reporting.report import print_report, write_index, write_report
 from choosy.reporting.summary import read_run
 
@@ -70,7 +70,7 @@ def compare_arms(words: list[str]) -> None:
     parser.add_argument("--hour-price", type=float, help="what an hour of the machine costs you")
     typed = parser.parse_args(words)
     priced = typed.label_price is not None or typed.hour_price is not None
-    prices = Prices(typed.label_price or 0.0, typed.hour_price or 0.0) if priced else None
+    prices = UnitPrices(typed.label_price or 0.0, typed.hour_price or 0.0) if priced else None
     comparison = compare(typed.sweep_dir, baseline=typed.baseline, prices=prices)
     print(comparison.sentence)
     print(write_comparison(comparison, typed.sweep_dir))

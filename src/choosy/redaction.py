@@ -1,4 +1,4 @@
-"""Keys live in the environment, and nowhere else: not in a config, a ledger, a log or a message."""
+"""Keeps secrets out of configurations, ledgers, logs, messages."""
 
 from __future__ import annotations
 

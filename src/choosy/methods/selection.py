@@ -1,4 +1,4 @@
-"""What is worth its cost: utilities of prompts and pairs, and the one way to choose by them.
+"""Utilities of prompts or pairs, from which one shared rule chooses.
 
 A utility says how much the next unit of budget would teach if it were spent on this item. **Larger = spend here
 first, always.** A selector that wants the opposite end says so through a `Direction`, never through a sign.

@@ -1,4 +1,4 @@
-"""The policy: a causal language model that is sampled, scored, trained, and compared with its reference.
+"""The policy: the causal language model that is trained.
 
 The reference is a *state of the trainable weights*, not another model: switching to it swaps pointers. Sampling
 swaps in merged weights in the same way, so the exact weights are back afterwards.

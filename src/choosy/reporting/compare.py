@@ -20,11 +20,22 @@ from choosy.reporting.courses import Arm, Course, Versus, mean_course, versus
 from choosy.reporting.report import write_page
 from choosy.reporting.summary import RunSummary, costs_of, read_run
 
-COLORS = ("#6b7280", "#2563eb", "#d97706", "#15803d", "#db2777", "#7c3aed", "#0891b2", "#b91c1c", "#65a30d", "#a16207")
+ARM_COLORS = (
+    "#6b7280",
+    "#2563eb",
+    "#d97706",
+    "#15803d",
+    "#db2777",
+    "#7c3aed",
+    "#0891b2",
+    "#b91c1c",
+    "#65a30d",
+    "#a16207",
+)
 
 
 @dataclass(frozen=True)
-class Prices:
+class UnitPrices:
     """What the user pays for a label and for an hour of the machine; 0 = it does not count."""
 
     label: float = 0.0
@@ -80,7 +91,7 @@ def as_share(ratio: float) -> str:
     return "–" if math.isnan(ratio) else f"{ratio:.0%}" if math.isfinite(ratio) else "never"
 
 
-def compare(sweep_dir: str | Path, *, baseline: str | None = None, prices: Prices | None = None) -> Comparison:
+def compare(sweep_dir: str | Path, *, baseline: str | None = None, prices: UnitPrices | None = None) -> Comparison:
     """Compare the runs below a folder, finished or not, as far as each of them came.
 
     Args:
@@ -136,7 +147,7 @@ def named(found: Mapping[tuple[str, ...], Arm]) -> dict[str, Arm]:
     return {(name.removeprefix("selector=") or "all runs"): found[words] for words, name in sorted(names.items())}
 
 
-def course(run: RunSummary, prices: Prices | None) -> Course:
+def course(run: RunSummary, prices: UnitPrices | None) -> Course:
     """What a run had spent and reached at the start and after each evaluated round; labeling takes no seconds here."""
     spent = [(0, 0, 0.0), *(costs_of(played, without=("label", "evaluate")) for played in run.evaluated)]
     labels, tokens, seconds = (tuple(map(float, amounts)) for amounts in zip(*spent, strict=True))
@@ -186,7 +197,9 @@ def draw(comparison: Comparison) -> bytes:
     ordered = [comparison.baseline, *(name for name in comparison.arms if name != comparison.baseline)]
     for column, cost in enumerate(costs):
         for number, name in enumerate(ordered):
-            _draw_arm(axes[column], list(comparison.arms[name].values()), cost, name, COLORS[number % len(COLORS)])
+            _draw_arm(
+                axes[column], list(comparison.arms[name].values()), cost, name, ARM_COLORS[number % len(ARM_COLORS)]
+            )
         axes[column].set_xlabel(cost)
         axes[column].xaxis.set_major_formatter(EngFormatter(sep=""))
         axes[column].grid(color="#e5e7eb", linewidth=0.8)

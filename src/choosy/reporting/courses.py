@@ -1,4 +1,4 @@
-"""Statistics of runs beside each other: what an arm pays to reach what another one reached.
+"""Statistics that compare arms of a sweep: the cost at which one reaches another's final quality.
 
 An arm is one configuration, run with several seeds. Runs with the same seed are paired: they see the same prompts.
 """

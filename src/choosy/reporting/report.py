@@ -23,7 +23,7 @@ from choosy.files import replacing
 from choosy.reporting.display import PHASES, duration
 from choosy.reporting.summary import HEADINGS, RunSummary, as_text, costs_of
 
-COLORS = dict(zip(PHASES, ("#2563eb", "#0891b2", "#7c3aed", "#db2777", "#d97706", "#65a30d"), strict=True))
+PHASE_COLORS = dict(zip(PHASES, ("#2563eb", "#0891b2", "#7c3aed", "#db2777", "#d97706", "#65a30d"), strict=True))
 INDEX_COLUMNS = ("job", "overrides", "reward_initial", "reward_final", "win_rate", "labels", "tokens", "seconds")
 GRID, FRAME, INK = "#e5e7eb", "#9ca3af", "#4b5563"
 REWARD, WIN_RATE = "#2563eb", "#d97706"
@@ -40,8 +40,8 @@ def print_report(run: RunSummary, out: Console | None = None) -> None:
     total = math.fsum(seconds.values())
     out.print(Text.assemble((f"{duration(total)}  ", "bold"), run.costs))
     room = width - len(seconds)
-    out.print(Text.assemble(*(("━" * round(s / total * room), COLORS[phase]) for phase, s in seconds.items())))
-    parts = [Text.assemble(("●", COLORS[phase]), f" {phase} {duration(s)}") for phase, s in seconds.items()]
+    out.print(Text.assemble(*(("━" * round(s / total * room), PHASE_COLORS[phase]) for phase, s in seconds.items())))
+    parts = [Text.assemble(("●", PHASE_COLORS[phase]), f" {phase} {duration(s)}") for phase, s in seconds.items()]
     out.print(Columns(parts, padding=(0, 2)), "")
     out.print(Text.assemble("Left behind in ", (str(run.folder), "bold")), soft_wrap=True)
     for name, what in run.contents.items():
@@ -103,7 +103,7 @@ def write_report(run: RunSummary) -> None:
         curves=base64.b64encode(drawing).decode(),
         seconds=seconds,
         total=math.fsum(seconds.values()),
-        colors=COLORS,
+        colors=PHASE_COLORS,
     )
 
 

@@ -68,7 +68,7 @@ class Round:
     counts: Counter[str] = field(default_factory=Counter)
     folder: Path = Path()
 
-    def spread(self, prompts: Sequence[Prompt], numbers_of: Callable[[list[Prompt]], list[T]]) -> list[T]:
+    def each_on_one_rank(self, prompts: Sequence[Prompt], numbers_of: Callable[[list[Prompt]], list[T]]) -> list[T]:
         """Compute what is expensive for each prompt on one rank only; every rank returns all of it."""
         mine = shard(prompts, self.ranks)
         found = dict(self.ranks.gather(list(zip((p.id for p in mine), numbers_of(mine), strict=True))))

@@ -32,7 +32,7 @@ class LearnedReward:
 
     embedder: str = "minilm"
     min_labels: int = 32
-    knowledge: dict[str, float] = field(default_factory=dict, init=False)  # of the last round, for loggers and report
+    knowledge: dict[str, float] = field(default_factory=dict, init=False)  # of the last round, for the loggers
     _rows: dict[tuple[str, str], int] = field(default_factory=dict, init=False)  # (prompt id, text) -> row of _embed_ND
     _embed_ND: Tensor = field(default_factory=lambda: torch.zeros(0, 0), init=False)
     _scores: dict[int, float] = field(default_factory=dict, init=False)  # by row
@@ -50,7 +50,7 @@ class LearnedReward:
             new = [c for number in range(self._known, at.number) for c in labeled_candidates(pool_after(at, number))]
             self._embed_new(new, at)
             scores, verdicts = self._labels(new)
-            self.knowledge = self._foresight(scores, verdicts)
+            self.knowledge = self._accuracy_on_new(scores, verdicts)
             self._scores.update(scores)
             self._verdicts.update(verdicts)
             self._head = self._fitted()
@@ -102,7 +102,7 @@ class LearnedReward:
             return fit_verdicts(self._embed_ND[chosen_K], self._embed_ND[rejected_K])
         return None
 
-    def _foresight(self, scores: dict[int, float], verdicts: dict[tuple[int, int], None]) -> dict[str, float]:
+    def _accuracy_on_new(self, scores: dict[int, float], verdicts: dict[tuple[int, int], None]) -> dict[str, float]:
         """How well the head predicts labels that were bought after it was fitted."""
         if self._head is None or not verdicts:
             return {}

@@ -1,4 +1,4 @@
-"""A run: its rounds in order, what they cost, and how they are kept, resumed and read back."""
+"""A run: plays its rounds in order."""
 
 from __future__ import annotations
 

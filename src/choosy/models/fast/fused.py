@@ -1,4 +1,4 @@
-"""Layers with the values of transformers' and PEFT's in less time.
+"""Faster replacements for layers of transformers or PEFT, with equal values.
 
 On a CPU the matrix products of a small model take about half of a training step; the rest is elementwise operations
 that read and write whole activations. These layers work in place, and their backwards recompute what is cheap instead
