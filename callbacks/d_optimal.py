@@ -36,6 +36,8 @@ class DOptimal(PairChooser):
             for i, j in selection.pair_positions(len(c.responses)):
                 mine.append(((c.prompt.id, i, j), (embed_nD[i] - embed_nD[j]).tolist()))
         every = sorted(at.ranks.gather(mine), key=lambda pair: seed_of(at.seed, "design", at.number, *pair[0]))
+        if not every:  # no prompt was sampled, as when the label budget is spent
+            return [[] for _ in candidates]
         feature_XD = torch.tensor([feature for _, feature in every])
         prompts = [name[0] for name, _ in every]
         k = selection.quota(

@@ -141,12 +141,16 @@ def evidence(name: str, task: Task, seeds: int, tuned: Sequence[int], at_once: i
     for seed in range(seeds):
         arms = list(task.arms)
         random.Random(seed).shuffle(arms)
-        jobs += [
-            (RUNS / name / arm / str(seed), [*task.lines, *task.arms[arm], f"lr={rates[arm]}", f"seed={seed}"])
-            for arm in arms
-        ]
+        for arm in arms:
+            typed = [*task.lines, *task.arms[arm], f"lr={rates[arm]}", f"seed={seed}"]
+            jobs.append((RUNS / name / arm / f"{rates[arm]:g}" / str(seed), typed))
     play_all(jobs, at_once)
-    found = compare(RUNS / name, baseline="random_pairs")
+    asked = {folder for folder, _ in jobs}
+
+    def arm_of(folder: Path) -> tuple[str, ...] | None:
+        return (folder.parents[1].name,) if folder in asked else None
+
+    found = compare(RUNS / name, baseline="random_pairs", arm_of=arm_of)
     (ROOT / "docs" / "images" / f"evidence_{name}.png").write_bytes(draw(found))
     beside = {arm: {cost: asdict(versus) for cost, versus in costs.items()} for arm, costs in found.beside.items()}
     return {

@@ -90,7 +90,11 @@ CERTAINTY = ["selector=certainty", "data.responses=3"]
 
 WAYS = {
     "ddp, two, certainty": ("ddp", 2, CERTAINTY),
-    "ddp, two, predicted gap": ("ddp", 2, [*LEARNED, "selector=predicted_gap", "callbacks.predicted_gap.explore=0.3"]),
+    "ddp, two, predicted gap": (
+        "ddp",
+        2,
+        [*LEARNED, "selector=predicted_gap", "callbacks.predicted_gap.explore=0.5", "seed=1"],
+    ),
     "fsdp, two, d-optimal": ("fsdp", 2, [*LEARNED, "selector=d_optimal"]),
     "ddp, two, uneven parts": ("ddp", 2, ["selector=optune", *UNEVEN]),
     "ddp, three, idle rank": ("ddp", 3, [*IDLE, "reference=previous_round"]),

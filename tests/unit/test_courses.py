@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from choosy.reporting.courses import Course, cost_to, mean_course, seeds_needed, sign_flip, versus
+from choosy.reporting.courses import Course, cost_to, seeds_needed, sign_flip, versus
 
 LABELS = (0.0, 100.0, 200.0, 400.0)
 
@@ -59,10 +59,23 @@ def test_a_course_that_falls_counts_as_what_it_had_reached() -> None:
     assert cost_to([fallen], "labels", 0.0) == 0.0
 
 
-def test_runs_that_were_cut_short_are_compared_as_far_as_the_shortest_came() -> None:
-    short, long = Course({"labels": (0.0, 10.0)}, (0.0, 1.0)), Course({"labels": (0.0, 10.0, 20.0)}, (0.0, 1.0, 5.0))
-    amounts, _ = mean_course([short, long], "labels")
-    assert amounts.tolist() == [0.0, 10.0]
+def test_an_arm_beside_itself_needs_the_same_also_where_seeds_end_at_other_amounts() -> None:
+    arm = {s: Course({"labels": (0.0, 100.0 + s, 200.0 + 2 * s)}, (0.0, 1.0, 2.0 + s)) for s in range(5)}
+    found = versus(arm, arm, "labels")
+    assert (found.ratio, found.low, found.high, found.gain) == pytest.approx((1.0, 1.0, 1.0, 0.0))
+
+
+def test_a_run_that_was_cut_short_is_compared_as_far_as_it_came() -> None:
+    whole, short = linear(0.01), Course({"labels": LABELS[:2]}, (0.0, 1.0))
+    baseline = {0: whole, 1: whole}
+    found = versus(baseline, {0: whole, 1: short}, "labels")
+    assert (found.ratio, found.gain) == pytest.approx((1.0, 0.0))
+
+
+def test_nothing_is_compared_where_the_baseline_learns_nothing() -> None:
+    fallen = {s: Course({"labels": (0.0, 10.0)}, (1.0, 0.5)) for s in range(3)}
+    further = {s: Course({"labels": (0.0, 10.0)}, (1.0, 0.1)) for s in range(3)}
+    assert math.isnan(versus(further, fallen, "labels").ratio)
 
 
 def test_a_difference_of_chance_is_seldom_called_one() -> None:

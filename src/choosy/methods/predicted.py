@@ -6,7 +6,8 @@ Axes: P prompts, N responses of one prompt, X all pairs of a round, D features o
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+import random
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -65,28 +66,37 @@ def predicted_gain(rewards: Sequence[Tensor | None]) -> list[float]:
     return [average if spread is None else spread for spread in spreads]
 
 
-def explored(utilities: dict[Hashable, float], share: float, *, seed: int) -> dict[Hashable, float]:
-    """Let chance choose a share of the items: each of these takes the utility of an item drawn by lot.
+def explored(utilities: Mapping[str, Sequence[float]], share: float, *, seed: int) -> dict[str, Sequence[float]]:
+    """Let chance choose the pairs of a share of the prompts.
 
-    An item drawn so ranks like any other, so that about this share of whatever is chosen was chosen at random.
+    Such a prompt takes the utilities of another one, in an order drawn by lot, so that it ranks as often as any other
+    and about this share of whatever is chosen was chosen by chance.
 
     Args:
-        utilities: Utilities by name; the result depends on the names, not on their order.
-        share: Probability that an item is given up to chance.
+        utilities: By the prompts' ids the utilities of their pairs; the result depends on the ids, not on their order.
+        share: Probability that a prompt is given up to chance.
         seed: Of the draws.
 
     Example:
-        >>> explored({"a": 1.0, "b": 2.0}, 0.0, seed=0)
-        {'a': 1.0, 'b': 2.0}
-        >>> sorted(explored({"a": 1.0, "b": 1.0}, 1.0, seed=0).values())
-        [1.0, 1.0]
+        >>> explored({"a": [1.0, 2.0], "b": [3.0, 4.0]}, 0.0, seed=0)
+        {'a': [1.0, 2.0], 'b': [3.0, 4.0]}
+        >>> sorted(explored({"a": [1.0, 2.0]}, 1.0, seed=0)["a"])
+        [1.0, 2.0]
     """
-    ordered = sorted(utilities.values())
+    if share == 0:
+        return dict(utilities)
+    alike: dict[int, list[str]] = {}  # ids by the number of pairs
+    for name in sorted(utilities):
+        alike.setdefault(len(utilities[name]), []).append(name)
 
-    def drawn(name: Hashable) -> float:
-        if seed_of(seed, "explore", str(name)) / 2**63 >= share:
+    def drawn(name: str) -> Sequence[float]:
+        draw = random.Random(seed_of(seed, "explore", name))
+        if draw.random() >= share:
             return utilities[name]
-        return ordered[seed_of(seed, "utility", str(name)) % len(ordered)]
+        others = alike[len(utilities[name])]
+        taken = list(utilities[others[draw.randrange(len(others))]])
+        draw.shuffle(taken)
+        return taken
 
     return {name: drawn(name) for name in utilities}
 

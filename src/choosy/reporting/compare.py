@@ -7,7 +7,7 @@ import csv
 import io
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,22 +63,34 @@ class Comparison:
     @property
     def sentence(self) -> str:
         """Which arm pays here, by how much; or that none does, and what would tell."""
-        cost = self.costs[-1]
+        cost = "money" if "money" in self.costs else "labels"
         if not self.beside:
             return f"There is only one arm, {self.baseline}; run another one on the same seeds to compare."
-        best = min(self.beside, key=lambda name: (self.beside[name][cost].ratio, -self.beside[name][cost].gain))
+        best = min(
+            self.beside,
+            key=lambda name: (_last_if_unknown(self.beside[name][cost].ratio), -self.beside[name][cost].gain),
+        )
         found = self.beside[best][cost]
+        if math.isnan(found.ratio):
+            return f"{self.baseline} ends no better than it began, so that no cost of its quality can be compared."
+        if math.isinf(found.ratio):
+            return f"No arm reaches the final quality of {self.baseline}; the nearest is {best} ({found.gain:+.2f})."
         needs = f"{best} needs {as_share(found.ratio)} of the {cost} of {self.baseline} for its final quality"
         if found.seeds == 1:
-            return f"{needs}, with one seed, which says nothing of chance: run seed=0,1,2,3,4."
-        interval = f"95 % interval {as_share(found.low)} to {as_share(found.high)}, {found.seeds} seeds"
-        if found.high < 1:
-            return f"{best} pays here: {needs} ({interval})."
-        more = math.ceil(max(found.more_seeds, 1)) if math.isfinite(found.more_seeds) else "many"
+            return f"{needs}, with one seed, which says nothing of chance: run seed=0,1,2,3,4,5,6,7."
+        shown = f"95 % interval {as_share(found.low)} to {as_share(found.high)}, p = {found.p:.3f}, {found.seeds} seeds"
+        if found.high < 1 and found.gain > 0 and found.p * len(self.beside) < 0.05:  # the best of several (Bonferroni)
+            return f"{best} pays here: {needs} ({shown})."
+        if found.gain <= 0 or not math.isfinite(found.more_seeds):
+            return f"No arm is shown to pay more than {self.baseline}. The best, {needs} ({shown})."
         return (
-            f"No arm is shown to pay more than {self.baseline}. The best, {needs} ({interval}); about {more} more "
-            "seeds would tell, if the difference is what it seems."
+            f"No arm is shown to pay more than {self.baseline} yet. The best, {needs} ({shown}); about "
+            f"{math.ceil(max(found.more_seeds, 3))} more seeds would tell, if the difference is what it seems."
         )
+
+
+def _last_if_unknown(ratio: float) -> float:
+    return math.inf if math.isnan(ratio) else ratio
 
 
 def as_share(ratio: float) -> str:
@@ -91,13 +103,20 @@ def as_share(ratio: float) -> str:
     return "–" if math.isnan(ratio) else f"{ratio:.0%}" if math.isfinite(ratio) else "never"
 
 
-def compare(sweep_dir: str | Path, *, baseline: str | None = None, prices: UnitPrices | None = None) -> Comparison:
+def compare(
+    sweep_dir: str | Path,
+    *,
+    baseline: str | None = None,
+    prices: UnitPrices | None = None,
+    arm_of: Callable[[Path], tuple[str, ...] | None] | None = None,
+) -> Comparison:
     """Compare the runs below a folder, finished or not, as far as each of them came.
 
     Args:
         sweep_dir: The folder of a sweep.
         baseline: The arm to compare with, as the page names it; None = the one that chooses at random, else the first.
         prices: What a label and an hour cost; None = money is not compared.
+        arm_of: Names the arm of a run by its folder, or leaves the run out; None = by what was typed for it.
 
     Raises:
         ValueError: There is no evaluated run below the folder, or no such baseline.
@@ -106,6 +125,8 @@ def compare(sweep_dir: str | Path, *, baseline: str | None = None, prices: UnitP
     found: dict[tuple[str, ...], dict[int, Course]] = defaultdict(dict)
     skipped: dict[str, str] = {}
     for run_dir in sorted({path.parents[1] for path in folder.rglob("rounds/round_*.parquet")}):
+        if (words := (arm_of or typed)(run_dir)) is None:
+            continue
         try:
             run = read_run(run_dir)
         except (ValueError, OSError) as error:
@@ -114,7 +135,7 @@ def compare(sweep_dir: str | Path, *, baseline: str | None = None, prices: UnitP
         if not run.start or not run.evaluated:
             skipped[str(run_dir.relative_to(folder))] = "it has no evaluated round yet"
             continue
-        found[typed(run_dir)][int(run.latest["seed"])] = course(run, prices)
+        found[words][int(run.latest["seed"])] = course(run, prices)
     if not found:
         raise ValueError(
             f"Wanted runs with evaluated rounds below {folder}; found none. First type choosy train -m ..."
@@ -137,7 +158,8 @@ def typed(run_dir: Path) -> tuple[str, ...]:
     """What was typed for a run, without its seed and its folder."""
     path = run_dir / ".hydra" / "overrides.yaml"
     words: list[str] = (yaml.safe_load(path.read_text()) or []) if path.exists() else [run_dir.parent.name]
-    return tuple(word for word in words if word.split("=")[0] not in ("seed", "name", "run_dir", "ckpt_path"))
+    own = ("seed", "name", "run_dir", "ckpt_path")  # of one run of an arm
+    return tuple(sorted(word for word in words if word.lstrip("+").split("=")[0] not in own))
 
 
 def named(found: Mapping[tuple[str, ...], Arm]) -> dict[str, Arm]:
@@ -148,9 +170,14 @@ def named(found: Mapping[tuple[str, ...], Arm]) -> dict[str, Arm]:
 
 
 def course(run: RunSummary, prices: UnitPrices | None) -> Course:
-    """What a run had spent and reached at the start and after each evaluated round; labeling takes no seconds here."""
+    """What a run had spent and reached at the start and after each evaluated round; labeling takes no seconds here.
+
+    A label that another run had bought into a shared ledger counts as bought: the order of runs does not matter.
+    """
     spent = [(0, 0, 0.0), *(costs_of(played, without=("label", "evaluate")) for played in run.evaluated)]
-    labels, tokens, seconds = (tuple(map(float, amounts)) for amounts in zip(*spent, strict=True))
+    bought, tokens, seconds = (tuple(map(float, amounts)) for amounts in zip(*spent, strict=True))
+    reused = [0, *(played["labels"]["reused"] for played in run.evaluated)]
+    labels = tuple(b + r for b, r in zip(bought, reused, strict=True))
     costs = {"labels": labels, "tokens": tokens, "seconds": seconds}
     if prices:
         costs["money"] = tuple(n * prices.label + s / 3600 * prices.hour for n, s in zip(labels, seconds, strict=True))

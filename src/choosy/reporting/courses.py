@@ -32,15 +32,16 @@ Arm = Mapping[int, Course]  # by seed
 
 
 def mean_course(courses: Sequence[Course], cost: str) -> tuple[np.ndarray, np.ndarray]:
-    """Amounts of a cost, and the mean quality of the runs there, each run interpolated between its evaluations.
+    """Amounts of a cost, and the mean quality of the runs there.
+
+    Each run is interpolated between its evaluations, and keeps its last quality beyond the last of them.
 
     Example:
         >>> one, other = Course({"labels": (0, 10)}, (0.0, 1.0)), Course({"labels": (0, 20)}, (0.0, 4.0))
         >>> [part.tolist() for part in mean_course([one, other], "labels")]
-        [[0.0, 10.0], [0.0, 1.5]]
+        [[0.0, 10.0, 20.0], [0.0, 1.5, 2.5]]
     """
-    last = min(course.spent[cost][-1] for course in courses)
-    amounts = np.array(sorted({float(x) for course in courses for x in course.spent[cost] if x <= last}))
+    amounts = np.array(sorted({float(x) for course in courses for x in course.spent[cost]}))
     return amounts, np.mean([np.interp(amounts, course.spent[cost], course.quality) for course in courses], axis=0)
 
 
@@ -71,7 +72,7 @@ class Versus:
     Attributes:
         seeds: Seeds that both have.
         ratio: The arm's cost of the baseline's final reward, over the baseline's cost of it; below 1 is a saving.
-        low: Lower end of the ratio's 95 % interval (bootstrap over seeds); nan with one seed.
+        low: Lower end of the ratio's 95 % interval (bootstrap over seeds); nan where it is not known, as with one seed.
         high: Its upper end.
         gain: Mean difference of the final rewards.
         p: How often a difference as large comes about by chance (sign-flip test).
@@ -97,11 +98,14 @@ def versus(arm: Arm, baseline: Arm, cost: str, *, seed: int = 0) -> Versus:
     seeds = sorted(arm.keys() & baseline.keys())
     if not seeds:
         raise ValueError("The two arms have no seed in common; run both with the same seed=0,1,2.")
+    reached = {s: min(len(arm[s].quality), len(baseline[s].quality)) for s in seeds}  # evaluations that both have
+    arm, baseline = ({s: as_far_as(one[s], reached[s]) for s in seeds} for one in (arm, baseline))
     generator = np.random.default_rng(seed)
     drawn = [
         ratio_of([arm[s] for s in some], [baseline[s] for s in some], cost) for some in resampled(seeds, generator)
     ]
-    low, high = np.quantile(drawn, [0.025, 0.975], method="nearest") if len(seeds) > 1 else (math.nan, math.nan)
+    known = len(seeds) > 1 and not any(map(math.isnan, drawn))
+    low, high = np.quantile(drawn, [0.025, 0.975], method="nearest") if known else (math.nan, math.nan)
     gains = np.array([arm[s].quality[-1] - baseline[s].quality[-1] for s in seeds])
     return Versus(
         len(seeds),
@@ -115,9 +119,19 @@ def versus(arm: Arm, baseline: Arm, cost: str, *, seed: int = 0) -> Versus:
 
 
 def ratio_of(arm: Sequence[Course], baseline: Sequence[Course], cost: str) -> float:
-    """What the arm pays for the baseline's final reward, over what the baseline pays; infinity if never reached."""
+    """What the arm pays for the baseline's final quality, over what the baseline pays; infinity if never reached.
+
+    It is nan where the baseline ends no better than it began, so that its final quality costs nothing.
+    """
     target = float(np.mean([course.quality[-1] for course in baseline]))
-    return cost_to(arm, cost, target) / max(cost_to(baseline, cost, target), 1e-9)
+    paid = cost_to(baseline, cost, target)
+    return cost_to(arm, cost, target) / paid if paid else math.nan
+
+
+def as_far_as(course: Course, evaluations: int) -> Course:
+    """A course up to so many evaluations."""
+    spent = {cost: amounts[:evaluations] for cost, amounts in course.spent.items()}
+    return Course(spent, course.quality[:evaluations])
 
 
 def resampled(seeds: Sequence[int], generator: np.random.Generator, draws: int = DRAWS) -> list[list[int]]:

@@ -77,11 +77,12 @@ class Round:
     def partly_by_chance(
         self, candidates: Sequence[Candidates], utilities: Sequence[Sequence[float]], share: float
     ) -> list[list[float]]:
-        """Give a share of all ranks' pairs up to chance (see `explored`); the same on any number of ranks."""
-        names = [[f"{c.prompt.id}:{n}" for n, _ in enumerate(of)] for c, of in zip(candidates, utilities, strict=True)]
-        mine = [named for of in zip(names, utilities, strict=True) for named in zip(*of, strict=True)]
+        """Let chance choose the pairs of a share of all ranks' prompts (see `explored`)."""
+        if share == 0:
+            return [list(of_prompt) for of_prompt in utilities]
+        mine = [(c.prompt.id, of_prompt) for c, of_prompt in zip(candidates, utilities, strict=True)]
         mixed = explored(dict(self.ranks.gather(mine)), share, seed=seed_of(self.seed, self.number))
-        return [[mixed[name] for name in of_prompt] for of_prompt in names]
+        return [list(mixed[name]) for name, _ in mine]
 
 
 class RewardPredictor(Protocol):

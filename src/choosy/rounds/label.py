@@ -65,7 +65,8 @@ def ranked_pairs(at: Round, fresh: Sequence[Candidates], choice: PairChoice, lab
             break
         wanted -= sum(len(c.pairs) for c in more.labeled) - sum(made.values())
         asked = {pair[:3] for pair in some}
-        left = [pair for pair in left if pair[:3] not in asked]
+        whole = {pair.prompt for pair in some} if choice.score_all else set()  # nothing of these is left to buy
+        left = [pair for pair in left if pair[:3] not in asked and pair.prompt not in whole]
     if choice.top_up and wanted and not bought.unpaid:
         at.phases.say(f"{wanted} of {choice.wanted} wanted pairs are missing: no other pair competes.")
     return bought

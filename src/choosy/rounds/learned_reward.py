@@ -16,6 +16,8 @@ from choosy.parallel.ranks import shard
 from choosy.rounds.context import Round
 from choosy.types import Candidates, Response
 
+LONGEST_PROMPT = 400  # characters
+
 
 @dataclass
 class LearnedReward:
@@ -46,8 +48,8 @@ class LearnedReward:
 
     def head(self, at: Round) -> RewardHead | None:
         """Fit the head of a round; every rank must call this. None while there are too few labels."""
-        if self._known < at.number:
-            new = [c for number in range(self._known, at.number) for c in labeled_candidates(pool_after(at, number))]
+        while self._known < at.number:  # several times after a resume
+            new = labeled_candidates(pool_after(at, self._known))
             self._embed_new(new, at)
             scores, verdicts = self._labels(new)
             self.knowledge = self._accuracy_on_new(scores, verdicts)
@@ -55,11 +57,11 @@ class LearnedReward:
             self._verdicts.update(verdicts)
             self._head = self._fitted()
             self.knowledge["labels"] = float(len(self._scores) or len(self._verdicts))
-            self._known = at.number
+            self._known += 1
         return self._head
 
     def embed(self, candidates: Sequence[Candidates], at: Round) -> list[Tensor]:
-        """Embeddings (N, D) of the responses to each prompt, the prompt included."""
+        """Embeddings (N, D) of the responses to each prompt, behind the end of the prompt."""
         whole = [with_prompt(c, r) for c in candidates for r in c.responses]
         return list(torch.split(embed(whole, self.embedder, at.policy), [len(c.responses) for c in candidates]))
 
@@ -127,5 +129,8 @@ def labeled_candidates(pool: Pool) -> list[Candidates]:
 
 
 def with_prompt(c: Candidates, response: Response) -> Response:
-    """Prompt and response as one text, and as one sequence of token ids."""
-    return replace(response, text=f"{c.prompt.text}\n{response.text}", ids=(*c.prompt_ids, *response.ids))
+    """The response behind the end of its prompt, as text; the policy embeds the response's tokens alone.
+
+    An embedder cuts what is too long at its end, so a long prompt must not push the response out.
+    """
+    return replace(response, text=f"{c.prompt.text[-LONGEST_PROMPT:]}\n{response.text}")

@@ -106,6 +106,11 @@ class Run:
         self.rounds = rounds
         self.reference = reference
         self.learned_reward = learned_reward or LearnedReward()
+        if reference == "previous_round" and self.learned_reward.embedder == "policy":
+            raise ValueError(
+                "learned_reward.embedder=policy embeds with the reference, which reference=previous_round moves: type "
+                "reference=initial, or learned_reward.embedder=minilm."
+            )
         self.resuming = False  # set before the run is opened, where it continues an earlier one
         self.prompt_selector: PromptSelector | None = None
         self.pair_selector: PairSelector | None = None
