@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from textwrap import fill
 from typing import Any
@@ -33,7 +34,7 @@ def written(result: Mapping[str, Any]) -> str:
 def of_task(name: str, task: Mapping[str, Any]) -> str:
     """The part of one task: what it is, its picture, its table, its sentence."""
     random = f"| random_pairs | {task['lr']['random_pairs']:g} | 100% | | | | 100% | 100% |"
-    ranked = sorted(task["beside_random"].items(), key=lambda arm: arm[1]["labels"]["ratio"])
+    ranked = sorted(task["beside_random"].items(), key=lambda arm: arm[1]["labels"]["ratio"] or math.inf)
     table = "\n".join([HEAD, random, *(row(arm, task["lr"][arm], costs) for arm, costs in ranked)])
     tuned = ", ".join(map(str, task["tuned_on"]))
     rests = f"{task['seeds']} seeds, {task['comparisons']} comparisons; learning rates chosen on seed {tuned}."
@@ -41,10 +42,15 @@ def of_task(name: str, task: Mapping[str, Any]) -> str:
     return "\n\n".join([f"## {name}", ABOUT[name], picture, table, rests, fill(task["sentence"], 120)])
 
 
+def share(ratio: float | None) -> str:
+    """A ratio as a percentage; null stands for infinity."""
+    return as_share(math.inf if ratio is None else ratio)
+
+
 def row(arm: str, lr: float, costs: Mapping[str, Any]) -> str:
     """One arm's line."""
     found = costs["labels"]
-    cells = [arm, f"{lr:g}", as_share(found["ratio"]), f"{as_share(found['low'])} to {as_share(found['high'])}"]
+    cells = [arm, f"{lr:g}", share(found["ratio"]), f"{share(found['low'])} to {share(found['high'])}"]
     cells += [f"{found['gain']:+.2f}", f"{found['p']:.3f}"]
-    cells += [as_share(costs[cost]["ratio"]) for cost in ("seconds", "tokens")]
+    cells += [share(costs[cost]["ratio"]) for cost in ("seconds", "tokens")]
     return f"| {' | '.join(cells)} |"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import subprocess
@@ -27,6 +28,7 @@ import page  # noqa: E402
 from common import DATA, ROOT, save  # noqa: E402
 
 from choosy.reporting.compare import compare, draw  # noqa: E402
+from choosy.reporting.courses import Versus  # noqa: E402
 
 RUNS = HERE / "cache" / "runs"
 TUNED = (101, 102, 103)  # seeds on which the learning rates are chosen
@@ -127,6 +129,11 @@ def rate_of(task: str, arm: str, tuned: Sequence[int]) -> float:
     return max(RATES, key=mean)
 
 
+def plain(versus: Versus) -> dict[str, float | None]:
+    """The numbers as JSON has them; null = the quality is never reached, or not known."""
+    return {name: x if math.isfinite(x) else None for name, x in asdict(versus).items()}
+
+
 def evidence(name: str, task: Task, seeds: int, tuned: Sequence[int], at_once: int) -> dict[str, Any]:
     """Tune and run the arms of a task, and compare them with random choice."""
     tuning = [
@@ -152,7 +159,7 @@ def evidence(name: str, task: Task, seeds: int, tuned: Sequence[int], at_once: i
 
     found = compare(RUNS / name, baseline="random_pairs", arm_of=arm_of)
     (ROOT / "docs" / "images" / f"evidence_{name}.png").write_bytes(draw(found))
-    beside = {arm: {cost: asdict(versus) for cost, versus in costs.items()} for arm, costs in found.beside.items()}
+    beside = {arm: {cost: plain(versus) for cost, versus in costs.items()} for arm, costs in found.beside.items()}
     return {
         "seeds": seeds,
         "tuned_on": tuned,
