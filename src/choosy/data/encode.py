@@ -1,4 +1,4 @@
-"""Prompts and given responses as tokens, within limits of length."""
+"""Turns given text into tokens, within limits of length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The pool: every prompt with its responses, rewards and pairs. Arrow in memory, one Parquet file a round on disk.
+"""The pool: every prompt with its responses, their rewards, the pairs made of them.
+
+It is an Arrow table in memory, one Parquet file a round on disk.
 
 One row holds one prompt's candidates of one round; an earlier round's row stays while its labels are trained on. A
 round's file holds the whole pool as it was after that round, so the newest file is all that a resume needs.

@@ -1,4 +1,4 @@
-"""Parquet files that are replaced atomically, with facts about their table and a checksum of all their bytes.
+"""Parquet files that are replaced atomically, with a checksum of all their bytes.
 
 A crash leaves the old file or the new one, and one that has changed on the disk is noticed.
 """

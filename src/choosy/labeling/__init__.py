@@ -1,1 +1,1 @@
-"""Labelers and the ledger of what they said."""
+"""Labelers; the ledger of their labels."""

@@ -1,4 +1,4 @@
-"""Ask several labelers about each pair, and weight their votes by past accuracy."""
+"""Ask several labelers about each pair, weighting their votes by past accuracy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract between a labeler and the buyer of its labels."""
+"""The contract of labelers with the buyer of their labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A labeler for labels that take days: it writes the questions to files, and the run stops until they are answered."""
+"""A labeler for labels that take days: it writes the questions to files; the run stops until they are answered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistics of verdicts: ties, invalid verdicts, position bias, and agreement with the policy."""
+"""Statistics of verdicts: ties, invalid verdicts, position bias, agreement with the policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VADER, a lexicon that scores how positive a text sounds: free, instant, and without weights."""
+"""VADER, a lexicon that scores how positive a text sounds: free, instant, without weights."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The papers, as pure functions of tensors and numbers."""
+"""The papers, as pure functions of tensors."""

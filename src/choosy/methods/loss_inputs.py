@@ -1,4 +1,4 @@
-"""The interface between training and losses: log-probs of a step's items in, one unreduced value an item out.
+"""The interface of losses: log-probs of a step's items in, one unreduced value an item out.
 
 Axes: B items, R responses of the items, T tokens of the responses, K samples of the policy's own.
 """

@@ -1,4 +1,4 @@
-"""Utilities of prompts and pairs that a reward head predicts.
+"""Utilities of prompts or pairs that a reward head predicts.
 
 Axes: P prompts, N responses of one prompt, X all pairs of a round, D features of a pair.
 """

@@ -1,1 +1,1 @@
-"""The policy and what scores text."""
+"""Language models: the policy, its reference, embedders."""

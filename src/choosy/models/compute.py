@@ -1,4 +1,4 @@
-"""Settings of speed and memory, which never change a value."""
+"""Settings of speed or memory, which never change a value."""
 
 from __future__ import annotations
 

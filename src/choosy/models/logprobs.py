@@ -1,4 +1,4 @@
-"""Log-probabilities of many responses to one prompt: the hot path of training, scoring and evaluation.
+"""Log-probabilities of many responses to one prompt: the hot path of training.
 
 Logits exist only where a response token is predicted, a chunk at a time.
 

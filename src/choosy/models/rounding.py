@@ -1,4 +1,4 @@
-"""Log-ratios of policy and reference in fp32, and the rounding error of those in bf16."""
+"""Log-ratios of the policy to its reference in fp32, with the rounding error of those in bf16."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compares the arms of a sweep at equal labels, tokens, seconds and money."""
+"""Compares the arms of a sweep at equal labels, tokens, seconds, money."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks before the first round that a run gives its loss and its weighting what they need."""
+"""Checks before the first round that a run gives its loss or weighting what it needs."""
 
 from __future__ import annotations
 

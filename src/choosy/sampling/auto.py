@@ -1,4 +1,4 @@
-"""An engine that is chosen by the device and by what is installed."""
+"""An engine that is chosen by the device, among those installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache of keys and values that sampling starts from, each prompt computed once for all its responses.
+"""The key-value cache that sampling starts from, each prompt computed once for all its responses.
 
 Where the attention takes a tree of segments, all prompts are in one row without padding; else they are padded on the
 left. Either way their common prefix, such as a system prompt, is computed once.

@@ -1,4 +1,4 @@
-"""Convert labels between the ledger and the rows of a file."""
+"""Convert labels of the ledger to rows of a file, or back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train a small model of preferences: an encoder with a LoRA adapter and one output."""
+"""Train a small model of preferences: an encoder with a LoRA adapter under one output."""
 
 from __future__ import annotations
 

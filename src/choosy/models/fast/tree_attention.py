@@ -1,4 +1,4 @@
-"""Attention over a tree of segments, such as a prompt and its responses, without padding.
+"""Attention over a tree of segments, such as a prompt with its responses, without padding.
 
 All groups of a pass are in one row, one after the other. A segment (the common prefix, a prompt, a response) attends
 to its own past and to all of its ancestors: a few small dense products, which fit into the processor's cache; short
