@@ -1,6 +1,6 @@
 """Does choosing pay? Runs the arms of a task over many seeds, and compares them with random choice at equal cost.
 
-`make evidence` runs all tasks; `make evidence ONLY=film SEEDS=5` one of them with fewer seeds. A run that is finished
+`make evidence` runs the task film; `make evidence ONLY=film SEEDS=5` with fewer seeds. A run that is finished
 is not repeated, so that hours of runs survive a kill. Each arm has the learning rate that was best for it on other
 seeds.
 """
@@ -21,15 +21,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import film
+import page
+from common import DATA, ROOT, save
+
+from choosy.reporting.compare import compare, draw
+from choosy.reporting.courses import Versus
+
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-import film  # noqa: E402
-import page  # noqa: E402
-from common import DATA, ROOT, save  # noqa: E402
-
-from choosy.reporting.compare import compare, draw  # noqa: E402
-from choosy.reporting.courses import Versus  # noqa: E402
-
 RUNS = HERE / "cache" / "runs"
 TUNED = (101, 102, 103)  # seeds on which the learning rates are chosen
 RATES = (3e-4, 1e-3)

@@ -176,7 +176,7 @@ def test_the_end_counts_where_padding_is_the_same_token(share_prompt, variant, l
     policy.compute = replace(policy.compute, share_prompt=share_prompt)
     assert policy.tokens.tokenizer.pad_token_id == policy.tokens.tokenizer.eos_token_id
     asked = [replace(CHAT, messages=(Message("user", text),)) for text in ("Hi", "Who was it that said so?")]
-    given = [Response(text, policy.tokens.encode_response(text)) for text in ("Me.", "Nobody knows, I am afraid.")]
+    given = [Response(text, policy.tokens.encode_response(text)) for text in ("Me.", "No one knows, I am afraid.")]
     candidates = [Candidates(p, tuple(given), policy.tokens.encode_prompt(p)) for p in asked]
     assert all(policy.tokens.tokenizer.eos_token_id in c.prompt_ids for c in candidates)  # of the turns before
     for c, logps in zip(candidates, policy.score(candidates), strict=True):

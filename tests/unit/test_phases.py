@@ -107,7 +107,7 @@ def play(phases: Phases, clock: Clock) -> None:
             clock.now += 0.5
         with phases("score"):
             clock.now += 0.01
-    phases.say("The label budget of 100 is spent; " + "training goes on. " * 8)
+    phases.say("The label budget of 100 is spent; " + "training continues. " * 8)
 
 
 LINES = [
@@ -115,7 +115,7 @@ LINES = [
     "round 2/4  sample  128 prompts  9.1 s",
     "round 2/4  select  0.5 s",
     "round 2/4  train  40/100 pairs  1 min 00 s",
-    "The label budget of 100 is spent; " + ("training goes on. " * 8).rstrip(),
+    "The label budget of 100 is spent; " + ("training continues. " * 8).rstrip(),
 ]
 
 

@@ -90,7 +90,7 @@ class Versus:
 
 
 def versus(arm: Arm, baseline: Arm, cost: str, *, seed: int = 0) -> Versus:
-    """Compare an arm with the baseline at equal reward and at equal cost.
+    """Compare an arm with the baseline: its cost at equal quality, its final quality.
 
     Raises:
         ValueError: They have no seed in common.
