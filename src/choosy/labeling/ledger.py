@@ -322,7 +322,7 @@ def fault(path: str | Path) -> str | None:
     if not Path(path).is_file():
         return "is not there"
     try:
-        with closing(sqlite3.connect(f"file:{Path(path).resolve()}?mode=rw", uri=True)) as db:
+        with closing(sqlite3.connect(f"{Path(path).resolve().as_uri()}?mode=rw", uri=True)) as db:
             found = [str(row[0]) for row in db.execute("PRAGMA quick_check(1)")]
             db.execute("SELECT count(*) FROM labels")
     except sqlite3.Error as error:

@@ -151,7 +151,8 @@ class MetricsFile(Logger):
             with self._file.open("a", newline="") as file:
                 csv.DictWriter(file, self._columns).writerow(row)
             return
-        rows = [old for old in self._read() if self._columns or int(old["step"]) < step]
+        now = (step, float(row.get("epoch", 0)))  # a round with nothing to train on takes no step
+        rows = [old for old in self._read() if self._columns or (int(old["step"]), float(old["epoch"])) < now]
         self._columns = sorted(set(row).union(*rows))
         with replacing(self._file) as unfinished, unfinished.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns)

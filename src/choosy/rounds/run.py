@@ -40,6 +40,7 @@ SAMPLED = (
 )
 
 MANY = 0.5  # share of responses that were cut, above which the run says so
+EMPTY_ROUNDS = 3  # rounds in a row with nothing to train on, after which the run stops
 
 Reference = Literal["initial", "previous_round"]
 
@@ -123,6 +124,7 @@ class Run:
         self.heldout_rows: Sequence[Mapping[str, Any]] = ()
         self.evaluation: Mapping[str, float | None] | None = None
         self.prompts_id = ""
+        self.empty_rounds = 0  # in a row
 
     @property
     def rounds_folder(self) -> Path:
@@ -168,14 +170,31 @@ class Run:
             at = replace(at, pool=rescore_pool(at))
         self.pool = self._played(at, prompts, sample)
         self._count(sum(self.ranks.gather([at.counts]), Counter[str]()))
-        if not PoolItems(self.pool, self.loss.needs, round=number):
-            ties, invalid = self.judged["ties"], self.judged["invalid"]
-            raise ValueError(
-                f"Round {number} made no {form_of(self.loss.needs)} out of {len(self.pool)} prompts: every verdict was "
-                f"a tie, invalid, or beyond the label budget ({ties} ties, {invalid} invalid). "
-                "Check the labeler, and that the sampler gives different responses."
-            )
         self.write()
+        self._report_empty(number)
+
+    def _items(self, number: int) -> PoolItems:
+        """The items that a round trains on."""
+        return PoolItems(self.pool, self.loss.needs, round=number, only_round=self.training.train_on == "round")
+
+    def _report_empty(self, number: int) -> None:
+        """Say that a round has nothing to train on; stop after several in a row, and where no round had anything."""
+        self.empty_rounds = 0 if self._items(number) else self.empty_rounds + 1
+        if not self.empty_rounds:
+            return
+        ties, invalid = self.judged["ties"], self.judged["invalid"]
+        found = (
+            f"Round {number + 1} of {self.rounds} made no {form_of(self.loss.needs)} out of {len(self.pool)} prompts: "
+            f"every verdict was a tie, invalid, or beyond the label budget ({ties} ties, {invalid} invalid)."
+        )
+        trained = self.counts["pairs_trained"] or number + 1 < self.rounds
+        if trained and self.empty_rounds < EMPTY_ROUNDS:
+            self.phases.say(f"{found} It trains nothing, and the run continues.")
+            return
+        raise ValueError(
+            f"{found} The run stops after {self.empty_rounds} rounds in a row with nothing to train on. Check the "
+            "labeler, and that the sampler gives different responses; ckpt_path=last continues with the next round."
+        )
 
     def _count(self, of_round: Counter[str]) -> None:
         """Add a round's counts to the run's, and say so if many of its responses were cut."""
@@ -249,7 +268,7 @@ class Run:
     def loader(self, number: int) -> ItemBatches:
         """Return the batches of a round's training."""
         training = self.training
-        items = PoolItems(self.pool, self.loss.needs, round=number, only_round=training.train_on == "round")
+        items = self._items(number)
         self.pairs_this_round = len(items) * training.epochs_per_round
         return ItemBatches(
             items,
