@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import time
@@ -167,7 +168,19 @@ def same_again(cfg: DictConfig) -> str:
     program = ["choosy", "train"] if COMMAND[1:2] == ["train"] else ["python", "train.py"]
     replaced = ("name=", "run_dir=", "ckpt_path=")
     typed = [word for word in HydraConfig.get().overrides.task if not word.startswith(replaced)]
-    return shlex.join([*program, *typed, f"run_dir={cfg.run_dir}", "ckpt_path=last"])
+    return shlex.join([*program, *typed, f"run_dir={quoted(cfg.run_dir)}", "ckpt_path=last"])
+
+
+def quoted(value: str) -> str:
+    """Return a text as Hydra's command line takes it.
+
+    Example:
+        >>> print(quoted("runs/demo"), quoted("runs/a b [1]"), quoted("it's"))
+        runs/demo 'runs/a b [1]' 'it\\'s'
+    """
+    if re.fullmatch(r"[\w/.+-]+", value, re.ASCII):
+        return value
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
 
 
 def write_config(cfg: DictConfig, run_dir: Path) -> None:

@@ -141,3 +141,10 @@ def test_the_metrics_of_before_the_interruption_are_kept(play):
     resumed = play("data.heldout=null", "ckpt_path=last")
     steps = pd.read_csv(resumed.run_dir / "metrics.csv").dropna(subset="loss_step")["step"]
     assert sorted(set(steps)) == list(range(steps.max() + 1))
+
+
+def test_a_run_folder_may_have_any_name(play):
+    name = "why? #1 lr%41=2 [ü] 'x'"
+    one = ["data.heldout=null", "rounds=2"]
+    play(*one, "+trainer.max_steps=1", name=name)
+    assert play(*one, "ckpt_path=last", name=name).summary["rounds"] == 2
