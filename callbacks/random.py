@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from callbacks.selector import PairChooser, PromptChooser
-from choosy.methods.selection import Direction, pair_positions
+from choosy.methods.selection import Direction, length_matched, pair_positions
 from choosy.rounds.context import Round
 from choosy.types import Candidates, Prompt
 
@@ -31,3 +31,25 @@ class RandomPairs(PairChooser):
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
         return [[0.0] * len(pair_positions(len(c.responses))) for c in candidates]
+
+
+@dataclass(kw_only=True, eq=False)
+class LengthMatched(RandomPairs):
+    """Labels a random share of the pairs whose two responses have nearly the same number of tokens.
+
+    Args:
+        tolerance: How much longer than the other a response may be, as a share; only if such pairs do not suffice, the
+            next most alike follow.
+    """
+
+    tolerance: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.tolerance >= 0:
+            raise ValueError(
+                f"tolerance={self.tolerance} matches no pair; choose callbacks.length_matched.tolerance>=0."
+            )
+
+    def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
+        return [length_matched([len(r.ids) for r in c.responses], self.tolerance) for c in candidates]

@@ -266,3 +266,20 @@ def test_the_loss_of_heldout_pairs_is_that_of_training(play, rows_file):
     assert losses[1] == pytest.approx(heldout[0], abs=1e-5)
     rewards = metrics["rewards/margins"].dropna().tolist()
     assert rewards[1] == pytest.approx(metrics["heldout/margin"].dropna().tolist()[0], abs=1e-5)
+
+
+def test_prompts_whose_scores_tie_are_scored_once(play, rows_file):
+    """Half of ten prompts in two rounds, all responses of each scored; of six prompts the scores tie."""
+    tied = [
+        {"prompt": f"Name {n}.", "responses": [{"text": f"{n} {s}", "score": s * (n % 3 == 0)} for s in range(3)]}
+        for n in range(10)
+    ]
+    learned = ["learned_reward.embedder=policy", "learned_reward.min_labels=4"]
+    run = play(*OFFLINE, rows_file(tied), "rounds=2", "selector=spread", *learned)
+    judged = [
+        {row["prompt"] for row in run.round(n).to_dict("records") if len(row["pairs"]) or len(row["undecided"])}
+        for n in range(2)
+    ]
+    assert [len(names) for names in judged] == [3, 5]
+    assert {len(row["undecided"]) for row in run.round(0).to_dict("records")} == {0, 3}, "some tied, some did not"
+    assert run.summary["labels"]["spent"] == 15

@@ -48,6 +48,7 @@ LEARNED = {
     **dict.fromkeys(("predicted_gap", "delta_ucb", "d_optimal", "predicted_gain", "spread"), SOON),
     "thompson": [*SOON, "callbacks.predicted_gap.explore=0.3"],
     "predicted_gap_oversampled": [*SOON, "callbacks.predicted_gap.count=2"],
+    "spread_oversampled": [*SOON, "callbacks.spread.count=2"],
 }
 
 

@@ -78,6 +78,13 @@ def test_ties_are_replaced_until_as_many_pairs_as_wanted_have_a_winner(labeler: 
     assert [(c.pairs[0].chosen, c.pairs[0].rejected) for c in labeled if c.pairs] == [(1, 0), (1, 0), (0, 1)]
 
 
+def test_prompts_whose_scores_all_tie_are_undecided_and_replaced(buy: Any) -> None:
+    fresh = candidates("aaa", "bab", "ccc", "abc")
+    labeled, _ = buy(Score(), fresh, every_pair(fresh, 2, per_prompt=1, top_up=True, score_all=True))
+    assert [c.undecided for c in labeled] == [((0, 1), (0, 2), (1, 2)), (), ((0, 1), (0, 2), (1, 2)), ()]
+    assert [[(p.chosen, p.rejected) for p in c.pairs] for c in labeled] == [[], [(0, 1)], [], [(2, 0)]]
+
+
 def test_invalid_verdicts_are_replaced_too(buy: Any) -> None:
     fresh = candidates("?a", "a?", "ab", "bc")
     labeled, buyer = buy(FirstLetter(), fresh, every_pair(fresh, 1, per_prompt=1, top_up=True))

@@ -25,6 +25,7 @@ from choosy.methods.selection import (
     certainty,
     dissimilarity,
     entropy,
+    length_matched,
     optune,
     orient,
     pair_positions,
@@ -204,6 +205,12 @@ WAYS = {
     "dissimilarity": embedded(dissimilarity),
     "similarity": embedded(dissimilarity, "smallest"),
     "centroid": embedded(centroid),
+    "length_matched": Way(
+        of_pairs(length_matched),
+        lambda rng: [rng.randint(1, 60) for _ in range(3)],
+        [10, 20, 40],
+        [[math.nan, 1.0, 2.0], [1.0, math.inf, 2.0]],
+    ),
     "random_prompts": Way(of_prompts(lambda us: us), lambda rng: 0.0, 0.0, [math.nan, math.inf, -math.inf]),
     "random_pairs": Way(
         of_pairs(lambda us: us),
@@ -523,6 +530,15 @@ def test_easy_and_hard_halves_are_disjoint(utilities: list[float]) -> None:
 
     assert half("largest").isdisjoint(half("smallest"))
     assert len(half("largest") | half("smallest")) == len(utilities)
+
+
+def test_lengths_within_the_tolerance_tie_and_others_rank_by_how_far_they_are_beyond_it() -> None:
+    """100, 110, 150 and 0 tokens, a tenth allowed: 110 / 100 is within; log(150 / 110 / 1.1) = .21484."""
+    utilities = dict(zip(pair_positions(4), length_matched([100, 110, 150, 0]), strict=True))
+    assert utilities[0, 1] == 0
+    assert utilities[1, 2] == pytest.approx(-0.21484, abs=1e-5)
+    assert utilities[0, 2] == pytest.approx(-math.log(1.5 / 1.1))
+    assert utilities[0, 3] == pytest.approx(-math.log(100 / 1.1)), "nothing counts as one token"
 
 
 def test_the_centroid_pair_worked_by_hand() -> None:

@@ -237,6 +237,11 @@ class Pool:
         judged = [pc.sum(pc.list_value_length(self.table[column])).as_py() or 0 for column in ("pairs", "undecided")]
         return int(sum(judged))
 
+    def judged_prompts(self) -> int:
+        """How many rows have a pair that has been judged."""
+        judged = [pc.greater(pc.list_value_length(self.table[column]), 0) for column in ("pairs", "undecided")]
+        return pc.sum(pc.or_(*judged)).as_py() or 0
+
     def lone_rows(self, *, round: int | None = None) -> list[tuple[int, float]]:
         """(row, given weight or 1) of every labeled lone response, or of those sampled in one round."""
         row_X = self._lone_rows()

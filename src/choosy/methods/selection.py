@@ -204,6 +204,21 @@ def certainty(implicit_rewards_N: Sequence[float]) -> list[float]:
     return [abs(implicit_rewards_N[i] - implicit_rewards_N[j]) for i, j in pair_positions(len(implicit_rewards_N))]
 
 
+def length_matched(lengths_N: Sequence[float], tolerance: float = 0.1) -> list[float]:
+    """How nearly two responses have the same length: minus |log ratio of lengths|; ratios within the tolerance tie.
+
+    Larger = more alike. Chance chooses among the pairs that tie, so that it is random choice without differences in
+    length: the fair control for a selector whose pairs differ in length as well as in meaning.
+
+    Example:
+        >>> length_matched([20, 21, 40])[0] == 0, [round(u, 2) for u in length_matched([20, 21, 40], 0.0)]
+        (True, [-0.05, -0.69, -0.64])
+    """
+    length_N = [max(length, 1) for length in lengths_N]
+    ratios = [max(one, other) / min(one, other) for one, other in combinations(length_N, 2)]
+    return [-max(math.log(ratio / (1 + tolerance)), 0.0) for ratio in ratios]
+
+
 def dissimilarity(embed_ND: Tensor) -> list[float]:
     """How different two responses mean: minus the cosine of their embeddings (REAL, arXiv 2409.17169).
 

@@ -65,7 +65,7 @@ def wanted_pairs(at: Round, competing: Mapping[int, int], selector: PairSelector
     if not at.given or selector.fraction is None:
         return selection.quota(everything, fraction=selector.fraction)
     planned = selection.quota(everything, fraction=selector.fraction * min(1.0, (at.number + 1) / at.rounds))
-    return max(0, planned - at.pool.judged_pairs())
+    return max(0, planned - (at.pool.judged_prompts() if selector.score_all else at.pool.judged_pairs()))
 
 
 def distinct_pairs(c: Candidates) -> set[tuple[int, int]]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from choosy.data.pool import with_rewards
 from choosy.labeling import statistics
 from choosy.methods.pairing import best_and_worst
-from choosy.methods.selection import ChosenPair, PairChoice, top_pairs
+from choosy.methods.selection import ChosenPair, PairChoice, pair_positions, top_pairs
 from choosy.rounds.choose import excluded_pairs
 from choosy.rounds.context import Labels, Round
 from choosy.types import MIRRORED, Candidates, Pair, Response, Verdict, seed_of
@@ -95,8 +95,11 @@ def with_extremes(c: Candidates, source: str, number: int, utility: float) -> tu
     if len(rewards) < max(2, len(c.responses)):
         return c, (c.responses[0], c.responses[-1], None)
     extremes = best_and_worst(rewards)
-    if extremes is None or (min(extremes), max(extremes)) in excluded_pairs(c):
-        return c, (c.responses[0], c.responses[-1], "tie" if extremes is None else None)
+    if extremes is None:
+        tied = replace(c, undecided=tuple(pair_positions(len(rewards))))
+        return tied, (c.responses[0], c.responses[-1], "tie")
+    if (min(extremes), max(extremes)) in excluded_pairs(c):
+        return c, (c.responses[0], c.responses[-1], None)
     best, worst = (c.responses[n] for n in extremes)
     pair = Pair(*extremes, utility=utility, source=source, round=number)
     return replace(c, pairs=(*c.pairs, pair)), (best, worst, "first")
