@@ -129,9 +129,13 @@ def rate_of(task: str, arm: str, tuned: Sequence[int]) -> float:
     return max(RATES, key=mean)
 
 
-def plain(versus: Versus) -> dict[str, float | None]:
-    """The numbers as JSON has them; null = the quality is never reached, or not known."""
-    return {name: x if math.isfinite(x) else None for name, x in asdict(versus).items()}
+def plain(versus: Versus) -> dict[str, Any]:
+    """The numbers as JSON has them, an interval as [value, low, high]; null = never reached, or not known."""
+
+    def finite(x: float) -> float | None:
+        return x if math.isfinite(x) else None
+
+    return {n: list(map(finite, x)) if isinstance(x, tuple) else finite(x) for n, x in asdict(versus).items()}
 
 
 def evidence(name: str, task: Task, seeds: int, tuned: Sequence[int], at_once: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from choosy.cli import fit
 from choosy.labeling.exchange.command import labels_command
 from choosy.main import in_sentences
 from choosy.main import main as train
-from choosy.reporting.compare import UnitPrices, compare, write_comparison
+from choosy.reporting.compare import UnitPrices, compare, print_comparison, write_comparison
 from choosy.reporting.report import print_report, write_index, write_report
 from choosy.reporting.summary import read_run
 
@@ -72,7 +72,7 @@ def compare_arms(words: list[str]) -> None:
     priced = typed.label_price is not None or typed.hour_price is not None
     prices = UnitPrices(typed.label_price or 0.0, typed.hour_price or 0.0) if priced else None
     comparison = compare(typed.sweep_dir, baseline=typed.baseline, prices=prices)
-    print(comparison.sentence)
+    print_comparison(comparison)
     print(write_comparison(comparison, typed.sweep_dir))
 
 

@@ -39,7 +39,8 @@ def choosy(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 def test_arms_are_compared_at_equal_labels_tokens_seconds_and_money(sweep, monkeypatch, capsys):
     choosy(monkeypatch, "compare", str(sweep), "--label-price", "0.05", "--hour-price", "2")
     said = capsys.readouterr().out
-    assert "random_pairs" in said
+    for words in ("random_pairs", "money to the final reward of random_pairs"):
+        assert words in said
     page = (sweep / "compare.html").read_text()
     for words in ("certainty", "At equal labels", "At equal money", "certainty/2: "):
         assert words in page

@@ -6,20 +6,24 @@ import base64
 import csv
 import io
 import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from choosy.files import replacing
-from choosy.reporting.courses import Arm, Course, Versus, mean_course, versus
+from choosy.reporting.courses import Arm, Course, Interval, Versus, mean_course, versus
 from choosy.reporting.report import write_page
-from choosy.reporting.summary import RunSummary, costs_of, read_run
+from choosy.reporting.sweeps import read_sweep
 
+COSTS = ("labels", "seconds", "tokens")
 ARM_COLORS = (
     "#6b7280",
     "#2563eb",
@@ -51,46 +55,65 @@ class Comparison:
         baseline: The arm that the others are compared with.
         costs: The costs that are compared.
         beside: For each other arm, its comparison at each cost.
-        skipped: Folders of runs that could not be read or were not evaluated, each with the reason.
+        itself: The baseline beside itself at each cost: what its own final quality costs it.
+        skipped: Folders of runs, and arms, that are not compared, each with the reason.
     """
 
     arms: Mapping[str, Arm]
     baseline: str
     costs: tuple[str, ...]
     beside: Mapping[str, Mapping[str, Versus]]
+    itself: Mapping[str, Versus]
     skipped: Mapping[str, str]
+
+    @property
+    def measure(self) -> str:
+        """What the quality is: reward, win rate or accuracy."""
+        return next(iter(self.arms[self.baseline].values())).measure.replace("_", " ")
+
+    def rows(self, cost: str) -> list[tuple[str, Versus]]:
+        """The arms at a cost: the baseline, then the others, the cheapest first."""
+
+        def dearness(name: str) -> tuple[float, float]:
+            found = self.beside[name][cost]
+            return (math.inf if math.isnan(found.ratio.value) else found.ratio.value, -found.gain.value)
+
+        others = [(name, self.beside[name][cost]) for name in sorted(self.beside, key=dearness)]
+        return [(self.baseline, self.itself[cost]), *others]
+
+    @property
+    def headline_cost(self) -> str:
+        """The cost that the sentence is about."""
+        return "money" if "money" in self.costs else "labels"
 
     @property
     def sentence(self) -> str:
         """Which arm pays here, by how much; or that none does, and what would tell."""
-        cost = "money" if "money" in self.costs else "labels"
+        cost, baseline = self.headline_cost, self.baseline
         if not self.beside:
-            return f"There is only one arm, {self.baseline}; run another one on the same seeds to compare."
-        best = min(
-            self.beside,
-            key=lambda name: (_last_if_unknown(self.beside[name][cost].ratio), -self.beside[name][cost].gain),
-        )
-        found = self.beside[best][cost]
-        if math.isnan(found.ratio):
-            return f"{self.baseline} ends no better than it began, so that no cost of its quality can be compared."
-        if math.isinf(found.ratio):
-            return f"No arm reaches the final quality of {self.baseline}; the nearest is {best} ({found.gain:+.2f})."
-        needs = f"{best} needs {as_share(found.ratio)} of the {cost} of {self.baseline} for its final quality"
+            return f"There is only one arm, {baseline}; run another one on the same seeds to compare."
+        _, (best, found), *_ = self.rows(cost)
+        ratio, gain = found.ratio, found.gain.value
+        if math.isnan(ratio.value):
+            return f"{baseline} ends no better than it began, so that no cost of its quality can be compared."
+        if math.isinf(ratio.value):
+            return f"No arm reaches the final quality of {baseline}; the nearest is {best} ({gain:+.2f})."
+        needs = f"{best} needs {as_share(ratio.value)} of the {cost} of {baseline} for its final quality"
+        if cost == "money" and ratio.value:
+            needs += (
+                f", {as_amount(found.paid.value, cost)} instead of {as_amount(found.paid.value / ratio.value, cost)}"
+            )
         if found.seeds == 1:
             return f"{needs}, with one seed, which says nothing of chance: run seed=0,1,2,3,4,5,6,7."
-        shown = f"95 % interval {as_share(found.low)} to {as_share(found.high)}, p = {found.p:.3f}, {found.seeds} seeds"
-        if found.high < 1 and found.gain > 0 and found.p * len(self.beside) < 0.05:  # the best of several (Bonferroni)
+        shown = f"95 % interval {as_range(ratio, as_share)}, p = {found.p:.3f}, {found.seeds} seeds"
+        if ratio.high < 1 and gain > 0 and found.p * len(self.beside) < 0.05:  # the best of several (Bonferroni)
             return f"{best} pays here: {needs} ({shown})."
-        if found.gain <= 0 or not math.isfinite(found.more_seeds):
-            return f"No arm is shown to pay more than {self.baseline}. The best, {needs} ({shown})."
+        if gain <= 0 or not math.isfinite(found.more_seeds):
+            return f"No arm is shown to pay more than {baseline}. The best, {needs} ({shown})."
         return (
-            f"No arm is shown to pay more than {self.baseline} yet. The best, {needs} ({shown}); about "
+            f"No arm is shown to pay more than {baseline} yet. The best, {needs} ({shown}); about "
             f"{math.ceil(max(found.more_seeds, 3))} more seeds would tell, if the difference is what it seems."
         )
-
-
-def _last_if_unknown(ratio: float) -> float:
-    return math.inf if math.isnan(ratio) else ratio
 
 
 def as_share(ratio: float) -> str:
@@ -103,6 +126,33 @@ def as_share(ratio: float) -> str:
     return "–" if math.isnan(ratio) else f"{ratio:.0%}" if math.isfinite(ratio) else "never"
 
 
+def as_amount(amount: float, cost: str) -> str:
+    """An amount of a cost.
+
+    Example:
+        >>> as_amount(1234.5, "labels"), as_amount(1234.5, "money"), as_amount(0.0123, "money"), as_amount(math.inf, "")
+        ('1,234', '1,234.50', '0.012', 'never')
+    """
+    if not math.isfinite(amount):
+        return as_share(amount)
+    return f"{amount:,.0f}" if cost != "money" else f"{amount:,.2f}" if amount >= 1 else f"{amount:.2g}"
+
+
+def as_difference(difference: float) -> str:
+    """A difference with its sign, a dash where it is not known."""
+    return "–" if math.isnan(difference) else f"{difference:+.2f}"
+
+
+def as_range(found: Interval, text: Callable[[float], str]) -> str:
+    """The ends of an interval, a dash where they are not known.
+
+    Example:
+        >>> as_range(Interval(0.5, 0.25, math.inf), as_share), as_range(Interval(0.5), as_share)
+        ('25% to never', '–')
+    """
+    return "–" if math.isnan(found.low) else f"{text(found.low)} to {text(found.high)}"
+
+
 def compare(
     sweep_dir: str | Path,
     *,
@@ -110,7 +160,7 @@ def compare(
     prices: UnitPrices | None = None,
     arm_of: Callable[[Path], tuple[str, ...] | None] | None = None,
 ) -> Comparison:
-    """Compare the runs below a folder, finished or not, as far as each of them came.
+    """Compare the runs below a folder, finished or not, as far as each of them came (see `read_sweep`, `compared`).
 
     Args:
         sweep_dir: The folder of a sweep.
@@ -121,127 +171,153 @@ def compare(
     Raises:
         ValueError: There is no evaluated run below the folder, or no such baseline.
     """
-    folder = Path(sweep_dir)
-    found: dict[tuple[str, ...], dict[int, Course]] = defaultdict(dict)
-    skipped: dict[str, str] = {}
-    for run_dir in sorted({path.parents[1] for path in folder.rglob("rounds/round_*.parquet")}):
-        if (words := (arm_of or typed)(run_dir)) is None:
-            continue
-        try:
-            run = read_run(run_dir)
-        except (ValueError, OSError) as error:
-            skipped[str(run_dir.relative_to(folder))] = str(error)
-            continue
-        if not run.start or not run.evaluated:
-            skipped[str(run_dir.relative_to(folder))] = "it has no evaluated round yet"
-            continue
-        found[words][int(run.latest["seed"])] = course(run, prices)
-    if not found:
-        raise ValueError(
-            f"Wanted runs with evaluated rounds below {folder}; found none. First type choosy train -m ..."
-        )
-    arms = named(found)
+    arms, skipped = read_sweep(sweep_dir, arm_of)
+    if prices is None:
+        return compared(arms, baseline, skipped=skipped)
+    arms = {name: {seed: with_money(run, prices) for seed, run in arm.items()} for name, arm in arms.items()}
+    return compared(arms, baseline, costs=("money", *COSTS), skipped=skipped)
+
+
+def with_money(run: Course, prices: UnitPrices) -> Course:
+    """A course with the money that its labels and seconds cost.
+
+    Example:
+        >>> with_money(Course({"labels": (0, 10), "seconds": (0, 360)}, (0.0, 1.0)), UnitPrices(0.05, 2)).spent["money"]
+        (0.0, 0.7)
+    """
+    both = zip(run.spent["labels"], run.spent["seconds"], strict=True)
+    money = tuple(labels * prices.label + seconds / 3600 * prices.hour for labels, seconds in both)
+    return replace(run, spent={**run.spent, "money": money})
+
+
+def compared(
+    arms: Mapping[str, Arm],
+    baseline: str | None = None,
+    *,
+    costs: Sequence[str] = COSTS,
+    skipped: Mapping[str, str] | None = None,
+) -> Comparison:
+    """Compare each arm with the baseline at each cost.
+
+    Args:
+        arms: The runs of each arm by seed.
+        baseline: The arm to compare with; None = the one that chooses at random, else the first.
+        costs: What is compared; each run knows what it spent of it.
+        skipped: What is left out, with the reason.
+
+    Raises:
+        ValueError: There is no such baseline, or not all runs measure the same quality.
+    """
     if baseline is None:
         baseline = next((name for name in arms if "random" in name), next(iter(arms)))
     if baseline not in arms:
         raise ValueError(f"baseline={baseline} is none of the arms: {', '.join(arms)}")
-    costs = ("tokens", "seconds", *(("money",) if prices else ()), "labels")
-    beside = {
-        name: {cost: versus(arm, arms[baseline], cost) for cost in costs}
-        for name, arm in arms.items()
-        if name != baseline and arm.keys() & arms[baseline].keys()
+    measures = sorted({run.measure for arm in arms.values() for run in arm.values()})
+    if len(measures) > 1:
+        raise ValueError(f"Some runs measure {measures[0]}, others {measures[1]}; compare runs with one evaluation.")
+    its_own = arms[baseline]
+    apart = {
+        name: f"it has no seed in common with {baseline}" for name, arm in arms.items() if not arm.keys() & its_own
     }
-    return Comparison(arms, baseline, costs, beside, skipped)
+    beside = {
+        name: {cost: versus(arm, its_own, cost) for cost in costs}
+        for name, arm in arms.items()
+        if name != baseline and name not in apart
+    }
+    itself = {cost: versus(its_own, its_own, cost) for cost in costs}
+    return Comparison(arms, baseline, tuple(costs), beside, itself, {**(skipped or {}), **apart})
 
 
-def typed(run_dir: Path) -> tuple[str, ...]:
-    """What was typed for a run, without its seed and its folder."""
-    path = run_dir / ".hydra" / "overrides.yaml"
-    words: list[str] = (yaml.safe_load(path.read_text()) or []) if path.exists() else [run_dir.parent.name]
-    own = ("seed", "name", "run_dir", "ckpt_path")  # of one run of an arm
-    return tuple(sorted(word for word in words if word.lstrip("+").split("=")[0] not in own))
-
-
-def named(found: Mapping[tuple[str, ...], Arm]) -> dict[str, Arm]:
-    """The arms by what tells them apart: the words that not all of them share."""
-    shared = set.intersection(*map(set, found))
-    names = {words: " ".join(w for w in words if w not in shared) for words in found}
-    return {(name.removeprefix("selector=") or "all runs"): found[words] for words, name in sorted(names.items())}
-
-
-def course(run: RunSummary, prices: UnitPrices | None) -> Course:
-    """What a run had spent and reached at the start and after each evaluated round; labeling takes no seconds here.
-
-    A label that another run had bought into a shared ledger counts as bought: the order of runs does not matter.
-    """
-    spent = [(0, 0, 0.0), *(costs_of(played, without=("label", "evaluate")) for played in run.evaluated)]
-    bought, tokens, seconds = (tuple(map(float, amounts)) for amounts in zip(*spent, strict=True))
-    reused = [0, *(played["labels"]["reused"] for played in run.evaluated)]
-    labels = tuple(b + r for b, r in zip(bought, reused, strict=True))
-    costs = {"labels": labels, "tokens": tokens, "seconds": seconds}
-    if prices:
-        costs["money"] = tuple(n * prices.label + s / 3600 * prices.hour for n, s in zip(labels, seconds, strict=True))
-    evaluations = [run.start, *(played["evaluation"] for played in run.evaluated)]
-    rewards = [e.get("reward") for e in evaluations]
-    if None in rewards:  # the labeler only compares: against the start, which ties with itself
-        rewards = [0.5, *(e["win_rate"] for e in evaluations[1:])]
-    return Course(costs, tuple(map(float, rewards)))
+def print_comparison(comparison: Comparison, out: Console | None = None) -> None:
+    """Print what each arm needs of the headline's cost for the baseline's final quality, then the sentence."""
+    cost = comparison.headline_cost
+    amount = partial(as_amount, cost=cost)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("arm", "seeds", cost, "95 % interval", "share", f"final {comparison.measure}"):
+        table.add_column(name, justify="left" if name == "arm" else "right")
+    for name, found in comparison.rows(cost):
+        cells = (str(found.seeds), amount(found.paid.value), as_range(found.paid, amount), as_share(found.ratio.value))
+        table.add_row(name, *cells, as_difference(found.gain.value))
+    out = out or Console(highlight=False)
+    out.print(f"{cost} to the final {comparison.measure} of {comparison.baseline}:", soft_wrap=True)
+    out.print(table)
+    out.print(comparison.sentence, soft_wrap=True)
 
 
 def write_comparison(comparison: Comparison, sweep_dir: str | Path) -> Path:
     """Write `compare.csv`, `compare.png` and the returned `compare.html` into the folder of a sweep."""
     folder = Path(sweep_dir)
-    drawing = draw(comparison)
     with replacing(folder / "compare.png") as unfinished:
-        unfinished.write_bytes(drawing)
+        unfinished.write_bytes(draw(comparison))
     with replacing(folder / "compare.csv") as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("arm", "seed", "evaluation", *comparison.costs, "quality"))
+        writer.writerow(("arm", "seed", "evaluation", *comparison.costs, "kl", "quality"))
         for name, arm in comparison.arms.items():
             for seed, run in sorted(arm.items()):
-                rows = zip(*(run.spent[cost] for cost in comparison.costs), run.quality, strict=True)
+                kl = run.kl or [""] * len(run.quality)
+                rows = zip(*(run.spent[cost] for cost in comparison.costs), kl, run.quality, strict=True)
                 writer.writerows((name, seed, number, *row) for number, row in enumerate(rows))
     write_page(
         "compare.html.j2",
         folder / "compare.html",
         title=f"Choosy comparison {folder.resolve().name}",
         comparison=comparison,
-        picture=base64.b64encode(drawing).decode(),
+        pictures={x: base64.b64encode(draw(comparison, [x])).decode() for x in panels(comparison)},
         share=as_share,
+        amount=as_amount,
+        difference=as_difference,
+        range=as_range,
+        partial=partial,
     )
     return folder / "compare.html"
 
 
-def draw(comparison: Comparison) -> bytes:
-    """Draw the mean reward of each arm against each cost, with a band of one standard error, as a PNG."""
+def panels(comparison: Comparison) -> list[str]:
+    """What quality is drawn against: each cost, and KL where every run measured it."""
+    measured = all(run.kl for arm in comparison.arms.values() for run in arm.values())
+    return [*comparison.costs, *(["KL from the start"] if measured else [])]
+
+
+def draw(comparison: Comparison, against: Sequence[str] | None = None) -> bytes:
+    """Draw the mean quality of each arm, with a band of one standard error, as a PNG.
+
+    Args:
+        comparison: The arms.
+        against: A panel each, of those in `panels`; None = all.
+    """
     from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import EngFormatter
 
-    costs = comparison.costs[::-1]
-    figure = Figure(figsize=(4.4 * len(costs), 4.4), layout=ConstrainedLayoutEngine(wspace=0.04))
-    axes = figure.subplots(1, len(costs), sharey=True)
-    ordered = [comparison.baseline, *(name for name in comparison.arms if name != comparison.baseline)]
-    for column, cost in enumerate(costs):
-        for number, name in enumerate(ordered):
-            _draw_arm(
-                axes[column], list(comparison.arms[name].values()), cost, name, ARM_COLORS[number % len(ARM_COLORS)]
-            )
-        axes[column].set_xlabel(cost)
-        axes[column].xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes[column].grid(color="#e5e7eb", linewidth=0.8)
-        axes[column].spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("held-out reward (or win rate)")
-    axes[0].legend(frameon=False, fontsize=9)
+    against = against or panels(comparison)
+    columns = 2 if len(against) in (2, 4) else min(3, len(against))
+    lines = math.ceil(len(against) / columns)
+    names = [comparison.baseline, *(name for name in comparison.arms if name != comparison.baseline)]
+    figure = Figure(figsize=(4.6 * columns, 3.8 * lines + 0.25 * len(names) / columns), layout="constrained")
+    for number, x in enumerate(against, 1):
+        axes = figure.add_subplot(lines, columns, number)
+        for name, color in zip(names, cycle(ARM_COLORS)):
+            _draw_arm(axes, list(comparison.arms[name].values()), x, name, color)
+        axes.set_xlabel(x)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_ylabel(f"held-out {comparison.measure}")
+        axes.grid(color="#e5e7eb", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=130)
     return drawn.getvalue()
 
 
-def _draw_arm(axes: Any, courses: Sequence[Course], cost: str, name: str, color: str) -> None:
-    amounts, mean = mean_course(courses, cost)
+def _draw_arm(axes: Any, courses: Sequence[Course], x: str, name: str, color: str) -> None:
+    if x in courses[0].spent:
+        amounts, mean = mean_course(courses, x)
+        each = np.array([np.interp(amounts, one.spent[x], one.quality) for one in courses])
+    else:  # KL follows from training: both are means over the runs at each evaluation that all of them have
+        n = min(len(one.quality) for one in courses)
+        amounts = np.mean([one.kl[:n] for one in courses], axis=0)
+        each = np.array([one.quality[:n] for one in courses])
+        mean = each.mean(axis=0)
     axes.plot(amounts, mean, color=color, linewidth=2, label=f"{name}, {len(courses)} seed{'s' * (len(courses) > 1)}")
     if len(courses) > 1:
-        each = np.array([np.interp(amounts, one.spent[cost], one.quality) for one in courses])
         error = each.std(axis=0, ddof=1) / math.sqrt(len(courses))
         axes.fill_between(amounts, mean - error, mean + error, color=color, alpha=0.15, linewidth=0)

@@ -1,14 +1,19 @@
 """Statistics that compare arms of a sweep: the cost at which one reaches another's final quality.
 
 An arm is one configuration, run with several seeds. Runs with the same seed are paired: they see the same prompts.
+Intervals are 95 %, by a bootstrap over seeds and held-out prompts.
+
+Shapes: D draws of the bootstrap, of which the first is the data as they are; S seeds; E evaluations of a run; P
+held-out prompts; G amounts of a cost.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,14 +26,105 @@ class Course:
 
     Attributes:
         spent: Amounts of each cost (labels, tokens, seconds, money), one an evaluation.
-        quality: Held-out reward at each of them; the win rate against the start where the labeler gives no rewards.
+        quality: The held-out reward at each of them, or another measure.
+        kl: KL divergence from the start policy at each of them; empty if it was not measured.
+        answers: For each held-out prompt the quality of its answer at each of them, nan where it has none; their mean
+            is `quality`. Empty if they are not known: then no prompts are drawn.
+        measure: What `quality` is: `reward`, `win_rate` against the start, or `accuracy` on held-out pairs.
     """
 
     spent: Mapping[str, tuple[float, ...]]
     quality: tuple[float, ...]
+    kl: tuple[float, ...] = ()
+    answers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    measure: str = "reward"
 
 
 Arm = Mapping[int, Course]  # by seed
+
+
+class Interval(NamedTuple):
+    """An estimate with its 95 % interval, whose ends are nan where they are not known, as with one seed."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+@dataclass(frozen=True)
+class Versus:
+    """An arm beside the baseline.
+
+    Attributes:
+        seeds: Seeds that both have.
+        paid: The arm's cost of the baseline's final quality; infinity if it never reaches it.
+        ratio: The same over the baseline's cost of it; below 1 is a saving. It is nan where the baseline ends no better
+            than it began, so that its final quality costs nothing.
+        gain: Mean difference of the final qualities.
+        area: Mean difference of the mean quality over the axis of the cost, as far as both came.
+        at_kl: Mean difference of the quality at the baseline's final KL divergence; an arm that ends nearer to the
+            start counts with its final quality. It is nan where KL was not measured.
+        p: How often a difference of the final qualities as large comes about by chance (sign-flip test).
+        more_seeds: Seeds that would show this difference four times out of five, less those there are; infinity if
+            there is none, nan with one seed.
+    """
+
+    seeds: int
+    paid: Interval
+    ratio: Interval
+    gain: Interval
+    area: Interval
+    at_kl: Interval
+    p: float
+    more_seeds: float
+
+
+def versus(arm: Arm, baseline: Arm, cost: str, *, seed: int = 0) -> Versus:
+    """Compare an arm with the baseline: its cost at equal quality, its quality at equal cost.
+
+    Raises:
+        ValueError: They have no seed in common.
+    """
+    seeds = sorted(arm.keys() & baseline.keys())
+    if not seeds:
+        raise ValueError("The two arms have no seed in common; run both with the same seed=0,1,2.")
+    reached = {s: min(len(arm[s].quality), len(baseline[s].quality)) for s in seeds}  # evaluations that both have
+    ours, theirs = ([as_far_as(one[s], reached[s]) for s in seeds] for one in (arm, baseline))
+    generator = np.random.default_rng(seed)
+    weight_DS = seed_weights(len(seeds), generator)
+    quality = drawn_quality([*ours, *theirs], generator)
+    our_quality, their_quality = quality[: len(seeds)], quality[len(seeds) :]
+
+    def difference(our_weights: Sequence[np.ndarray], their_weights: Sequence[np.ndarray]) -> np.ndarray:
+        """Mean difference, in each draw, of qualities that are summed over evaluations with these weights."""
+        pairs = zip(our_quality, our_weights, their_quality, their_weights, strict=True)
+        mean_D: np.ndarray = np.einsum(
+            "ds,sd->d", weight_DS, [a_DE @ a_E - b_DE @ b_E for a_DE, a_E, b_DE, b_E in pairs]
+        )
+        return mean_D
+
+    last = [np.eye(n)[-1] for n in map(len, (course.quality for course in theirs))]
+    ends = [min(a.spent[cost][-1], b.spent[cost][-1]) for a, b in zip(ours, theirs, strict=True)]
+    areas = [[area_weights(c.spent[cost], end) for c, end in zip(side, ends, strict=True)] for side in (ours, theirs)]
+    target_D = np.einsum("ds,sd->d", weight_DS, [quality_DE[:, -1] for quality_DE in their_quality])
+    paid_D = costs_to(ours, our_quality, weight_DS, cost, target_D)
+    whole_D = costs_to(theirs, their_quality, weight_DS, cost, target_D)
+    ratio_D = np.divide(paid_D, whole_D, out=np.full_like(paid_D, math.nan), where=whole_D > 0)
+    gains = np.array([a.quality[-1] - b.quality[-1] for a, b in zip(ours, theirs, strict=True)])
+    at_kl = Interval(math.nan)
+    if all(course.kl for course in (*ours, *theirs)):
+        there = [kl_weights(a.kl, b.kl[-1]) for a, b in zip(ours, theirs, strict=True)]
+        at_kl = interval(difference(there, last), len(seeds))
+    return Versus(
+        len(seeds),
+        interval(paid_D, len(seeds)),
+        interval(ratio_D, len(seeds)),
+        interval(difference(last, last), len(seeds)),
+        interval(difference(*areas), len(seeds)),
+        at_kl,
+        sign_flip(gains, generator),
+        seeds_needed(gains) - len(seeds),
+    )
 
 
 def mean_course(courses: Sequence[Course], cost: str) -> tuple[np.ndarray, np.ndarray]:
@@ -46,7 +142,7 @@ def mean_course(courses: Sequence[Course], cost: str) -> tuple[np.ndarray, np.nd
 
 
 def cost_to(courses: Sequence[Course], cost: str, target: float) -> float:
-    """The amount of a cost at which the mean course reaches a reward; infinity if it never does.
+    """The amount of a cost at which the mean course reaches a quality; infinity if it never does.
 
     A course that falls again counts as what it had reached, and between two evaluations it rises in a straight line.
 
@@ -54,90 +150,114 @@ def cost_to(courses: Sequence[Course], cost: str, target: float) -> float:
         >>> cost_to([Course({"labels": (0, 10, 20)}, (0.0, 1.0, 3.0))], "labels", 2.0)
         15.0
     """
-    amounts, rewards = mean_course(courses, cost)
-    reached = np.maximum.accumulate(rewards)
-    if reached[-1] < target:
-        return math.inf
-    at = int(np.argmax(reached >= target))
-    if at == 0 or reached[at] == reached[at - 1]:
-        return float(amounts[at])
-    share = (target - reached[at - 1]) / (reached[at] - reached[at - 1])
-    return float(amounts[at - 1] + share * (amounts[at] - amounts[at - 1]))
+    quality = [np.array([course.quality]) for course in courses]
+    even = np.full((1, len(courses)), 1 / len(courses))
+    return float(costs_to(courses, quality, even, cost, np.array([target]))[0])
 
 
-@dataclass(frozen=True)
-class Versus:
-    """An arm beside the baseline.
+def costs_to(
+    courses: Sequence[Course], quality: Sequence[np.ndarray], weight_DS: np.ndarray, cost: str, target_D: np.ndarray
+) -> np.ndarray:
+    """The amount of a cost at which the mean course of each draw reaches its target (see `cost_to`).
 
-    Attributes:
-        seeds: Seeds that both have.
-        ratio: The arm's cost of the baseline's final reward, over the baseline's cost of it; below 1 is a saving.
-        low: Lower end of the ratio's 95 % interval (bootstrap over seeds); nan where it is not known, as with one seed.
-        high: Its upper end.
-        gain: Mean difference of the final rewards.
-        p: How often a difference as large comes about by chance (sign-flip test).
-        more_seeds: Seeds that would show this difference four times out of five, less those there are; infinity if
-            there is none, nan with one seed.
+    Args:
+        courses: The runs.
+        quality: For each of them its quality in each draw, (D, E).
+        weight_DS: The weight of each run in each draw.
+        cost: The cost.
+        target_D: The quality that is wanted.
     """
+    amount_G = np.array(sorted({float(x) for course in courses for x in course.spent[cost]}))
+    mean_DG = np.zeros((len(target_D), len(amount_G)))
+    for weight_D, quality_DE, course in zip(weight_DS.T, quality, courses, strict=True):
+        mean_DG += weight_D[:, None] * (quality_DE @ interpolation(amount_G, course.spent[cost]))
+    reached_DG = np.maximum.accumulate(mean_DG, axis=1)
+    hit_DG = reached_DG >= target_D[:, None] - 1e-9  # sums in another order differ in their last digits
+    at_D, draw_D = hit_DG.argmax(axis=1), np.arange(len(target_D))
+    before_D = np.maximum(at_D - 1, 0)
+    low_D, high_D = reached_DG[draw_D, before_D], reached_DG[draw_D, at_D]
+    rise_D = np.where(high_D > low_D, high_D - low_D, math.inf)
+    share_D = np.where(high_D > low_D, np.clip((target_D - low_D) / rise_D, 0, 1), 1.0)
+    found_D = amount_G[before_D] + share_D * (amount_G[at_D] - amount_G[before_D])
+    return np.where(hit_DG.any(axis=1), found_D, math.inf)
 
-    seeds: int
-    ratio: float
-    low: float
-    high: float
-    gain: float
-    p: float
-    more_seeds: float
 
+def interpolation(amount_G: np.ndarray, at: Sequence[float]) -> np.ndarray:
+    """The weights (E, G) with which values at some points make their straight interpolation at other amounts.
 
-def versus(arm: Arm, baseline: Arm, cost: str, *, seed: int = 0) -> Versus:
-    """Compare an arm with the baseline: its cost at equal quality, its final quality.
-
-    Raises:
-        ValueError: They have no seed in common.
+    Example:
+        >>> interpolation(np.array([0.0, 5.0, 30.0]), (0.0, 10.0, 20.0)).T.tolist()
+        [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
     """
-    seeds = sorted(arm.keys() & baseline.keys())
-    if not seeds:
-        raise ValueError("The two arms have no seed in common; run both with the same seed=0,1,2.")
-    reached = {s: min(len(arm[s].quality), len(baseline[s].quality)) for s in seeds}  # evaluations that both have
-    arm, baseline = ({s: as_far_as(one[s], reached[s]) for s in seeds} for one in (arm, baseline))
-    generator = np.random.default_rng(seed)
-    drawn = [
-        ratio_of([arm[s] for s in some], [baseline[s] for s in some], cost) for some in resampled(seeds, generator)
-    ]
-    known = len(seeds) > 1 and not any(map(math.isnan, drawn))
-    low, high = np.quantile(drawn, [0.025, 0.975], method="nearest") if known else (math.nan, math.nan)
-    gains = np.array([arm[s].quality[-1] - baseline[s].quality[-1] for s in seeds])
-    return Versus(
-        len(seeds),
-        ratio_of([arm[s] for s in seeds], [baseline[s] for s in seeds], cost),
-        float(low),
-        float(high),
-        float(gains.mean()),
-        sign_flip(gains, generator),
-        seeds_needed(gains) - len(seeds),
-    )
+    return np.array([np.interp(amount_G, at, one) for one in np.eye(len(at))])
 
 
-def ratio_of(arm: Sequence[Course], baseline: Sequence[Course], cost: str) -> float:
-    """What the arm pays for the baseline's final quality, over what the baseline pays; infinity if never reached.
+def area_weights(at: Sequence[float], end: float) -> np.ndarray:
+    """The weights (E,) with which values at some points make the mean of their interpolation up to an end.
 
-    It is nan where the baseline ends no better than it began, so that its final quality costs nothing.
+    Example:
+        >>> area_weights((0.0, 10.0, 20.0), 10.0).tolist()
+        [0.5, 0.5, 0.0]
     """
-    target = float(np.mean([course.quality[-1] for course in baseline]))
-    paid = cost_to(baseline, cost, target)
-    return cost_to(arm, cost, target) / paid if paid else math.nan
+    amount_G = np.array(sorted({*(x for x in at if x < end), end}))
+    values_EG = interpolation(amount_G, at)
+    if len(amount_G) == 1:
+        return values_EG[:, 0]
+    mean_E: np.ndarray = np.trapezoid(values_EG, amount_G, axis=1) / np.ptp(amount_G)
+    return mean_E
+
+
+def kl_weights(kl: Sequence[float], wanted: float) -> np.ndarray:
+    """The weights (E,) with which values at each evaluation make the value at a KL divergence.
+
+    Example:
+        >>> kl_weights((0.0, 4.0, 3.0, 8.0), 6.0).tolist()
+        [0.0, 0.0, 0.5, 0.5]
+    """
+    return interpolation(np.array([wanted]), np.maximum.accumulate(kl).tolist())[:, 0]
 
 
 def as_far_as(course: Course, evaluations: int) -> Course:
     """A course up to so many evaluations."""
     spent = {cost: amounts[:evaluations] for cost, amounts in course.spent.items()}
-    return Course(spent, course.quality[:evaluations])
+    answers = {prompt: each[:evaluations] for prompt, each in course.answers.items()}
+    return Course(spent, course.quality[:evaluations], course.kl[:evaluations], answers, course.measure)
 
 
-def resampled(seeds: Sequence[int], generator: np.random.Generator, draws: int = DRAWS) -> list[list[int]]:
-    """Bootstrap samples of the seeds."""
-    samples: list[list[int]] = generator.choice(np.array(seeds), (draws, len(seeds))).tolist()
-    return samples
+def seed_weights(seeds: int, generator: np.random.Generator, draws: int = DRAWS) -> np.ndarray:
+    """The share (D, S) of each seed in bootstrap samples; in the first, every seed stands once."""
+    drawn = generator.multinomial(seeds, [1 / seeds] * seeds, draws) / seeds
+    return np.vstack([np.full(seeds, 1 / seeds), drawn])
+
+
+def drawn_quality(courses: Sequence[Course], generator: np.random.Generator, draws: int = DRAWS) -> list[np.ndarray]:
+    """For each run its quality (D, E) with held-out prompts drawn, the same ones for all runs.
+
+    The draws are a Bayesian bootstrap (Rubin 1981), which leaves every prompt some weight; the first draw is the
+    quality as it was measured, and all of them are where the single answers are not known.
+    """
+    quality = [np.repeat([course.quality], draws + 1, axis=0) for course in courses]
+    if not all(course.answers for course in courses):
+        return quality
+    prompts = sorted({prompt for course in courses for prompt in course.answers})
+    weight_DP = generator.standard_exponential((draws, len(prompts)))
+    gap = [[math.nan] * len(course.quality) for course in courses]
+    table = [np.array([c.answers.get(p, none) for p in prompts]) for c, none in zip(courses, gap, strict=True)]
+    value_PE = np.hstack(table)
+    known_PE = ~np.isnan(value_PE)
+    drawn_DE = (weight_DP @ np.where(known_PE, value_PE, 0.0)) / (weight_DP @ known_PE)
+    ends = np.cumsum([len(course.quality) for course in courses])
+    for each_DE, of_run_DE in zip(quality, np.split(drawn_DE, ends[:-1], axis=1), strict=True):
+        each_DE[1:] = of_run_DE
+    return quality
+
+
+def interval(value_D: np.ndarray, seeds: int) -> Interval:
+    """The first draw, with the interval of the others; one seed, and what is not known in every draw, has none."""
+    if seeds == 1 or np.isnan(value_D).any():
+        return Interval(float(value_D[0]))
+    low, high = np.quantile(value_D[1:], [0.025, 0.975], method="nearest")
+    return Interval(float(value_D[0]), float(low), float(high))
 
 
 def sign_flip(differences: np.ndarray, generator: np.random.Generator) -> float:

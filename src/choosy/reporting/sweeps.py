@@ -1,0 +1,126 @@
+"""Reads the runs of a sweep: what each had spent and reached, arm by arm and seed by seed."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import yaml
+
+from choosy.data.pool import round_file
+from choosy.reporting.courses import Arm, Course
+from choosy.reporting.summary import RunSummary, costs_of, read_run
+
+
+def read_sweep(
+    sweep_dir: str | Path, arm_of: Callable[[Path], tuple[str, ...] | None] | None = None
+) -> tuple[dict[str, Arm], dict[str, str]]:
+    """Read the runs below a folder, finished or not, as far as each of them came.
+
+    Args:
+        sweep_dir: The folder of a sweep.
+        arm_of: Names the arm of a run by its folder, or leaves the run out; None = by what was typed for it.
+
+    Returns:
+        The arms by name, and the reason why a run could not be read or compared, by its folder.
+
+    Raises:
+        ValueError: There is no evaluated run below the folder.
+    """
+    folder = Path(sweep_dir)
+    found: dict[tuple[str, ...], dict[int, Course]] = defaultdict(dict)
+    skipped: dict[str, str] = {}
+    for run_dir in sorted({path.parents[1] for path in folder.rglob("rounds/round_*.parquet")}):
+        if (words := (arm_of or typed)(run_dir)) is None:
+            continue
+        try:
+            run = read_run(run_dir)
+            found[words][int(run.latest["seed"])] = course(run)
+        except (ValueError, OSError) as error:
+            skipped[str(run_dir.relative_to(folder))] = str(error)
+    arms = named({words: arm for words, arm in found.items() if arm})
+    if not arms:
+        raise ValueError(
+            f"Wanted runs with evaluated rounds below {folder}; found none. First type choosy train -m ..."
+        )
+    return arms, skipped
+
+
+def typed(run_dir: Path) -> tuple[str, ...]:
+    """What was typed for a run, without its seed and its folder."""
+    path = run_dir / ".hydra" / "overrides.yaml"
+    words: list[str] = (yaml.safe_load(path.read_text()) or []) if path.exists() else [run_dir.parent.name]
+    own = ("seed", "name", "run_dir", "ckpt_path")  # of one run of an arm
+    return tuple(sorted(word for word in words if word.lstrip("+").split("=")[0] not in own))
+
+
+def named(found: Mapping[tuple[str, ...], Arm]) -> dict[str, Arm]:
+    """The arms by what tells them apart: the words that not all of them share."""
+    shared = set.intersection(*map(set, found)) if found else set()
+    names = {words: " ".join(w for w in words if w not in shared) for words in found}
+    return {(name.removeprefix("selector=") or "all runs"): found[words] for words, name in sorted(names.items())}
+
+
+def course(run: RunSummary) -> Course:
+    """What a run had spent and reached at the start and after each evaluated round; labeling takes no seconds here.
+
+    A label that another run had bought into a shared ledger counts as bought: the order of runs does not matter.
+
+    Raises:
+        ValueError: The run has no evaluated round yet.
+    """
+    if not run.evaluated:
+        raise ValueError("it has no evaluated round yet")
+    spent = [(0, 0, 0.0), *(costs_of(played, without=("label", "evaluate")) for played in run.evaluated)]
+    bought, tokens, seconds = (tuple(map(float, amounts)) for amounts in zip(*spent, strict=True))
+    reused = [0, *(played["labels"]["reused"] for played in run.evaluated)]
+    labels = tuple(b + r for b, r in zip(bought, reused, strict=True))
+    measure, quality = quality_of(run)
+    numbers = [played["round"] for played in run.evaluated]
+    return Course(
+        {"labels": labels, "tokens": tokens, "seconds": seconds},
+        quality,
+        kl_of(run),
+        answers(run.folder / "rounds", numbers, measure) if measure != "accuracy" else {},
+        measure,
+    )
+
+
+def quality_of(run: RunSummary) -> tuple[str, tuple[float, ...]]:
+    """What all evaluations of a run measured, and its values: the reward where there is one.
+
+    At the start the win rate against the start is one half, and so is the accuracy of a policy that is its reference.
+
+    Raises:
+        ValueError: The evaluations have no measure in common.
+    """
+    evaluations = [played["evaluation"] for played in run.evaluated]
+    first = {"win_rate": 0.5, "accuracy": 0.5, **run.start}
+    for measure in ("reward", "win_rate", "accuracy"):
+        values = [e.get(measure) for e in (first, *evaluations)]
+        if None not in values:
+            return measure, tuple(map(float, values))
+    raise ValueError("it measured neither a reward, a win rate nor an accuracy: no judge was set (labels.evaluation)")
+
+
+def kl_of(run: RunSummary) -> tuple[float, ...]:
+    """KL from the start at each evaluation, or the mean log ratio of sampled answers; empty if it was not measured."""
+    values = [played["evaluation"].get("kl", played["evaluation"].get("log_ratio")) for played in run.evaluated]
+    return () if None in values else (0.0, *map(float, values))
+
+
+def answers(rounds: Path, numbers: Sequence[int], measure: str) -> dict[str, tuple[float, ...]]:
+    """For each held-out prompt its reward, or its outcome against the start, at the start and after each round."""
+    found: dict[str, list[float]] = {}
+    for at, number in enumerate(numbers, 1):
+        columns = ["prompt_id", "rewards", "outcome"]
+        table = pq.read_table(round_file(rounds, number), columns=columns, filters=[("split", "=", "heldout")])
+        for row in table.to_pylist():
+            now, start = row["rewards"] if measure == "reward" else (row["outcome"], 0.5)
+            values = found.setdefault(row["prompt_id"], [math.nan] * (len(numbers) + 1))
+            values[0] = math.nan if start is None else start
+            values[at] = math.nan if now is None else now
+    return {prompt: tuple(values) for prompt, values in found.items()}
