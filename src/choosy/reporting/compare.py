@@ -98,20 +98,20 @@ class Comparison:
             return f"{baseline} ends no better than it began, so that no cost of its quality can be compared."
         if math.isinf(ratio.value):
             return f"No arm reaches the final quality of {baseline}; the nearest is {best} ({gain:+.2f})."
-        needs = f"{best} needs {as_share(ratio.value)} of the {cost} of {baseline} for its final quality"
+        needs = f"{as_share(ratio.value)} of the {cost} of {baseline} for its final quality"
         if cost == "money" and ratio.value:
             needs += (
                 f", {as_amount(found.paid.value, cost)} instead of {as_amount(found.paid.value / ratio.value, cost)}"
             )
         if found.seeds == 1:
-            return f"{needs}, with one seed, which says nothing of chance: run seed=0,1,2,3,4,5,6,7."
+            return f"{best} needs {needs}, with one seed, which says nothing of chance: run seed=0,1,2,3,4,5,6,7."
         shown = f"95 % interval {as_range(ratio, as_share)}, p = {found.p:.3f}, {found.seeds} seeds"
         if ratio.high < 1 and gain > 0 and found.p * len(self.beside) < 0.05:  # the best of several (Bonferroni)
-            return f"{best} pays here: {needs} ({shown})."
+            return f"{best} pays here: it needs {needs} ({shown})."
         if gain <= 0 or not math.isfinite(found.more_seeds):
-            return f"No arm is shown to pay more than {baseline}. The best, {needs} ({shown})."
+            return f"No arm is shown to pay more than {baseline}. The best, {best}, needs {needs} ({shown})."
         return (
-            f"No arm is shown to pay more than {baseline} yet. The best, {needs} ({shown}); about "
+            f"No arm is shown to pay more than {baseline} yet. The best, {best}, needs {needs} ({shown}); about "
             f"{math.ceil(max(found.more_seeds, 3))} more seeds would tell, if the difference is what it seems."
         )
 
@@ -144,13 +144,14 @@ def as_difference(difference: float) -> str:
 
 
 def as_range(found: Interval, text: Callable[[float], str]) -> str:
-    """The ends of an interval, a dash where they are not known.
+    """The ends of an interval, or both in one where they read alike; a dash where they are not known.
 
     Example:
-        >>> as_range(Interval(0.5, 0.25, math.inf), as_share), as_range(Interval(0.5), as_share)
-        ('25% to never', '–')
+        >>> [as_range(found, as_share) for found in (Interval(0.5, 0.25, math.inf), Interval(1, 1, 1), Interval(0.5))]
+        ['25% to never', '100%', '–']
     """
-    return "–" if math.isnan(found.low) else f"{text(found.low)} to {text(found.high)}"
+    low, high = text(found.low), text(found.high)
+    return low if low == high else f"{low} to {high}"
 
 
 def compare(
@@ -233,11 +234,11 @@ def print_comparison(comparison: Comparison, out: Console | None = None) -> None
     cost = comparison.headline_cost
     amount = partial(as_amount, cost=cost)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("arm", "seeds", cost, "95 % interval", "share", f"final {comparison.measure}"):
+    for name in ("arm", "seeds", cost, "95 % interval", "share", "gain"):
         table.add_column(name, justify="left" if name == "arm" else "right")
     for name, found in comparison.rows(cost):
         cells = (str(found.seeds), amount(found.paid.value), as_range(found.paid, amount), as_share(found.ratio.value))
-        table.add_row(name, *cells, as_difference(found.gain.value))
+        table.add_row(name, *cells, as_difference(found.gain.value) if name != comparison.baseline else "")
     out = out or Console(highlight=False)
     out.print(f"{cost} to the final {comparison.measure} of {comparison.baseline}:", soft_wrap=True)
     out.print(table)
@@ -262,6 +263,7 @@ def write_comparison(comparison: Comparison, sweep_dir: str | Path) -> Path:
         folder / "compare.html",
         title=f"Choosy comparison {folder.resolve().name}",
         comparison=comparison,
+        colors=colors(comparison),
         pictures={x: base64.b64encode(draw(comparison, [x])).decode() for x in panels(comparison)},
         share=as_share,
         amount=as_amount,
@@ -270,6 +272,12 @@ def write_comparison(comparison: Comparison, sweep_dir: str | Path) -> Path:
         partial=partial,
     )
     return folder / "compare.html"
+
+
+def colors(comparison: Comparison) -> dict[str, str]:
+    """The color of each arm, the baseline first."""
+    names = [comparison.baseline, *(name for name in comparison.arms if name != comparison.baseline)]
+    return dict(zip(names, cycle(ARM_COLORS), strict=False))
 
 
 def panels(comparison: Comparison) -> list[str]:
@@ -283,26 +291,27 @@ def draw(comparison: Comparison, against: Sequence[str] | None = None) -> bytes:
 
     Args:
         comparison: The arms.
-        against: A panel each, of those in `panels`; None = all.
+        against: A panel each, of those in `panels`; None = all, with the arms' names below.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    against = against or panels(comparison)
-    columns = 2 if len(against) in (2, 4) else min(3, len(against))
-    lines = math.ceil(len(against) / columns)
-    names = [comparison.baseline, *(name for name in comparison.arms if name != comparison.baseline)]
-    figure = Figure(figsize=(4.6 * columns, 3.8 * lines + 0.25 * len(names) / columns), layout="constrained")
-    for number, x in enumerate(against, 1):
+    wanted = against or panels(comparison)
+    columns = 2 if len(wanted) in (2, 4) else min(3, len(wanted))
+    lines = math.ceil(len(wanted) / columns)
+    figure = Figure(figsize=(4.6 * columns, 3.6 * lines), layout="constrained")
+    for number, x in enumerate(wanted, 1):
         axes = figure.add_subplot(lines, columns, number)
-        for name, color in zip(names, cycle(ARM_COLORS)):
+        for name, color in colors(comparison).items():
             _draw_arm(axes, list(comparison.arms[name].values()), x, name, color)
         axes.set_xlabel(x)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_ylabel(f"held-out {comparison.measure}")
         axes.grid(color="#e5e7eb", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
+    if against is None:
+        key = axes.get_legend_handles_labels()
+        figure.legend(*key, loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=130)
     return drawn.getvalue()

@@ -60,8 +60,9 @@ def typed(run_dir: Path) -> tuple[str, ...]:
 def named(found: Mapping[tuple[str, ...], Arm]) -> dict[str, Arm]:
     """The arms by what tells them apart: the words that not all of them share."""
     shared = set.intersection(*map(set, found)) if found else set()
-    names = {words: " ".join(w for w in words if w not in shared) for words in found}
-    return {(name.removeprefix("selector=") or "all runs"): found[words] for words, name in sorted(names.items())}
+    own = {words: sorted((w for w in words if w not in shared), key=lambda w: w[:9] != "selector=") for words in found}
+    names = {words: " ".join(word.removeprefix("selector=") for word in some) for words, some in own.items()}
+    return {name or "all runs": found[words] for words, name in sorted(names.items(), key=lambda named: named[1])}
 
 
 def course(run: RunSummary) -> Course:
