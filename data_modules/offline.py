@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from choosy.data.pool import Pool
+from choosy.labeling.buyer import LabelBuyer
 from choosy.module import WeightedDPO
 from choosy.parallel.ranks import shard
 from choosy.rounds.choose import can_be_labeled
@@ -14,6 +16,8 @@ from choosy.rounds.needs import check_needs
 from choosy.rounds.sample import sample_responses
 from choosy.types import Candidates, Prompt
 from data_modules.round_data import RoundData
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -28,6 +32,9 @@ class OfflineData(RoundData):
         check_needs(self.run, module.loss, responses=[len(c.responses) for c in candidates], source=self.train)
         if self.run.weighting.needs == "given":
             refuse_unweighted(candidates, self.train)
+        overruled = overruled_verdicts(candidates, self.run.labels, self.train)
+        if overruled and module.trainer.is_global_zero:
+            log.warning(overruled)
         self.given = {c.prompt.id: c for c in candidates}
         return [c.prompt for c in candidates]
 
@@ -70,6 +77,18 @@ class GivenResponses:
         ids = list(prompt_ids)
         stored = {c.prompt.id: c for c in pool.candidates(pool.newest(ids).drop_null().to_pylist())}
         return [replace(stored.get(name, self.given[name]), prompt=self.given[name].prompt) for name in ids]
+
+
+def overruled_verdicts(candidates: Sequence[Candidates], labels: LabelBuyer, source: str) -> str | None:
+    """Say how many verdicts of the data another labeler replaces; None where it replaces none."""
+    judged = sum(len({r.gold for r in c.responses} - {None}) > 1 for c in candidates)
+    if labels.terms.given_only or not judged:
+        return None
+    return (
+        f"{source} says which response is better for {judged} of its {len(candidates)} prompts, and labeler "
+        f"{labels.labeler.name} judges them again: the run trains on its labels, and not on those of the file. "
+        "Type labeler=dataset to train on the given ones."
+    )
 
 
 def refuse_unweighted(candidates: Sequence[Candidates], source: str) -> None:

@@ -327,7 +327,7 @@ def test_given_scores_of_heldout_answers(lines, refused, pairs_file):
         "data=offline",
         f"data.train={pairs_file}",
         "labeler=dataset",
-        message="data.heldout=null, or .*evaluation=vader",
+        message="data.heldout_pairs=.*evaluation=vader",
     )
 
 

@@ -13,8 +13,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from choosy.main import compose, train
+
 Row = dict[str, Any]
 OFFLINE = ["data=offline", "data.heldout=null", "labeler=dataset"]
+GLOOMY = [{"prompt": f"Day {n}?", "chosen": "Terrible, awful, sad.", "rejected": "Wonderful!"} for n in range(4)]
 
 HH = [
     {
@@ -72,6 +75,24 @@ def test_hh_transcripts_train_their_chosen_answer(play, rows_file):
     assert run.summary["pairs_trained"] == 10
     ids = run.pool.iloc[0]["response_ids"]
     assert [of_response[-1] for of_response in ids] == [run.policy.tokens.tokenizer.eos_token_id] * 2
+
+
+def test_given_pairs_are_trained_on_as_they_are_unless_another_labeler_is_typed(rows_file, tiny_policy_dir, tmp_path):
+    typed = ["trainer=cpu", f"model.name={tiny_policy_dir}", "model.dtype=float32", "rounds=1", rows_file(GLOOMY)]
+    train(compose([*typed, "callbacks.report.console=false", "data=offline"]), tmp_path / "given")
+    pool = pd.read_parquet(tmp_path / "given" / "rounds" / "round_000.parquet")
+    assert {*pool["chosen"]} == {"Terrible, awful, sad."}
+    parts = compose(["data=offline", "labeler=vader", "selector=certainty", "weighting=wdpo", typed[-1]])
+    assert parts.labeler._target_.endswith("Vader")
+    assert "certainty" in parts.callbacks
+    assert parts.weighting._target_.endswith("RewardGap")
+
+
+@pytest.mark.parametrize(("labeler", "overruled"), [("vader", True), ("dataset", False)])
+def test_a_labeler_that_overrules_given_verdicts_says_so(labeler, overruled, play, rows_file, caplog):
+    play("data=offline", "data.heldout=null", f"labeler={labeler}", rows_file(GLOOMY), "rounds=1")
+    said = "better for 4 of its 4 prompts, and labeler vader-3.3.2 judges them again: the run trains on its labels"
+    assert (said in caplog.text) == overruled
 
 
 def test_the_weight_column_weighs_the_pairs(play, rows_file):

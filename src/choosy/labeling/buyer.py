@@ -116,8 +116,9 @@ class LabelBuyer:
         if heldout is not None and self.evaluator is not None and self.evaluator.terms.given_only:
             raise ValueError(
                 f"data.heldout={heldout} is answered by sampled responses, for which labeler "
-                f"{self.evaluator.labeler.name} has no scores; choose data.heldout=null, or a labeler that judges "
-                "them, such as labeler@labels.evaluation=vader"
+                f"{self.evaluator.labeler.name} has no scores. Pairs that are labeled are evaluated as "
+                f"data.heldout_pairs={heldout}; for prompts choose a labeler that judges sampled responses, such as "
+                "labeler@labels.evaluation=vader"
             )
 
     def open(self, run: str) -> None:
