@@ -172,7 +172,7 @@ def test_a_fraction_is_of_all_given_pairs_and_spent_in_equal_parts(fraction, rou
     run = play(*OFFLINE, rows_file(HH), *share)
     labeled = [len(pairs_of(run, number)) for number in range(rounds)]
     assert labeled == [math.ceil(fraction * 10 * (number + 1) / rounds - 1e-9) for number in range(rounds)]
-    assert run.summary["labels"]["spent"] == 2 * labeled[-1]
+    assert run.summary["labels"]["spent"] == labeled[-1], "a given pair is one label"
 
 
 @pytest.mark.parametrize("selector", ["certainty", "dissimilarity"])
@@ -212,7 +212,7 @@ def test_a_score_is_bought_once_for_all_pairs_of_a_response(play, rows_file):
     ]
     run = play(*OFFLINE, rows_file(SCORED), *every_pair, "rounds=3")
     assert len(pairs_of(run, 2)) == 30
-    assert run.summary["labels"]["spent"] == 30
+    assert run.summary["labels"]["spent"] == 20, "of three responses the first two are a pair"
     with closing(sqlite3.connect(run.run_dir / "ledger.sqlite")) as db:
         assert db.execute("SELECT count(*), count(DISTINCT response_first) FROM labels").fetchone() == (30, 30)
 
@@ -220,7 +220,12 @@ def test_a_score_is_bought_once_for_all_pairs_of_a_response(play, rows_file):
 def test_a_round_without_unlabeled_pairs_trains_on_those_it_has(play, rows_file):
     run = play(*OFFLINE, rows_file(TRL), "rounds=2")
     assert [len(pairs) for pairs in run.witness.pairs] == [10, 10]
-    assert run.summary["labels"]["spent"] == 20
+    assert run.summary["labels"]["spent"] == 10
+
+
+def test_a_budget_of_given_pairs_counts_pairs(play, rows_file):
+    run = play(*OFFLINE, rows_file(TRL), "rounds=1", "labels.budget=6")
+    assert run.summary["labels"]["spent"] == run.summary["pairs_trained"] == 6
 
 
 @pytest.mark.parametrize("name", ["hh_harmless", "alpaca_pool"])
@@ -273,7 +278,7 @@ def test_heldout_pairs_are_ranked_by_the_implicit_reward(play, rows_file):
     assert (len(loss), accuracy.iloc[-1]) == (2, 1.0), "the pairs that it was trained on"
     assert loss.iloc[-1] < loss.iloc[0] < math.log(2)
     assert margin.iloc[-1] > margin.iloc[0] > 0
-    assert run.summary["labels"]["spent"] == 20
+    assert run.summary["labels"]["spent"] == 10
     assert run.summary["labels"]["evaluation"] == 0
 
 

@@ -219,7 +219,7 @@ class LabelBuyer:
             owed = {key for key, label in known.items() if label.run == self.run and label.purpose == "evaluate"}
             free = known.keys() - owed if train else known.keys()
             left, at_once = self._affordable() if train else (math.inf, math.inf)
-            served = affordable_groups(groups, free, left, at_once=at_once)
+            served = affordable_groups(groups, free, left, at_once=at_once, pair_is_one=self.terms.given_only)
             wanted: dict[str, Question] = {}
             for question in (q for group in served for q in group or ()):
                 wanted.setdefault(question.key, question)  # of two equal questions, the first is asked
@@ -294,7 +294,7 @@ class LabelBuyer:
                 question = call.accept(answer)
                 if answer.judgements is None:
                     cost = answer.cost or float(self.terms.price or 0.0)
-                    answer = answer._replace(cost=cost, judgements=self.terms.labels_per_answer)
+                    answer = answer._replace(cost=cost, judgements=self.terms.labels_per_answer * question.answers)
                 accepted.append((question, answer))
         finally:
             self.ledger.write(accepted, purpose=purpose, run=self.run)

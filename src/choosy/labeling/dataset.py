@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from choosy.labeling.protocols import Terms
+from choosy.labeling.protocols import ALL, Terms
 from choosy.types import Prompt, Response
 
 
 class Dataset:
     """Scores a response with the score of its data row; it has none for responses that the run samples.
+
+    A given pair is one label of the budget, as a verdict is; of more responses to a prompt each score is one.
 
     Example:
         >>> Dataset().score([(Prompt("p", "2+2?"), Response("4", gold=1.0))])
@@ -17,7 +19,7 @@ class Dataset:
     """
 
     name = "dataset"
-    terms = Terms(given_only=True)
+    terms = Terms(given_only=True, at_once=ALL)
 
     def stamp(self, prompt: Prompt, responses: Sequence[Response]) -> str:
         """What identifies a row's label: the same texts may have other scores in another row."""

@@ -74,6 +74,7 @@ class Question:
     responses: tuple[Response, ...]
     stamp: str = ""  # what else identifies the question (see `Stamps`)
     fingerprint: str = ""  # what else the labeler's judgement depends on (see `Terms`)
+    answers: int = 1  # of the budget that it takes
 
     @cached_property
     def key(self) -> str:

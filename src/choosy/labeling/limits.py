@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from choosy.labeling.ledger import Counts, Question
 from choosy.labeling.protocols import Answer, Terms
@@ -60,7 +60,12 @@ class Budget:
 
 
 def affordable_groups(
-    groups: Iterable[Sequence[Question]], free: Set[str], left: float, *, at_once: float = math.inf
+    groups: Iterable[Sequence[Question]],
+    free: Set[str],
+    left: float,
+    *,
+    at_once: float = math.inf,
+    pair_is_one: bool = False,
 ) -> list[Sequence[Question] | None]:
     """Each group of questions if the budgets pay all of its labels, in the order given; else None.
 
@@ -69,14 +74,22 @@ def affordable_groups(
         free: Keys of labels that cost nothing.
         left: How many answers the budgets still pay.
         at_once: Once so many answers are paid for, only groups that are free are served.
+        pair_is_one: Whether the scores of two responses are one answer if they are bought together.
     """
     paid: set[str] = set()
-    served = []
+    spent = 0
+    served: list[Sequence[Question] | None] = []
     for group in groups:
         new = {question.key for question in group} - free - paid
-        fits = len(new) <= left - len(paid) and (not new or len(paid) < at_once)
+        if pair_is_one and len(group) == len(new) == 2:
+            group = [group[0], replace(group[1], answers=0)]
+            cost = 1
+        else:
+            cost = len(new)
+        fits = cost <= left - spent and (not new or spent < at_once)
         served.append(group if fits else None)
         paid |= new if fits else set()
+        spent += cost if fits else 0
     return served
 
 

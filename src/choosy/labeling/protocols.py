@@ -140,7 +140,8 @@ class Terms:
             else is asked and in whatever order. Then labels are bought while the rest of the round is sampled.
         people: Whether people answer. Unless the run says otherwise, they are not asked about held-out answers, and
             may call as many pairs invalid as they like.
-        given_only: Whether it judges only the responses that came with the data, and none that the policy sampled.
+        given_only: Whether it judges only the responses that came with the data, and none that the policy sampled. Its
+            scores of two responses are one answer if they are bought together: the verdict of a given pair.
         scores: Whether it gives a response a reward; None = if it has the method.
         compares: Whether it compares two responses itself, not by two scores; None = if it has the method.
     """
