@@ -16,6 +16,8 @@ from choosy.types import Candidates, seed_of
 class PredictedGap(PairChooser):
     """Labels the pairs with the largest predicted reward gap (see `LearnedReward`).
 
+    With `per_prompt=1` a prompt's pair is its predicted best against its predicted worst response.
+
     Args:
         bonus: Standard deviations added for what is not known; above 0 it is DeltaUCB (arXiv 2603.09692).
         thompson: Predict with weights drawn from the head's posterior, a new draw each round.

@@ -1,4 +1,4 @@
-"""Score all responses to the prompts with the largest predicted gap, pairing the best with the worst of each."""
+"""Score all responses to the prompts with the largest predicted gap."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from lightning.pytorch import Callback
 from torch.testing import assert_close
 
 from choosy.labeling.protocols import SCORE
+from choosy.methods.pairing import best_and_worst, sweet_spot
 from choosy.methods.selection import quota
 from choosy.models.policy import Policy
 from choosy.sampling.generate import Generate
@@ -681,6 +682,20 @@ def test_a_learned_reward_of_verdicts(play, longer):
     run = play(*GAP, "labeler._target_=longer.Longer")
     assert run.data.run.learned_reward.knowledge["labels"] >= 4
     assert "correlation" not in run.data.run.learned_reward.knowledge
+
+
+def test_the_sweet_spot_is_rejected_where_all_responses_are_scored(play, tmp_path, monkeypatch):
+    (tmp_path / "uneven.py").write_text(
+        "class Uneven:\n    name = 'uneven'\n    def __init__(self, **given): pass\n    def score(self, items):\n"
+        "        return [{0: -10.0, 1: -4.0}.get(sum(map(ord, r.text)) % 12, 1.0) for _, r in items]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = ["selector=none", "data.responses=16", "rounds=1", "data.heldout=null", "labeler._target_=uneven.Uneven"]
+    run = play(*lines, "pairing=sweet_spot")
+    rows = [row for row in run.round(0).itertuples() if len(row.pairs)]
+    made = [[(pair["chosen"], pair["rejected"]) for pair in row.pairs] for row in rows]
+    assert made == [[sweet_spot(list(row.rewards))] for row in rows]
+    assert made != [[best_and_worst(list(row.rewards))] for row in rows]
 
 
 def test_scoring_all_responses_needs_a_labeler_that_scores(play, longer):

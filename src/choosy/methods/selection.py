@@ -286,7 +286,7 @@ class PairChoice(NamedTuple):
         wanted: How many of them to label.
         per_prompt: Most labeled pairs of one prompt; None = any number.
         top_up: Whether ties and invalid verdicts are replaced by the next pairs of the ranking.
-        score_all: Whether all responses of a pair's prompt are scored, and the best is paired with the worst.
+        score_all: Whether all responses of a pair's prompt are scored, and two of them make its pair.
     """
 
     ranked: list[ChosenPair]

@@ -14,6 +14,7 @@ from torch import Tensor
 from choosy.data.pool import Keep, Pool
 from choosy.labeling.buyer import LabelBuyer
 from choosy.methods.loss_inputs import Loss
+from choosy.methods.pairing import PairingRule
 from choosy.methods.predicted import explored
 from choosy.methods.reward_head import RewardHead
 from choosy.methods.selection import Direction
@@ -51,6 +52,7 @@ class Round:
         given: All given responses by prompt id, which compete again in every round; empty where each round samples.
         counts: This rank's tokens and the like, summed over ranks at the end of the round.
         folder: Where the rounds' files are.
+        pairing: Which two responses make a pair where all of a prompt are scored.
     """
 
     number: int
@@ -67,6 +69,7 @@ class Round:
     given: Mapping[str, Candidates] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     folder: Path = Path()
+    pairing: PairingRule = "best_worst"
 
     def each_on_one_rank(self, prompts: Sequence[Prompt], numbers_of: Callable[[list[Prompt]], list[T]]) -> list[T]:
         """Compute what is expensive for each prompt on one rank only; every rank returns all of it."""
@@ -129,7 +132,7 @@ class PairSelector(Protocol):
         count: Number of pairs to label.
         per_prompt: Most pairs of one prompt; None = any number.
         direction: Which end of the utilities is spent on first.
-        score_all: Whether all responses of a chosen pair's prompt are scored, and the best is paired with the worst.
+        score_all: Whether all responses of a chosen pair's prompt are scored, and two of them make its pair.
         needs_reference: Whether the utilities need log-probs under the reference, whatever the loss needs.
     """
 
@@ -188,7 +191,7 @@ class Parts:
         labels: Where labels are bought: the budget pays for the first ones, in the order given.
         keep: What the pool keeps of a prompt's earlier rounds.
         prompt_selector: Slot 1; None samples every prompt.
-        pair_selector: Slot 2; None scores every response and pairs the best with the worst.
+        pair_selector: Slot 2; None scores every response; two make a prompt's pair (`Round.pairing`).
     """
 
     sample: Callable[[Round, Sequence[ChosenPrompt]], list[Candidates]]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from choosy.data.pool import with_rewards
 from choosy.labeling import statistics
-from choosy.methods.pairing import best_and_worst
+from choosy.methods.pairing import PAIRINGS
 from choosy.methods.selection import ChosenPair, PairChoice, pair_positions, top_pairs
 from choosy.rounds.choose import excluded_pairs
 from choosy.rounds.context import Labels, Round
@@ -45,7 +45,7 @@ def label(at: Round, mine: Sequence[Candidates], choice: PairChoice | None, labe
 def buy_labels(at: Round, fresh: Sequence[Candidates], choice: PairChoice | None, labels: Labels) -> Bought:
     """Buy labels of the chosen pairs, or of every response, on this rank."""
     if choice is None and labels.scores:
-        return best_against_worst(at, fresh, labels)
+        return all_scored(at, fresh, labels)
     return ranked_pairs(at, fresh, choice or the_only_pairs(fresh, labels.labeler.name), labels)
 
 
@@ -72,37 +72,37 @@ def ranked_pairs(at: Round, fresh: Sequence[Candidates], choice: PairChoice, lab
     return bought
 
 
-def best_against_worst(at: Round, fresh: Sequence[Candidates], labels: Labels) -> Bought:
-    """Buy a score for every response and pair the best with the worst; the seed decides who is scored first."""
+def all_scored(at: Round, fresh: Sequence[Candidates], labels: Labels) -> Bought:
+    """Buy a score for every response; the seed decides which prompts are scored first."""
     order = sorted(range(len(fresh)), key=lambda i: seed_of(at.seed, "label", at.number, fresh[i].prompt.id))
     return scored_prompts(at, fresh, [ChosenPair(i, 0, 0, math.nan) for i in order], labels)
 
 
 def scored_prompts(at: Round, fresh: Sequence[Candidates], asked: Sequence[ChosenPair], labels: Labels) -> Bought:
-    """Buy a score for every response of the pairs' prompts, and pair the best with the worst of each prompt."""
+    """Buy a score for every response of the pairs' prompts, and make a pair of two of each prompt."""
     labeled = list(fresh)
     verdicts: list[Judged] = []
     for a, scored in zip(asked, labels.score([fresh[a.prompt] for a in asked]), strict=True):
-        labeled[a.prompt], judged = with_extremes(scored, labels.labeler.name, at.number, a.utility)
+        labeled[a.prompt], judged = with_pair(scored, at, labels.labeler.name, a.utility)
         verdicts.append(judged)
     unpaid = sum(any(r.reward is None for r in labeled[a.prompt].responses) for a in asked)
     return Bought(labeled, unpaid, statistics.count(verdicts, shown=False))
 
 
-def with_extremes(c: Candidates, source: str, number: int, utility: float) -> tuple[Candidates, Judged]:
-    """Pair the highest with the lowest reward, with their verdict; equal rewards or texts make no pair."""
+def with_pair(c: Candidates, at: Round, source: str, utility: float) -> tuple[Candidates, Judged]:
+    """Make a pair of the responses that the run's pairing says, with its verdict; equals make no pair."""
     rewards = [r.reward for r in c.responses if r.reward is not None]
     if len(rewards) < max(2, len(c.responses)):
         return c, (c.responses[0], c.responses[-1], None)
-    extremes = best_and_worst(rewards)
-    if extremes is None:
+    positions = PAIRINGS[at.pairing](rewards)
+    if positions is None:
         tied = replace(c, undecided=tuple(pair_positions(len(rewards))))
         return tied, (c.responses[0], c.responses[-1], "tie")
-    if (min(extremes), max(extremes)) in excluded_pairs(c):
+    if (min(positions), max(positions)) in excluded_pairs(c):
         return c, (c.responses[0], c.responses[-1], None)
-    best, worst = (c.responses[n] for n in extremes)
-    pair = Pair(*extremes, utility=utility, source=source, round=number)
-    return replace(c, pairs=(*c.pairs, pair)), (best, worst, "first")
+    chosen, rejected = (c.responses[n] for n in positions)
+    pair = Pair(*positions, utility=utility, source=source, round=at.number)
+    return replace(c, pairs=(*c.pairs, pair)), (chosen, rejected, "first")
 
 
 def the_only_pairs(fresh: Sequence[Candidates], labeler: str) -> PairChoice:

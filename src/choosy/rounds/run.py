@@ -15,6 +15,7 @@ from choosy.data.table_files import damage
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.statistics import COUNTED
 from choosy.methods.loss_inputs import Loss, form_of
+from choosy.methods.pairing import PairingRule
 from choosy.methods.weighting import Weighting
 from choosy.models.policy import Policy
 from choosy.parallel.ranks import OneRank, Ranks, current_ranks
@@ -54,18 +55,21 @@ class Training:
         epochs_per_round: Passes over the pairs in each round.
         train_on: All labeled pairs of the `pool`, or those labeled in this `round`.
         keep: Which labeled responses of a prompt stay in the pool: the `newest`, or `all`.
+        pairing: Which two responses make a pair where all of a prompt are scored (see `methods/pairing.py`).
     """
 
     batch_size: int = 16
     epochs_per_round: int = 1
     train_on: TrainOn = "pool"
     keep: Keep = "newest"
+    pairing: PairingRule = "best_worst"
 
     def __post_init__(self) -> None:
         refuse_none("batching.batch_size", self.batch_size)
         refuse_none("epochs_per_round", self.epochs_per_round)
         refuse_unknown("train_on", self.train_on, get_args(TrainOn))
         refuse_unknown("pool.keep", self.keep, get_args(Keep))
+        refuse_unknown("pairing", self.pairing, get_args(PairingRule))
 
 
 class Run:
@@ -214,7 +218,15 @@ class Run:
         selects_by_it = self.pair_selector is not None and self.pair_selector.needs_reference
         scored = "reference" in self.loss.needs or selects_by_it
         parts = (self.policy, self.sampler, self.pool, self.ranks, self.phases, self.loss, self.learned_reward)
-        return Round(number, self.seed, *parts, scores_reference=scored, rounds=self.rounds, folder=self.rounds_folder)
+        return Round(
+            number,
+            self.seed,
+            *parts,
+            scores_reference=scored,
+            rounds=self.rounds,
+            folder=self.rounds_folder,
+            pairing=self.training.pairing,
+        )
 
     def _played(self, at: Round, prompts: Sequence[Prompt], sample: Sample) -> Pool:
         """Play a round that a crash does not lose, with labels bought during the sampling where that is possible."""
