@@ -21,7 +21,7 @@ import pytest
 from faulty_judge import FAULTS, Asked, FaultyJudge, prefers_longer
 
 from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.judge.endpoint import MOST_BYTES, RateLimiter, retry_after
+from choosy.labeling.judge.endpoint import MOST_BYTES, RateLimiter, completion_in, retry_after
 from choosy.labeling.judge.judge import TEMPLATE, Judge, parse_verdict, read_template
 from choosy.labeling.judge.settings import EndpointSettings, Prices, RateLimit, RequestSettings, Retries, Timeouts
 from choosy.labeling.protocols import Answer, Compares, ItemFailed, Scores
@@ -166,12 +166,19 @@ def test_nothing_asked() -> None:
         ("Verdict c0de: second\nNo, wait.\nVerdict c0de: tie \r\n\n", "tie"),
         ("Verdict c0de: first\nSo be it.", "invalid"),
         ("So: Verdict c0de: first", "invalid"),
-        (" Verdict c0de: first", "invalid"),
-        ("Verdict c0de: first.", "invalid"),
-        ("**Verdict c0de: first**", "invalid"),
-        ("verdict c0de: first", "invalid"),
-        ("Verdict c0de: First", "invalid"),
-        ("Verdict c0de:  first", "invalid"),
+        (" Verdict c0de: first", "first"),
+        ("Verdict c0de: first.", "first"),
+        ("**Verdict c0de: first**", "first"),
+        ("**Verdict c0de:** *second*", "second"),
+        ('> Verdict `c0de`: "tie"', "tie"),
+        ("```\nVerdict c0de: first\n```", "first"),
+        ("verdict c0de: first", "first"),
+        ("Verdict c0de: First", "first"),
+        ("Verdict c0de:  first", "first"),
+        ("Verdict c0de: second response", "second"),
+        ("Verdict c0de: first\u00a0", "first"),
+        ("Verdict c0de: first, I think", "invalid"),
+        ("Verdict c0de: first or second", "invalid"),
         ("Verdict c0de: first second", "invalid"),
         ("Verdict dead: first", "invalid"),
         ("Verdict : first", "invalid"),
@@ -185,12 +192,12 @@ def test_nothing_asked() -> None:
         ("x\x85Verdict c0de: first", "invalid"),
         ("Verdict c0de: f\u0456rst", "invalid"),  # a Cyrillic letter
         ("Verdict c0de: first\u200b", "invalid"),
-        ("Verdict c0de\u00a0: first", "invalid"),
+        ("Verdict c0de\u00a0: first", "first"),
         ("\uff36erdict c0de: first", "invalid"),
         ("Verdict c0de: \u202etsrif", "invalid"),
     ],
 )
-def test_parse_verdict_takes_exactly_the_last_line(reply: str, verdict: str) -> None:
+def test_parse_verdict_takes_the_last_line_whatever_the_markup_around_it(reply: str, verdict: str) -> None:
     assert parse_verdict(reply, "c0de") == verdict
 
 
@@ -365,6 +372,34 @@ def test_a_reply_without_a_verdict_is_invalid_and_not_retried(fault: str) -> Non
     assert len(server.asked) == 6
 
 
+@pytest.mark.parametrize("fault", ["400", "422"])
+def test_a_pair_that_is_refused_is_invalid_and_the_others_are_judged(fault: str) -> None:
+    with FaultyJudge(fault=at_first(fault, times=99)) as server:
+        answers = {answer.at: answer for answer in judge(server, concurrency=1).compare(items(4))}
+    assert [answers[at].value for at in range(4)] == ["second", "invalid", "second", "first"]
+    assert f"status {fault}" in answers[1].raw
+    assert server.done == {"answered": 6 + 2, fault: 2}, "two orders, and a small question after each refusal"
+
+
+THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "verdict"),
+    [([THOUGHT, {"type": "text", "text": "{}"}], "first"), ([THOUGHT], "invalid"), ([], "invalid")],
+)
+def test_a_reply_in_parts(content: Any, verdict: str) -> None:
+    words = {"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}
+    reply = completion_in(words)
+    assert parse_verdict((reply.text or "").replace("{}", "Verdict c0de: first"), "c0de") == verdict
+    assert completion_in({"choices": [{"message": {"content": [7]}}]}).text is None
+
+
+def test_a_refusal_is_quoted() -> None:
+    said = {"choices": [{"message": {"content": None, "refusal": "I cannot help with that."}}]}
+    assert completion_in(said).why == "I cannot help with that."
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -382,11 +417,12 @@ def test_a_refusal_stops_the_run_at_once_and_says_what_to_check(
     fault: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JUDGE_KEY", KEY)
-    with FaultyJudge(fault=at_first(fault, times=99)) as server:
+    with FaultyJudge(fault=lambda asked: fault if asked.number > 1 else None) as server:
         answers = []
         with pytest.raises(ItemFailed, match=words) as caught:
             answers += list(judge(server, key_env="JUDGE_KEY", concurrency=1).compare(items(5)))
-        assert server.done == {"answered": 2, fault: 1}, "nothing is tried again, nothing more is asked"
+        probes = fault in ("400", "422")
+        assert server.done == {"answered": 2, fault: 1 + probes}, "nothing is tried again, no other pair is asked about"
     message = str(caught.value)
     assert message.startswith(server.url)
     assert "model 'toy'" in message
@@ -417,7 +453,7 @@ def test_requests_in_flight_at_a_failure_are_answered() -> None:
     def together(asked: Asked) -> str | None:
         if asked.number < 8:
             gate.wait()
-        return "400" if "question 3" in asked.user else None
+        return "401" if "question 3" in asked.user else None
 
     answers: list[Any] = []
     with FaultyJudge(fault=together) as server, pytest.raises(ItemFailed) as caught:
@@ -428,9 +464,9 @@ def test_requests_in_flight_at_a_failure_are_answered() -> None:
 
 
 def test_requests_that_wait_for_the_rate_limit_at_a_failure_give_up() -> None:
-    with FaultyJudge(fault=lambda asked: "400") as server:
+    with FaultyJudge(fault=lambda asked: "401") as server:
         start = time.monotonic()
-        with pytest.raises(ItemFailed, match="status 400"):
+        with pytest.raises(ItemFailed, match="status 401"):
             list(judge(server, rate_limit=RateLimit(requests_per_minute=1)).compare(items(5)))
         assert time.monotonic() - start < 20
     assert len(server.asked) == 1

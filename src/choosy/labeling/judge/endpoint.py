@@ -30,9 +30,13 @@ WHAT_TO_CHECK = {
     404: "check base_url, which usually ends with /v1, and the model's name",
     407: "check labeler.endpoint.proxy",
 }
+OF_ONE_REQUEST = frozenset({400, 403, 413, 422, 451})  # a prompt too long, or words that a filter refuses
 CHECK_REDIRECT = "it points to another address, and redirects are not followed; type the final one in base_url"
 CHECK_REQUEST = "check model, the settings in labeler.request, and that prompts are not too long"
 MAY_REPEAT_KEY = (401, 403, 407)  # statuses whose message is not shown
+
+
+PROBE: Sequence[ChatMessage] = ({"role": "user", "content": "Say yes."},)
 
 
 class Reply(NamedTuple):
@@ -46,6 +50,10 @@ class Reply(NamedTuple):
 
 class Unanswered(ValueError):
     """The endpoint does not answer, and the message says what to do about it."""
+
+
+class Refused(Unanswered):
+    """The endpoint refuses this request, and may take another."""
 
 
 class SessionStopped(Exception):
@@ -113,7 +121,7 @@ class Session:
         """Return the model's reply, after as many attempts as needed and allowed.
 
         Raises:
-            Unanswered: The endpoint is down, or refuses the request.
+            Unanswered: The endpoint is down, or refuses the request (`Refused`, if it may take another one).
             SessionStopped: The session was stopped first.
         """
         fields = self._endpoint.request.fields(self._endpoint.model)
@@ -139,7 +147,14 @@ class Session:
 
     async def speaks(self) -> bool:
         """Whether the endpoint gives chat completions at all; asks a small question to find out."""
-        return self._understood or (await self.ask([{"role": "user", "content": "Say yes."}])).text is not None
+        return self._understood or (await self.ask(PROBE)).text is not None
+
+    async def takes_another(self) -> bool:
+        """Whether the endpoint gives a chat completion to a small question now, after it has refused a request."""
+        try:
+            return (await self.ask(PROBE)).text is not None
+        except Unanswered:
+            return False
 
     async def _attempt(self, body: bytes, costs: list[float]) -> Reply:
         most = self._endpoint.request.max_tokens
@@ -201,7 +216,8 @@ class Session:
         check = WHAT_TO_CHECK.get(status, CHECK_REDIRECT if status < 400 else CHECK_REQUEST)
         message = " ".join(self._without_key(error_message(content)).split())[:200]
         message = f" ({message})" if message and status not in MAY_REPEAT_KEY else ""
-        raise Unanswered(
+        refusal = Refused if status in OF_ONE_REQUEST else Unanswered
+        raise refusal(
             f"{self._endpoint.address} answered the request for model {self._endpoint.model!r} "
             f"with status {status}{message}: {check}"
         )
@@ -311,12 +327,28 @@ def completion_in(reply: Any) -> Reply:
     """
     try:
         choice = reply["choices"][0]
-        text, reason = choice["message"]["content"], choice.get("finish_reason")
+        message, reason = choice["message"], choice.get("finish_reason")
+        text = content_text(message["content"])
     except (LookupError, TypeError, AttributeError):
         return Reply(None)
     if text is None:  # a refusal, or a model that spent all its tokens on reasoning
-        return Reply("")
-    return Reply(text, reason not in ("length", "content_filter")) if isinstance(text, str) else Reply(None)
+        return Reply("", why=str(message.get("refusal") or ""))
+    return Reply(text, reason not in ("length", "content_filter"))
+
+
+def content_text(content: Any) -> str | None:
+    """Return the text of a message's content, which may be a list of parts; None if it has no text.
+
+    Example:
+        >>> content_text([{"type": "thinking", "thinking": []}, {"type": "text", "text": "Hi"}])
+        'Hi'
+    """
+    if isinstance(content, list):
+        texts = [part["text"] for part in content if part.get("type", "text") == "text"]
+        return "".join(texts) if texts else None
+    if not (content is None or isinstance(content, str)):
+        raise TypeError
+    return content
 
 
 def token_usage(reply: Any) -> tuple[int, int] | None:

@@ -14,23 +14,25 @@ from typing import cast
 
 from anyio.from_thread import start_blocking_portal
 
-from choosy.labeling.judge.endpoint import Endpoint, Session, SessionStopped, Unanswered
+from choosy.labeling.judge.endpoint import Endpoint, Refused, Session, SessionStopped, Unanswered
 from choosy.labeling.judge.settings import EndpointSettings, RequestSettings
 from choosy.labeling.protocols import Answer, ItemFailed, ResponsePair, Terms
 from choosy.types import MIRRORED, Verdict, content_id
 
 TEMPLATE = Path(__file__).with_name("template.txt")
 BLANKS = {"prompt", "first", "second", "fence", "code"}
+MARKUP = " \t\r\xa0.#>~\"'"  # what models write around a line
 
 
 class Judge:
     """Compares two responses with a chat model, at any endpoint that speaks OpenAI's chat completions.
 
     Every request draws two random words, which the responses cannot imitate: a fence that marks them, and a code for
-    the last line of the reply. A reply without exactly that last line is an invalid verdict.
+    the last line of the reply. A reply without that last line is an invalid verdict.
 
     A request is sent again while the endpoint is busy, broken or slow. If it gives no chat completion after all
-    retries, the pair is invalid if other requests succeed; an endpoint that is down or refuses a request stops the run.
+    retries, or refuses the request, the pair is invalid if other requests succeed; an endpoint that is down, or refuses
+    every request, stops the run.
 
     Args:
         model: Its name at the endpoint.
@@ -134,7 +136,12 @@ class Judge:
     async def _ask(self, at: int, item: ResponsePair, session: Session) -> Answer:
         prompt, first, second = item
         code, messages = filled(self.template, prompt.text, first.text, second.text)
-        reply = await session.ask(messages)
+        try:
+            reply = await session.ask(messages)
+        except Refused as refusal:
+            if not await session.takes_another():
+                raise
+            return Answer(at, "invalid", str(refusal), 0.0, self.model)
         if reply.text is None:
             if not await session.speaks():
                 raise Unanswered(
@@ -143,7 +150,7 @@ class Judge:
                 )
             return Answer(at, "invalid", reply.why, reply.cost, self.model)
         verdict = parse_verdict(reply.text, code) if reply.complete else "invalid"
-        return Answer(at, verdict, reply.text or "(an empty reply)", reply.cost, self.model)
+        return Answer(at, verdict, reply.text or reply.why or "(an empty reply)", reply.cost, self.model)
 
 
 def combine_orders(one: Answer, turned: Answer) -> Answer:
@@ -206,14 +213,17 @@ def random_word(*texts: str) -> str:
 
 
 def parse_verdict(reply: str, code: str) -> Verdict:
-    """Return the verdict in the last line of a reply; anything but the exact line is invalid.
+    """Return the verdict in the last line of a reply, whatever the markup around it; any other line is invalid.
 
     Example:
-        >>> parse_verdict("The first is rude.\\nVerdict 1f00: second\\n", "1f00")
+        >>> parse_verdict("The first is rude.\\n**Verdict 1f00: Second.**\\n", "1f00")
         'second'
         >>> parse_verdict("Verdict 1f00: second, I think", "1f00")
         'invalid'
     """
-    last = reply.rstrip(" \t\r\n").rpartition("\n")[2]
-    found = re.fullmatch(f"Verdict {re.escape(code)}: (first|second|tie)", last)
-    return cast(Verdict, found[1]) if found else "invalid"
+    lines = (re.sub(r"[*_`]", "", line).strip(MARKUP) for line in reply.split("\n"))
+    last = ([line for line in lines if line] or [""])[-1]
+    space = "[ \t\xa0]*"
+    form = f"Verdict{space}{re.escape(code)}{space}:{space}[\"']?(first|second|tie)(?: response)?"
+    found = re.fullmatch(form, last, re.IGNORECASE | re.ASCII)
+    return cast(Verdict, found[1].lower()) if found else "invalid"
