@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -20,6 +21,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from choosy.files import replacing
@@ -29,6 +31,8 @@ from choosy.redaction import refuse_secrets, texts
 from choosy.reporting.display import quiet
 from choosy.reporting.report import write_index
 from choosy.reporting.summary import RunSummary, read_run
+from choosy.reporting.sweeps import arm_folder
+from choosy.resume.config_changes import report_changes
 from choosy.resume.run_folder import Start, prepare_folder
 from choosy.rounds.evaluate import labels_until
 from choosy.rounds.run import refuse_unknown
@@ -36,6 +40,7 @@ from choosy.rounds.run import refuse_unknown
 OmegaConf.register_new_resolver(
     "started", lambda pattern: first_writer(pattern, time.strftime(pattern)), use_cache=True, replace=True
 )
+OmegaConf.register_new_resolver("arm", arm_folder, replace=True)
 
 COMMAND = list(sys.argv)  # as typed, `choosy train ...` or `python train.py ...`
 
@@ -77,11 +82,12 @@ def main(cfg: DictConfig) -> float | None:
             return None
         if multirun:
             refuse_relaunching_sweep(cfg)
-        trainer = train(cfg, run_dir)
-    if not trainer.is_global_zero:
-        return None
+        if is_finished(cfg, run_dir):
+            rank_zero_only(print)(f"{run_dir} is finished: {read_run(run_dir).headline}")
+        elif not train(cfg, run_dir).is_global_zero:
+            return None
     if multirun:
-        write_index(run_dir.parent)
+        write_index(HydraConfig.get().sweep.dir)
     return objective(cfg, read_run(run_dir))
 
 
@@ -101,6 +107,19 @@ def train(cfg: DictConfig, run_dir: Path, *, callbacks: Sequence[Callback] = ())
         write_config(cfg, run_dir)
     trainer.fit(module, datamodule=data, ckpt_path=start.ckpt_path, weights_only=True)
     return trainer
+
+
+def is_finished(cfg: DictConfig, run_dir: Path) -> bool:
+    """Whether ckpt_path=auto finds every round of a run played, and its report written.
+
+    Raises:
+        ValueError: It was played with other data, another model or another seed.
+    """
+    summary = run_dir / "summary.json"
+    if cfg.ckpt_path != "auto" or not summary.exists():
+        return False
+    report_changes(run_dir, plain(cfg))
+    return bool(json.loads(summary.read_text())["rounds"] >= cfg.rounds)
 
 
 def prepare(cfg: DictConfig, run_dir: Path) -> Start:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,6 +13,7 @@ import yaml
 from choosy.data.pool import round_file
 from choosy.reporting.courses import Arm, Course
 from choosy.reporting.summary import RunSummary, costs_of, read_run
+from choosy.types import content_id
 
 
 def read_sweep(
@@ -50,11 +51,32 @@ def read_sweep(
 
 
 def typed(run_dir: Path) -> tuple[str, ...]:
-    """What was typed for a run, without its seed and its folder."""
+    """The words of a run's arm; without them the name of the folder above it."""
     path = run_dir / ".hydra" / "overrides.yaml"
-    words: list[str] = (yaml.safe_load(path.read_text()) or []) if path.exists() else [run_dir.parent.name]
+    return arm_words(yaml.safe_load(path.read_text()) or []) if path.exists() else (run_dir.parent.name,)
+
+
+def arm_words(words: Iterable[str]) -> tuple[str, ...]:
+    """What was typed for a run, in alphabetical order and without its seed and its folder.
+
+    Example:
+        >>> arm_words(["seed=1", "selector=random", "lr=1e-4"])
+        ('lr=1e-4', 'selector=random')
+    """
     own = ("seed", "name", "run_dir", "ckpt_path")  # of one run of an arm
     return tuple(sorted(word for word in words if word.lstrip("+").split("=")[0] not in own))
+
+
+def arm_folder(words: Iterable[str]) -> str:
+    """The name of an arm's folder, which the same words give whatever else the sweep runs.
+
+    Example:
+        >>> arm_folder(["selector=random", "seed=1"]) == arm_folder(["seed=2", "selector=random"])
+        True
+    """
+    arm = arm_words(words)
+    selector = next((word.removeprefix("selector=") for word in arm if word.startswith("selector=")), "run")
+    return f"{selector}-{content_id(*arm)[:4]}"
 
 
 def named(found: Mapping[tuple[str, ...], Arm]) -> dict[str, Arm]:
