@@ -25,5 +25,6 @@ class Spread(PredictedGap):
         if not (labels := trainer.datamodule.run.labels).scores:
             raise ValueError(
                 f"selector=spread buys scores, and labeler {labels.labeler.name} only compares: type "
-                f"{labelers_able_to('score')}, or selector=predicted_gap."
+                f"{labelers_able_to('score')}, or other selectors, such as selector=predicted_gap (in a comparison "
+                "selector=predicted_gap,dissimilarity,random_pairs)."
             )
