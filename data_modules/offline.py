@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from choosy.data.pool import Pool
+from choosy.data.sources import named
 from choosy.labeling.buyer import LabelBuyer
 from choosy.module import WeightedDPO
 from choosy.parallel.ranks import shard
@@ -29,10 +30,10 @@ class OfflineData(RoundData):
 
     def read_train(self, module: WeightedDPO) -> list[Prompt]:
         candidates = self.reader.candidates(self.train, module.policy, limit=self.limit)
-        check_needs(self.run, module.loss, responses=[len(c.responses) for c in candidates], source=self.train)
+        check_needs(self.run, module.loss, responses=[len(c.responses) for c in candidates], source=named(self.train))
         if self.run.weighting.needs == "given":
-            refuse_unweighted(candidates, self.train)
-        overruled = overruled_verdicts(candidates, self.run.labels, self.train)
+            refuse_unweighted(candidates, named(self.train))
+        overruled = overruled_verdicts(candidates, self.run.labels, named(self.train))
         if overruled and module.trainer.is_global_zero:
             log.warning(overruled)
         self.given = {c.prompt.id: c for c in candidates}

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule
 
 from choosy.data.batches import ItemBatches
 from choosy.data.encode import Reader
+from choosy.data.sources import named
 from choosy.module import WeightedDPO
 from choosy.rounds.evaluate import as_pairs
 from choosy.rounds.run import Run
@@ -21,7 +22,8 @@ class RoundData(LightningDataModule, ABC):
     """Reads the data of a run, and gives each epoch the batches of its round.
 
     Args:
-        train: What to train on: a JSONL or Parquet file, a `datasets` folder, a hub id, `choosy:prompts/...`.
+        train: What to train on: a file (JSONL, JSON, CSV, TSV, Parquet), a pattern of files, a `datasets` folder, a hub
+            id, `choosy:prompts/...`, or a list of these.
         run: Plays the rounds.
         reader: Reads the data.
         heldout: Prompts to evaluate on; None = no evaluation.
@@ -30,17 +32,17 @@ class RoundData(LightningDataModule, ABC):
         heldout_limit: Most prompts, and most pairs, to evaluate on; None = all.
     """
 
-    train: str
+    train: str | list[str]
     run: Run
     reader: Reader
-    heldout: str | None = None
-    heldout_pairs: str | None = None
+    heldout: str | list[str] | None = None
+    heldout_pairs: str | list[str] | None = None
     limit: int | None = None
     heldout_limit: int | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
-        self.run.labels.check_heldout(self.heldout)
+        self.run.labels.check_heldout(named(self.heldout) if self.heldout else None)
         self.prompts: list[Prompt] = []
         self.heldout_prompts: list[Prompt] = []
         self.labeled_pairs: list[Candidates] = []
@@ -63,7 +65,7 @@ class RoundData(LightningDataModule, ABC):
             self.heldout_prompts = self.reader.prompts(self.heldout, module.policy, limit=self.heldout_limit)
         if self.heldout_pairs:
             given = self.reader.candidates(self.heldout_pairs, module.policy, limit=self.heldout_limit)
-            self.labeled_pairs = as_pairs(given, self.heldout_pairs)
+            self.labeled_pairs = as_pairs(given, named(self.heldout_pairs))
         self.run.open(module.policy, module.loss, self.prompts)
 
     def train_dataloader(self) -> ItemBatches:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Literal
+from typing import Any, Literal
 
 Verdict = Literal["first", "second", "tie", "invalid"]
 
@@ -15,10 +16,24 @@ MIRRORED: dict[Verdict, Verdict] = {"first": "second", "second": "first", "tie":
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+        more: JSON of what else a chat template reads of the turn, such as `tool_calls`; empty if there is nothing.
+
+    Example:
+        >>> Message("tool", "rain", '{"name": "weather"}').fields
+        {'role': 'tool', 'content': 'rain', 'name': 'weather'}
+    """
 
     role: str
     content: str
+    more: str = ""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The turn as a chat template takes it."""
+        return {"role": self.role, "content": self.content, **json.loads(self.more or "{}")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +44,15 @@ class Prompt:
         id: Stable name of the prompt: from the data, else `content_id` of the text or the turns.
         text: What a person or a labeler reads. Of a conversation, the turns as text.
         messages: The conversation, if the prompt is one; empty for a plain prompt that is continued as plain text.
+        keywords: JSON of what else the chat template is given for this prompt, such as `tools`; empty if nothing.
+        columns: The columns of its row beside `prompt`, which a reward function may read.
     """
 
     id: str
     text: str
     messages: tuple[Message, ...] = ()
+    keywords: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

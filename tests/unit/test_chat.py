@@ -169,9 +169,9 @@ def test_a_prompt_that_the_template_refuses_is_named(load: Load, tmp_path: Path)
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('No system turn') }}{% endif %}" + CHATML
     policy = load(strict)
     system = Prompt("sys", "Be short.", (Message("system", "Be short."), Message("user", "Tea?")))
-    message = r"mine\.jsonl, prompt 2 of 2: The chat template of .* refuses prompt sys: No system turn"
+    message = r"mine\.jsonl, line 2: The chat template of .* refuses prompt sys: No system turn"
     with pytest.raises(ValueError, match=message):
-        Reader().within_limit([PROMPT, system], policy, "mine.jsonl")
+        Reader().within_limit({"mine.jsonl, line 1": PROMPT, "mine.jsonl, line 2": system}, policy, "mine.jsonl")
 
 
 def test_tokens_without_embeddings_are_named(tiny_policy_dir: Path, tmp_path: Path) -> None:

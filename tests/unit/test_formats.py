@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from choosy.data.formats import Untrainable, to_candidates, to_prompt
-from choosy.data.reading import read_candidates, read_prompts, read_rows
+from choosy.data.reading import read_candidates, read_prompts
 from choosy.types import Message, content_id
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -87,8 +88,8 @@ def test_the_prompt_of_a_preference_row_needs_no_prompt_column() -> None:
     ("row", "words"),
     [
         (
-            {"question": "Is it?", "n": 1},
-            "no prompt; wanted a column prompt or messages or conversations, found question, n",
+            {"headline": "Is it?", "n": 1},
+            "no prompt; wanted a column prompt or messages or .* or question or .*, found headline, n",
         ),
         ({}, "found no columns"),
         ({"prompt": 3}, "prompt must be a string or a list of messages, found int"),
@@ -100,7 +101,7 @@ def test_the_prompt_of_a_preference_row_needs_no_prompt_column() -> None:
         ),
         ({"prompt": " \n"}, "the prompt is empty"),
         ({"messages": [{"role": "user", "content": ""}]}, "the prompt is empty"),
-        ({"messages": [ask, yes]}, "the prompt ends with an assistant turn; end it with a user turn"),
+        ({"prompt": [ask, yes]}, "the prompt ends with an assistant turn; end it with a user turn"),
         ({"id": "", "prompt": "a"}, "id must be a non-empty string or an integer, found ''"),
         ({"id": True, "prompt": "a"}, "id must be .* found True"),
         ({"id": 1.5, "prompt": "a"}, "id must be .* found 1.5"),
@@ -203,6 +204,7 @@ def test_ultrafeedback() -> None:
     assert to_prompt(row).messages == (ASK,)
 
 
+PAIR = {"prompt": "Is it?"}
 SHP = {
     "history": "Is it?",
     "human_ref_A": "No.",
@@ -256,7 +258,6 @@ def test_repeated_responses_count_once_and_empty_ones_not_at_all() -> None:
     assert split(row)[1] == [("No.", 1.0), ("Yes.", 2.0)]
 
 
-PAIR = {"prompt": "Is it?"}
 PARTED = "the conversations part before their last answer"
 
 
@@ -272,6 +273,10 @@ PARTED = "the conversations part before their last answer"
         ({"chosen": HH + " Yes.", "rejected": HH + " "}, "an empty response"),
         ({"chosen": "It is so.", "rejected": "It is"}, "an empty response"),
         ({"chosen": [ask, yes], "rejected": [ask, no, ask, yes]}, PARTED),
+        ({"chosen": [ask, yes], "rejected": [{"role": "user", "content": "What?"}, no]}, PARTED),
+        (PAIR | {"chosen": "b", "rejected": None}, "rejected is null"),
+        (PAIR | {"chosen": "b", "rejected": float("nan")}, "rejected is null"),
+        (SHP | {"labels": None}, "labels is null"),
         ({"chosen": HH + " Yes.", "rejected": HH + " No.\n\nHuman: Why?\n\nAssistant: So."}, PARTED),
         ({"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Ho\n\nAssistant: b"}, PARTED),
         (
@@ -300,14 +305,9 @@ EXPLICIT = FORMATS["explicit strings"]
             {"prompt": "a", "chosen": "b"},
             r"no known preference format; wanted chosen \+ rejected; .*; found prompt, chosen",
         ),
-        ({"prompt": "a", "chosen": "b", "rejected": None}, "no known preference format"),
         (
             {"chosen": [yes], "rejected": [no]},
             "no prompt; wanted a column prompt .* found chosen, rejected",
-        ),
-        (
-            {"chosen": [ask, yes], "rejected": [{"role": "user", "content": "What?"}, no]},
-            "chosen and rejected share no first turn",
         ),
         (
             {"chosen": [ask, ask], "rejected": [ask, no]},
@@ -315,7 +315,7 @@ EXPLICIT = FORMATS["explicit strings"]
         ),
         (
             {"chosen": [ask, yes], "rejected": "No."},
-            "rejected must be a string or a list of messages, found str",
+            "no prompt; wanted a column",
         ),
         (
             {"chosen": "Yes", "rejected": "No"},
@@ -334,9 +334,9 @@ EXPLICIT = FORMATS["explicit strings"]
             "score_chosen must be a finite number, found inf",
         ),
         (EXPLICIT | {"weight": 0}, "weight must be positive, found 0"),
-        (EXPLICIT | {"weight": "much"}, "weight must be a finite number, found str"),
+        (EXPLICIT | {"weight": "much"}, "weight must be a finite number, found 'much'"),
         (EXPLICIT | {"weight": True}, "weight must be a finite number, found bool"),
-        (EXPLICIT | {"weight": float("nan")}, "weight must be a finite number, found nan"),
+        (EXPLICIT | {"weight": float("inf")}, "weight must be a finite number, found inf"),
         (PAIR | {"responses": "none"}, "responses must be a list of objects with text and score"),
         (PAIR | {"responses": ["a", "b"]}, "responses must be a list of objects with text and score"),
         (
@@ -351,7 +351,6 @@ EXPLICIT = FORMATS["explicit strings"]
         (SHP | {"labels": 1}, "score_A and score_B contradict labels"),
         (SHP | {"score_A": 9}, "score_A and score_B contradict labels"),
         (SHP | {"labels": 2}, "score_A and score_B contradict labels"),
-        (SHP | {"labels": None}, "labels must be a finite number, found NoneType"),
         (
             {"context": [ask], "completions": [{"rank": 0, "completion": [ask]}]},
             r"completions\[0\]: a response must be an assistant turn",
@@ -364,136 +363,6 @@ def test_a_bad_preference_row_is_named(row: dict[str, Any], words: str) -> None:
     assert not isinstance(caught.value, Untrainable)
 
 
-# ---- files -> rows
-
-
-def test_jsonl_lines_are_numbered_as_an_editor_does(tmp_path: Path) -> None:
-    file = tmp_path / "d.jsonl"
-    file.write_text('\ufeff{"a": 1}\n\n  \n{"a": "\u2028ü"}', encoding="utf-8")
-    assert list(read_rows(str(file))) == [
-        (f"{file}, line 1", {"a": 1}),
-        (f"{file}, line 4", {"a": "\u2028ü"}),
-    ]
-
-
-def test_json_is_an_array_or_lines(tmp_path: Path) -> None:
-    file = tmp_path / "d.json"
-    file.write_text('\n[{"a": 1},\n {"a": 2}]')
-    assert list(read_rows(str(file))) == [(f"{file}, row 0", {"a": 1}), (f"{file}, row 1", {"a": 2})]
-    file.write_text('{"a": 1}\n{"a": 2}')
-    assert list(read_rows(str(file))) == [(f"{file}, line 1", {"a": 1}), (f"{file}, line 2", {"a": 2})]
-
-
-def test_parquet(tmp_path: Path) -> None:
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    file, rows = tmp_path / "d.parquet", [{"messages": [ask]}, {"messages": [ask, yes]}]
-    pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=1)
-    assert list(read_rows(str(file))) == [(f"{file}, row {index}", row) for index, row in enumerate(rows)]
-    file.write_text("no")
-    with pytest.raises(ValueError, match=r"d\.parquet is not a readable Parquet file"):
-        list(read_rows(str(file)))
-
-
-def test_saved_datasets(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    one, two = datasets.Dataset.from_list([{"a": 1}]), datasets.Dataset.from_list([{"a": 2}])
-    alone, both, late = (str(tmp_path / name) for name in ("alone", "both", "late"))
-    one.save_to_disk(alone)
-    datasets.DatasetDict(train=one, test=two).save_to_disk(both)
-    datasets.DatasetDict(test=two).save_to_disk(late)
-    assert list(read_rows(alone)) == [(f"{alone}, row 0", {"a": 1})]
-    assert list(read_rows(both)) == list(read_rows(f"{both}:train")) == [(f"{both}[train], row 0", {"a": 1})]
-    assert list(read_rows(f"{both}:test")) == [(f"{both}[test], row 0", {"a": 2})]
-    with pytest.raises(ValueError, match=r"alone is one dataset without splits; type .*alone"):
-        list(read_rows(f"{alone}:train"))
-    with pytest.raises(ValueError, match=r"late has no split train; type .*late:test"):
-        list(read_rows(late))
-
-
-@pytest.mark.parametrize(
-    ("source", "split", "where"),
-    [
-        ("HuggingFaceH4/x", "train", "HuggingFaceH4/x[train], row 0"),
-        ("imdb:test", "test", "imdb[test], row 0"),
-        ("HuggingFaceH4/x:train[:5]", "train[:5]", "HuggingFaceH4/x[train[:5]], row 0"),
-    ],
-)
-def test_the_hub(monkeypatch: pytest.MonkeyPatch, source: str, split: str, where: str) -> None:
-    calls = []
-
-    def load(name: str, split: str) -> list[dict[str, int]]:
-        calls.append((name, split))
-        return [{"a": 1}]
-
-    monkeypatch.setattr("datasets.load_dataset", load)
-    assert list(read_rows(source)) == [(where, {"a": 1})]
-    assert calls == [(source.partition(":")[0], split)]
-
-
-def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(name: str, split: str) -> None:
-        raise ConnectionError(f"Couldn't reach {name}")
-
-    monkeypatch.setattr("datasets.load_dataset", load)
-    words = r"No file or folder 'data/x' \(looked in .*Hugging Face dataset data/x:train does not load: C"
-    with pytest.raises(ValueError, match=words):
-        list(read_rows("data/x"))
-
-
-def test_a_folder_without_data(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"The folder .* does not load: .*check the name, the split"):
-        list(read_rows(str(tmp_path)))
-
-
-@pytest.mark.parametrize("source", ["/no/such/folder", "../nowhere", ""])
-def test_what_is_neither_a_path_nor_an_id(source: str) -> None:
-    with pytest.raises(ValueError, match=r"No file or folder '.*' \(looked in .*type a .jsonl, .json or .parquet"):
-        list(read_rows(source))
-
-
-@pytest.mark.parametrize("name", ["no.jsonl", "no.json", "no.parquet"])
-def test_a_missing_file(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=rf"No file .*{name} \(looked in .*check the path"):
-        list(read_rows(str(tmp_path / name)))
-
-
-def test_a_file_has_no_splits(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"d\.jsonl:test: a file has no splits; type .*d\.jsonl\."):
-        list(read_rows(written(tmp_path, {"a": 1}) + ":test"))
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (b'{"a": 1}\n{"a": \n', r"d\.jsonl, line 2: not JSON \(.*\); write one JSON object a line"),
-        (b'{"a": 1}\n\n[1]\n', r"d\.jsonl, line 3: wanted a JSON object with columns, found list"),
-        (b" \n", r"d\.jsonl has no rows"),
-        (b"", r"d\.jsonl has no rows"),
-        (b'{"a": "\xff"}', r"d\.jsonl or later: not UTF-8 \(.*\); save it as UTF-8"),
-    ],
-)
-def test_a_broken_file_is_named(tmp_path: Path, text: bytes, words: str) -> None:
-    (tmp_path / "d.jsonl").write_bytes(text)
-    with pytest.raises(ValueError, match=words):
-        list(read_rows(str(tmp_path / "d.jsonl")))
-
-
-def test_a_broken_array_is_named(tmp_path: Path) -> None:
-    (tmp_path / "d.json").write_text('[{"a": 1},')
-    with pytest.raises(ValueError, match=r"d\.json: not JSON"):
-        list(read_rows(str(tmp_path / "d.json")))
-
-
-def test_packaged_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written(tmp_path, {"prompt": "Is it?"}, name="mine.jsonl")
-    monkeypatch.setattr("choosy.data.reading.files", lambda package: {"choosy.data.prompts": tmp_path}[package])
-    source = "choosy:prompts/mine.jsonl"
-    assert list(read_rows(source)) == [(f"{source}, line 1", {"prompt": "Is it?"})]
-    for wrong in ("choosy:prompts/no.jsonl", "choosy:mine.jsonl"):
-        with pytest.raises(ValueError, match=f"{wrong} does not come with choosy; there is {source}"):
-            list(read_rows(wrong))
-
-
 # ---- files -> prompts and candidates
 
 
@@ -501,7 +370,10 @@ def test_equal_prompts_are_read_once(tmp_path: Path, caplog: pytest.LogCaptureFi
     caplog.set_level(logging.INFO, logger="choosy.data.reading")
     file = written(tmp_path, {"prompt": "a"}, {"prompt": "b"}, {"prompt": "a", "other": 1}, {"messages": [ask]})
     assert [prompt.text for prompt in read_prompts(file)] == ["a", "b", "Is it?"]
-    assert caplog.messages == [f"{file}: kept 3 rows, left out 1: 1 x a repeated row."]
+    assert caplog.messages == [
+        f"{file}: kept 3 rows, left out 1: 1 x a repeated row (line 3); in brackets the first of each.",
+        f"{file}: not used: other (only reward functions that name them read them).",
+    ]
 
 
 def test_a_clean_file_logs_nothing_and_limit_is_how_many_are_kept(
@@ -536,8 +408,9 @@ def test_candidates_that_compare_nothing_are_left_out_and_counted(
         "x",
     ]
     assert caplog.messages == [
-        f"{file}: kept 2 rows, left out 5: 1 x a repeated row, 1 x a repeated row with other scores, "
-        "1 x an empty response, 2 x fewer than two different responses."
+        f"{file}: kept 2 rows, left out 5: 1 x a repeated row (line 4), 1 x a repeated row with other scores (line 5), "
+        "1 x an empty response (line 3), 2 x fewer than two different responses (line 1); "
+        "in brackets the first of each."
     ]
 
 
@@ -551,7 +424,7 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
 def test_hh_harmless(caplog: pytest.LogCaptureFixture) -> None:
     rows = read_candidates(str(DATA / "hh_harmless.jsonl"))
     assert len(rows) == 1497
-    assert "1 x an empty response, 2 x the conversations part before their last answer" in caplog.text
+    assert re.search(r"1 x an empty response \(line \d+\), 2 x the conversations part before their", caplog.text)
     first = rows[0]
     assert first.prompt.messages == (
         Message("user", "You wish you could be a robot."),

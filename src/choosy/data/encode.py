@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from choosy.data.reading import Promptlike, read_candidates, read_prompts
+from choosy.data.reading import Promptlike, placed_candidates, placed_prompts
+from choosy.data.sources import Source, named
 from choosy.models.policy import Policy
 from choosy.models.tokens import TemplateRefusal
 from choosy.types import Candidates, Prompt
@@ -40,32 +41,34 @@ class Reader:
         if self.too_long not in ("drop", "error"):
             raise ValueError(f"data.reader.too_long={self.too_long} is none of drop, error.")
 
-    def prompts(self, source: str, policy: Policy, *, limit: int | None) -> list[Prompt]:
+    def prompts(self, source: Source, policy: Policy, *, limit: int | None) -> list[Prompt]:
         """Read at most `limit` prompts; too long ones are left out."""
-        return self.within_limit(read_prompts(source, as_chat=self.as_chat, limit=limit), policy, source)
+        return self.within_limit(placed_prompts(source, as_chat=self.as_chat, limit=limit), policy, source)
 
-    def candidates(self, source: str, policy: Policy, *, limit: int | None) -> list[Candidates]:
+    def candidates(self, source: Source, policy: Policy, *, limit: int | None) -> list[Candidates]:
         """Read at most `limit` prompts with their given responses; too long prompts are left out."""
-        found = self.within_limit(read_candidates(source, as_chat=self.as_chat, limit=limit), policy, source)
+        found = self.within_limit(placed_candidates(source, as_chat=self.as_chat, limit=limit), policy, source)
         return with_tokens(found, policy, max_response_tokens=self.max_response_tokens)
 
-    def within_limit(self, items: Sequence[Promptlike], policy: Policy, source: str) -> list[Promptlike]:
-        """Return the items whose prompt has at most `max_prompt_tokens` tokens.
+    def within_limit(self, placed: Mapping[str, Promptlike], policy: Policy, source: Source) -> list[Promptlike]:
+        """Return those of the items, by the places they stand at, whose prompt has at most `max_prompt_tokens` tokens.
 
         Raises:
             ValueError: A prompt is longer and `too_long` is `error`, or all are; the chat template refuses one.
         """
-        limit = self.max_prompt_tokens
+        limit, items = self.max_prompt_tokens, list(placed.values())
         lengths = []
-        for n, item in enumerate(items, start=1):
+        for where, item in placed.items():
             try:
                 lengths.append(len(policy.tokens.encode_prompt(item if isinstance(item, Prompt) else item.prompt)))
             except TemplateRefusal as error:
-                raise ValueError(f"{source}, prompt {n} of {len(items)}: {error}") from error
+                raise ValueError(f"{where}: {error}") from error
         long = sum(length > limit for length in lengths)
         if not long:
-            return list(items)
-        what = f"{long} of {len(items)} prompts of {source} are longer than data.reader.max_prompt_tokens={limit}"
+            return items
+        what = (
+            f"{long} of {len(items)} prompts of {named(source)} are longer than data.reader.max_prompt_tokens={limit}"
+        )
         longest = f"the longest has {max(lengths)} tokens"
         if self.too_long == "error" or long == len(items):
             raise ValueError(

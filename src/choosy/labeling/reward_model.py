@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -52,7 +52,7 @@ class RewardModel:
         if plain:
             text = f"{prompt.text}\n{response.text}"
         else:
-            asked = [asdict(turn) for turn in prompt.messages] or [{"role": "user", "content": prompt.text}]
+            asked = [turn.fields for turn in prompt.messages] or [{"role": "user", "content": prompt.text}]
             text = tokenizer.apply_chat_template(
                 [*asked, {"role": "assistant", "content": response.text}], tokenize=False
             )
