@@ -46,6 +46,7 @@ class Prompt:
         messages: The conversation, if the prompt is one; empty for a plain prompt that is continued as plain text.
         keywords: JSON of what else the chat template is given for this prompt, such as `tools`; empty if nothing.
         columns: The columns of its row beside `prompt`, which a reward function may read.
+        conversation: Whether its row holds it as a list of messages.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Prompt:
     messages: tuple[Message, ...] = ()
     keywords: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    conversation: bool = field(default=False, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ LABELER = {
     "crowd": ["+labeler@labeler.members.one=vader", "+labeler@labeler.members.two=contrastive"],
     "contrastive": [],
     "predictor": [],
+    "mine": ["labeler._target_=choosy.labeling.vader.Vader"],
 }
 
 
@@ -100,7 +101,7 @@ def test_every_labeler_can_judge_heldout_answers(labeler, parse):
     there = [line.replace("labeler.", "labels.evaluation.", 1) for line in LABELER[labeler]]
     cfg = compose([f"labeler@labels.evaluation={labeler}", *there, "labels.budget=1"])
     labels = labels_of(check(cfg, parse))
-    assert labels.evaluation.class_path == compose([f"labeler={labeler}"]).labeler["_target_"]
+    assert labels.evaluation.class_path == compose([f"labeler={labeler}", *LABELER[labeler]]).labeler["_target_"]
     assert labels.labeler.class_path == "choosy.labeling.vader.Vader"
 
 

@@ -37,7 +37,7 @@ def test_rounds_without_a_pair_train_nothing_and_the_run_continues(play, rewards
 
 def test_a_run_stops_after_three_empty_rounds_and_a_resumed_one_gets_past_them(play, rewards, tmp_path):
     late = ["labeler=function", "labeler.name=late", "rounds=5"]
-    with pytest.raises(ValueError, match=r"Round 3 of 5 made no pair.*3 rounds in a row.*ckpt_path=last"):
+    with pytest.raises(ValueError, match=r"Round 3 of 5 made no pair.*3 such rounds in a row.*ckpt_path=last"):
         play(*late, "labeler.path=late_rewards.equal")
     assert not (tmp_path / "run" / "rounds" / "round_003.parquet").exists()
     run = play(*late, "labeler.path=toy_rewards.toy", "ckpt_path=last")

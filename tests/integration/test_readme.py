@@ -32,7 +32,7 @@ NOT_HERE = {  # words of a command that a test machine cannot run, and what they
 TINY = ["trainer=cpu", "model.dtype=float32", "data.limit=4", "data.heldout_limit=2", "batching.batch_size=4"]
 TINY += [
     "labeler=function",
-    "labeler.path=my_rewards.helpful",
+    "labeler.path=my_rewards.py:helpful",
     "rounds=1",
     "sampler.max_new_tokens=6",
     "callbacks.report.console=false",

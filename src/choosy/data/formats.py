@@ -273,6 +273,7 @@ def _only_turn(said: tuple[Message, ...]) -> str:
 
 
 def _prompt(asked: Asked, row: Row, as_chat: bool, texts: Iterable[str] = ()) -> Prompt:
+    conversation = not isinstance(asked, str)
     asked = _as_chat(asked) if as_chat else asked
     if media := [column for column in _filled(row, MEDIA) if row.get(column) not in ([], "", {})]:
         raise ValueError(f"{media[0]} is filled, and the policy reads text alone; leave such rows out.")
@@ -296,7 +297,7 @@ def _prompt(asked: Asked, row: Row, as_chat: bool, texts: Iterable[str] = ()) ->
     known = as_json(keywords) if keywords else ""
     key = content_id(*parts, *texts, *filter(None, [known])) if name is None else str(name)
     columns = {column: row.get(column) for column in _filled(row, row) if column not in ("prompt", "completion", "id")}
-    return Prompt(key, text, messages, known, columns)
+    return Prompt(key, text, messages, known, columns, conversation)
 
 
 def _with_system(said: tuple[Message, ...], asked: Asked, row: Row, as_chat: bool) -> tuple[Message, ...]:

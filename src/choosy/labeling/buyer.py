@@ -18,6 +18,7 @@ from choosy.labeling.protocols import (
     ALL,
     LIST_AT_ONCE,
     Answer,
+    ChecksPrompts,
     Informed,
     Labeler,
     NeedsPolicy,
@@ -120,6 +121,11 @@ class LabelBuyer:
                 f"data.heldout_pairs={heldout}; for prompts choose a labeler that judges sampled responses, such as "
                 "labeler@labels.evaluation=vader"
             )
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts that the labeler could not judge answers to."""
+        if isinstance(self.labeler, ChecksPrompts):
+            self.labeler.check_prompts(prompts)
 
     def open(self, run: str) -> None:
         """Buy for this run from now on; a run that is resumed continues its counts."""

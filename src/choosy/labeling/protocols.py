@@ -104,6 +104,14 @@ class Stamps(Protocol):
 
 
 @runtime_checkable
+class ChecksPrompts(Protocol):
+    """A labeler that needs more of a prompt than its text."""
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts that it could not judge answers to; called before the first question."""
+
+
+@runtime_checkable
 class Informed(Protocol):
     """A labeler that shows people how far the purchase has come."""
 

@@ -146,6 +146,7 @@ class Run:
         """Open the run's folder and its ledger once all ranks have met; the policy's weights may not be loaded yet."""
         self.policy, self.loss = policy, loss
         self.labels.use_policy(policy)
+        self.labels.check_prompts(prompts)
         self.ranks = current_ranks()
         self.prompts_id = content_id(*(part for p in prompts for part in (p.id, p.text)))
         open_folder(self.folder, self.labels, self.ranks, resuming=self.resuming)
@@ -191,14 +192,15 @@ class Run:
             f"Round {number + 1} of {self.rounds} made no {form_of(self.loss.needs)} out of {len(self.pool)} prompts: "
             f"every verdict was a tie, invalid, or beyond the label budget ({ties} ties, {invalid} invalid)."
         )
-        trained = self.counts["pairs_trained"] or number + 1 < self.rounds
-        if trained and self.empty_rounds < EMPTY_ROUNDS:
+        last = number + 1 == self.rounds
+        if self.empty_rounds < EMPTY_ROUNDS and not (last and not self.counts["pairs_trained"]):
             self.phases.say(f"{found} It trains nothing, and the run continues.")
             return
-        raise ValueError(
-            f"{found} The run stops after {self.empty_rounds} rounds in a row with nothing to train on. Check the "
-            "labeler, and that the sampler gives different responses; ckpt_path=last continues with the next round."
+        stops = (
+            "The run has trained nothing." if last else f"The run stops after {self.empty_rounds} such rounds in a row."
         )
+        again = "" if last else "; ckpt_path=last continues with the next round"
+        raise ValueError(f"{found} {stops} Check the labeler, and that the sampler gives different responses{again}.")
 
     def _count(self, of_round: Counter[str]) -> None:
         """Add a round's counts to the run's, and say so if many of its responses were cut."""
