@@ -93,6 +93,8 @@ class Pair:
         utility: How much the selector expected this label to teach (larger = bought first); nan without a selector.
         source: Who said so: the labeler's name.
         round: The round in which the pair was made.
+        predicted_gap: The predicted reward of the chosen less that of the rejected, which takes the place of bought
+            rewards; nan if these count.
     """
 
     chosen: int
@@ -101,6 +103,7 @@ class Pair:
     utility: float = math.nan
     source: str = ""
     round: int = 0
+    predicted_gap: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,21 @@ from choosy.module import WeightedDPO
 
 State = dict[str, torch.Tensor]
 
-TOY_REWARD = "def toy(prompt, response):\n    return sum(map(ord, response)) % 7\n"
+TOY_REWARDS = '''
+def toy(prompt, response):
+    return sum(map(ord, response)) % 7
+
+class Longer:
+    """A labeler that only compares, for labeler._target_=toy_rewards.Longer; it takes the settings of any other."""
+
+    name = "longer"
+
+    def __init__(self, **given):
+        pass
+
+    def compare(self, items):
+        return ["first" if len(a.text) > len(b.text) else "second" for _, a, b in items]
+'''
 
 
 class Witness(Callback):
@@ -103,7 +117,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def play(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
     """Play a run, `play("selector=certainty", name="one")`: two rounds on the twelve prompts, in fp32."""
-    (tmp_path / "toy_rewards.py").write_text(TOY_REWARD)
+    (tmp_path / "toy_rewards.py").write_text(TOY_REWARDS)
     monkeypatch.syspath_prepend(tmp_path)
     defaults = [
         "trainer=cpu",

@@ -20,6 +20,7 @@ from choosy.main import compose, train
 pytestmark = pytest.mark.slow
 
 SAME = ("origin", "responses", "response_ids", "rewards")
+WEIGHT = ("weight", "predicted_gap")
 PAIR = ("chosen", "rejected", "source", "round")  # and not the utility, whose last digit may differ
 CLOSE = ("logps", "ref_logps")
 STEP = ("loss_step", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "logps/chosen")
@@ -36,6 +37,10 @@ def rows(run_dir: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
         for path in sorted(run_dir.glob("rounds/*.parquet"))
         for row in pq.read_table(path).to_pylist()
     }
+
+
+def none_as_nan(x: float | None) -> float:
+    return math.nan if x is None else x
 
 
 def exported(run_dir: Path) -> Path:
@@ -86,6 +91,8 @@ STOPS = ["sampler.max_new_tokens=12", "sampler.temperature=3"]  # some responses
 FULL = ["model=smollm2_full", "lr=1e-3"]
 
 LEARNED = ["learned_reward.embedder=policy", "learned_reward.min_labels=4", "data.responses=3"]
+PREDICTED_GAPS = ["labeler._target_=toy.Longer", "weighting=wdpo", "reward_gap=predicted", "rounds=3"]
+PREDICTED_GAPS += [*LEARNED, "selector=random_pairs"]
 CERTAINTY = ["selector=certainty", "data.responses=3"]
 
 WAYS = {
@@ -96,6 +103,7 @@ WAYS = {
         [*LEARNED, "selector=predicted_gap", "callbacks.predicted_gap.explore=0.5", "seed=1"],
     ),
     "fsdp, two, d-optimal": ("fsdp", 2, [*LEARNED, "selector=d_optimal"]),
+    "ddp, two, verdicts weighted by predicted gaps": ("ddp", 2, PREDICTED_GAPS),
     "ddp, two, uneven parts": ("ddp", 2, ["selector=optune", *UNEVEN]),
     "ddp, three, idle rank": ("ddp", 3, [*IDLE, "reference=previous_round"]),
     "ddp, two, singles with own samples": ("ddp", 2, [*UNEVEN, "loss=kto", "selector=certainty", "data.responses=4"]),
@@ -134,10 +142,13 @@ def test_many_processes_equal_one(strategy, processes, settings, tmp_path, tiny_
         theirs = together[name]
         assert [mine[column] for column in SAME] == [theirs[column] for column in SAME], name
         for column in CLOSE:
-            known = [[math.nan if logp is None else logp for logp in row[column]] for row in (mine, theirs)]
+            known = [[none_as_nan(logp) for logp in row[column]] for row in (mine, theirs)]
             assert known[1] == pytest.approx(known[0], rel=1e-4, nan_ok=True), name
         bought = [[[pair[word] for word in PAIR] for pair in row["pairs"]] for row in (mine, theirs)]
         assert bought[0] == bought[1], name
+        for column in WEIGHT:
+            found = [[none_as_nan(pair[column]) for pair in row["pairs"]] for row in (mine, theirs)]
+            assert found[1] == pytest.approx(found[0], rel=1e-4, abs=1e-5, nan_ok=True), name
     keys = [set(labels(folder / "ledger.sqlite")["key"]) for folder in (one, many)]
     assert keys[0] == keys[1] != set()
     assert summary(one) == summary(many)

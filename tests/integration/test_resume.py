@@ -59,6 +59,10 @@ SETTINGS = {
         *("+callbacks.predicted_gap.thompson=true", "+callbacks.predicted_gap.fraction=1.0"),
         *("learned_reward.embedder=policy", "learned_reward.min_labels=4", "data.responses=3"),
     ],
+    "predicted gaps": [
+        *("labeler._target_=toy_rewards.Longer", "weighting=wdpo", "reward_gap=predicted", "data.responses=2"),
+        *("learned_reward.embedder=policy", "learned_reward.min_labels=4"),
+    ],
     "reset": ["reset_policy=each_round", "warmup_steps=3", "labels.budget=40"],
     "kl of the last step": ["loss=kto", "data.responses=3", "lr=1e-2"],
 }

@@ -668,18 +668,8 @@ def test_the_learned_reward_says_how_well_it_predicted(play):
     assert metrics["learned_reward/accuracy"].dropna().iloc[-1] == pytest.approx(known["accuracy"])
 
 
-@pytest.fixture
-def longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A labeler that only compares, for labeler._target_=longer.Longer."""
-    (tmp_path / "longer.py").write_text(
-        "class Longer:\n    name = 'longer'\n    def __init__(self, **given): pass\n    def compare(self, items):\n"
-        "        return ['first' if len(a.text) > len(b.text) else 'second' for _, a, b in items]\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-
-
-def test_a_learned_reward_of_verdicts(play, longer):
-    run = play(*GAP, "labeler._target_=longer.Longer")
+def test_a_learned_reward_of_verdicts(play):
+    run = play(*GAP, "labeler._target_=toy_rewards.Longer")
     assert run.data.run.learned_reward.knowledge["labels"] >= 4
     assert "correlation" not in run.data.run.learned_reward.knowledge
 
@@ -698,9 +688,23 @@ def test_the_sweet_spot_is_rejected_where_all_responses_are_scored(play, tmp_pat
     assert made != [[best_and_worst(list(row.rewards))] for row in rows]
 
 
-def test_scoring_all_responses_needs_a_labeler_that_scores(play, longer):
+@pytest.mark.parametrize("reader", ["weighting=wdpo", "loss=dlma"])
+def test_predicted_gaps_serve_a_labeler_that_only_compares(reader, play):
+    lines = ["labeler._target_=toy_rewards.Longer", reader, *SOON, "rounds=3", "data.heldout=null", "pool.keep=all"]
+    with pytest.raises(ValueError, match="reward_gap=predicted"):
+        play(*lines, name="refused")
+    run = play(*lines, "reward_gap=predicted")
+    pairs = [pair for row in run.round(2).itertuples() for pair in row.pairs]
+    by_round = [[(pair["predicted_gap"], pair["weight"]) for pair in pairs if pair["round"] == n] for n in range(3)]
+    assert set(by_round[0]) == {(0.0, 1.0)}
+    gaps, weights = (torch.tensor(column) for column in zip(*by_round[1], *by_round[2], strict=True))
+    assert len(set(gaps.tolist())) > 1
+    assert_close(weights, gaps.sigmoid() if reader == "weighting=wdpo" else torch.ones_like(gaps))
+
+
+def test_scoring_all_responses_needs_a_labeler_that_scores(play):
     with pytest.raises(ValueError, match="longer only compares: type labeler="):
-        play("selector=spread", "labeler._target_=longer.Longer")
+        play("selector=spread", "labeler._target_=toy_rewards.Longer")
 
 
 def test_oversampling_without_a_number_of_pairs_says_what_to_type(play):

@@ -32,9 +32,12 @@ def fails_for_chess(prompt, response):
     return vowels(prompt, response)
 
 class Longer:
-    """A labeler that only compares."""
+    """A labeler that only compares; it takes the settings of any other."""
 
     name = "longer"
+
+    def __init__(self, **given):
+        pass
 
     def compare(self, items):
         return ["first" if len(one.text) > len(other.text) else "second" for _, one, other in items]

@@ -36,7 +36,7 @@ class Item(NamedTuple):
     response_ids: Sequence[Ids]
     ref_logps: Sequence[float]  # of the responses; nan if not known
     weight: float = 1.0  # factor on the item's loss
-    rewards: Sequence[float] = (math.nan, math.nan)  # the labeler's; nan where there are none
+    rewards: Sequence[float] = (math.nan, math.nan)  # the labeler's, or a predicted gap and 0; nan where there are none
     good: bool = True  # whether a single response is good
     ref_token_logps: Sequence[Sequence[float]] = ()  # of the responses' tokens, for a loss that needs tokens
     on_policy: bool = False  # whether the policy sampled the responses in this round, for a loss that needs its own
@@ -90,6 +90,8 @@ class PoolItems:
         order, good = _order(c, self.form, position)
         responses = [c.responses[i] for i in order]
         rewards = [math.nan if r.reward is None else r.reward for r in responses]
+        if self.form == "pair" and not math.isnan(gap := c.pairs[position].predicted_gap):
+            rewards = [gap, 0.0]
         on_policy = "own" in self.needs and c.round == self.round and not any(math.isnan(r.logp) for r in c.responses)
         others = [r for i, r in enumerate(c.responses) if on_policy and i not in _labeled(c)]
         others = [*others, *c.own] if position == 0 and "own" in self.needs else []

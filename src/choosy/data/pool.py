@@ -63,12 +63,20 @@ POOL_SCHEMA = pa.schema(
 )
 
 
+NULLABLE = ("utility", "predicted_gap")  # of a pair: nan in memory, null in the table
+
+
 def _null(x: float | None) -> float | None:
     return None if x is None or math.isnan(x) else x
 
 
 def _nan(x: float | None) -> float:
     return math.nan if x is None else x
+
+
+def _pair_row(pair: Pair) -> dict[str, Any]:
+    row = asdict(pair)
+    return {**row, **{name: _null(row[name]) for name in NULLABLE}}
 
 
 def to_row(c: Candidates, *, origin: str, split: str = "train", outcome: float | None = None) -> dict[str, Any]:
@@ -94,7 +102,7 @@ def to_row(c: Candidates, *, origin: str, split: str = "train", outcome: float |
         "own_ids": [r.ids for r in c.own] or None,
         "own_ref_logps": [_null(r.logp_ref) for r in c.own] or None,
         "given_weight": c.weight,
-        "pairs": [{**asdict(pair), "utility": _null(pair.utility)} for pair in c.pairs],
+        "pairs": [_pair_row(pair) for pair in c.pairs],
         "undecided": c.undecided,
         "earlier_rewards": asdict(c.earlier),
         "chosen": c.responses[first.chosen].text if first else None,
@@ -120,7 +128,7 @@ def from_row(row: Mapping[str, Any]) -> Candidates:
         tuple(row["prompt_ids"]),
         row["sampled_in"],
         _nan(row["prompt_utility"]),
-        tuple(Pair(**{**pair, "utility": _nan(pair["utility"])}) for pair in row["pairs"]),
+        tuple(Pair(**{**pair, **{name: _nan(pair[name]) for name in NULLABLE}}) for pair in row["pairs"]),
         row["given_weight"],
         tuple((i, j) for i, j in row["undecided"]),
         Moments(**row["earlier_rewards"]),

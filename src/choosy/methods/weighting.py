@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 Brought = Literal["gap", "given", "nothing"]
+GapSource = Literal["bought", "predicted"]
 
 
 class Weighting(Protocol):
@@ -57,7 +58,8 @@ class Uniform:
 class RewardGap:
     """OPTune's wDPO (arXiv 2406.07657): the larger the reward gap of a pair, the larger its weight.
 
-    The paper's exact function is not public; both readings are here.
+    The paper's exact function is not public; both readings are here. A predicted gap may be against the verdict, hence
+    negative: then `sigmoid` weighs the pair less than 1/2, `inverse` more, and `linear` nothing.
 
     Args:
         form: `sigmoid`: sigmoid(beta2 * gap), in [1/2, 1) (form A); `linear`: beta2 * gap, unbounded (form B);
@@ -88,7 +90,9 @@ class RewardGap:
 
     def weigh(self, gap_B: Tensor, given_B: Tensor) -> Tensor:
         scaled_B = self.beta2 * gap_B
-        weight_B = {"sigmoid": scaled_B.sigmoid(), "linear": scaled_B, "inverse": (-scaled_B).sigmoid()}[self.form]
+        weight_B = {"sigmoid": scaled_B.sigmoid(), "linear": scaled_B.clamp(min=0), "inverse": (-scaled_B).sigmoid()}[
+            self.form
+        ]
         return weight_B if self.clip is None else weight_B.clamp(max=self.clip)
 
 

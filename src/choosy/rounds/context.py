@@ -18,7 +18,7 @@ from choosy.methods.pairing import PairingRule
 from choosy.methods.predicted import explored
 from choosy.methods.reward_head import RewardHead
 from choosy.methods.selection import Direction
-from choosy.methods.weighting import Weighting
+from choosy.methods.weighting import GapSource, Weighting
 from choosy.models.policy import Policy
 from choosy.parallel.ranks import Ranks, shard
 from choosy.reporting.display import Phases
@@ -189,7 +189,9 @@ class Parts:
     Attributes:
         sample: Gives chosen prompts their responses: this rank's share of the candidates.
         labels: Where labels are bought: the budget pays for the first ones, in the order given.
+        weighting: The factor on each pair's loss.
         keep: What the pool keeps of a prompt's earlier rounds.
+        reward_gap: Whether weights and margins read the gap of bought rewards or a predicted one.
         prompt_selector: Slot 1; None samples every prompt.
         pair_selector: Slot 2; None scores every response; two make a prompt's pair (`Round.pairing`).
     """
@@ -198,5 +200,6 @@ class Parts:
     labels: Labels
     weighting: Weighting
     keep: Keep
+    reward_gap: GapSource
     prompt_selector: PromptSelector | None = None
     pair_selector: PairSelector | None = None

@@ -27,21 +27,22 @@ def check_needs(run: Run, loss: Loss, *, responses: Collection[int], source: str
             f"{name} compares responses to one prompt, and {singles}; choose loss=kto, or at least two responses "
             "to each prompt."
         )
-    if weighting.needs == "gap" and (lone or not labels.scores):
+    gaps = labels.scores or run.training.reward_gap == "predicted"
+    if weighting.needs == "gap" and (lone or not gaps):
         lacks = singles if lone else f"labeler {labeler} gives none: it only compares"
         raise ValueError(
             f"{type(weighting).__name__} weighs a pair by its rewards' gap, and {lacks}. "
-            f"Choose weighting=uniform, or {'pairs' if lone else scorers}."
+            f"Choose weighting=uniform, or {'pairs' if lone else f'reward_gap=predicted, or {scorers}'}."
         )
     if lone and not labels.scores:
         raise ValueError(
             f"{singles}, and labeler {labeler} only compares two. Choose {scorers}, or at least two responses "
             "to each prompt."
         )
-    if "reward" in loss.needs and not labels.scores:
+    if "reward" in loss.needs and not (gaps if form_of(loss.needs) == "pair" else labels.scores):
         raise ValueError(
             f"{name} needs the rewards of a prompt's responses, and labeler {labeler} gives none: it only compares. "
-            f"Choose loss=sigmoid, or {scorers}."
+            f"Choose loss=sigmoid, or {'' if form_of(loss.needs) == 'list' else 'reward_gap=predicted, or '}{scorers}."
         )
     sampler = run.sampler
     if "own" in loss.needs and (sampler.temperature, sampler.top_p, sampler.top_k) != (1, 1, 0):

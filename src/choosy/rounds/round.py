@@ -28,4 +28,5 @@ def play_round(at: Round, prompts: Sequence[Prompt], parts: Parts) -> Pool:
     fresh = score_reference(at, parts.sample(at, chosen))  # this rank's share
     pairs = choose_pairs(at, fresh, parts.pair_selector)  # slot 2: certainty, dissimilarity
     labeled = label(at, fresh, pairs, parts.labels)  # ties and invalid verdicts make no pair
-    return at.pool.put(weigh(at, labeled, parts.weighting), round=at.number, keep=parts.keep)
+    weighed = weigh(at, labeled, parts.weighting, parts.reward_gap)
+    return at.pool.put(weighed, round=at.number, keep=parts.keep)

@@ -16,7 +16,7 @@ from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.statistics import COUNTED
 from choosy.methods.loss_inputs import Loss, form_of
 from choosy.methods.pairing import PairingRule
-from choosy.methods.weighting import Weighting
+from choosy.methods.weighting import GapSource, Weighting
 from choosy.models.policy import Policy
 from choosy.parallel.ranks import OneRank, Ranks, current_ranks
 from choosy.reporting.display import Phases
@@ -56,6 +56,8 @@ class Training:
         train_on: All labeled pairs of the `pool`, or those labeled in this `round`.
         keep: Which labeled responses of a prompt stay in the pool: the `newest`, or `all`.
         pairing: Which two responses make a pair where all of a prompt are scored (see `methods/pairing.py`).
+        reward_gap: Whether weights and margins read the gap of `bought` rewards, or the one that the learned reward has
+            `predicted` from the labels of earlier rounds, which serves labelers that only compare (RDO, 2408.09385).
     """
 
     batch_size: int = 16
@@ -63,12 +65,14 @@ class Training:
     train_on: TrainOn = "pool"
     keep: Keep = "newest"
     pairing: PairingRule = "best_worst"
+    reward_gap: GapSource = "bought"
 
     def __post_init__(self) -> None:
         refuse_none("batching.batch_size", self.batch_size)
         refuse_none("epochs_per_round", self.epochs_per_round)
         refuse_unknown("train_on", self.train_on, get_args(TrainOn))
         refuse_unknown("pool.keep", self.keep, get_args(Keep))
+        refuse_unknown("reward_gap", self.reward_gap, get_args(GapSource))
         refuse_unknown("pairing", self.pairing, get_args(PairingRule))
 
 
@@ -239,6 +243,7 @@ class Run:
                 labels=labels,
                 weighting=self.weighting,
                 keep=self.training.keep,
+                reward_gap=self.training.reward_gap,
                 prompt_selector=self.prompt_selector,
                 pair_selector=self.pair_selector,
             )

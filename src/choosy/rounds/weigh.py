@@ -3,21 +3,64 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
-from choosy.methods.weighting import Weighting
+from choosy.methods.weighting import GapSource, Weighting
+from choosy.parallel.ranks import shard
 from choosy.rounds.context import Round
-from choosy.types import Candidates
+from choosy.types import Candidates, Pair
+
+Rewards = Mapping[tuple[str, str], float]  # by prompt id and the response's text
 
 
-def weigh(at: Round, labeled: Sequence[Candidates], weighting: Weighting) -> list[Candidates]:
-    """Return the candidates with the weights of the pairs that were labeled in this round, or of a lone response."""
+def weigh(at: Round, labeled: Sequence[Candidates], weighting: Weighting, reward_gap: GapSource) -> list[Candidates]:
+    """Return the candidates with the weights of the pairs that were labeled in this round, or of a lone response.
+
+    A predicted gap rests on the labels of earlier rounds. While these are too few the gap is 0, and where the weighting
+    reads it every pair has weight 1.
+    """
+    if reward_gap == "predicted" and (weighting.needs == "gap" or "reward" in at.loss.needs):
+        rewards = predicted_rewards(at, labeled)
+        labeled = [with_gaps(c, rewards or {}, at.number) for c in labeled]
+        if rewards is None and weighting.needs == "gap":
+            return list(labeled)
     return [
         weigh_lone(c, weighting) if len(c.responses) == 1 else weigh_pairs(c, weighting, at.number) for c in labeled
     ]
+
+
+def predicted_rewards(at: Round, labeled: Sequence[Candidates]) -> Rewards | None:
+    """Predict the rewards of the responses in this round's pairs; every rank must call this.
+
+    Returns:
+        The same on every rank; None while there are too few labels.
+    """
+    with at.phases("select"):
+        if (head := at.learned.head(at)) is None:
+            return None
+        halves = []
+        for c in labeled:
+            used = {n for pair in c.pairs if pair.round == at.number for n in (pair.chosen, pair.rejected)}
+            halves.append(replace(c, responses=tuple(c.responses[n] for n in sorted(used))))
+        mine = shard([half for half in halves if half.responses], at.ranks)
+        rewards = [head.rewards(embed_ND).tolist() for embed_ND in at.learned.embed(mine, at)]
+        names = [[(c.prompt.id, r.text) for r in c.responses] for c in mine]
+        found = [named for pair in zip(names, rewards, strict=True) for named in zip(*pair, strict=True)]
+        return dict(at.ranks.gather(found))
+
+
+def with_gaps(c: Candidates, rewards: Rewards, number: int) -> Candidates:
+    """Write the predicted gaps of this round's pairs of one prompt; unknown rewards count 0."""
+
+    def gap(pair: Pair) -> float:
+        chosen, rejected = (rewards.get((c.prompt.id, c.responses[n].text), 0.0) for n in (pair.chosen, pair.rejected))
+        return chosen - rejected
+
+    pairs = (replace(pair, predicted_gap=gap(pair)) if pair.round == number else pair for pair in c.pairs)
+    return replace(c, pairs=tuple(pairs))
 
 
 def weigh_lone(c: Candidates, weighting: Weighting) -> Candidates:
@@ -32,7 +75,9 @@ def weigh_pairs(c: Candidates, weighting: Weighting, number: int) -> Candidates:
     if not new:
         return c
     reward = [math.nan if r.reward is None else r.reward for r in c.responses]
-    gap_B = torch.tensor([reward[c.pairs[p].chosen] - reward[c.pairs[p].rejected] for p in new], dtype=torch.float64)
+    gaps = [reward[c.pairs[p].chosen] - reward[c.pairs[p].rejected] for p in new]
+    predicted = [c.pairs[p].predicted_gap for p in new]
+    gap_B = torch.tensor(gaps if any(map(math.isnan, predicted)) else predicted, dtype=torch.float64)
     given_B = torch.full_like(gap_B, math.nan if c.weight is None else c.weight)
     weight_B = weighting.weigh(gap_B, given_B)
     if not bool(torch.isfinite(weight_B).all()):
