@@ -145,6 +145,21 @@ def test_the_table_of_rounds(run_dir):
     ]
 
 
+def test_what_a_learned_reward_knew_stands_beside_the_round_that_it_was_tested_on(tmp_path):
+    folder = write_run(tmp_path, rounds=4, played=4)
+    assert read_run(folder).learned_table() == []
+    write_report(read_run(folder))
+    assert "learned reward" not in (folder / "report.html").read_text()
+    knowledge = [{}, {"labels": 20.0}, {"labels": 1040.0}, {"labels": 1060.0, "accuracy": 0.75, "correlation": 0.5}]
+    for number, known in enumerate(knowledge):
+        about = facts(number, rounds=4, budget=None, evaluation={"reward": 0.5}) | {"learned_reward": known}
+        write_round(folder, f"round_{number:03}", [], about)
+    run = read_run(folder)
+    assert run.learned_table() == [("2", "20", "–", "–"), ("3", "1,040", "75%", "0.50"), ("4", "1,060", "–", "–")]
+    write_report(run)
+    assert "<td>1,040</td><td>75%</td><td>0.50</td>" in (folder / "report.html").read_text()
+
+
 @pytest.mark.parametrize("played", [0, 1, 3])
 def test_an_unfinished_run_can_be_read_and_shown(tmp_path, played):
     run = read_run(write_run(tmp_path, rounds=4, played=played))

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from choosy.files import replacing
 from choosy.reporting.display import PHASES, duration
-from choosy.reporting.summary import HEADINGS, RunSummary, as_text, costs_of
+from choosy.reporting.summary import HEADINGS, LEARNED, RunSummary, as_text, costs_of
 
 PHASE_COLORS = dict(zip(PHASES, ("#2563eb", "#0891b2", "#7c3aed", "#db2777", "#d97706", "#65a30d"), strict=True))
 INDEX_COLUMNS = ("job", "overrides", "reward_initial", "reward_final", "win_rate", "labels", "tokens", "seconds")
@@ -100,6 +100,7 @@ def write_report(run: RunSummary) -> None:
         run=run,
         title=f"Choosy run {run.folder.resolve().name}",
         headings=HEADINGS,
+        learned_headings=LEARNED,
         curves=base64.b64encode(drawing).decode(),
         seconds=seconds,
         total=math.fsum(seconds.values()),

@@ -16,6 +16,7 @@ from choosy.files import replacing
 from choosy.labeling.statistics import shares
 
 HEADINGS = ("round", "reward", "win rate", "ties", "KL", "length", "labels", "tokens", "seconds")
+LEARNED = ("round", "labels learned from", "new pairs predicted right", "correlation with new scores")
 NUMBER_FORMS = {"reward": ".2f", "win_rate": ".0%", "ties": ".0%", "kl": ".2f", "length": ".1f"}
 CONTENTS = {  # what a run's folder may hold
     "report.html": "this run on one page",
@@ -139,6 +140,25 @@ class RunSummary:
                 *(f"{cost:,.0f}" for cost in costs),
             )
             for name, measured, costs in stages
+        ]
+
+    def learned_table(self) -> list[tuple[str, ...]]:
+        """Return as text what the learned reward knew: a row in the order of `LEARNED` for each round that had one.
+
+        A round's file holds the number of labels that its head was fitted to; how well it predicted the labels bought
+        in that round is known, and written, one round later.
+        """
+        known: list[Mapping[str, float]] = [played.get("learned_reward") or {} for played in self.rounds]
+        rows = zip(self.rounds, known, [*known, {}][1:], strict=True)
+        return [
+            (
+                str(played["round"] + 1),
+                as_text(now["labels"], ",.0f"),
+                as_text(later.get("accuracy"), ".0%"),
+                as_text(later.get("correlation"), ".2f"),
+            )
+            for played, now, later in rows
+            if "labels" in now
         ]
 
     def phase_seconds(self) -> dict[str, float]:
