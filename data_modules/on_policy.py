@@ -46,7 +46,9 @@ class OnPolicyData(RoundData):
     def read_train(self, module: WeightedDPO) -> list[Prompt]:
         source = f"data.responses={self.responses}"
         check_needs(self.run, module.loss, responses=[self.responses], source=source)
-        return self.reader.prompts(self.train, module.policy, limit=self.limit)
+        prompts = self.reader.prompts(self.train, module.policy, limit=self.limit)
+        module.policy.tokens.refuse_long_answers(prompts, self.run.sampler.max_new_tokens)
+        return prompts
 
     def play(self, number: int) -> None:
         prompts = [] if self.run.spent_out(number) else self.prompts_of(number)

@@ -90,6 +90,8 @@ def with_tokens(candidates: Sequence[Candidates], policy: Policy, *, max_respons
             cut += not short
             responses.append(replace(r, ids=ids[:max_response_tokens], finished=short))
         result.append(replace(c, responses=tuple(responses), prompt_ids=policy.tokens.encode_prompt(c.prompt)))
+    longest = (len(c.prompt_ids) + len(r.ids) for c in result for r in c.responses)
+    policy.tokens.refuse_beyond_window(max(longest, default=0))
     if cut:
         log.warning(
             f"{cut} given responses are longer than data.reader.max_response_tokens={max_response_tokens} and were cut."

@@ -45,6 +45,7 @@ class Policy(nn.Module):
         adapter: Folder of a trained adapter that training continues; the reference is then *this* state.
         dtype: Precision of the forward pass; auto = bf16 where the hardware multiplies it.
         chat_template: Jinja text, or a file of it, that replaces the tokenizer's chat template.
+        chat_template_kwargs: What the chat template is given beside the conversation, such as `enable_thinking`.
         revision: Git revision of a hub model.
         trust_remote_code: Run code that comes with a hub model.
     """
@@ -60,6 +61,7 @@ class Policy(nn.Module):
         adapter: str | None = None,
         dtype: Dtype = "auto",
         chat_template: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
         compute: Compute = Compute(),
@@ -70,7 +72,7 @@ class Policy(nn.Module):
         if adapter is not None and lora is None:
             raise ValueError(f"model.adapter={adapter} continues an adapter, but model.lora is null; set model.lora.")
         self.source = ModelSource(name, revision, trust_remote_code)
-        self.tokens = Tokens(self.source, chat_template)
+        self.tokens = Tokens(self.source, chat_template, chat_template_kwargs)
         self.lora = lora
         self.adapter = adapter
         self.dtype = dtype

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from choosy.models.locate import ModelSource
@@ -17,16 +20,24 @@ from choosy.models.rows import Ids
 from choosy.types import Prompt
 
 PROBE = "Mark4711"  # a text that stands for what somebody says
+REFUSALS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)  # what a template raises for a conversation
+
+log = logging.getLogger(__name__)
 
 
 class Tokens:
     """The tokenizer of a policy: prompts and responses as it reads and ends them."""
 
-    def __init__(self, source: ModelSource, chat_template: str | None = None) -> None:
+    def __init__(
+        self,
+        source: ModelSource,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         self.source = source
         self.chat_template = None if chat_template is None else template_text(chat_template)
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self._rows = 1 << 31  # of the model's embeddings, from fit() on
-        self.window: int | None = None  # the longest sequence that the model can place, likewise
         self._largest = 0  # of all ids so far
         self._model_stops: frozenset[int] = frozenset()
         self._encoded: dict[Prompt, array[int]] = {}  # four bytes a token; a tuple has 36
@@ -50,7 +61,16 @@ class Tokens:
     @cached_property
     def chat(self) -> ChatTemplate | None:
         """The chat template, if there is one."""
-        return ChatTemplate(self.tokenizer, self.source.name) if self.tokenizer.chat_template else None
+        if not self.tokenizer.chat_template:
+            return None
+        return ChatTemplate(self.tokenizer, self.source.name, self.chat_template_kwargs)
+
+    @cached_property
+    def window(self) -> int | None:
+        """The longest sequence that the model can place; not every model has such a limit."""
+        config = self.source.load(AutoConfig).get_text_config()
+        longest: int | None = getattr(config, "max_position_embeddings", None)
+        return longest
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
@@ -100,11 +120,14 @@ class Tokens:
         """Refuse tokens, past ones too, that have no place in this model; end responses where the model ends them."""
         embeddings: nn.Module = model.get_input_embeddings()
         self._rows = next(embeddings.parameters()).shape[0]
-        self.window = getattr(model.config, "max_position_embeddings", None)  # not every model has one
         self._known(())
         ends: int | list[int] | None = getattr(model.generation_config, "eos_token_id", None)
         self._model_stops = frozenset([ends] if isinstance(ends, int) else ends or [])
         self.__dict__.pop("stop_ids", None)
+
+    def refuse_long_answers(self, prompts: Iterable[Prompt], new_tokens: int) -> None:
+        """Raise a ValueError if a prompt with an answer of so many tokens is longer than the context window."""
+        self.refuse_beyond_window(max((len(self.encode_prompt(p)) for p in prompts), default=0) + new_tokens)
 
     def refuse_beyond_window(self, tokens: int) -> None:
         """Raise a ValueError for a sequence that is longer than the model's context window."""
@@ -146,30 +169,54 @@ class TemplateRefusal(ValueError):
 class ChatTemplate:
     """The chat template of the tokenizer of a model; a ValueError if it leaves out what the user says."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, keywords: Mapping[str, Any]) -> None:
         self._tokenizer = tokenizer
         self._name = name
-        try:
-            asked = self._text([{"role": "user", "content": PROBE}], ask=True)
-        except TemplateError:  # it wants other turns; its error names the prompts that it refuses
-            return
-        if PROBE not in asked:
-            raise ValueError(f"The chat template of {name} leaves out what the user says: {asked!r} has no {PROBE!r}.")
+        self._keywords = keywords
+        self._warned: set[str] = set()
+        for asked, role in ((PROBE, "user"), ("Hello?", "assistant")):
+            turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": PROBE}]
+            try:
+                text = self._text(turns[: 1 if role == "user" else 2], ask=role == "user")
+            except TemplateSyntaxError as error:
+                raise ValueError(f"The chat template of {name} is not Jinja: line {error.lineno}: {error}.") from error
+            except REFUSALS:  # it wants other turns; its error names the prompts that it refuses
+                continue
+            if PROBE not in text:
+                raise ValueError(
+                    f"The chat template of {name} leaves out what the {role} says: {text!r:.200} has no {PROBE!r}."
+                )
 
-    def _text(self, turns: Sequence[dict[str, str]], *, ask: bool) -> str:
-        text = self._tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=ask)
+    def _text(self, turns: Sequence[dict[str, Any]], *, ask: bool, keywords: str = "") -> str:
+        given = {**self._keywords, **json.loads(keywords or "{}")}
+        text = self._tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=ask, **given)
         assert isinstance(text, str)
         return text
 
     def text(self, prompt: Prompt, answer: str | None = None) -> str:
         """A conversation, ready to be answered, or with its answer; a TemplateRefusal if there is no such text."""
-        turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
+        turns = [m.fields for m in prompt.messages]
+        if (end := self.end.strip()) and any(end in m.content for m in prompt.messages if m.role == "user"):
+            way = (
+                f"as prompt {prompt.id} has it: one that went through a template before wants data.reader.as_chat=false"
+            )
+            self._warn(f"is given a text with its own {end}", way)
         if answer is not None:
             turns.append({"role": "assistant", "content": answer})
         try:
-            return self._text(turns, ask=answer is None)
-        except TemplateError as error:
+            text = self._text(turns, ask=answer is None, keywords=prompt.keywords)
+        except REFUSALS as error:
             raise TemplateRefusal(f"The chat template of {self._name} refuses prompt {prompt.id}: {error}") from error
+        for what, words in parts(prompt):
+            if words not in text:
+                self._warn(f"leaves out {what}", f"as of prompt {prompt.id}: {words!r:.80}")
+        return text
+
+    def _warn(self, what: str, where: str) -> None:
+        """Warn of something the first time."""
+        if what not in self._warned:
+            self._warned.add(what)
+            log.warning(f"The chat template of {self._name} {what}, {where}.")
 
     @cached_property
     def end(self) -> str:
@@ -180,7 +227,7 @@ class ChatTemplate:
         turns = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": PROBE}]
         try:
             _, said, after = self._text(turns, ask=False).rpartition(PROBE)
-        except TemplateError:  # it takes no assistant's turn
+        except REFUSALS:  # it takes no assistant's turn
             return ""
         specials = (str(token) for token in self._tokenizer.added_tokens_decoder.values() if str(token).strip())
         ends = [after.index(token) + len(token) for token in specials if said and token in after]
@@ -199,6 +246,23 @@ class ChatTemplate:
                 answered, _, _ = whole[len(asked) :].rpartition(self.end)
                 return answered + self.end
         return without_doubled_thinking(asked, said) + self.end
+
+
+def parts(prompt: Prompt) -> Iterator[tuple[str, str]]:
+    """What a chat template should write of a conversation, each with words that its text then holds.
+
+    Example:
+        >>> from choosy.types import Message
+        >>> list(parts(Prompt("p", "", (Message("system", "Be short."),), '{"tools": [{"name": "clock"}]}')))
+        [('system turns', 'Be short.'), ('tools', 'clock')]
+    """
+    for turn in prompt.messages:
+        if turn.role in ("system", "user"):
+            yield f"{turn.role} turns", turn.content.strip()
+        for call in turn.fields.get("tool_calls", ()):
+            yield "calls of tools", call["function"]["name"]
+    for tool in json.loads(prompt.keywords or "{}").get("tools", ()):
+        yield "tools", tool.get("function", tool)["name"]
 
 
 def without_doubled_thinking(asked: str, answer: str) -> str:
