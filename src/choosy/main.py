@@ -4,45 +4,63 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
-import torch
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from choosy.files import replacing
-from choosy.labeling.protocols import Postponed
-from choosy.parallel.ranks import LOST, end_with_launcher, first_writer, is_peer_failure
+from choosy.models.locate import resolve_model
+from choosy.options.check import options, refuse_mistakes, refuse_removed
+from choosy.options.menu import help_text, menu
+from choosy.options.names import meant
+from choosy.options.typed import not_composed, quoted, unreadable
 from choosy.redaction import refuse_secrets, texts
-from choosy.reporting.display import quiet
-from choosy.reporting.report import write_index
-from choosy.reporting.summary import RunSummary, read_run
-from choosy.reporting.sweeps import arm_folder
 from choosy.resume.config_changes import report_changes
-from choosy.resume.run_folder import Start, prepare_folder
-from choosy.rounds.evaluate import labels_until
-from choosy.rounds.run import refuse_unknown
 
-OmegaConf.register_new_resolver(
-    "started", lambda pattern: first_writer(pattern, time.strftime(pattern)), use_cache=True, replace=True
-)
-OmegaConf.register_new_resolver("arm", arm_folder, replace=True)
+# Torch, Lightning and transformers take seconds to import: functions import them once nothing is left to refuse.
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, Trainer
+
+    from choosy.reporting.summary import RunSummary
+    from choosy.resume.run_folder import Start
+
+
+def started(pattern: str) -> str:
+    """Return the time at which a run started; torchrun's processes agree on it."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return time.strftime(pattern)
+    from choosy.parallel.ranks import first_writer
+
+    return first_writer(pattern, time.strftime(pattern))
+
+
+def arm(words: list[str]) -> str:
+    """Return the name of the folder of a sweep's arm."""
+    from choosy.reporting.sweeps import arm_folder
+
+    return arm_folder(words)
+
+
+OmegaConf.register_new_resolver("started", started, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("arm", arm, replace=True)
 
 COMMAND = list(sys.argv)  # as typed, `choosy train ...` or `python train.py ...`
+STACKS = "HYDRA_FULL_ERROR"
+SHOWS_STACKS = os.environ.get(STACKS) == "1"  # of mistakes that a sentence explains
 
 
 @contextmanager
@@ -51,38 +69,71 @@ def in_sentences(again: Callable[[], str]) -> Iterator[None]:
 
     Then `again` returns what to type when the labels are there.
     """
-    end_with_launcher()
     try:
         yield
-    except Postponed as postponed:
-        print(f"\n{postponed}\n  {again()}", file=sys.stderr)
-        sys.exit(Postponed.exit_code)
-    except (ValueError, MisconfigurationException, InstantiationException) as error:
+    except (ValueError, HydraException, OmegaConfBaseException) as error:
         cause = innermost(error)
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(cause, ValueError | MisconfigurationException):
+        if SHOWS_STACKS or not (sentence := explained(cause)):
             raise
-        sys.exit(f"\n{cause}")
-    except RuntimeError as error:
-        if not is_peer_failure(error):
+        sys.exit(f"\n{sentence}")
+    except Exception as error:  # of a run that has imported its libraries
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+        from choosy.labeling.protocols import Postponed
+        from choosy.parallel.ranks import LOST, is_peer_failure
+
+        if isinstance(error, Postponed):
+            print(f"\n{error}\n  {again()}", file=sys.stderr)
+            sys.exit(Postponed.exit_code)
+        if is_peer_failure(error):
+            sys.exit(f"\n{LOST}")
+        if SHOWS_STACKS or not isinstance(error, MisconfigurationException):
             raise
-        sys.exit(f"\n{LOST}")
+        sys.exit(f"\n{error}")
 
 
-@hydra.main(version_base="1.3", config_path="pkg://choosy.conf", config_name="train")
-def main(cfg: DictConfig) -> float | None:
-    """Train as configured and return the objective, for sweepers.
+def main() -> None:
+    """Train as the command line says.
 
     A mistake that the user can correct ends the process with a sentence; HYDRA_FULL_ERROR=1 shows the stack.
     """
+    words = sys.argv[1:]
+    with in_sentences(lambda: ""):
+        refuse_dashes(words)
+        if {"-h", "--help"} & {*words}:
+            print(train_help([word for word in words if not word.startswith("-")]))
+            return
+        os.environ[STACKS] = "1"  # Hydra raises its errors instead of printing them
+        try:
+            _main()
+        finally:
+            restore_stacks()
+
+
+def restore_stacks() -> None:
+    """Let Hydra show stacks as the user wants them."""
+    if not SHOWS_STACKS:
+        os.environ.pop(STACKS, None)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://choosy.conf", config_name="train")
+def _main(cfg: DictConfig) -> float | None:
+    """Train as composed and return the objective, for sweepers."""
+    from choosy.reporting.report import write_index
+    from choosy.reporting.summary import read_run
+
+    restore_stacks()
     sys.argv[:] = COMMAND  # Lightning repeats it to start the other processes of a run
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     with in_sentences(lambda: same_again(cfg)):
-        if not join_tasks(cfg.trainer.get("devices")):
+        if not join_tasks(cfg.get("trainer", {}).get("devices")):
             return None
         if multirun:
             refuse_relaunching_sweep(cfg)
         if is_finished(cfg, run_dir):
+            from lightning.pytorch.utilities import rank_zero_only
+
             rank_zero_only(print)(f"{run_dir} is finished: {read_run(run_dir).headline}")
         elif not train(cfg, run_dir).is_global_zero:
             return None
@@ -97,6 +148,8 @@ def train(cfg: DictConfig, run_dir: Path, *, callbacks: Sequence[Callback] = ())
     Further callbacks are called before those of the configuration.
     """
     start = prepare(cfg, run_dir)
+    from lightning.pytorch import seed_everything
+
     seed_everything(cfg.seed, workers=True, verbose=False)
     data = instantiate(cfg.data, _convert_="all")
     module = instantiate(cfg.module, _convert_="all")
@@ -125,17 +178,45 @@ def is_finished(cfg: DictConfig, run_dir: Path) -> bool:
 def prepare(cfg: DictConfig, run_dir: Path) -> Start:
     """Refuse what cannot run before anything is spent, and choose the checkpoint that a run resumes from."""
     cfg.run_dir = os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
-    refuse_blanks(cfg)
-    for resolve in (False, True):  # as typed, so that the message names what was typed, then as written into the folder
-        refuse_secrets(OmegaConf.to_container(cfg, resolve=resolve))
-    refuse_objective(cfg)
+    check(cfg)
+    from choosy.parallel.ranks import end_with_launcher
+    from choosy.reporting.display import quiet
+    from choosy.resume.run_folder import prepare_folder
+
+    end_with_launcher()
     refuse_missing_gpu(cfg)
     quiet()
     return prepare_folder(run_dir, cfg.ckpt_path, config=plain(cfg), ledger=cfg.labels.ledger)
 
 
+def check(cfg: DictConfig) -> None:
+    """Refuse a configuration that no run can be built from; it imports no library of training."""
+    without_nulls(cfg)
+    refuse_blanks(cfg)
+    as_typed, known = unresolved(cfg), menu()
+    refuse_removed(as_typed, known)
+    refuse_secrets(as_typed)  # as typed, so that the message names what was typed, then as written into the folder
+    resolved = plain(cfg)
+    refuse_secrets(resolved)
+    refuse_mistakes(as_typed, resolved, menu=known)
+    refuse_objective(cfg)
+    if not cfg.model.name.startswith("demo:"):
+        resolve_model(cfg.model.name)
+
+
+def without_nulls(cfg: DictConfig) -> None:
+    """Take away the callbacks and loggers that were set to null; ~logger and ~callbacks take away all."""
+    with open_dict(cfg):
+        for group in ("callbacks", "logger"):
+            cfg[group] = cfg.get(group) or {}
+            for name in [name for name, part in cfg[group].items() if part is None]:
+                del cfg[group][name]
+
+
 def objective(cfg: DictConfig, run: RunSummary) -> float | None:
     """Return the last win rate, or the labels bought until it reached the target to stay."""
+    from choosy.rounds.evaluate import labels_until
+
     if cfg.objective == "win_rate":
         return run.last.get("win_rate")
     looks = [
@@ -148,7 +229,8 @@ def objective(cfg: DictConfig, run: RunSummary) -> float | None:
 
 def refuse_objective(cfg: DictConfig) -> None:
     """Refuse an unknown objective, and one that nothing will measure."""
-    refuse_unknown("objective", cfg.objective, ("win_rate", "labels_to_win_rate"))
+    if cfg.objective not in (known := ("win_rate", "labels_to_win_rate")):
+        raise ValueError(f"objective={cfg.objective} is none of {', '.join(known)}.")
     if cfg.objective == "labels_to_win_rate" and not (cfg.data.get("heldout") and cfg.callbacks.get("win_rate")):
         raise ValueError(
             "objective=labels_to_win_rate needs win rates: give data.heldout=... and leave callbacks.win_rate in."
@@ -182,24 +264,17 @@ def plain(cfg: DictConfig) -> Any:
     return OmegaConf.to_container(cfg, resolve=True)
 
 
+def unresolved(cfg: DictConfig) -> dict[str, Any]:
+    """Return the configuration as dicts and lists, with interpolations as they are written."""
+    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+
+
 def same_again(cfg: DictConfig) -> str:
     """Return the command that resumes this run."""
     program = ["choosy", "train"] if COMMAND[1:2] == ["train"] else ["python", "train.py"]
     replaced = ("name=", "run_dir=", "ckpt_path=")
     typed = [word for word in HydraConfig.get().overrides.task if not word.startswith(replaced)]
     return shlex.join([*program, *typed, f"run_dir={quoted(cfg.run_dir)}", "ckpt_path=last"])
-
-
-def quoted(value: str) -> str:
-    """Return a text as Hydra's command line takes it.
-
-    Example:
-        >>> print(quoted("runs/demo"), quoted("runs/a b [1]"), quoted("it's"))
-        runs/demo 'runs/a b [1]' 'it\\'s'
-    """
-    if re.fullmatch(r"[\w/.+-]+", value, re.ASCII):
-        return value
-    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
 
 
 def write_config(cfg: DictConfig, run_dir: Path) -> None:
@@ -213,7 +288,7 @@ def write_config(cfg: DictConfig, run_dir: Path) -> None:
 
 def refuse_blanks(cfg: DictConfig) -> None:
     """Refuse a configuration with values that only the user can give."""
-    if found := blanks(OmegaConf.to_container(cfg, resolve=False)):
+    if found := blanks(unresolved(cfg)):
         raise ValueError(f"{' and '.join(found)} must be given; type {' '.join(f'{name}=...' for name in found)}")
 
 
@@ -242,6 +317,8 @@ def refuse_relaunching_sweep(cfg: DictConfig) -> None:
 
 def refuse_missing_gpu(cfg: DictConfig) -> None:
     """Refuse trainer.accelerator=gpu where there is no GPU."""
+    import torch
+
     if cfg.trainer.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ValueError(
             "trainer.accelerator=gpu, but torch finds no GPU; choose trainer=cpu, or install a CUDA build of torch."
@@ -255,7 +332,68 @@ def innermost(error: BaseException) -> BaseException:
     return error
 
 
-def compose(overrides: list[str]) -> Any:
-    """Return the configuration that these overrides give, for tools and tests."""
+# -- what is typed ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def conf(words: Sequence[str] = ()) -> Iterator[None]:
+    """Open the folders of configurations within the block."""
     with hydra.initialize_config_module("choosy.conf", version_base="1.3"):
-        return hydra.compose("train", overrides=overrides)
+        yield
+
+
+def compose(overrides: list[str]) -> Any:
+    """Return the configuration that these overrides give, for tools and tests; a ValueError if they cannot be read."""
+    with conf():
+        try:
+            return hydra.compose("train", overrides=overrides)
+        except HydraException as error:
+            raise ValueError(explained(error, overrides)) from error
+
+
+def train_help(overrides: list[str]) -> str:
+    """Return the help on `choosy train`, with the options of what these overrides choose."""
+    with conf():
+        loader = GlobalHydra.instance().config_loader()
+        groups = {group: loader.get_group_options(group) for group in loader.list_groups("")}
+        cfg = hydra.compose("train", overrides=overrides, return_hydra_config=True)
+    config = unresolved(cfg)
+    hidden = config.pop("hydra")
+    ours = {name: names for name, names in groups.items() if name != "hydra" and names}
+    return f"{hidden['help']['header']}\n{help_text(config, hidden['runtime']['choices'], ours)}"
+
+
+def refuse_dashes(words: Sequence[str]) -> None:
+    """Refuse an option that is typed with dashes."""
+    known = {word for action in get_args_parser()._actions for word in action.option_strings}
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--") and flag not in known:
+            name = flag[2:].replace("-", "_")
+            known_as = "" if name in (names := default_options()) else meant(name, names)
+            raise ValueError(
+                f"{word}: options have no dashes here: {name}={value if equals else '...'}. {known_as}".rstrip()
+            )
+
+
+def default_options(words: Sequence[str] = ()) -> list[str]:
+    """Return the names of all options, with those of the groups that are chosen."""
+    with suppress(HydraException, ValueError):
+        GlobalHydra.instance().clear()
+        with conf():
+            loader = GlobalHydra.instance().config_loader()
+            chosen = [word for word in words if word.split("=")[0].split("@")[0] in loader.list_groups("")]
+            return options(unresolved(hydra.compose("train", overrides=chosen)))
+    return default_options() if words else []
+
+
+def explained(error: BaseException, words: Sequence[str] = ()) -> str:
+    """Return a sentence on a mistake that the user can correct; "" for another error."""
+    words = words or [word for word in sys.argv[1:] if not word.startswith("-")]
+    if isinstance(error, OverrideParseException):
+        return unreadable(error.override, default_options)
+    if isinstance(error, HydraException):
+        return not_composed(str(error), lambda: default_options(words))
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key}: {str(error).splitlines()[0]}." if error.full_key else str(error).splitlines()[0]
+    return str(error) if isinstance(error, ValueError) else ""

@@ -1,0 +1,140 @@
+"""Says which option was meant by a name that is none."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from difflib import get_close_matches
+
+ELSEWHERE = {  # what TRL, PEFT, transformers, LLaMA-Factory and Lightning call it: what Choosy calls it
+    "lr": "learning_rate",
+    "batching.batch_size": "per_device_train_batch_size train_batch_size batch_size micro_batch_size",
+    "rounds": "num_train_epochs num_epochs epochs max_epochs n_epochs",
+    "epochs_per_round": "num_ppo_epochs num_mini_epochs num_iterations ppo_epochs steps_per_generation",
+    "warmup_steps": "num_warmup_steps warmup warmup_ratio lr_warmup_steps",
+    "schedule": "lr_scheduler_type lr_scheduler scheduler lr_schedule scheduler_type",
+    "max_grad_norm": "gradient_clip_val clip_grad_norm grad_clip gradient_clipping",
+    "optimizer": "optim optimizer_type",
+    "optimizer.weight_decay": "weight_decay",
+    "+optimizer.betas=[0.9,0.95]": "adam_beta1 adam_beta2 betas",
+    "+optimizer.eps=1e-8": "adam_epsilon eps",
+    "run_dir": "output_dir save_dir logging_dir default_root_dir dirpath",
+    "name": "run_name exp_name wandb_name project_name",
+    "seed": "data_seed random_seed seed_everything",
+    "ckpt_path": "resume_from_checkpoint resume checkpoint",
+    "model.name": "model_name_or_path model_name model_id pretrained_model_name_or_path base_model model_path "
+    "sft_model_path base_model_name_or_path",
+    "model.adapter": "adapter_name_or_path adapter_path peft_model_id lora_path adapter_model",
+    "model.revision": "model_revision",
+    "model.trust_remote_code": "trust_remote_code",
+    "model.dtype": "torch_dtype dtype bf16 fp16 precision pure_bf16 mixed_precision",
+    "model.chat_template": "chat_template template chat_template_path",
+    "model.lora.r": "lora_r lora_rank r rank",
+    "model.lora.alpha": "lora_alpha alpha",
+    "model.lora.targets": "lora_target target_modules lora_target_modules lora_targets",
+    "model.lora.options": "modules_to_save use_rslora use_dora target_parameters lora_bias additional_target "
+    "rank_pattern alpha_pattern exclude_modules layers_to_transform init_lora_weights",
+    "model.lora": "use_peft peft_config finetuning_type use_lora peft",
+    "model.compute.attention": "attn_implementation flash_attn flash_attention use_flash_attention_2",
+    "model.compute.gradient_checkpointing": "gradient_checkpointing use_gradient_checkpointing",
+    "reference": "ref_model sync_ref_model ref_adapter_name precompute_ref_log_probs reference_model",
+    "loss": "loss_type pref_loss loss_fn",
+    "loss.beta": "beta pref_beta kl_coef init_kl_coef dpo_beta",
+    "loss.gamma": "simpo_gamma gamma cpo_alpha",
+    "loss.label_smoothing": "label_smoothing dpo_label_smoothing",
+    "data.train": "dataset dataset_name train_file train_dataset dataset_path prompts train_data data_path train_files",
+    "data.heldout": "eval_dataset validation_file val_dataset eval_data test_file heldout",
+    "data.limit": "max_samples max_train_samples train_samples num_samples",
+    "data.heldout_limit": "max_eval_samples eval_samples",
+    "data.responses": "num_generations n_samples num_return_sequences group_size best_of_n num_generation",
+    "data.reader.max_prompt_tokens": "max_prompt_length max_source_length prompt_max_length",
+    "data.reader.max_prompt_tokens (of a prompt) and sampler.max_new_tokens (of a response)": "max_length cutoff_len "
+    "max_seq_length max_seq_len model_max_length",
+    "sampler.max_new_tokens": "max_new_tokens max_completion_length max_target_length response_length generate_max_len "
+    "max_tokens",
+    "sampler.temperature": "temperature",
+    "sampler.top_p": "top_p",
+    "sampler.top_k": "top_k",
+    "sampler=vllm": "use_vllm vllm_mode vllm",
+    "labeler": "reward judge judges annotator reward_funcs",
+    "labeler=reward_model labeler.model": "reward_model_path reward_model reward_model_name",
+    "labeler=function labeler.path": "reward_function reward_func reward_fn",
+    "labels.budget": "label_budget budget max_labels",
+    "labels.missing_eos_penalty": "missing_eos_penalty",
+    "callbacks.win_rate.every": "eval_steps eval_strategy evaluation_strategy",
+    "callbacks.checkpoint.every_n_steps": "save_steps save_strategy save_interval every_n_train_steps",
+    "callbacks.checkpoint.keep": "save_total_limit save_top_k",
+    "logger": "report_to loggers use_wandb wandb_project",
+    "trainer": "accelerator device use_cpu no_cuda",
+    "trainer.devices": "devices num_gpus gpus n_gpus num_processes nproc_per_node",
+    "trainer.strategy": "strategy",
+    "trainer=fsdp": "deepspeed fsdp fsdp_config zero_stage",
+    "selector": "selection acquisition sampling_strategy query_strategy",
+    "weighting": "weights pair_weights",
+}
+NONE = {  # what Choosy has no option for, and why
+    "Gradients accumulate by themselves: batching.batch_size counts the items of one optimiser step, and "
+    "batching.tokens_per_step the tokens of one forward pass": "gradient_accumulation_steps accumulate_grad_batches",
+    "A run counts rounds, not steps: type rounds=... and data.prompts_per_round=...": "max_steps total_steps",
+    "Choosy sets every dropout to 0, so that a response is scored as it is sampled": "lora_dropout dropout "
+    "attention_dropout hidden_dropout disable_dropout",
+    "Choosy trains weights in fp32 and bf16, and loads none in 4 or 8 bits": "load_in_4bit load_in_8bit use_4bit "
+    "quantization_bit quantization_config bnb_4bit_quant_type bnb_4bit_compute_dtype quantization_method",
+    "Every step is logged": "logging_steps logging_strategy log_every_n_steps logging_first_step",
+    "Choosy uploads nothing": "push_to_hub hub_model_id hub_token",
+    "What is done goes by the command: choosy train, choosy report": "stage do_train do_eval do_predict task",
+    "Columns are found by their names, and those without a use are named": "remove_unused_columns dataset_num_proc "
+    "preprocessing_num_workers",
+}
+HINTS = {  # what else may have been meant by a choice that a group does not have
+    "model": "A model of yours goes by model.name=FOLDER.",
+    "data": "Your data go by data.train=FILE.",
+    "labeler": "A function of yours goes by labeler=function labeler.path=my_rewards.function.",
+    "optimizer": "Any other class goes by optimizer._target_=torch.optim.NAME.",
+    "logger": "Others are added: +logger.wandb._target_=lightning.pytorch.loggers.WandbLogger.",
+}
+OURS = {name: ours for ours, names in ELSEWHERE.items() for name in names.split()}
+WHY_NONE = {name: why for why, names in NONE.items() for name in names.split()}
+
+
+def meant(typed: str, options: Collection[str]) -> str:
+    """Return a sentence on the option that was meant by a name, or "" if none is near.
+
+    Example:
+        >>> meant("data.limt", ["data.limit", "data.train", "lr"])
+        'Did you mean data.limit?'
+        >>> meant("learning_rate", ["lr"])
+        'learning_rate is called lr here.'
+    """
+    last = typed.rpartition(".")[2]
+    others = [option for option in options if option.rpartition(".")[2] == last and option != typed]
+    if last in WHY_NONE:
+        return f"{WHY_NONE[last]}."
+    if "." in typed and (near := _near_within(typed, options)):
+        return f"Did you mean {near}?"
+    if last in OURS and OURS[last] != typed:
+        return f"{last} is called {OURS[last]} here."
+    if others:
+        return f"Did you mean {' or '.join(sorted(others, key=len)[:3])}?"
+    whole = get_close_matches(typed, options, n=1, cutoff=0.75)
+    lasts = {option.rpartition(".")[2]: option for option in sorted(options, key=len, reverse=True)}
+    leaf = get_close_matches(last, lasts, n=1, cutoff=0.75)
+    nearest = whole or [lasts[each] for each in leaf]
+    return f"Did you mean {nearest[0]}?" if nearest else ""
+
+
+def _near_within(typed: str, options: Collection[str]) -> str:
+    """Return the nearest option among those in the same place."""
+    place = typed.rpartition(".")[0]
+    beside = [option for option in options if option.rpartition(".")[0] == place]
+    return next(iter(get_close_matches(typed, beside, n=1, cutoff=max(0.8, 1 - 2 / len(typed)))), "")
+
+
+def any_of(words: Collection[str]) -> str:
+    """Join alternatives as a sentence does.
+
+    Example:
+        >>> any_of(["a", "b", "c"])
+        'a, b or c'
+    """
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last

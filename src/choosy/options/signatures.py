@@ -1,0 +1,167 @@
+"""Reads the arguments of a class from its source.
+
+Importing a class of Choosy imports torch, Lightning and transformers, which takes seconds; its source is read in
+milliseconds. What the source does not say plainly, such as a class made by a function, is unknown and is not judged.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+PLAIN = ("ABC", "Protocol", "Generic", "object", "NamedTuple")  # base classes without arguments of their own
+
+
+class Module(NamedTuple):
+    """A Python file: the statement that defines or imports each of its names, and whether these are all its names."""
+
+    name: str
+    package: str  # which its relative imports start from
+    names: dict[str, ast.stmt]
+    is_whole: bool
+
+
+class Argument(NamedTuple):
+    """An argument of a class: its annotation, and the module that the annotation is written in."""
+
+    annotation: ast.expr | None
+    module: Module
+    is_required: bool
+
+
+class Signature(NamedTuple):
+    """The arguments that a class takes by name, and whether it takes others too."""
+
+    arguments: dict[str, Argument]
+    takes_others: bool
+
+
+class Missing(Exception):
+    """A dotted name that is not there: there is no such module, or the module has none but the `known` names."""
+
+    def __init__(self, name: str, *, known: Sequence[str] = ()) -> None:
+        super().__init__(name)
+        self.name, self.known = name, tuple(known)
+
+
+@cache
+def read_module(name: str) -> Module | None:
+    """Read a module without importing it; None where it has no Python source."""
+    top, *below = name.split(".")
+    spec = find_spec(top)
+    for depth, _ in enumerate(below, start=2):
+        if spec is None or spec.submodule_search_locations is None:
+            raise Missing(name)
+        spec = PathFinder.find_spec(".".join(name.split(".")[:depth]), spec.submodule_search_locations)
+    if spec is None:
+        raise Missing(name)
+    if not spec.origin or not spec.origin.endswith(".py"):
+        return None
+    names: dict[str, ast.stmt] = {}
+    is_whole = True
+    for statement in _statements(ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body):
+        match statement:
+            case ast.ImportFrom() | ast.Import():
+                is_whole &= all(alias.name != "*" for alias in statement.names)
+                names |= {alias.asname or alias.name.split(".")[0]: statement for alias in statement.names}
+            case ast.ClassDef() | ast.FunctionDef():
+                names[statement.name] = statement
+            case ast.Assign(targets=[ast.Name(id=target)]) | ast.AnnAssign(target=ast.Name(id=target)):
+                names[target] = statement
+    package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
+    return Module(name, package, names, is_whole and "__getattr__" not in names)
+
+
+def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yield the statements of a module, those within `if` and `try` too."""
+    for statement in body:
+        yield statement
+        if isinstance(statement, ast.If | ast.Try):
+            yield from _statements([*statement.body, *statement.orelse])
+            for handler in getattr(statement, "handlers", []):
+                yield from _statements(handler.body)
+
+
+def find(module: Module | None, name: str) -> tuple[Module, ast.stmt] | None:
+    """Find where a name of a module is defined, through its imports; None if that cannot be known."""
+    for _ in range(20):  # a circle of imports
+        statement = module.names.get(name) if module else None
+        if module is None or statement is None:
+            return None
+        if not isinstance(statement, ast.ImportFrom):
+            return None if isinstance(statement, ast.Import) else (module, statement)
+        name = next(a.name for a in statement.names if (a.asname or a.name) == name)
+        from_package = module.package.rsplit(".", statement.level - 1)[0] if statement.level else ""
+        try:
+            module = read_module(".".join(filter(None, (from_package, statement.module))))
+        except Missing:  # an optional dependency
+            return None
+    return None
+
+
+@cache
+def signature(path: str) -> Signature | None:
+    """Return the arguments of the class or function at a dotted path; None if they cannot be known.
+
+    Raises:
+        Missing: There is no such class.
+
+    Example:
+        >>> list(signature("choosy.sampling.settings.SamplingSettings").arguments)
+        ['temperature', 'top_p', 'top_k', 'max_new_tokens']
+    """
+    module_name, _, name = path.rpartition(".")
+    if not module_name:
+        raise Missing(path)
+    module = read_module(module_name)
+    if module is not None and name not in module.names:
+        if module.is_whole:
+            raise Missing(path, known=[known for known, s in module.names.items() if isinstance(s, ast.ClassDef)])
+        return None
+    return _arguments(find(module, name))
+
+
+def _arguments(found: tuple[Module, ast.stmt] | None) -> Signature | None:
+    match found:
+        case (module, ast.FunctionDef() as function):
+            return _of_function(module, function, skip=0)
+        case (module, ast.ClassDef() as cls):
+            return _of_class(module, cls)
+    return None
+
+
+def _of_function(module: Module, function: ast.FunctionDef, *, skip: int) -> Signature:
+    given = function.args
+    positional = [*given.posonlyargs, *given.args]
+    defaults = [None] * (len(positional) - len(given.defaults)) + list(given.defaults)
+    by_name = zip(given.kwonlyargs, given.kw_defaults, strict=True)
+    pairs = [*[*zip(positional, defaults, strict=True)][skip:], *by_name]
+    arguments = {a.arg: Argument(a.annotation, module, default is None) for a, default in pairs}
+    return Signature(arguments, given.kwarg is not None)
+
+
+def _of_class(module: Module, cls: ast.ClassDef) -> Signature | None:
+    for statement in cls.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+            return _of_function(module, statement, skip=1)
+    bases = [
+        _arguments(find(module, base.id)) for base in cls.bases if isinstance(base, ast.Name) and base.id not in PLAIN
+    ]
+    if not any("dataclass" in ast.unparse(decorator) for decorator in cls.decorator_list):
+        return next((base for base in bases if base is not None), None if cls.bases else Signature({}, False))
+    arguments = {name: argument for base in reversed(bases) if base for name, argument in base.arguments.items()}
+    for statement in cls.body:
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and statement.target.id != "_"
+        ):
+            value = ast.unparse(statement.value) if statement.value else ""
+            if "ClassVar" not in ast.unparse(statement.annotation) and "init=False" not in value:
+                arguments[statement.target.id] = Argument(statement.annotation, module, not value)
+    return Signature(arguments, False)

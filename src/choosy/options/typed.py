@@ -1,0 +1,66 @@
+"""Says what is wrong with a word of the command line that Hydra cannot read or compose."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+
+from choosy.options.check import unknown
+from choosy.options.names import HINTS, meant
+
+Options = Callable[[], list[str]]  # the names of all options, which take a moment to find
+
+
+def unreadable(word: str, options: Options) -> str:
+    """Return a sentence on a word that Hydra's grammar does not have."""
+    name, equals, value = word.partition("=")
+    if not equals:
+        known = options()
+        near = f"Type {name}=..." if name in known else meant(name, known)
+        return f"{word} has no value: an option is typed as NAME=VALUE. {near}".rstrip()
+    if "'" in value or '"' in value:
+        return f"{word} cannot be read: its quotes do not match. A text is typed as {in_shell(name, 'a text')}."
+    return f"{word} cannot be read; a value with = or brackets in it needs quotes: {in_shell(name, value)}"
+
+
+def not_composed(text: str, options: Options) -> str:
+    """Return a sentence on an error of Hydra, by its text."""
+    if found := re.search(r"Could not find '([^'/]+)/+(.*)'", text):
+        group, option = found.groups()
+        choices = [line.strip() for line in text.split("Config search path")[0].splitlines() if line.startswith("\t")]
+        near = meant(option, choices)
+        sentences = [f"There is no {group}={option}.", near, HINTS.get(group, ""), f"Choices: {', '.join(choices)}."]
+        return " ".join(filter(None, sentences))
+    if found := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
+        return unknown(found[1], options())
+    if found := re.search(r"An item is already at '([^']+)'", text):
+        return f"{found[1]} is there already; type {found[1]}=... without the plus."
+    if found := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
+        name, value = found.groups()
+        one, many = in_shell(name, value), shlex.quote(f"{name}=[{value}]")
+        return f"{name}={value} may be a text, a list or a sweep; type {one}, {many}, or -m for a run of each."
+    return text
+
+
+def quoted(value: str) -> str:
+    r"""Return a text as Hydra's command line takes it.
+
+    Example:
+        >>> print(quoted("runs/demo"), quoted("runs/a b [1]"), quoted("it's"))
+        runs/demo 'runs/a b [1]' 'it\'s'
+    """
+    if re.fullmatch(r"[\w/.+-]+", value, re.ASCII):
+        return value
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
+
+
+def in_shell(name: str, value: str) -> str:
+    """Return an option whose value is one text, as a shell takes it.
+
+    Example:
+        >>> print(in_shell("name", "lr=1"))
+        "name='lr=1'"
+    """
+    word = f"{name}={quoted(value)}"
+    return f'"{word}"' if not re.search(r'["$`\\!]', word) else shlex.quote(word)
