@@ -7,8 +7,6 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
 
-from choosy.cli import fit
-from choosy.labeling.exchange.command import labels_command
 from choosy.main import in_sentences
 from choosy.main import main as train
 from choosy.reporting.compare import UnitPrices, compare, print_comparison, write_comparison
@@ -37,6 +35,20 @@ def main() -> None:
             COMMANDS[words[0]](words[1:])
     else:
         sys.exit(USAGE)
+
+
+def fit(words: list[str]) -> None:
+    """Train as LightningCLI composes it, which reads the command line itself."""
+    from choosy.cli import fit
+
+    fit()
+
+
+def labels(words: list[str]) -> None:
+    """Show, export or import labels."""
+    from choosy.labeling.exchange.command import labels_command
+
+    labels_command(words)
 
 
 def report(words: list[str]) -> None:
@@ -77,11 +89,11 @@ def compare_arms(words: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], object]] = {
-    "fit": lambda words: fit(),  # LightningCLI reads the command line itself
+    "fit": fit,
     "report": report,
     "index": index,
     "compare": compare_arms,
-    "labels": labels_command,
+    "labels": labels,
 }
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from choosy.models.policy import Policy
 from choosy.types import Prompt, Response, Verdict, content_id
+
+if TYPE_CHECKING:
+    from choosy.models.policy import Policy
 
 Purpose = Literal["train", "evaluate"]
 ResponsePair = tuple[Prompt, Response, Response]  # what a labeler compares
