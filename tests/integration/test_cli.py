@@ -145,7 +145,7 @@ def test_help_is_the_usage(choosy, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("train", "choosy train.*selector=certainty.*selector: .*optune"),
+        ("train", "choosy train.*selector=certainty.*selector:.*optune.*model.lora.r=16"),
         ("fit", "usage: choosy.*fit.*--config.*--trainer"),
         ("report", "usage: choosy report.*RUN_DIR"),
         ("index", "usage: choosy index.*SWEEP_DIR"),

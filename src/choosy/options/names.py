@@ -106,27 +106,19 @@ def meant(typed: str, options: Collection[str]) -> str:
         'learning_rate is called lr here.'
     """
     last = typed.rpartition(".")[2]
-    others = [option for option in options if option.rpartition(".")[2] == last and option != typed]
     if last in WHY_NONE:
         return f"{WHY_NONE[last]}."
-    if "." in typed and (near := _near_within(typed, options)):
-        return f"Did you mean {near}?"
     if last in OURS and OURS[last] != typed:
         return f"{last} is called {OURS[last]} here."
-    if others:
-        return f"Did you mean {' or '.join(sorted(others, key=len)[:3])}?"
-    whole = get_close_matches(typed, options, n=1, cutoff=0.75)
-    lasts = {option.rpartition(".")[2]: option for option in sorted(options, key=len, reverse=True)}
-    leaf = get_close_matches(last, lasts, n=1, cutoff=0.75)
-    nearest = whole or [lasts[each] for each in leaf]
-    return f"Did you mean {nearest[0]}?" if nearest else ""
-
-
-def _near_within(typed: str, options: Collection[str]) -> str:
-    """Return the nearest option among those in the same place."""
     place = typed.rpartition(".")[0]
     beside = [option for option in options if option.rpartition(".")[0] == place]
-    return next(iter(get_close_matches(typed, beside, n=1, cutoff=max(0.8, 1 - 2 / len(typed)))), "")
+    if place and (near := get_close_matches(typed, beside, n=1, cutoff=max(0.8, 1 - 2 / len(typed)))):
+        return f"Did you mean {near[0]}?"
+    if near := get_close_matches(typed, options, n=1, cutoff=0.8):
+        return f"Did you mean {near[0]}?"
+    of_last = {option.rpartition(".")[2]: option for option in sorted(options, key=len, reverse=True)} | OURS
+    near = get_close_matches(last, of_last, n=1, cutoff=0.75)
+    return f"Did you mean {of_last[near[0]]}?" if near else ""
 
 
 def any_of(words: Collection[str]) -> str:

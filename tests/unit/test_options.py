@@ -1,0 +1,246 @@
+"""What is typed is checked against the sources of the classes it is for, before torch is imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from choosy.main import check, compose, train_help
+from choosy.options.check import options
+from choosy.options.menu import menu
+from choosy.options.names import ELSEWHERE, NONE, OURS, WHY_NONE, meant
+from choosy.options.signatures import Missing, signature
+from choosy.options.values import wanted
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and any(path.glob("*.yaml")))
+MENU = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+GIVEN = {
+    "data=offline": ["data.train=pairs.jsonl"],
+    "experiment=real": ["data.train=pairs.jsonl"],
+    "labeler=function": ["labeler.path=toy.vowels"],
+    "labeler=reward_model": ["labeler.model=judge"],
+    "labeler=judge": ["labeler.model=toy", "labeler.base_url=http://localhost:8000/v1"],
+    "labeler=crowd": ["+labeler@labeler.members.one=vader", "+labeler@labeler.members.two=contrastive"],
+}
+
+TYPED = {  # what is typed: what the sentence says
+    "--help": "model.lora.r=16",
+    "data.limt=8": "no option data.limt. Did you mean data.limit?",
+    "+data.limt=8": "no option data.limt. Did you mean data.limit?",
+    "model.lora.target_modules=[q_proj]": "target_modules is called model.lora.targets here",
+    "learning_rate=1e-4": "learning_rate is called lr here",
+    "trainer.accumulate_grad_batches=2": "batching.batch_size counts the items of one optimiser step",
+    "+trainer.gradient_clip_val=1.0": "type max_grad_norm=",
+    "+trainer.precision=bf16-mixed": "type model.dtype=bfloat16 or model.dtype=float32",
+    "++trainer.max_epochs=2": "type rounds=2",
+    "optimizer=adafactor": "optimizer._target_=torch.optim.NAME. Choices: adam, adamw, rmsprop.",
+    "model=/some/folder": "A model of yours goes by model.name=FOLDER",
+    "selector=certanty": "Did you mean certainty?",
+    "lr=abc": "lr wants a number, found 'abc'.",
+    "rounds=2.5": "rounds wants a whole number",
+    "reference=frist": "reference wants initial or previous_round, found 'frist'.",
+    "model.lora=16": "model.lora wants settings or null, found 16.",
+    "seed=null": "seed wants a whole number, found null.",
+    "model.dtype=float16": "model.dtype wants auto or bfloat16 or float32, found 'float16'.",
+    "~trainer": "A run needs trainer; leave out ~trainer.",
+    "~nothing": "There is no option nothing.",
+    "+lr_scheduler=cosine": "lr_scheduler is called",
+    "+pool.size=3": "There is no option pool.size.",
+    "labeler._target_=no_such_module.Reward": "names no class: there is no no_such_module.",
+    "selector=certainty callbacks.certainty._target_=callbacks.certainty.Certanity": "Did you mean callbacks.",
+    "name=one,two": "\"name='one,two'\"",
+    "name=lr=1e-4": "\"name='lr=1e-4'\"",
+    "ckpt_path=runs/epoch=3.ckpt": "\"ckpt_path='runs/epoch=3.ckpt'\"",
+    "lr": "lr has no value: an option is typed as NAME=VALUE. Type lr=...",
+    "--lr=1e-4": "options have no dashes here: lr=1e-4.",
+    "run_dir=${nme}": "Interpolation key 'nme' not found",
+    "labeler=judge": "labeler.model and labeler.base_url must be given",
+    "model.name=/no/such/folder": "there is no folder '/no/such/folder'",
+}
+
+PROGRAM = """
+import contextlib, io, json, sys
+from choosy.__main__ import main
+said = {}
+for line in json.loads(sys.argv[1]):
+    sys.argv[1:] = ["train", *line.split(" ")]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        try:
+            main()
+        except SystemExit as end:
+            print(end.code)
+    said[line] = out.getvalue()
+heavy = [name for name in ("torch", "lightning", "transformers", "peft", "pandas") if name in sys.modules]
+print(json.dumps({"said": said, "heavy": heavy}))
+"""
+
+
+def test_help_and_typos_are_answered_in_a_sentence_without_torch(tmp_path):
+    line = [sys.executable, "-c", PROGRAM, json.dumps([*TYPED])]
+    run = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found["heavy"] == []
+    for typed, words in TYPED.items():
+        said = found["said"][typed]
+        assert words in said, (typed, said)
+        assert "Traceback" not in said
+        assert typed == "--help" or len(said.strip().splitlines()) == 1, said
+
+
+@pytest.mark.parametrize("words", ["--help", "labels --help", "fit --help", "compare --help", "report nowhere"])
+def test_a_command_s_help_imports_no_torch(words, tmp_path):
+    program = (
+        "import sys\nfrom choosy.__main__ import main\ntry: main()\nexcept SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, *words.split()], cwd=tmp_path, capture_output=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("line", MENU)
+def test_whatever_the_menu_composes_is_accepted(line):
+    check(compose([line, "model.name=demo:smollm2", *GIVEN.get(line, [])]))
+
+
+def test_a_setting_of_the_user_s_own_is_accepted_where_something_reads_it():
+    check(compose(["+mine=0.3", "lr=${mine}"]))
+    with pytest.raises(ValueError, match="There is no option mine"):
+        check(compose(["+mine=0.3"]))
+
+
+def test_parts_are_taken_away_in_each_way():
+    for words in (["~logger"], ["~callbacks"], ["~callbacks.win_rate"], ["logger.tensorboard=null"]):
+        cfg = compose(words)
+        check(cfg)
+        assert None not in [*cfg.trainer.logger, *cfg.trainer.callbacks]
+
+
+def test_every_mistake_has_its_line():
+    with pytest.raises(ValueError, match=r"(?s)^lr wants a number, found 'hot'\.\nrounds wants") as refused:
+        check(compose(["lr=hot", "rounds=many"]))
+    assert len(str(refused.value).splitlines()) == 2
+
+
+def known() -> list[str]:
+    return options(OmegaConf.to_container(compose([]), resolve=False))
+
+
+def test_the_names_of_other_libraries_lead_to_options_that_exist():
+    there = {*known(), *menu()["defaults"]}
+    for ours in ELSEWHERE:
+        name = ours.removeprefix("+").split("=")[0].split(" ")[0]
+        others = ("loss.gamma", "optimizer.betas", "optimizer.eps")  # of one choice of a group, or of the class alone
+        assert name in there or name in others, ours
+    assert len(OURS) == sum(len(names.split()) for names in ELSEWHERE.values()), "a name stands twice"
+    assert not OURS.keys() & WHY_NONE.keys()
+    assert all(why[0].isupper() and not why.endswith(".") for why in NONE)
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("model.lora.rank", "rank is called model.lora.r here."),
+        ("temperature", "temperature is called sampler.temperature here."),
+        ("callbacks.winrate.every", "Did you mean callbacks.win_rate.every?"),
+        ("batch_sise", "Did you mean batching.batch_size?"),
+        ("zzzzz", ""),
+    ],
+)
+def test_what_was_meant(typed, sentence):
+    assert meant(typed, known()) == sentence
+
+
+# -- signatures that are read from sources ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """Write a module of this source, and return the signature of a name in it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    count = iter(range(99))
+
+    def read(text: str, name: str) -> Any:
+        module = f"{tmp_path.name.replace('-', '_')}_{next(count)}"
+        (tmp_path / f"{module}.py").write_text(text)
+        return signature(f"{module}.{name}")
+
+    return read
+
+
+def test_arguments_are_those_that_python_would_take(source):
+    plain = source("class A:\n    def __init__(self, a, /, b: int = 1, *, c: str, **more): ...", "A")
+    assert [(name, a.is_required) for name, a in plain.arguments.items()] == [("a", True), ("b", False), ("c", True)]
+    assert plain.takes_others
+    heir = source("class B:\n    def __init__(self, a): ...\nclass A(B):\n    def f(self): ...", "A")
+    assert [*heir.arguments] == ["a"]
+    data = "from dataclasses import *\n@dataclass\nclass B:\n    a: int\n@dataclass\nclass A(B):\n    b: int = 2\n"
+    assert [*source(f"{data}    c: int = field(init=False)", "A").arguments] == ["a", "b"]
+    assert [*source("def made(a, b=2): ...", "made").arguments] == ["a", "b"]
+    assert source("A = type('A', (), {})", "A") is None
+    assert source("from nowhere_at_all import A", "A") is None
+    assert source("if True:\n    class A: ...", "A").arguments == {}
+    with pytest.raises(Missing) as missing:
+        source("class Reward: ...", "Rewards")
+    assert missing.value.known == ("Reward",)
+
+
+def test_a_star_import_may_bring_any_name(source):
+    assert source("from os.path import *", "A") is None
+
+
+@pytest.mark.parametrize(
+    ("annotation", "good", "bad", "words"),
+    [
+        ("int", [1], [1.0, True, "1", None], "a whole number"),
+        ("float", [1, 1.5], ["1", True, None], "a number"),
+        ("bool", [True], [1, "yes"], "true or false"),
+        ("str", ["a", 7], [True, None, ["a"]], "text"),
+        ("int | None", [1, None], ["1"], "a whole number or null"),
+        ("Optional[float]", [None, 1.0], ["x"], "a number or null"),
+        ("Literal['a', 'b'] | None", ["a", None], ["c"], "a or b or null"),
+        ("list[str]", [["a"], []], ["a"], "a list"),
+        ("dict[str, float]", [{"a": 1.0}], ["a"], "settings"),
+        ("Word", ["a"], ["z"], "a or b"),
+        ("Thing | None", [{"_target_": "x.Y"}, None], [16], "settings or null"),
+        ("Thing | float", [1.0], ["x"], "a number"),
+        ("Unknown", [1, "a", None], [], ""),
+        ("'int'", [1], ["a"], "a whole number"),
+    ],
+)
+def test_values_fit_their_annotations(annotation, good, bad, words, source):
+    text = f"Word = Literal['a', 'b']\nclass Thing: ...\ndef f(a: {annotation}): ..."
+    argument = source(text, "f").arguments["a"]
+    assert [wanted(value, argument.annotation, argument.module) for value in good] == [None] * len(good)
+    assert [wanted(value, argument.annotation, argument.module) for value in bad] == [words] * len(bad)
+
+
+def test_help_shows_comments_and_choices_of_what_is_chosen():
+    said = train_help(["labeler=judge", "selector=certainty"])
+    assert "  * judge                     a chat model says which response is better" in said
+    assert "labeler.both_orders=true  # ask about each pair twice" in said
+    assert "callbacks.certainty.rescore=never  # never | auto | fp32; " in said
+    assert "trainer.enable_progress_bar=false  # callbacks.progress shows" in said
+    assert "${oc.dict" not in said
+    names = {line.split("=")[0].split("  #")[0] for line in said.splitlines()}
+    plumbing = ("run", "run_dir", "folder", "ledger", "callbacks", "logger", "labeler", "default_root_dir", "save_dir")
+    missing = [
+        o
+        for o in options(OmegaConf.to_container(compose(["labeler=judge", "selector=certainty"]), resolve=False))
+        if not o.startswith(("run.", "module", "hydra")) and o not in names
+    ]
+    config = compose(["labeler=judge", "selector=certainty"])
+    leaves = [
+        o for o in missing if not OmegaConf.is_config(OmegaConf.select(config, o)) and o.split(".")[-1] not in plumbing
+    ]
+    assert leaves == []
