@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
@@ -18,6 +19,7 @@ from torchmetrics import MeanMetric
 
 from choosy.data.batches import Batch, ItemKey
 from choosy.methods.loss_inputs import Loss
+from choosy.methods.schedule import Schedule, share_of_lr
 from choosy.models.policy import Policy
 from choosy.models.rows import Group
 from choosy.parallel.ranks import current_ranks
@@ -25,6 +27,8 @@ from choosy.parallel.sharding import full_tensor, is_sharded
 from choosy.reporting.metrics import StepStats, log_at_once
 from choosy.rounds.bad_losses import BadLosses, OnBadLoss
 from choosy.rounds.run import refuse_unknown
+
+log = logging.getLogger(__name__)
 
 FILLER = [Group((0,), [(0,)])]  # the smallest forward there is
 
@@ -41,6 +45,8 @@ class WeightedDPO(LightningModule):
         loss: What an item costs (see `choosy.methods.losses`).
         optimizer: Makes the optimiser of the trainable parameters.
         warmup_steps: Steps over which the learning rate rises to its value.
+        schedule: What the learning rate does from there to the end of the run; with `reset_policy=each_round` to the
+            end of each round.
         max_grad_norm: Clip the gradient to this norm; None = do not clip.
         reset_policy: `each_round` goes back to the start's weights, and a new optimiser with its warm-up, before each
             round's training, as active preference learning does; `never` trains on.
@@ -56,6 +62,7 @@ class WeightedDPO(LightningModule):
         loss: Loss,
         optimizer: Callable[[Iterable[Parameter]], Optimizer],
         warmup_steps: int = 0,
+        schedule: Schedule = "constant",
         max_grad_norm: float | None = 1.0,
         reset_policy: ResetPolicy = "never",
         on_bad_loss: OnBadLoss = "stop",
@@ -63,12 +70,14 @@ class WeightedDPO(LightningModule):
     ) -> None:
         super().__init__()
         refuse_unknown("reset_policy", reset_policy, get_args(ResetPolicy))
+        refuse_unknown("schedule", schedule, get_args(Schedule))
         self.automatic_optimization = False  # a step is a batch of items, in as many parts as its tokens need
         self.strict_loading = False  # frozen weights are not in the checkpoint
         self.policy = policy
         self.loss = loss
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
+        self.schedule = schedule
         self.max_grad_norm = max_grad_norm
         self.reset_policy = reset_policy
         self.bad_losses = BadLosses(on_bad_loss)
@@ -76,6 +85,7 @@ class WeightedDPO(LightningModule):
         self.loss_epoch = MeanMetric(sync_on_compute=False)  # every rank knows the losses of all
         self.loss_epoch.persistent(True)
         self.kl = 0.0  # of the policy from the reference, by the last step's own samples; of all ranks
+        self.rounds_trained = 0.0  # with the share of the present round that is done
         self.configured_groups: list[dict[str, Any]] = []
 
     def configure_model(self) -> None:
@@ -88,8 +98,16 @@ class WeightedDPO(LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([p for _, p in self.policy.trainable()])
         self.configured_groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-        warmup = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (self.warmup_steps + 1)))
+        warmup = LambdaLR(optimizer, self.share_of_lr)
         return {"optimizer": optimizer, "lr_scheduler": warmup}
+
+    def share_of_lr(self, step: int) -> float:
+        """The share of the learning rate that a step of the optimiser has now."""
+        each_round = self.reset_policy == "each_round"
+        progress = self.rounds_trained % 1 if each_round else self.rounds_trained / (self.trainer.max_epochs or 1)
+        return share_of_lr(
+            self.schedule, step=step, warmup_steps=self.warmup_steps, progress=min(max(progress, 0.0), 1.0)
+        )
 
     def on_train_start(self) -> None:
         """Give the optimiser the configured settings: a checkpoint has brought back those of an earlier command."""
@@ -113,6 +131,8 @@ class WeightedDPO(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Active preference learning trains from the start's weights on all labels bought so far (Alg. 1)."""
         self.loss_epoch.reset()
+        self.rounds_trained = float(self.current_epoch)
+        self.warn_of_endless_warmup()
         if self.reset_policy == "each_round" and self.current_epoch > 0:
             self.policy.states.restore_start()
             optimizer, warmup = self.optimizer_and_warmup()
@@ -121,6 +141,18 @@ class WeightedDPO(LightningModule):
             warmup.step()  # the first step of the round has the learning rate of the first step of the run
         if self.policy.states.is_reference():
             self.kl = 0.0
+
+    def warn_of_endless_warmup(self) -> None:
+        """Warn once where the learning rate does not reach its value, by the steps of the first round."""
+        rounds = 1 if self.reset_policy == "each_round" else self.trainer.max_epochs or 1
+        steps = int(self.trainer.num_training_batches) * rounds
+        if self.current_epoch == 0 and self.warmup_steps >= steps > 0:
+            log.warning(
+                "warmup_steps=%d, and this run has about %d steps: the learning rate never reaches its value. Type a "
+                "smaller warmup_steps.",
+                self.warmup_steps,
+                steps,
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One optimiser step on the mean over the batch's items of weight x loss."""
@@ -134,8 +166,10 @@ class WeightedDPO(LightningModule):
 
         if batch.total:
             stats = self.accumulate_gradients(batch, part_loss)
+            lr = float(self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"])  # type: ignore[union-attr]
+            self.rounds_trained = self.current_epoch + (batch_idx + 1) / self.trainer.num_training_batches
             norm = self.take_step(stats)
-            self.log_step(stats, norm, batch.total)
+            self.log_step(stats, norm, batch.total, lr)
 
     def accumulate_gradients(self, batch: Batch, part_loss: Callable[[Batch], tuple[Tensor, StepStats]]) -> StepStats:
         """Accumulate the step's gradients without items whose loss is not finite, and return the stats of all ranks."""
@@ -192,11 +226,11 @@ class WeightedDPO(LightningModule):
         self.lr_schedulers().step()  # type: ignore[union-attr]
         return norm
 
-    def log_step(self, stats: StepStats, norm: Tensor, items: int) -> None:
+    def log_step(self, stats: StepStats, norm: Tensor, items: int, lr: float) -> None:
         """Log the step, and with the last step of an epoch the epoch's mean loss."""
         self.kl = self.kl if stats.kl is None else stats.kl
         self.loss_epoch.update(stats.loss, weight=items)
-        metrics: dict[str, float | Tensor] = {"loss_step": stats.loss, **stats.metrics()}
+        metrics: dict[str, float | Tensor] = {"loss_step": stats.loss, "lr": lr, **stats.metrics()}
         if self.max_grad_norm is not None:
             metrics["grad_norm"] = norm
         if self.trainer.is_last_batch:
@@ -221,12 +255,14 @@ class WeightedDPO(LightningModule):
         start, reference = self.policy.states.to_save(with_start=self.policy.lora is not None)
         metric = self.loss_epoch.state_dict()
         checkpoint["choosy"] = {"initial": start, "reference": reference, "loss_epoch": metric, "kl": self.kl}
+        checkpoint["choosy"]["rounds_trained"] = self.rounds_trained
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         states: Mapping[str, Any] = checkpoint["choosy"]
         self.configure_model()
         self.loss_epoch.load_state_dict(states["loss_epoch"])
         self.kl = states["kl"]
+        self.rounds_trained = states.get("rounds_trained", 0.0)  # which older checkpoints do not have
         self.policy.states.load(states["initial"], states["reference"])
 
 

@@ -53,7 +53,7 @@ def sampled_rounds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 SETTINGS = {
     "plain": [],
-    "moving reference": ["reference=previous_round", "pool.keep=all", "epochs_per_round=2"],
+    "moving reference": ["reference=previous_round", "pool.keep=all", "epochs_per_round=2", "schedule=cosine"],
     "learned reward": [
         "+callbacks.predicted_gap._target_=callbacks.predicted_gap.PredictedGap",
         *("+callbacks.predicted_gap.thompson=true", "+callbacks.predicted_gap.fraction=1.0"),

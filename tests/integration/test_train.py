@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -428,6 +429,24 @@ def test_reset_policy_starts_the_warm_up_again_with_the_optimiser(reset, play):
     first, second = rates.of_round
     assert first[:2] == pytest.approx([1e-4, 2e-4])
     assert second[0] == pytest.approx(1e-4 if reset == "each_round" else 1e-4 * (len(first) + 1))
+
+
+@pytest.mark.parametrize("reset", ["each_round", "never"])
+def test_the_learning_rate_falls_to_the_end_and_is_logged(reset, play):
+    run = play("schedule=linear", "lr=4e-4", "data.limit=8", f"reset_policy={reset}")
+    rates = pd.read_csv(run.run_dir / "metrics.csv").groupby("epoch")["lr"].apply(lambda of: of.dropna().tolist())
+    for number, of_round in rates.items():
+        steps = np.arange(len(of_round)) / len(of_round)
+        share = 1 - steps if reset == "each_round" else 1 - (number + steps) / len(rates)
+        assert of_round == pytest.approx(4e-4 * share)
+
+
+def test_a_warm_up_longer_than_the_run_is_named(play, caplog):
+    play("warmup_steps=100", "data.limit=8")
+    assert "warmup_steps=100, and this run has about" in caplog.text
+    caplog.clear()
+    play("warmup_steps=1", "data.limit=8", name="shorter")
+    assert "warmup_steps" not in caplog.text
 
 
 @pytest.mark.parametrize("reference", ["previous_round", "initial"])

@@ -1,0 +1,31 @@
+"""How the learning rate changes over a run."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+def share_of_lr(schedule: Schedule, *, step: int, warmup_steps: int, progress: float) -> float:
+    """Return the share of the learning rate that a step has.
+
+    A run's steps are not known before its last round, so that the decay goes by rounds; the warm-up goes by steps.
+
+    Args:
+        schedule: What follows the warm-up: `constant` stays, `linear` and `cosine` fall to 0 at the end of the run.
+        step: Of the optimiser, from 0.
+        warmup_steps: Steps before the first that has the full share.
+        progress: Share of the run's rounds that are trained on, in [0, 1].
+
+    Example:
+        >>> [share_of_lr("constant", step=step, warmup_steps=3, progress=0.0) for step in (0, 3, 9)]
+        [0.25, 1.0, 1.0]
+        >>> [share_of_lr("linear", step=9, warmup_steps=0, progress=progress) for progress in (0.0, 0.75, 1.0)]
+        [1.0, 0.25, 0.0]
+        >>> [round(share_of_lr("cosine", step=9, warmup_steps=0, progress=p), 3) for p in (0.0, 0.25, 0.5, 1.0)]
+        [1.0, 0.854, 0.5, 0.0]
+    """
+    decay = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+    return min(1.0, (step + 1) / (warmup_steps + 1)) * decay[schedule]
