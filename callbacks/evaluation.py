@@ -76,6 +76,16 @@ class WinRate(Evaluator):
         self.sampler = sampler
         self.start: dict[str, Candidates] = {}
 
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Say what the evaluation will cost before the first label is bought."""
+        run, rounds = trainer.datamodule.run, trainer.max_epochs
+        looks = sum((number + 1) % self.every == 0 or number + 1 == rounds for number in range(rounds))
+        start = run.labels.evaluator is not None and run.labels.evaluator.scores  # the start's answers are scored too
+        prompts = trainer.datamodule.heldout_prompts
+        tokens = self.sampler.max_new_tokens
+        if cost := run.labels.plan_evaluation(prompts, looks + start, response_tokens=tokens):
+            run.phases.say(cost)
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         run, prompts = trainer.datamodule.run, trainer.datamodule.heldout_prompts
         if not prompts:

@@ -13,8 +13,10 @@ import pytest
 
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.human.labeler import Human
+from choosy.labeling.judge.judge import Judge
+from choosy.labeling.judge.settings import EndpointSettings, Prices
 from choosy.labeling.noisy import Noisy
-from choosy.labeling.protocols import Terms
+from choosy.labeling.protocols import Answer, Terms
 from choosy.labeling.queue import Queue
 from choosy.labeling.vader import Vader
 from choosy.rounds.evaluate import evaluate
@@ -116,3 +118,69 @@ def test_invalid_verdicts_of_people_are_not_limited_unless_the_run_says_so(bough
 def test_an_unknown_word_says_how_to_name_a_labeler(bought) -> None:
     with pytest.raises(ValueError, match=r"none of auto, labeler, none; .* named as labeler@labels.evaluation=vader"):
         bought(Longer(), evaluation="vader")
+
+
+# --- what evaluation costs ---
+
+
+class Priced:
+    """A tenth of money for each comparison."""
+
+    name = "priced"
+
+    def __init__(self, price: float | None = None) -> None:
+        self.terms = Terms(price=price)
+
+    def compare(self, items):
+        for at, (_, one, other) in enumerate(items):
+            yield Answer(at, "first" if len(one.text) > len(other.text) else "second", cost=0.1)
+
+
+PROMPTS = [c.prompt for c in HAPPY]
+QUESTIONS = [(Prompt(f"t{n}", f"t{n}?"), Response("long"), Response("no")) for n in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("price", "known"), [(0.1, "for about 0.6, which labels.budget_money=1.0"), (None, "known after")]
+)
+def test_the_money_for_evaluation_is_kept_and_said_before_the_first_label(bought, price, known):
+    buyer = bought(Priced(price), budget_money=1.0)
+    said = buyer.plan_evaluation(PROMPTS, 2, response_tokens=8)
+    assert said.startswith("Held-out answers are judged up to 6 times by priced")
+    assert known in said
+    assert sum(verdict is not None for verdict in buyer.compare(QUESTIONS)) == 4
+    assert win_rate(buyer) is not None
+    assert buyer.counts.money_evaluation == pytest.approx(0.3)
+    buyer.compare(QUESTIONS)
+    assert buyer.counts.money == pytest.approx(0.4), "the second evaluation still has its money"
+
+
+def test_a_cap_below_the_cost_of_evaluation_is_refused_before_the_first_label(bought):
+    words = r"judged up to 30 times by priced, for 3.00, and labels.budget_money=1.0 pays.*data.heldout_limit"
+    with pytest.raises(ValueError, match=words):
+        bought(Priced(0.1), budget_money=1.0).plan_evaluation(PROMPTS, 10, response_tokens=8)
+
+
+def test_evaluation_that_nothing_was_kept_for_stops_at_the_cap_too(bought, caplog):
+    buyer = bought(Priced(0.1), budget_money=0.2)
+    found = evaluate(HAPPY, {c.prompt.id: c for c in SAD}, buyer)
+    assert found.metrics["judged"] == 2
+    assert [row["outcome"] is None for row in found.rows] == [False, False, True]
+    assert buyer.counts.money_evaluation == pytest.approx(0.2)
+    assert "labels.budget_money=0.2 is spent: 1 of 3 judgements were not bought" in caplog.text
+
+
+def test_another_evaluator_pays_from_the_same_cap(bought):
+    buyer = bought(Vader(), evaluation=Priced(0.1), budget_money=0.2)
+    assert "for about 0.3" not in (buyer.plan_evaluation(PROMPTS[:2], 1, response_tokens=8) or "")
+    assert evaluate(HAPPY, {c.prompt.id: c for c in SAD}, buyer.evaluator).metrics["judged"] == 2
+    assert buyer.score(HAPPY)[0].responses[0].reward is not None, "labels that cost nothing are free under any cap"
+
+
+def test_the_cost_of_a_judge_is_estimated_from_its_prices_of_tokens(bought):
+    settings = EndpointSettings(prices=Prices(prompt=2.0, completion=10.0))
+    judge = Judge("toy", base_url="http://localhost:1/v1", endpoint=settings)
+    tokens = (len("".join(judge.template.values())) + len(PROMPTS[0].text)) // 4 + 2 * 100
+    expected = 2 * (tokens * 2.0 + 512 * 10.0) / 1e6
+    assert judge.estimate(PROMPTS[0], 100) == pytest.approx(expected)
+    assert f"for about {3 * expected:.2g}." in bought(judge).plan_evaluation(PROMPTS, 1, response_tokens=100)

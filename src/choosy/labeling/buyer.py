@@ -9,16 +9,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from numbers import Real
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from choosy.labeling.asking import LabelerCall, LabelerFailed
 from choosy.labeling.ledger import Counts, Label, Ledger, Question
-from choosy.labeling.limits import MAX_INVALID, Budget, InvalidVerdicts, affordable_groups
+from choosy.labeling.limits import MAX_INVALID, Budget, EvaluationPlan, InvalidVerdicts, affordable_groups
 from choosy.labeling.protocols import (
     ALL,
     LIST_AT_ONCE,
     Answer,
     ChecksPrompts,
+    Estimates,
     Informed,
     Labeler,
     NeedsPolicy,
@@ -31,6 +32,7 @@ from choosy.labeling.protocols import (
     labelers_able_to,
     terms_of,
 )
+from choosy.labeling.statistics import as_money
 from choosy.models.policy import Policy
 from choosy.types import MIRRORED, Candidates, Prompt, Response, Verdict
 
@@ -51,9 +53,10 @@ class LabelBuyer:
         ledger: The ledger's file.
         budget: The most labels that the run may buy to train on; None = no limit. Labels that evaluate, and labels
             that another run has bought, do not count.
-        budget_money: The most money that these labels may cost, in the labeler's currency; None = no limit. A labeler
-            without a price is asked one prompt or pair first, then at most as many questions at once as it has answered
-            before; what the last of them cost above the most expensive one before it may exceed the budget.
+        budget_money: The most money that labels may cost, those that evaluate included, in the labeler's currency;
+            None = no limit. What the planned evaluation is expected to cost is kept for it. A labeler without a price
+            is asked one prompt or pair first, then at most as many questions at once as it has answered before; what
+            the last of them cost above the most expensive one before it may exceed the budget.
         max_invalid: The largest share of invalid verdicts among those bought since the run was started or resumed;
             above it, once there are 20, the run stops. None = no limit. `auto` = 0.2, and no limit if people answer.
         missing_eos_penalty: Subtracted from the reward to train on of a response that was cut at the length limit; the
@@ -92,13 +95,14 @@ class LabelBuyer:
         self.scores = bool(self.terms.scores)  # whether the labeler gives a response a reward
         self.budget = budget
         self.budget_money = budget_money
-        self._limits = Budget(budget, budget_money, labeler.name, self.terms)
+        self.limits = Budget(budget, budget_money, labeler.name, self.terms)
         self.max_invalid = max_invalid
         self.interrupted = False  # another thread sets it to end a purchase after the next answer
         self.evaluator = self._evaluator(evaluation)  # buys the labels of held-out answers; None = they are not judged
         most = (None if self.terms.people else MAX_INVALID) if max_invalid == "auto" else max_invalid
         self._verdicts = InvalidVerdicts(labeler.name, most)
         self.run = ""
+        self._plan: EvaluationPlan | None = None
 
     def _evaluator(self, evaluation: Labeler | str) -> LabelBuyer | None:
         if evaluation == "auto":
@@ -110,7 +114,8 @@ class LabelBuyer:
                 f"labels.evaluation={evaluation} is none of auto, labeler, none; "
                 f"another labeler is named as labeler@labels.evaluation={evaluation}"
             )
-        return LabelBuyer(evaluation, ledger=self.ledger.path, max_invalid=self.max_invalid, evaluation="labeler")
+        limits: dict[str, Any] = {"budget_money": self.budget_money, "max_invalid": self.max_invalid}
+        return LabelBuyer(evaluation, ledger=self.ledger.path, evaluation="labeler", **limits)
 
     def check_heldout(self, heldout: str | None) -> None:
         """Refuse held-out prompts, which are answered by sampling, if the evaluator judges given responses only."""
@@ -169,13 +174,48 @@ class LabelBuyer:
 
     def covers(self, answers: int) -> bool:
         """Whether the budgets certainly pay so many answers, so that it does not matter which are bought first."""
-        return not self._limits.price_unknown and answers <= self._affordable()[0]
+        return not self.limits.price_unknown and answers <= self._affordable()[0]
 
-    def _affordable(self) -> tuple[float, float]:
+    def _affordable(self, purpose: Purpose = "train") -> tuple[float, float]:
         """How many answers the budgets still pay, and how many to buy before their cost is looked at again."""
         answers, highest = self.ledger.prices(self.run, self.labeler.name)
-        left = self._limits.answers_left(self.counts, highest)
-        return left, max(1, answers) if self._limits.price_unknown else math.inf
+        if purpose == "train":
+            other = self.evaluator not in (None, self)  # whose labels cost something, even if these do not
+            left = self.limits.answers_left(self.counts, highest, kept=self._kept(), free=other)
+        else:
+            left = replace(self.limits, labels=None).answers_left(self.counts, highest, free=True)
+        return left, max(1, answers) if self.limits.price_unknown else math.inf
+
+    def plan_evaluation(self, prompts: Sequence[Prompt], times: int, *, response_tokens: int) -> str | None:
+        """Keep the money for judging answers to held-out prompts so many times, and say what it will be.
+
+        Args:
+            prompts: The held-out prompts.
+            times: How often the run judges an answer to each of them.
+            response_tokens: The most tokens of an answer.
+
+        Returns:
+            A sentence; None if the judgements cost nothing.
+
+        Raises:
+            ValueError: They cost more than the budget of money, by the labeler's price.
+        """
+        judge = self.evaluator
+        if judge is None or not prompts:
+            return None
+        estimate = None
+        if isinstance(judge.labeler, Estimates):
+            estimate = sum(judge.labeler.estimate(p, response_tokens) for p in prompts) / len(prompts)
+        self._plan = EvaluationPlan(judge.labeler.name, len(prompts) * times, judge.terms.price, estimate)
+        return self._plan.announced(self.budget_money)
+
+    def _kept(self) -> float:
+        """Money that the rest of the planned evaluation is expected to cost."""
+        judge = self.evaluator
+        if judge is None or self._plan is None:
+            return 0.0
+        _, highest = self.ledger.prices(self.run, judge.labeler.name)
+        return self._plan.kept(self.counts.evaluation // judge.terms.labels_per_answer, highest)
 
     # -- purchases -----------------------------------------------------------------------------------------------
 
@@ -224,7 +264,7 @@ class LabelBuyer:
             known = self.ledger.find(q.key for group in groups for q in group)
             owed = {key for key, label in known.items() if label.run == self.run and label.purpose == "evaluate"}
             free = known.keys() - owed if train else known.keys()
-            left, at_once = self._affordable() if train else (math.inf, math.inf)
+            left, at_once = self._affordable(purpose)
             served = affordable_groups(groups, free, left, at_once=at_once, pair_is_one=self.terms.given_only)
             wanted: dict[str, Question] = {}
             for question in (q for group in served for q in group or ()):
@@ -237,10 +277,12 @@ class LabelBuyer:
                 break
             if missing and not bought:
                 pause = self._wait(pause, len(missing))
-        if train and None in served:
+        if None in served:
+            limits = str(self.limits) if train else f"labels.budget_money={self.budget_money}"
+            kept = f" ({as_money(self._kept())} of the money is kept for evaluation)" if train and self._kept() else ""
             log.warning(
-                "%s is spent: %d of %d judgements were not bought. Training continues with the labels bought so far.",
-                *(self._limits, served.count(None), len(served)),
+                f"{limits} is spent{kept}: {served.count(None)} of {len(served)} judgements were not bought. "
+                f"{'Training continues' if train else 'Held-out answers are measured'} with the labels bought so far.",
             )
         labels = self.ledger.find(wanted)
         return [None if group is None else [labels[q.key] for q in group] for group in served]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from choosy.labeling.ledger import Counts, Question
 from choosy.labeling.protocols import Answer, Terms
+from choosy.labeling.statistics import as_money
 from choosy.redaction import scrub
 
 MAX_INVALID = 0.2  # the share of invalid verdicts that a machine may give, unless the run says otherwise
@@ -17,7 +18,7 @@ ENOUGH = 20  # verdicts, before their share of invalid ones says anything
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that a run may buy of a labeler to train on; None = no limit."""
+    """The most labels that a run may buy to train on, and the most money for all labels; None = no limit."""
 
     labels: int | None
     money: float | None  # in the labeler's currency
@@ -40,23 +41,71 @@ class Budget:
         """Whether there is a budget of money, and only answers that are bought show what the next one may cost."""
         return self.money is not None and self.terms.price is None
 
-    def answers_left(self, bought: Counts, highest: float | None) -> float:
+    def expected(self, highest: float | None) -> float | None:
+        """What an answer is expected to cost: the price, or the most expensive one so far (`highest`) if that is more.
+
+        None if there is no price, before the first answer.
+        """
+        return max((float(cost) for cost in (self.terms.price, highest) if cost is not None), default=None)
+
+    def answers_left(self, bought: Counts, highest: float | None, *, kept: float = 0.0, free: bool = False) -> float:
         """How many answers the budgets still pay; infinite if there is no limit.
 
-        An answer is expected to cost the labeler's price, or as much as the most expensive one so far (`highest`, None
-        before the first) if that is more.
+        Args:
+            bought: What the run has bought, to train and to evaluate.
+            highest: What the most expensive answer has cost so far; None before the first.
+            kept: Money that is kept for later labels.
+            free: Whether answers may cost nothing; if not, a budget of money that limits nothing is an error.
         """
         left = math.inf if self.labels is None else max(0, self.labels - bought.spent) // self.terms.labels_per_answer
-        expected = max((float(cost) for cost in (self.terms.price, highest) if cost is not None), default=None)
-        if self.money is None or expected is None:
+        expected = self.expected(highest)
+        if self.money is None or expected is None or (free and expected <= 0):
             return left
         if expected <= 0:
             raise ValueError(
                 f"labels.budget_money={self.money} limits nothing: the labels of {self.labeler} cost nothing. "
                 "Type labels.budget_money=null, or give the price of a label, if the labeler has one"
             )
-        affordable = (self.money - bought.money) / expected
+        affordable = (self.money - bought.money - bought.money_evaluation - kept) / expected
         return min(left, max(0, math.floor(affordable + 1e-9)))  # 0.3 / 0.1 is 2.9999999999999996 to a float
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What judging held-out answers will cost a run.
+
+    Attributes:
+        labeler: Who judges.
+        judgements: The most judgements of the whole run.
+        price: What one costs; None = not known beforehand.
+        estimate: What one may cost, if the price is not known.
+    """
+
+    labeler: str
+    judgements: int
+    price: float | None
+    estimate: float | None = None
+
+    def kept(self, bought: int, highest: float | None) -> float:
+        """Money for the judgements after the first ones, of which the most expensive has cost `highest`."""
+        known = [cost for cost in (self.price, highest) if cost is not None]
+        return max(0, self.judgements - bought) * max(known, default=self.estimate or 0.0)
+
+    def announced(self, money: float | None) -> str | None:
+        """Say what the judgements will cost; None if they cost nothing, a ValueError if more than all the money."""
+        what = f"Held-out answers are judged up to {self.judgements} times by {self.labeler}"
+        each = self.estimate if self.price is None else self.price
+        if each is None:
+            unknown = "what that costs is known after the first one, and labels.budget_money includes it."
+            return None if money is None else f"{what}; {unknown}"
+        cost = each * self.judgements
+        if money is not None and self.price is not None and cost > money * (1 + 1e-9):
+            raise ValueError(
+                f"{what}, for {as_money(cost)}, and labels.budget_money={money} pays for all labels, these included. "
+                "Type a larger one, data.heldout_limit=..., callbacks.win_rate.every=..., or labels.evaluation=none"
+            )
+        keeps = "" if money is None else f", which labels.budget_money={money} keeps for them"
+        return f"{what}, for about {as_money(cost)}{keeps}." if cost else None
 
 
 def affordable_groups(

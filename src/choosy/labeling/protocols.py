@@ -114,6 +114,14 @@ class ChecksPrompts(Protocol):
 
 
 @runtime_checkable
+class Estimates(Protocol):
+    """A labeler whose price is not known, and can be estimated."""
+
+    def estimate(self, prompt: Prompt, response_tokens: int) -> float:
+        """Return about what one answer costs, for responses of so many tokens."""
+
+
+@runtime_checkable
 class Informed(Protocol):
     """A labeler that shows people how far the purchase has come."""
 

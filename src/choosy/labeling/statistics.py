@@ -67,3 +67,13 @@ def shares(counts: Mapping[str, int]) -> dict[str, float | None]:
 
 def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
+
+
+def as_money(amount: float) -> str:
+    """Return an amount of money with as many digits as tell it from nothing.
+
+    Example:
+        >>> as_money(12.5), as_money(0.000768), as_money(0.0)
+        ('12.50', '0.00077', '0.00')
+    """
+    return f"{amount:,.2f}" if amount >= 1 or not amount else f"{amount:.2g}"

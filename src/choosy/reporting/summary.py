@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from choosy.data.table_files import read_about
 from choosy.files import replacing
-from choosy.labeling.statistics import shares
+from choosy.labeling.statistics import as_money, shares
 
 HEADINGS = ("round", "reward", "win rate", "ties", "KL", "length", "labels", "tokens", "seconds")
 LEARNED = ("round", "labels learned from", "new pairs predicted right", "correlation with new scores")
@@ -106,8 +106,11 @@ class RunSummary:
         budget = "" if labels["budget"] is None else f" of {labels['budget']:,}"
         parts = [f"{labels['spent']:,}{budget} labels bought", f"{labels['reused']:,} reused"]
         parts += [f"{judged[kind]:,} {kind}" for kind in ("ties", "invalid") if judged[kind]]
-        if money := numbers["money"].get("spent"):
-            parts.append(f"{money:,.2f} spent")
+        money = numbers["money"]
+        to_train, to_evaluate = (money.get(purpose) or 0.0 for purpose in ("spent", "evaluation"))
+        if to_train or to_evaluate:
+            evaluation = f" and {as_money(to_evaluate)} to evaluate" if to_evaluate else ""
+            parts.append(f"{as_money(to_train)} spent{evaluation}")
         return ", ".join(parts)
 
     def numbers(self) -> dict[str, Any]:

@@ -87,15 +87,15 @@ def evaluate(
         their KL divergence, and is called `kl`; over other samples it is none, and is called `log_ratio`.
     """
     both = [replace(c, responses=(c.responses[0], start[c.prompt.id].responses[0])) for c in answers]
-    verdicts: list[Verdict] = []
+    verdicts: list[Verdict | None] = []
     if judge is not None and judge.scores:
         both = judge.score(both, purpose="evaluate")
         verdicts = [*map(by_reward, both)]
     elif judge is not None:
         verdicts = by_comparison(both, judge)
-    outcomes = [OUTCOME[verdict] for verdict in verdicts] or [None] * len(both)
+    outcomes = [verdict and OUTCOME[verdict] for verdict in verdicts] or [None] * len(both)
     wins, log_ratio = WinShare(), Estimate()
-    wins.update(verdicts)
+    wins.update([verdict for verdict in verdicts if verdict])
     log_ratio.update([c.responses[0].logp - c.responses[0].logp_ref for c in both])  # summed over tokens
     name = "kl" if samples_policy else "log_ratio"
     mean, error = log_ratio.compute()
@@ -106,20 +106,23 @@ def evaluate(
     return Evaluation(metrics, rows)
 
 
-def by_comparison(both: Sequence[Candidates], judge: LabelBuyer) -> list[Verdict]:
-    """Compare the first response of each with the second; a seed draws which is shown first, for judges favour one."""
+def by_comparison(both: Sequence[Candidates], judge: LabelBuyer) -> list[Verdict | None]:
+    """Compare the first response of each with the second; a seed draws which is shown first, for judges favour one.
+
+    None is a verdict that the budget of money does not pay.
+    """
     turned = [seed_of("shown", c.prompt.id) % 2 == 1 for c in both]
     shown = [c.responses[:: -1 if turn else 1] for c, turn in zip(both, turned, strict=True)]
     asked = [(c.prompt, first, second) for c, (first, second) in zip(both, shown, strict=True)]
-    said: list[Verdict] = [verdict or "invalid" for verdict in judge.compare(asked, purpose="evaluate")]
-    return [MIRRORED[verdict] if turn else verdict for verdict, turn in zip(said, turned, strict=True)]
+    said = judge.compare(asked, purpose="evaluate")
+    return [MIRRORED[verdict] if turn and verdict else verdict for verdict, turn in zip(said, turned, strict=True)]
 
 
-def by_reward(c: Candidates) -> Verdict:
-    """The verdict of two rewards."""
+def by_reward(c: Candidates) -> Verdict | None:
+    """The verdict of two rewards; None if the budget of money does not pay them."""
     now, start = (r.reward for r in c.responses)
-    assert now is not None
-    assert start is not None
+    if now is None or start is None:
+        return None
     return "tie" if now == start else "first" if now > start else "second"
 
 

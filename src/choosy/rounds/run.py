@@ -281,7 +281,7 @@ class Run:
 
         if len(self.pool) == 0 or not self.ranks.on_rank_zero(nothing_left):
             return False
-        self.phases.say(f"The label budget of {self.labels.budget} is spent; training continues with its pairs.")
+        self.phases.say(f"{self.labels.limits} is spent; training continues with its pairs.")
         return True
 
     def loader(self, number: int) -> ItemBatches:

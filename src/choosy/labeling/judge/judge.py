@@ -17,7 +17,7 @@ from anyio.from_thread import start_blocking_portal
 from choosy.labeling.judge.endpoint import Endpoint, Refused, Session, SessionStopped, Unanswered
 from choosy.labeling.judge.settings import EndpointSettings, RequestSettings
 from choosy.labeling.protocols import Answer, ItemFailed, ResponsePair, Terms
-from choosy.types import MIRRORED, Verdict, content_id
+from choosy.types import MIRRORED, Prompt, Verdict, content_id
 
 TEMPLATE = Path(__file__).with_name("template.txt")
 BLANKS = {"prompt", "first", "second", "fence", "code"}
@@ -75,6 +75,11 @@ class Judge:
             labels_per_answer=2 if both_orders else 1,
             runs_remotely=True,
         )
+
+    def estimate(self, prompt: Prompt, response_tokens: int) -> float:
+        """Return about what a pair costs, at four characters a token and replies as long as they may be."""
+        asked = sum(map(len, [*self.template.values(), prompt.text])) // 4 + 2 * response_tokens
+        return self.endpoint.settings.prices.cost(asked, self.request.max_tokens) * self.terms.labels_per_answer
 
     def compare(self, items: Sequence[ResponsePair]) -> Iterable[Verdict | Answer]:
         """Yield each verdict as soon as it is there; if the caller leaves, requests in flight are cancelled."""
