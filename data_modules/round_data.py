@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule
 
 from choosy.data.batches import ItemBatches
 from choosy.data.encode import Reader
+from choosy.data.reading import fingerprint
 from choosy.data.sources import named
 from choosy.module import WeightedDPO
 from choosy.rounds.evaluate import as_pairs
@@ -46,6 +47,7 @@ class RoundData(LightningDataModule, ABC):
         self.prompts: list[Prompt] = []
         self.heldout_prompts: list[Prompt] = []
         self.labeled_pairs: list[Candidates] = []
+        self.given: dict[str, Candidates] = {}  # the responses of data.train, if it has any
 
     @abstractmethod
     def read_train(self, module: WeightedDPO) -> list[Prompt]:
@@ -67,7 +69,12 @@ class RoundData(LightningDataModule, ABC):
         if self.heldout_pairs:
             given = self.reader.candidates(self.heldout_pairs, module.policy, limit=self.heldout_limit)
             self.labeled_pairs = as_pairs(given, named(self.heldout_pairs))
-        self.run.open(module.policy, module.loss, self.prompts)
+        read = {
+            "data.train": fingerprint(self.given.get(p.id, p) for p in self.prompts),
+            "data.heldout": fingerprint(self.heldout_prompts),
+            "data.heldout_pairs": fingerprint(self.labeled_pairs),
+        }
+        self.run.open(module.policy, module.loss, self.prompts, read)
 
     def train_dataloader(self) -> ItemBatches:
         """Play this epoch's round, then train on its items."""

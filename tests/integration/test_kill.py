@@ -185,7 +185,7 @@ def test_other_prompts_in_the_same_file_are_refused(stopped, folder):
     before = file.read_text()
     file.write_text(before.replace("chess", "draughts"))
     try:
-        with pytest.raises(ValueError, match=r"prompts of data.train are others than when this run began"):
+        with pytest.raises(ValueError, match=r"rows of data.train are others than when this run began"):
             train(compose(lines), run)
     finally:
         file.write_text(before)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import NamedTuple, TypeVar
 
 from choosy.data.formats import PROMPTS, Cells, Row, Untrainable, to_candidates, to_prompt
 from choosy.data.sources import Source, named, read_rows
-from choosy.types import Candidates, Prompt
+from choosy.types import Candidates, Prompt, content_id
 
 Promptlike = TypeVar("Promptlike", Prompt, Candidates)
 
@@ -41,6 +41,24 @@ def placed_prompts(source: Source, *, as_chat: bool = True, limit: int | None = 
 def placed_candidates(source: Source, *, as_chat: bool = True, limit: int | None = None) -> dict[str, Candidates]:
     """The candidates of `read_candidates` by the places they stand at."""
     return _read(source, partial(to_candidates, as_chat=as_chat), limit, "of no known meaning")
+
+
+def fingerprint(items: Iterable[Prompt | Candidates]) -> str:
+    """A short name for what was read: the same for equal rows in the same order, whatever file they are in.
+
+    Example:
+        >>> one, other = Prompt("a", "2?", columns={"x": 3, "y": 4}), Prompt("a", "2?", columns={"y": 4, "x": 3})
+        >>> fingerprint([one]) == fingerprint([other]) != fingerprint([one, other])
+        True
+    """
+    parts: list[str] = []
+    for item in items:
+        prompt, answers, weight = (
+            (item, (), None) if isinstance(item, Prompt) else (item.prompt, item.responses, item.weight)
+        )
+        parts += prompt.id, repr(prompt.messages), prompt.text, prompt.keywords, repr(weight)
+        parts += repr(sorted(prompt.columns.items())), repr([(r.text, r.gold) for r in answers])
+    return content_id(*parts)
 
 
 def _read(

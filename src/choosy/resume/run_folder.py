@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import uuid
 from collections.abc import Mapping
@@ -44,12 +45,20 @@ def prepare_folder(folder: Path, ckpt_path: str | None, *, config: Mapping[str, 
     return start
 
 
-def open_folder(folder: Path, labels: LabelBuyer, ranks: Ranks, *, resuming: bool) -> None:
-    """Take possession of a run's folder once all processes have met, and open its ledger on each of them."""
+def open_folder(folder: Path, labels: LabelBuyer, ranks: Ranks, read: Mapping[str, str], *, resuming: bool) -> None:
+    """Take possession of a run's folder once all processes have met, and open its ledger on each of them.
+
+    `read` has the fingerprints of the data, which are those of the run's beginning if it resumes.
+    """
     refuse_different_folders(folder, ranks)
 
     def take() -> str:
         refuse_used_folder(folder, resuming=resuming)  # scripts that build their own Trainer do not prepare
+        file = folder / "data.json"
+        if resuming and file.exists():
+            refuse_edited(json.loads(file.read_text()), read)
+        with replacing(file) as unfinished:
+            unfinished.write_text(json.dumps(read))
         name = run_id(folder)
         labels.open(name)
         refuse_lost_labels(folder, labels)
@@ -82,6 +91,15 @@ def refuse_used_folder(folder: Path, *, resuming: bool) -> None:
         raise ValueError(
             f"{folder} already holds {state}; choose another name=..., or resume it: the same command with "
             "ckpt_path=last."
+        )
+
+
+def refuse_edited(then: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuse data that read otherwise than when the run began; columns and rows that are not read may change."""
+    if edited := [name for name in now if name in then and then[name] != now[name]]:
+        raise ValueError(
+            f"The rows of {' and '.join(edited)} are others than when this run began, and its pool, its labels and its "
+            "evaluations belong to those: put the old rows back, or choose another name=... for a new run."
         )
 
 

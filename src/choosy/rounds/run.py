@@ -22,7 +22,7 @@ from choosy.parallel.ranks import OneRank, Ranks, current_ranks
 from choosy.reporting.display import Phases
 from choosy.reporting.metrics import cost_metrics
 from choosy.resume.partial_rounds import files_of, forget
-from choosy.resume.run_folder import ledger_copy, open_folder
+from choosy.resume.run_folder import ledger_copy, open_folder, refuse_edited
 from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample, TrainOn
 from choosy.rounds.label import buy_labels, refuse_many
 from choosy.rounds.label_ahead import LabelAhead
@@ -31,7 +31,7 @@ from choosy.rounds.round import play_round
 from choosy.rounds.sample import Resumable
 from choosy.rounds.score import rescore_pool
 from choosy.sampling.protocol import Sampler
-from choosy.types import Prompt, content_id
+from choosy.types import Prompt
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class Run:
         self.ranks: Ranks = OneRank()
         self.heldout_rows: Sequence[Mapping[str, Any]] = ()
         self.evaluation: Mapping[str, float | None] | None = None
-        self.prompts_id = ""
+        self.read: dict[str, str] = {}  # the fingerprints of the data
         self.empty_rounds = 0  # in a row
 
     @property
@@ -146,14 +146,17 @@ class Run:
         self.prompt_selector = prompts or self.prompt_selector
         self.pair_selector = pairs or self.pair_selector
 
-    def open(self, policy: Policy, loss: Loss, prompts: Sequence[Prompt]) -> None:
-        """Open the run's folder and its ledger once all ranks have met; the policy's weights may not be loaded yet."""
+    def open(self, policy: Policy, loss: Loss, prompts: Sequence[Prompt], read: Mapping[str, str]) -> None:
+        """Open the run's folder and its ledger once all ranks have met; the policy's weights may not be loaded yet.
+
+        `read` has the fingerprints of the data, by what is typed for them.
+        """
         self.policy, self.loss = policy, loss
         self.labels.use_policy(policy)
         self.labels.check_prompts(prompts)
         self.ranks = current_ranks()
-        self.prompts_id = content_id(*(part for p in prompts for part in (p.id, p.text)))
-        open_folder(self.folder, self.labels, self.ranks, resuming=self.resuming)
+        self.read = dict(read)
+        open_folder(self.folder, self.labels, self.ranks, self.read, resuming=self.resuming)
 
     def play(self, number: int, prompts: Sequence[Prompt], sample: Sample) -> None:
         """Play a round, unless the pool has it or its file is there from before an interruption."""
@@ -343,7 +346,7 @@ class Run:
             "round": self.pool.round,
             "phases": self.phases.seconds,
             "pairs_trained": self.counts["pairs_trained"],
-            "prompts": self.prompts_id,
+            "data": self.read,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -352,11 +355,7 @@ class Run:
         if state["round"] >= 0:
             self._adopt(state["round"])
         self.phases.resume(state["phases"])
-        if self.prompts_id != state["prompts"]:
-            raise ValueError(
-                "The prompts of data.train are others than when this run began, and its pool belongs to those; "
-                "resume with the old ones, or choose another name=..."
-            )
+        refuse_edited(state["data"], self.read)
 
 
 def refuse_none(name: str, value: int) -> None:
