@@ -123,8 +123,8 @@ def write_index(sweep_dir: str | Path) -> Path:
     return folder / "index.csv"
 
 
-def write_page(template: str, path: str | Path, **values: Any) -> None:
-    """Fill a template in `templates/`, and write the page."""
+def filled(template: str, **values: Any) -> str:
+    """Fill a template in `templates/`."""
     pages = Environment(
         loader=PackageLoader("choosy.reporting"),
         autoescape=True,  # whatever a model wrote stays text
@@ -132,9 +132,14 @@ def write_page(template: str, path: str | Path, **values: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters.update(as_text=as_text, duration=duration)
+    pages.filters.update(as_text=as_text, duration=duration, base64=lambda data: base64.b64encode(data).decode())
+    return pages.get_template(template).render(values)
+
+
+def write_page(template: str, path: str | Path, **values: Any) -> None:
+    """Fill a template in `templates/`, and write the page."""
     with replacing(path) as unfinished:
-        unfinished.write_text(pages.get_template(template).render(values), encoding="utf-8")
+        unfinished.write_text(filled(template, **values), encoding="utf-8")
 
 
 def _job(run_dir: Path, sweep_dir: Path) -> dict[str, Any]:

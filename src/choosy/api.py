@@ -1,0 +1,219 @@
+"""Tunes from Python, with objects where the command line takes names."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from lightning.pytorch import Callback
+from omegaconf import DictConfig, OmegaConf
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from choosy.files import replacing
+from choosy.main import compose, innermost, is_finished, train
+from choosy.reporting.report import filled
+from choosy.reporting.summary import HEADINGS, RunSummary, costs_of, read_run
+from choosy.types import content_id
+
+GIVEN = SimpleNamespace()  # the objects of this process that a configuration names
+PLAIN = re.compile(r"[\w./:@-]+")  # text that the command line reads as it stands
+
+
+def tune(
+    *words: str,
+    model: Any = None,
+    prompts: Any = None,
+    heldout: Any = None,
+    reward: Any = None,
+    selector: Any = None,
+    loss: Any = None,
+    config_dir: str | Path | None = None,
+    **options: Any,
+) -> Tuned:
+    """Play a run as `choosy train` does, and return what it left.
+
+    Args:
+        words: What would be typed: "experiment=optune", "data.responses=4".
+        model: A folder or hub id; or a loaded model and its tokenizer, a pair, which is saved into the run's folder.
+        prompts: A file or another source, as data.train is; or rows: strings, dicts, a `datasets.Dataset`.
+        heldout: What to evaluate on, likewise.
+        reward: A labeler of the menu; a function, or its name such as "rewards.py:length"; or a labeler.
+        selector: A selector of the menu, or a callback that chooses prompts or pairs.
+        loss: A loss of the menu, or a loss.
+        config_dir: A folder with your own part of the menu, such as selector/mine.yaml.
+        options: Any option by its name; of a group as a dict: sampler={"max_new_tokens": 64}.
+
+    Raises:
+        ValueError: Something cannot run; the message says what to give instead.
+
+    Example:
+        choosy.tune(prompts=["Tell me about tea."], reward=lambda prompt, response: -len(response), rounds=2)
+    """
+    typed = ["callbacks.report.console=false", *words, *as_typed(options)]
+    if config_dir is not None:
+        typed.append(f"hydra.searchpath=['file://{Path(config_dir).resolve()}']")
+    named = {"model.name": model, "data.train": prompts, "data.heldout": heldout, "loss": loss, "selector": selector}
+    typed += as_typed({name: value for name, value in named.items() if isinstance(value, str)})
+    typed += reward_words(reward)
+    chooses = None if selector is None or isinstance(selector, str) else selector
+    if chooses is not None:
+        if not isinstance(chooses, Callback):
+            raise ValueError(f"selector={chooses!r:.80}: give a name of the menu, or a callback such as RandomPairs().")
+        typed.append("selector=none")
+    cfg = compose(typed)
+    run_dir = Path(cfg.run_dir)
+    for name, rows in (("train", prompts), ("heldout", heldout)):
+        if rows is not None and not isinstance(rows, str):
+            cfg.data[name] = str(write_rows(rows, run_dir / "given" / f"{name}.jsonl"))
+    if model is not None and not isinstance(model, str):
+        cfg.model.name = str(save_model(model, run_dir / "given" / "model"))
+    if is_labeler(reward):
+        put(cfg, "labeler", reward)
+    if loss is not None and not isinstance(loss, str):
+        put(cfg, "loss", loss)
+    try:
+        if not is_finished(cfg, run_dir):
+            train(cfg, run_dir, callbacks=[chooses] if chooses else [])
+    except Exception as error:
+        if (cause := innermost(error)) is error:
+            raise
+        raise cause from None
+    return Tuned(run_dir)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a run left in its folder, finished or not."""
+
+    folder: Path
+
+    @property
+    def run(self) -> RunSummary:
+        """What the files of its rounds say."""
+        return read_run(self.folder)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The numbers of summary.json."""
+        return self.run.numbers()
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for the start and for each round: its held-out evaluation, and what had been spent by then."""
+        run = self.run
+        first = [{"round": 0, **run.start, "labels": 0, "tokens": 0, "seconds": 0.0}] if run.start else []
+        spent = (dict(zip(("labels", "tokens", "seconds"), costs_of(played), strict=True)) for played in run.rounds)
+        rows = zip(run.rounds, spent, strict=True)
+        return [*first, *({"round": p["round"] + 1, **(p["evaluation"] or {}), **costs} for p, costs in rows)]
+
+    @property
+    def curves(self) -> Path:
+        """The picture of reward and win rate against labels, tokens and seconds."""
+        return self.folder / "curves.png"
+
+    @cached_property
+    def policy(self) -> tuple[Any, Any]:
+        """The tuned model and its tokenizer, loaded from the folder at first use, ready to generate."""
+        where = next(folder for name in ("adapter", "model") if (folder := self.folder / name).exists())
+        return AutoModelForCausalLM.from_pretrained(where, dtype="auto"), AutoTokenizer.from_pretrained(where)
+
+    def _repr_html_(self) -> str:
+        """The head of the report, as a notebook shows it."""
+        return filled("head.html.j2", run=self.run, headings=HEADINGS, curves=self.curves.read_bytes())
+
+
+def as_typed(options: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    """Yield options as they are typed.
+
+    Example:
+        >>> list(as_typed({"lr": 1e-4, "sampler": {"top_p": 0.9}, "model.adapter": "my folder", "labels.budget": None}))
+        ['lr=0.0001', 'sampler.top_p=0.9', "model.adapter='my folder'", 'labels.budget=null']
+    """
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from as_typed(value, f"{within}{name}.")
+        else:
+            yield f"{within}{name}={value_as_typed(value)}"
+
+
+def value_as_typed(value: Any) -> str:
+    """Return a value as Hydra reads it."""
+    if value is None or isinstance(value, bool | int | float):
+        return json.dumps(value)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(value_as_typed, value))}]"
+    text = str(value)
+    return text if PLAIN.fullmatch(text) else "'" + text.replace("'", "\\'") + "'"
+
+
+def is_labeler(reward: Any) -> bool:
+    """Whether this is a labeler, which scores or compares, and no function or name."""
+    return hasattr(reward, "score") or hasattr(reward, "compare")
+
+
+def reward_words(reward: Any) -> list[str]:
+    """Return what is typed for a reward; a function goes by its name, and its labels also by its source."""
+    if reward is None or is_labeler(reward):
+        return []
+    if isinstance(reward, str):
+        is_function = ":" in reward or "." in reward
+        return ["labeler=function", f"labeler.path={reward}"] if is_function else [f"labeler={reward}"]
+    if not callable(reward):
+        raise ValueError(f"reward={reward!r:.80}: give a function, a labeler, or the name of one.")
+    name = re.sub(r"\W", "", getattr(reward, "__name__", type(reward).__name__)) or "function"
+    setattr(GIVEN, name, reward)
+    path = f"{__name__}.GIVEN.{name}"
+    return ["labeler=function", f"labeler.path={path}", f"labeler.name=function:{name}:{source_id(reward)}"]
+
+
+def source_id(function: Callable[..., Any]) -> str:
+    """Name the source of a function, so that labels of another function of the same name are not reused."""
+    try:
+        return content_id(inspect.getsource(function))[:8]
+    except (OSError, TypeError):  # typed into an interpreter, or no function of Python
+        return content_id(repr(getattr(function, "__code__", function)))[:8]
+
+
+def put(cfg: DictConfig, name: str, value: Any) -> None:
+    """Put an object of this process into a configuration, by a name that `given` finds again."""
+    setattr(GIVEN, name, value)
+    OmegaConf.update(cfg, name, {"_target_": f"{__name__}.given", "name": name}, merge=False, force_add=True)
+
+
+def given(name: str) -> Any:
+    """Return an object that was put into a configuration.
+
+    Raises:
+        ValueError: It was put there in another process.
+    """
+    if not hasattr(GIVEN, name):
+        raise ValueError(
+            f"The {name} of this run was a Python object; resume the run by choosy.tune with the same one."
+        )
+    return getattr(GIVEN, name)
+
+
+def write_rows(rows: Iterable[Any], path: Path) -> Path:
+    """Write prompts, or rows of data, as JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as unfinished:
+        lines = (json.dumps({"prompt": row} if isinstance(row, str) else dict(row)) for row in rows)
+        unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def save_model(model: Any, folder: Path) -> Path:
+    """Save a loaded model and its tokenizer, so that the run can be resumed and its adapter has its base."""
+    if not (isinstance(model, tuple | list) and len(model) == 2 and all(hasattr(m, "save_pretrained") for m in model)):
+        raise ValueError("model wants a folder, a hub id, or a pair: model=(model, tokenizer).")
+    if hasattr(model[0], "peft_config"):
+        raise ValueError("The given model has an adapter: give model.merge_and_unload(), or a folder as model.adapter.")
+    for part in model:
+        part.save_pretrained(folder)
+    return folder

@@ -1,0 +1,175 @@
+"""`choosy.tune` from a folder outside the project: what docs/python.md shows, objects of every kind, own packages."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from tiny import ROOT, TOY, command, environ
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import choosy
+from callbacks.random import RandomPairs
+from choosy.methods.losses import SigmoidLoss
+
+PAGE = ROOT / "docs" / "python.md"
+THINGS = ("tea", "rain", "bread", "snow", "chess", "soup", "maps", "owls")
+PROMPTS = [f"Tell me about {thing}." for thing in THINGS]
+
+
+def letters(prompt: str, response: str) -> float:
+    """The reward of toy.vowels."""
+    return float(sum(map(ord, response)) % 7)
+
+
+@pytest.fixture
+def tune(tmp_path: Path, tiny_policy_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`choosy.tune` of a small run in a folder outside the project."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    small = {"trainer": "cpu", "rounds": 2, "sampler": {"max_new_tokens": 6}, "model.dtype": "float32"}
+    small |= {"selector": "random_pairs", "weighting": "uniform", "model": str(tiny_policy_dir)}
+
+    def tuned(*words: str, **more: Any) -> Any:
+        return choosy.tune(*words, **{**small, "prompts": PROMPTS, "reward": letters, **more})
+
+    return tuned
+
+
+def test_importing_choosy_imports_no_torch():
+    asked = "import sys, choosy; assert 'torch' not in sys.modules and 'choosy.api' not in sys.modules"
+    subprocess.run([sys.executable, "-c", asked], check=True)
+
+
+def test_a_result_has_its_numbers_table_curves_policy_and_a_head_for_notebooks(tune):
+    result = tune(heldout=PROMPTS[:3], lr=1e-2, **{"batching.batch_size": 2})
+    assert result.summary == json.loads((result.folder / "summary.json").read_text())
+    rows = result.table()
+    assert [row["round"] for row in rows] == [0, 1, 2]
+    assert rows[-1]["labels"] == result.summary["labels"]["spent"] > 0
+    assert rows[-1]["reward"] == result.summary["reward"]["final"]
+    assert result.curves.read_bytes().startswith(b"\x89PNG")
+    head = result._repr_html_()
+    assert result.run.headline in head
+    assert "data:image/png;base64,iVBOR" in head
+    assert "Tell me about tea." in head
+
+
+def test_a_loaded_model_rows_and_a_function_train_as_their_names_do(tune, tiny_policy_dir, tmp_path):
+    (tmp_path / "toy.py").write_text(TOY)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS))
+    model, tokenizer = (kind.from_pretrained(tiny_policy_dir) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    by_object = tune(model=(model, tokenizer), prompts=Dataset.from_list([{"prompt": p} for p in PROMPTS]))
+    by_name = tune("run_dir=named", prompts="rows.jsonl", reward="toy.vowels")
+    ours, theirs = (dict(result.policy[0].named_parameters()) for result in (by_object, by_name))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items()), "it stays as it was"
+    assert any(weight.abs().sum() > 0 for name, weight in ours.items() if "lora_B" in name)
+    given = yaml.safe_load((by_object.folder / "config.yaml").read_text())
+    assert given["data"]["train"].endswith("given/train.jsonl")
+
+
+def test_selectors_losses_and_labelers_are_objects_too(tune):
+    class Longer:
+        name = "longer"
+
+        def compare(self, items):
+            return ["first" if len(a.text) > len(b.text) else "second" for _, a, b in items]
+
+    result = tune(reward=Longer(), selector=RandomPairs(fraction=0.5), loss=SigmoidLoss(beta=0.3), rounds=1)
+    assert result.summary["labels"]["spent"] == 4
+    assert yaml.safe_load((result.folder / "config.yaml").read_text())["loss"]["name"] == "loss"
+
+
+def test_a_function_in_trl_form_receives_the_columns_of_the_rows(tune):
+    seen = []
+
+    def fits(completions, wanted, **kwargs):
+        seen.extend(wanted)
+        return [float(len(text) % (n + 2)) for text, n in zip(completions, wanted, strict=True)]
+
+    rows = [{"prompt": prompt, "wanted": n} for n, prompt in enumerate(PROMPTS)]
+    assert tune(prompts=rows, reward=fits, rounds=1).summary["labels"]["spent"] > 0
+    assert set(seen) <= set(range(8))
+    assert len(set(seen)) > 1
+
+
+def test_a_finished_run_is_read_and_a_longer_one_continued(tune):
+    first = tune("run_dir=one", "ckpt_path=auto")
+    written = (first.folder / "summary.json").stat().st_mtime_ns
+    assert (tune("run_dir=one", "ckpt_path=auto").folder / "summary.json").stat().st_mtime_ns == written
+    assert tune("run_dir=one", "ckpt_path=auto", rounds=3).summary["rounds"] == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"reward": 3}, "reward=3: give a function, a labeler, or the name of one"),
+        ({"selector": object()}, "give a name of the menu, or a callback"),
+        ({"model": torch.nn.Linear(1, 1)}, r"model=\(model, tokenizer\)"),
+        ({"reward": lambda prompt, response: float("nan")}, "nan"),
+        ({"data": {"responses": 0}}, "data.responses=0"),
+    ],
+)
+def test_what_cannot_run_is_refused_in_a_sentence(given, message, tune):
+    with pytest.raises(ValueError, match=message):
+        tune(**given)
+
+
+@pytest.mark.slow
+def test_the_page_runs_from_a_folder_outside_the_project(tmp_path, tiny_policy_dir):
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 4
+    sizes = '"trainer=cpu", "sampler.max_new_tokens=6", "model.dtype=float32", '
+    program = "\n".join(blocks).replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(tiny_policy_dir))
+    (tmp_path / "page.py").write_text(program.replace("choosy.tune(", f"choosy.tune({sizes}"))
+    run = command("page.py", folder=tmp_path, fresh=True)
+    assert run.returncode == 0, run.stderr
+    assert len(list((tmp_path / "runs").glob("*/summary.json"))) == 3
+
+
+@pytest.mark.slow
+def test_an_own_selector_is_on_the_menu_of_a_folder_of_ones_own(tmp_path, tiny_policy_dir):
+    page = PAGE.read_text()
+    (menu,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (selector,) = re.findall(r"^from dataclasses.*?(?=^class Shorter)", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "menu" / "selector").mkdir(parents=True)
+    (tmp_path / "menu" / "selector" / "longest_pairs.yaml").write_text(menu)
+    (tmp_path / "my_selectors.py").write_text(selector)
+    (tmp_path / "toy.py").write_text(TOY)
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS))
+    sizes = [
+        "trainer=cpu",
+        "rounds=1",
+        "sampler.max_new_tokens=6",
+        "model.dtype=float32",
+        f"model.name={tiny_policy_dir}",
+    ]
+    sizes += ["data.train=prompts.jsonl", "labeler=function", "labeler.path=toy.vowels"]
+    choosy_train = [sys.executable, "-m", "choosy", "train", "--config-dir", "menu", "selector=longest_pairs", *sizes]
+    run = subprocess.run(
+        [*choosy_train, "run_dir=typed"], cwd=tmp_path, env=environ(tmp_path), capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    (tmp_path / "call.py").write_text(
+        textwrap.dedent(f"""
+        import choosy
+        choosy.tune(*{sizes!r}, "run_dir=called", selector="longest_pairs", config_dir="menu")
+        """)
+    )
+    assert command("call.py", folder=tmp_path, fresh=True).returncode == 0
+    spent = [
+        json.loads((tmp_path / name / "summary.json").read_text())["labels"]["spent"] for name in ("typed", "called")
+    ]
+    assert spent == [8, 8]
