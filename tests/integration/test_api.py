@@ -100,7 +100,7 @@ def test_a_function_in_trl_form_receives_the_columns_of_the_rows(tune):
         return [float(len(text) % (n + 2)) for text, n in zip(completions, wanted, strict=True)]
 
     rows = [{"prompt": prompt, "wanted": n} for n, prompt in enumerate(PROMPTS)]
-    assert tune(prompts=rows, reward=fits, rounds=1).summary["labels"]["spent"] > 0
+    assert tune(prompts=rows, heldout=rows[:2], reward=fits, rounds=1).summary["labels"]["spent"] > 0
     assert set(seen) <= set(range(8))
     assert len(set(seen)) > 1
 
