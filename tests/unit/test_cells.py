@@ -205,7 +205,7 @@ def test_prompts_go_by_their_usual_names(row: dict[str, Any], messages: Any, bet
 
 @pytest.mark.parametrize("more", [{"steps": "Name it."}, {"topic": [ask]}, {"source": "web"}])
 def test_shared_words_are_no_prompt_where_the_row_holds_more(more: dict[str, Any]) -> None:
-    words = f"no prompt; .* If {next(iter(more))} holds the prompt, call the column prompt"
+    words = rf"no prompt; .*data\.reader\.columns=\{{NAME:prompt\}}, if {next(iter(more))} holds the prompt"
     with pytest.raises(ValueError, match=words):
         to_candidates({"chosen": "The sky is blue.", "rejected": "The sky is green.", **more})
 

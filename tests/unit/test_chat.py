@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,9 +145,10 @@ def test_sampling_ends_where_the_template_ends_a_turn(template: str, load: Load)
 # -- templates that do not fit ----------------------------------------------------------------------------------
 
 
-def test_a_template_can_be_a_file(load: Load, tmp_path: Path) -> None:
-    (tmp_path / "mine.jinja").write_text(CHATML)
-    policy = load(str(tmp_path / "mine.jinja"))
+@pytest.mark.parametrize("name", ["mine.jinja", "tokenizer_config.json"])
+def test_a_template_can_be_a_file(name: str, load: Load, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(json.dumps({"chat_template": CHATML}) if name.endswith(".json") else CHATML)
+    policy = load(str(tmp_path / name))
     assert (
         text_of(policy, policy.tokens.encode_prompt(PROMPT))
         == "<|im_start|>user\nIs tea hot?<|im_end|>\n<|im_start|>assistant\n"

@@ -334,7 +334,10 @@ EXPLICIT = FORMATS["explicit strings"]
             "score_chosen must be a finite number, found inf",
         ),
         (EXPLICIT | {"weight": 0}, "weight must be positive, found 0"),
-        (EXPLICIT | {"weight": "much"}, "weight must be a finite number, found 'much'"),
+        (
+            EXPLICIT | {"weight": "much"},
+            r"weight must be a finite number, found 'much'. If .* type data\.reader\.columns=\{weight:other\}",
+        ),
         (EXPLICIT | {"weight": True}, "weight must be a finite number, found bool"),
         (EXPLICIT | {"weight": float("inf")}, "weight must be a finite number, found inf"),
         (PAIR | {"responses": "none"}, "responses must be a list of objects with text and score"),

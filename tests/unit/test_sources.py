@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from choosy.data.reading import read_candidates
+from choosy.data.reading import placed_candidates, placed_prompts, read_candidates
 from choosy.data.sources import read_rows
 
 ask, yes = {"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes."}
@@ -254,3 +254,24 @@ def test_half_a_character_is_replaced_and_named(tmp_path: Path, caplog: pytest.L
     read = [row for _, row in read_rows(file)]
     assert read[1:] == [{"a": "x \ufffd"}, {"a": [{"b": "\ufffd y"}]}, {"a": "\U0001f600"}]
     assert f"{file}: 2 rows hold half a character, which becomes U+FFFD; the first is {file}, line 2." in caplog.text
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_in_a_file_of_lines(tmp_path: Path, indent: int | None) -> None:
+    (tmp_path / "d.jsonl").write_text("\n" + json.dumps([{"a": 1}, {"a": 2}], indent=indent))
+    assert [row for _, row in read_rows(str(tmp_path / "d.jsonl"))] == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize("source", [3, [], [3], {"a": "b.jsonl"}, None])
+def test_what_is_no_source_is_refused(source: Any) -> None:
+    with pytest.raises(ValueError, match="A data source is a file, a folder or a hub id, or a list of these; found"):
+        list(read_rows(source))
+
+
+def test_columns_are_renamed(tmp_path: Path) -> None:
+    file = written(tmp_path, {"headline": "Is it?", "weight": "60 g", "chosen": "Yes.", "rejected": "No."})
+    columns = {"headline": "prompt", "weight": "grams", "nosuch": "x"}
+    (c,) = placed_candidates(file, columns=columns).values()
+    assert (c.prompt.text, c.weight, c.prompt.columns["grams"]) == ("Is it?", None, "60 g")
+    (prompt,) = placed_prompts(file, columns=columns).values()
+    assert prompt.text == "Is it?"

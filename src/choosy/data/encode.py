@@ -27,12 +27,14 @@ class Reader:
         max_response_tokens: Longest given response; longer ones are cut.
         too_long: What happens to longer prompts: `drop` or `error`.
         as_chat: Make a plain prompt the user's turn of a chat.
+        columns: Columns to rename, such as {title: prompt}, in the sources that have them; None = none.
     """
 
     max_prompt_tokens: int = 512
     max_response_tokens: int = 512
     too_long: TooLong = "drop"
     as_chat: bool = True
+    columns: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         for name, limit in (("prompt", self.max_prompt_tokens), ("response", self.max_response_tokens)):
@@ -43,11 +45,15 @@ class Reader:
 
     def prompts(self, source: Source, policy: Policy, *, limit: int | None) -> list[Prompt]:
         """Read at most `limit` prompts; too long ones are left out."""
-        return self.within_limit(placed_prompts(source, as_chat=self.as_chat, limit=limit), policy, source)
+        return self.within_limit(
+            placed_prompts(source, as_chat=self.as_chat, limit=limit, columns=self.columns), policy, source
+        )
 
     def candidates(self, source: Source, policy: Policy, *, limit: int | None) -> list[Candidates]:
         """Read at most `limit` prompts with their given responses; too long prompts are left out."""
-        found = self.within_limit(placed_candidates(source, as_chat=self.as_chat, limit=limit), policy, source)
+        found = self.within_limit(
+            placed_candidates(source, as_chat=self.as_chat, limit=limit, columns=self.columns), policy, source
+        )
         return with_tokens(found, policy, max_response_tokens=self.max_response_tokens)
 
     def within_limit(self, placed: Mapping[str, Promptlike], policy: Policy, source: Source) -> list[Promptlike]:

@@ -35,6 +35,7 @@ SCORES = ("score", "overall_score", "reward", "rating", "rank")
 LISTS = ("responses", "completions", "answers", "generations")
 LISTED_SCORES = ("scores", "ratings", "rating", "rewards", "ranks", "rank")
 
+RENAME = "rename a column with data.reader.columns={NAME:prompt}"
 PARTED = "the conversations part before their last answer"
 SAME = "fewer than two different responses"
 EMPTY = "an empty response"
@@ -112,7 +113,7 @@ def _shared_words(row: Row, chosen: str, rejected: str) -> tuple[Asked, list[str
     """Plain strings alone: the words that both start with are the prompt; the responses keep the space after."""
     known = {*chain(*PAIRS, *RATINGS), "id"}
     if more := [c for c in _filled(row, row) if c not in known and not isinstance(row.get(c), int | float)]:
-        raise ValueError(f"{_no_prompt(row)}. If {' or '.join(more)} holds the prompt, call the column prompt.")
+        raise ValueError(f"{_no_prompt(row)}, if {more[0]} holds the prompt.")
     common = chosen[: _shared(chosen, rejected)]
     if common in (chosen, rejected):
         raise Untrainable(SAME if chosen == rejected else EMPTY)
@@ -215,7 +216,7 @@ def _columns_found(row: Row) -> str:
 
 
 def _no_prompt(row: Row, columns: Sequence[str] = PROMPTS) -> str:
-    return f"no prompt; wanted a column {' or '.join(columns)}, {_columns_found(row)}"
+    return f"no prompt; wanted a column {' or '.join(columns)}, {_columns_found(row)}; {RENAME}"
 
 
 def _number(row: Row, column: str) -> float:
@@ -349,9 +350,7 @@ def to_candidates(row: Row, *, as_chat: bool = True) -> Candidates:
     if (known := _format_of(row)) is None:
         raise _unknown(row)
     columns, split = known
-    weight = _number(row, "weight") if _filled(row, ("weight",)) else None
-    if weight is not None and weight <= 0:
-        raise ValueError(f"weight must be positive, found {weight}; correct it or remove the row.")
+    weight = _weight(row) if _filled(row, ("weight",)) else None
     asked, answers = split(row, *columns)
     if as_chat and _as_chat(asked) is not asked:  # the words after a transcript's last mark begin with a space
         answers = [(text.strip(), gold) for text, gold in answers]
@@ -367,6 +366,18 @@ def to_candidates(row: Row, *, as_chat: bool = True) -> Candidates:
     return Candidates(_prompt(asked, row, as_chat, [r.text for r in kept]), kept, weight=weight)
 
 
+def _weight(row: Row) -> float:
+    try:
+        weight = as_number(row["weight"], "weight")
+    except ValueError as error:
+        raise ValueError(
+            f"{error} If it is not the weight of a pair, type data.reader.columns={{weight:other}}."
+        ) from None
+    if weight <= 0:
+        raise ValueError(f"weight must be positive, found {weight}; correct it or remove the row.")
+    return weight
+
+
 def _unknown(row: Row) -> ValueError:
     """The error of a row that is of no format: one of its columns is empty, or it has others."""
     for columns, _ in FORMATS:
@@ -374,4 +385,4 @@ def _unknown(row: Row) -> ValueError:
         if empty and all(column in row for column in columns):
             return Untrainable(f"{empty[0]} is null")
     known = "; ".join(" + ".join(columns) for columns, _ in FORMATS)
-    return ValueError(f"no known preference format; wanted {known}; {_columns_found(row)}.")
+    return ValueError(f"no known preference format; wanted {known}; {_columns_found(row)}; {RENAME}.")

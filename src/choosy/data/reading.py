@@ -23,6 +23,9 @@ class Lost(NamedTuple):
     first: str
 
 
+Columns = Mapping[str, str]  # how a column of the data is to be called, by its name there
+
+
 def read_prompts(source: Source, *, as_chat: bool = True, limit: int | None = None) -> list[Prompt]:
     """The first `limit` different prompts of a data source (see `read_rows`)."""
     return [*placed_prompts(source, as_chat=as_chat, limit=limit).values()]
@@ -33,14 +36,24 @@ def read_candidates(source: Source, *, as_chat: bool = True, limit: int | None =
     return [*placed_candidates(source, as_chat=as_chat, limit=limit).values()]
 
 
-def placed_prompts(source: Source, *, as_chat: bool = True, limit: int | None = None) -> dict[str, Prompt]:
-    """The prompts of `read_prompts` by the places they stand at."""
-    return _read(source, partial(to_prompt, as_chat=as_chat), limit, "only reward functions that name them read them")
+def placed_prompts(
+    source: Source, *, as_chat: bool = True, limit: int | None = None, columns: Columns | None = None
+) -> dict[str, Prompt]:
+    """The prompts of `read_prompts` by the places they stand at, with some columns renamed."""
+    return _read(
+        source,
+        partial(to_prompt, as_chat=as_chat),
+        limit,
+        columns or {},
+        "only reward functions that name them read them",
+    )
 
 
-def placed_candidates(source: Source, *, as_chat: bool = True, limit: int | None = None) -> dict[str, Candidates]:
-    """The candidates of `read_candidates` by the places they stand at."""
-    return _read(source, partial(to_candidates, as_chat=as_chat), limit, "of no known meaning")
+def placed_candidates(
+    source: Source, *, as_chat: bool = True, limit: int | None = None, columns: Columns | None = None
+) -> dict[str, Candidates]:
+    """The candidates of `read_candidates` by the places they stand at, with some columns renamed."""
+    return _read(source, partial(to_candidates, as_chat=as_chat), limit, columns or {}, "of no known meaning")
 
 
 def fingerprint(items: Iterable[Prompt | Candidates]) -> str:
@@ -62,7 +75,7 @@ def fingerprint(items: Iterable[Prompt | Candidates]) -> str:
 
 
 def _read(
-    source: Source, convert: Callable[[Row], Promptlike], limit: int | None, why_unused: str
+    source: Source, convert: Callable[[Row], Promptlike], limit: int | None, columns: Columns, why_unused: str
 ) -> dict[str, Promptlike]:
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} reads nothing; type a number >= 1, or null for all.")
@@ -74,7 +87,7 @@ def _read(
         lost[why] = Lost(lost[why].rows + 1, lost[why].first) if why in lost else Lost(1, where)
 
     for where, row in read_rows(source):
-        cells = Cells(row)
+        cells = Cells({columns.get(column, column): cell for column, cell in row.items()})
         try:
             item = convert(cells)
         except Untrainable as error:
@@ -90,7 +103,7 @@ def _read(
         first, same = kept.setdefault(name, (where, item))
         if first != where and repr(same) == repr(item):  # repr, as nan is not equal to itself
             lose("a repeated row", where)
-        elif first != where and row.get("id") is None:
+        elif first != where and cells.get("id") is None:
             lose("a repeated row with other scores", where)
         elif first != where:
             raise ValueError(f"{where}: id {name} is taken by {first}, which differs; rename one.")

@@ -45,7 +45,10 @@ def read_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         ValueError: A source is missing, empty or malformed; the message names the place.
     """
-    for each in [source] if isinstance(source, str) else source:
+    sources = [source] if isinstance(source, str) else source
+    if not isinstance(sources, list | tuple) or not sources or not all(isinstance(each, str) for each in sources):
+        raise ValueError(f"A data source is a file, a folder or a hub id, or a list of these; found {source!r:.80}.")
+    for each in sources:
         found, cut = False, []
         for where, row in _open(each):
             if not isinstance(row, dict):
@@ -128,6 +131,10 @@ def _text(file: IO[bytes]) -> io.TextIOWrapper:
 
 
 def _lines(file: IO[bytes], name: str) -> Rows:
+    """One object a line; an array in a file of that name is read as one."""
+    if file.peek(99).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):  # type: ignore[attr-defined]
+        yield from _json(file, name)
+        return
     with _text(file) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
@@ -143,7 +150,7 @@ def _json(file: IO[bytes], name: str) -> Rows:
         try:
             whole = _loaded(text, "", "")
         except ValueError:
-            yield from _lines(io.BytesIO(text.encode()), name)
+            yield from _lines(io.BufferedReader(io.BytesIO(text.encode())), name)
             return
     else:
         whole = _loaded(text, f"{name}: not JSON", "write an array of objects, or one object a line")

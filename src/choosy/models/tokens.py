@@ -294,4 +294,9 @@ def template_text(template: str) -> str:
     file = Path(template).expanduser()
     if not file.is_file():
         raise ValueError(f"model.chat_template={template} is neither a file (looked in {Path.cwd()}) nor Jinja text.")
-    return file.read_text(encoding="utf-8")
+    text = file.read_text(encoding="utf-8-sig")
+    try:
+        said = json.loads(text)  # a tokenizer_config.json or chat_template.json holds it beside other settings
+    except ValueError:
+        return text
+    return str(said.get("chat_template", text)) if isinstance(said, dict) else text
