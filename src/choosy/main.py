@@ -30,6 +30,7 @@ from choosy.options.names import meant
 from choosy.options.typed import not_composed, quoted, unreadable
 from choosy.redaction import refuse_secrets, texts
 from choosy.resume.config_changes import report_changes
+from choosy.resume.failed_starts import leaving_no_failed_start
 
 # Torch, Lightning and transformers take seconds to import: functions import them once nothing is left to refuse.
 if TYPE_CHECKING:
@@ -147,6 +148,12 @@ def train(cfg: DictConfig, run_dir: Path, *, callbacks: Sequence[Callback] = ())
 
     Further callbacks are called before those of the configuration.
     """
+    with leaving_no_failed_start(run_dir):
+        return play(cfg, run_dir, callbacks)
+
+
+def play(cfg: DictConfig, run_dir: Path, callbacks: Sequence[Callback]) -> Trainer:
+    """Build what the configuration names, and play the run."""
     start = prepare(cfg, run_dir)
     from lightning.pytorch import seed_everything
 
@@ -186,7 +193,7 @@ def prepare(cfg: DictConfig, run_dir: Path) -> Start:
     end_with_launcher()
     refuse_missing_gpu(cfg)
     quiet()
-    return prepare_folder(run_dir, cfg.ckpt_path, config=plain(cfg), ledger=cfg.labels.ledger)
+    return prepare_folder(run_dir, cfg.ckpt_path, config=plain(cfg), ledger=cfg.labels.ledger, replace=cfg.overwrite)
 
 
 def check(cfg: DictConfig) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from tiny import CONF, contents, labels, summary, typed
 
 from choosy.main import compose, innermost, train
@@ -397,3 +398,48 @@ def test_a_stream_of_no_prompts(number, refused):
         f"data.prompts_per_round={number}",
         message=f"data.prompts_per_round={number} samples nothing; choose at least 1",
     )
+
+
+def test_a_failed_start_leaves_no_folder_and_its_name_is_free(lines, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()  # as Hydra has made it
+    with pytest.raises(InstantiationException, match="names no function"):
+        train(compose([*lines, "labeler.path=toy.no_such"]), run)
+    assert not run.exists()
+    (run / "mine").mkdir(parents=True)
+    with pytest.raises(InstantiationException, match="names no function"):
+        train(compose([*lines, "labeler.path=toy.no_such"]), run)
+    assert [path.name for path in run.iterdir()] == ["mine"], "a folder that held something stays"
+
+
+def test_a_run_that_failed_in_its_first_round_gives_way_to_another_and_its_labels_stay(lines, tmp_path, caplog):
+    run = tmp_path / "run"
+    named = [*lines, "labeler.name=toy", "selector=none"]
+    with pytest.raises(ValueError, match="the board is broken"):
+        train(compose([*named, "labeler.path=toy.fails_for_chess"]), run)
+    before = labels(run / "ledger.sqlite")
+    assert len(before) > 0
+    train(compose([*named, "model.lora.r=4"]), run)  # which a resumed run could not change
+    assert "held a run that failed before its first round was trained" in caplog.text
+    assert labels(run / "ledger.sqlite").merge(before).shape == before.shape, "no label is bought twice"
+    with pytest.raises(ValueError, match="already holds a finished run"):
+        train(compose(named), run)
+
+
+def test_overwrite_replaces_a_run_and_keeps_its_labels_aside(lines, tmp_path):
+    run = tmp_path / "run"
+    train(compose([*lines, "rounds=2"]), run)
+    before = labels(run / "ledger.sqlite")
+    with pytest.raises(ValueError, match="overwrite=true replaces the run that ckpt_path=last resumes; type one"):
+        train(compose([*lines, "overwrite=true", "ckpt_path=last"]), run)
+    train(compose([*lines, "rounds=1", "overwrite=true"]), run)
+    assert summary(run)["rounds"] == 1
+    assert summary(run)["labels"]["reused"] == 0
+    assert not (run / "rounds" / "round_001.parquet").exists()
+    assert labels(run / "replaced.1" / "ledger.sqlite").equals(before)
+
+
+def test_fewer_rounds_than_are_played(lines, tmp_path):
+    train(compose([*lines, "rounds=2"]), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"2 rounds of the run are played, and rounds=1 plans fewer; type rounds=3"):
+        train(compose([*lines, "rounds=1", "ckpt_path=last"]), tmp_path / "run")

@@ -580,7 +580,7 @@ def test_round_files_tell_what_they_are_about(play):
 
 def test_a_spent_budget_samples_no_more(play, capsys):
     run = play("labels.budget=10", "data.limit=5")
-    assert "The label budget of 10 is spent; training continues with its pairs" in capsys.readouterr().err
+    assert "labels.budget=10 is spent; training continues with its pairs" in capsys.readouterr().err
     assert set(run.round(0)["origin"]) == {"sampled"}
     assert set(run.round(1)["origin"]) == {"reused"}
     assert run.summary["tokens_generated"] <= 5 * 2 * 8

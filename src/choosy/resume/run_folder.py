@@ -16,6 +16,7 @@ from choosy.labeling.ledger import fault
 from choosy.parallel.ranks import Ranks
 from choosy.resume.checkpoints import newest_checkpoint
 from choosy.resume.config_changes import report_changes
+from choosy.resume.failed_starts import is_first_process, overwrite, replace_failed_start
 
 
 class Start(NamedTuple):
@@ -25,7 +26,9 @@ class Start(NamedTuple):
     ckpt_path: str | None
 
 
-def prepare_folder(folder: Path, ckpt_path: str | None, *, config: Mapping[str, Any], ledger: str) -> Start:
+def prepare_folder(
+    folder: Path, ckpt_path: str | None, *, config: Mapping[str, Any], ledger: str, replace: bool = False
+) -> Start:
     """Check a run's folder before anything is spent, and choose the checkpoint; a ValueError if the run cannot start.
 
     Args:
@@ -33,11 +36,17 @@ def prepare_folder(folder: Path, ckpt_path: str | None, *, config: Mapping[str, 
             `last` where there is a run and None where there is none; or a checkpoint's file.
         config: The run's configuration, as Hydra or LightningCLI composed it.
         ledger: The ledger's file.
+        replace: Whether a new run replaces what an earlier one has left.
     """
+    if replace and ckpt_path is not None:
+        raise ValueError(f"overwrite=true replaces the run that ckpt_path={ckpt_path} resumes; type one of them.")
+    if is_first_process() and ckpt_path is None:
+        overwrite(folder) if replace else replace_failed_start(folder)
     if ckpt_path == "auto":
         ckpt_path = "last" if _holds_run(folder) else None
     start = Start(ckpt_path is not None, _checkpoint(folder, ckpt_path))
-    refuse_used_folder(folder, resuming=start.resuming)
+    if not (replace and not is_first_process()):  # which may not have removed the old one yet
+        refuse_used_folder(folder, resuming=start.resuming)
     refuse_unwritable(folder)
     if start.resuming:
         report_changes(folder, config)
@@ -89,8 +98,8 @@ def refuse_used_folder(folder: Path, *, resuming: bool) -> None:
     if not resuming and any((folder / "rounds").glob("*.parquet")):
         state = "a finished run" if (folder / "summary.json").exists() else "an unfinished run"
         raise ValueError(
-            f"{folder} already holds {state}; choose another name=..., or resume it: the same command with "
-            "ckpt_path=last."
+            f"{folder} already holds {state}; choose another name=..., replace it with overwrite=true, or resume it: "
+            "the same command with ckpt_path=last."
         )
 
 

@@ -351,6 +351,11 @@ class Run:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the pool of the checkpoint's round."""
+        if state["round"] >= self.rounds:
+            raise ValueError(
+                f"{state['round'] + 1} rounds of the run are played, and rounds={self.rounds} plans fewer; type "
+                f"rounds={state['round'] + 2} or more to train on, or the same number to write its results again."
+            )
         self.counts["pairs_trained"] = state["pairs_trained"]
         if state["round"] >= 0:
             self._adopt(state["round"])
