@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from choosy.files import replacing
-from choosy.main import compose, innermost, is_finished, train
+from choosy.main import check, compose, innermost, is_finished, train
 from choosy.reporting.report import filled
 from choosy.reporting.summary import HEADINGS, RunSummary, costs_of, read_run
 from choosy.types import content_id
@@ -58,6 +58,8 @@ def tune(
     """
     typed = ["callbacks.report.console=false", *words, *as_typed(options)]
     if config_dir is not None:
+        if not Path(config_dir).is_dir():
+            raise ValueError(f"config_dir={config_dir}: there is no such folder.")
         typed.append(f"hydra.searchpath=['file://{Path(config_dir).resolve()}']")
     named = {"model.name": model, "data.train": prompts, "data.heldout": heldout, "loss": loss, "selector": selector}
     typed += as_typed({name: value for name, value in named.items() if isinstance(value, str)})
@@ -69,15 +71,20 @@ def tune(
         typed.append("selector=none")
     cfg = compose(typed)
     run_dir = Path(cfg.run_dir)
-    for name, rows in (("train", prompts), ("heldout", heldout)):
-        if rows is not None and not isinstance(rows, str):
-            cfg.data[name] = str(write_rows(rows, run_dir / "given" / f"{name}.jsonl"))
-    if model is not None and not isinstance(model, str):
-        cfg.model.name = str(save_model(model, run_dir / "given" / "model"))
+    given_rows = {n: rows for n, rows in (("train", prompts), ("heldout", heldout)) if not isinstance(rows, str | None)}
+    for name in given_rows:
+        cfg.data[name] = str(run_dir / "given" / f"{name}.jsonl")
     if is_labeler(reward):
         put(cfg, "labeler", reward)
     if loss is not None and not isinstance(loss, str):
+        if lacks := [name for name in ("beta", "needs", "items", "rewards") if not hasattr(loss, name)]:
+            raise ValueError(f"loss={loss!r:.80} has no {lacks[0]}, which a loss has; see docs/losses.md.")
         put(cfg, "loss", loss)
+    check(cfg)  # before anything is written
+    for name, rows in given_rows.items():
+        write_rows(rows, Path(cfg.data[name]))
+    if model is not None and not isinstance(model, str):
+        cfg.model.name = str(save_model(model, run_dir / "given" / "model"))
     try:
         if not is_finished(cfg, run_dir):
             train(cfg, run_dir, callbacks=[chooses] if chooses else [])
@@ -199,13 +206,14 @@ def given(name: str) -> Any:
     return getattr(GIVEN, name)
 
 
-def write_rows(rows: Iterable[Any], path: Path) -> Path:
+def write_rows(rows: Iterable[Any], path: Path) -> None:
     """Write prompts, or rows of data, as JSON lines."""
+    whole = [{"prompt": row} if isinstance(row, str) else row for row in rows]
+    if wrong := [row for row in whole if not isinstance(row, Mapping)]:
+        raise ValueError(f"A row of the data is {wrong[0]!r:.80}; rows are strings, the prompts, or dicts of columns.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as unfinished:
-        lines = (json.dumps({"prompt": row} if isinstance(row, str) else dict(row)) for row in rows)
-        unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return path
+        unfinished.write_text("".join(f"{json.dumps(dict(row))}\n" for row in whole), encoding="utf-8")
 
 
 def save_model(model: Any, folder: Path) -> Path:

@@ -119,6 +119,10 @@ def test_a_finished_run_is_read_and_a_longer_one_continued(tune):
         ({"selector": object()}, "give a name of the menu, or a callback"),
         ({"model": torch.nn.Linear(1, 1)}, r"model=\(model, tokenizer\)"),
         ({"reward": lambda prompt, response: float("nan")}, "nan"),
+        ({"prompts": ["tea", 3]}, "A row of the data is 3"),
+        ({"loss": object()}, "has no beta"),
+        ({"config_dir": "nowhere"}, "config_dir=nowhere: there is no such folder"),
+        ({"rouns": 3}, "There is no option rouns. Did you mean rounds"),
         ({"data": {"responses": 0}}, "data.responses=0"),
     ],
 )

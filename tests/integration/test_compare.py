@@ -42,7 +42,7 @@ def test_arms_are_compared_at_equal_labels_tokens_seconds_and_money(sweep, monke
     for words in ("random_pairs", "money to the final reward of random_pairs"):
         assert words in said
     page = (sweep / "compare.html").read_text()
-    for words in ("certainty", "At equal labels", "At equal money", "certainty/2: "):
+    for words in ("certainty", "Labels to the final reward of random_pairs", "Money to the final", "certainty/2: "):
         assert words in page
     rows = list(csv.DictReader((sweep / "compare.csv").read_text().splitlines()))
     assert len(rows) == 2 * 2 * 3  # arms, seeds, evaluations
