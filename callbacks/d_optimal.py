@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from callbacks.selector import PairChooser
 from choosy.methods import predicted, selection
+from choosy.parallel.ranks import gather_rows
 from choosy.rounds.context import Round
 from choosy.types import Candidates, seed_of
 
@@ -30,21 +32,15 @@ class DOptimal(PairChooser):
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
         at.learned.head(at)
-        embed_ND = at.learned.embed(candidates, at)
-        mine = []
-        for c, embed_nD in zip(candidates, embed_ND, strict=True):
-            for i, j in selection.pair_positions(len(c.responses)):
-                mine.append(((c.prompt.id, i, j), (embed_nD[i] - embed_nD[j]).tolist()))
-        every = sorted(at.ranks.gather(mine), key=lambda pair: seed_of(at.seed, "design", at.number, *pair[0]))
-        if not every:  # no prompt was sampled, as when the label budget is spent
-            return [[] for _ in candidates]
-        feature_XD = torch.tensor([feature for _, feature in every])
-        prompts = [name[0] for name, _ in every]
-        k = selection.quota(
-            len(set(prompts)) * (self.per_prompt or len(every)), fraction=self.fraction, count=self.count
-        )
-        utilities = predicted.d_optimal(
-            feature_XD, prompts, k, per_prompt=self.per_prompt, ridge=self.ridge, known_KD=at.learned.pairs()
-        )
-        of_pair = {name: utility for (name, _), utility in zip(every, utilities, strict=True)}
+        embeds = at.learned.embed(candidates, at)
+        mine = [(c.prompt.id, i, j) for c in candidates for i, j in selection.pair_positions(len(c.responses))]
+        feature_XD = gather_rows(torch.cat([torch.zeros(0), *map(predicted.pair_features, embeds)]), at.ranks)
+        every = at.ranks.gather(mine)
+        order = sorted(range(len(every)), key=lambda x: seed_of(at.seed, "design", at.number, *every[x]))
+        prompts = [every[x][0] for x in order]
+        most = len(set(prompts)) * (self.per_prompt or len(every))
+        k = selection.quota(most, fraction=self.fraction, count=self.count)
+        how: Any = {"per_prompt": self.per_prompt, "ridge": self.ridge, "known_KD": at.learned.pairs()}
+        utilities = predicted.d_optimal(feature_XD[order], prompts, k, **how) if every else []
+        of_pair = {every[x]: utility for x, utility in zip(order, utilities, strict=True)}
         return [[of_pair[c.prompt.id, i, j] for i, j in selection.pair_positions(len(c.responses))] for c in candidates]

@@ -231,12 +231,12 @@ def greedy(feature_XD: Tensor, prompts: list[int], k: int, per_prompt: int | Non
 
 @pytest.mark.parametrize("per_prompt", [1, 2, None])
 def test_d_optimal_takes_the_pairs_that_a_greedy_choice_with_inverses_takes(per_prompt: int | None) -> None:
-    feature_XD = toy(24, 5)[0]
-    prompts = [x // 3 for x in range(24)]
-    utilities = d_optimal(feature_XD, prompts, 8, per_prompt=per_prompt, ridge=0.1)
-    taken = greedy(feature_XD, prompts, 8, per_prompt, 0.1 * feature_XD.square().sum(1).mean().item())
+    feature_XD = toy(120, 5)[0]
+    prompts = [x // 3 for x in range(120)]
+    utilities = d_optimal(feature_XD, prompts, 20, per_prompt=per_prompt, ridge=0.1)
+    taken = greedy(feature_XD, prompts, 20, per_prompt, 0.1 * feature_XD.square().sum(1).mean().item())
     ranked, count = [], dict.fromkeys(prompts, 0)
-    for x in sorted(range(24), key=utilities.__getitem__, reverse=True):
+    for x in sorted(range(120), key=utilities.__getitem__, reverse=True):
         if per_prompt is None or count[prompts[x]] < per_prompt:
             count[prompts[x]] += 1
             ranked.append(x)

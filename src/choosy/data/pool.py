@@ -224,6 +224,13 @@ class Pool:
         table = self.table if rows is None else self.table.take(pa.array(list(rows), pa.int64()))
         return [from_row(row) for row in table.to_pylist()]
 
+    def with_labels(self) -> list[Candidates]:
+        """The candidates with a pair or a reward."""
+        rewards = self.table["rewards"].combine_chunks()
+        rewarded = pc.list_parent_indices(rewards).filter(pc.list_flatten(rewards).is_valid())
+        paired = pc.greater(pc.list_value_length(self.table["pairs"]), 0).to_numpy(zero_copy_only=False)
+        return self.candidates(np.union1d(rewarded.to_numpy(), paired.nonzero()[0]).tolist())
+
     def with_rows(self, candidates: Sequence[Candidates]) -> Pool:
         """The same rows in the same order with other contents, such as new reference log-probs."""
         assert len(candidates) == len(self)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from choosy.methods.selection import pair_positions
 from choosy.types import seed_of
+
+AT_ONCE = 32  # values that are computed together
 
 
 def predicted_gap(reward_N: Tensor, deviation_N: Tensor | None = None, bonus: float = 0.0) -> list[float]:
@@ -101,6 +104,18 @@ def explored(utilities: Mapping[str, Sequence[float]], share: float, *, seed: in
     return {name: drawn(name) for name in utilities}
 
 
+def pair_features(embed_ND: Tensor) -> Tensor:
+    """Differences phi_i - phi_j (X, D) of the embeddings of each pair of a prompt's responses.
+
+    Example:
+        >>> pair_features(torch.tensor([[1.0], [5.0], [7.0]])).tolist()
+        [[-4.0], [-6.0], [-2.0]]
+    """
+    i_X, j_X = torch.tensor(pair_positions(len(embed_ND)), dtype=torch.long).view(-1, 2).T
+    gap_XD: Tensor = embed_ND[i_X] - embed_ND[j_X]
+    return gap_XD
+
+
 def d_optimal(
     feature_XD: Tensor,
     prompts: Sequence[Hashable],
@@ -113,7 +128,9 @@ def d_optimal(
     """Utilities under which the k pairs rank first that tell most about a linear reward (ADPO, arXiv 2503.01076).
 
     Pairs are taken one after the other: argmax over x of f_x' C^-1 f_x, then C <- C + f_x f_x' (Sherman-Morrison). The
-    utility of a pair is this value when it was taken, or at the end; no value grows, so the first taken rank first.
+    utility of a pair is this value when it was taken, or at the end; no value grows, so the first taken rank first. For
+    the same reason an old value bounds a later one, and only the pairs with the largest are computed again (lazy
+    greedy, Minoux 1978).
 
     Args:
         feature_XD: f = phi(response i) - phi(response j) of each pair.
@@ -136,21 +153,33 @@ def d_optimal(
     if known_KD is not None and len(known_KD):
         start_DD += known_KD.double().T @ known_KD.double()
     inverse_DD = torch.linalg.inv(start_DD)
-    value_X = (feature_XD @ inverse_DD * feature_XD).sum(1)
-    utility_X, open_X = value_X.clone(), torch.ones(len(prompts), dtype=torch.bool)
+
+    def values(rows_XD: Tensor) -> Tensor:
+        value_X: Tensor = (rows_XD @ inverse_DD * rows_XD).sum(1)
+        return value_X
+
+    bound_X = values(
+        feature_XD
+    )  # no smaller than the value, and equal to it in step `known_X`; -inf = out of the choice
+    known_X = torch.zeros(len(prompts), dtype=torch.long)
     numbers = {name: n for n, name in enumerate(dict.fromkeys(prompts))}
-    prompt_X, taken = torch.tensor([numbers[name] for name in prompts]), [0] * len(numbers)
-    for _ in range(min(k, len(prompts))):
-        if not bool(open_X.any()):
+    prompt_X, taken = torch.tensor([numbers[name] for name in prompts]), Counter[int]()
+    chosen: list[int] = []
+    utilities: list[float] = []
+    for step in range(min(k, len(prompts))):
+        while known_X[x := int(bound_X.argmax())] < step and bound_X[x] > -math.inf:
+            top_Y = bound_X.topk(min(AT_ONCE, len(prompts))).indices
+            top_Y = top_Y[(known_X[top_Y] < step) & (bound_X[top_Y] > -math.inf)]
+            bound_X[top_Y], known_X[top_Y] = values(feature_XD[top_Y]), step
+        if bound_X[x] == -math.inf:
             break
-        x = int(value_X.where(open_X, -torch.inf).argmax())
-        open_X[x] = False
-        taken[prompt_X[x]] += 1
-        if taken[prompt_X[x]] == per_prompt:
-            open_X &= prompt_X != prompt_X[x]
+        chosen.append(x)
+        utilities.append(bound_X[x].item())
+        taken[int(prompt_X[x])] += 1
+        full = taken[int(prompt_X[x])] == per_prompt
+        bound_X[prompt_X == prompt_X[x] if full else x] = -math.inf
         pulled_D = inverse_DD @ feature_XD[x]
-        inverse_DD -= torch.outer(pulled_D, pulled_D) / (1 + value_X[x])
-        value_X = value_X - (feature_XD @ pulled_D).square() / (1 + value_X[x])
-        utility_X = value_X.where(open_X, utility_X)
-    utilities: list[float] = utility_X.tolist()
-    return utilities
+        inverse_DD -= torch.outer(pulled_D, pulled_D) / (1 + utilities[-1])
+    utility_X = values(feature_XD)
+    utility_X[chosen] = torch.tensor(utilities, dtype=torch.float64)
+    return utility_X.tolist()

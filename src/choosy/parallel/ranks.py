@@ -11,7 +11,9 @@ from datetime import timedelta
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is there, but not in __all__
 
 T = TypeVar("T")
@@ -52,6 +54,17 @@ def shard(items: Sequence[T], ranks: Ranks) -> list[T]:
         ['a', 'b', 'c', 'd', 'e']
     """
     return list(items[ranks.rank :: ranks.size])
+
+
+def gather_rows(mine_XD: Tensor, ranks: Ranks) -> Tensor:
+    """Give every rank the rows of all ranks' tensors, in order of rank; one without rows may have any width.
+
+    Example:
+        >>> gather_rows(torch.ones(2, 3), OneRank()).shape
+        torch.Size([2, 3])
+    """
+    every = [share_XD for share_XD in ranks.gather([mine_XD]) if len(share_XD)]
+    return torch.cat(every) if every else mine_XD
 
 
 class OneRank:

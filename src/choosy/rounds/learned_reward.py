@@ -12,7 +12,7 @@ from torch import Tensor
 from choosy.data.pool import Pool
 from choosy.methods.reward_head import RewardHead, fit_scores, fit_verdicts
 from choosy.models.embeddings import embed
-from choosy.parallel.ranks import shard
+from choosy.parallel.ranks import gather_rows, shard
 from choosy.rounds.context import Round
 from choosy.types import Candidates, Response
 
@@ -37,6 +37,8 @@ class LearnedReward:
     knowledge: dict[str, float] = field(default_factory=dict, init=False)  # of the last round, for the loggers
     _rows: dict[tuple[str, str], int] = field(default_factory=dict, init=False)  # (prompt id, text) -> row of _embed_ND
     _embed_ND: Tensor = field(default_factory=lambda: torch.zeros(0, 0), init=False)
+    _fresh: dict[tuple[str, str], Tensor] = field(default_factory=dict, init=False)  # embedded in the round `_fresh_in`
+    _fresh_in: int = field(default=-1, init=False)
     _scores: dict[int, float] = field(default_factory=dict, init=False)  # by row
     _verdicts: dict[tuple[int, int], None] = field(default_factory=dict, init=False)  # rows of chosen and rejected
     _known: int = field(default=0, init=False)  # rounds whose labels have been read
@@ -49,7 +51,7 @@ class LearnedReward:
     def head(self, at: Round) -> RewardHead | None:
         """Fit the head of a round; every rank must call this. None while there are too few labels."""
         while self._known < at.number:  # several times after a resume
-            new = labeled_candidates(pool_after(at, self._known))
+            new = pool_after(at, self._known).with_labels()
             self._embed_new(new, at)
             scores, verdicts = self._labels(new)
             self.knowledge = self._accuracy_on_new(scores, verdicts)
@@ -61,9 +63,17 @@ class LearnedReward:
         return self._head
 
     def embed(self, candidates: Sequence[Candidates], at: Round) -> list[Tensor]:
-        """Embeddings (N, D) of the responses to each prompt, behind the end of the prompt."""
-        whole = [with_prompt(c, r) for c in candidates for r in c.responses]
-        return list(torch.split(embed(whole, self.embedder, at.policy), [len(c.responses) for c in candidates]))
+        """Embeddings (N, D) of the responses to each prompt, behind the end of the prompt; each once in a round."""
+        if self._fresh_in != at.number:
+            self._fresh, self._fresh_in = {}, at.number
+        texts = {(c.prompt.id, r.text): with_prompt(c, r) for c in candidates for r in c.responses}
+        new = {name: r for name, r in texts.items() if name not in self._rows and name not in self._fresh}
+        self._fresh |= zip(new, embed(list(new.values()), self.embedder, at.policy), strict=True)
+        return [torch.stack([self._embedding((c.prompt.id, r.text)) for r in c.responses]) for c in candidates]
+
+    def _embedding(self, name: tuple[str, str]) -> Tensor:
+        row = self._rows.get(name)
+        return self._fresh[name] if row is None else self._embed_ND[row]
 
     def pairs(self) -> Tensor:
         """Differences (K, D) of the embeddings of chosen and rejected responses, of all verdicts that were read."""
@@ -76,12 +86,13 @@ class LearnedReward:
         """Embed what has no embedding yet, each response on one rank."""
         new = {(c.prompt.id, r.text): with_prompt(c, r) for c in labeled for r in c.responses}
         names = [name for name in new if name not in self._rows]
-        embed_nD = embed([new[name] for name in shard(names, at.ranks)], self.embedder, at.policy)
-        found = dict(at.ranks.gather(list(zip(shard(names, at.ranks), embed_nD.tolist(), strict=True))))
+        mine_nD = embed([new[name] for name in shard(names, at.ranks)], self.embedder, at.policy)
+        gathered_nD = gather_rows(mine_nD, at.ranks)
+        by_rank = [n for rank in range(at.ranks.size) for n in range(rank, len(names), at.ranks.size)]
         self._rows |= {name: row for row, name in enumerate(names, len(self._rows))}
         if names:
-            embed_ND = torch.tensor([found[name] for name in names])
-            self._embed_ND = torch.cat([self._embed_ND, embed_ND]) if len(self._embed_ND) else embed_ND
+            embed_nD = gathered_nD[torch.tensor(by_rank).argsort()]
+            self._embed_ND = torch.cat([self._embed_ND, embed_nD]) if len(self._embed_ND) else embed_nD
 
     def _labels(self, labeled: Sequence[Candidates]) -> tuple[dict[int, float], dict[tuple[int, int], None]]:
         """Scores and verdicts that are not known yet, by the rows of their embeddings."""
@@ -121,11 +132,6 @@ class LearnedReward:
 def pool_after(at: Round, number: int) -> Pool:
     """The pool after a round, from memory or from the round's file."""
     return at.pool if at.pool.round == number else Pool.load(at.folder, number)[0]
-
-
-def labeled_candidates(pool: Pool) -> list[Candidates]:
-    """The candidates with a pair or a reward."""
-    return [c for c in pool.candidates() if c.pairs or any(r.reward is not None for r in c.responses)]
 
 
 def with_prompt(c: Candidates, response: Response) -> Response:

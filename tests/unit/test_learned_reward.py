@@ -1,0 +1,92 @@
+"""The learned reward reads what was labeled, embeds each response once, and is the same on any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from fake_ranks import FakeRanks
+
+from callbacks.d_optimal import DOptimal
+from choosy.data.pool import Pool
+from choosy.parallel.ranks import OneRank, Ranks, shard
+from choosy.reporting.display import Phases
+from choosy.rounds import learned_reward
+from choosy.rounds.context import Round
+from choosy.rounds.learned_reward import LearnedReward
+from choosy.types import Candidates, Pair, Prompt, Response, seed_of
+
+WIDTH = 5
+
+
+@pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that were embedded, in order; each embedding is drawn by its text."""
+    texts: list[str] = []
+
+    def embed(responses: Sequence[Response], embedder: str, policy: Any) -> torch.Tensor:
+        texts.extend(r.text for r in responses)
+        drawn = [torch.Generator().manual_seed(seed_of(r.text)) for r in responses]
+        return torch.stack([torch.randn(WIDTH, generator=g) for g in drawn]) if drawn else torch.zeros(0, 0)
+
+    monkeypatch.setattr(learned_reward, "embed", embed)
+    return texts
+
+
+def candidates(round: int, *, labeled: bool = False) -> list[Candidates]:
+    """Seven prompts with three responses each; of every second prompt two are scored, and of some they tie."""
+    return [
+        Candidates(
+            Prompt(f"p{p}", "?"),
+            tuple(
+                Response(f"{round} {p} {n}", (1,), reward=float(p + n) if scored and n < 2 else None) for n in range(3)
+            ),
+            round=round,
+            pairs=(Pair(1, 0, round=round),) if scored and p != 4 else (),
+        )
+        for p in range(7)
+        for scored in [labeled and p % 2 == 0]
+    ]
+
+
+def round_one(learned: LearnedReward, ranks: Ranks | None = None) -> Round:
+    pool = Pool().put(candidates(0, labeled=True), round=0)
+    parts: Any = (None, None, pool, ranks or OneRank(), Phases(), None, learned)
+    return Round(1, 0, *parts)
+
+
+def test_only_labeled_prompts_are_read_a_tie_included() -> None:
+    pool = Pool().put(candidates(0, labeled=True), round=0)
+    assert [c.prompt.id for c in pool.with_labels()] == ["p0", "p2", "p4", "p6"]
+    assert Pool().with_labels() == []
+
+
+def test_each_response_is_embedded_once_in_a_round(embedded: list[str]) -> None:
+    learned = LearnedReward(min_labels=4)
+    at = round_one(learned)
+    learned.head(at)
+    fresh, stored = candidates(1), candidates(0)
+    for _ in range(2):
+        found = learned.embed(fresh, at)
+        learned.embed(stored, at)
+    assert len(embedded) == len(set(embedded)) == 2 * 7 * 3
+    assert len({tuple(row.tolist()) for of_prompt in found for row in of_prompt}) == 7 * 3
+
+
+@pytest.mark.parametrize("size", [2, 3, 9])
+def test_any_number_of_ranks_learns_and_designs_the_same(size: int, embedded: list[str]) -> None:
+    def played(ranks: Ranks) -> tuple[list[float], dict[str, list[float]]]:
+        learned = LearnedReward(min_labels=4)
+        at = round_one(learned, ranks)
+        mine = shard(candidates(1), ranks)
+        utilities = DOptimal(fraction=0.5).pair_utilities(mine, at)
+        head = learned.head(at)
+        assert head is not None
+        return head.weight_D.tolist(), {c.prompt.id: u for c, u in zip(mine, utilities, strict=True)}
+
+    (weights, alone), *_ = [played(OneRank())]
+    together = FakeRanks.play(size, played)
+    assert [found for found, _ in together] == [weights] * size
+    assert {name: u for _, of_rank in together for name, u in of_rank.items()} == alone
