@@ -218,6 +218,17 @@ def test_long_prompts_can_be_refused(overrides, play):
         play(*overrides)
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["sampled", "given"])
+def test_answers_beyond_the_window_are_refused_before_the_weights_are_loaded(given, play, tmp_path, monkeypatch):
+    long = {"prompt": "Say it.", "chosen": "Yes" * 400, "rejected": "No."}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(long) + "\n")
+    pairs = ["data=offline", f"data.train={tmp_path}/rows.jsonl", "data.reader.max_response_tokens=2000"]
+    lines = [*pairs, "labeler=dataset"] if given else ["sampler.max_new_tokens=1020"]
+    monkeypatch.setattr(Policy, "load", lambda *args, **kwargs: pytest.fail("the weights were loaded"))
+    with pytest.raises(ValueError, match=r"may take 1\d\d\d tokens, and the context window of .* has 1024; lower data"):
+        play(*lines, "data.heldout=null")
+
+
 def test_a_run_tokenises_each_prompt_once(play, monkeypatch):
     asked: Counter[str] = Counter()
     tokenised = Tokens._tokenised
