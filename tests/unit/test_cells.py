@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from choosy.data.formats import Untrainable, to_candidates, to_prompt
+from choosy.data.formats import (
+    FORMATS,
+    LISTED_SCORES,
+    MEDIA,
+    PROMPTS,
+    RATINGS,
+    SYSTEMS,
+    Untrainable,
+    to_candidates,
+    to_prompt,
+)
 from choosy.data.reading import read_candidates, read_prompts
 from choosy.types import Message
 
@@ -24,6 +34,9 @@ def split(row: dict[str, Any]) -> tuple[tuple[Message, ...], list[tuple[str, flo
     candidates = to_candidates(row)
     return candidates.prompt.messages, [(each.text, each.gold) for each in candidates.responses]
 
+
+PAIR = {"prompt": "Is it?", "chosen": "Yes.", "rejected": "No."}
+LISTED = {"prompt": "Is it?", "responses": ["Yes.", "No."], "scores": [4, 2]}
 
 # ---- conversations
 
@@ -173,6 +186,11 @@ def test_an_answer_that_calls_a_tool_is_left_out() -> None:
         to_candidates({"prompt": "Weather?", "chosen": [SPELLINGS["openai"]], "rejected": [no]})
 
 
+def test_an_answer_with_an_empty_list_of_calls_is_an_answer() -> None:
+    rows = {"prompt": "Is it?", "chosen": [yes | {"tool_calls": []}], "rejected": [no]}
+    assert split(rows) == ((ASK,), [("Yes.", 1.0), ("No.", 0.0)])
+
+
 def test_thoughts_beside_an_answer_are_written_before_it() -> None:
     thought = yes | {"reasoning_content": "Hm."}
     assert split({"prompt": [ask], "chosen": [thought], "rejected": [no]})[1][0][0] == "<think>\nHm.\n</think>\n\nYes."
@@ -299,3 +317,76 @@ def test_the_last_turn_of_a_conversation_is_good_or_bad(column: str, label: str)
 @pytest.mark.parametrize(("given", "used"), [(1.0, "1"), (float("nan"), None)])
 def test_ids_that_pandas_made_numbers(given: float, used: str | None) -> None:
     assert to_prompt({"id": given, "prompt": "Is it?"}).id == (used or to_prompt({"prompt": "Is it?"}).id)
+
+
+# ---- whatever stands in a cell
+
+CELLS: list[Any] = [
+    *(
+        None,
+        "",
+        " ",
+        0,
+        -1.5,
+        float("nan"),
+        float("inf"),
+        10**400,
+        "1e999",
+        True,
+        b"x",
+        ("a",),
+        object(),
+        "\x00",
+        "[",
+        "{",
+    ),
+    *(
+        [],
+        {},
+        [None],
+        [[]],
+        [{}],
+        [3],
+        ["a"],
+        [["a"]],
+        [["a", "b"]],
+        {"a": 1},
+        "[[[",
+        "[\x00]",
+        '{"role": 1, "content": 2}',
+    ),
+    *(
+        {"role": "user"},
+        {"role": None, "content": "x"},
+        {"role": [], "content": []},
+        {"role": ["user"], "content": "x"},
+    ),
+    *([{"role": "user", "content": cell}] for cell in (None, [], {}, [None], 3)),
+    *(
+        [{"role": "assistant", "content": None, "tool_calls": calls}]
+        for calls in (None, [], 3, "x", [3], [{"function": 3}])
+    ),
+    *({"from": "function_call", "value": cell} for cell in (None, "x", "[1]")),
+    *("Human: a\n\nAssistant:", "Human:\n\nAssistant: b", "<|im_start|>user\n<|im_start|>assistant\n"),
+    *([{"function": cell}] for cell in (None, "x", {}, {"name": 3})),
+    *([{"text": cell, "score": 1}, {"text": "b", "score": None}] for cell in (None, ["a"], {})),
+]
+COLUMNS = dict.fromkeys(
+    ["id", "weight", "tools", "chat_template_kwargs", *SYSTEMS, *MEDIA, *PROMPTS, *LISTED_SCORES, *RATINGS[0]]
+    + [column for columns, _ in FORMATS for column in columns]
+)
+ROWS = [{}, PAIR, LISTED, {"response_a": "Yes.", "response_b": "No.", "winner": "a", "instruction": "Is it?"}]
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("column", COLUMNS)
+def test_whatever_stands_in_a_cell_is_read_or_refused(column: str, row: dict[str, Any]) -> None:
+    said = []
+    for cell in CELLS:
+        for convert in (to_prompt, to_candidates):
+            for as_chat in (True, False):
+                try:
+                    convert({**row, column: cell}, as_chat=as_chat)
+                except ValueError as error:
+                    said.append(str(error))
+    assert not [words for words in said if "sequence" in words or "unpack" in words], "words of Python's own"

@@ -7,13 +7,14 @@ import gzip
 import json
 import lzma
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from choosy.data.reading import placed_candidates, placed_prompts, read_candidates
-from choosy.data.sources import read_rows
+from choosy.data.sources import READERS, read_rows
 
 ask, yes = {"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes."}
 PAIR = {"prompt": "Is it?", "chosen": "Yes.", "rejected": "No."}
@@ -275,3 +276,38 @@ def test_columns_are_renamed(tmp_path: Path) -> None:
     assert (c.prompt.text, c.weight, c.prompt.columns["grams"]) == ("Is it?", None, "60 g")
     (prompt,) = placed_prompts(file, columns=columns).values()
     assert prompt.text == "Is it?"
+
+
+BYTES = [
+    b"",
+    b"\0",
+    b"\xff\xfe{",
+    b'"a"',
+    b"null",
+    b"[]",
+    b"{}",
+    b"[null]",
+    b"[[1]]",
+    b'"',
+    b",\n,",
+    b'prompt\n"a',
+    b"PAR1",
+]
+BYTES += [
+    b'{"data": [1]}',
+    b'{"a": {"b": 1}, "c": {"d": 2, "e": 3}}',
+    b"[" * 100_000,
+    b'{"a":' * 5000,
+    b"\xef\xbb\xbf",
+    b"a\n" * 3,
+]
+
+
+@pytest.mark.parametrize("suffix", [*READERS, ".jsonl.gz", ".csv.xz", ".parquet.gz"])
+def test_whatever_stands_in_a_file_is_read_or_refused(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"d{suffix}"
+    for data in BYTES:
+        for written_as in (data, gzip.compress(data)):
+            file.write_bytes(written_as)
+            with suppress(ValueError):
+                read_candidates(str(file))

@@ -102,8 +102,8 @@ def _message(turn: Any, column: str) -> Message:
     if role == "function_call":  # LLaMA-Factory's
         called = parsed(content)
         more["tool_calls"], content = called if isinstance(called, list) else [called], None
-    if "tool_calls" in more:
-        more["tool_calls"] = [_call(call, column) for call in parsed(more["tool_calls"])]
+    if calls := parsed(more.pop("tool_calls", None)):
+        more["tool_calls"] = [_call(call, column) for call in (calls if isinstance(calls, list) else [calls])]
         content = content or ""
     thought = more.pop("reasoning_content", None)
     if not isinstance(role, str) or content is None:
@@ -142,7 +142,8 @@ def tools(value: Any) -> list[dict[str, Any]]:
     """Return the tools of a cell as chat templates take them: a list of JSON schemas, or their JSON text."""
     found = parsed(value) or []
     listed = [parsed(tool) for tool in (found if isinstance(found, list) else [found])]
-    if not all(isinstance(tool, dict) and (tool.get("function") or tool).get("name") for tool in listed):
+    functions = [tool.get("function", tool) if isinstance(tool, dict) else None for tool in listed]
+    if not all(isinstance(function, dict) and isinstance(function.get("name"), str) for function in functions):
         raise ValueError("tools must be a list of objects, each with a name or a function that has one, or its JSON.")
     return [without_nulls(tool if "function" in tool else {"type": "function", "function": tool}) for tool in listed]
 
@@ -163,7 +164,7 @@ def as_number(value: Any, column: str) -> float:
     """Return a cell's finite number, which may be written as text, as in CSV."""
     try:
         number = math.nan if isinstance(value, bool) or value is None else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         found = f"{value!r:.20}" if isinstance(value, str | float) else type(value).__name__

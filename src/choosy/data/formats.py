@@ -288,17 +288,22 @@ def _prompt(asked: Asked, row: Row, as_chat: bool, texts: Iterable[str] = ()) ->
     if name is not None and not (type(name) is int or (isinstance(name, str) and name.strip())):
         raise ValueError(f"id must be a non-empty string or an integer, found {name!r:.20}.")
     messages = () if isinstance(asked, str) and not as_chat else said
-    keywords: dict[str, Any] = {}
-    if messages and _filled(row, ("chat_template_kwargs",)):
-        keywords |= parsed(row["chat_template_kwargs"])
-    if messages and _filled(row, ("tools",)) and (available := tools(row["tools"])):
-        keywords["tools"] = available
+    keywords = _keywords(row) if messages else {}
     text = shown(said, keywords.get("tools", ()))
     parts = [part for turn in messages for part in (turn.role, turn.content, *filter(None, [turn.more]))] or [text]
     known = as_json(keywords) if keywords else ""
     key = content_id(*parts, *texts, *filter(None, [known])) if name is None else str(name)
     columns = {column: row.get(column) for column in _filled(row, row) if column not in ("prompt", "completion", "id")}
     return Prompt(key, text, messages, known, columns, conversation)
+
+
+def _keywords(row: Row) -> dict[str, Any]:
+    """What the row gives the chat template beside the conversation."""
+    found = parsed(row["chat_template_kwargs"]) if _filled(row, ("chat_template_kwargs",)) else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"chat_template_kwargs must be an object, found {found!r:.20}.")
+    available = tools(row["tools"]) if _filled(row, ("tools",)) else []
+    return {**found, "tools": available} if available else dict(found)
 
 
 def _with_system(said: tuple[Message, ...], asked: Asked, row: Row, as_chat: bool) -> tuple[Message, ...]:
@@ -384,5 +389,8 @@ def _unknown(row: Row) -> ValueError:
         empty = [column for column in columns if column in row and not _filled(row, (column,))]
         if empty and all(column in row for column in columns):
             return Untrainable(f"{empty[0]} is null")
-    known = "; ".join(" + ".join(columns) for columns, _ in FORMATS)
+    ways: dict[Callable[..., Split], tuple[str, ...]] = {}
+    for columns, split in FORMATS:
+        ways.setdefault(split, columns)  # of columns with several names the usual ones
+    known = "; ".join(map(" + ".join, ways.values()))
     return ValueError(f"no known preference format; wanted {known}; {_columns_found(row)}; {RENAME}.")

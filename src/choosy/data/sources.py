@@ -162,7 +162,7 @@ def _json(file: IO[bytes], name: str) -> Rows:
             whole = [dict(zip(whole, row, strict=True)) for row in zip(*cells, strict=True)]  # as pandas writes it
         else:
             whole = [whole]
-    yield from _numbered(name, whole)
+    yield from _numbered(name, whole if isinstance(whole, list) else [whole])
 
 
 def _csv(file: IO[bytes], name: str, *, delimiter: str | None = None) -> Rows:
