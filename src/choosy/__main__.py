@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 from choosy.main import in_sentences
 from choosy.main import main as train
+from choosy.options.fit_words import HELP, read_words
 from choosy.reporting.compare import UnitPrices, compare, print_comparison, write_comparison
 from choosy.reporting.report import print_report, write_index, write_report
 from choosy.reporting.summary import read_run
 
 USAGE = """choosy train selector=certainty   play a run, with -m several; `choosy train --help` lists what can be typed
-choosy fit --config run.yaml      play what `choosy train ... --cfg job --resolve > run.yaml` composed
+choosy fit --config run.yaml      play what `choosy train ... --cfg job > run.yaml` composed
 choosy report RUN_DIR             write and print the report of a run, finished or not
 choosy index SWEEP_DIR            write index.csv and index.html over the runs of a sweep
 choosy compare SWEEP_DIR          write compare.html, .png and .csv: which arm pays, at equal labels, tokens, seconds
@@ -38,10 +39,14 @@ def main() -> None:
 
 
 def fit(words: list[str]) -> None:
-    """Train as LightningCLI composes it, which reads the command line itself."""
+    """Train as LightningCLI composes it."""
+    if {"-h", "--help"} & {*words}:
+        print(HELP)
+        return
+    typed = read_words(words)
     from choosy.cli import fit
 
-    fit()
+    fit(typed.words, names=typed.names)
 
 
 def labels(words: list[str]) -> None:

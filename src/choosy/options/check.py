@@ -30,9 +30,11 @@ def refuse_mistakes(config: Mapping[str, Any], resolved: Mapping[str, Any], *, m
         menu: The options that Choosy has besides the arguments of classes: conf/train.yaml.
     """
     found = [*_unused(config, menu), *_mistakes(config, resolved, "", options(config)), *_rounds(resolved)]
-    if found:
-        of_each = {sentence.split(" wants ")[0]: sentence for sentence in found}  # two classes may take one option
-        raise ValueError("\n".join(of_each.values()))
+    once: dict[tuple[str, str], str] = {}  # an option may stand in several places
+    for sentence in found:
+        once.setdefault((sentence.split(" wants ")[0].rpartition(".")[2], sentence.rpartition("found")[2]), sentence)
+    if once:
+        raise ValueError("\n".join(once.values()))
 
 
 def refuse_removed(config: Mapping[str, Any], menu: Mapping[str, Any]) -> None:
@@ -118,7 +120,8 @@ def _of_arguments(
 
 
 def _rounds(resolved: Mapping[str, Any]) -> Iterator[str]:
-    epochs, rounds = (resolved.get("trainer") or {}).get("max_epochs"), resolved.get("rounds")
+    epochs, run = (resolved.get("trainer") or {}).get("max_epochs"), (resolved.get("data") or {}).get("run")
+    rounds = run.get("rounds") if isinstance(run, Mapping) else None
     if isinstance(rounds, int) and epochs != rounds:
         yield f"trainer.max_epochs={epochs}, and a run has rounds={rounds} epochs; type rounds={epochs}."
 
