@@ -290,6 +290,80 @@ def test_what_a_model_wrote_is_text_and_nothing_else(page, port, tmp_path):
     assert not [entry for entry in page.log("browser") if "Content Security Policy" in entry["message"]]
 
 
+WIDTHS, WORDS = (400, 800, 1200, 1920), (1, 100, 5000)
+MEASURE = """
+const box = (selector) => document.querySelector(selector).getBoundingClientRect();
+const [question, prompt, left, right, nav] = ["#question", "#prompt", "#left", "#right", "nav"].map(box);
+return {
+  window: document.documentElement.clientWidth, scroll: document.documentElement.scrollWidth,
+  blank: [question.left, document.documentElement.clientWidth - question.right],
+  question: question.width, prompt: prompt.width, left: left.width, right: right.width, gap: right.left - left.right,
+  below: right.top >= left.bottom, nav: nav.width, navBottom: nav.bottom, height: innerHeight,
+  buttons: [...document.querySelectorAll("nav button")].map(
+    (button) => [button.scrollWidth <= button.clientWidth, button.getBoundingClientRect().bottom]),
+}
+"""
+
+
+def test_the_page_fills_its_width_whatever_the_answers(page, port, tmp_path):
+    """Pictures of each width and length go to the folder that CHOOSY_PICTURES names."""
+    human = Human(str(tmp_path), port=port, grace=0)
+    buyer = LabelBuyer(human, ledger=str(tmp_path / "ledger.sqlite"))
+    buyer.open("run")
+    asked = [
+        (Prompt(f"p{n}", f"What of {n}?"), Response(" ".join(["word"] * n)), Response(" ".join(["answer"] * n)))
+        for n in WORDS
+    ]
+    threading.Thread(target=lambda: buyer.compare(asked), daemon=True).start()
+    until(lambda: human.sitting and listens(port), "page")
+    page.open(f"http://127.0.0.1:{port}/?token={human.token}")
+    page.enter("Ada")
+    for done, words in enumerate(WORDS):
+        prompt, left, _ = page.shown()
+        assert len(left.split()) == words == int(prompt.removeprefix("What of ").rstrip("?"))
+        for width in WIDTHS:
+            page.driver.execute_cdp_cmd(
+                "Emulation.setDeviceMetricsOverride",
+                {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+            )
+            found = until(lambda: page.driver.execute_script(MEASURE), "measure")
+            if folder := os.environ.get("CHOOSY_PICTURES"):
+                page.driver.save_screenshot(f"{folder}/{words:04d}-words-{width}.png")
+            assert found["scroll"] <= found["window"], "nothing is cut off at the right"
+            assert found["blank"][0] == pytest.approx(found["blank"][1], abs=1)
+            assert found["blank"][0] <= max(12, 0.03 * width) + 1, "no blank beside the question"
+            assert found["prompt"] == found["nav"] == found["question"]
+            assert found["left"] == pytest.approx(found["right"], abs=1)
+            beside = found["left"] + found["right"] + found["gap"]
+            assert found["below"] == (width < 736)
+            assert (found["left"] if found["below"] else beside) == pytest.approx(found["question"], abs=1)
+            assert found["navBottom"] <= found["height"] + 1, "the buttons are in sight, however long the answers"
+            assert all(whole and bottom <= found["height"] for whole, bottom in found["buttons"])
+        if done + 1 < len(WORDS):
+            page.press("s", f"{done + 1} of 3")
+
+
+def test_what_was_said_of_a_pair_is_gone_when_others_are_asked_about(page, port, tmp_path):
+    human = Human(str(tmp_path), port=port, grace=0)
+    buyer = LabelBuyer(human, ledger=str(tmp_path / "ledger.sqlite"))
+    buyer.open("run")
+
+    def compare() -> None:
+        for name in ("p", "q"):
+            buyer.compare([(Prompt(name, name), Response("one"), Response("two"))])
+
+    threading.Thread(target=compare, daemon=True).start()
+    until(lambda: human.sitting and listens(port), "page")
+    page.open(f"http://127.0.0.1:{port}/?token={human.token}")
+    page.enter("Ada")
+    assert page.shown()[0] == "p"
+    time.sleep(0.3)
+    page.driver.find_element(By.TAG_NAME, "body").send_keys("s")
+    until(lambda: page.field("prompt") == "q" and page.visible("#question"), "second pair")
+    assert page.text("#facts").startswith("0 of 1 judged")
+    assert page.text("#note") == ""
+
+
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -32,6 +32,7 @@ function draw(screen) {
   element("rename").textContent = annotator;
   const asks = screen.question !== "";
   if (screen.question !== question) {
+    if (screen.note === null) element("note").textContent = ""; // what was said is about an earlier pair
     question = screen.question;
     for (const part of ["prompt", "left", "right"]) {
       element(part).querySelector(".text").textContent = screen[part];
