@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
@@ -32,7 +33,8 @@ def main() -> None:
         sys.argv = [sys.argv[0], *words[1:]]  # Hydra reads the words after `train`
         train()
     elif words and words[0] in COMMANDS:
-        with in_sentences(lambda: "and then this command again with --ckpt_path last"):
+        again = shlex.join(["choosy", *words, "--ckpt_path=last"]) if words[0] == "fit" else ""
+        with in_sentences(lambda: again):
             COMMANDS[words[0]](words[1:])
     else:
         sys.exit(USAGE)

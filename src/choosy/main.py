@@ -77,6 +77,14 @@ def in_sentences(again: Callable[[], str]) -> Iterator[None]:
         if SHOWS_STACKS or not (sentence := explained(cause)):
             raise
         sys.exit(f"\n{sentence}")
+    except (KeyboardInterrupt, SystemExit) as stop:
+        by_hand = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
+        if not (by_hand and (command := again())):
+            raise
+        print(
+            f"\nStopped; what was sampled, labeled and trained is kept. To continue type\n  {command}", file=sys.stderr
+        )
+        sys.exit(130)  # as a shell says of a program that Ctrl-C has ended
     except Exception as error:  # of a run that has imported its libraries
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -279,7 +287,7 @@ def unresolved(cfg: DictConfig) -> dict[str, Any]:
 def same_again(cfg: DictConfig) -> str:
     """Return the command that resumes this run."""
     program = ["choosy", "train"] if COMMAND[1:2] == ["train"] else ["python", "train.py"]
-    replaced = ("name=", "run_dir=", "ckpt_path=")
+    replaced = ("name=", "run_dir=", "ckpt_path=", "overwrite=")
     typed = [word for word in HydraConfig.get().overrides.task if not word.startswith(replaced)]
     return shlex.join([*program, *typed, f"run_dir={quoted(cfg.run_dir)}", "ckpt_path=last"])
 

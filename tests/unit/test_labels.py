@@ -7,12 +7,13 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from toy_labelers import Lengths, given
 
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.exchange.command import (
@@ -374,3 +375,15 @@ def test_stats_show_each_labeler_and_run(full: Ledger) -> None:
     assert judge.split() == ["judge", "template", "4", "1", "1", "50%", "1", "6.4000"]
     assert re.search(r"scorer +2 +– +– +– +0 +0.0000", printed)
     assert re.search(r"/runs/a +evaluate +2 .*\n.*/runs/a +train +4", printed)
+
+
+def test_stats_show_whole_names_in_a_pipe(buyer: Callable[..., LabelBuyer], path: Path, capsys: Any) -> None:
+    long = "a-labeler-whose-name-is-longer-than-a-column-of-eighty-characters-would-like-it-to-be"
+    labeler = Lengths()
+    labeler.name = long
+    buyer(labeler, run="a-run-with-a-name-of-its-own-0123456789ab").score([given("p", "a", "bb")])
+    stats(Ledger(str(path)))
+    shown = capsys.readouterr().out
+    assert long in shown
+    assert "a-run-with-a-name-of-its-own-0123456789ab" in shown
+    assert "fingerprint" in shown

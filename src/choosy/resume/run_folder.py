@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import uuid
 from collections.abc import Mapping
@@ -80,11 +81,11 @@ def open_folder(folder: Path, labels: LabelBuyer, ranks: Ranks, read: Mapping[st
 
 
 def run_id(folder: Path) -> str:
-    """Return the name of the run in its ledger; it is written into the folder, so that a moved run keeps it."""
+    """Return the run's name in its ledger: that of its folder, made unique; a moved run keeps it in a file."""
     file = folder / "run_id"
     if not file.exists():
         with replacing(file) as unfinished:
-            unfinished.write_text(uuid.uuid4().hex)
+            unfinished.write_text(f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', folder.resolve().name)}-{uuid.uuid4().hex[:12]}")
     return file.read_text()
 
 

@@ -112,7 +112,9 @@ def import_labels(
 
 def stats(ledger: Ledger, out: Console | None = None) -> None:
     """Print the labels, ties and money of each labeler and run, and how many labels are wanted."""
-    out = out or Console(highlight=False)
+    if out is None:
+        terminal = Console(highlight=False)
+        out = terminal if terminal.is_terminal else Console(highlight=False, width=1000)  # names are whole in a pipe
     labels, wanted = ledger.rows("labels"), ledger.rows("wanted")
     out.print(stats_table("Labelers", ("labeler", "fingerprint"), labels))
     out.print(stats_table("Runs", ("run", "purpose"), labels))
@@ -123,9 +125,7 @@ def stats_table(title: str, by: tuple[str, str], labels: Sequence[LabelRow]) -> 
     """Build a table with one line for each group of labels that agree in two columns."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for name in (*by, "labels", "ties", "invalid", "first shown", "annotators", "money"):
-        table.add_column(
-            name, justify="left" if name in by else "right", max_width=8 if name == "fingerprint" else None
-        )
+        table.add_column(name, justify="left" if name in by else "right", overflow="fold")
     names_of = itemgetter(*by)
     for (who, what), rows in groupby(sorted(labels, key=names_of), names_of):
         group = list(rows)
