@@ -16,6 +16,7 @@ from choosy.data.formats import (
     PROMPTS,
     RATINGS,
     SYSTEMS,
+    Cells,
     Untrainable,
     to_candidates,
     to_prompt,
@@ -88,6 +89,9 @@ def test_transcripts_with_their_prompt() -> None:
     asked = "\n\nHuman: Is it?\n\nAssistant:"
     row = {"prompt": asked, "chosen": f"{asked} Yes.", "rejected": f"{asked} No."}
     assert split(row) == ((ASK,), [("Yes.", 1.0), ("No.", 0.0)])
+    cells = Cells(row | {"context": "The sky."})
+    to_candidates(cells)
+    assert cells.unread() == {"context": "The sky."}
 
 
 @pytest.mark.parametrize(

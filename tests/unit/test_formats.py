@@ -273,6 +273,7 @@ PARTED = "the conversations part before their last answer"
         ({"chosen": HH + " Yes.", "rejected": HH + " "}, "an empty response"),
         ({"chosen": "It is so.", "rejected": "It is"}, "an empty response"),
         ({"chosen": [ask, yes], "rejected": [ask, no, ask, yes]}, PARTED),
+        ({"chosen": [ask, yes, ask, yes], "rejected": [ask, yes, {"role": "user", "content": "Why?"}, no]}, PARTED),
         ({"chosen": [ask, yes], "rejected": [{"role": "user", "content": "What?"}, no]}, PARTED),
         (PAIR | {"chosen": "b", "rejected": None}, "rejected is null"),
         (PAIR | {"chosen": "b", "rejected": float("nan")}, "rejected is null"),

@@ -178,6 +178,14 @@ def test_thinking_is_switched_off(keywords: Any, answer: str, written: str, by_r
     assert (whole.count("<think>"), whole.count("</think>")) == (1, 1)
 
 
+def test_the_date_of_today_is_named(load: Any, caplog: pytest.LogCaptureFixture) -> None:
+    today = LLAMA3.replace("'26 Jul 2024'", "strftime_now('%d %b %Y')")
+    load(today, date_string="1 Jan 2030").encode_prompt(asked(prompt="a"))
+    assert caplog.messages == []
+    load(today).encode_prompt(asked(prompt="a"))
+    assert "writes the date of today, so that a run on another day differs: type model.chat" in caplog.text
+
+
 def test_a_date_is_set(load: Any) -> None:
     assert "Today: 1 Jan 2030" in text_of(
         *((t := load(LLAMA3, date_string="1 Jan 2030")), t.encode_prompt(asked(prompt="a")))

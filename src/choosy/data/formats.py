@@ -98,15 +98,15 @@ def _shared_turns(row: Row, first: tuple[Message, ...], second: tuple[Message, .
     shared = _shared(first[:-1], second[:-1])
     if not shared:
         raise Untrainable(PARTED)
-    asked = first[:shared]
+    asked, texts = first[:shared], [_only_turn(first[shared:]), _only_turn(second[shared:])]
     if asked[-1].role == "assistant":
         raise Untrainable("no human turn before the last answer")
     for column in _filled(row, (*PROMPTS, *SYSTEMS)):
-        said = text_or_turns(row.get(column), column)
+        said = _as_chat(text_or_turns(row.get(column), column))
         words = [said] if isinstance(said, str) else [turn.content for turn in said]
         known = {turn.content.strip() for turn in (*first, *second)}
         _ = row[column] if {word.strip() for word in words} <= known else None
-    return asked, [_only_turn(first[shared:]), _only_turn(second[shared:])]
+    return asked, texts
 
 
 def _shared_words(row: Row, chosen: str, rejected: str) -> tuple[Asked, list[str]]:

@@ -174,6 +174,9 @@ class ChatTemplate:
         self._name = name
         self._keywords = keywords
         self._warned: set[str] = set()
+        if "strftime_now" in str(tokenizer.chat_template) and not any("date" in word for word in keywords):
+            way = 'so that a run on another day differs: type model.chat_template_kwargs={date_string:"26 Jul 2024"}'
+            self._warn("writes the date of today", way)
         for asked, role in ((PROBE, "user"), ("Hello?", "assistant")):
             turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": PROBE}]
             try:
