@@ -20,6 +20,8 @@ from choosy.files import replacing
 from choosy.main import check, compose, innermost, is_finished, train
 from choosy.reporting.report import filled
 from choosy.reporting.summary import HEADINGS, RunSummary, costs_of, read_run
+from choosy.resume.failed_starts import MARK, leaving_no_failed_start
+from choosy.resume.run_folder import refuse_used_folder
 from choosy.types import content_id
 
 GIVEN = SimpleNamespace()  # the objects of this process that a configuration names
@@ -71,9 +73,12 @@ def tune(
         typed.append("selector=none")
     cfg = compose(typed)
     run_dir = Path(cfg.run_dir)
-    given_rows = {n: rows for n, rows in (("train", prompts), ("heldout", heldout)) if not isinstance(rows, str | None)}
-    for name in given_rows:
-        cfg.data[name] = str(run_dir / "given" / f"{name}.jsonl")
+    files = {}
+    for name, rows in (("train", prompts), ("heldout", heldout)):
+        if rows is not None and not isinstance(rows, str):
+            lines = as_lines(rows)
+            cfg.data[name] = str(run_dir / "given" / f"{name}-{content_id(lines)[:8]}.jsonl")
+            files[Path(cfg.data[name])] = lines
     if is_labeler(reward):
         put(cfg, "labeler", reward)
     if loss is not None and not isinstance(loss, str):
@@ -81,13 +86,16 @@ def tune(
             raise ValueError(f"loss={loss!r:.80} has no {lacks[0]}, which a loss has; see docs/losses.md.")
         put(cfg, "loss", loss)
     check(cfg)  # before anything is written
-    for name, rows in given_rows.items():
-        write_rows(rows, Path(cfg.data[name]))
-    if model is not None and not isinstance(model, str):
-        cfg.model.name = str(save_model(model, run_dir / "given" / "model"))
+    replaced = cfg.overwrite or (run_dir / MARK).exists()
+    refuse_used_folder(run_dir, resuming=cfg.ckpt_path is not None or replaced)
     try:
-        if not is_finished(cfg, run_dir):
-            train(cfg, run_dir, callbacks=[chooses] if chooses else [])
+        with leaving_no_failed_start(run_dir):
+            for path, lines in files.items():
+                write(path, lines)
+            if model is not None and not isinstance(model, str):
+                cfg.model.name = str(save_model(model, run_dir / "given" / "model"))
+            if not is_finished(cfg, run_dir):
+                train(cfg, run_dir, callbacks=[chooses] if chooses else [])
     except Exception as error:
         if (cause := innermost(error)) is error:
             raise
@@ -206,22 +214,29 @@ def given(name: str) -> Any:
     return getattr(GIVEN, name)
 
 
-def write_rows(rows: Iterable[Any], path: Path) -> None:
-    """Write prompts, or rows of data, as JSON lines."""
+def as_lines(rows: Iterable[Any]) -> str:
+    """Return prompts, or rows of data, as JSON lines."""
     whole = [{"prompt": row} if isinstance(row, str) else row for row in rows]
     if wrong := [row for row in whole if not isinstance(row, Mapping)]:
         raise ValueError(f"A row of the data is {wrong[0]!r:.80}; rows are strings, the prompts, or dicts of columns.")
+    return "".join(f"{json.dumps(dict(row))}\n" for row in whole)
+
+
+def write(path: Path, lines: str) -> None:
+    """Write the rows that a run was given into its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as unfinished:
-        unfinished.write_text("".join(f"{json.dumps(dict(row))}\n" for row in whole), encoding="utf-8")
+        unfinished.write_text(lines, encoding="utf-8")
 
 
 def save_model(model: Any, folder: Path) -> Path:
-    """Save a loaded model and its tokenizer, so that the run can be resumed and its adapter has its base."""
+    """Save a loaded model and its tokenizer, unless the folder holds those that the run began with."""
     if not (isinstance(model, tuple | list) and len(model) == 2 and all(hasattr(m, "save_pretrained") for m in model)):
         raise ValueError("model wants a folder, a hub id, or a pair: model=(model, tokenizer).")
     if hasattr(model[0], "peft_config"):
         raise ValueError("The given model has an adapter: give model.merge_and_unload(), or a folder as model.adapter.")
-    for part in model:
-        part.save_pretrained(folder)
+    if not folder.exists():
+        with replacing(folder) as unfinished:
+            for part in model:
+                part.save_pretrained(unfinished)
     return folder

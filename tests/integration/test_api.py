@@ -77,7 +77,7 @@ def test_a_loaded_model_rows_and_a_function_train_as_their_names_do(tune, tiny_p
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items()), "it stays as it was"
     assert any(weight.abs().sum() > 0 for name, weight in ours.items() if "lora_B" in name)
     given = yaml.safe_load((by_object.folder / "config.yaml").read_text())
-    assert given["data"]["train"].endswith("given/train.jsonl")
+    assert (tmp_path / given["data"]["train"]).read_text() == (tmp_path / "rows.jsonl").read_text()
 
 
 def test_selectors_losses_and_labelers_are_objects_too(tune):
@@ -118,7 +118,6 @@ def test_a_finished_run_is_read_and_a_longer_one_continued(tune):
         ({"reward": 3}, "reward=3: give a function, a labeler, or the name of one"),
         ({"selector": object()}, "give a name of the menu, or a callback"),
         ({"model": torch.nn.Linear(1, 1)}, r"model=\(model, tokenizer\)"),
-        ({"reward": lambda prompt, response: float("nan")}, "nan"),
         ({"prompts": ["tea", 3]}, "A row of the data is 3"),
         ({"loss": object()}, "has no beta"),
         ({"config_dir": "nowhere"}, "config_dir=nowhere: there is no such folder"),
@@ -126,9 +125,27 @@ def test_a_finished_run_is_read_and_a_longer_one_continued(tune):
         ({"data": {"responses": 0}}, "data.responses=0"),
     ],
 )
-def test_what_cannot_run_is_refused_in_a_sentence(given, message, tune):
+def test_what_cannot_run_is_refused_in_a_sentence_and_leaves_no_folder(given, message, tune, tmp_path):
     with pytest.raises(ValueError, match=message):
         tune(**given)
+    assert not [*tmp_path.glob("runs/*/*")]
+
+
+def test_a_reward_that_fails_costs_a_sentence_and_the_mended_call_runs(tune):
+    with pytest.raises(ValueError, match="nan"):
+        tune("run_dir=one", reward=lambda prompt, response: float("nan"), rounds=1)
+    assert tune("run_dir=one", rounds=1).summary["labels"]["spent"] > 0
+
+
+def test_a_used_folder_is_refused_or_replaced_and_keeps_its_rows(tune, tmp_path):
+    tune("run_dir=one", rounds=1)
+    (rows,) = tmp_path.glob("one/given/train-*.jsonl")
+    before = rows.read_text()
+    with pytest.raises(ValueError, match="already holds a finished run"):
+        tune("run_dir=one", prompts=["another"], rounds=1)
+    assert rows.read_text() == before
+    assert [*tmp_path.glob("one/given/*")] == [rows]
+    assert tune("run_dir=one", "overwrite=true", prompts=PROMPTS[:4], rounds=1).summary["labels"]["spent"] > 0
 
 
 @pytest.mark.slow
