@@ -49,8 +49,23 @@ def adapter(run_dir: Path) -> dict[str, torch.Tensor]:
     return load_file(run_dir / "adapter" / "adapter_model.safetensors")
 
 
+LEARNED = ["learned_reward.embedder=policy", "learned_reward.min_labels=4", "data.responses=3"]
+
+
 @pytest.mark.slow
-def test_fit_plays_the_run_that_train_plays(lines, choosy, tmp_path):
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["selector=optune_certainty"],
+        ["selector=[predicted_gain,thompson]", "callbacks.predicted_gap.explore=0.5", "reward_gap=predicted", *LEARNED],
+        ["selector=d_optimal", *LEARNED],
+        ["selector=spread_oversampled", "callbacks.spread.count=2", "pairing=sweet_spot", *LEARNED],
+        ["selector=optune", "callbacks.optune.statistic=shrunk", "callbacks.optune.direction=smallest"],
+    ],
+    ids=" ".join,
+)
+def test_fit_plays_the_run_that_train_plays(more, lines, choosy, tmp_path):
+    lines = [line for line in lines if not line.startswith("selector=")] + more
     one, two = tmp_path / "one", tmp_path / "two"
     train(compose(lines), one)
     choosy("fit", "--config", written(lines, two))

@@ -91,6 +91,7 @@ STOPS = ["sampler.max_new_tokens=12", "sampler.temperature=3"]  # some responses
 FULL = ["model=smollm2_full", "lr=1e-3"]
 
 LEARNED = ["learned_reward.embedder=policy", "learned_reward.min_labels=4", "data.responses=3"]
+SHRUNK = ["selector=optune", "callbacks.optune.statistic=shrunk", "callbacks.optune.direction=smallest"]
 PREDICTED_GAPS = ["labeler._target_=toy.Longer", "weighting=wdpo", "reward_gap=predicted", "rounds=3"]
 PREDICTED_GAPS += [*LEARNED, "selector=random_pairs"]
 CERTAINTY = ["selector=certainty", "data.responses=3"]
@@ -104,7 +105,8 @@ WAYS = {
     ),
     "fsdp, two, d-optimal": ("fsdp", 2, [*LEARNED, "selector=d_optimal"]),
     "ddp, two, verdicts weighted by predicted gaps": ("ddp", 2, PREDICTED_GAPS),
-    "ddp, two, uneven parts": ("ddp", 2, ["selector=optune", *UNEVEN]),
+    "ddp, three, predicted gain and spread": ("ddp", 3, [*LEARNED, "selector=[predicted_gain,spread]"]),
+    "ddp, two, uneven parts": ("ddp", 2, [*SHRUNK, *UNEVEN]),
     "ddp, three, idle rank": ("ddp", 3, [*IDLE, "reference=previous_round"]),
     "ddp, two, singles with own samples": ("ddp", 2, [*UNEVEN, "loss=kto", "selector=certainty", "data.responses=4"]),
     "ddp, three, lists": ("ddp", 3, ["loss=pro", "selector=none", "data.responses=4"]),

@@ -59,6 +59,15 @@ SETTINGS = {
         *("+callbacks.predicted_gap.thompson=true", "+callbacks.predicted_gap.fraction=1.0"),
         *("learned_reward.embedder=policy", "learned_reward.min_labels=4", "data.responses=3"),
     ],
+    "predicted gain and spread": [
+        *("~callbacks.random_prompts", "+callbacks.predicted_gain._target_=callbacks.predicted_gain.PredictedGain"),
+        *("+callbacks.spread._target_=callbacks.spread.Spread", "+callbacks.spread.explore=0.5"),
+        *("learned_reward.embedder=policy", "learned_reward.min_labels=4", "data.responses=3"),
+    ],
+    "shrunk means": [
+        *("~callbacks.random_prompts", "+callbacks.optune._target_=callbacks.optune.OPTune"),
+        *("+callbacks.optune.statistic=shrunk", "+callbacks.optune.direction=smallest"),
+    ],
     "predicted gaps": [
         *("labeler._target_=toy_rewards.Longer", "weighting=wdpo", "reward_gap=predicted", "data.responses=2"),
         *("learned_reward.embedder=policy", "learned_reward.min_labels=4"),

@@ -10,7 +10,9 @@ import torch
 from fake_ranks import FakeRanks
 
 from callbacks.d_optimal import DOptimal
+from callbacks.predicted_gap import PredictedGap
 from choosy.data.pool import Pool
+from choosy.methods.selection import dissimilarity
 from choosy.parallel.ranks import OneRank, Ranks, shard
 from choosy.reporting.display import Phases
 from choosy.rounds import learned_reward
@@ -73,6 +75,22 @@ def test_each_response_is_embedded_once_in_a_round(embedded: list[str]) -> None:
         learned.embed(stored, at)
     assert len(embedded) == len(set(embedded)) == 2 * 7 * 3
     assert len({tuple(row.tolist()) for of_prompt in found for row in of_prompt}) == 7 * 3
+
+
+def test_before_enough_labels_dissimilarity_or_chance_chooses(embedded: list[str]) -> None:
+    """Round 0 labels four prompts' two scores each: a head of at most eight labels exists in round 1."""
+    fresh = candidates(1)
+
+    def utilities(*, min_labels: int, cold: Any) -> list[list[float]]:
+        at = round_one(LearnedReward(min_labels=min_labels))
+        return PredictedGap(cold=cold).pair_utilities(fresh, at)
+
+    embeds = LearnedReward().embed(fresh, round_one(LearnedReward()))
+    assert utilities(min_labels=9, cold="dissimilarity") == [dissimilarity(embed_ND) for embed_ND in embeds]
+    assert utilities(min_labels=9, cold="random") == [[0.0] * 3] * 7
+    warm = utilities(min_labels=8, cold="random")
+    assert warm == utilities(min_labels=8, cold="dissimilarity")
+    assert min(map(min, warm)) > 0
 
 
 @pytest.mark.parametrize("size", [2, 3, 9])
