@@ -42,7 +42,7 @@ demo: $(STAMP)  ## Tune SmolLM2-135M for a few rounds; the run lands in runs/NAM
 	@if [ -e runs/$(NAME)/summary.json ]; then \
 	  echo "runs/$(NAME) holds a finished run, which stays as it is; type: make demo NAME=$(NAME)2" >&2; exit 1; fi
 	@$(BIN)/python -c 'from choosy.models.locate import resolve_model; resolve_model("demo:smollm2")'
-	@$(BIN)/python train.py name=$(NAME)
+	@$(BIN)/python train.py experiment=demo name=$(NAME)
 
 unit: $(STAMP)  ## Run the fast tests and the examples in the docstrings
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' tests/unit src/choosy

@@ -120,6 +120,7 @@ def prepare(folder: Path) -> list[str]:
         f"data.heldout={folder}/prompts.jsonl",
         "data.heldout_limit=4",
         "data.responses=3",
+        "weighting=wdpo",
         "selector=optune_certainty",
         "labeler=function",
         "labeler.path=paid.vowels",

@@ -92,6 +92,7 @@ def lines(typed: argparse.Namespace, url: str) -> list[str]:
         "sampler.batch_size=16",
         "rounds=1",
         "selector=none",
+        "data.responses=2",
         "weighting=uniform",
         "labeler=judge",
         "labeler.model=toy",

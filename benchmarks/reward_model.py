@@ -84,6 +84,7 @@ def run_against(folder: Path, where: Path) -> dict[str, Any]:
     command = [
         *(sys.executable, str(ROOT / "train.py"), "trainer=cpu", f"run_dir={where / 'run'}", "labeler=reward_model"),
         *(f"labeler.model={folder}", "data.limit=48", "data.heldout_limit=24", "rounds=2", "selector=none"),
+        *("data.responses=2", "weighting=wdpo"),
         *("sampler.max_new_tokens=24", "lr=5e-4", "callbacks.report.console=false"),
     ]
     begun = time.monotonic()

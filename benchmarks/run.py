@@ -23,7 +23,7 @@ WITH_VLLM = ROOT / ".venv-vllm" / "bin" / "python"  # made by `make test-vllm`
 SCRIPTS = sorted(
     path.stem for path in HERE.glob("*.py") if path.stem not in ("run", "common") and "\ndef main()" in path.read_text()
 )
-OF_THE_TABLE = ("trajectory", "dpo_step", "online_round", "choosing", "engines", "pool_size")
+OF_THE_TABLE = ("trajectory", "dpo_step", "online_round", "choosing", "engines", "top_p", "pool_size")
 START, END = "<!-- measured: written by benchmarks/run.py -->", "<!-- end of measured -->"
 
 
@@ -47,6 +47,8 @@ def summary() -> dict[str, float]:
     if choosing := found("choosing"):
         ratios["selection_share"] = max(v["share"] for k, v in choosing.items() if k not in ("machine", "entropy"))
         ratios["selection_share_entropy"] = choosing["entropy"]["share"]
+    if top_p := found("top_p"):
+        ratios["top_p"] = top_p["price"]
     if (pool := found("pool_size")) and "1000000" in pool:
         million = pool["1000000"]
         ratios |= {"pool_choose_s": million["choose_s"], "pool_reload_s": million["reload_s"]}
@@ -63,6 +65,7 @@ GOALS = {
     "online_round_optune03": ("the same with OPTune at 0.3, rounds after the first", ">= 7", lambda x: x >= 7),
     "selection_share": ("choosing's share of a round, the largest but entropy's", "<= 0.05", lambda x: x <= 0.05),
     "selection_share_entropy": ("the same for the entropy filter: 8 samples a prompt", "<= 0.05", lambda x: x <= 0.05),
+    "top_p": ("price of a token with top_p=0.9, as a share of one without", "<= 0.05", lambda x: x <= 0.05),
     "pool_choose_s": ("a million prompts: choose, s", "<= 2", lambda x: x <= 2),
     "pool_reload_s": ("a million prompts: reload, s", "<= 20", lambda x: x <= 20),
     "pool_gb": ("a million prompts: peak memory, GB", "<= 4", lambda x: x <= 4),

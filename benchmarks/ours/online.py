@@ -61,6 +61,7 @@ def main() -> None:
                 f"sampler.max_new_tokens={job['max_new_tokens']}",
                 f"lr={job['lr']}",
                 f"loss.beta={job['beta']}",
+                "data.responses=2",
                 "weighting=uniform",
                 "callbacks.report.console=false",
                 *job["overrides"],

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from tiny import PLAIN, on_top
 
 from choosy.main import compose, train
 from choosy.models.loading import Lora
@@ -126,6 +127,7 @@ def play(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path, monkeypatch:
         f"data.train={prompts_file}",
         f"data.heldout={prompts_file}",
         "data.heldout_limit=2",
+        *PLAIN,
         "selector=none",
         "weighting=uniform",
         "rounds=2",
@@ -138,7 +140,9 @@ def play(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path, monkeypatch:
     def played(*overrides: str, name: str = "run", callbacks: Sequence[Callback] = ()) -> Finished:
         witness = Witness()
         labeler = [] if any(line.startswith("labeler=") for line in overrides) else function
-        trainer = train(compose([*defaults, *labeler, *overrides]), tmp_path / name, callbacks=[witness, *callbacks])
+        trainer = train(
+            compose(on_top([*defaults, *labeler], overrides)), tmp_path / name, callbacks=[witness, *callbacks]
+        )
         assert isinstance(trainer.lightning_module, WeightedDPO)
         return Finished(tmp_path / name, trainer.lightning_module.policy, trainer.datamodule, witness)
 

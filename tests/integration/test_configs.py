@@ -121,6 +121,16 @@ def test_labelers_inside_a_labeler_are_chosen_by_name(parse):
         assert outer[inner].class_path == "choosy.labeling.contrastive.Contrastive"
 
 
+def test_the_default_is_what_paid_most_in_the_evidence_and_recipes_say_their_own():
+    default = compose([])
+    assert {"spread", "random_prompts"} <= default.callbacks.keys()
+    assert default.data.responses == 4
+    assert default.run.weighting["_target_"].endswith("Uniform")
+    for experiment in ("apl", "optune", "real"):
+        given = ["data.train=rows.jsonl", "model.name=some/model"]
+        assert "spread" not in compose([f"experiment={experiment}", *given]).callbacks
+
+
 def test_two_selectors_in_one_line_compose_both():
     assert {"optune", "certainty"} <= compose(["selector=optune_certainty"]).callbacks.keys()
 
@@ -131,7 +141,7 @@ def test_two_selectors_in_one_line_compose_both():
         ("loss.beta=hot", ("beta", "float", "hot")),
         ("rounds=many", ("rounds", "int", "many")),
         ("reset_policy=sometimes", ("reset_policy", "each_round", "sometimes")),
-        ("callbacks.optune.fraction=much", ("fraction", "float", "much")),
+        ("callbacks.spread.fraction=much", ("fraction", "float", "much")),
         ("+loss.betta=1", ("betta",)),
     ],
 )

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from hydra.errors import InstantiationException
-from tiny import CONF, contents, labels, summary, typed
+from tiny import CONF, contents, labels, on_top, summary, typed
 
 from choosy.main import compose, innermost, train
 from choosy.sampling.generate import Generate
@@ -38,7 +38,7 @@ def refused(lines, tmp_path, monkeypatch) -> Refused:
         with monkeypatch.context() as patched:
             patched.setattr(Generate, "sample", sample)
             with pytest.raises(Exception) as caught:  # noqa: PT011  (its words matter)
-                train(compose([*lines, *overrides]), run_dir)
+                train(compose(on_top(lines, overrides)), run_dir)
         words = str(innermost(caught.value))
         assert re.search(message, words, re.DOTALL), words
         assert labels(run_dir / "ledger.sqlite").empty

@@ -26,7 +26,7 @@ NOT_HERE = {  # words of a command that a test machine cannot run, and what they
     r"labeler=judge": "a judge's endpoint",
     r"submitit_slurm|^srun|^#SBATCH|^sbatch": "SLURM",
     r"trainer=(gpu|ddp|fsdp|multi_node)|sampler=vllm": "a GPU",
-    r"experiment=": "many runs",
+    r"experiment=(compare|apl|real|optune)": "many runs, or large models",
     r"choosy compare": "a finished sweep",
 }
 TINY = ["trainer=cpu", "model.dtype=float32", "data.limit=4", "data.heldout_limit=2", "batching.batch_size=4"]
@@ -162,7 +162,7 @@ def shell(tmp_path, tiny_policy_dir, prompts_file):
 @pytest.mark.demo
 def test_the_commands_of_the_readme_run(shell):
     left_out: dict[str, str] = {}
-    shell("python train.py name=demo")  # which the README makes by `make demo`
+    shell("python train.py experiment=demo name=demo")  # which the README makes by `make demo`
     for line in commands(README):
         reason = next((why for words, why in NOT_HERE.items() if re.search(words, line)), None)
         if reason:

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def lines(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path) -> list[str]:
-    return [*typed(tmp_path, tiny_policy_dir, prompts_file), f"hydra.sweep.dir={tmp_path}/sweep"]
+    given = [line for line in typed(tmp_path, tiny_policy_dir, prompts_file) if not line.startswith("selector")]
+    return [*given, f"hydra.sweep.dir={tmp_path}/sweep"]
 
 
 def test_a_sweep_leaves_a_folder_a_job_and_an_index(lines, tmp_path):

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 
+PLAIN = ["selector=optune", "weighting=wdpo", "data.responses=2"]  # whatever the defaults are
 TOY = '''
 def vowels(prompt, response):
     return float(sum(map(ord, response)) % 7)
@@ -44,10 +46,17 @@ class Longer:
 '''
 
 
+def on_top(lines: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """Lines with overrides behind them; given responses are as many as they are."""
+    given = "data=offline" in overrides
+    return [*(line for line in lines if not (given and line.startswith("data.responses"))), *overrides]
+
+
 def typed(folder: Path, policy: Path, prompts: Path) -> list[str]:
     """What is typed for a tiny run; writes toy.py, with the labelers that the tests need, into the folder."""
     (folder / "toy.py").write_text(TOY)
     return [
+        *PLAIN,
         "trainer=cpu",
         f"model.name={policy}",
         "model.dtype=float32",

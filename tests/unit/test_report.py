@@ -137,6 +137,27 @@ def test_the_answers_are_those_of_the_last_round(run_dir):
     assert answers[3] == HeldoutAnswer(f"Prompt 3 {EVIL}", "grey & <b>dull</b>", f"sunny 1 {EVIL}", 0.25, 0.75, 1.0)
 
 
+def test_what_full_rounds_would_have_cost(tmp_path):
+    folder = write_run(tmp_path)
+    assert read_run(folder).full_costs == "", "nothing is known of a run that counted neither"
+    about = facts(1, rounds=2, budget=None, evaluation=None)
+    write_round(folder, "round_001", [], about | {"responses_sampled": 50, "full_responses": 200, "full_labels": 100})
+    line = "taken 100 labels and about 8,000 tokens; this run took 26% and 25% of them."
+    assert read_run(folder).full_costs.endswith(line)
+    assert line in " ".join(printed(read_run(folder)).split())
+    assert line in (write_report(read_run(folder)), (folder / "report.html").read_text())[1]
+    write_round(folder, "round_001", [], about | {"responses_sampled": 50, "full_responses": 50, "full_labels": 26})
+    assert read_run(folder).full_costs == "", "the rounds were full"
+
+
+def test_answers_that_the_policy_itself_did_not_sample_have_a_log_ratio(tmp_path):
+    about = facts(0, rounds=1, budget=None, evaluation={"reward": 0.5, "log_ratio": 2.5})
+    write_round(tmp_path, "round_000", [], about)
+    run = read_run(tmp_path)
+    assert dict(zip(run.headings, run.table()[-1], strict=True))["log ratio"] == "2.50"
+    assert "KL" not in run.headings
+
+
 def test_the_table_of_rounds(run_dir):
     assert read_run(run_dir).table() == [
         ("start", "0.25", "–", "–", "–", "30.0", "0", "0", "0"),

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from choosy.files import replacing
 from choosy.reporting.display import PHASES, duration
-from choosy.reporting.summary import HEADINGS, LEARNED, RunSummary, as_text, costs_of
+from choosy.reporting.summary import LEARNED, RunSummary, as_text, costs_of
 
 PHASE_COLORS = dict(zip(PHASES, ("#2563eb", "#0891b2", "#7c3aed", "#db2777", "#d97706", "#65a30d"), strict=True))
 INDEX_COLUMNS = ("job", "overrides", "reward_initial", "reward_final", "win_rate", "labels", "tokens", "seconds")
@@ -39,6 +39,8 @@ def print_report(run: RunSummary, out: Console | None = None) -> None:
     seconds = run.phase_seconds()
     total = math.fsum(seconds.values())
     out.print(Text.assemble((f"{duration(total)}  ", "bold"), run.costs))
+    if run.full_costs:
+        out.print(run.full_costs)
     room = width - len(seconds)
     out.print(Text.assemble(*(("━" * round(s / total * room), PHASE_COLORS[phase]) for phase, s in seconds.items())))
     parts = [Text.assemble(("●", PHASE_COLORS[phase]), f" {phase} {duration(s)}") for phase, s in seconds.items()]
@@ -68,7 +70,7 @@ def _answers_table(run: RunSummary, width: int) -> Table:
 def _rounds_table(run: RunSummary) -> Table:
     table = Table(title=run.headline, box=box.SIMPLE_HEAD, pad_edge=False)
     styles = {"reward": REWARD, "win rate": WIN_RATE}
-    for name in HEADINGS:
+    for name in run.headings:
         table.add_column(name, justify="left" if name == "round" else "right", style=styles.get(name))
     for row in run.table():
         table.add_row(*row)
@@ -99,7 +101,7 @@ def write_report(run: RunSummary) -> None:
         run.folder / "report.html",
         run=run,
         title=f"Choosy run {run.folder.resolve().name}",
-        headings=HEADINGS,
+        headings=run.headings,
         learned_headings=LEARNED,
         curves=base64.b64encode(drawing).decode(),
         seconds=seconds,

@@ -113,6 +113,25 @@ class RunSummary:
             parts.append(f"{as_money(to_train)} spent{evaluation}")
         return ", ".join(parts)
 
+    @property
+    def full_costs(self) -> str:
+        """What sampling every prompt and labeling all of it would have cost, in one line; empty if this run did so."""
+        about, labels = self.latest, self.latest["labels"]
+        sampled, full = about.get("responses_sampled"), about.get("full_responses")
+        bought = labels["spent"] + labels["reused"]
+        if not sampled or not full or (sampled >= full and bought >= about["full_labels"]):
+            return ""
+        tokens = about["tokens_generated"] * full / sampled
+        return (
+            f"All responses to all prompts would have taken {about['full_labels']:,} labels and about {tokens:,.0f} "
+            f"tokens; this run took {bought / about['full_labels']:.0%} and {sampled / full:.0%} of them."
+        )
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """The headings of the table; of answers that were not sampled from the policy itself no KL is known."""
+        return tuple("log ratio" if name == "KL" and "log_ratio" in self.last else name for name in HEADINGS)
+
     def numbers(self) -> dict[str, Any]:
         """Return the numbers of the run as `summary.json` holds them; None for what was not measured."""
         about = self.latest
@@ -133,16 +152,17 @@ class RunSummary:
         }
 
     def table(self) -> list[tuple[str, ...]]:
-        """Return the table of rounds as text, a row in the order of `HEADINGS` for the start and for each round."""
+        """Return the table of rounds as text, a row in the order of `headings` for the start and for each round."""
         stages = [("start", self.start, (0, 0, 0.0))] if self.start else []
         stages += [(str(played["round"] + 1), played["evaluation"] or {}, costs_of(played)) for played in self.rounds]
         return [
             (
                 name,
-                *(as_text(measured.get(key), form) for key, form in NUMBER_FORMS.items()),
+                *(as_text(numbers.get(key), form) for key, form in NUMBER_FORMS.items()),
                 *(f"{cost:,.0f}" for cost in costs),
             )
             for name, measured, costs in stages
+            for numbers in [{"kl": measured.get("log_ratio"), **measured}]
         ]
 
     def learned_table(self) -> list[tuple[str, ...]]:

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 SAMPLED = (
     *("tokens_generated", "prompts_sampled", "responses_sampled", "responses_cut", "responses_empty"),
     *("sync_milliseconds", "labeled_ahead"),
+    *("full_responses", "full_labels"),  # if all prompts had been sampled, and all responses scored or compared
 )
 
 MANY = 0.5  # share of responses that were cut, above which the run says so
@@ -182,6 +183,9 @@ class Run:
             at = replace(at, pool=rescore_pool(at))
         self.pool = self._played(at, prompts, sample)
         self._count(sum(self.ranks.gather([at.counts]), Counter[str]()))
+        if not sample.given:
+            self.counts["full_responses"] += len(prompts) * sample.responses
+            self.counts["full_labels"] += len(prompts) * (sample.responses if self.labels.scores else 1)
         self.write()
         self._report_empty(number)
 

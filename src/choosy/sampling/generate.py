@@ -193,9 +193,12 @@ def _hit_nucleus(share_RV: Tensor, draw_RT: Tensor, top_p: float) -> Tensor:
         floor_R1 = sorted_RV.where(inside_RV, torch.inf).amin(-1, keepdim=True)
         return _hit(share_RV.where(share_RV >= floor_R1, 0.0), draw_RT[:, 0])
     token_R = _hit(share_RV, draw_RT[:, 0])
-    likelier_R = share_RV.where(share_RV > share_RV.gather(-1, token_R[:, None]), 0.0).sum(-1)
-    outside_R = likelier_R >= top_p
-    if bool(outside_R.any()):
+    share_R1 = share_RV.gather(-1, token_R[:, None])
+    rare_R = (share_R1.squeeze(-1) <= 1 - top_p).nonzero().squeeze(-1)  # those likelier than another do not reach top_p
+    rare_RV = share_RV[rare_R]
+    likelier_R = rare_RV.where(rare_RV > share_R1[rare_R], 0.0).sum(-1)
+    outside_R = rare_R[likelier_R >= top_p]
+    if len(outside_R):
         token_R[outside_R] = _hit_nucleus(share_RV[outside_R], draw_RT[outside_R, 1:], top_p)
     return token_R
 
