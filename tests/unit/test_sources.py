@@ -74,6 +74,7 @@ def test_saved_datasets(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "split", "where"),
     [
+        ("HuggingFaceH4/x:prefs:test[:5]", ("prefs", "test[:5]"), "HuggingFaceH4/x[prefs:test[:5]], row 0"),
         ("HuggingFaceH4/x", "train", "HuggingFaceH4/x[train], row 0"),
         ("imdb:test", "test", "imdb[test], row 0"),
         ("HuggingFaceH4/x:train[:5]", "train[:5]", "HuggingFaceH4/x[train[:5]], row 0"),
@@ -82,8 +83,8 @@ def test_saved_datasets(tmp_path: Path) -> None:
 def test_the_hub(monkeypatch: pytest.MonkeyPatch, source: str, split: str, where: str) -> None:
     calls = []
 
-    def load(name: str, split: str) -> list[dict[str, int]]:
-        calls.append((name, split))
+    def load(name: str, *subset: str, split: str) -> list[dict[str, int]]:
+        calls.append((name, (*subset, split) if subset else split))
         return [{"a": 1}]
 
     monkeypatch.setattr("datasets.load_dataset", load)

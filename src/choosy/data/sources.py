@@ -40,7 +40,8 @@ def read_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     Args:
         source: One source or several: a file (.jsonl, .json, .csv, .tsv, .parquet, all but the last also .gz, .bz2 or
             .xz), a pattern of files such as `data/*.jsonl`, a folder saved by `datasets`, "choosy:prompts/NAME" (comes
-            with the package), or a Hugging Face dataset id. Folders and ids take a ":split" suffix.
+            with the package), or a Hugging Face dataset id. Folders and ids take a ":split" suffix, ids
+            also ":subset:split".
 
     Raises:
         ValueError: A source is missing, empty or malformed; the message names the place.
@@ -232,7 +233,8 @@ def _hub(path: Path, name: str, split: str | None) -> Rows:
     if not (name and path.is_dir()) and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         raise ValueError(f"{missing}; type a {', '.join(READERS)} file, a folder or a Hugging Face id.")
     try:
-        return _numbered(f"{name}[{split}]", datasets.load_dataset(name, split=split))
+        *subset, part = split.split(":", 1) if re.match(r"[\w.-]+:", split) else (split,)
+        return _numbered(f"{name}[{split}]", datasets.load_dataset(name, *subset, split=part))
     except Exception as error:  # datasets and the hub raise a dozen unrelated kinds
         what = "The folder" if path.is_dir() else f"{missing}, and the Hugging Face dataset"
         text = f"{what} {name}:{split} does not load: {error}; check the name, the split and the network."
