@@ -19,7 +19,7 @@ USAGE = """choosy train selector=certainty   play a run, with -m several; `choos
 choosy fit --config run.yaml      play what `choosy train ... --cfg job > run.yaml` composed
 choosy report RUN_DIR             write and print the report of a run, finished or not
 choosy index SWEEP_DIR            write index.csv and index.html over the runs of a sweep
-choosy compare SWEEP_DIR          write compare.html, .png and .csv: which arm pays, at equal labels, tokens, seconds
+choosy compare SWEEP_DIR          write compare.html, .png and .csv: which arm pays: labels, seconds, tokens, money, KL
 choosy labels stats LEDGER        labels, ties and money of each labeler and run; also: export, import"""
 
 
@@ -81,7 +81,7 @@ def compare_arms(words: list[str]) -> None:
     parser = ArgumentParser(
         "choosy compare",
         description="Compare the arms of a sweep over the same seeds, as far as its runs came: choosy train -m "
-        "selector=random_pairs,predicted_gap seed=0,1,2",
+        "experiment=compare, or choosy train -m selector=random_pairs,predicted_gap seed=0,1,2",
     )
     parser.add_argument("sweep_dir", metavar="SWEEP_DIR", help="the folder below which the runs are")
     parser.add_argument("--baseline", help="the arm to compare with (default: the one that chooses at random)")

@@ -57,6 +57,15 @@ def test_a_run_that_was_killed_is_read_as_far_as_it_came(sweep):
     assert [len(arms["certainty"][seed].quality) for seed in (0, 1)] == [3, 2]
 
 
+def test_the_quality_is_the_mean_over_the_heldout_prompts(sweep):
+    for arm in compare(sweep).arms.values():
+        for run in arm.values():
+            assert len(run.answers) == 2
+            means = [sum(values) / 2 for values in zip(*run.answers.values(), strict=True)]
+            assert means == pytest.approx(run.quality)
+            assert len(run.kl) == 3
+
+
 def test_a_baseline_that_is_no_arm_is_named(sweep, monkeypatch):
     with pytest.raises(SystemExit, match="baseline=random is none of the arms: certainty, random_pairs"):
         choosy(monkeypatch, "compare", str(sweep), "--baseline", "random")

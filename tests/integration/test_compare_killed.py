@@ -6,14 +6,22 @@ import signal
 from pathlib import Path
 
 import pytest
-from tiny import ROOT, command, labels, typed
+import yaml
+from tiny import CONF, ROOT, command, labels, typed
 
 from choosy.reporting.compare import compare
 
-pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 
 
+def test_the_arms_are_on_the_menu_and_the_last_one_is_the_baseline():
+    experiment = yaml.safe_load((CONF / "experiment" / "compare.yaml").read_text())
+    arms = experiment["hydra"]["sweeper"]["params"]["selector"].split(",")
+    assert {*arms} <= {path.stem for path in (CONF / "selector").glob("*.yaml")}
+    assert arms[-1] == "random_pairs"
+
+
+@pytest.mark.slow
 def test_a_killed_grid_is_read_and_typed_again_repeats_no_finished_job(tmp_path, tiny_policy_dir, prompts_file):
     line = [
         *typed(tmp_path, tiny_policy_dir, prompts_file),

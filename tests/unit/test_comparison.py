@@ -1,0 +1,111 @@
+"""What a comparison says of arms whose costs and qualities are known."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from choosy.reporting.compare import UnitPrices, compared, draw, panels, print_comparison, with_money
+from choosy.reporting.courses import Arm, Course
+from choosy.reporting.summary import RunSummary
+from choosy.reporting.sweeps import kl_of, named, quality_of
+
+
+def arm(slope: float, *, seconds: float = 100.0, seeds: int = 8, measure: str = "reward") -> Arm:
+    """Runs that buy 400 labels in so many seconds; each seed is a little better than the one before."""
+    labels = (0.0, 100.0, 200.0, 400.0)
+    spent = {"labels": labels, "tokens": labels, "seconds": tuple(x / 400 * seconds for x in labels)}
+    return {
+        s: Course(spent, tuple(x * slope * (1 + s / 100) for x in labels), kl=labels, measure=measure)
+        for s in range(seeds)
+    }
+
+
+def test_the_sentence_names_the_winner_in_money() -> None:
+    arms = {"random_pairs": arm(0.01), "spread": arm(0.02), "certainty": arm(0.01)}
+    prices = UnitPrices(label=0.05, hour=2)
+    priced = {name: {s: with_money(run, prices) for s, run in runs.items()} for name, runs in arms.items()}
+    sentence = compared(priced, costs=("money", "labels")).sentence
+    whole = 400 * 0.05 + 100 / 3600 * 2
+    assert sentence.startswith(
+        f"spread pays here: it needs 50% of the money of random_pairs for its final quality, {whole / 2:.2f} instead of"
+        f" {whole:.2f} (95 % interval 50%, p = 0.008, 8 seeds)"
+    )
+
+
+def test_a_cheap_labeler_and_a_dear_machine_want_another_arm() -> None:
+    arms = {"random_pairs": arm(0.01), "thrifty": arm(0.02, seconds=1000.0), "fast": arm(0.0125, seconds=50.0)}
+
+    def best(label: float, hour: float) -> str:
+        prices = UnitPrices(label, hour)
+        priced = {name: {s: with_money(run, prices) for s, run in runs.items()} for name, runs in arms.items()}
+        return compared(priced, costs=("money", "labels")).sentence.split()[0]
+
+    assert best(1.0, 0.01) == "thrifty"
+    assert best(0.0001, 10.0) == "fast"
+
+
+def test_few_seeds_say_how_many_more_would_tell() -> None:
+    arms = {"random_pairs": arm(0.01, seeds=3), "spread": arm(0.02, seeds=3)}
+    assert "about 3 more seeds would tell" in compared(arms).sentence
+    assert "one seed" in compared({name: {0: runs[0]} for name, runs in arms.items()}).sentence
+
+
+def test_arms_without_a_common_seed_are_named_and_other_measures_refused() -> None:
+    late = {s + 100: run for s, run in arm(0.02).items()}
+    comparison = compared({"random_pairs": arm(0.01), "spread": late})
+    assert comparison.skipped == {"spread": "it has no seed in common with random_pairs"}
+    assert "only one arm" in comparison.sentence
+    with pytest.raises(ValueError, match="Some runs measure reward, others win_rate"):
+        compared({"random_pairs": arm(0.01), "spread": arm(0.02, measure="win_rate")})
+
+
+def test_the_cheapest_arm_is_printed_after_the_baseline() -> None:
+    console = Console(width=120, record=True, file=io.StringIO())
+    print_comparison(compared({"spread": arm(0.02), "certainty": arm(0.005), "random_pairs": arm(0.01)}), console)
+    lines = [line.split() for line in console.export_text().splitlines() if line.split()[1:2] == ["8"]]
+    assert [line[0] for line in lines] == ["random_pairs", "spread", "certainty"]
+    assert lines[1][2:] == ["200", "200", "50%", "+4.14"]
+    assert lines[2][2] == "never"
+
+
+def test_kl_is_a_panel_where_all_runs_measured_it() -> None:
+    arms = {"random_pairs": arm(0.01), "spread": arm(0.02)}
+    comparison = compared(arms)
+    assert panels(comparison) == ["labels", "seconds", "tokens", "KL from the start"]
+    assert draw(comparison, ["KL from the start"]).startswith(b"\x89PNG")
+    without = {s: Course(run.spent, run.quality) for s, run in arms["spread"].items()}
+    assert panels(compared({**arms, "spread": without})) == ["labels", "seconds", "tokens"]
+
+
+@pytest.mark.parametrize(
+    ("start", "measured", "quality"),
+    [
+        ({"reward": 1.0}, {"reward": 2.0, "win_rate": 0.75}, ("reward", (1.0, 2.0))),
+        ({"reward": None}, {"reward": None, "win_rate": 0.75}, ("win_rate", (0.5, 0.75))),
+        ({}, {"accuracy": 0.6, "margin": 0.1}, ("accuracy", (0.5, 0.6))),
+    ],
+)
+def test_the_quality_is_the_reward_where_there_is_one(start, measured, quality) -> None:
+    run = RunSummary(Path(), start, ({"evaluation": measured},), {}, ())
+    assert quality_of(run) == quality
+
+
+def test_a_run_without_a_judge_has_no_quality_and_kl_is_that_of_the_samples() -> None:
+    run = RunSummary(
+        Path(), {}, ({"evaluation": {"win_rate": None, "kl": 3.0}}, {"evaluation": {"log_ratio": 4}}), {}, ()
+    )
+    with pytest.raises(ValueError, match="no judge was set"):
+        quality_of(run)
+    assert kl_of(run) == (0.0, 3.0, 4.0)
+    assert kl_of(RunSummary(Path(), {}, ({"evaluation": {"accuracy": 0.5}},), {}, ())) == ()
+
+
+def test_arms_are_named_by_what_tells_them_apart() -> None:
+    found = {("lr=1e-4", "rounds=2", "selector=spread"): arm(1.0), ("rounds=2", "selector=random"): arm(1.0)}
+    assert list(named(found)) == ["random", "spread lr=1e-4"]
+    assert math.isfinite(compared(named(found)).beside["spread lr=1e-4"]["labels"].ratio.value)
