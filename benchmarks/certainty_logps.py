@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from choosy.data.reading import read_prompts
-from choosy.models.loading import Lora
+from choosy.models.adapters import Lora
 from choosy.models.policy import Policy
 from choosy.sampling.generate import Generate
 from choosy.types import Candidates, seed_of

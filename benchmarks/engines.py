@@ -24,7 +24,7 @@ from common import save
 
 from choosy.data.encode import Reader
 from choosy.data.reading import read_prompts
-from choosy.models.loading import Lora
+from choosy.models.adapters import Lora
 from choosy.models.policy import Policy
 from choosy.sampling import vllm
 from choosy.sampling.generate import Generate

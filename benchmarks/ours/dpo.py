@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from choosy.data.batches import Batch, Item, batch_of
 from choosy.methods.losses import SigmoidLoss
+from choosy.models.adapters import Lora
 from choosy.models.compute import Compute
-from choosy.models.loading import Lora
 from choosy.models.policy import Policy
 from choosy.models.rows import Group
 from choosy.module import WeightedDPO

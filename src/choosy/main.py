@@ -23,12 +23,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from choosy.files import replacing
-from choosy.models.locate import resolve_model
-from choosy.options.check import options, refuse_mistakes, refuse_removed
+from choosy.models.adapters import refuse_model
+from choosy.options.check import options, refuse_blanks, refuse_mistakes, refuse_removed
 from choosy.options.menu import help_text, menu
 from choosy.options.names import meant
 from choosy.options.typed import not_composed, quoted, unreadable
-from choosy.redaction import refuse_secrets, texts
+from choosy.redaction import refuse_secrets
 from choosy.resume.config_changes import report_changes, settings
 from choosy.resume.failed_starts import leaving_no_failed_start
 
@@ -209,16 +209,15 @@ def prepare(cfg: DictConfig, run_dir: Path) -> Start:
 def check(cfg: DictConfig) -> None:
     """Refuse a configuration that no run can be built from; it imports no library of training."""
     without_nulls(cfg)
-    refuse_blanks(cfg)
     as_typed, known = unresolved(cfg), menu()
+    refuse_blanks(as_typed)
     refuse_removed(as_typed, known)
     refuse_secrets(as_typed)  # as typed, so that the message names what was typed, then as written into the folder
     resolved = plain(cfg)
     refuse_secrets(resolved)
     refuse_mistakes(as_typed, resolved, menu=known)
     refuse_objective(cfg)
-    if not cfg.model.name.startswith("demo:"):
-        resolve_model(cfg.model.name)
+    refuse_model(resolved["model"])
 
 
 def without_nulls(cfg: DictConfig) -> None:
@@ -301,22 +300,6 @@ def write_config(cfg: DictConfig, run_dir: Path) -> None:
     if HydraConfig.initialized():
         with replacing(run_dir / ".hydra" / "overrides.yaml") as unfinished:
             unfinished.write_text(OmegaConf.to_yaml(HydraConfig.get().overrides.task))
-
-
-def refuse_blanks(cfg: DictConfig) -> None:
-    """Refuse a configuration with values that only the user can give."""
-    if found := blanks(unresolved(cfg)):
-        raise ValueError(f"{' and '.join(found)} must be given; type {' '.join(f'{name}=...' for name in found)}")
-
-
-def blanks(config: Any) -> list[str]:
-    """Return the names of all values that are ???.
-
-    Example:
-        >>> blanks({"data": {"train": "???", "limit": None}})
-        ['data.train']
-    """
-    return [name for name, value in texts(config) if value == "???"]
 
 
 def refuse_relaunching_sweep(cfg: DictConfig) -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from tiny import PLAIN, on_top
 
 from choosy.main import compose, train
-from choosy.models.loading import Lora
+from choosy.models.adapters import Lora
 from choosy.models.policy import Policy
 from choosy.module import WeightedDPO
 

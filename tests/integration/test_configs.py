@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from tiny import CONF
 
 from choosy import cli
-from choosy.main import blanks, compose
+from choosy.main import compose
+from choosy.options.check import blanks
 
 
 def options(group: str) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from choosy.models.loading import Lora
+from choosy.models.adapters import Lora
 from choosy.models.policy import Policy
 from choosy.sampling import vllm
 from choosy.sampling.auto import Auto, fastest

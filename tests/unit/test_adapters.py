@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ import torch
 from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from choosy.models.loading import Lora
+from choosy.models.adapters import Lora
 from choosy.models.policy import Policy
 from choosy.models.rows import Group
 from choosy.sampling.generate import Generate
-from choosy.types import Candidates, Prompt
+from choosy.types import Candidates, Prompt, Response
 
 IDS = tuple(b"Tell me about tea.")
 ATTENTION = ["q_proj", "v_proj"]
@@ -101,18 +101,106 @@ def test_learned_prompts_are_refused(tiny_policy_dir: Path, tmp_path: Path) -> N
         policy.load(device=torch.device("cpu"), seed=0)
 
 
-def test_an_adapter_as_the_model_is_refused(tiny_policy_dir: Path, tmp_path: Path) -> None:
-    folder = adapter(tiny_policy_dir, KINDS["plain"], tmp_path / "adapter")
-    policy = Policy(str(folder), lora=Lora(r=4), dtype="float32")
-    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-    with pytest.raises(ValueError, match=rf"is an adapter; type model\.name={base} model\.adapter={folder}"):
-        policy.load(device=torch.device("cpu"), seed=0)
+def first_logp(policy: Policy) -> float:
+    policy.load(device=torch.device("cpu"), seed=0)
+    ((logp,),) = policy.score([Candidates(Prompt("p", ""), (Response("tea", tuple(b"tea")),), IDS)])
+    return logp
+
+
+def test_a_folder_with_an_adapter_means_the_adapter(tiny_policy_dir: Path, tmp_path: Path) -> None:
+    folder = adapter(tiny_policy_dir, KINDS["plain"], tmp_path / "run" / "adapter")
+    right = first_logp(Policy(str(tiny_policy_dir), lora=Lora(), adapter=str(folder), dtype="float32"))
+    assert right != first_logp(Policy(str(tiny_policy_dir), lora=Lora(), dtype="float32"))
+    run = str(tmp_path / "run")
+    for name, of in ((tiny_policy_dir, run), (folder, None), (run, None), (run, str(folder))):
+        assert first_logp(Policy(str(name), lora=Lora(), adapter=of, dtype="float32")) == right
+
+
+def test_a_run_that_trained_all_weights_is_a_model(tiny_policy_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_policy_dir, tmp_path / "run" / "model")
+    assert Policy(str(tmp_path / "run"), dtype="float32").source.name == str(tmp_path / "run" / "model")
+    with pytest.raises(ValueError, match=rf"holds no adapter.*type model\.name={tmp_path}/run"):
+        Policy(str(tiny_policy_dir), lora=Lora(), adapter=str(tmp_path / "run"))
 
 
 def test_a_folder_without_an_adapter_is_named(tiny_policy_dir: Path, tmp_path: Path) -> None:
-    policy = Policy(str(tiny_policy_dir), lora=Lora(), adapter=str(tmp_path), dtype="float32")
-    with pytest.raises(ValueError, match=rf"model\.adapter={tmp_path} does not load: .*adapter_config\.json"):
-        policy.load(device=torch.device("cpu"), seed=0)
+    with pytest.raises(
+        ValueError, match=rf"model\.adapter={tmp_path} holds no adapter: there is no adapter_config\.json"
+    ):
+        Policy(str(tiny_policy_dir), lora=Lora(), adapter=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        (Lora(r=8), r"has r=4, and model\.lora\.r=8 would change nothing; leave out model\.lora\.r"),
+        (Lora(alpha=5), r"model\.lora\.alpha=5 would change nothing"),
+        (Lora(targets=["k_proj"]), r"model\.lora\.targets=\['k_proj'\] would change nothing"),
+        (Lora(options={"use_dora": True}), r"model\.lora\.options={'use_dora': True} would change nothing"),
+    ],
+)
+def test_settings_that_an_adapter_overrules_are_refused(lora, message, tiny_policy_dir: Path, tmp_path: Path) -> None:
+    folder = adapter(tiny_policy_dir, KINDS["plain"], tmp_path / "adapter")
+    with pytest.raises(ValueError, match=message):
+        Policy(str(tiny_policy_dir), lora=lora, adapter=str(folder))
+    same = Lora(r=4, targets=ATTENTION[::-1], options={"use_dora": False})
+    assert Policy(str(tiny_policy_dir), lora=same, adapter=str(folder)).adapter == str(folder)
+
+
+def test_two_adapters_are_one_too_many(tiny_policy_dir: Path, tmp_path: Path) -> None:
+    one, two = (str(adapter(tiny_policy_dir, KINDS["plain"], tmp_path / name)) for name in ("one", "two"))
+    with pytest.raises(ValueError, match=r"leave one out"):
+        Policy(one, lora=Lora(), adapter=two)
+    with pytest.raises(ValueError, match=r"is an adapter, which model\.lora=null does not train"):
+        Policy(one, lora=None)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"lora_bias": True},
+        {"target_parameters": ["q_proj.weight"]},
+        {"trainable_token_indices": [1, 2]},
+        {"rank_pattern": {"q_proj": 2}},
+    ],
+    ids=str,
+)
+def test_a_configured_adapter_is_sampled_as_it_is_scored(options, tiny_policy_dir: Path) -> None:
+    targets = [] if "target_parameters" in options else ["q_proj", "v_proj"]
+    policy = Policy(str(tiny_policy_dir), lora=Lora(r=4, targets=targets, options=options), dtype="float32")
+    policy.load(device=torch.device("cpu"), seed=0)
+    with torch.no_grad():
+        for _, p in policy.trainable():
+            p.add_(0.3 * torch.randn_like(p))
+    (responses,) = Generate(max_new_tokens=8).sample(policy, [IDS], [list(range(4))])
+    (scored,) = policy.score([Candidates(Prompt("p", ""), tuple(responses), IDS)])
+    wanted = [by_peft(policy, r.ids) for r in responses]
+    assert [r.logp for r in responses] == pytest.approx(wanted, abs=1e-3)
+    assert scored == pytest.approx(wanted, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"r": 0}, r"model\.lora\.r=0 trains nothing"),
+        ({"options": {"lora_dropout": 0.1}}, "every dropout is 0"),
+        ({"options": {"init_lora_weights": "pissa_niter_4"}}, "changes the frozen weights"),
+        ({"options": {"use_dorra": True}}, r"is no argument of PEFT's LoraConfig\. Did you mean use_dora\?"),
+        ({"options": {"lora_alpha": 3}}, r"goes by model\.lora\.alpha\."),
+        ({"targets": "vv_proj"}, r"names vv_proj, and the model has no such layer; it has .*q_proj"),
+        ({"targets": ["q_proj", "vv_proj"]}, r"names vv_proj, and the model has no such layer"),
+        ({"targets": "nothing.*"}, r"PEFT makes no adapter of model\.lora: .*nothing"),
+        ({"targets": ["norm"]}, r"PEFT makes no adapter of model\.lora: "),
+    ],
+    ids=str,
+)
+def test_a_configured_adapter_that_makes_no_sense(lora: Any, message: str, tiny_policy_dir: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        Policy(str(tiny_policy_dir), lora=Lora(**lora), dtype="float32").load(device=torch.device("cpu"), seed=0)
 
 
 def test_a_dtype_that_is_none_is_refused_before_anything_is_loaded() -> None:

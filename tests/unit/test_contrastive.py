@@ -11,7 +11,7 @@ import torch
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.contrastive import Contrastive
 from choosy.labeling.protocols import NeedsPolicy, Scores
-from choosy.models.loading import Lora
+from choosy.models.adapters import Lora
 from choosy.models.policy import Policy
 from choosy.types import Candidates, Message, Prompt, Response
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from choosy.models.adapters import Lora
 from choosy.models.compute import Compute
 from choosy.models.embeddings import embed, policy_embeddings
-from choosy.models.loading import Lora
 from choosy.models.policy import Policy
 from choosy.types import Response
 

@@ -25,6 +25,7 @@ GIVEN = {
     "data=offline": ["data.train=pairs.jsonl"],
     "experiment=real": ["data.train=pairs.jsonl"],
     "labeler=function": ["labeler.path=toy.vowels"],
+    "labeler=mine": ["labeler._target_=choosy.labeling.vader.Vader"],
     "labeler=reward_model": ["labeler.model=judge"],
     "labeler=judge": ["labeler.model=toy", "labeler.base_url=http://localhost:8000/v1"],
     "labeler=crowd": ["+labeler@labeler.members.one=vader", "+labeler@labeler.members.two=contrastive"],

@@ -13,7 +13,7 @@ from fake_ranks import FakeRanks
 from callbacks.certainty import Certainty
 from choosy.methods.losses import SigmoidLoss
 from choosy.methods.selection import certainty
-from choosy.models.loading import Lora
+from choosy.models.adapters import Lora
 from choosy.models.policy import Policy
 from choosy.models.rounding import gaps_and_error, log_ratios_in_fp32
 from choosy.parallel.ranks import OneRank

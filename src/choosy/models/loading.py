@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -17,27 +15,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as hf_logging
 
+from choosy.models.adapters import Lora
 from choosy.models.fast import tree_attention
 from choosy.models.locate import ModelSource
+from choosy.options.names import meant
 
 log = logging.getLogger(__name__)
 
 Dtype = Literal["auto", "bfloat16", "float32"]
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Low-rank adapters, in fp32 on frozen weights.
-
-    Args:
-        r: Rank.
-        alpha: Scale; the update is multiplied by alpha / r.
-        targets: Which layers: `all-linear`, or names.
-    """
-
-    r: int = 16
-    alpha: int = 32
-    targets: str | list[str] = "all-linear"
+OWN = {"r": "r", "lora_alpha": "alpha", "target_modules": "targets"}  # of PEFT's arguments: options of `Lora`
 
 
 def auto_dtype(device: torch.device) -> torch.dtype:
@@ -52,7 +38,6 @@ def auto_dtype(device: torch.device) -> torch.dtype:
 
 def load_weights(source: ModelSource, *, dtype: torch.dtype, attention: str, device: torch.device) -> PreTrainedModel:
     """Load a causal language model into the memory of the CPU, with the attention (see `Compute`) for a device."""
-    refuse_adapter(source)
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tree_attention.register()
     load: Callable[..., PreTrainedModel] = partial(source.load, AutoModelForCausalLM, dtype=dtype)
@@ -71,17 +56,24 @@ def add_adapter(model: PreTrainedModel, lora: Lora, folder: str | None, *, seed:
     """Add an adapter to frozen weights: the trained one of a folder, or else a new one that changes nothing yet."""
     if folder is not None:
         return load_adapter(model, folder)
-    refuse_unknown_targets(model, lora)
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        target_modules=lora.targets,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's layers
-        task_type="CAUSAL_LM",
-    )
+    one_name = isinstance(lora.targets, str) and lora.targets.isidentifier()
+    targets = [str(lora.targets)] if one_name else lora.targets
+    refuse_unknown_targets(model, targets)
+    refuse_unknown_options(lora.options)
+    settings = {
+        "r": lora.r,
+        "lora_alpha": lora.alpha,
+        "target_modules": targets,
+        "fan_in_fan_out": any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's layers
+        "task_type": "CAUSAL_LM",
+        **lora.options,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+        try:
+            adapted = get_peft_model(model, LoraConfig(**settings), autocast_adapter_dtype=True)
+        except (ValueError, TypeError, NotImplementedError, ImportError, AttributeError) as error:
+            raise ValueError(f"PEFT makes no adapter of model.lora: {error}") from error
     assert isinstance(adapted, PeftModel)
     return adapted
 
@@ -109,23 +101,25 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
     return adapted
 
 
-def refuse_unknown_targets(model: nn.Module, lora: Lora) -> None:
+def refuse_unknown_options(options: Mapping[str, Any]) -> None:
+    """Raise a ValueError for what is no argument of PEFT's LoraConfig, or has an option of its own."""
+    known = {f.name for f in fields(LoraConfig)}
+    for name in options:
+        if name not in known or name in OWN:
+            what = f"goes by model.lora.{OWN[name]}" if name in OWN else "is no argument of PEFT's LoraConfig"
+            near = meant(name, known - OWN.keys())
+            raise ValueError(f"model.lora.options.{name} {what}. {near if name not in OWN else ''}".rstrip())
+
+
+def refuse_unknown_targets(model: nn.Module, targets: str | Sequence[str]) -> None:
     """Raise a ValueError for a name of layers that the model does not have."""
-    if isinstance(lora.targets, str):
+    if isinstance(targets, str):  # PEFT refuses an expression that no name matches
         return
     layers = {name for name, module in model.named_modules() if not list(module.children())}
-    for target in lora.targets:
+    for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in layers):
             known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
             raise ValueError(f"model.lora.targets names {target}, and the model has no such layer; it has {known}.")
-
-
-def refuse_adapter(source: ModelSource) -> None:
-    """Raise a ValueError for an adapter in the place of a model: it would be replaced by a new one."""
-    file = Path(source.resolved) / "adapter_config.json"
-    if file.exists():
-        base = json.loads(file.read_text()).get("base_model_name_or_path")
-        raise ValueError(f"model.name={source.name} is an adapter; type model.name={base} model.adapter={source.name}.")
 
 
 def switch_off_dropout(model: nn.Module) -> None:

@@ -19,9 +19,10 @@ from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from choosy.models.adapters import Lora, starting_point
 from choosy.models.compute import Compute, free_memory, keep_freed_memory
 from choosy.models.fast.fused import fuse
-from choosy.models.loading import Dtype, Lora, add_adapter, auto_dtype, load_weights, switch_off_dropout
+from choosy.models.loading import Dtype, add_adapter, auto_dtype, load_weights, switch_off_dropout
 from choosy.models.locate import ModelSource
 from choosy.models.logprobs import can_share_prompt, group_logps, sum_by_response, takes_one_row
 from choosy.models.rows import Group, packed
@@ -40,9 +41,9 @@ class Policy(nn.Module):
     """A language model that can be sampled, scored, trained, and compared with the reference it started as.
 
     Args:
-        name: Hub id or folder of a causal language model, or `demo:smollm2`.
+        name: Hub id or folder of a causal language model, of a run or of an adapter, or `demo:smollm2`.
         lora: Adapters to train; None trains all weights, kept in fp32.
-        adapter: Folder of a trained adapter that training continues; the reference is then *this* state.
+        adapter: Folder of a trained adapter or of its run, that training continues; the reference is then *this* state.
         dtype: Precision of the forward pass; auto = bf16 where the hardware multiplies it.
         chat_template: Jinja text, or a file of it, that replaces the tokenizer's chat template.
         chat_template_kwargs: What the chat template is given beside the conversation, such as `enable_thinking`.
@@ -69,8 +70,11 @@ class Policy(nn.Module):
         super().__init__()
         if dtype not in get_args(Dtype):
             raise ValueError(f"model.dtype={dtype} is none of {', '.join(get_args(Dtype))}.")
+        name, adapter = starting_point(name, adapter, lora)
         if adapter is not None and lora is None:
-            raise ValueError(f"model.adapter={adapter} continues an adapter, but model.lora is null; set model.lora.")
+            raise ValueError(
+                f"{adapter} is an adapter, which model.lora=null does not train; leave model.lora=null out."
+            )
         self.source = ModelSource(name, revision, trust_remote_code)
         self.tokens = Tokens(self.source, chat_template, chat_template_kwargs)
         self.lora = lora

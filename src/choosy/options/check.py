@@ -9,6 +9,7 @@ from typing import Any
 from choosy.options.names import WHY_NONE, any_of, meant
 from choosy.options.signatures import Missing, Signature, signature
 from choosy.options.values import wanted
+from choosy.redaction import texts
 
 REFERENCE = re.compile(r"\$\{([\w.]+)\}$")
 NO_PART = ("defaults", "hydra", "_self_", "experiment", "labels.evaluation", "selector")  # of a composed configuration
@@ -35,6 +36,22 @@ def refuse_mistakes(config: Mapping[str, Any], resolved: Mapping[str, Any], *, m
         once.setdefault((sentence.split(" wants ")[0].rpartition(".")[2], sentence.rpartition("found")[2]), sentence)
     if once:
         raise ValueError("\n".join(once.values()))
+
+
+def refuse_blanks(config: Mapping[str, Any]) -> None:
+    """Raise a ValueError for values that only the user can give."""
+    if found := blanks(config):
+        raise ValueError(f"{' and '.join(found)} must be given; type {' '.join(f'{name}=...' for name in found)}")
+
+
+def blanks(config: Any) -> list[str]:
+    """Return the names of all values that are ???.
+
+    Example:
+        >>> blanks({"data": {"train": "???", "limit": None}})
+        ['data.train']
+    """
+    return [name for name, value in texts(config) if value == "???"]
 
 
 def refuse_removed(config: Mapping[str, Any], menu: Mapping[str, Any]) -> None:
