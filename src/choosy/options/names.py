@@ -74,7 +74,7 @@ ELSEWHERE = {  # what TRL, PEFT, transformers, LLaMA-Factory and Lightning call 
 NONE = {  # what Choosy has no option for, and why
     "Gradients accumulate by themselves: batching.batch_size counts the items of one optimiser step, and "
     "batching.tokens_per_step the tokens of one forward pass": "gradient_accumulation_steps accumulate_grad_batches",
-    "A run counts rounds, not steps: type rounds=... and data.prompts_per_round=...": "max_steps total_steps",
+    "A run counts rounds, not steps: type rounds=8 and data.prompts_per_round=64": "max_steps total_steps",
     "Choosy sets every dropout to 0, so that a response is scored as it is sampled": "lora_dropout dropout "
     "attention_dropout hidden_dropout disable_dropout",
     "Choosy trains weights in fp32 and bf16, and loads none in 4 or 8 bits": "load_in_4bit load_in_8bit use_4bit "
