@@ -112,6 +112,10 @@ def main() -> None:
         if {"-h", "--help"} & {*words}:
             print(train_help([word for word in words if not word.startswith("-")]))
             return
+        if "experiment=compare" in words and not any(word.startswith("-") for word in words):
+            raise ValueError(
+                "experiment=compare plays many runs: type -m, as in choosy train -m experiment=compare ..."
+            )
         os.environ[STACKS] = "1"  # Hydra raises its errors instead of printing them
         try:
             _main()

@@ -21,6 +21,13 @@ def test_the_arms_are_on_the_menu_and_the_last_one_is_the_baseline():
     assert arms[-1] == "random_pairs"
 
 
+def test_a_comparison_without_its_flag_is_refused(tmp_path):
+    run = command(ROOT / "train.py", "experiment=compare", folder=tmp_path)
+    assert run.returncode == 1
+    assert "choosy train -m experiment=compare" in run.stderr
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.slow
 def test_a_killed_grid_is_read_and_typed_again_repeats_no_finished_job(tmp_path, tiny_policy_dir, prompts_file):
     line = [
