@@ -20,6 +20,9 @@ choosy fit --config run.yaml      play what `choosy train ... --cfg job > run.ya
 choosy report RUN_DIR             write and print the report of a run, finished or not
 choosy index SWEEP_DIR            write index.csv and index.html over the runs of a sweep
 choosy compare SWEEP_DIR          write compare.html, .png and .csv: which arm pays: labels, seconds, tokens, money, KL
+choosy eval RUN prompts.jsonl     compare the tuned model's answers to other prompts with the start's
+choosy chat RUN                   talk to the tuned model
+choosy merge RUN DIR              write the tuned model as one model, its adapter merged in
 choosy labels stats LEDGER        labels, ties and money of each labeler and run; also: export, import"""
 
 
@@ -56,6 +59,17 @@ def labels(words: list[str]) -> None:
     from choosy.labeling.exchange.command import labels_command
 
     labels_command(words)
+
+
+def use_tuned(command: str) -> Callable[[list[str]], None]:
+    """Return a command that uses the tuned model of a run, whose libraries are imported when it is called."""
+
+    def call(words: list[str]) -> None:
+        from choosy import tuned_model
+
+        {"eval": tuned_model.evaluate_run, "chat": tuned_model.chat, "merge": tuned_model.merge}[command](words)
+
+    return call
 
 
 def report(words: list[str]) -> None:
@@ -100,6 +114,7 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "report": report,
     "index": index,
     "compare": compare_arms,
+    **{command: use_tuned(command) for command in ("eval", "chat", "merge")},
     "labels": labels,
 }
 

@@ -183,6 +183,11 @@ def play(cfg: DictConfig, run_dir: Path, callbacks: Sequence[Callback]) -> Train
     return trainer
 
 
+def built(config: Any) -> Any:
+    """Return the object that a part of a run's config.yaml names."""
+    return instantiate(config, _convert_="all")
+
+
 def is_finished(cfg: DictConfig, run_dir: Path) -> bool:
     """Whether ckpt_path=auto finds every round of a run played, and its report written.
 

@@ -1,0 +1,168 @@
+"""Uses the tuned model of a run: evaluates it on other prompts, talks to it, merges its adapter."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from choosy.files import replacing
+from choosy.labeling.buyer import LabelBuyer
+from choosy.main import built
+from choosy.models.policy import Policy
+from choosy.reporting.display import quiet
+from choosy.resume.run_folder import run_id
+from choosy.rounds.evaluate import OUTCOME, evaluate
+from choosy.sampling.generate import Generate
+from choosy.types import Candidates, Message, Prompt, seed_of
+
+
+@dataclass(frozen=True)
+class TunedRun:
+    """The folder of a run that has written its tuned model.
+
+    Attributes:
+        folder: The run's folder.
+        config: What `config.yaml` holds.
+        model: The folder of the tuned model: an adapter, or all weights.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    model: Path
+
+    @classmethod
+    def open(cls, folder: str) -> TunedRun:
+        """Find a run's tuned model; a ValueError if it has none."""
+        path = Path(folder)
+        if not (path / "config.yaml").is_file():
+            raise ValueError(f"{folder} is not the folder of a run: it has no config.yaml; type one such as runs/demo.")
+        model = next((path / name for name in ("adapter", "model") if (path / name).is_dir()), None)
+        if model is None:
+            raise ValueError(f"{folder} has no tuned model yet; resume the run with ckpt_path=last.")
+        config = yaml.safe_load((path / "config.yaml").read_text())
+        if "module" not in config:
+            raise ValueError(f"{folder} was played by `choosy fit`; this command reads runs of `choosy train`.")
+        return cls(path, config, model)
+
+    @property
+    def sampler(self) -> Generate:
+        """The sampler of held-out answers."""
+        settings = self.config["evaluation"]["sampler"]
+        return Generate(**{name: value for name, value in settings.items() if name != "_target_"})
+
+    def policy(self, *, start: bool = False) -> Policy:
+        """Load the tuned policy, or the one that the run started from."""
+        named = dict(self.config["module"]["policy"])
+        if not start:
+            named |= {"adapter": str(self.model)} if self.model.name == "adapter" else {"name": str(self.model)}
+        policy: Policy = built(named)
+        policy.load(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"), seed=self.config["seed"])
+        return policy
+
+    def judge(self) -> LabelBuyer | None:
+        """Who judges held-out answers in this run; its labels are kept in the run's ledger."""
+        named = {**self.config["labels"], "budget": None, "budget_money": None}
+        if not Path(named["ledger"]).exists():  # as of another working folder
+            named["ledger"] = str(self.folder / "ledger.sqlite")
+        labels: LabelBuyer = built(named)
+        labels.open(f"{run_id(self.folder)}#eval")
+        return labels.evaluator
+
+
+def answers(run: TunedRun, policy: Policy, prompts: Sequence[Prompt]) -> list[Candidates]:
+    """Sample one answer to each prompt."""
+    ids = [policy.tokens.encode_prompt(prompt) for prompt in prompts]
+    seeds = [[seed_of(run.config["seed"], "eval", prompt.id)] for prompt in prompts]
+    sampled = run.sampler.sample(policy, ids, seeds)
+    return [Candidates(p, tuple(of_prompt), i) for p, of_prompt, i in zip(prompts, sampled, ids, strict=True)]
+
+
+def evaluate_run(words: list[str]) -> None:
+    """Compare the tuned model's answers to other prompts with the start's."""
+    parser = ArgumentParser("choosy eval", description="Compare the answers of a run's tuned model with the start's.")
+    parser.add_argument("run_dir", metavar="RUN", help="the folder of the run")
+    parser.add_argument("prompts", help="what to answer: a file or another source, as data.heldout is")
+    parser.add_argument("--limit", type=int, help="the most prompts")
+    typed = parser.parse_args(words)
+    quiet()
+    run = TunedRun.open(typed.run_dir)
+    tuned = run.policy()
+    prompts = built(run.config["data"]["reader"]).prompts(typed.prompts, tuned, limit=typed.limit)
+    now = answers(run, tuned, prompts)
+    del tuned
+    before = {c.prompt.id: c for c in answers(run, run.policy(start=True), prompts)}
+    found = evaluate(now, before, run.judge())
+    names = {value: name for name, value in {"won": OUTCOME["first"], "tied": OUTCOME["tie"], "lost": 0.0}.items()}
+    rows = [
+        {"prompt": row["prompt"], "tuned": row["responses"][0], "start": row["responses"][1]}
+        | {"rewards": row["rewards"], "outcome": names.get(row["outcome"])}
+        for row in found.rows
+    ]
+    out = run.folder / "eval" / f"{Path(typed.prompts).stem}.jsonl"
+    with replacing(out) as unfinished:
+        unfinished.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    measured = found.metrics
+    parts = [f"{len(rows)} prompts answered"]
+    if measured["win_rate"] is not None:
+        low, high = measured["win_rate_low"], measured["win_rate_high"]
+        parts.append(f"win rate {measured['win_rate']:.0%} against the start ({low:.0%} to {high:.0%})")
+    if measured["reward"] is not None:
+        parts.append(f"mean reward {measured['reward']:.3g}")
+    print(", ".join(parts))
+    print(out)
+
+
+def chat(words: list[str]) -> None:
+    """Talk to the tuned model."""
+    parser = ArgumentParser("choosy chat", description="Talk to the tuned model of a run; an empty line ends it.")
+    parser.add_argument("run_dir", metavar="RUN", help="the folder of the run")
+    run = TunedRun.open(parser.parse_args(words).run_dir)
+    quiet()
+    policy, turns = run.policy(), list[Message]()
+    print("Type to the tuned model; an empty line ends it.")
+    while text := read_line():
+        turns.append(Message("user", text))
+        is_chat = policy.tokens.tokenizer.chat_template is not None
+        prompt = Prompt(str(len(turns)), text, tuple(turns) if is_chat else ())
+        ((response,),) = (c.responses for c in answers(run, policy, [prompt]))
+        print(response.text)
+        turns.append(Message("assistant", response.text))
+
+
+def read_line() -> str:
+    """Read a line from the terminal; "" at the end of the input."""
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
+
+
+def merge(words: list[str]) -> None:
+    """Write the tuned model as one model, without an adapter."""
+    parser = ArgumentParser(
+        "choosy merge", description="Write a run's tuned model as one model, its adapter merged in."
+    )
+    parser.add_argument("run_dir", metavar="RUN", help="the folder of the run")
+    parser.add_argument("folder", metavar="DIR", help="a new folder for the model")
+    typed = parser.parse_args(words)
+    run, folder = TunedRun.open(typed.run_dir), Path(typed.folder)
+    if run.model.name == "model":
+        raise ValueError(
+            f"The run has tuned all weights, and {run.model} is the whole model; there is nothing to merge."
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} holds something already; type a new folder.")
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer
+
+    merged: Any = AutoPeftModelForCausalLM.from_pretrained(run.model, dtype="auto").merge_and_unload()
+    merged.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(run.model).save_pretrained(folder)
+    print(f"{folder} holds the whole model; AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it")

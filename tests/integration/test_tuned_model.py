@@ -1,0 +1,76 @@
+"""The commands that use the tuned model of a run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from choosy import tuned_model
+
+
+@pytest.fixture
+def tuned(play):
+    return play("rounds=1", "lr=1e-2", "evaluation.sampler.max_new_tokens=8")
+
+
+def test_eval_compares_the_tuned_model_with_the_start_on_other_prompts(tuned, tmp_path, capsys):
+    (tmp_path / "others.jsonl").write_text("".join(json.dumps({"prompt": f"Count to {n}."}) + "\n" for n in range(6)))
+    before = tuned.summary["labels"]
+    tuned_model.evaluate_run([str(tuned.run_dir), str(tmp_path / "others.jsonl"), "--limit", "4"])
+    said = capsys.readouterr().out
+    assert said.startswith("4 prompts answered, win rate ")
+    rows = [json.loads(line) for line in (tuned.run_dir / "eval" / "others.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == [f"Count to {n}." for n in range(4)]
+    assert any(row["tuned"] != row["start"] for row in rows)
+    for row in rows:
+        now, start = row["rewards"]
+        assert row["outcome"] == ("won" if now > start else "lost" if now < start else "tied")
+        assert now == sum(map(ord, row["tuned"])) % 7
+    assert tuned.summary["labels"] == before, "the run's own labels are not counted again"
+
+
+def test_chat_answers_until_an_empty_line(tuned, monkeypatch, capsys):
+    lines = iter(["Hello!", "And then?", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    asked = []
+    own = tuned_model.answers
+    monkeypatch.setattr(
+        tuned_model, "answers", lambda run, policy, prompts: asked.extend(prompts) or own(run, policy, prompts)
+    )
+    tuned_model.chat([str(tuned.run_dir)])
+    assert [[turn.role for turn in prompt.messages] for prompt in asked] == [["user"], ["user", "assistant", "user"]]
+    assert asked[1].messages[1].content in capsys.readouterr().out
+
+
+def test_merge_writes_a_model_that_computes_the_same(tuned, tmp_path):
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tuned_model.merge([str(tuned.run_dir), str(tmp_path / "merged")])
+    ids = AutoTokenizer.from_pretrained(tmp_path / "merged")("Hello there", return_tensors="pt").input_ids
+    with torch.no_grad():
+        whole = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids).logits
+        adapted = AutoPeftModelForCausalLM.from_pretrained(tuned.run_dir / "adapter")(ids).logits
+        base = AutoModelForCausalLM.from_pretrained(tuned.policy.source.name)(ids).logits
+    torch.testing.assert_close(whole, adapted, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(whole, base, atol=1e-3)
+    with pytest.raises(ValueError, match="merged holds something already; type a new folder"):
+        tuned_model.merge([str(tuned.run_dir), str(tmp_path / "merged")])
+
+
+@pytest.mark.parametrize("command", [tuned_model.chat, tuned_model.evaluate_run, tuned_model.merge])
+def test_what_is_no_run_with_a_tuned_model_is_refused(command, tmp_path):
+    more = [] if command is tuned_model.chat else ["x"]
+    with pytest.raises(ValueError, match=r"is not the folder of a run: it has no config\.yaml"):
+        command([str(tmp_path), *more])
+    (tmp_path / "config.yaml").write_text("module: {}\n")
+    with pytest.raises(ValueError, match=r"has no tuned model yet; resume the run with ckpt_path=last"):
+        command([str(tmp_path), *more])
+
+
+def test_a_run_that_tuned_all_weights_has_nothing_to_merge(play, tmp_path):
+    run = play("rounds=1", "model.lora=null", "data.heldout=null")
+    with pytest.raises(ValueError, match="is the whole model; there is nothing to merge"):
+        tuned_model.merge([str(run.run_dir), str(tmp_path / "merged")])
