@@ -137,3 +137,7 @@ def test_a_difference_of_chance_is_seldom_called_one() -> None:
 def test_seeds_needed() -> None:
     assert seeds_needed(np.array([1.0, -1.0])) == math.inf
     assert seeds_needed(np.array([0.9, 1.1, 1.0])) < 1
+
+
+def test_no_difference_is_impossible_by_chance() -> None:
+    assert sign_flip(np.ones(20), np.random.default_rng(0)) == pytest.approx(1 / 20_001)

@@ -105,7 +105,7 @@ class Comparison:
             )
         if found.seeds == 1:
             return f"{best} needs {needs}, with one seed, which says nothing of chance: run seed=0,1,2,3,4,5,6,7."
-        shown = f"95 % interval {as_range(ratio, as_share)}, p = {found.p:.3f}, {found.seeds} seeds"
+        shown = f"95 % interval {as_range(ratio, as_share)}, p {as_p(found.p)}, {found.seeds} seeds"
         if ratio.high < 1 and gain > 0 and found.p * len(self.beside) < 0.05:  # the best of several (Bonferroni)
             return f"{best} pays here: it needs {needs} ({shown})."
         if gain <= 0 or not math.isfinite(found.more_seeds):
@@ -141,6 +141,16 @@ def as_amount(amount: float, cost: str) -> str:
 def as_difference(difference: float) -> str:
     """A difference with its sign, a dash where it is not known."""
     return "–" if math.isnan(difference) else f"{difference:+.2f}"
+
+
+def as_p(p: float) -> str:
+    """A probability of chance, as it stands after "p".
+
+    Example:
+        >>> as_p(0.0625), as_p(0.00002)
+        ('= 0.062', '< 0.001')
+    """
+    return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def as_range(found: Interval, text: Callable[[float], str]) -> str:
@@ -269,6 +279,7 @@ def write_comparison(comparison: Comparison, sweep_dir: str | Path) -> Path:
         amount=as_amount,
         difference=as_difference,
         range=as_range,
+        p=as_p,
         partial=partial,
     )
     return folder / "compare.html"
