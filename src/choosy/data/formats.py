@@ -393,4 +393,6 @@ def _unknown(row: Row) -> ValueError:
     for columns, split in FORMATS:
         ways.setdefault(split, columns)  # of columns with several names the usual ones
     known = "; ".join(map(" + ".join, ways.values()))
-    return ValueError(f"no known preference format; wanted {known}; {_columns_found(row)}; {RENAME}.")
+    return ValueError(
+        f"no known preference format; wanted {known}; {_columns_found(row)}; {RENAME.replace('prompt', 'chosen')}."
+    )
