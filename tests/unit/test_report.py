@@ -327,18 +327,19 @@ def test_the_index_escapes_what_was_typed(tmp_path):
     assert "name=&lt;script&gt;" in (tmp_path / "index.html").read_text()
 
 
-RANK_0 = SimpleNamespace(is_global_zero=True)
+RANK_0 = SimpleNamespace(is_global_zero=True, datamodule=None)
+MODULE = SimpleNamespace(policy=SimpleNamespace(lora=None))  # which left no tuned model, so that there is no card
 
 
 def test_the_callback_leaves_everything_behind(run_dir, capsys):
-    Report(str(run_dir)).teardown(RANK_0, None, "fit")
+    Report(str(run_dir)).teardown(RANK_0, MODULE, "fit")
     assert {"summary.json", "curves.png", "report.html"} <= {path.name for path in run_dir.iterdir()}
     assert "Left behind in" in capsys.readouterr().out
 
 
 def test_the_callback_calls_no_interrupted_run_finished(tmp_path, capsys):
     write_run(tmp_path, rounds=4)
-    Report(str(tmp_path), console=False).teardown(RANK_0, None, "fit")
+    Report(str(tmp_path), console=False).teardown(RANK_0, MODULE, "fit")
     assert {path.name for path in tmp_path.iterdir()} == {"rounds", "curves.png", "report.html"}
     assert capsys.readouterr().out == ""
 
@@ -350,4 +351,4 @@ def test_the_other_ranks_write_nothing(run_dir):
 
 def test_a_run_without_rounds_is_told_so_and_not_failed(tmp_path):
     with pytest.warns(UserWarning, match="holds no rounds.*run_dir right"):
-        Report(str(tmp_path)).teardown(RANK_0, None, "fit")
+        Report(str(tmp_path)).teardown(RANK_0, MODULE, "fit")
