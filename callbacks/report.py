@@ -57,10 +57,10 @@ class Report(Callback):
 
 def write_card(folder: Path, summary: RunSummary, trainer: Any, module: Any) -> None:
     """Write the model card beside the tuned model, in place of the template that PEFT leaves."""
-    policy, data = module.policy, trainer.datamodule
-    tuned = folder / ("adapter" if policy.lora else "model")
-    if not tuned.is_dir():
+    tuned = next((folder / name for name in ("adapter", "model") if (folder / name).is_dir()), None)
+    if tuned is None:
         return
+    policy, data = module.policy, trainer.datamodule
     run = data.run
     chosen = [type(one).__name__ for one in (run.prompt_selector, run.pair_selector) if one is not None]
     sources = [data.train] if isinstance(data.train, str) else data.train

@@ -66,6 +66,8 @@ class RoundData(LightningDataModule, ABC):
         if self.heldout:
             self.heldout_prompts = self.reader.prompts(self.heldout, module.policy, limit=self.heldout_limit)
             module.policy.tokens.refuse_long_answers(self.heldout_prompts, self.run.sampler.max_new_tokens)
+        if self.run.labels.evaluator is not None:
+            self.run.labels.evaluator.check_prompts(self.heldout_prompts)
         if self.heldout_pairs:
             given = self.reader.candidates(self.heldout_pairs, module.policy, limit=self.heldout_limit)
             self.labeled_pairs = as_pairs(given, named(self.heldout_pairs))

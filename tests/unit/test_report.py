@@ -257,6 +257,8 @@ def test_the_last_words_show_answers_rounds_time_and_paths(run_dir):
     assert "train 3.0 s" in words
     assert str(run_dir) in words
     assert "adapter" in words
+    assert "Next: choosy chat" in words
+    assert "rounds=3 or more and ckpt_path=last" in words
     assert "metrics.csv" not in words
 
 

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,10 @@ def print_report(run: RunSummary, out: Console | None = None) -> None:
     for name, what in run.contents.items():
         link = (run.folder / name).resolve().as_uri()  # to click on, in terminals that know links
         out.print(Text.assemble("  ", (f"{name:14}", f"link {link}"), (what, "dim")))
+    if run.finished and {"adapter", "model"} & run.contents.keys():
+        folder = shlex.quote(str(run.folder))
+        out.print(f"Next: choosy chat {folder}, or choosy eval {folder} prompts.jsonl", soft_wrap=True)
+        out.print(f"For more rounds type the same again with rounds={len(run.rounds) + 1} or more and ckpt_path=last")
 
 
 def _answers_table(run: RunSummary, width: int) -> Table:
