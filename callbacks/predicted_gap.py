@@ -9,6 +9,7 @@ from typing import Literal
 from callbacks.selector import PairChooser
 from choosy.methods import predicted, selection
 from choosy.rounds.context import Round
+from choosy.rounds.learned_reward import without_length
 from choosy.types import Candidates, seed_of
 
 
@@ -40,7 +41,7 @@ class PredictedGap(PairChooser):
         head, embed_ND = at.learned.head(at), at.learned.embed(candidates, at)
         if head is None:
             cold = selection.dissimilarity if self.cold == "dissimilarity" else predicted.no_gap
-            return [cold(embed_nD) for embed_nD in embed_ND]
+            return [cold(without_length(embed_nD)) for embed_nD in embed_ND]
         if self.thompson:
             head = head.drawn(seed_of(at.seed, "thompson", at.number))
         gaps = [predicted.predicted_gap(head.rewards(e), head.deviations(e), self.bonus) for e in embed_ND]

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from choosy.data.pool import Pool
-from choosy.methods.reward_head import RewardHead, fit_scores, fit_verdicts
+from choosy.methods.reward_head import RewardHead, fit_scores, fit_verdicts, normal_scores
 from choosy.models.embeddings import embed
 from choosy.parallel.ranks import gather_rows, shard
 from choosy.rounds.context import Round
 from choosy.types import Candidates, Response
 
 LONGEST_PROMPT = 400  # characters
+LENGTH_SHARE = 0.25  # of a unit of log length, beside an embedding of length 1
 
 
 @dataclass
@@ -25,6 +26,9 @@ class LearnedReward:
 
     The labels are read from the pools of the rounds, in which no held-out answer ever is: a label that evaluates cannot
     enter. A round's head knows the labels of all rounds before it, also where the round is played a second time.
+
+    Scores are learned by their ranks, so that a predicted reward is in standard deviations of the labeler's scores, and
+    in log odds where the labeler compares.
 
     Args:
         embedder: `minilm` or another sentence-transformers model, `policy` = the reference's last layer, `lm:NAME` =
@@ -63,13 +67,22 @@ class LearnedReward:
         return self._head
 
     def embed(self, candidates: Sequence[Candidates], at: Round) -> list[Tensor]:
-        """Embeddings (N, D) of the responses to each prompt, behind the end of the prompt; each once in a round."""
+        """Embeddings (N, D) of the responses to each prompt, each behind the end of the prompt; each once in a round.
+
+        The last number is the length of the response, which many labelers favour (see `without_length`).
+        """
         if self._fresh_in != at.number:
             self._fresh, self._fresh_in = {}, at.number
         texts = {(c.prompt.id, r.text): with_prompt(c, r) for c in candidates for r in c.responses}
         new = {name: r for name, r in texts.items() if name not in self._rows and name not in self._fresh}
-        self._fresh |= zip(new, embed(list(new.values()), self.embedder, at.policy), strict=True)
+        self._fresh |= zip(new, self._features(list(new.values()), at), strict=True)
         return [torch.stack([self._embedding((c.prompt.id, r.text)) for r in c.responses]) for c in candidates]
+
+    def _features(self, responses: Sequence[Response], at: Round) -> Tensor:
+        """The embedding of each response, and its length."""
+        length_N1 = torch.tensor([[LENGTH_SHARE * math.log1p(len(r.text))] for r in responses])
+        embed_ND = embed(responses, self.embedder, at.policy)
+        return torch.cat([embed_ND, length_N1.to(embed_ND)], dim=1) if responses else embed_ND
 
     def _embedding(self, name: tuple[str, str]) -> Tensor:
         row = self._rows.get(name)
@@ -86,7 +99,7 @@ class LearnedReward:
         """Embed what has no embedding yet, each response on one rank."""
         new = {(c.prompt.id, r.text): with_prompt(c, r) for c in labeled for r in c.responses}
         names = [name for name in new if name not in self._rows]
-        mine_nD = embed([new[name] for name in shard(names, at.ranks)], self.embedder, at.policy)
+        mine_nD = self._features([new[name] for name in shard(names, at.ranks)], at)
         gathered_nD = gather_rows(mine_nD, at.ranks)
         by_rank = [n for rank in range(at.ranks.size) for n in range(rank, len(names), at.ranks.size)]
         self._rows |= {name: row for row, name in enumerate(names, len(self._rows))}
@@ -109,7 +122,8 @@ class LearnedReward:
 
     def _fitted(self) -> RewardHead | None:
         if len(self._scores) >= self.min_labels:
-            return fit_scores(self._embed_ND[list(self._scores)], torch.tensor(list(self._scores.values())))
+            score_N = torch.tensor(list(self._scores.values()), dtype=torch.float64)
+            return fit_scores(self._embed_ND[list(self._scores)], normal_scores(score_N))
         if not self._scores and len(self._verdicts) >= self.min_labels:
             chosen_K, rejected_K = torch.tensor(list(self._verdicts)).T
             return fit_verdicts(self._embed_ND[chosen_K], self._embed_ND[rejected_K])
@@ -124,7 +138,7 @@ class LearnedReward:
         known = {"accuracy": (reward_N[chosen_K] > reward_N[rejected_K]).double().mean().item()}
         if len(scores) > 2:
             bought_N = torch.tensor(list(scores.values()), dtype=torch.float64)
-            correlation = torch.corrcoef(torch.stack([reward_N[list(scores)], bought_N]))[0, 1].item()
+            correlation = torch.corrcoef(torch.stack([reward_N[list(scores)], normal_scores(bought_N)]))[0, 1].item()
             known |= {} if math.isnan(correlation) else {"correlation": correlation}
         return known
 
@@ -132,6 +146,11 @@ class LearnedReward:
 def pool_after(at: Round, number: int) -> Pool:
     """The pool after a round, from memory or from the round's file."""
     return at.pool if at.pool.round == number else Pool.load(at.folder, number)[0]
+
+
+def without_length(embed_ND: Tensor) -> Tensor:
+    """The embeddings alone, for a similarity of meanings."""
+    return embed_ND[:, :-1]
 
 
 def with_prompt(c: Candidates, response: Response) -> Response:
