@@ -113,9 +113,10 @@ def normal_scores(score_N: Tensor) -> Tensor:
         >>> [round(x, 2) for x in normal_scores(torch.tensor([1e-6, 0.9, 1e-5, 1e-5])).tolist()]
         [-1.15, 1.15, 0.0, 0.0]
     """
-    _, group_N, size_G = score_N.unique(return_inverse=True, return_counts=True)
-    middle_G = size_G.cumsum(0) - size_G / 2  # mean rank of each group of equals, from 0 to N
-    return torch.special.ndtri(middle_G[group_N].double() / len(score_N))
+    sorted_N = score_N.sort().values
+    below_N, up_to_N = (torch.searchsorted(sorted_N, score_N, side=side) for side in ("left", "right"))
+    middle_N: Tensor = torch.special.ndtri((below_N + up_to_N).double() / (2 * len(score_N)))  # the mean rank of equals
+    return middle_N
 
 
 def fit_verdicts(chosen_MD: Tensor, rejected_MD: Tensor, strengths: Sequence[float] = STRENGTHS) -> RewardHead:
