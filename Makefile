@@ -72,7 +72,7 @@ bench: $(STAMP)  ## Measure what the documentation claims, the peer beside us (O
 	$(BIN)/python benchmarks/run.py --only "$(ONLY)"
 
 evidence: $(STAMP)  ## Does choosing pay? Hours of runs, resumable (ONLY=film, SEEDS=5); needs ../shared/data
-	$(BIN)/python benchmarks/evidence/run.py --only "$(or $(ONLY),film)" $(if $(SEEDS),--seeds $(SEEDS))
+	$(BIN)/python benchmarks/evidence/run.py $(if $(ONLY),--only "$(ONLY)") $(if $(SEEDS),--seeds $(SEEDS))
 
 clean:  ## Remove caches and build products; runs and .venv stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache

@@ -143,28 +143,28 @@ def sentiment(prompt: str, response: str) -> float:
     return float(_labeler().decision_function([prompt + response])[0])
 
 
-def lines(made: Path) -> list[str]:
-    """What is typed for every run: 512 prompts, four responses each, trained from the start's weights in each round."""
-    return [
-        "trainer=cpu",
-        "model=smollm2_full",
-        f"model.name={made / 'policy'}",
-        "model.dtype=float32",
-        f"data.train={made / 'train.jsonl'}",
-        f"data.heldout={made / 'heldout.jsonl'}",
-        "data.reader.as_chat=false",
-        "data.responses=4",
-        "labeler=function",
-        "labeler.path=film.sentiment",
-        "rounds=4",
-        "epochs_per_round=8",
-        "reset_policy=each_round",
-        "pool.keep=all",
-        "loss.beta=0.2",
-        "weighting=uniform",
-        "sampler.temperature=0.7",
-        "sampler.max_new_tokens=16",
-        "batching.batch_size=16",
-        "callbacks.report.console=false",
-        "callbacks.checkpoint.every_n_steps=0",
-    ]
+LINES = (
+    "trainer=cpu",
+    "model=smollm2_full",
+    "model.name={made}/policy",
+    "model.dtype=float32",
+    "data.train={made}/train.jsonl",
+    "data.heldout={made}/heldout.jsonl",
+    "data.reader.as_chat=false",
+    "data.responses=4",
+    "labeler=function",
+    "labeler.path=film.sentiment",
+    "rounds=4",
+    "epochs_per_round=8",
+    "reset_policy=each_round",  # each round trains the start's weights on all labels so far
+    "pool.keep=all",
+    "weighting=uniform",
+    "loss=sigmoid",
+    "sampler=generate",
+    "sampler.temperature=0.7",
+    "sampler.top_p=1.0",
+    "sampler.max_new_tokens=16",
+    "batching.batch_size=16",
+    "callbacks.report.console=false",
+    "callbacks.checkpoint.every_n_steps=0",
+)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
 from choosy.reporting.compare import as_share
 
 INTRO = """\
-Written by `make evidence` from `benchmarks/results/evidence.json`. Every arm buys the same number of labels, has the
-learning rate that was best for it on other seeds, and sees the same prompts with the same seed. *Labels* is the share
+Written by `make evidence` from the finished runs in `benchmarks/results/evidence/`. Every arm buys the same number of
+labels, has the learning rate and the beta that were best for it on other seeds, and sees the same prompts with the same
+seed. *Labels* is the share
 of random choice's labels at which the arm has random choice's final reward, *seconds* and *tokens* the same for these
-costs (seconds of choosing, sampling, scoring and training); intervals are 95 %, by a bootstrap over seeds and held-out
+costs (seconds of choosing, sampling, scoring and training, on a machine that does other work besides); *area* is the
+difference of the mean reward over all labels, *at equal KL* the difference of the rewards at random choice's final
+distance from the start; intervals are 95 %, by a bootstrap over seeds and held-out
 prompts; p is a sign-flip test of the final rewards."""
 ABOUT = {
     "film": """\
@@ -22,8 +25,8 @@ review; a classifier of sentiment (tf-idf, logistic regression) gives the reward
 64 pairs labeled in each of four rounds, trained from the start's weights on all labels; 512 held-out prompts."""
 }
 HEAD = """\
-| arm | lr | labels | 95 % interval | final reward, difference | p | seconds | tokens |
-|---|---|---|---|---|---|---|---|"""
+| arm | lr, beta | labels | 95 % interval | final reward, difference | p | area | at equal KL | seconds | tokens |
+|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def written(result: Mapping[str, Any]) -> str:
@@ -33,11 +36,14 @@ def written(result: Mapping[str, Any]) -> str:
 
 def of_task(name: str, task: Mapping[str, Any]) -> str:
     """The part of one task: what it is, its picture, its table, its sentence."""
-    random = f"| random_pairs | {task['lr']['random_pairs']:g} | 100% | | | | 100% | 100% |"
+    first, *_ = set(task["settings"]) - set(task["beside_random"])
     ranked = sorted(task["beside_random"].items(), key=lambda arm: arm[1]["labels"]["ratio"][0] or math.inf)
-    table = "\n".join([HEAD, random, *(row(arm, task["lr"][arm], costs) for arm, costs in ranked)])
-    tuned = ", ".join(map(str, task["tuned_on"]))
-    rests = f"{task['seeds']} seeds, {task['comparisons']} comparisons; learning rates chosen on seed {tuned}."
+    rows = [row(arm, task["settings"][arm], costs) for arm, costs in ranked]
+    table = "\n".join([HEAD, f"| {first} | {tuned(task['settings'][first])} | 100% | | | | | | 100% | 100% |", *rows])
+    others = ", ".join(map(str, task["tuned_on"]))
+    rests = (
+        f"{task['seeds']} seeds, {task['comparisons']} comparisons; learning rate and beta chosen on seeds {others}."
+    )
     picture = f"![reward against costs](images/evidence_{name}.png)"
     return "\n\n".join([f"## {name}", ABOUT[name], picture, table, rests, fill(task["sentence"], 120)])
 
@@ -47,10 +53,22 @@ def share(ratio: float | None) -> str:
     return as_share(math.inf if ratio is None else ratio)
 
 
-def row(arm: str, lr: float, costs: Mapping[str, Any]) -> str:
+def tuned(settings: Sequence[str]) -> str:
+    """The values of what was tuned."""
+    return ", ".join(line.split("=")[1] for line in settings)
+
+
+def row(arm: str, settings: Sequence[str], costs: Mapping[str, Any]) -> str:
     """One arm's line."""
     found = costs["labels"]
     ratio, low, high = map(share, found["ratio"])
-    cells = [arm, f"{lr:g}", ratio, f"{low} to {high}", f"{found['gain'][0]:+.2f}", f"{found['p']:.3f}"]
+    cells = [arm, tuned(settings), ratio, f"{low} to {high}", with_interval(found["gain"]), f"{found['p']:.2g}"]
+    cells += [with_interval(found[measure]) for measure in ("area", "at_kl")]
     cells += [share(costs[cost]["ratio"][0]) for cost in ("seconds", "tokens")]
     return f"| {' | '.join(cells)} |"
+
+
+def with_interval(numbers: Sequence[float | None]) -> str:
+    """A difference with its interval."""
+    value, low, high = ("–" if x is None else f"{x:+.2f}" for x in numbers)
+    return f"{value} ({low} to {high})"
