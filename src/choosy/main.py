@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import sys
@@ -205,6 +206,7 @@ def prepare(cfg: DictConfig, run_dir: Path) -> Start:
     """Refuse what cannot run before anything is spent, and choose the checkpoint that a run resumes from."""
     cfg.run_dir = os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
     check(cfg)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it speaks of fonts when it is first imported
     from choosy.parallel.ranks import end_with_launcher
     from choosy.reporting.display import quiet
     from choosy.resume.run_folder import prepare_folder

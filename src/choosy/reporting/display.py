@@ -141,7 +141,7 @@ def duration(seconds: float) -> str:
 
 def quiet() -> None:
     """Mute banners of libraries, and their advice that does not apply here."""
-    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "httpx2", "matplotlib"):
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "httpx2", "sentence_transformers"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*Experiment logs directory.*exists and is not empty.*",
