@@ -15,10 +15,10 @@ REFERENCE = re.compile(r"\$\{([\w.]+)\}$")
 NO_PART = ("defaults", "hydra", "_self_", "experiment", "labels.evaluation", "selector")  # of a composed configuration
 INSTEAD = {  # flags of Lightning's Trainer without effect here: the values that change nothing, and what to type
     "accumulate_grad_batches": ((1, None), WHY_NONE["accumulate_grad_batches"]),
-    "gradient_clip_val": ((None,), "type max_grad_norm=..."),
-    "precision": ((None, "32-true", "32", 32), "type model.dtype=bfloat16 or model.dtype=float32"),
-    "use_distributed_sampler": ((False,), "the batches of a round are shared out already"),
-    "reload_dataloaders_every_n_epochs": ((1,), "each round has its own batches"),
+    "gradient_clip_val": ((None,), "Type max_grad_norm=1.0"),
+    "precision": ((None, "32-true", "32", 32), "Type model.dtype=bfloat16 or model.dtype=float32"),
+    "use_distributed_sampler": ((False,), "The batches of a round are shared out already"),
+    "reload_dataloaders_every_n_epochs": ((1,), "Each round has its own batches"),
 }
 
 
@@ -129,7 +129,7 @@ def _of_arguments(
         if value[key] != "???" and (words := wanted(value[key], argument.annotation, argument.module)) is not None:
             yield f"{option} wants {words}, found {_shown(value[key])}."
         elif name == "trainer" and key in INSTEAD and value[key] not in INSTEAD[key][0]:
-            yield f"{place}={_shown(value[key])} has no effect here: {INSTEAD[key][1]}."
+            yield f"{place}={_shown(value[key])} is not for this run. {INSTEAD[key][1]}."
     if not node.get("_partial_"):
         blank = [k for k, a in takes.arguments.items() if a.is_required and k not in node]
         if blank:
