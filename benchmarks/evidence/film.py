@@ -151,14 +151,8 @@ LINES = (
     "data.train={made}/train.jsonl",
     "data.heldout={made}/heldout.jsonl",
     "data.reader.as_chat=false",
-    "data.responses=4",
     "labeler=function",
     "labeler.path=film.sentiment",
-    "rounds=4",
-    "epochs_per_round=8",
-    "reset_policy=each_round",  # each round trains the start's weights on all labels so far
-    "pool.keep=all",
-    "weighting=uniform",
     "loss=sigmoid",
     "sampler=generate",
     "sampler.temperature=0.7",
@@ -167,4 +161,21 @@ LINES = (
     "batching.batch_size=16",
     "callbacks.report.console=false",
     "callbacks.checkpoint.every_n_steps=0",
+)
+PAIRS = (  # each round labels pairs, and trains the start's weights on all labels so far
+    *LINES,
+    "weighting=uniform",
+    "data.responses=4",
+    "rounds=4",
+    "epochs_per_round=8",
+    "reset_policy=each_round",
+    "pool.keep=all",
+)
+ONLINE = (  # each round samples prompts again, scores all responses, and trains on each prompt's newest pair
+    *LINES,
+    "data.responses=2",
+    "rounds=8",
+    "epochs_per_round=1",
+    "reset_policy=never",
+    "pool.keep=newest",
 )

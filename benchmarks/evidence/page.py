@@ -22,7 +22,11 @@ ABOUT = {
     "film": """\
 A Llama of 1.2 million parameters, trained from scratch on sentences of film reviews, continues the first words of a
 review; a classifier of sentiment (tf-idf, logistic regression) gives the reward. Four responses to each of 512 prompts,
-64 pairs labeled in each of four rounds, trained from the start's weights on all labels; 512 held-out prompts."""
+64 pairs labeled in each of four rounds, trained from the start's weights on all labels; 512 held-out prompts.""",
+    "film_prompts": """\
+The same policy and labeler, where prompts are chosen instead of pairs: the first of eight rounds samples two responses
+to all 512 prompts, each later one to 30 % of them (`full`: to all), and trains on each prompt's newest pair. Shares are
+of what `full` pays for its final reward.""",
 }
 HEAD = """\
 | arm | lr, beta | labels | 95 % interval | final reward, difference | p | area | at equal KL | seconds | tokens |

@@ -34,7 +34,7 @@ class Job:
     @property
     def key(self) -> str:
         """Tells runs apart by everything that is typed for them."""
-        return hashlib.sha256(json.dumps([*self.lines, self.seed]).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps([*sorted(self.lines), self.seed]).encode()).hexdigest()[:12]
 
     def folder(self, runs: Path) -> Path:
         """Where it is played."""
@@ -53,7 +53,7 @@ class Store:
         if self.path.exists():
             for line in self.path.read_text().splitlines():
                 row = json.loads(line)
-                self.rows[row["key"]] = row
+                self.rows[Job(row["arm"], row["lines"], row["seed"]).key] = row
 
     def __contains__(self, job: Job) -> bool:
         return job.key in self.rows
@@ -61,7 +61,7 @@ class Store:
     def add(self, job: Job, folder: Path, commit: str) -> None:
         """Keep what a finished run in a folder has spent and reached."""
         found = course(read_run(folder))
-        row = {"key": job.key, "arm": job.arm, "seed": job.seed, "commit": commit, "lines": list(job.lines)}
+        row = {"arm": job.arm, "seed": job.seed, "commit": commit, "lines": list(job.lines)}
         row |= {cost: rounded(amounts) for cost, amounts in found.spent.items()}
         row |= {"measure": found.measure, "quality": rounded(found.quality), "kl": rounded(found.kl)}
         row["answers"] = [[round(100 * x) for x in each] for _, each in sorted(found.answers.items())]

@@ -65,13 +65,38 @@ def pair_arms(pairs: int, responses: int) -> dict[str, list[str]]:
     }
 
 
+def prompt_arms(share: float) -> dict[str, list[str]]:
+    """The selectors of prompts, each of which samples this share of them again in a round."""
+
+    def again(selector: str, callback: str, *more: str) -> list[str]:
+        return [f"selector={selector}", f"callbacks.{callback}.fraction={share}", *(more or ["weighting=uniform"])]
+
+    return {
+        "full": ["selector=none", "weighting=uniform"],
+        "random": again("random", "random_prompts"),
+        "optune": again("optune", "optune"),
+        "optune_wdpo": again("optune", "optune", "weighting=wdpo"),
+        "optune_shrunk": again("optune", "optune", "weighting=uniform", "callbacks.optune.statistic=shrunk"),
+        "optune_highest": again("optune", "optune", "weighting=uniform", "callbacks.optune.direction=smallest"),
+        "predicted_gain": again("predicted_gain", "predicted_gain"),
+    }
+
+
 TASKS: Mapping[str, Task] = {
     "film": Task(
         lambda: film.prepare(DATA / "movie_sentences.jsonl"),
-        film.LINES,
+        film.PAIRS,
         "random_pairs",
         pair_arms(64, 4),
         settings((1e-3,), (0.1, 0.4)),  # 5e-4, 2e-3 and 3e-3, and beta 1, were worse for two arms on seed 101
+        20,
+    ),
+    "film_prompts": Task(
+        lambda: film.prepare(DATA / "movie_sentences.jsonl"),
+        film.ONLINE,
+        "full",
+        prompt_arms(0.3),
+        settings((1e-4, 3e-4), (0.1, 0.4)),
         20,
     ),
 }
