@@ -256,7 +256,7 @@ GOOD = {"labeler": "x", "prompt": "p", "response_first": "a", "response_second":
         ({"verdict": "A"}, "two responses need a verdict, one of first, second, tie, invalid, found 'A'"),
         ({"verdict": None, "score": 1.0}, "two responses need a verdict, .* found 1.0"),
         ({"response_second": None}, "one response needs a score that is a finite number, found 'tie'"),
-        ({"response_second": None, "verdict": None, "score": math.nan}, "a finite number, found nan"),
+        ({"response_second": None, "verdict": None, "score": math.inf}, "a finite number, found inf"),
         ({"response_second": None, "verdict": None, "score": True}, "a finite number, found True"),
         ({"response_second": None, "verdict": None, "score": 10**400}, "a finite number, found 1000"),
         ({"cost": -1}, "cost must be a number, 0 or more, found -1"),
@@ -279,6 +279,13 @@ def test_a_bad_line_is_named_and_nothing_is_written(empty: Ledger, tmp_path: Pat
     assert empty.rows("labels") == []
     done = import_labels(file, empty, skip_bad=True)
     assert (done.added, [bad.split(":")[0] for bad in done.bad]) == (1, ["line 3", "line 4"])
+
+
+def test_nan_of_pandas_is_no_answer(empty: Ledger, tmp_path: Path) -> None:
+    file = tmp_path / "labels.jsonl"
+    rows = [GOOD, GOOD | {"prompt": "q", "verdict": math.nan, "score": math.nan, "cost": math.nan}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert import_labels(file, empty) == Imported(1, 0, 1, [])
 
 
 @pytest.mark.parametrize(

@@ -78,9 +78,9 @@ def json_object(text: str) -> LabelRow:
 
 
 def parse_json(text: str, why: str) -> Any:
-    """Parse JSON; an error begins with `why`."""
+    """Parse JSON, in which pandas writes NaN for a missing value; an error begins with `why`."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=lambda name: None if name == "NaN" else float(name))
     except ValueError as error:
         raise ValueError(f"{why} ({error})") from error
 
