@@ -7,20 +7,18 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 
 from choosy.files import replacing
-from choosy.labeling.buyer import LabelBuyer
 from choosy.main import built
-from choosy.models.policy import Policy
-from choosy.reporting.display import quiet
-from choosy.resume.run_folder import run_id
-from choosy.rounds.evaluate import OUTCOME, evaluate
-from choosy.sampling.generate import Generate
 from choosy.types import Candidates, Message, Prompt, seed_of
+
+if TYPE_CHECKING:  # functions import torch and transformers once the words of the command are read
+    from choosy.labeling.buyer import LabelBuyer
+    from choosy.models.policy import Policy
+    from choosy.sampling.generate import Generate
 
 
 @dataclass(frozen=True)
@@ -54,11 +52,15 @@ class TunedRun:
     @property
     def sampler(self) -> Generate:
         """The sampler of held-out answers."""
+        from choosy.sampling.generate import Generate
+
         settings = self.config["evaluation"]["sampler"]
         return Generate(**{name: value for name, value in settings.items() if name != "_target_"})
 
     def policy(self, *, start: bool = False) -> Policy:
         """Load the tuned policy, or the one that the run started from."""
+        import torch
+
         named = dict(self.config["module"]["policy"])
         if not start:
             named |= {"adapter": str(self.model)} if self.model.name == "adapter" else {"name": str(self.model)}
@@ -68,6 +70,8 @@ class TunedRun:
 
     def judge(self) -> LabelBuyer | None:
         """Who judges held-out answers in this run; its labels are kept in the run's ledger."""
+        from choosy.resume.run_folder import run_id
+
         named = {**self.config["labels"], "budget": None, "budget_money": None}
         if not Path(named["ledger"]).exists():  # as of another working folder
             named["ledger"] = str(self.folder / "ledger.sqlite")
@@ -91,8 +95,11 @@ def evaluate_run(words: list[str]) -> None:
     parser.add_argument("prompts", help="what to answer: a file or another source, as data.heldout is")
     parser.add_argument("--limit", type=int, help="the most prompts")
     typed = parser.parse_args(words)
-    quiet()
     run = TunedRun.open(typed.run_dir)
+    from choosy.reporting.display import quiet
+    from choosy.rounds.evaluate import OUTCOME, evaluate
+
+    quiet()
     tuned = run.policy()
     prompts = built(run.config["data"]["reader"]).prompts(typed.prompts, tuned, limit=typed.limit)
     now = answers(run, tuned, prompts)
@@ -124,6 +131,8 @@ def chat(words: list[str]) -> None:
     parser = ArgumentParser("choosy chat", description="Talk to the tuned model of a run; an empty line ends it.")
     parser.add_argument("run_dir", metavar="RUN", help="the folder of the run")
     run = TunedRun.open(parser.parse_args(words).run_dir)
+    from choosy.reporting.display import quiet
+
     quiet()
     policy, turns = run.policy(), list[Message]()
     print("Type to the tuned model; an empty line ends it.")
