@@ -62,6 +62,7 @@ OmegaConf.register_new_resolver("arm", arm, replace=True)
 
 COMMAND = list(sys.argv)  # as typed, `choosy train ...` or `python train.py ...`
 STACKS = "HYDRA_FULL_ERROR"
+PATHS = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)  # of a path that was typed
 SHOWS_STACKS = os.environ.get(STACKS) == "1"  # of mistakes that a sentence explains
 
 
@@ -86,9 +87,11 @@ def in_sentences(again: Callable[[], str]) -> Iterator[None]:
             f"\nStopped; what was sampled, labeled and trained is kept. To continue type\n  {command}", file=sys.stderr
         )
         sys.exit(130)  # as a shell says of a program that Ctrl-C has ended
+    except PATHS as error:
+        if SHOWS_STACKS or not error.filename:
+            raise
+        sys.exit(f"\n{error.filename}: {str(error.strerror).lower()}; type another path.")
     except Exception as error:  # of a run that has imported its libraries
-        from lightning.fabric.utilities.exceptions import MisconfigurationException
-
         from choosy.labeling.protocols import Postponed
         from choosy.parallel.ranks import LOST, is_peer_failure
 
@@ -97,9 +100,9 @@ def in_sentences(again: Callable[[], str]) -> Iterator[None]:
             sys.exit(Postponed.exit_code)
         if is_peer_failure(error):
             sys.exit(f"\n{LOST}")
-        if SHOWS_STACKS or not isinstance(error, MisconfigurationException):
+        if SHOWS_STACKS or not (sentence := explained(error)):
             raise
-        sys.exit(f"\n{error}")
+        sys.exit(f"\n{sentence}")
 
 
 def main() -> None:
@@ -394,7 +397,7 @@ def default_options(words: Sequence[str] = ()) -> list[str]:
         with conf():
             loader = GlobalHydra.instance().config_loader()
             chosen = [word for word in words if word.split("=")[0].split("@")[0] in loader.list_groups("")]
-            return options(unresolved(hydra.compose("train", overrides=chosen)))
+            return [*options(unresolved(hydra.compose("train", overrides=chosen))), *loader.list_groups("")]
     return default_options() if words else []
 
 
@@ -407,4 +410,5 @@ def explained(error: BaseException, words: Sequence[str] = ()) -> str:
         return not_composed(str(error), lambda: default_options(words))
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key}: {str(error).splitlines()[0]}." if error.full_key else str(error).splitlines()[0]
-    return str(error) if isinstance(error, ValueError) else ""
+    is_lightnings = type(error).__name__ == "MisconfigurationException"  # by its name, without an import of Lightning
+    return str(error) if isinstance(error, ValueError) or is_lightnings else ""

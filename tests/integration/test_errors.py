@@ -15,7 +15,7 @@ import torch
 from hydra.errors import InstantiationException
 from tiny import CONF, contents, labels, on_top, summary, typed
 
-from choosy.main import compose, innermost, train
+from choosy.main import compose, explained, innermost, train
 from choosy.sampling.generate import Generate
 
 Refused = Callable[..., str]
@@ -68,22 +68,31 @@ def test_a_misspelt_key_is_named(refused):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("labels.budget=0", "labels.budget=0 buys nothing; type 1 or more"),
-        ("data.responses=0", "data.responses=0 leaves nothing to judge; choose at least 2"),
+        ("lr=nan", "lr wants a finite number, found nan"),
+        ("max_grad_norm=-1", "max_grad_norm wants a number of 0 or more, found -1"),
+        ("warmup_steps=-1", "warmup_steps wants a number of 0 or more, found -1"),
+        ("labels.budget=0", "labels.budget wants a number of 1 or more, found 0"),
+        ("data.responses=0", "data.responses wants a number of 1 or more, found 0"),
         (
             "data.responses=1",
             "SigmoidLoss compares .*data.responses=1 gives some.*choose loss=kto",
         ),
-        ("sampler.temperature=-1", "sampler.temperature=-1 samples nothing; choose >= 0"),
+        ("sampler.temperature=-1", "sampler.temperature wants a number of 0 or more, found -1"),
         ("model.name=/no/such/folder", "there is no folder '/no/such/folder'.*check the path"),
         ("labeler.path=toy.nosuch", "toy.nosuch.*names no function.*PYTHONPATH"),
         ("labeler.path=???", r"labeler.path must be given; type labeler.path=\.\.\."),
         ("loss.beta=0", "loss.beta=0 .*choose beta > 0"),
-        ("rounds=0", "rounds=0 trains nothing; choose rounds >= 1"),
+        ("rounds=0", "rounds wants a number of 1 or more, found 0"),
     ],
 )
 def test_a_value_that_makes_no_sense(line, message, refused):
     refused(line, message=message)
+
+
+def test_what_lightning_refuses_is_a_sentence(lines, tmp_path):
+    with pytest.raises(InstantiationException) as caught:
+        train(compose(on_top(lines, ["trainer.devices=0"])), tmp_path / "run")
+    assert "devices=0" in explained(innermost(caught.value))
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,11 @@ TYPED = {  # what is typed: what the sentence says
     "model=/some/folder": "A model of yours goes by model.name=FOLDER",
     "selector=certanty": "Did you mean certainty?",
     "lr=abc": "lr wants a number, found 'abc'.",
+    "lr=nan": "lr wants a finite number, found nan.",
+    "seed=-1": "seed wants a number of 0 or more, found -1.",
+    "rounds=-3": "rounds wants a number of 1 or more, found -3.",
+    "selecter=random": "Did you mean selector?",
+    "run_dir=/dev/null": "/dev/null: file exists; type another path.",
     "rounds=2.5": "rounds wants a whole number",
     "reference=frist": "reference wants initial or previous_round, found 'frist'.",
     "model.lora=16": "model.lora wants settings or null, found 16.",
@@ -97,7 +102,13 @@ def test_help_and_typos_are_answered_in_a_sentence_without_torch(tmp_path):
         assert typed == "--help" or len(said.strip().splitlines()) == 1, said
 
 
-@pytest.mark.parametrize("words", ["--help", "labels --help", "fit --help", "compare --help", "report nowhere"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("--help", "labels --help", "fit --help", "compare --help", "report nowhere"),
+        *("eval --help", "chat", "merge nowhere there"),
+    ],
+)
 def test_a_command_s_help_imports_no_torch(words, tmp_path):
     program = (
         "import sys\nfrom choosy.__main__ import main\ntry: main()\nexcept SystemExit: pass\n"

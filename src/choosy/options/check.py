@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -13,6 +14,11 @@ from choosy.redaction import texts
 
 REFERENCE = re.compile(r"\$\{([\w.]+)\}$")
 NO_PART = ("defaults", "hydra", "_self_", "experiment", "labels.evaluation", "selector")  # of a composed configuration
+AT_LEAST_ONE = {  # numbers of which 0 leaves nothing
+    *("rounds", "epochs_per_round", "batching.batch_size", "batching.tokens_per_step", "sampler.max_new_tokens"),
+    *("data.limit", "data.heldout_limit", "data.prompts_per_round", "data.responses", "model.lora.r", "labels.budget"),
+}
+OURS = ("choosy.", "data_modules.")  # classes that take no negative number
 INSTEAD = {  # flags of Lightning's Trainer without effect here: the values that change nothing, and what to type
     "accumulate_grad_batches": ((1, None), WHY_NONE["accumulate_grad_batches"]),
     "gradient_clip_val": ((None,), "Type max_grad_norm=1.0"),
@@ -128,12 +134,24 @@ def _of_arguments(
         option = typed[1] if typed else place
         if value[key] != "???" and (words := wanted(value[key], argument.annotation, argument.module)) is not None:
             yield f"{option} wants {words}, found {_shown(value[key])}."
+        elif (typed or str(value["_target_"]).startswith(OURS)) and (least := _least(option, value[key])) is not None:
+            yield f"{option} wants {least}, found {value[key]}."
         elif name == "trainer" and key in INSTEAD and value[key] not in INSTEAD[key][0]:
             yield f"{place}={_shown(value[key])} is not for this run. {INSTEAD[key][1]}."
     if not node.get("_partial_"):
         blank = [k for k, a in takes.arguments.items() if a.is_required and k not in node]
         if blank:
             yield f"{any_of([f'{name}.{key}' for key in blank])} must be given; type +{name}.{blank[0]}=..."
+
+
+def _least(option: str, value: Any) -> str | None:
+    """Return what an option wants in words, if its value is a number that no run can use; None otherwise."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    if not math.isfinite(value):
+        return "a finite number"
+    least = 1 if option in AT_LEAST_ONE else 0
+    return f"a number of {least} or more" if value < least else None
 
 
 def _rounds(resolved: Mapping[str, Any]) -> Iterator[str]:
