@@ -52,4 +52,4 @@ class LengthMatched(RandomPairs):
             )
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
-        return [length_matched([len(r.ids) for r in c.responses], self.tolerance) for c in candidates]
+        return [length_matched([r.length for r in c.responses], self.tolerance) for c in candidates]

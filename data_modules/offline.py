@@ -77,7 +77,14 @@ class GivenResponses:
         """Return the given candidates with the rewards and pairs that are in the pool."""
         ids = list(prompt_ids)
         stored = {c.prompt.id: c for c in pool.candidates(pool.newest(ids).drop_null().to_pylist())}
-        return [replace(stored.get(name, self.given[name]), prompt=self.given[name].prompt) for name in ids]
+        return [_as_given(stored.get(name, self.given[name]), self.given[name]) for name in ids]
+
+
+def _as_given(stored: Candidates, given: Candidates) -> Candidates:
+    """Return stored candidates with the conversations of the data, which the pool has as text."""
+    turns = {r.text: r.turns for r in given.responses}
+    responses = tuple(replace(r, turns=turns.get(r.text, ())) for r in stored.responses)
+    return replace(stored, prompt=given.prompt, responses=responses)
 
 
 def overruled_verdicts(candidates: Sequence[Candidates], labels: LabelBuyer, source: str) -> str | None:

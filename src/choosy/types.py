@@ -67,9 +67,12 @@ class Response:
         finished: Whether the policy ended it (False: cut at the length limit).
         logp: Summed log-probability under the policy that sampled it; nan if not known.
         logp_ref: The same under the reference; nan if not known.
-        token_logps_ref: Log-probability of each token under the reference; empty unless the loss needs them.
+        token_logps_ref: Log-probability of each token that the assistant says under the reference; empty unless the
+            loss needs them.
         reward: The labeler's score, once bought; larger is better.
         gold: The score that came with the data; only the `dataset` labeler may read it.
+        turns: The turns of a given answer that has several, or that calls a tool; empty for a plain text.
+        mask: Which of the tokens the assistant says, where it does not say all; the others are not trained on.
     """
 
     text: str
@@ -80,6 +83,18 @@ class Response:
     reward: float | None = None
     gold: float | None = None
     token_logps_ref: tuple[float, ...] = ()
+    turns: tuple[Message, ...] = ()
+    mask: tuple[bool, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """How many tokens the assistant says."""
+        return sum(self.mask) if self.mask else len(self.ids)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The answer as the turns that follow its prompt."""
+        return self.turns or (Message("assistant", self.text),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from choosy.main import compose, train
 
@@ -100,6 +101,47 @@ def test_the_weight_column_weighs_the_pairs(play, rows_file):
     assert dict(zip(run.pool["prompt"], run.pool["weight"], strict=True)) == {r["prompt"]: r["weight"] for r in TRL}
     with pytest.raises(ValueError, match="needs a weight column in the data"):
         play(*OFFLINE, rows_file(HH), "weighting=column", name="without")
+
+
+def several(n: int, said: str) -> list[Row]:
+    words = [f"{n}?", said, "Sure?", f"Yes, {n}."]
+    return [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, words, strict=True)]
+
+
+TURNS = [{"chosen": several(n, f"{n}!"), "rejected": several(n, "No.")[:2]} for n in range(6)]
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "simpo", "ld_dpo"])
+def test_all_turns_of_the_assistant_are_trained_on(loss, play, rows_file, caplog):
+    """The reference's log-probs are sums over the assistant's tokens of a plain forward; both paths agree."""
+    how = [*OFFLINE, rows_file(TURNS), f"loss={loss}", "rounds=2", "lr=1e-2"]
+    run, plain = (play(*how, f"model.compute.share_prompt={on}", name=f"share_{on}") for on in ("true", "false"))
+    assert run.summary["pairs_trained"] == 12
+    losses = [pd.read_csv(one.run_dir / "metrics.csv")["loss_step"].dropna().tolist() for one in (run, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert "left out" not in caplog.text
+    for row in run.pool.to_dict("records"):
+        ids, masks, prompt = row["response_ids"], row["masks"], list(row["prompt_ids"])
+        assert masks[1].tolist() == []
+        spoken = run.policy.tokens.tokenizer.decode(ids[0][masks[0].astype(bool)])
+        n = row["prompt"].removesuffix("?")
+        assert spoken.count(f"{n}!") == spoken.count(f"Yes, {n}.") == 1
+        assert "Sure" not in spoken
+        if loss == "simpo":
+            continue
+        with run.policy.states.as_reference(), torch.no_grad():
+            logp_LV = run.policy.causal_lm(torch.tensor([[*prompt, *ids[0]]])).logits[0].log_softmax(-1)
+        own = [logp_LV[len(prompt) + at - 1, ids[0][at]].item() for at in masks[0].nonzero()[0]]
+        assert row["ref_logps"][0] == pytest.approx(sum(own), rel=1e-4)
+
+
+def test_turns_that_the_template_cannot_tell_apart_are_left_out(play, rows_file, caplog, tmp_path):
+    source = "{% for m in messages %}{{ (messages | length | string if m.role == 'user' and loop.first else '') + "
+    template = tmp_path / "chat.jinja"
+    template.write_text(source + "m.role + ': ' + m.content + '<|end|>' }}{% endfor %}{{ 'assistant: ' }}")
+    run = play(*OFFLINE, rows_file([*TURNS, *HH]), "rounds=1", f"model.chat_template={template}")
+    assert run.summary["pairs_trained"] == 10
+    assert "6 of 16 prompts with given answers are left out" in caplog.text
 
 
 UNPAIRED = [{"prompt": f"Say {n}.", "completion": f"{n}!", "label": n % 3 == 0, "weight": 0.5 + n} for n in range(10)]

@@ -138,7 +138,7 @@ def test_a_loader_starts_over_after_its_last_batch() -> None:
 
 def test_a_batch_typed_in_full() -> None:
     batch = batch_of(list(PoolItems(pool_of(2), NEEDS, round=1)))
-    assert batch.groups == [((5,), [(1,), (2, 3)]), ((5, 5), [(1, 1), (2, 3)])]
+    assert [group[:2] for group in batch.groups] == [((5,), [(1,), (2, 3)]), ((5, 5), [(1, 1), (2, 3)])]
     assert batch.weight_B.tolist() == [1.0, 2.0]
     assert (len(batch), batch.total, batch.some(()).total, len(batch.some(()))) == (2, 2, 2, 0)
     s = batch.loss_inputs(torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0]), kl=0.5)
@@ -175,6 +175,22 @@ def test_log_probs_of_single_tokens_are_those_of_the_items_alone() -> None:
     assert tokens.ref_T.tolist() == [-1.0, -2.0, -4.0, -5.0]
     assert tokens.id_T.tolist() == [1, 2, 3, 4]
     assert tokens.response_T.tolist() == [0, 0, 1, 2]
+
+
+def test_tokens_that_others_say_count_nowhere() -> None:
+    """Of two responses the masked one has two tokens of its own; another sample follows them."""
+    responses = [(1, 2, 8, 3), (4,)]
+    refs = [(-1.0, -1.0), (-2.0,)]
+    masks = [(True, False, False, True), ()]
+    x = Item("a", (5,), responses, [-2.0, -2.0], 1.0, (2.0, 1.0), True, refs, False, [(7, 7)], [-1.0], masks)
+    s = batch_of([x]).loss_inputs(-torch.arange(1.0, 6.0))
+    assert s.logp_R.tolist() == [-3.0, -3.0]
+    assert s.length_R.tolist() == [2, 1]
+    assert s.own_K.tolist() == [-9.0]
+    assert s.tokens is not None
+    assert s.tokens.logp_T.tolist() == [-1.0, -2.0, -3.0]
+    assert s.tokens.id_T.tolist() == [1, 3, 4]
+    assert s.tokens.response_T.tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize("tokens_per_step", [1, 12, 1000])

@@ -17,7 +17,6 @@ from choosy.data.formats import (
     RATINGS,
     SYSTEMS,
     Cells,
-    Untrainable,
     to_candidates,
     to_prompt,
 )
@@ -185,9 +184,12 @@ def test_keywords_of_a_row_reach_the_template() -> None:
     )
 
 
-def test_an_answer_that_calls_a_tool_is_left_out() -> None:
-    with pytest.raises(Untrainable, match="a response that calls a tool"):
-        to_candidates({"prompt": "Weather?", "chosen": [SPELLINGS["openai"]], "rejected": [no]})
+def test_an_answer_that_calls_a_tool_keeps_its_turn() -> None:
+    found = to_candidates({"prompt": "Weather?", "chosen": [SPELLINGS["openai"]], "rejected": [no]})
+    calling, plain = found.responses
+    assert calling.text == 'assistant: {"name": "weather", "arguments": {"city": "Bergen"}}'
+    assert [turn.fields["tool_calls"][0]["function"] for turn in calling.turns] == [CALL]
+    assert (plain.text, plain.turns) == ("No.", ())
 
 
 def test_an_answer_with_an_empty_list_of_calls_is_an_answer() -> None:

@@ -258,7 +258,8 @@ def test_repeated_responses_count_once_and_empty_ones_not_at_all() -> None:
     assert split(row)[1] == [("No.", 1.0), ("Yes.", 2.0)]
 
 
-PARTED = "the conversations part before their last answer"
+PARTED = "conversations with different first turns"
+ENDLESS = "an answer that does not begin and end with an assistant turn"
 
 
 @pytest.mark.parametrize(
@@ -272,18 +273,14 @@ PARTED = "the conversations part before their last answer"
         (PAIR | {"chosen": "Yes.", "rejected": "\n"}, "an empty response"),
         ({"chosen": HH + " Yes.", "rejected": HH + " "}, "an empty response"),
         ({"chosen": "It is so.", "rejected": "It is"}, "an empty response"),
-        ({"chosen": [ask, yes], "rejected": [ask, no, ask, yes]}, PARTED),
-        ({"chosen": [ask, yes, ask, yes], "rejected": [ask, yes, {"role": "user", "content": "Why?"}, no]}, PARTED),
+        ({"chosen": [ask, yes], "rejected": [ask, no, ask]}, ENDLESS),
+        (PAIR | {"chosen": [yes, ask], "rejected": [no]}, ENDLESS),
+        ({"chosen": [ask, yes], "rejected": [ask, no, ask, yes | {"content": " "}]}, "an empty response"),
         ({"chosen": [ask, yes], "rejected": [{"role": "user", "content": "What?"}, no]}, PARTED),
         (PAIR | {"chosen": "b", "rejected": None}, "rejected is null"),
         (PAIR | {"chosen": "b", "rejected": float("nan")}, "rejected is null"),
         (SHP | {"labels": None}, "labels is null"),
-        ({"chosen": HH + " Yes.", "rejected": HH + " No.\n\nHuman: Why?\n\nAssistant: So."}, PARTED),
         ({"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Ho\n\nAssistant: b"}, PARTED),
-        (
-            {"chosen": HH + " So.\n\nAssistant: a", "rejected": HH + " So.\n\nAssistant: b"},
-            "no human turn before",
-        ),
         (
             PAIR | {"responses": [{"text": "a", "score": 1}, {"text": "b", "score": 1}, {"text": "a", "score": 2}]},
             "one response with two scores",
@@ -294,6 +291,36 @@ def test_rows_that_compare_nothing_say_why(row: dict[str, Any], reason: str) -> 
     with pytest.raises(Untrainable, match=reason) as caught:
         to_candidates(row)
     assert str(caught.value).startswith(reason)
+
+
+why = {"role": "user", "content": "Why?"}
+
+
+@pytest.mark.parametrize(
+    ("row", "chosen", "rejected"),
+    [
+        ({"chosen": [ask, yes], "rejected": [ask, no, why, yes]}, [], [no, why, yes]),
+        ({"chosen": [ask, yes, ask, yes], "rejected": [ask, yes, why, no]}, [yes, ask, yes], [yes, why, no]),
+        ({"chosen": [ask, yes, yes], "rejected": [ask, yes, no]}, [yes, yes], [yes, no]),
+        ({"chosen": HH + " Yes.", "rejected": HH + " No.\n\nHuman: Why?\n\nAssistant: Yes."}, [], [no, why, yes]),
+        ({"prompt": [ask], "chosen": [yes, why, no], "rejected": [no]}, [yes, why, no], []),
+        ({"prompt": "Is it?", "completion": [yes, why, no], "label": True}, [yes, why, no], None),
+    ],
+)
+def test_answers_of_several_turns_begin_with_the_assistants_first(
+    row: dict[str, Any], chosen: list[Any], rejected: list[Any] | None
+) -> None:
+    found = to_candidates(row)
+    assert found.prompt.messages[-1] == Message("user", "Is it?")
+    wanted = [chosen] if rejected is None else [chosen, rejected]
+    assert [[{**turn.fields} for turn in r.turns] for r in found.responses] == wanted
+    for r in found.responses:
+        assert not r.turns or r.text == "\n".join(f"{turn.role}: {turn.content}" for turn in r.turns)
+
+
+def test_a_text_that_is_continued_takes_no_turns() -> None:
+    with pytest.raises(Untrainable, match="several turns to a plain text"):
+        to_candidates({"prompt": "It", "chosen": [yes, why, no], "rejected": [no]}, as_chat=False)
 
 
 EXPLICIT = FORMATS["explicit strings"]

@@ -157,6 +157,33 @@ def test_a_prefix_that_all_prompts_share_is_computed_once(architecture: str, imp
     assert_paths_agree(tiny(architecture, implementation), groups)
 
 
+MASKS = [[(True, True, False, False, True), (), (), (True, False, False, False, False, False, True, True, False)]]
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped", "sdpa"])
+def test_tokens_that_others_say_are_read_and_not_learned(implementation: str) -> None:
+    """Values and gradients are those of the assistant's tokens in a plain forward over the whole conversation."""
+    model = tiny("llama", implementation)
+    groups = [Group(g.prompt_ids, g.response_ids, masks) for g, masks in zip(ONE_TO_EIGHT[3:4], MASKS, strict=True)]
+
+    def plain() -> Tensor:
+        sums = []
+        for ids, mask in zip(groups[0].response_ids, MASKS[0], strict=True):
+            whole = torch.tensor([[*groups[0].prompt_ids, *ids]])
+            logp_LV = model(input_ids=whole).logits[0, :-1].log_softmax(-1)
+            logp_T = logp_LV.gather(-1, whole[0, 1:, None])[len(whole[0]) - len(ids) - 1 :, 0]
+            sums.append((logp_T * torch.tensor(mask or [True] * len(ids))).sum())
+        return torch.stack(sums)
+
+    assert_paths_agree(model, [*groups, *ONE_TO_EIGHT[:2]])
+    plain_S, wanted = values_and_gradients(model, plain)
+    shared_S, found = values_and_gradients(model, lambda: shared(model, groups, one_row=takes_one_row(model)))
+    torch.testing.assert_close(shared_S, plain_S, rtol=1e-5, atol=1e-5)
+    for name, gradient in wanted.items():
+        scale = max(1.0, gradient.abs().max().item())
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-5 * scale)
+
+
 @pytest.mark.parametrize("responses", range(1, 9))
 def test_any_number_of_responses_can_share_a_prompt(responses: int) -> None:
     assert_paths_agree(tiny("llama", "grouped"), [ONE_TO_EIGHT[responses - 1]])

@@ -44,6 +44,7 @@ ODD = [
             Response("", (), False, math.nan, -3.5, None, 4.0),
             Response("yes", (5, 6, 2), True, -0.1, math.nan, 0.1 + 0.2, None),
             Response("no", (9,), True, -1.0, -1.0, -1.0, -4.0, (-1.0,)),
+            Response("twice", (7, 8, 2), True, -1.0, -1.0, -1.0, -4.0, (-1.0, -2.0), mask=(True, False, True)),
         ),
         (1,),
         round=3,

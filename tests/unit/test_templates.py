@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from choosy.data.cells import turns as as_turns
 from choosy.data.formats import to_prompt
 from choosy.models.locate import ModelSource
 from choosy.models.tokens import TemplateRefusal, Tokens
-from choosy.types import Prompt
+from choosy.types import Message, Prompt
 
 QWEN3 = """{% if tools %}{{ '<|im_start|>system\n' }}{% if messages[0].role == 'system' %}\
 {{ messages[0].content + '\n' }}\
@@ -154,6 +155,80 @@ def test_a_text_that_went_through_the_template_is_named(load: Any, caplog: pytes
     tokens.encode_prompt(asked(id=1, prompt="<|header|>user<|/header|>\n\nIs it?<|eot|>"))
     assert "is given a text with its own <|eot|>, as prompt 1 has it" in caplog.text
     assert "data.reader.as_chat=false" in caplog.text
+
+
+# ---- answers of several turns
+
+
+YES, WHY, SO = (
+    {"role": role, "content": said}
+    for role, said in zip(["assistant", "user"] * 2, ["Yes.", "Why?", "So."], strict=False)
+)
+THOUGHT = {"qwen3": "<think>\n\n</think>\n\n"}  # which the template writes before the last answer
+
+
+def parts_of(tokens: Tokens, prompt: Prompt, turns: tuple[Message, ...]) -> tuple[str, list[str]]:
+    """The text of an answer behind its prompt, and what of it the assistant says."""
+    ids, mask = tokens.encode_turns(turns, prompt)
+    assert len(ids) == len(mask)
+    starts = [at for at, said in enumerate(mask) if said and not (at and mask[at - 1])]
+    ends = [at + 1 for at, said in enumerate(mask) if said and not (at + 1 < len(mask) and mask[at + 1])]
+    spoken = [text_of(tokens, ids[start:end]) for start, end in zip(starts, ends, strict=True)]
+    return text_of(tokens, tokens.encode_prompt(prompt) + ids), spoken
+
+
+@pytest.mark.parametrize("before", [[], BEFORE], ids=["one turn", "three turns"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_turns_of_the_assistant_are_spoken_by_it(family: str, before: list[Any], load: Any) -> None:
+    tokens, asking, end = load(FAMILIES[family]), [*before, ASK], ENDS[family]
+    whole = tokens.tokenizer.apply_chat_template([*asking, YES, WHY, SO], tokenize=False)
+    text, spoken = parts_of(tokens, asked(prompt=asking), as_turns([YES, WHY, SO], "chosen"))
+    assert whole.startswith(text)
+    assert [said.strip() for said in spoken] == [f"Yes.{end}", f"{THOUGHT.get(family, '')}So.{end}"]
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama3"])
+def test_calls_of_tools_are_spoken_and_their_results_are_not(family: str, load: Any) -> None:
+    tokens = load(FAMILIES[family])
+    text, spoken = parts_of(tokens, asked(prompt=CALLING[:1]), as_turns([*CALLING[1:], SO], "chosen"))
+    assert "rain" in text
+    assert [(CALL["name"] in said, "rain" in said, said.count(ENDS[family])) for said in spoken] == [
+        (True, False, 1),
+        (False, False, 1),
+    ]
+    _, (alone,) = parts_of(tokens, asked(prompt=CALLING[:1]), as_turns(CALLING[1:2], "chosen"))
+    assert CALL["name"] in alone
+
+
+def test_turns_in_a_row_are_spoken_without_what_begins_them(load: Any) -> None:
+    _, spoken = parts_of(load(PHI), asked(prompt="Is it?"), as_turns([YES, SO], "chosen"))
+    assert spoken == ["Yes.<|end|>", "So.<|end|>"]
+
+
+def test_thinking_that_is_off_is_not_spoken(load: Any) -> None:
+    tokens = load(QWEN3, enable_thinking=False)
+    text, spoken = parts_of(tokens, asked(prompt="Is it?"), as_turns([YES, WHY, SO], "chosen"))
+    assert spoken == ["Yes.<|im_end|>", "So.<|im_end|>"]
+    assert text.count("<think>") == 2
+
+
+@pytest.mark.parametrize(
+    ("template", "row", "words"),
+    [
+        (MISTRAL, {"system": "Be short."}, "writes earlier turns in another way once later ones follow"),
+        (
+            PHI.replace("'<|end|>\n'", "('<|end|>' if m.role == 'user' or loop.last else '') + '\n'"),
+            {},
+            "does not write where a turn",
+        ),
+        (GEMMA, {"system": "Be short."}, "System role not supported"),
+    ],
+)
+def test_turns_that_a_template_does_not_tell_apart_are_refused(
+    template: str, row: dict[str, Any], words: str, load: Any
+) -> None:
+    with pytest.raises(TemplateRefusal, match=words):
+        load(template).encode_turns(as_turns([YES, WHY, SO], "chosen"), asked(prompt="Is it?", **row))
 
 
 # ---- keywords

@@ -42,6 +42,7 @@ class Item(NamedTuple):
     on_policy: bool = False  # whether the policy sampled the responses in this round, for a loss that needs its own
     own_ids: Sequence[Ids] = ()  # the round's other samples to the prompt, for a loss that needs the policy's own
     own_ref_logps: Sequence[float] = ()
+    masks: Sequence[Sequence[bool]] = ()  # of the responses: which tokens the assistant says; empty: all
 
     @property
     def key(self) -> ItemKey:
@@ -51,7 +52,12 @@ class Item(NamedTuple):
     @property
     def group(self) -> Group:
         """The prompt with the item's responses and the policy's other samples, for a forward pass."""
-        return Group(self.prompt_ids, [*self.response_ids, *self.own_ids])
+        return Group(self.prompt_ids, [*self.response_ids, *self.own_ids], self.masks)
+
+    @property
+    def said_ids(self) -> list[Ids]:
+        """The tokens of each response that the assistant says."""
+        return [[ids[at] for at in said] for ids, said in zip(self.response_ids, self.group.places, strict=False)]
 
 
 class PoolItems:
@@ -107,6 +113,7 @@ class PoolItems:
             on_policy,
             [r.ids for r in others],
             [r.logp_ref for r in others],
+            [r.mask for r in responses],
         )
 
 
@@ -154,7 +161,7 @@ class Batch:
         place_R = (~other_S).nonzero().flatten().to(device)
         own_S = other_S | torch.tensor([x.on_policy for x in items])[item_S]
         place_K = own_S.nonzero().flatten().to(device)
-        length_R = torch.tensor([len(ids) for x in items for ids in x.response_ids], dtype=torch.long)
+        length_R = torch.tensor([len(ids) for x in items for ids in x.said_ids], dtype=torch.long)
         return LossInputs(
             logp_S[place_R],
             ref_S[place_R],
@@ -170,9 +177,9 @@ class Batch:
     def _token_logps(self, logp_T: Tensor, length_R: Tensor) -> TokenLogps:
         """Log-probabilities of the tokens of the items' responses, without those of other samples."""
         items, device = self.items, logp_T.device
-        other_T = [n >= len(x.response_ids) for x in items for n, ids in enumerate(x.group.response_ids) for _ in ids]
+        other_T = [n >= len(x.response_ids) for x in items for n, said in enumerate(x.group.places) for _ in said]
         ref_T = [ref for x in items for of_response in x.ref_token_logps for ref in of_response]
-        id_T = [token for x in items for ids in x.response_ids for token in ids]
+        id_T = [token for x in items for ids in x.said_ids for token in ids]
         return TokenLogps(
             logp_T[~torch.tensor(other_T, device=device)],
             torch.tensor(ref_T, device=device),

@@ -172,6 +172,19 @@ def as_number(value: Any, column: str) -> float:
     return number
 
 
+def as_weight(value: Any) -> float:
+    """Return a cell's positive number, the weight of a pair."""
+    try:
+        weight = as_number(value, "weight")
+    except ValueError as error:
+        raise ValueError(
+            f"{error} If it is not the weight of a pair, type data.reader.columns={{weight:other}}."
+        ) from None
+    if weight <= 0:
+        raise ValueError(f"weight must be positive, found {weight}; correct it or remove the row.")
+    return weight
+
+
 def shown(asked: Sequence[Message], available: Sequence[Any] = ()) -> str:
     """Return what a person or a labeler reads of a conversation: of a lone user turn its content, else every turn."""
     lines = [f"tools: {as_json(available)}"] if available else []

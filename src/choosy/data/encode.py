@@ -11,7 +11,7 @@ from choosy.data.reading import Promptlike, placed_candidates, placed_prompts
 from choosy.data.sources import Source, named
 from choosy.models.policy import Policy
 from choosy.models.tokens import TemplateRefusal
-from choosy.types import Candidates, Prompt
+from choosy.types import Candidates, Prompt, Response
 
 log = logging.getLogger(__name__)
 
@@ -86,16 +86,24 @@ class Reader:
 
 def with_tokens(candidates: Sequence[Candidates], policy: Policy, *, max_response_tokens: int) -> list[Candidates]:
     """Return given candidates with token ids; a response beyond the limit is cut and counts as not finished."""
-    cut = 0
-    result = []
+    cut, result, refused = 0, [], []
     for c in candidates:
-        responses = []
-        for r in c.responses:
-            ids = policy.tokens.encode_response(r.text, c.prompt)
-            short = len(ids) <= max_response_tokens
-            cut += not short
-            responses.append(replace(r, ids=ids[:max_response_tokens], finished=short))
-        result.append(replace(c, responses=tuple(responses), prompt_ids=policy.tokens.encode_prompt(c.prompt)))
+        try:
+            encoded = [_encoded(r, c.prompt, policy) for r in c.responses]
+        except TemplateRefusal as error:
+            refused.append(error)
+            continue
+        short = [len(r.ids) <= max_response_tokens for r in encoded]
+        cut += short.count(False)
+        responses = tuple(
+            replace(r, ids=r.ids[:max_response_tokens], mask=r.mask[:max_response_tokens], finished=whole)
+            for r, whole in zip(encoded, short, strict=True)
+        )
+        result.append(replace(c, responses=responses, prompt_ids=policy.tokens.encode_prompt(c.prompt)))
+    if refused and not result:
+        raise ValueError(f"No given answer can be trained on: {refused[0]}; give model.chat_template another one.")
+    if refused:
+        log.warning(f"{len(refused)} of {len(candidates)} prompts with given answers are left out: {refused[0]}.")
     longest = (len(c.prompt_ids) + len(r.ids) for c in result for r in c.responses)
     policy.tokens.refuse_beyond_window(max(longest, default=0))
     if cut:
@@ -103,3 +111,11 @@ def with_tokens(candidates: Sequence[Candidates], policy: Policy, *, max_respons
             f"{cut} given responses are longer than data.reader.max_response_tokens={max_response_tokens} and were cut."
         )
     return result
+
+
+def _encoded(response: Response, prompt: Prompt, policy: Policy) -> Response:
+    """The response with its token ids, and a mask if the assistant does not say all of them."""
+    if not response.turns:
+        return replace(response, ids=policy.tokens.encode_response(response.text, prompt))
+    ids, mask = policy.tokens.encode_turns(response.turns, prompt)
+    return replace(response, ids=ids, mask=() if all(mask) else mask)

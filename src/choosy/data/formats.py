@@ -8,11 +8,22 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from choosy.data.cells import Asked, as_json, as_number, parsed, shown, text_or_turns, tools, transcript, turns
+from choosy.data.cells import (
+    Asked,
+    as_json,
+    as_number,
+    as_weight,
+    parsed,
+    shown,
+    text_or_turns,
+    tools,
+    transcript,
+    turns,
+)
 from choosy.types import Candidates, Message, Prompt, Response, content_id
 
 Row = dict[str, Any]
-Split = tuple[Asked, list[tuple[str, float]]]  # what is asked, and the answers with their gold scores
+Split = tuple[Asked, list[tuple[Asked, float]]]  # what is asked, and the answers, a text or turns, with gold scores
 
 WHOLE = ("messages", "conversations", "conversation", "trajectory")  # which may end with an answer
 PROMPTS = ("prompt", *WHOLE, "instruction", "question", "query", "problem", "context", "history", "input")
@@ -36,7 +47,6 @@ LISTS = ("responses", "completions", "answers", "generations")
 LISTED_SCORES = ("scores", "ratings", "rating", "rewards", "ranks", "rank")
 
 RENAME = "rename a column with data.reader.columns={NAME:prompt}"
-PARTED = "the conversations part before their last answer"
 SAME = "fewer than two different responses"
 EMPTY = "an empty response"
 TORN = "one response with two scores"
@@ -75,7 +85,7 @@ def _pair(row: Row, better: str, worse: str) -> Split:
     return asked, list(zip(texts, _ratings(row), strict=True))
 
 
-def _both(row: Row, first: str, second: str) -> tuple[Asked, list[str]]:
+def _both(row: Row, first: str, second: str) -> tuple[Asked, list[Asked]]:
     """Two answers to the prompt, or two conversations that begin with the same turns."""
     whole = [_turns(row[column], column) for column in (first, second)]
     if all(whole) and not all(said[0].role == "assistant" for said in whole):
@@ -93,23 +103,23 @@ def _ratings(row: Row) -> tuple[float, float]:
     return golds
 
 
-def _shared_turns(row: Row, first: tuple[Message, ...], second: tuple[Message, ...]) -> tuple[Asked, list[str]]:
-    """Conversations: the turns that both start with are the prompt; a prompt column that says the same is read."""
+def _shared_turns(row: Row, first: tuple[Message, ...], second: tuple[Message, ...]) -> tuple[Asked, list[Asked]]:
+    """Conversations: what both start with is the prompt; a prompt column that says the same is read."""
     shared = _shared(first[:-1], second[:-1])
+    while shared and first[shared - 1].role == "assistant":  # of which all turns are trained on
+        shared -= 1
     if not shared:
-        raise Untrainable(PARTED)
-    asked, texts = first[:shared], [_only_turn(first[shared:]), _only_turn(second[shared:])]
-    if asked[-1].role == "assistant":
-        raise Untrainable("no human turn before the last answer")
+        raise Untrainable("conversations with different first turns")
+    asked, answers = first[:shared], [_completion(first[shared:]), _completion(second[shared:])]
     for column in _filled(row, (*PROMPTS, *SYSTEMS)):
         said = _as_chat(text_or_turns(row.get(column), column))
         words = [said] if isinstance(said, str) else [turn.content for turn in said]
         known = {turn.content.strip() for turn in (*first, *second)}
         _ = row[column] if {word.strip() for word in words} <= known else None
-    return asked, texts
+    return asked, answers
 
 
-def _shared_words(row: Row, chosen: str, rejected: str) -> tuple[Asked, list[str]]:
+def _shared_words(row: Row, chosen: str, rejected: str) -> tuple[Asked, list[Asked]]:
     """Plain strings alone: the words that both start with are the prompt; the responses keep the space after."""
     known = {*chain(*PAIRS, *RATINGS), "id"}
     if more := [c for c in _filled(row, row) if c not in known and not isinstance(row.get(c), int | float)]:
@@ -183,7 +193,7 @@ def _unpaired(row: Row, answer: str, verdict: str) -> Split:
     if answer not in WHOLE:
         return _asked(row), [(_answer(row[answer], answer), goods[said])]
     *asked, last = turns(parsed(row[answer]), answer)
-    return tuple(asked), [(_only_turn((last,)), goods[said])]
+    return tuple(asked), [(_completion((last,)), goods[said])]
 
 
 FIRST = {"0": 1.0, "1": 0.0}
@@ -238,17 +248,16 @@ def _asked(row: Row, columns: Sequence[str] = PROMPTS) -> Asked:
         if len(pairs) < len(before):
             raise ValueError("history must be a list of questions with their answers.")
         _ = row["history"]
-        earlier = [Message(role, str(said)) for pair in pairs for role, said in zip(ROLES_OF_PAIR, pair, strict=True)]
+        earlier = [
+            Message(role, str(said)) for pair in pairs for role, said in zip(("user", "assistant"), pair, strict=True)
+        ]
         return (*earlier, Message("user", asked)) if earlier else asked
     return asked
 
 
-ROLES_OF_PAIR = ("user", "assistant")
-
-
-def _answer(value: Any, column: str) -> str:
+def _answer(value: Any, column: str) -> Asked:
     said = text_or_turns(value, column)
-    return said if isinstance(said, str) else _only_turn(said)
+    return said if isinstance(said, str) else _completion(said)
 
 
 def _turns(value: Any, column: str) -> tuple[Message, ...]:
@@ -263,14 +272,16 @@ def _as_chat(asked: Asked) -> Asked:
     return (said if said[-1].content or said[-1].role != "assistant" else said[:-1]) if said else asked
 
 
-def _only_turn(said: tuple[Message, ...]) -> str:
-    if len(said) > 1:
-        raise Untrainable(PARTED)
-    if said[0].role != "assistant":
+def _completion(said: tuple[Message, ...]) -> Asked:
+    """An answer: the text of a single turn, or the turns where there are several or one calls a tool."""
+    if len(said) == 1 and said[0].role != "assistant":
         raise ValueError(f"a response must be an assistant turn, found one of {said[0].role}.")
-    if said[0].more and "tool_calls" in said[0].more:
-        raise Untrainable("a response that calls a tool")
-    return said[0].content
+    if not said[0].role == said[-1].role == "assistant":
+        raise Untrainable("an answer that does not begin and end with an assistant turn")
+    plain = [turn.content for turn in said if turn.role == "assistant" and "tool_calls" not in turn.fields]
+    if len(said) > 1 and not all(map(str.strip, plain)):
+        raise Untrainable(EMPTY)
+    return said if len(said) > 1 or not plain else plain[0]
 
 
 def _prompt(asked: Asked, row: Row, as_chat: bool, texts: Iterable[str] = ()) -> Prompt:
@@ -355,32 +366,23 @@ def to_candidates(row: Row, *, as_chat: bool = True) -> Candidates:
     if (known := _format_of(row)) is None:
         raise _unknown(row)
     columns, split = known
-    weight = _weight(row) if _filled(row, ("weight",)) else None
+    weight = as_weight(row["weight"]) if _filled(row, ("weight",)) else None
     asked, answers = split(row, *columns)
     if as_chat and _as_chat(asked) is not asked:  # the words after a transcript's last mark begin with a space
-        answers = [(text.strip(), gold) for text, gold in answers]
+        answers = [(said.strip() if isinstance(said, str) else said, gold) for said, gold in answers]
     responses: dict[str, Response] = {}
-    for text, gold in answers:
-        first = responses.setdefault(text.strip(), Response(text=text, gold=gold))
+    for said, gold in answers:
+        one = Response(said, gold=gold) if isinstance(said, str) else Response(shown(said), gold=gold, turns=said)
+        text, first = one.text, responses.setdefault(one.text.strip(), one)
         if text.strip() and first.gold != gold and len(answers) > 2:
             raise Untrainable(TORN)
     empty = responses.pop("", None)
     if len(responses) < (1 if split is _unpaired else 2):
         raise Untrainable(EMPTY if empty and (responses or split is _unpaired) else SAME)
     kept = tuple(responses.values())
+    if not as_chat and isinstance(asked, str) and any(r.turns for r in kept):
+        raise Untrainable("an answer of several turns to a plain text")
     return Candidates(_prompt(asked, row, as_chat, [r.text for r in kept]), kept, weight=weight)
-
-
-def _weight(row: Row) -> float:
-    try:
-        weight = as_number(row["weight"], "weight")
-    except ValueError as error:
-        raise ValueError(
-            f"{error} If it is not the weight of a pair, type data.reader.columns={{weight:other}}."
-        ) from None
-    if weight <= 0:
-        raise ValueError(f"weight must be positive, found {weight}; correct it or remove the row.")
-    return weight
 
 
 def _unknown(row: Row) -> ValueError:

@@ -48,6 +48,7 @@ POOL_SCHEMA = pa.schema(
         "prompt_ids": pa.list_(pa.int32()),
         "gold": pa.list_(pa.float64()),
         "ref_token_logps": pa.list_(pa.list_(pa.float32())),  # null unless the loss needs them
+        "masks": pa.list_(pa.list_(pa.bool_())),  # which tokens the assistant says; null where it says all
         "own_ids": pa.list_(pa.list_(pa.int32())),  # of the policy's samples beside given responses; null without
         "own_ref_logps": pa.list_(pa.float64()),
         "given_weight": pa.float64(),
@@ -99,6 +100,7 @@ def to_row(c: Candidates, *, origin: str, split: str = "train", outcome: float |
         "prompt_ids": c.prompt_ids,
         "gold": [r.gold for r in c.responses],
         "ref_token_logps": [r.token_logps_ref for r in c.responses] if of_tokens else None,
+        "masks": [r.mask for r in c.responses] if any(r.mask for r in c.responses) else None,
         "own_ids": [r.ids for r in c.own] or None,
         "own_ref_logps": [_null(r.logp_ref) for r in c.own] or None,
         "given_weight": c.weight,
@@ -116,13 +118,15 @@ def to_row(c: Candidates, *, origin: str, split: str = "train", outcome: float |
 def from_row(row: Mapping[str, Any]) -> Candidates:
     """The candidates of one row."""
     columns = ("responses", "response_ids", "finished", "logps", "ref_logps", "rewards", "gold")
-    of_tokens = row["ref_token_logps"] or [()] * len(row["responses"])
+    of_tokens, masks = (row[column] or [()] * len(row["responses"]) for column in ("ref_token_logps", "masks"))
     return Candidates(
         Prompt(row["prompt_id"], row["prompt"]),
         tuple(
-            Response(text, tuple(ids), finished, _nan(logp), _nan(logp_ref), reward, gold, tuple(logps_ref))
-            for text, ids, finished, logp, logp_ref, reward, gold, logps_ref in zip(
-                *(row[c] for c in columns), of_tokens, strict=True
+            Response(
+                text, tuple(ids), finished, _nan(logp), _nan(logp_ref), reward, gold, tuple(logps_ref), mask=tuple(mask)
+            )
+            for text, ids, finished, logp, logp_ref, reward, gold, logps_ref, mask in zip(
+                *(row[c] for c in columns), of_tokens, masks, strict=True
             )
         ),
         tuple(row["prompt_ids"]),

@@ -139,7 +139,10 @@ class Reward:
     def _lists(self, items: Sequence[tuple[Prompt, Response]]) -> dict[str, list[Any]]:
         """The arguments of a function of lists, under TRL's names."""
         chats = [[turn.fields for turn in p.messages] if p.conversation else None for p, _ in items]
-        answers = [r.text if chat is None else said(r.text) for (_, r), chat in zip(items, chats, strict=True)]
+        answers = [
+            r.text if chat is None else [turn.fields for turn in r.messages]
+            for (_, r), chat in zip(items, chats, strict=True)
+        ]
         offered: dict[str, list[Any]] = {
             **{name: [p.columns.get(name) for p, _ in items] for other, _ in items for name in other.columns},
             "prompts": [p.text if chat is None else chat for (p, _), chat in zip(items, chats, strict=True)],
@@ -155,11 +158,6 @@ class Reward:
             return None if value is None else float(value)
         except (TypeError, ValueError):
             raise ValueError(f"{self.shown} returned {value!r:.80}; a reward is a number") from None
-
-
-def said(text: str) -> list[dict[str, str]]:
-    """An answer as the last turn of a conversation."""
-    return [{"role": "assistant", "content": text}]
 
 
 def reward_of(function: str | Callable[..., Any]) -> Reward:

@@ -53,9 +53,8 @@ class RewardModel:
             text = f"{prompt.text}\n{response.text}"
         else:
             asked = [turn.fields for turn in prompt.messages] or [{"role": "user", "content": prompt.text}]
-            text = tokenizer.apply_chat_template(
-                [*asked, {"role": "assistant", "content": response.text}], tokenize=False
-            )
+            answered = [turn.fields for turn in response.messages]
+            text = tokenizer.apply_chat_template([*asked, *answered], tokenize=False)
         ids: list[int] = tokenizer(text, add_special_tokens=plain, truncation=True, max_length=limit)["input_ids"]
         return ids
 

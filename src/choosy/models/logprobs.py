@@ -124,7 +124,7 @@ def _attention_arguments(model: nn.Module, rows: Rows) -> dict[str, Any]:
 
 
 def token_logps(model: nn.Module, rows: Rows) -> Tensor:
-    """Log-probability (T,) of every response token in the rows, response by response in the order of the groups."""
+    """Log-probability (T,) of every token that the assistant says, response by response in the order of the groups."""
     hidden_BLD = last_hidden(model, rows)
     head = model.get_output_embeddings()  # type: ignore[operator]
     assert isinstance(head, nn.Linear), "a head with an adapter takes the padded path"
@@ -135,16 +135,20 @@ def token_logps(model: nn.Module, rows: Rows) -> Tensor:
 def padded_token_logps(model: nn.Module, groups: Sequence[Group]) -> Tensor:
     """The same from one padded row a response, with the model's own mask, positions and logits."""
     device = next(model.parameters()).device
-    alone = [(group.prompt_ids, ids) for group in groups for ids in group.response_ids]
-    width = max(len(prompt_ids) + len(ids) for prompt_ids, ids in alone)
+    alone = [
+        (group.prompt_ids, *response)
+        for group in groups
+        for response in zip(group.response_ids, group.places, strict=True)
+    ]
+    width = max(len(prompt_ids) + len(ids) for prompt_ids, ids, _ in alone)
     ids_SL = torch.zeros(len(alone), width, dtype=torch.long)
     real_SL = torch.zeros(len(alone), width, dtype=torch.long)
     answer_SL = torch.zeros(len(alone), width, dtype=torch.bool)
-    for s, (prompt_ids, ids) in enumerate(alone):
+    for s, (prompt_ids, ids, places) in enumerate(alone):
         end = len(prompt_ids) + len(ids)
         ids_SL[s, :end] = torch.tensor([*prompt_ids, *ids])
         real_SL[s, :end] = 1
-        answer_SL[s, len(prompt_ids) : end] = True
+        answer_SL[s, [len(prompt_ids) + place for place in places]] = True
     logits_SLV = model(input_ids=ids_SL.to(device), attention_mask=real_SL.to(device), use_cache=False).logits
     logp_SL = logits_SLV[:, :-1].float().log_softmax(-1).gather(-1, ids_SL[:, 1:, None].to(device)).squeeze(-1)
     logp_T: Tensor = logp_SL[answer_SL[:, 1:].to(device)]
@@ -166,7 +170,7 @@ def sum_by_response(logp_T: Tensor, groups: Sequence[Group]) -> Tensor:
         >>> sum_by_response(torch.tensor([-1.0, -2.0, -4.0]), [Group([5], [[6, 7], [8]])])
         tensor([-3., -4.])
     """
-    length_S = torch.tensor([len(ids) for group in groups for ids in group.response_ids], dtype=torch.long)
+    length_S = torch.tensor([len(places) for group in groups for places in group.places], dtype=torch.long)
     response_T = torch.repeat_interleave(length_S).to(logp_T.device)
     return torch.zeros(len(length_S), device=logp_T.device).index_add(0, response_T, logp_T)
 

@@ -275,7 +275,7 @@ class Policy(nn.Module):
         return compute()
 
     def token_logps(self, groups: Sequence[Group]) -> Tensor:
-        """Log-probability (T,) of every response token, response by response, with gradients."""
+        """Log-probability (T,) of every token that the assistant says, response by response, with gradients."""
         return cast(Tensor, self(lambda: self._token_logps(groups)))
 
     def _token_logps(self, groups: Sequence[Group]) -> Tensor:
@@ -306,7 +306,7 @@ class Policy(nn.Module):
         self, candidates: Sequence[Candidates], tick: Tick
     ) -> Iterator[tuple[int, list[float], Sequence[Tensor]]]:
         """Position of each candidate, log-probabilities of its responses, and of each response's tokens."""
-        groups = [Group(c.prompt_ids, [r.ids for r in c.responses]) for c in candidates]
+        groups = [Group(c.prompt_ids, [r.ids for r in c.responses], [r.mask for r in c.responses]) for c in candidates]
         self.tokens.refuse_beyond_window(max((group.longest for group in groups), default=0))
         was_training = self.training
         self.eval()
@@ -317,7 +317,7 @@ class Policy(nn.Module):
                 with torch.no_grad(), self.precision():
                     logp_T = group_logps(self.causal_lm, chosen, share=share).cpu()
                 logps = iter(sum_by_response(logp_T, chosen).tolist())
-                of_tokens = iter(torch.split(logp_T, [len(ids) for group in chosen for ids in group.response_ids]))
+                of_tokens = iter(torch.split(logp_T, [len(places) for group in chosen for places in group.places]))
                 for n, group in zip(batch, chosen, strict=True):
                     yield n, [next(logps) for _ in group.response_ids], [next(of_tokens) for _ in group.response_ids]
                 tick(len(batch))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
@@ -24,10 +25,24 @@ Ids = Sequence[int]
 
 
 class Group(NamedTuple):
-    """The token ids of one prompt and of its responses, each ending as the policy ended it."""
+    """The token ids of one prompt and of its responses, each ending as the policy ended it.
+
+    A response of several turns has a mask, which is true where the assistant speaks; without one it says all.
+
+    Example:
+        >>> Group([5], [[6, 7, 8], [9]], [(True, False, True)]).places
+        [[0, 2], [0]]
+    """
 
     prompt_ids: Ids
     response_ids: Sequence[Ids]
+    masks: Sequence[Sequence[bool]] = ()
+
+    @property
+    def places(self) -> list[list[int]]:
+        """Of each response the positions of the tokens that the assistant says, whose log-probs are computed."""
+        masked = zip_longest(self.response_ids, self.masks, fillvalue=())
+        return [[at for at in range(len(ids)) if not mask or mask[at]] for ids, mask in masked]
 
     @property
     def longest(self) -> int:
@@ -142,12 +157,12 @@ def share_prompt(groups: Sequence[Group], *, one_row: bool = False) -> Rows:
         row = laid[-1]
         prompt = row.append(group.prompt_ids[len(prefix) :], len(prefix), 0 if prefix else -1)
         last = len(row.ids) - 1
-        for ids in group.response_ids:
+        for ids, places in zip(group.response_ids, group.places, strict=True):
             # the prompt's last token predicts the response's first, each later token its successor
             at = len(row.ids)
-            columns += [last, *range(at, at + len(ids) - 1)][: len(ids)]
-            rows += [len(laid) - 1] * len(ids)
-            targets += list(ids)
+            columns += [at + place - 1 if place else last for place in places]
+            rows += [len(laid) - 1] * len(places)
+            targets += [ids[place] for place in places]
             if len(ids) > 1:
                 row.append(ids[:-1], len(group.prompt_ids), prompt)
     width = max(len(row.ids) for row in laid)

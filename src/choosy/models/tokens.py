@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ from transformers.utils import logging as hf_logging
 
 from choosy.models.locate import ModelSource
 from choosy.models.rows import Ids
-from choosy.types import Prompt
+from choosy.types import Message, Prompt
 
 PROBE = "Mark4711"  # a text that stands for what somebody says
 REFUSALS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)  # what a template raises for a conversation
+
+THINKS = re.compile(r"\s*(<think>\s*(</think>\s*)?)?")  # what a template may ask an answer to begin with
 
 log = logging.getLogger(__name__)
 
@@ -149,12 +153,31 @@ class Tokens:
             eos = self.tokenizer.eos_token_id
             return self._known((*ids, eos) if not ids or ids[-1] != eos else tuple(ids))
         answer = chat.answer(prompt, text)
-        if prompt is not None:  # as it is tokenised behind the prompt
-            asked = self._begun_once(self.tokenizer(chat.text(prompt) + answer, add_special_tokens=False).input_ids)
-            before = self.encode_prompt(prompt)
-            if tuple(asked[: len(before)]) == before:
-                return self._known(asked[len(before) :])
-        return self._known(self.tokenizer(answer, add_special_tokens=False).input_ids)
+        if prompt is None:
+            return self._known(self.tokenizer(answer, add_special_tokens=False).input_ids)
+        return self._behind(chat.text(prompt), self.encode_prompt(prompt), answer)
+
+    def encode_turns(self, turns: Sequence[Message], prompt: Prompt) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+        """Encode a given answer of several turns, with a mask that is true where the assistant speaks.
+
+        Raises:
+            TemplateRefusal: The template refuses the turns, or does not write where a turn of the assistant ends, or
+                writes its earlier turns in another way once later ones follow.
+        """
+        assert self.chat is not None, "a prompt with messages has been encoded"
+        text, before = self.chat.text(prompt), self.encode_prompt(prompt)
+        ids, mask = before, [False] * len(before)
+        for part, said in self.chat.turns(prompt, turns):
+            more = self._behind(text, ids, part)
+            text, ids, mask = text + part, ids + more, mask + [said] * len(more)
+        return ids[len(before) :], tuple(mask[len(before) :])
+
+    def _behind(self, text: str, ids: tuple[int, ...], more: str) -> tuple[int, ...]:
+        """Encode what follows a text, as it is tokenised behind it where that leaves the ids of the text."""
+        whole = self._begun_once(self.tokenizer(text + more, add_special_tokens=False).input_ids)
+        if tuple(whole[: len(ids)]) == ids:
+            return self._known(whole[len(ids) :])
+        return self._known(self.tokenizer(more, add_special_tokens=False).input_ids)
 
     def decode(self, ids: Ids) -> str:
         """Decode a response, without special tokens and without the token that ended it."""
@@ -196,21 +219,19 @@ class ChatTemplate:
         assert isinstance(text, str)
         return text
 
-    def text(self, prompt: Prompt, answer: str | None = None) -> str:
-        """A conversation, ready to be answered, or with its answer; a TemplateRefusal if there is no such text."""
-        turns = [m.fields for m in prompt.messages]
+    def text(self, prompt: Prompt, answer: Sequence[Message] = (), *, ask: bool = True) -> str:
+        """A conversation with its answer, if any, ready to be answered or not; a TemplateRefusal if there is none."""
+        turns = [m.fields for m in (*prompt.messages, *answer)]
         if (end := self.end.strip()) and any(end in m.content for m in prompt.messages if m.role == "user"):
             way = (
                 f"as prompt {prompt.id} has it: one that went through a template before wants data.reader.as_chat=false"
             )
             self._warn(f"is given a text with its own {end}", way)
-        if answer is not None:
-            turns.append({"role": "assistant", "content": answer})
         try:
-            text = self._text(turns, ask=answer is None, keywords=prompt.keywords)
+            text = self._text(turns, ask=ask, keywords=prompt.keywords)
         except REFUSALS as error:
             raise TemplateRefusal(f"The chat template of {self._name} refuses prompt {prompt.id}: {error}") from error
-        for what, words in parts(prompt):
+        for what, words in parts(prompt, answer):
             if words not in text:
                 self._warn(f"leaves out {what}", f"as of prompt {prompt.id}: {words!r:.80}")
         return text
@@ -242,7 +263,7 @@ class ChatTemplate:
         asked = "" if prompt is None else self.text(prompt)
         if prompt is not None:
             try:
-                whole = self.text(prompt, said)
+                whole = self.text(prompt, [Message("assistant", said)], ask=False)
             except TemplateRefusal:
                 whole = ""
             if whole.startswith(asked) and said.strip() in whole and self.end in whole[len(asked) :]:
@@ -250,8 +271,43 @@ class ChatTemplate:
                 return answered + self.end
         return without_doubled_thinking(asked, said) + self.end
 
+    def turns(self, prompt: Prompt, answer: Sequence[Message]) -> Iterator[tuple[str, bool]]:
+        """The parts of an answer of several turns behind its prompt, each with whether the assistant says it.
 
-def parts(prompt: Prompt) -> Iterator[tuple[str, str]]:
+        What the assistant says begins where the template asks for it, and ends with the token that ends its turns.
+        """
+        answer = [replace(turn, content=turn.content.removesuffix(self.end.lstrip())) for turn in answer]
+        asked, whole = self.text(prompt), self.text(prompt, answer, ask=False)
+        at = 0
+        for k, turn in enumerate(answer):
+            if turn.role != "assistant":
+                continue
+            before = self.text(prompt, answer[:k])
+            start = shared(before, whole)
+            end = whole.find(self.end, start) + len(self.end)
+            if start < at or not THINKS.fullmatch(before[start:]):
+                raise self._untold(prompt, "writes earlier turns in another way once later ones follow")
+            if not self.end or end < start + len(self.end) or end > self._next(prompt, answer, k + 1, whole):
+                raise self._untold(prompt, "does not write where a turn of the assistant ends")
+            if k:
+                yield whole[at:start], False
+                yield whole[start:end], True
+            else:
+                yield without_doubled_thinking(asked, whole[start:end]) if asked[start:] else whole[start:end], True
+            at = end
+
+    def _next(self, prompt: Prompt, answer: Sequence[Message], k: int, whole: str) -> int:
+        """Where the words of the k-th turn begin in the text of the whole."""
+        if k == len(answer):
+            return len(whole)
+        other = [*answer[:k], replace(answer[k], content=PROBE + answer[k].content), *answer[k + 1 :]]
+        return shared(whole, self.text(prompt, other, ask=False))
+
+    def _untold(self, prompt: Prompt, why: str) -> TemplateRefusal:
+        return TemplateRefusal(f"the chat template of {self._name} {why}, as of prompt {prompt.id}")
+
+
+def parts(prompt: Prompt, answer: Sequence[Message] = ()) -> Iterator[tuple[str, str]]:
     """What a chat template should write of a conversation, each with words that its text then holds.
 
     Example:
@@ -259,13 +315,19 @@ def parts(prompt: Prompt) -> Iterator[tuple[str, str]]:
         >>> list(parts(Prompt("p", "", (Message("system", "Be short."),), '{"tools": [{"name": "clock"}]}')))
         [('system turns', 'Be short.'), ('tools', 'clock')]
     """
-    for turn in prompt.messages:
+    for turn in (*prompt.messages, *answer):
         if turn.role in ("system", "user"):
             yield f"{turn.role} turns", turn.content.strip()
         for call in turn.fields.get("tool_calls", ()):
             yield "calls of tools", call["function"]["name"]
     for tool in json.loads(prompt.keywords or "{}").get("tools", ()):
         yield "tools", tool.get("function", tool)["name"]
+
+
+def shared(one: str, other: str) -> int:
+    """How many characters both texts begin with."""
+    characters = enumerate(zip(one, other, strict=False))
+    return next((at for at, (x, y) in characters if x != y), min(len(one), len(other)))
 
 
 def without_doubled_thinking(asked: str, answer: str) -> str:

@@ -255,7 +255,7 @@ def evaluate_pairs(at: Round, pairs: Sequence[Candidates]) -> dict[str, float | 
     if "reference" in loss.needs:
         mine = at.policy.score_reference(mine)
     scored = [
-        (logp, r.logp_ref, len(r.ids), r.gold)
+        (logp, r.logp_ref, r.length, r.gold)
         for c, logps in zip(mine, at.policy.score(mine), strict=True)
         for logp, r in zip(logps, c.responses, strict=True)
     ]

@@ -19,7 +19,7 @@ def score_reference(at: Round, candidates: Sequence[Candidates]) -> list[Candida
     tokens = "tokens" in at.loss.needs
 
     def lacks(r: Response) -> bool:
-        return math.isnan(r.logp_ref) or (tokens and len(r.token_logps_ref) < len(r.ids))
+        return math.isnan(r.logp_ref) or (tokens and len(r.token_logps_ref) < r.length)
 
     # the policy's samples beside given responses are scored as if they were candidates of their own
     every = [*candidates, *(replace(c, responses=c.own) for c in candidates)]
