@@ -183,7 +183,7 @@ def test_a_data_file_that_is_not_there(refused):
     ("row", "message"),
     [
         ("{not json", "line 3: not JSON.*write one JSON object a line"),
-        ('{"question": "Why?"}', "line 3: no prompt; wanted a column prompt.*found question"),
+        ('{"topic": "Why?"}', "line 3: no prompt; wanted a column prompt.*found topic"),
         ('{"prompt": 7}', "line 3: prompt must be a string or a list of messages, found int"),
     ],
 )
