@@ -29,6 +29,7 @@ from choosy.options.check import options, refuse_blanks, refuse_mistakes, refuse
 from choosy.options.menu import help_text, menu
 from choosy.options.names import meant
 from choosy.options.typed import not_composed, quoted, unreadable
+from choosy.parallel.launch import join_tasks, refuse_relaunching_sweep
 from choosy.redaction import refuse_secrets
 from choosy.resume.config_changes import report_changes, settings
 from choosy.resume.failed_starts import leaving_no_failed_start
@@ -147,7 +148,7 @@ def _main(cfg: DictConfig) -> float | None:
         if not join_tasks(cfg.get("trainer", {}).get("devices")):
             return None
         if multirun:
-            refuse_relaunching_sweep(cfg)
+            refuse_relaunching_sweep(cfg.trainer)
         if is_finished(cfg, run_dir):
             from lightning.pytorch.utilities import rank_zero_only
 
@@ -267,28 +268,6 @@ def refuse_objective(cfg: DictConfig) -> None:
         )
 
 
-def join_tasks(devices: Any) -> bool:
-    """Tell Lightning of the processes that submitit has started on this machine for one job on `trainer.devices`.
-
-    Return whether this process takes part: in a job on one device only the first one does.
-    """
-    tasks = int(os.environ.get("SUBMITIT_LOCAL_NTASKS", 1)) if os.environ.get("SUBMITIT_EXECUTOR") == "local" else 1
-    if tasks == 1:
-        return True
-    rank = os.environ["SUBMITIT_LOCAL_GLOBALID"]
-    if devices in (1, "1"):
-        return rank == "0"
-    if str(devices) not in (str(tasks), "auto"):
-        raise ValueError(
-            f"trainer.devices={devices}, but submitit starts {tasks} processes a job; "
-            f"type hydra.launcher.tasks_per_node={devices}"
-        )
-    port = 20000 + int(os.environ["SUBMITIT_LOCAL_JOB_ID"]) % 40000
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
-    os.environ.update(where, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=str(tasks))
-    return True
-
-
 def plain(cfg: DictConfig) -> Any:
     """Return the resolved configuration as dicts and lists."""
     return OmegaConf.to_container(cfg, resolve=True)
@@ -314,19 +293,6 @@ def write_config(cfg: DictConfig, run_dir: Path) -> None:
     if HydraConfig.initialized():
         with replacing(run_dir / ".hydra" / "overrides.yaml") as unfinished:
             unfinished.write_text(OmegaConf.to_yaml(HydraConfig.get().overrides.task))
-
-
-def refuse_relaunching_sweep(cfg: DictConfig) -> None:
-    """Refuse a sweep over a strategy that launches processes: each of them would run the whole sweep again."""
-    launches = cfg.trainer.get("devices") not in (1, "1") or cfg.trainer.get("num_nodes", 1) != 1
-    from_outside = any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID", "PMI_RANK"))
-    if launches and not from_outside:
-        raise ValueError(
-            "-m with several devices: every process that the strategy starts would run the whole sweep again. "
-            "Start each job's processes from outside: hydra/launcher=submitit_local or submitit_slurm with "
-            f"hydra.launcher.tasks_per_node={cfg.trainer.get('devices')}, or torchrun or srun without -m; "
-            "or sweep over one device with trainer.devices=1."
-        )
 
 
 def refuse_missing_gpu(cfg: DictConfig) -> None:
