@@ -231,6 +231,11 @@ def test_turns_that_a_template_does_not_tell_apart_are_refused(
         load(template).encode_turns(as_turns([YES, WHY, SO], "chosen"), asked(prompt="Is it?", **row))
 
 
+def test_a_call_that_the_template_leaves_out_is_no_answer(load: Any) -> None:
+    with pytest.raises(TemplateRefusal, match="leaves out calls of tools"):
+        load(PHI).encode_turns(as_turns([*CALLING[1:], SO], "chosen"), asked(prompt="Is it?"))
+
+
 # ---- keywords
 
 

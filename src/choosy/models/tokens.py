@@ -289,6 +289,9 @@ class ChatTemplate:
                 raise self._untold(prompt, "writes earlier turns in another way once later ones follow")
             if not self.end or end < start + len(self.end) or end > self._next(prompt, answer, k + 1, whole):
                 raise self._untold(prompt, "does not write where a turn of the assistant ends")
+            calls = [call["function"]["name"] for call in turn.fields.get("tool_calls", ())]
+            if not all(name in whole[start:end] for name in calls):
+                raise self._untold(prompt, "leaves out calls of tools")
             if k:
                 yield whole[at:start], False
                 yield whole[start:end], True
