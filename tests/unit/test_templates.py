@@ -239,6 +239,13 @@ def test_a_call_that_the_template_leaves_out_is_no_answer(load: Any) -> None:
 # ---- keywords
 
 
+def test_a_keyword_that_the_template_does_not_read_is_named(load: Any, caplog: pytest.LogCaptureFixture) -> None:
+    assert load(QWEN3, enable_thinking=False, enable_thought=True).chat
+    assert [record.message.partition(" does not read ")[2] for record in caplog.records] == [
+        "enable_thought, which model.chat_template_kwargs sets."
+    ]
+
+
 @pytest.mark.parametrize(
     ("keywords", "answer", "written"),
     [

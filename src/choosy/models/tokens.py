@@ -200,6 +200,8 @@ class ChatTemplate:
         if "strftime_now" in str(tokenizer.chat_template) and not any("date" in word for word in keywords):
             way = 'so that a run on another day differs: type model.chat_template_kwargs={date_string:"26 Jul 2024"}'
             self._warn("writes the date of today", way)
+        if unread := [word for word in keywords if word not in str(tokenizer.chat_template)]:
+            self._warn(f"does not read {', '.join(unread)}", "which model.chat_template_kwargs sets")
         for asked, role in ((PROBE, "user"), ("Hello?", "assistant")):
             turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": PROBE}]
             try:
