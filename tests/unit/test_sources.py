@@ -107,6 +107,12 @@ def test_a_folder_without_data(tmp_path: Path) -> None:
         list(read_rows(str(tmp_path)))
 
 
+def test_a_folder_with_a_bad_file_says_what_is_bad(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "x"\n')
+    with pytest.raises(ValueError, match=r"The folder .* does not load: .*JSON"):
+        list(read_rows(str(tmp_path)))
+
+
 @pytest.mark.parametrize("source", ["/no/such/folder", "../nowhere", ""])
 def test_what_is_neither_a_path_nor_an_id(source: str) -> None:
     with pytest.raises(ValueError, match=r"No file or folder '.*' \(looked in .*type a .jsonl, .ndjson, .json, .csv"):

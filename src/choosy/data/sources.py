@@ -237,7 +237,8 @@ def _hub(path: Path, name: str, split: str | None) -> Rows:
         return _numbered(f"{name}[{split}]", datasets.load_dataset(name, *subset, split=part))
     except Exception as error:  # datasets and the hub raise a dozen unrelated kinds
         what = "The folder" if path.is_dir() else f"{missing}, and the Hugging Face dataset"
-        text = f"{what} {name}:{split} does not load: {error}; check the name, the split and the network."
+        why = error.__cause__ or error
+        text = f"{what} {name}:{split} does not load: {why}; check the name, the split and the network."
         raise ValueError(text) from error
 
 
