@@ -184,3 +184,5 @@ def test_the_cost_of_a_judge_is_estimated_from_its_prices_of_tokens(bought):
     expected = 2 * (tokens * 2.0 + 512 * 10.0) / 1e6
     assert judge.estimate(PROMPTS[0], 100) == pytest.approx(expected)
     assert f"for about {3 * expected:.2g}." in bought(judge).plan_evaluation(PROMPTS, 1, response_tokens=100)
+    little = bought(judge, budget_money=expected).plan_evaluation(PROMPTS, 1, response_tokens=100)
+    assert little.endswith(" does not pay for all.")

@@ -281,6 +281,12 @@ def test_a_bad_line_is_named_and_nothing_is_written(empty: Ledger, tmp_path: Pat
     assert (done.added, [bad.split(":")[0] for bad in done.bad]) == (1, ["line 3", "line 4"])
 
 
+def test_a_missing_file_leaves_no_new_ledger(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"No file .*labels.jsonl; check the path"):
+        labels_command(["import", str(tmp_path / "new.sqlite"), str(tmp_path / "labels.jsonl")])
+    assert not (tmp_path / "new.sqlite").exists()
+
+
 def test_nan_of_pandas_is_no_answer(empty: Ledger, tmp_path: Path) -> None:
     file = tmp_path / "labels.jsonl"
     rows = [GOOD, GOOD | {"prompt": "q", "verdict": math.nan, "score": math.nan, "cost": math.nan}]

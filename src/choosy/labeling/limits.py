@@ -104,7 +104,8 @@ class EvaluationPlan:
                 f"{what}, for {as_money(cost)}, and labels.budget_money={money} pays for all labels, these included. "
                 "Type a larger one, data.heldout_limit=..., callbacks.win_rate.every=..., or labels.evaluation=none"
             )
-        keeps = "" if money is None else f", which labels.budget_money={money} keeps for them"
+        pays = "keeps for them" if money is None or cost <= money else "does not pay for all"
+        keeps = "" if money is None else f", which labels.budget_money={money} {pays}"
         return f"{what}, for about {as_money(cost)}{keeps}." if cost else None
 
 

@@ -163,6 +163,8 @@ def labels_command(args: Sequence[str]) -> None:
     typed = labels_parser().parse_args(args)
     if typed.verb != "import" and not os.path.exists(typed.ledger):
         raise ValueError(f"No ledger {typed.ledger}; check the path, such as runs/NAME/ledger.sqlite")
+    if typed.verb == "import" and not os.path.exists(typed.file):
+        raise ValueError(f"No file {typed.file}; check the path")
     ledger = Ledger(typed.ledger)
     ledger.create()
     if typed.verb == "stats":
