@@ -28,7 +28,7 @@ from choosy.models.adapters import refuse_model
 from choosy.options.check import options, refuse_blanks, refuse_mistakes, refuse_removed
 from choosy.options.menu import help_text, menu
 from choosy.options.names import meant
-from choosy.options.typed import not_composed, quoted, unreadable
+from choosy.options.typed import NO_GROUP, not_composed, quoted, unreadable
 from choosy.parallel.launch import join_tasks, refuse_relaunching_sweep
 from choosy.redaction import refuse_secrets
 from choosy.resume.config_changes import report_changes, settings
@@ -372,9 +372,9 @@ def explained(error: BaseException, words: Sequence[str] = ()) -> str:
     words = words or [word for word in sys.argv[1:] if not word.startswith("-")]
     if isinstance(error, OverrideParseException):
         return unreadable(error.override, default_options)
-    if isinstance(error, HydraException):
-        return not_composed(str(error), lambda: default_options(words))
+    if isinstance(error, HydraException) or str(error).startswith(NO_GROUP):
+        return not_composed(str(error), lambda: default_options(words), words)
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key}: {str(error).splitlines()[0]}." if error.full_key else str(error).splitlines()[0]
     is_lightnings = type(error).__name__ == "MisconfigurationException"  # by its name, without an import of Lightning
-    return str(error) if isinstance(error, ValueError) or is_lightnings else ""
+    return str(error) if isinstance(error, ValueError | ModuleNotFoundError) or is_lightnings else ""

@@ -95,6 +95,10 @@ def test_what_lightning_refuses_is_a_sentence(lines, tmp_path):
     assert "devices=0" in explained(innermost(caught.value))
 
 
+def test_a_program_that_is_not_installed_is_a_sentence():
+    assert explained(ModuleNotFoundError("Requirement 'wandb' not met")) == "Requirement 'wandb' not met"
+
+
 @pytest.mark.parametrize(
     ("selector", "fraction"), [("optune", "0"), *((selector, "1.5") for selector in options("selector"))]
 )

@@ -45,6 +45,7 @@ TYPED = {  # what is typed: what the sentence says
     "model=/some/folder": "A model of yours goes by model.name=FOLDER",
     "selector=certanty": "Did you mean certainty?",
     "lr=abc": "lr wants a number, found 'abc'.",
+    "logger=null": "logger=null names no choice of a group; type selector=none, weighting=uniform, ~logger or",
     "lr=nan": "lr wants a finite number, found nan.",
     "seed=-1": "seed wants a number of 0 or more, found -1.",
     "rounds=-3": "rounds wants a number of 1 or more, found -3.",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from choosy.options.check import unknown
 from choosy.options.names import HINTS, meant
 
 Options = Callable[[], list[str]]  # the names of all options, which take a moment to find
+NO_GROUP = "Config group override must be a string"  # a plain ValueError of Hydra
 
 
 def unreadable(word: str, options: Options) -> str:
@@ -24,8 +25,11 @@ def unreadable(word: str, options: Options) -> str:
     return f"{word} cannot be read; a value with = or brackets in it needs quotes: {in_shell(name, value)}"
 
 
-def not_composed(text: str, options: Options) -> str:
-    """Return a sentence on an error of Hydra, by its text."""
+def not_composed(text: str, options: Options, words: Collection[str]) -> str:
+    """Return a sentence on an error of Hydra, by its text and the words of the command line."""
+    if text.startswith(NO_GROUP):
+        nulls = " ".join(word for word in words if word.endswith("=null"))
+        return f"{nulls} names no choice of a group; type selector=none, weighting=uniform, ~logger or ~callbacks."
     if found := re.search(r"Could not find '([^'/]+)/+(.*)'", text):
         group, option = found.groups()
         choices = [line.strip() for line in text.split("Config search path")[0].splitlines() if line.startswith("\t")]
