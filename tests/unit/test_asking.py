@@ -11,6 +11,7 @@ import pytest
 from toy_labelers import FIVE, Lengths, Longer, Scripted, given, rewards, rows
 
 from choosy.labeling.buyer import LabelBuyer
+from choosy.labeling.function import Function
 from choosy.labeling.protocols import Answer, ItemFailed, Postponed, Terms
 from choosy.types import Candidates, Prompt, Response, Verdict
 
@@ -18,18 +19,34 @@ from choosy.types import Candidates, Prompt, Response, Verdict
 
 
 def test_an_error_names_its_question_and_keeps_earlier_labels(buyer: Callable[..., LabelBuyer], path: Path) -> None:
+    class Asleep(Scripted):
+        def score(self, items: Sequence[tuple[Prompt, Response]]) -> Iterator[float]:
+            yield from (self.answer(response.text) for _, response in items)
+
     def fails(text: str) -> float:
         if text == "x" * 50:
             raise RuntimeError("the judge is asleep")
         return 1.0
 
-    words = rf"scripted gave no label for prompt 'q', response 1: '{'x' * 40}': RuntimeError: the judge is asleep"
+    words = rf"scripted gave no label for prompt 'q', response 1: '{'x' * 40}' and 1 more: RuntimeError: the judge is"
     with pytest.raises(ValueError, match=words):
-        buyer(Scripted(fails)).score([given("p", "a", "b"), given("q", "c", "x" * 50, "d")])
+        buyer(Asleep(fails)).score([given("p", "a", "b"), given("q", "c", "x" * 50, "d")])
     assert [text for (text,) in rows(path, "SELECT response_first FROM labels")] == ["a", "b", "c"]
     mended = buyer(Scripted(len))
     assert mended.spent == 3
     assert rewards(mended.score([given("q", "c", "x" * 50, "d")])) == [[1.0, 50.0, 1.0]]
+
+
+def test_a_labeler_of_lists_that_fails_is_called_once(buyer: Callable[..., LabelBuyer]) -> None:
+    calls: list[int] = []
+
+    def one(completions: list[str]) -> list[float]:
+        calls.append(len(completions))
+        return [1.0]
+
+    with pytest.raises(ValueError, match=r"response 0: 'a' and 2 more: .*one returned 1 rewards for 3 completions"):
+        buyer(Function(one)).score([given("p", "a", "bb", "ccc")])
+    assert calls == [3], "a function that compares its completions would give others for one alone"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None, "0.5"])

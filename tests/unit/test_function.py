@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,18 @@ def words(prompt, response):
 def three(prompt, response, reference):
     return 1.0
 
-async def later(prompt, response):
+def none_at_all(*, answer):
     return 1.0
+
+async def later(prompt, response):
+    return float(len(response))
+
+async def later_lists(completions, **kwargs):
+    return [float(len(c)) for c in completions]
+
+class Later:
+    async def __call__(self, response):
+        return float(len(response))
 
 class Counts:
     def __call__(self, prompt, response):
@@ -192,7 +203,7 @@ def test_what_is_no_reward_is_an_error(function: str, words: str) -> None:
         ("my_broken.py:f", r"names no function \(No module named 'a_module_that_is_missing'\)"),
         ("bare", r"names no function \(No module named 'bare'\)"),
         ("my_rewards.number", r"is a int, which cannot be called; name f\(prompt, response\)"),
-        ("my_rewards.later", r"is my_rewards.later\(prompt, response\); wanted f\(prompt, response\)"),
+        ("my_rewards.none_at_all", r"is my_rewards.none_at_all\(\*, answer\); wanted f\(prompt, response\)"),
         ("my_rewards.NeedsSomething", r"is a class that needs arguments \(.*'what'"),
         ("my_rewards.Labeler", r"is a labeler of its own; type labeler=mine labeler\._target_=my_rewards\.Labeler"),
     ],
@@ -210,3 +221,11 @@ def test_a_column_that_the_data_lack_is_named_before_anything_is_sampled(functio
         labeler.check_prompts(prompts)
     with pytest.raises(ValueError, match=rf"wants {lacks or 'answer'}, and the row of prompt 'r' has no such column"):
         labeler.check_prompts([Prompt("r", "ab", columns={"other": 1})])
+
+
+@pytest.mark.parametrize("function", ["later", "later_lists", "Later"])
+def test_async_functions_are_awaited_also_where_an_event_loop_runs(function: str) -> None:
+    async def notebook() -> list[float]:
+        return Function(f"my_rewards.{function}").score(ITEMS)
+
+    assert asyncio.run(notebook()) == [float(len(response.text)) for _, response in ITEMS]

@@ -13,14 +13,6 @@ from choosy.redaction import scrub
 from choosy.types import MIRRORED, Verdict
 
 
-class LabelerFailed(ValueError):
-    """A labeler raised an error; `unnamed` if it answered nothing and did not say which question it failed on."""
-
-    def __init__(self, message: str, *, unnamed: bool) -> None:
-        super().__init__(message)
-        self.unnamed = unnamed
-
-
 class LabelerCall:
     """One call of a labeler's method with some questions, all to score or all to compare."""
 
@@ -33,23 +25,20 @@ class LabelerCall:
         """Call the labeler and yield its answers: all of a list at once, each that it yields by itself.
 
         Raises:
-            LabelerFailed: The labeler raised an error.
-            ValueError: It has left questions without an answer.
+            ValueError: The labeler raised an error, or has left questions without an answer.
         """
         method = getattr(self.labeler, "score" if len(self.questions[0].responses) == 1 else "compare")
         gave, each = f"labeler {self.labeler.name} gave", f"{len(self.questions)} questions; it must give one for each"
         returned: Any = None
-        called = False
         try:
             returned = method([(q.prompt, *q.responses) for q in self.questions])
-            called = True
             if not isinstance(returned, Collection):
                 for place, value in enumerate(returned):
                     yield [as_answer(place, value)]
         except Postponed:
             raise
         except Exception as error:  # a user's labeler may raise anything
-            raise self._failed(error, answered_nothing=not called) from error
+            raise ValueError(self._failed(error)) from error
         finally:
             if isinstance(returned, Generator):
                 returned.close()
@@ -79,14 +68,15 @@ class LabelerCall:
         self.left[answer.at] = self.questions[answer.at]
         return self.questions[answer.at]
 
-    def _failed(self, error: Exception, *, answered_nothing: bool) -> LabelerFailed:
+    def _failed(self, error: Exception) -> str:
         if isinstance(error, ItemFailed) and error.at in range(len(self.questions)):
-            return LabelerFailed(self._no_label(self.questions[error.at], str(error)), unnamed=False)
-        first = self.questions[min(self.left, default=-1)]
+            return self._no_label(self.questions[error.at], str(error))
+        first = min(self.left, default=-1)
+        others = f" and {len(self.left) - 1} more" if len(self.left) > 1 else ""
         why = str(error) if isinstance(error, ItemFailed) else f"{type(error).__name__}: {error}"
-        return LabelerFailed(self._no_label(first, why), unnamed=answered_nothing)
+        return self._no_label(f"{self.questions[first]}{others}", why)
 
-    def _no_label(self, question: Question, why: str) -> str:
+    def _no_label(self, question: Question | str, why: str) -> str:
         return (
             f"labeler {self.labeler.name} gave no label for {question}: {scrub(why)}. "
             "The labels bought before it are in the ledger; mend the labeler and resume the run"

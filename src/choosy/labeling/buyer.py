@@ -11,7 +11,7 @@ from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from choosy.labeling.asking import LabelerCall, LabelerFailed
+from choosy.labeling.asking import LabelerCall
 from choosy.labeling.ledger import Counts, Label, Ledger, Question
 from choosy.labeling.limits import MAX_INVALID, Budget, EvaluationPlan, InvalidVerdicts, affordable_groups
 from choosy.labeling.protocols import (
@@ -318,17 +318,11 @@ class LabelBuyer:
         if isinstance(self.labeler, Informed):
             self.labeler.inform(purpose=purpose, budget=self.budget, spent=self.spent)
         call = LabelerCall(self.labeler, questions)
-        try:
-            with closing(call.answers()) as answers:
-                for portion in answers:
-                    self._record(call, portion, purpose)
-                    if self.interrupted and call.left:
-                        raise Interrupted
-        except LabelerFailed as error:
-            if not error.unnamed or len(questions) == 1:
-                raise
-            for question in questions:  # to have the labels before the one that fails, and to name that one
-                self._ask([question], purpose)
+        with closing(call.answers()) as answers:
+            for portion in answers:
+                self._record(call, portion, purpose)
+                if self.interrupted and call.left:
+                    raise Interrupted
 
     def _record(self, call: LabelerCall, portion: Sequence[Answer], purpose: Purpose) -> None:
         """Write answers to the ledger, up to the first that cannot be used."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from choosy.labeling.protocols import ALL, Terms
+from choosy.labeling.protocols import ALL, ItemFailed, Terms
 from choosy.types import Prompt, Response
 
 
@@ -28,11 +28,12 @@ class Dataset:
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
         """The gold score of each response; an error if a response has none."""
         scores = []
-        for prompt, response in items:
+        for at, (prompt, response) in enumerate(items):
             if response.gold is None:
-                raise ValueError(
+                raise ItemFailed(
                     f"a response of prompt {prompt.id!r} has no score: sampled responses have no gold; "
-                    "choose labeler=vader, labeler=function or labeler=reward_model"
+                    "a run labels them with labeler=vader, labeler=function or labeler=reward_model",
+                    at,
                 )
             scores.append(response.gold)
         return scores

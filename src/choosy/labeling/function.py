@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from inspect import Parameter
 from pathlib import Path
@@ -32,7 +34,7 @@ class Function:
     A function has one of these forms: `f(prompt, response)` or `f(response)`, which return a number; or, as in TRL,
     `f(prompts, completions, **kwargs)`, which returns a list of numbers. Arguments with the names of other columns of
     the data receive their values. What stands in the data as a list of messages is given to a function of lists as
-    messages, as TRL does, and as text to the others.
+    messages, as TRL does, and as text to the others. Async functions are awaited.
 
     Args:
         path: The function, as `package.module.callable` or `file.py:callable`, or several of them. The current folder
@@ -172,6 +174,8 @@ def reward_of(function: str | Callable[..., Any]) -> Reward:
         call = _built(call, shown)
     if not callable(call):
         raise ValueError(f"labeler.path={shown!r} is a {type(call).__name__}, which cannot be called; name {FORMS}")
+    if inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(type(call).__call__):
+        call = _awaited(call)
     try:
         parameters = inspect.signature(call).parameters
     except ValueError:  # written in C
@@ -180,7 +184,7 @@ def reward_of(function: str | Callable[..., Any]) -> Reward:
     places = [one for one in parameters.values() if one.kind in ONE_FORM]
     positions = 0 if lists else 1 if sum(one.default is Parameter.empty for one in places) == 1 else 2
     any_number = any(one.kind is Parameter.VAR_POSITIONAL for one in parameters.values())
-    if inspect.iscoroutinefunction(call) or (len(places) < positions and not any_number):
+    if len(places) < positions and not any_number:
         raise ValueError(f"labeler.path={shown!r} is {shown}{inspect.signature(call)}; wanted {FORMS}")
     by_place = {one.name for one in places[:positions]}
     by_name = [one for one in parameters.values() if one.name not in by_place and one.kind in BY_NAME]
@@ -193,6 +197,17 @@ def reward_of(function: str | Callable[..., Any]) -> Reward:
         takes_lists=lists,
         positions=positions,
     )
+
+
+def _awaited(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The async function as a plain one, run in another thread, as the thread of a notebook has an event loop."""
+
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(lambda: asyncio.run(call(*args, **kwargs))).result()
+
+    plain.__signature__ = inspect.signature(call)  # type: ignore[attr-defined]
+    return plain
 
 
 def _built(kind: type, shown: str) -> Any:

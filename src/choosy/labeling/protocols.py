@@ -68,8 +68,8 @@ class Scores(Protocol):
         they come loses none of them when a later one fails.
 
         Raises:
-            ItemFailed: There is no answer to one of the items. Any other error is taken for a failure of the first
-                item without an answer.
+            ItemFailed: There is no answer to one of the items. Any other error is reported for all items
+                without an answer.
         """
 
 
