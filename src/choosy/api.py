@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from choosy.files import replacing
 from choosy.main import check, compose, innermost, is_finished, train
+from choosy.options.names import OURS
 from choosy.reporting.report import filled
 from choosy.reporting.summary import HEADINGS, RunSummary, costs_of, read_run
 from choosy.resume.failed_starts import MARK, leaving_no_failed_start
@@ -25,6 +26,10 @@ from choosy.resume.run_folder import refuse_used_folder
 from choosy.types import content_id
 
 GIVEN = SimpleNamespace()  # the objects of this process that a configuration names
+ARGUMENTS = {  # options of the command line that are arguments of `tune`, which takes objects for them
+    **{"model.name": "model", "data.train": "prompts", "data.heldout": "heldout", "labeler": "reward"},
+    **{"labeler.path": "reward", "labeler=function labeler.path": "reward"},
+}
 PLAIN = re.compile(r"[\w./:@-]+")  # text that the command line reads as it stands
 
 
@@ -46,11 +51,13 @@ def tune(
         model: A folder or hub id; or a loaded model and its tokenizer, a pair, which is saved into the run's folder.
         prompts: A file or another source, as data.train is; or rows: strings, dicts, a `datasets.Dataset`.
         heldout: What to evaluate on, likewise.
-        reward: A labeler of the menu; a function, or its name such as "rewards.py:length"; or a labeler.
+        reward: A labeler of the menu; a function, or its name such as "rewards.py:length", or a list of these, which
+            labeler={"weights": [1, 0.2]} weighs; or a labeler.
         selector: A selector of the menu, or a callback that chooses prompts or pairs.
         loss: A loss of the menu, or a loss.
         config_dir: A folder with your own part of the menu, such as selector/mine.yaml.
-        options: Any option by its name; of a group as a dict: sampler={"max_new_tokens": 64}.
+        options: Any option by its name, of a group as a dict: lr=1e-5, sampler={"max_new_tokens": 64},
+            model.chat_template_kwargs as **{"model.chat_template_kwargs": {"enable_thinking": False}}.
 
     Raises:
         ValueError: Something cannot run; the message says what to give instead.
@@ -58,7 +65,10 @@ def tune(
     Example:
         choosy.tune(prompts=["Tell me about tea."], reward=lambda prompt, response: -len(response), rounds=2)
     """
-    typed = ["callbacks.report.console=false", *words, *as_typed(options)]
+    refuse_names_of_others(options)
+    groups = {name.lstrip("+"): value for name, value in options.items() if isinstance(value, Mapping)}
+    plain = {name: value for name, value in options.items() if name.lstrip("+") not in groups}
+    typed = ["callbacks.report.console=false", *words, *as_typed(plain)]
     if config_dir is not None:
         if not Path(config_dir).is_dir():
             raise ValueError(f"config_dir={config_dir}: there is no such folder.")
@@ -72,6 +82,8 @@ def tune(
             raise ValueError(f"selector={chooses!r:.80}: give a name of the menu, or a callback such as RandomPairs().")
         typed.append("selector=none")
     cfg = compose(typed)
+    for name, value in groups.items():  # `check` refuses what is no option
+        OmegaConf.update(cfg, name, json.loads(json.dumps(value, default=str)), merge=True, force_add=True)
     run_dir = Path(cfg.run_dir)
     files = {}
     for name, rows in (("train", prompts), ("heldout", heldout)):
@@ -143,18 +155,37 @@ class Tuned:
         return filled("head.html.j2", run=self.run, headings=HEADINGS, curves=self.curves.read_bytes())
 
 
-def as_typed(options: Mapping[str, Any], within: str = "") -> Iterator[str]:
-    """Yield options as they are typed.
+def refuse_names_of_others(options: Mapping[str, Any]) -> None:
+    """Refuse what is an argument of `tune` by another name, such as TRL's or the command line's."""
+    for name, value in flat(options):
+        ours = OURS.get(name, name)
+        is_text = value is None or all(isinstance(one, str) for one in (value if isinstance(value, list) else [value]))
+        if (here := ARGUMENTS.get(ours)) and (name != ours or not is_text):
+            raise ValueError(f"{name} is called {here} here: type choosy.tune({here}=...).")
+
+
+def flat(options: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each value with its dotted name.
 
     Example:
-        >>> list(as_typed({"lr": 1e-4, "sampler": {"top_p": 0.9}, "model.adapter": "my folder", "labels.budget": None}))
-        ['lr=0.0001', 'sampler.top_p=0.9', "model.adapter='my folder'", 'labels.budget=null']
+        >>> list(flat({"lr": 1e-4, "sampler": {"top_p": 0.9}}))
+        [('lr', 0.0001), ('sampler.top_p', 0.9)]
     """
     for name, value in options.items():
         if isinstance(value, Mapping):
-            yield from as_typed(value, f"{within}{name}.")
+            yield from flat(value, f"{within}{name}.")
         else:
-            yield f"{within}{name}={value_as_typed(value)}"
+            yield f"{within}{name}", value
+
+
+def as_typed(options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield options as they are typed.
+
+    Example:
+        >>> list(as_typed({"lr": 1e-4, "model.adapter": "my folder", "labels.budget": None}))
+        ['lr=0.0001', "model.adapter='my folder'", 'labels.budget=null']
+    """
+    return (f"{name}={value_as_typed(value)}" for name, value in options.items())
 
 
 def value_as_typed(value: Any) -> str:
@@ -176,15 +207,24 @@ def reward_words(reward: Any) -> list[str]:
     """Return what is typed for a reward; a function goes by its name, and its labels also by its source."""
     if reward is None or is_labeler(reward):
         return []
-    if isinstance(reward, str):
-        is_function = ":" in reward or "." in reward
-        return ["labeler=function", f"labeler.path={reward}"] if is_function else [f"labeler={reward}"]
-    if not callable(reward):
-        raise ValueError(f"reward={reward!r:.80}: give a function, a labeler, or the name of one.")
-    name = re.sub(r"\W", "", getattr(reward, "__name__", type(reward).__name__)) or "function"
-    setattr(GIVEN, name, reward)
-    path = f"{__name__}.GIVEN.{name}"
-    return ["labeler=function", f"labeler.path={path}", f"labeler.name=function:{name}:{source_id(reward)}"]
+    if isinstance(reward, str) and not re.search("[:.]", reward):
+        return [f"labeler={reward}"]
+    several = reward if isinstance(reward, list | tuple) else [reward]
+    if not several or not all(isinstance(one, str) or callable(one) for one in several):
+        raise ValueError(f"reward={reward!r:.80}: give a function, a list of functions, a labeler, or the name of one.")
+    paths, names = [], []
+    for place, one in enumerate(several):
+        if isinstance(one, str):
+            paths.append(one)
+            names.append(one)
+            continue
+        name = re.sub(r"\W", "", getattr(one, "__name__", type(one).__name__)) or "function"
+        kept = f"{name}_{place}" if len(several) > 1 else name  # two lambdas have one name
+        setattr(GIVEN, kept, one)
+        paths.append(f"{__name__}.GIVEN.{kept}")
+        names.append(f"{name}:{source_id(one)}")
+    words = ["labeler=function", f"labeler.path={value_as_typed(paths if len(paths) > 1 else paths[0])}"]
+    return words if names == paths else [*words, f"labeler.name={value_as_typed('function:' + '+'.join(names))}"]
 
 
 def source_id(function: Callable[..., Any]) -> str:

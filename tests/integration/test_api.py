@@ -105,6 +105,23 @@ def test_a_function_in_trl_form_receives_the_columns_of_the_rows(tune):
     assert len(set(seen)) > 1
 
 
+def test_several_functions_are_weighed(tune):
+    def ones(completions, **kwargs):
+        return [1.0] * len(completions)
+
+    both = tune("run_dir=both", reward=[letters, ones], labeler={"weights": [1.0, 10.0]}, rounds=1)
+    alone = tune("run_dir=alone", reward=[letters], rounds=1)
+    assert both.run.start["reward"] == pytest.approx(alone.run.start["reward"] + 10)
+
+
+def test_a_table_is_a_value_too(tune):
+    columns = {"data.reader.columns": {"the title": "prompt"}, "model.lora.options": {"use_rslora": True}}
+    result = tune(prompts=[{"the title": prompt} for prompt in PROMPTS], rounds=1, **columns)
+    given = yaml.safe_load((result.folder / "config.yaml").read_text())
+    assert given["data"]["reader"]["columns"] == {"the title": "prompt"}
+    assert given["model"]["lora"]["options"] == {"use_rslora": True}
+
+
 def test_a_finished_run_is_read_and_a_longer_one_continued(tune):
     first = tune("run_dir=one", "ckpt_path=auto")
     written = (first.folder / "summary.json").stat().st_mtime_ns
@@ -115,14 +132,21 @@ def test_a_finished_run_is_read_and_a_longer_one_continued(tune):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"reward": 3}, "reward=3: give a function, a labeler, or the name of one"),
+        ({"reward": 3}, "reward=3: give a function, a list of functions, a labeler, or the name of one"),
+        ({"reward": [letters, 3]}, "give a function, a list of functions"),
+        ({"reward_funcs": letters}, r"reward_funcs is called reward here: type choosy.tune\(reward=...\)"),
+        ({"labeler": letters}, "labeler is called reward here"),
+        ({"train_dataset": PROMPTS}, "train_dataset is called prompts here"),
+        ({"data": {"train": [{"prompt": "tea"}]}}, "data.train is called prompts here"),
+        ({"model_name": "tiny"}, "model_name is called model here"),
+        ({"sampler": {"max_new_token": 6}}, "There is no option sampler.max_new_token. Did you mean"),
         ({"selector": object()}, "give a name of the menu, or a callback"),
         ({"model": torch.nn.Linear(1, 1)}, r"model=\(model, tokenizer\)"),
         ({"prompts": ["tea", 3]}, "A row of the data is 3"),
         ({"loss": object()}, "has no beta"),
         ({"config_dir": "nowhere"}, "config_dir=nowhere: there is no such folder"),
         ({"rouns": 3}, "There is no option rouns. Did you mean rounds"),
-        ({"data": {"responses": 0}}, "data.responses=0"),
+        ({"data": {"responses": 0}}, "data.responses wants a number of 1 or more, found 0"),
     ],
 )
 def test_what_cannot_run_is_refused_in_a_sentence_and_leaves_no_folder(given, message, tune, tmp_path):
