@@ -7,6 +7,7 @@ import shlex
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
+from difflib import get_close_matches
 
 from choosy.main import in_sentences
 from choosy.main import main as train
@@ -40,7 +41,11 @@ def main() -> None:
         with in_sentences(lambda: again):
             COMMANDS[words[0]](words[1:])
     else:
-        sys.exit(USAGE)
+        near = get_close_matches(words[0], ["train", *COMMANDS], n=1) if words else []
+        unknown = (
+            f"There is no choosy {words[0]}. {f'Did you mean {near[0]}?' if near else ''}".rstrip() if words else ""
+        )
+        sys.exit(f"{unknown}\n\n{USAGE}".lstrip())
 
 
 def fit(words: list[str]) -> None:

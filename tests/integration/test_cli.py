@@ -198,6 +198,17 @@ def test_usage_answers_nonsense(words, choosy):
     refused(choosy, *words, message="(?s)choosy fit --config run.yaml.*choosy report RUN_DIR.*choosy index SWEEP_DIR")
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("trian", r"^There is no choosy trian\. Did you mean train\?\n\n"),
+        ("nonsense", r"^There is no choosy nonsense\.\n"),
+    ],
+)
+def test_an_unknown_command_is_named(word, message, choosy):
+    refused(choosy, word, message=message)
+
+
 def test_help_is_the_usage(choosy, capsys):
     choosy("--help")
     assert capsys.readouterr().out.strip() == command_line.USAGE
@@ -242,5 +253,5 @@ def test_train_states_a_mistake_in_a_sentence(lines, tmp_path):
     words = [*lines, "data.responses=0", f"run_dir={tmp_path}/run"]
     run = command(ROOT / "train.py", *words, folder=tmp_path)
     assert run.returncode == 1
-    assert run.stderr.strip() == "data.responses=0 leaves nothing to judge; choose at least 2."
+    assert run.stderr.strip() == "data.responses wants a number of 1 or more, found 0."
     assert not contents(tmp_path / "run")

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from choosy.main import check, compose, train_help
 from choosy.options.check import options
 from choosy.options.menu import menu
-from choosy.options.names import ELSEWHERE, NONE, OURS, WHY_NONE, meant
+from choosy.options.names import CHOICES, ELSEWHERE, NONE, OURS, WHY_NONE, meant
 from choosy.options.signatures import Missing, signature
 from choosy.options.values import wanted
 
@@ -44,6 +44,9 @@ TYPED = {  # what is typed: what the sentence says
     "optimizer=adafactor": "optimizer._target_=torch.optim.NAME. Choices: adam, adamw, rmsprop.",
     "model=/some/folder": "A model of yours goes by model.name=FOLDER",
     "selector=certanty": "Did you mean certainty?",
+    "loss=dpo": "There is no loss=dpo. dpo is called loss=sigmoid here. Choices: dlma",
+    "+warmup_ratio=0.1": "warmup_steps = ratio x rounds x epochs_per_round",
+    "+num_train_epochs=3": "called rounds (of fresh responses) or epochs_per_round (over the pairs of a round) here",
     "lr=abc": "lr wants a number, found 'abc'.",
     "logger=null": "logger=null names no choice of a group; type selector=none, weighting=uniform, ~logger or",
     "lr=nan": "lr wants a finite number, found nan.",
@@ -153,8 +156,17 @@ def test_the_names_of_other_libraries_lead_to_options_that_exist():
     there = {*known(), *menu()["defaults"]}
     for ours in ELSEWHERE:
         name = ours.removeprefix("+").split("=")[0].split(" ")[0]
-        others = ("loss.gamma", "optimizer.betas", "optimizer.eps")  # of one choice of a group, or of the class alone
+        others = (
+            "loss.gamma",
+            "optimizer.betas",
+            "optimizer.eps",
+            "labeler.weights",
+        )  # of one choice of a group, or of the class alone
         assert name in there or name in others, ours
+    for group, choices in CHOICES.items():
+        assert {here.split(" ")[0] for here in choices.values()} <= {
+            path.stem for path in (CONF / group).glob("*.yaml")
+        }
     assert len(OURS) == sum(len(names.split()) for names in ELSEWHERE.values()), "a name stands twice"
     assert not OURS.keys() & WHY_NONE.keys()
     assert all(why[0].isupper() and not why.endswith(".") for why in NONE)

@@ -8,9 +8,11 @@ from difflib import get_close_matches
 ELSEWHERE = {  # what TRL, PEFT, transformers, LLaMA-Factory and Lightning call it: what Choosy calls it
     "lr": "learning_rate",
     "batching.batch_size": "per_device_train_batch_size train_batch_size batch_size micro_batch_size",
-    "rounds": "num_train_epochs num_epochs epochs max_epochs n_epochs",
+    "rounds": "max_epochs",
+    "rounds (of fresh responses) or epochs_per_round (over the pairs of a round)": "num_train_epochs num_epochs "
+    "epochs n_epochs",
     "epochs_per_round": "num_ppo_epochs num_mini_epochs num_iterations ppo_epochs steps_per_generation",
-    "warmup_steps": "num_warmup_steps warmup warmup_ratio lr_warmup_steps",
+    "warmup_steps": "num_warmup_steps warmup lr_warmup_steps",
     "schedule": "lr_scheduler_type lr_scheduler scheduler lr_schedule scheduler_type",
     "max_grad_norm": "gradient_clip_val clip_grad_norm grad_clip gradient_clipping",
     "optimizer": "optim optimizer_type",
@@ -56,6 +58,7 @@ ELSEWHERE = {  # what TRL, PEFT, transformers, LLaMA-Factory and Lightning call 
     "sampler.top_k": "top_k",
     "sampler=vllm": "use_vllm vllm_mode vllm",
     "labeler": "reward judge judges annotator reward_funcs",
+    "labeler.weights": "reward_weights",
     "labeler=reward_model labeler.model": "reward_model_path reward_model reward_model_name",
     "labeler=function labeler.path": "reward_function reward_func reward_fn",
     "labels.budget": "label_budget budget max_labels",
@@ -74,6 +77,8 @@ ELSEWHERE = {  # what TRL, PEFT, transformers, LLaMA-Factory and Lightning call 
 NONE = {  # what Choosy has no option for, and why
     "Gradients accumulate by themselves: batching.batch_size counts the items of one optimiser step, and "
     "batching.tokens_per_step the tokens of one forward pass": "gradient_accumulation_steps accumulate_grad_batches",
+    "Warm-up counts optimiser steps: warmup_steps = ratio x rounds x epochs_per_round x pairs of a round / "
+    "batching.batch_size": "warmup_ratio warmup_fraction",
     "A run counts rounds, not steps: type rounds=8 and data.prompts_per_round=64": "max_steps total_steps",
     "Choosy sets every dropout to 0, so that a response is scored as it is sampled": "lora_dropout dropout "
     "attention_dropout hidden_dropout disable_dropout",
@@ -91,6 +96,14 @@ HINTS = {  # what else may have been meant by a choice that a group does not hav
     "labeler": "A function of yours goes by labeler=function labeler.path=my_rewards.function.",
     "optimizer": "Any other class goes by optimizer._target_=torch.optim.NAME.",
     "logger": "Others are added: +logger.wandb._target_=lightning.pytorch.loggers.WandbLogger.",
+}
+CHOICES = {  # what others call a choice of a group: what Choosy calls it
+    "loss": {
+        **{"dpo": "sigmoid", "cdpo": "sigmoid loss.label_smoothing=0.1", "slic": "hinge", "kto_pair": "kto"},
+        **{"nll": "sft", "cross_entropy": "sft"},
+    },
+    "optimizer": {"adamw_torch": "adamw", "adamw_torch_fused": "adamw"},
+    "logger": {"tensorboard": "default", "csv": "default"},
 }
 OURS = {name: ours for ours, names in ELSEWHERE.items() for name in names.split()}
 WHY_NONE = {name: why for why, names in NONE.items() for name in names.split()}

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Collection
 
 from choosy.options.check import unknown
-from choosy.options.names import HINTS, meant
+from choosy.options.names import CHOICES, HINTS, meant
 
 Options = Callable[[], list[str]]  # the names of all options, which take a moment to find
 NO_GROUP = "Config group override must be a string"  # a plain ValueError of Hydra
@@ -33,7 +33,8 @@ def not_composed(text: str, options: Options, words: Collection[str]) -> str:
     if found := re.search(r"Could not find '([^'/]+)/+(.*)'", text):
         group, option = found.groups()
         choices = [line.strip() for line in text.split("Config search path")[0].splitlines() if line.startswith("\t")]
-        near = meant(option, choices)
+        here = CHOICES.get(group, {}).get(option)
+        near = f"{option} is called {group}={here} here." if here else meant(option, choices)
         sentences = [f"There is no {group}={option}.", near, HINTS.get(group, ""), f"Choices: {', '.join(choices)}."]
         return " ".join(filter(None, sentences))
     if found := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
