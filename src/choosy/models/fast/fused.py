@@ -148,7 +148,7 @@ def fuse(model: nn.Module) -> int:
         if forward is not None and _agree(layer, forward):
             layer.forward = forward
             fused += 1
-    log.info("%d layers are fused.", fused)
+    log.debug("%d layers are fused.", fused)
     return fused
 
 
