@@ -52,7 +52,10 @@ def test_a_cheap_labeler_and_a_dear_machine_want_another_arm() -> None:
 def test_few_seeds_say_how_many_more_would_tell() -> None:
     arms = {"random_pairs": arm(0.01, seeds=3), "spread": arm(0.02, seeds=3)}
     assert "about 3 more seeds would tell" in compared(arms).sentence
-    assert "one seed" in compared({name: {0: runs[0]} for name, runs in arms.items()}).sentence
+    assert "one seed, which says nothing" in compared({name: {0: runs[0]} for name, runs in arms.items()}).sentence
+    two = compared({name: {0: runs[0], 1: runs[1]} for name, runs in arms.items()}).sentence
+    assert "with 2 seeds, which say nothing of chance: type seed=0,1," in two
+    assert "interval" not in two
 
 
 def test_arms_without_a_common_seed_are_named_and_other_measures_refused() -> None:

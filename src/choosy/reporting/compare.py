@@ -24,6 +24,7 @@ from choosy.reporting.report import write_page
 from choosy.reporting.sweeps import read_sweep
 
 COSTS = ("labels", "seconds", "tokens")
+FEWEST_SEEDS = 3  # fewer say nothing of chance
 ARM_COLORS = (
     "#6b7280",
     "#2563eb",
@@ -103,9 +104,11 @@ class Comparison:
             needs += (
                 f", {as_amount(found.paid.value, cost)} instead of {as_amount(found.paid.value / ratio.value, cost)}"
             )
-        if found.seeds == 1:
-            return f"{best} needs {needs}, with one seed, which says nothing of chance: run seed=0,1,2,3,4,5,6,7."
-        shown = f"95 % interval {as_range(ratio, as_share)}, p {as_p(found.p)}, {found.seeds} seeds"
+        if found.seeds < FEWEST_SEEDS:
+            seeds = "one seed, which says" if found.seeds == 1 else f"{found.seeds} seeds, which say"
+            return f"{best} needs {needs}, with {seeds} nothing of chance: type seed=0,1,2,3,4,5,6,7."
+        known = f"95 % interval {as_range(ratio, as_share)}, " if not math.isnan(ratio.low) else ""
+        shown = f"{known}p {as_p(found.p)}, {found.seeds} seeds"
         if ratio.high < 1 and gain > 0 and found.p * len(self.beside) < 0.05:  # the best of several (Bonferroni)
             return f"{best} pays here: it needs {needs} ({shown})."
         if gain <= 0 or not math.isfinite(found.more_seeds):
