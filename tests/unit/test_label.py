@@ -98,6 +98,17 @@ def test_another_pair_of_the_prompt_may_take_the_place_of_a_tie(buy: Any) -> Non
     assert (len(labeled[0].pairs), labeled[0].undecided) == (1, ((0, 1),)), "the cap counts labeled pairs"
 
 
+@pytest.mark.parametrize(("score_all", "what"), [(True, "prompts"), (False, "pairs")])
+def test_too_few_prompts_for_the_wanted_labels_are_said_in_the_words_of_the_selector(
+    score_all: bool, what: str, buy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Phases, "say", lambda _, text: said.append(text))
+    fresh = candidates("ab", "bc")
+    buy(Score(), fresh, every_pair(fresh, 4, per_prompt=1, top_up=True, score_all=score_all))
+    assert said[:1] == [f"2 {what} have a winner, 4 were wanted, and no other is left to label."]
+
+
 def test_without_top_up_a_tie_is_one_of_those_wanted(buy: Any) -> None:
     fresh = candidates("aa", "ab", "cd", "ef")
     labeled, buyer = buy(FirstLetter(), fresh, every_pair(fresh, 2, per_prompt=1))

@@ -68,7 +68,9 @@ def ranked_pairs(at: Round, fresh: Sequence[Candidates], choice: PairChoice, lab
         whole = {pair.prompt for pair in some} if choice.score_all else set()  # nothing of these is left to buy
         left = [pair for pair in left if pair[:3] not in asked and pair.prompt not in whole]
     if choice.top_up and wanted and not bought.unpaid:
-        at.phases.say(f"{wanted} of {choice.wanted} wanted pairs are missing: no other pair competes.")
+        what = "prompts" if choice.score_all else "pairs"
+        got = choice.wanted - wanted
+        at.phases.say(f"{got} {what} have a winner, {choice.wanted} were wanted, and no other is left to label.")
     return bought
 
 
