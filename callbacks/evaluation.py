@@ -48,13 +48,21 @@ class HeldoutPairs(Evaluator):
 
     name = "heldout_pairs"
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Measure the start policy, unless the run has done so before it was interrupted."""
+        run = trainer.datamodule.run
+        if not run.start_pairs and trainer.datamodule.labeled_pairs:
+            with pl_module.policy.states.as_start():
+                found = self.evaluate(trainer.datamodule, run.at(-1))
+            run.start_pairs = found.metrics if found else {}
+
     def evaluate(self, data: Any, at: Round) -> Evaluation | None:
         if not (pairs := data.labeled_pairs):
             return None
         with at.phases("evaluate", total=len(pairs), unit="pairs") as tick:
             metrics = evaluate_pairs(at, pairs)
             tick(len(pairs))
-        return Evaluation(metrics)
+        return Evaluation({**metrics, "pairs": len(pairs)})
 
 
 class WinRate(Evaluator):

@@ -20,7 +20,7 @@ from choosy.files import replacing
 from choosy.main import check, compose, innermost, is_finished, train
 from choosy.options.names import OURS
 from choosy.reporting.report import filled
-from choosy.reporting.summary import HEADINGS, RunSummary, costs_of, read_run
+from choosy.reporting.summary import RunSummary, costs_of, read_run
 from choosy.resume.failed_starts import MARK, leaving_no_failed_start
 from choosy.resume.run_folder import refuse_used_folder
 from choosy.types import content_id
@@ -152,7 +152,7 @@ class Tuned:
 
     def _repr_html_(self) -> str:
         """The head of the report, as a notebook shows it."""
-        return filled("head.html.j2", run=self.run, headings=HEADINGS, curves=self.curves.read_bytes())
+        return filled("head.html.j2", run=self.run, headings=self.run.headings, curves=self.curves.read_bytes())
 
 
 def refuse_names_of_others(options: Mapping[str, Any]) -> None:

@@ -320,6 +320,9 @@ def test_heldout_pairs_are_ranked_by_the_implicit_reward(play, rows_file):
     assert (len(loss), accuracy.iloc[-1]) == (2, 1.0), "the pairs that it was trained on"
     assert loss.iloc[-1] < loss.iloc[0] < math.log(2)
     assert margin.iloc[-1] > margin.iloc[0] > 0
+    found = run.summary["heldout_pairs"]
+    assert found["accuracy"] == {"initial": 0.5, "final": 1.0}, "the start is its own reference"
+    assert found["loss"] == pytest.approx({"initial": math.log(2), "final": loss.iloc[-1]})
     assert run.summary["labels"]["spent"] == 10
     assert run.summary["labels"]["evaluation"] == 0
 

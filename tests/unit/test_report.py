@@ -16,6 +16,7 @@ from rich.console import Console
 from callbacks.report import Report
 from choosy.data.table_files import write_table
 from choosy.reporting.display import PHASES
+from choosy.reporting.model_card import model_card
 from choosy.reporting.report import crop, curves, print_report, write_index, write_report
 from choosy.reporting.summary import HeldoutAnswer, RunSummary, read_run, write_summary
 
@@ -100,6 +101,7 @@ def test_summary_holds_the_numbers_of_the_contract(run_dir):
         "reward": {"initial": 0.25, "final": 0.75},
         "win_rate": 0.875,
         "ties": 0.125,
+        "heldout_pairs": {key: {"initial": None, "final": None} for key in ("accuracy", "loss", "margin")},
         "labels": {"spent": 24, "reused": 2, "evaluation": 12, "budget": 40},
         "judgements": {
             **{"decided": 22, "ties": 2, "invalid": 0, "tie_rate": 2 / 24, "invalid_rate": 0.0},
@@ -160,7 +162,7 @@ def test_answers_that_the_policy_itself_did_not_sample_have_a_log_ratio(tmp_path
 
 def test_the_table_of_rounds(run_dir):
     assert read_run(run_dir).table() == [
-        ("start", "0.25", "–", "–", "–", "30.0", "0", "0", "0"),
+        ("start", "0.25", "–", "–", "–", "30.0", "0", "0", "0"),  # a measure that a later round has
         ("1", "0.50", "75%", "12%", "1.50", "33.0", "12", "1,000", "9"),
         ("2", "0.75", "88%", "12%", "1.50", "33.0", "24", "2,000", "18"),
     ]
@@ -205,6 +207,39 @@ def test_a_run_that_evaluates_nothing_finishes(tmp_path):
     assert run.finished
     assert run.numbers()["win_rate"] is None
     assert "1 of 1 rounds, not evaluated" in printed(run)
+
+
+def test_held_out_pairs_are_shown_before_and_after_without_columns_of_prompts(tmp_path):
+    before, after = ({"accuracy": a, "loss": b, "margin": c, "pairs": 40} for a, b, c in ((0.5, 0.7, 0), (1, 0.25, 2)))
+    about = facts(0, rounds=1, budget=None, evaluation=after) | {"start_pairs": before}
+    write_round(tmp_path, "round_000", [], about)
+    run = read_run(tmp_path)
+    assert run.headings == ("round", "accuracy", "loss", "margin", "labels", "tokens", "seconds")
+    assert [row[:4] for row in run.table()] == [("start", "50%", "0.700", "0.00"), ("1", "100%", "0.250", "2.00")]
+    assert run.numbers()["heldout_pairs"]["accuracy"] == {"initial": 0.5, "final": 1}
+    headline = "Held-out accuracy 50% → 100% of 40 pairs, 1 of 1 rounds"
+    write_report(run)
+    page, card = (tmp_path / "report.html").read_text(), model_card(run, {}, base="m", folder="model", chat=False)
+    for shown in (printed(run), page, card):
+        assert headline in shown
+        assert "–" not in shown
+        assert "win rate" not in shown
+    assert "| held-out margin | 0.00 → 2.00 |" in card
+    assert "<div><b>0.700 → 0.250</b><span>held-out loss</span></div>" in page
+
+
+def test_answers_that_nobody_judged_are_shown_without_dashes(tmp_path):
+    row = {"split": "heldout", "prompt": "p", "responses": ["new", "old"], "rewards": [None, None]}
+    measured = {"reward": None, "win_rate": None, "ties": None, "kl": 0.5, "length": 9.0}
+    write_round(tmp_path, "start", [], facts(-1, rounds=1, budget=None, evaluation={"reward": None, "length": 8.0}))
+    write_round(tmp_path, "round_000", [row], facts(0, rounds=1, budget=None, evaluation=measured))
+    run = read_run(tmp_path)
+    assert run.headings == ("round", "KL", "length", "labels", "tokens", "seconds")
+    write_report(run)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("–") == printed(run).count("–") == 1, "the KL of the start"
+    assert "<td>new</td>" in page
+    assert "held-out answers not judged" in page
 
 
 def test_a_folder_without_rounds_is_refused(tmp_path):

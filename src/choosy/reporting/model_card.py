@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import version
 
-from choosy.reporting.summary import RunSummary
+from choosy.reporting.summary import OF_PAIRS, RunSummary
 
 CARD = """---
 {front}
@@ -52,6 +52,7 @@ def model_card(run: RunSummary, facts: Mapping[str, str], *, base: str, folder: 
     measured = {
         "held-out win rate against the start": _interval(last, "win_rate", ".0%"),
         "held-out reward": " → ".join(filter(None, (_interval(look, "reward", ".3g") for look in (run.start, last)))),
+        **{f"held-out {name}": run.course(name) for name in OF_PAIRS},
         "cost": run.costs,
         "versions": ", ".join(f"{name} {version(name)}" for name in libraries),
     }
@@ -78,7 +79,7 @@ def model_card(run: RunSummary, facts: Mapping[str, str], *, base: str, folder: 
     )
 
 
-def _interval(measured: Mapping[str, float], name: str, form: str) -> str:
+def _interval(measured: Mapping[str, float | None], name: str, form: str) -> str:
     """A measured number with its 95 % interval; "" if there is none."""
     value, low, high = (measured.get(f"{name}{end}") for end in ("", "_low", "_high"))
     if value is None:

@@ -22,12 +22,12 @@ from rich.text import Text
 
 from choosy.files import replacing
 from choosy.reporting.display import PHASES, duration
-from choosy.reporting.summary import LEARNED, RunSummary, as_text, costs_of
+from choosy.reporting.summary import LEARNED, MEASURES, RunSummary, as_text, costs_of
 
 PHASE_COLORS = dict(zip(PHASES, ("#2563eb", "#0891b2", "#7c3aed", "#db2777", "#d97706", "#65a30d"), strict=True))
 INDEX_COLUMNS = ("job", "overrides", "reward_initial", "reward_final", "win_rate", "labels", "tokens", "seconds")
 GRID, FRAME, INK = "#e5e7eb", "#9ca3af", "#4b5563"
-REWARD, WIN_RATE = "#2563eb", "#d97706"
+CURVES = {"reward": "#2563eb", "win_rate": "#d97706", "accuracy": "#7c3aed"}
 
 
 def print_report(run: RunSummary, out: Console | None = None) -> None:
@@ -52,7 +52,8 @@ def print_report(run: RunSummary, out: Console | None = None) -> None:
         out.print(Text.assemble("  ", (f"{name:14}", f"link {link}"), (what, "dim")))
     if run.finished and {"adapter", "model"} & run.contents.keys():
         folder = shlex.quote(str(run.folder))
-        out.print(f"Next: choosy chat {folder}, or choosy eval {folder} prompts.jsonl", soft_wrap=True)
+        judged = run.last.get("win_rate") is not None
+        out.print(f"Next: choosy chat {folder}{f', or choosy eval {folder} prompts.jsonl' * judged}", soft_wrap=True)
         out.print(f"For more rounds type the same again with rounds={len(run.rounds) + 1} or more and ckpt_path=last")
 
 
@@ -61,12 +62,12 @@ def _answers_table(run: RunSummary, width: int) -> Table:
     for name, ratio in (("prompt", 3), ("before", 4), ("after", 4)):
         table.add_column(name, ratio=ratio)
     for answer in run.answers[:5]:
-        before, after = as_text(answer.reward_before, "+.2f"), as_text(answer.reward_after, "+.2f")
+        before, after = (f"{mark}\n" if mark else "" for mark in answer.marks)
         color = {"up": "green", "down": "red", "": "dim"}[answer.trend]
         table.add_row(
             Text(crop(answer.prompt, 120), "dim"),
-            Text.assemble((before, "dim"), "\n", crop(answer.before, 200)),
-            Text.assemble((f"{after} {answer.verdict}", color), "\n", crop(answer.after, 200)),
+            Text.assemble((before, "dim"), crop(answer.before, 200)),
+            Text.assemble((after, color), crop(answer.after, 200)),
             end_section=True,
         )
     return table
@@ -74,7 +75,7 @@ def _answers_table(run: RunSummary, width: int) -> Table:
 
 def _rounds_table(run: RunSummary) -> Table:
     table = Table(title=run.headline, box=box.SIMPLE_HEAD, pad_edge=False)
-    styles = {"reward": REWARD, "win rate": WIN_RATE}
+    styles = {MEASURES[name][0]: color for name, color in CURVES.items()}
     for name in run.headings:
         table.add_column(name, justify="left" if name == "round" else "right", style=styles.get(name))
     for row in run.table():
@@ -169,31 +170,31 @@ def _by_number(name: str) -> tuple[float, str]:
 
 
 def curves(run: RunSummary) -> bytes:
-    """Draw reward and win rate against labels bought, tokens generated and seconds, as a PNG.
+    """Draw what was measured of `CURVES` against labels bought, tokens generated and seconds, as a PNG.
 
     The first point of each curve is the start policy, which ties with itself.
     """
     from matplotlib.figure import Figure  # half a second that only a drawing should cost
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    evaluations = [run.start, *(played["evaluation"] for played in run.evaluated)]
-    rewards, win_rates = ([_or_gap(e.get(name)) for e in evaluations] for name in ("reward", "win_rate"))
-    win_rates[0] = 0.5
+    looks = [{"win_rate": 0.5, **run.start}, *(played["evaluation"] for played in run.evaluated)]
+    drawn = [name for name in CURVES if name in run.measures] or list(run.measures[:1]) or ["reward"]
     spent = zip((0, 0, 0.0), *(costs_of(played) for played in run.evaluated), strict=True)  # of each cost, every amount
-    figure = Figure(figsize=(11, 5.2), layout=ConstrainedLayoutEngine(wspace=0.04, hspace=0.06))
-    axes = figure.subplots(2, 3, sharex="col", sharey="row")
+    figure = Figure(figsize=(11, 0.4 + 2.4 * len(drawn)), layout=ConstrainedLayoutEngine(wspace=0.04, hspace=0.06))
+    axes = figure.subplots(len(drawn), 3, sharex="col", sharey="row", squeeze=False)
     costs = ("labels bought", "tokens generated", "seconds")
     for column, (cost, amounts) in enumerate(zip(costs, spent, strict=True)):
-        _curve(axes[0, column], amounts, rewards, REWARD)
-        _curve(axes[1, column], amounts, win_rates, WIN_RATE)
-        axes[1, column].set_xlabel(cost, color=INK)
-        axes[1, column].axhline(0.5, color=FRAME, linewidth=1, linestyle="--", zorder=0)
-    axes[0, 0].set_ylabel("held-out reward", color=INK)
-    axes[1, 0].set_ylabel("win rate against the start", color=INK)
-    axes[1, 0].set_ylim(-0.05, 1.15)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=130)
-    return drawn.getvalue()
+        for row, name in enumerate(drawn):
+            _curve(axes[row, column], amounts, [_or_gap(look.get(name)) for look in looks], CURVES.get(name, INK))
+            if name in ("win_rate", "accuracy"):
+                axes[row, column].axhline(0.5, color=FRAME, linewidth=1, linestyle="--", zorder=0)
+                axes[row, column].set_ylim(-0.05, 1.15)
+        axes[-1, column].set_xlabel(cost, color=INK)
+    for row, name in enumerate(drawn):
+        axes[row, 0].set_ylabel(f"held-out {MEASURES[name][0]}", color=INK)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=130)
+    return png.getvalue()
 
 
 def _or_gap(value: float | None) -> float:

@@ -15,12 +15,23 @@ from choosy.data.table_files import read_about
 from choosy.files import replacing
 from choosy.labeling.statistics import as_money, shares
 
-HEADINGS = ("round", "reward", "win rate", "ties", "KL", "length", "labels", "tokens", "seconds")
+MEASURES = {  # of an evaluation: its heading and form
+    "reward": ("reward", ".2f"),
+    "win_rate": ("win rate", ".0%"),
+    "ties": ("ties", ".0%"),
+    "kl": ("KL", ".2f"),
+    "log_ratio": ("log ratio", ".2f"),  # in place of KL, of answers that were not sampled from the policy itself
+    "length": ("length", ".1f"),
+    "accuracy": ("accuracy", ".0%"),  # of held-out pairs, as the next two
+    "loss": ("loss", ".3f"),
+    "margin": ("margin", ".2f"),
+}
+OF_PAIRS = ("accuracy", "loss", "margin")
+COSTS = ("labels", "tokens", "seconds")
 LEARNED = ("round", "labels learned from", "new pairs predicted right", "correlation with new scores")
-NUMBER_FORMS = {"reward": ".2f", "win_rate": ".0%", "ties": ".0%", "kl": ".2f", "length": ".1f"}
 CONTENTS = {  # what a run's folder may hold
     "report.html": "this run on one page",
-    "curves.png": "reward and win rate against labels, tokens and seconds",
+    "curves.png": "what was measured against labels, tokens and seconds",
     "summary.json": "the numbers, for tools",
     "rounds": "prompts, responses, rewards, pairs: a Parquet table a round",
     "metrics.csv": "the training metrics, step by step",
@@ -51,9 +62,11 @@ class HeldoutAnswer:
         return "up" if after > before else "down"
 
     @property
-    def verdict(self) -> str:
-        """The judge's verdict on the tuned policy's answer; empty without one."""
-        return "" if self.outcome is None else {0.0: "lost", 0.5: "tied", 1.0: "won"}[self.outcome]
+    def marks(self) -> tuple[str, str]:
+        """The reward of each answer, with the judge's verdict on the tuned policy's; empty where there is none."""
+        verdict = "" if self.outcome is None else {0.0: "lost", 0.5: "tied", 1.0: "won"}[self.outcome]
+        before, after = ("" if x is None else f"{x:+.2f}" for x in (self.reward_before, self.reward_after))
+        return before, f"{after} {verdict}".strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +74,7 @@ class RunSummary:
     """What the round files of a run say; their counts, seconds and money are those since the start."""
 
     folder: Path
-    start: Mapping[str, float]  # the start policy's evaluation; empty if there was none
+    start: Mapping[str, float | None]  # the start policy's evaluation; empty if there was none
     rounds: tuple[Mapping[str, Any], ...]  # what each round's file says of the run
     latest: Mapping[str, Any]  # the last of these; before the first round, what the start's file says
     answers: tuple[HeldoutAnswer, ...]  # of the latest evaluation
@@ -79,7 +92,7 @@ class RunSummary:
         return not self.start or bool(self.latest["evaluation"])
 
     @property
-    def last(self) -> Mapping[str, float]:
+    def last(self) -> Mapping[str, float | None]:
         """The latest evaluation; empty if there is none."""
         return self.evaluated[-1]["evaluation"] if self.evaluated else {}
 
@@ -94,9 +107,28 @@ class RunSummary:
         rounds = f"{len(self.rounds)} of {self.latest['rounds']} rounds"
         if not self.evaluated:
             return f"{rounds}, not evaluated"
-        reward = " → ".join(as_text(measured.get("reward"), ".2f") for measured in (self.start, self.last))
-        win_rate = as_text(self.last.get("win_rate"), ".0%")
-        return f"Held-out reward {reward}, win rate {win_rate} against the start, {rounds}"
+        found = [f"{name} {course}" for name in ("reward", "accuracy") if (course := self.course(name))]
+        if found:
+            found[0] = f"Held-out {found[0]}"
+        if (win_rate := self.last.get("win_rate")) is not None:
+            found.insert(1, f"win rate {win_rate:.0%} against the start")
+        if not found:
+            return f"{rounds}, held-out answers not judged"
+        return ", ".join([*found, rounds])
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What some evaluation has measured, in the order of `MEASURES`."""
+        looks = (self.start, *(played["evaluation"] for played in self.evaluated))
+        return tuple(name for name in MEASURES if any(look.get(name) is not None for look in looks))
+
+    def course(self, name: str) -> str:
+        """Return a measure at the start and at the latest evaluation as text; empty if neither has it."""
+        values = [look.get(name) for look in (self.start, self.last)]
+        if values == [None, None]:
+            return ""
+        pairs = f" of {self.last['pairs']:,.0f} pairs" if name == "accuracy" and self.last.get("pairs") else ""
+        return " → ".join(as_text(value, MEASURES[name][1]) for value in values) + pairs
 
     @property
     def costs(self) -> str:
@@ -129,8 +161,8 @@ class RunSummary:
 
     @property
     def headings(self) -> tuple[str, ...]:
-        """The headings of the table; of answers that were not sampled from the policy itself no KL is known."""
-        return tuple("log ratio" if name == "KL" and "log_ratio" in self.last else name for name in HEADINGS)
+        """The headings of the table, without what was never measured."""
+        return ("round", *(MEASURES[name][0] for name in self.measures), *COSTS)
 
     def numbers(self) -> dict[str, Any]:
         """Return the numbers of the run as `summary.json` holds them; None for what was not measured."""
@@ -141,6 +173,9 @@ class RunSummary:
             "reward": {"initial": self.start.get("reward"), "final": self.last.get("reward")},
             "win_rate": self.last.get("win_rate"),
             "ties": self.last.get("ties"),
+            "heldout_pairs": {
+                name: {"initial": self.start.get(name), "final": self.last.get(name)} for name in OF_PAIRS
+            },
             "labels": {**about["labels"], "budget": about["budget"]},
             "judgements": shares(about["judged"]["run"]),
             "money": about["money"],
@@ -158,11 +193,10 @@ class RunSummary:
         return [
             (
                 name,
-                *(as_text(numbers.get(key), form) for key, form in NUMBER_FORMS.items()),
+                *(as_text(measured.get(key), MEASURES[key][1]) for key in self.measures),
                 *(f"{cost:,.0f}" for cost in costs),
             )
             for name, measured, costs in stages
-            for numbers in [{"kl": measured.get("log_ratio"), **measured}]
         ]
 
     def learned_table(self) -> list[tuple[str, ...]]:
@@ -208,10 +242,11 @@ def read_run(run_dir: str | Path) -> RunSummary:
         raise ValueError(f"Wanted the folder of a run, with rounds/round_000.parquet; found none in {folder}.")
     facts = [read_about(path) for path in files]
     first = read_about(start) if start.exists() else {}
+    of_pairs = facts[-1].get("start_pairs") or {} if facts else {}
     evaluated = [path for path, about in zip(files, facts, strict=True) if about["evaluation"]]
     return RunSummary(
         folder=folder,
-        start=first.get("evaluation") or {},
+        start={**(first.get("evaluation") or {}), **of_pairs},
         rounds=tuple(facts),
         latest=facts[-1] if facts else first,
         answers=tuple(_answers(evaluated[-1])) if evaluated else (),

@@ -132,6 +132,7 @@ class Run:
         self.ranks: Ranks = OneRank()
         self.heldout_rows: Sequence[Mapping[str, Any]] = ()
         self.evaluation: Mapping[str, float | None] | None = None
+        self.start_pairs: Mapping[str, float | None] = {}  # how the start policy ranks held-out pairs
         self.read: dict[str, str] = {}  # the fingerprints of the data
         self.empty_rounds = 0  # in a row
 
@@ -277,6 +278,7 @@ class Run:
         self.judged = Counter(judged["round"])
         self.cut_share = about["responses_cut_share"]
         self.learned_reward.knowledge = about["learned_reward"]
+        self.start_pairs = about.get("start_pairs") or self.start_pairs  # a file of an earlier version has none
         self.phases.resume(about["seconds"])
 
     def spent_out(self, number: int) -> bool:
@@ -323,6 +325,7 @@ class Run:
             "seconds": dict(self.phases.seconds),
             "learned_reward": self.learned_reward.knowledge,
             "evaluation": self.evaluation,
+            "start_pairs": self.start_pairs,
         }
 
     def record_evaluation(self, metrics: Mapping[str, float | None], rows: Sequence[Mapping[str, Any]] = ()) -> None:
