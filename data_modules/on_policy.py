@@ -46,7 +46,7 @@ class OnPolicyData(RoundData):
     def read_train(self, module: WeightedDPO) -> list[Prompt]:
         source = f"data.responses={self.responses}"
         check_needs(self.run, module.loss, responses=[self.responses], source=source)
-        prompts = self.reader.prompts(self.train, module.policy, limit=self.limit)
+        prompts = self.reader.prompts(self.train, module.policy, limit=self.limit, judge=self.run.labels)
         module.policy.tokens.refuse_long_answers(prompts, self.run.sampler.max_new_tokens)
         return prompts
 

@@ -43,6 +43,7 @@ class RoundData(LightningDataModule, ABC):
 
     def __post_init__(self) -> None:
         super().__init__()
+        self.run.labels.check_budget()
         self.run.labels.check_heldout(named(self.heldout) if self.heldout else None)
         self.prompts: list[Prompt] = []
         self.heldout_prompts: list[Prompt] = []
@@ -64,10 +65,10 @@ class RoundData(LightningDataModule, ABC):
         module = cast(WeightedDPO, self.trainer.lightning_module)
         self.prompts = self.read_train(module)
         if self.heldout:
-            self.heldout_prompts = self.reader.prompts(self.heldout, module.policy, limit=self.heldout_limit)
+            self.heldout_prompts = self.reader.prompts(
+                self.heldout, module.policy, limit=self.heldout_limit, judge=self.run.labels.evaluator
+            )
             module.policy.tokens.refuse_long_answers(self.heldout_prompts, self.run.sampler.max_new_tokens)
-        if self.run.labels.evaluator is not None:
-            self.run.labels.evaluator.check_prompts(self.heldout_prompts)
         if self.heldout_pairs:
             given = self.reader.candidates(self.heldout_pairs, module.policy, limit=self.heldout_limit)
             self.labeled_pairs = as_pairs(given, named(self.heldout_pairs))

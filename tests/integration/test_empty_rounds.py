@@ -45,3 +45,9 @@ def test_a_run_stops_after_three_empty_rounds_and_a_resumed_one_gets_past_them(p
     assert run.summary["pairs_trained"] > 0
     metrics = pd.read_csv(run.run_dir / "metrics.csv")
     assert sorted(set(metrics["epoch"])) == [0, 1, 2, 3, 4], "rounds without a step keep their rows"
+
+
+def test_a_run_that_its_budget_left_without_a_pair_blames_the_budget(play, rewards):
+    late = ["labeler=function", "labeler.path=late_rewards.equal", "rounds=1", "data.heldout=null"]
+    with pytest.raises(ValueError, match=r"has trained nothing. labels.budget=2 pays no further label: type a larger"):
+        play(*late, "labels.budget=2")

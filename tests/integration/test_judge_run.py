@@ -201,3 +201,13 @@ def test_a_run_judged_by_a_real_server(served: tuple[str, str], lines: list[str]
     else:
         assert "made no pair" in done.stderr
     keyless(tmp_path, done.stdout, done.stderr)
+
+
+def test_a_cap_without_prices_is_refused_before_a_model_is_loaded(
+    lines: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [line for line in lines if "prices" not in line]
+    free = ["labeler.base_url=http://127.0.0.1:9/v1", "labels.budget_money=0.05"]
+    monkeypatch.setattr("choosy.models.policy.Policy.load", lambda *_, **__: pytest.fail("a model is loaded"))
+    with pytest.raises(Exception, match=r"budget_money=0.05 limits nothing.*labeler.endpoint.prices.prompt"):
+        train(compose([*lines, *free]), tmp_path / "run")

@@ -52,13 +52,17 @@ def test_a_resumed_run_ends_like_one_that_never_failed(tmp_path: Path, culprit: 
     sizes = {"p": 2, "q": 3, "s": 4, "r": 1, "t": 2}
     asked = [given(name, *(f"{name}{i}" for i in range(size))) for name, size in sizes.items()]
 
+    class OneByOne(Scripted):
+        def score(self, items: Sequence[tuple[Prompt, Response]]) -> Iterator[float]:
+            yield from (self.answer(response.text) for _, response in items)
+
     def fails(text: str) -> float:
         if text == culprit:
             raise RuntimeError
         return float(text[1])
 
     def opened(answer: Callable[[str], float]) -> LabelBuyer:
-        buyer = LabelBuyer(Scripted(answer), ledger=str(tmp_path / "ledger.sqlite"), budget=7)
+        buyer = LabelBuyer(OneByOne(answer), ledger=str(tmp_path / "ledger.sqlite"), budget=7)
         buyer.open("a")
         return buyer
 

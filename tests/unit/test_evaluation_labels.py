@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from choosy.labeling.buyer import LabelBuyer
+from choosy.labeling.function import Function
 from choosy.labeling.human.labeler import Human
 from choosy.labeling.judge.judge import Judge
 from choosy.labeling.judge.settings import EndpointSettings, Prices
@@ -161,6 +162,37 @@ def test_a_cap_below_the_cost_of_evaluation_is_refused_before_the_first_label(bo
         bought(Priced(0.1), budget_money=1.0).plan_evaluation(PROMPTS, 10, response_tokens=8)
 
 
+def test_a_cap_below_the_estimate_of_evaluation_is_refused_until_the_true_cost_is_known(bought):
+    class Guessed(Priced):
+        def estimate(self, prompt, response_tokens):
+            return 5.0
+
+    buyer = bought(Guessed(), budget_money=1.0)
+    words = r"up to 3 times by priced, for about 15\S*, and labels.budget_money=1.0 pays.*labels.evaluation=none"
+    with pytest.raises(ValueError, match=words):
+        buyer.plan_evaluation(PROMPTS, 1, response_tokens=8)
+    buyer.compare(QUESTIONS[:1])
+    assert "for about 0.3, which" in buyer.plan_evaluation(PROMPTS, 1, response_tokens=8)
+
+
+def test_a_cap_is_refused_at_the_start_if_neither_training_nor_evaluation_costs_anything(bought):
+    free, paid = Priced(0.0), Priced(0.1)
+    words = r"budget_money=1.0 limits nothing.*labeler.endpoint.prices.prompt=... labeler.endpoint.prices.completion="
+    with pytest.raises(ValueError, match=words):
+        bought(free, budget_money=1.0).check_budget()
+    for labeler, evaluation in ((free, paid), (paid, free), (Priced(), "auto")):
+        bought(labeler, evaluation=evaluation, budget_money=1.0).check_budget()
+    bought(free).check_budget()
+
+
+def test_a_judge_and_a_function_without_prices_are_known_to_be_free():
+    url = "http://127.0.0.1:9/v1"
+    assert Judge("m", base_url=url).terms.price == 0
+    assert Judge("m", base_url=url, price=1.0).terms.price == 1
+    assert Judge("m", base_url=url, endpoint=EndpointSettings(prices=Prices(prompt=1.0))).terms.price is None
+    assert Function(len).terms.price == 0
+
+
 def test_evaluation_that_nothing_was_kept_for_stops_at_the_cap_too(bought, caplog):
     buyer = bought(Priced(0.1), budget_money=0.2)
     found = evaluate(HAPPY, {c.prompt.id: c for c in SAD}, buyer)
@@ -184,5 +216,5 @@ def test_the_cost_of_a_judge_is_estimated_from_its_prices_of_tokens(bought):
     expected = 2 * (tokens * 2.0 + 512 * 10.0) / 1e6
     assert judge.estimate(PROMPTS[0], 100) == pytest.approx(expected)
     assert f"for about {3 * expected:.2g}." in bought(judge).plan_evaluation(PROMPTS, 1, response_tokens=100)
-    little = bought(judge, budget_money=expected).plan_evaluation(PROMPTS, 1, response_tokens=100)
-    assert little.endswith(" does not pay for all.")
+    with pytest.raises(ValueError, match=rf"for about {3 * expected:.2g}, and labels.budget_money={expected} pays"):
+        bought(judge, budget_money=expected).plan_evaluation(PROMPTS, 1, response_tokens=100)

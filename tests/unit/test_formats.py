@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from choosy.data.formats import Untrainable, to_candidates, to_prompt
-from choosy.data.reading import read_candidates, read_prompts
+from choosy.data.reading import placed_prompts, read_candidates, read_prompts
 from choosy.types import Message, content_id
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -405,6 +405,12 @@ def test_equal_prompts_are_read_once(tmp_path: Path, caplog: pytest.LogCaptureFi
         f"{file}: kept 3 rows, left out 1: 1 x a repeated row (line 3); in brackets the first of each.",
         f"{file}: not used: other (only reward functions that name them read them).",
     ]
+
+
+def test_a_column_that_the_labeler_reads_is_not_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = written(tmp_path, {"prompt": "a", "answer": 1, "other": 2})
+    placed_prompts(file, reads=lambda column: column == "answer")
+    assert caplog.messages == [f"{file}: not used: other (only reward functions that name them read them)."]
 
 
 def test_a_clean_file_logs_nothing_and_limit_is_how_many_are_kept(

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from choosy.data.formats import to_prompt
+from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.function import Function
+from choosy.labeling.noisy import Noisy
 from choosy.types import Message, Prompt, Response
 
 REWARDS = """
@@ -229,3 +231,11 @@ def test_async_functions_are_awaited_also_where_an_event_loop_runs(function: str
         return Function(f"my_rewards.{function}").score(ITEMS)
 
     assert asyncio.run(notebook()) == [float(len(response.text)) for _, response in ITEMS]
+
+
+def test_a_column_is_read_if_a_function_names_it_or_takes_any(tmp_path: Path) -> None:
+    by_name, any_name, none = (Function(f"my_rewards.{f}") for f in ("named", "anything", "length"))
+    assert [labeler.reads("answer") for labeler in (by_name, any_name, none)] == [True, True, False]
+    assert not by_name.reads("other")
+    assert Noisy(by_name).reads("answer")
+    assert LabelBuyer(by_name, ledger=str(tmp_path / "ledger.sqlite")).reads("answer")

@@ -91,7 +91,7 @@ def test_a_judge_compares_and_does_not_score() -> None:
     made = Judge("toy", base_url="http://127.0.0.1:9/v1")
     assert isinstance(made, Compares)
     assert not isinstance(made, Scores)
-    assert (made.name, made.terms.labels_per_answer, made.terms.price) == ("judge:toy", 2, None)
+    assert (made.name, made.terms.labels_per_answer, made.terms.price) == ("judge:toy", 2, 0.0)
 
 
 def test_verdicts_of_many_questions_at_once() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 from choosy.data.reading import Promptlike, placed_candidates, placed_prompts
 from choosy.data.sources import Source, named
@@ -16,6 +16,16 @@ from choosy.types import Candidates, Prompt, Response
 log = logging.getLogger(__name__)
 
 TooLong = Literal["drop", "error"]
+
+
+class JudgesRows(Protocol):
+    """Who judges answers to prompts, and may read other columns of their rows."""
+
+    def reads(self, column: str) -> bool:
+        """Whether this column is read."""
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts to which no answer could be judged."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +53,19 @@ class Reader:
         if self.too_long not in ("drop", "error"):
             raise ValueError(f"data.reader.too_long={self.too_long} is none of drop, error.")
 
-    def prompts(self, source: Source, policy: Policy, *, limit: int | None) -> list[Prompt]:
-        """Read at most `limit` prompts; too long ones are left out."""
-        return self.within_limit(
-            placed_prompts(source, as_chat=self.as_chat, limit=limit, columns=self.columns), policy, source
-        )
+    def prompts(
+        self, source: Source, policy: Policy, *, limit: int | None, judge: JudgesRows | None = None
+    ) -> list[Prompt]:
+        """Read at most `limit` prompts, to which `judge` can judge answers; too long ones are left out."""
+        reads = judge.reads if judge is not None else None
+        placed = placed_prompts(source, as_chat=self.as_chat, limit=limit, columns=self.columns, reads=reads)
+        if judge is not None:
+            for where, prompt in placed.items():
+                try:
+                    judge.check_prompts([prompt])
+                except ValueError as error:
+                    raise ValueError(f"{where}: {error}") from error
+        return self.within_limit(placed, policy, source)
 
     def candidates(self, source: Source, policy: Policy, *, limit: int | None) -> list[Candidates]:
         """Read at most `limit` prompts with their given responses; too long prompts are left out."""

@@ -37,16 +37,19 @@ def read_candidates(source: Source, *, as_chat: bool = True, limit: int | None =
 
 
 def placed_prompts(
-    source: Source, *, as_chat: bool = True, limit: int | None = None, columns: Columns | None = None
+    source: Source,
+    *,
+    as_chat: bool = True,
+    limit: int | None = None,
+    columns: Columns | None = None,
+    reads: Callable[[str], bool] | None = None,
 ) -> dict[str, Prompt]:
-    """The prompts of `read_prompts` by the places they stand at, with some columns renamed."""
-    return _read(
-        source,
-        partial(to_prompt, as_chat=as_chat),
-        limit,
-        columns or {},
-        "only reward functions that name them read them",
-    )
+    """The prompts of `read_prompts` by the places they stand at, with some columns renamed.
+
+    Columns that the labeler `reads` are not reported as unused.
+    """
+    why_unused = "only reward functions that name them read them"
+    return _read(source, partial(to_prompt, as_chat=as_chat), limit, columns or {}, why_unused, reads)
 
 
 def placed_candidates(
@@ -75,7 +78,12 @@ def fingerprint(items: Iterable[Prompt | Candidates]) -> str:
 
 
 def _read(
-    source: Source, convert: Callable[[Row], Promptlike], limit: int | None, columns: Columns, why_unused: str
+    source: Source,
+    convert: Callable[[Row], Promptlike],
+    limit: int | None,
+    columns: Columns,
+    why_unused: str,
+    reads: Callable[[str], bool] | None = None,
 ) -> dict[str, Promptlike]:
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} reads nothing; type a number >= 1, or null for all.")
@@ -98,7 +106,8 @@ def _read(
         unused |= cells.parts
         for column in cells.unread():
             asked = next((name for name in PROMPTS if name in cells.read and column in PROMPTS), None)
-            unused.setdefault(column, why_unused if asked is None else f"the prompt is in {asked}")
+            if asked is not None or reads is None or not reads(column):
+                unused.setdefault(column, why_unused if asked is None else f"the prompt is in {asked}")
         name = (item if isinstance(item, Prompt) else item.prompt).id
         first, same = kept.setdefault(name, (where, item))
         if first != where and repr(same) == repr(item):  # repr, as nan is not equal to itself

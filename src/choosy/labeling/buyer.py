@@ -25,6 +25,7 @@ from choosy.labeling.protocols import (
     NeedsPolicy,
     Postponed,
     Purpose,
+    ReadsColumns,
     ResponsePair,
     Stamps,
     TakenBack,
@@ -127,6 +128,15 @@ class LabelBuyer:
                 "labeler@labels.evaluation=vader"
             )
 
+    def check_budget(self) -> None:
+        """Refuse a budget of money if it is known that no label costs anything."""
+        if self.budget_money is not None and all(one.terms.price == 0 for one in (self, self.evaluator or self)):
+            raise ValueError(self.limits.limits_nothing())
+
+    def reads(self, column: str) -> bool:
+        """Whether the labeler reads this column of the data."""
+        return isinstance(self.labeler, ReadsColumns) and self.labeler.reads(column)
+
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that the labeler could not judge answers to."""
         if isinstance(self.labeler, ChecksPrompts):
@@ -198,13 +208,13 @@ class LabelBuyer:
             A sentence; None if the judgements cost nothing.
 
         Raises:
-            ValueError: They cost more than the budget of money, by the labeler's price.
+            ValueError: They cost more than the budget of money.
         """
         judge = self.evaluator
         if judge is None or not prompts:
             return None
-        estimate = None
-        if isinstance(judge.labeler, Estimates):
+        _, estimate = self.ledger.prices(self.run, judge.labeler.name)
+        if estimate is None and isinstance(judge.labeler, Estimates):
             estimate = sum(judge.labeler.estimate(p, response_tokens) for p in prompts) / len(prompts)
         self._plan = EvaluationPlan(judge.labeler.name, len(prompts) * times, judge.terms.price, estimate)
         return self._plan.announced(self.budget_money)

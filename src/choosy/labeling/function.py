@@ -63,7 +63,7 @@ class Function:
         self.name = name or "function:" + "+".join(reward.shown for reward in self._rewards)
         self.terms = Terms(
             fingerprint=content_id(*map(str, weights)) if weights else "",
-            price=price,
+            price=price or 0.0,
             # each call may cost money: its label is written before the next
             at_once=None if all(reward.takes_lists for reward in self._rewards) else 1,
         )
@@ -72,6 +72,10 @@ class Function:
         """What of the prompt's row the functions receive beside the texts."""
         received = {k: v for reward in self._rewards for k, v in reward.accepted(prompt.columns).items()}
         return content_id(*(f"{name}={value!r}" for name, value in sorted(received.items()))) if received else ""
+
+    def reads(self, column: str) -> bool:
+        """Whether a function takes this column of the data."""
+        return any(reward.accepted({column: None}) for reward in self._rewards)
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts whose rows lack a column that a function cannot be called without."""

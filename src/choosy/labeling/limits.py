@@ -36,6 +36,14 @@ class Budget:
         limits = {"labels.budget": self.labels, "labels.budget_money": self.money}
         return " or ".join(f"{name}={limit}" for name, limit in limits.items() if limit is not None)
 
+    def limits_nothing(self) -> str:
+        """Say that the labels cost nothing."""
+        return (
+            f"labels.budget_money={self.money} limits nothing: the labels of {self.labeler} cost nothing. Type "
+            "labels.budget_money=null, or their price: labeler.price=... for a function, and for a judge "
+            "labeler.endpoint.prices.prompt=... labeler.endpoint.prices.completion=..."
+        )
+
     @property
     def price_unknown(self) -> bool:
         """Whether there is a budget of money, and only answers that are bought show what the next one may cost."""
@@ -62,10 +70,7 @@ class Budget:
         if self.money is None or expected is None or (free and expected <= 0):
             return left
         if expected <= 0:
-            raise ValueError(
-                f"labels.budget_money={self.money} limits nothing: the labels of {self.labeler} cost nothing. "
-                "Type labels.budget_money=null, or give the price of a label, if the labeler has one"
-            )
+            raise ValueError(self.limits_nothing())
         affordable = (self.money - bought.money - bought.money_evaluation - kept) / expected
         return min(left, max(0, math.floor(affordable + 1e-9)))  # 0.3 / 0.1 is 2.9999999999999996 to a float
 
@@ -99,13 +104,13 @@ class EvaluationPlan:
             unknown = "what that costs is known after the first one, and labels.budget_money includes it."
             return None if money is None else f"{what}; {unknown}"
         cost = each * self.judgements
-        if money is not None and self.price is not None and cost > money * (1 + 1e-9):
+        if money is not None and cost > money * (1 + 1e-9):
+            about = "about " if self.price is None else ""
             raise ValueError(
-                f"{what}, for {as_money(cost)}, and labels.budget_money={money} pays for all labels, these included. "
+                f"{what}, for {about}{as_money(cost)}, and labels.budget_money={money} pays for all labels, with these. "
                 "Type a larger one, data.heldout_limit=..., callbacks.win_rate.every=..., or labels.evaluation=none"
             )
-        pays = "keeps for them" if money is None or cost <= money else "does not pay for all"
-        keeps = "" if money is None else f", which labels.budget_money={money} {pays}"
+        keeps = "" if money is None else f", which labels.budget_money={money} keeps for them"
         return f"{what}, for about {as_money(cost)}{keeps}." if cost else None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.ledger import Label
-from choosy.labeling.protocols import Labeler, NeedsPolicy, ResponsePair, Terms, fingerprint_of, terms_of
+from choosy.labeling.protocols import Labeler, NeedsPolicy, ReadsColumns, ResponsePair, Terms, fingerprint_of, terms_of
 from choosy.models.policy import Policy
 from choosy.types import content_id, seed_of
 
@@ -50,6 +50,10 @@ class OuterLabeler:
         for labeler in self._inner.values():
             if isinstance(labeler, NeedsPolicy):
                 labeler.use_policy(policy)
+
+    def reads(self, column: str) -> bool:
+        """Whether an inner labeler reads this column of the data."""
+        return any(isinstance(labeler, ReadsColumns) and labeler.reads(column) for labeler in self._inner.values())
 
     def use_buyer(self, buyer: LabelBuyer) -> None:
         """Buy labels of the inner labelers for this buyer's run from now on."""

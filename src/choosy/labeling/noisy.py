@@ -8,7 +8,17 @@ from itertools import count
 
 from choosy.labeling.asking import as_answer
 from choosy.labeling.buyer import BuysLabels
-from choosy.labeling.protocols import Answer, Compares, Labeler, NeedsPolicy, Scores, Stamps, fingerprint_of, terms_of
+from choosy.labeling.protocols import (
+    Answer,
+    Compares,
+    Labeler,
+    NeedsPolicy,
+    ReadsColumns,
+    Scores,
+    Stamps,
+    fingerprint_of,
+    terms_of,
+)
 from choosy.models.policy import Policy
 from choosy.types import MIRRORED, Prompt, Response, seed_of
 
@@ -49,6 +59,10 @@ class Noisy:
     def use_policy(self, policy: Policy) -> None:
         if isinstance(self.wrapped, NeedsPolicy):
             self.wrapped.use_policy(policy)
+
+    def reads(self, column: str) -> bool:
+        """Whether the labeler inside it reads this column of the data."""
+        return isinstance(self.wrapped, ReadsColumns) and self.wrapped.reads(column)
 
     def stamp(self, prompt: Prompt, responses: Sequence[Response]) -> str:
         return self.wrapped.stamp(prompt, responses) if isinstance(self.wrapped, Stamps) else ""

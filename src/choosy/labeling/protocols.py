@@ -114,6 +114,14 @@ class ChecksPrompts(Protocol):
 
 
 @runtime_checkable
+class ReadsColumns(Protocol):
+    """A labeler that reads other columns of the data than those of the prompt."""
+
+    def reads(self, column: str) -> bool:
+        """Whether it reads this column."""
+
+
+@runtime_checkable
 class Estimates(Protocol):
     """A labeler whose price is not known, and can be estimated."""
 

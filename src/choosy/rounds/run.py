@@ -212,7 +212,11 @@ class Run:
             "The run has trained nothing." if last else f"The run stops after {self.empty_rounds} such rounds in a row."
         )
         again = "" if last else "; ckpt_path=last continues with the next round"
-        raise ValueError(f"{found} {stops} Check the labeler, and that the sampler gives different responses{again}.")
+        check = "Check the labeler, and that the sampler gives different responses"
+        if self.labels.exhausted:
+            unless = "" if self.labels.budget_money is None else ", or labels.evaluation=none"
+            check = f"{self.labels.limits} pays no further label: type a larger one{unless}"
+        raise ValueError(f"{found} {stops} {check}{again}.")
 
     def _count(self, of_round: Counter[str]) -> None:
         """Add a round's counts to the run's, and say so if many of its responses were cut."""

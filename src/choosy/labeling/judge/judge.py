@@ -15,7 +15,7 @@ from typing import cast
 from anyio.from_thread import start_blocking_portal
 
 from choosy.labeling.judge.endpoint import Endpoint, Refused, Session, SessionStopped, Unanswered
-from choosy.labeling.judge.settings import EndpointSettings, RequestSettings
+from choosy.labeling.judge.settings import EndpointSettings, Prices, RequestSettings
 from choosy.labeling.protocols import Answer, ItemFailed, ResponsePair, Terms
 from choosy.types import MIRRORED, Prompt, Verdict, content_id
 
@@ -71,7 +71,7 @@ class Judge:
         fields = json.dumps(self.request.fields(model), sort_keys=True)
         self.terms = Terms(
             fingerprint=content_id(*self.template.values(), fields, str(both_orders)),
-            price=price,
+            price=0.0 if price is None and self.endpoint.settings.prices == Prices() else price,
             labels_per_answer=2 if both_orders else 1,
             runs_remotely=True,
         )
