@@ -23,8 +23,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from choosy.data.sources import refuse_missing_file
 from choosy.files import replacing
 from choosy.models.adapters import refuse_model
+from choosy.options.absent import refuse_absent, sources
 from choosy.options.check import options, refuse_blanks, refuse_mistakes, refuse_removed
 from choosy.options.menu import help_text, menu
 from choosy.options.names import meant
@@ -210,6 +212,10 @@ def prepare(cfg: DictConfig, run_dir: Path) -> Start:
     """Refuse what cannot run before anything is spent, and choose the checkpoint that a run resumes from."""
     cfg.run_dir = os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
     check(cfg)
+    resolved = plain(cfg)
+    refuse_absent(resolved)
+    for source in sources(resolved["data"]):
+        refuse_missing_file(source)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it speaks of fonts when it is first imported
     from choosy.parallel.ranks import end_with_launcher
     from choosy.reporting.display import quiet

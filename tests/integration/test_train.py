@@ -723,7 +723,7 @@ def test_predicted_gaps_serve_a_labeler_that_only_compares(reader, play):
 
 
 def test_scoring_all_responses_needs_a_labeler_that_scores(play):
-    with pytest.raises(ValueError, match="longer only compares: type selector=predicted_gap.*labeler="):
+    with pytest.raises(ValueError, match=r"longer only compares: type selector=predicted_gap.*labeler="):
         play("selector=spread", "labeler._target_=toy_rewards.Longer")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from dataclasses import replace
@@ -114,6 +115,17 @@ def test_a_folder_with_an_adapter_means_the_adapter(tiny_policy_dir: Path, tmp_p
     run = str(tmp_path / "run")
     for name, of in ((tiny_policy_dir, run), (folder, None), (run, None), (run, str(folder))):
         assert first_logp(Policy(str(name), lora=Lora(), adapter=of, dtype="float32")) == right
+
+
+def test_an_adapter_names_a_local_model_from_any_folder(
+    tiny_policy_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_policy_dir.parent)
+    policy = Policy(tiny_policy_dir.name, lora=Lora(), dtype="float32")
+    policy.load(device=torch.device("cpu"), seed=0)
+    policy.save(str(tmp_path))
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert saved["base_model_name_or_path"] == str(tiny_policy_dir.resolve())
 
 
 def test_a_run_that_trained_all_weights_is_a_model(tiny_policy_dir: Path, tmp_path: Path) -> None:

@@ -72,12 +72,19 @@ TYPED = {  # what is typed: what the sentence says
     "--lr=1e-4": "options have no dashes here: lr=1e-4.",
     "run_dir=${nme}": "Interpolation key 'nme' not found",
     "labeler=judge": "labeler.model and labeler.base_url must be given",
+    "model.name=demo:smollm2 data.train=promts.csv": "No file promts.csv (looked in",
+    "model.name=demo:smollm2 logger=wandb": "logger=wandb needs the package wandb: pip install wandb",
+    "model.name=demo:smollm2 labeler=function labeler.path=mine.py:keyword": "mine.py has no keyword; did you mean "
+    "keywords?",
+    "model.name=demo:smollm2 labeler=function labeler.path=[mine.py:keywords,mine.kyword]": "did you mean",
+    "model.name=demo:smollm2 labeler=function labeler.path=mien.py:f": "there is no file mien.py",
     "model.name=/no/such/folder": "there is no folder '/no/such/folder'",
 }
 
 PROGRAM = """
 import contextlib, io, json, sys
 from choosy.__main__ import main
+sys.modules["wandb"] = None  # as if it were not installed
 said = {}
 for line in json.loads(sys.argv[1]):
     sys.argv[1:] = ["train", *line.split(" ")]
@@ -94,6 +101,7 @@ print(json.dumps({"said": said, "heavy": heavy}))
 
 
 def test_help_and_typos_are_answered_in_a_sentence_without_torch(tmp_path):
+    (tmp_path / "mine.py").write_text("import torch\nkeywords = [len][0]\n")
     line = [sys.executable, "-c", PROGRAM, json.dumps([*TYPED])]
     run = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr

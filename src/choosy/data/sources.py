@@ -92,16 +92,29 @@ def _open(source: str) -> Rows:
         return _file(path, source)
     if re.search(r"[*?\[]", source) and (matching := sorted(glob.glob(str(path), recursive=True))):
         return (row for each in matching for row in _file(Path(each), each))
-    match = re.fullmatch(r"(.*?)(?::([^/\\]+))?", source, re.DOTALL)  # C:\data has no split: a slash follows
-    assert match
-    name, split = match.groups()
+    refuse_missing_file(source)
+    name, split = _split(source)
     path = Path(name).expanduser()
     if path.is_file():
         raise ValueError(f"{source}: a file has no splits; type {name}.")
-    if _kind(path.name)[0] in READERS:
-        raise ValueError(f"No file {name} (looked in {Path.cwd()}); check the path.")
     saved = any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
     return _saved(path, name, split) if saved else _hub(path, name, split)
+
+
+def refuse_missing_file(source: str) -> None:
+    """Raise a ValueError if a source has the name of a file, or of files, and there is none; it opens nothing."""
+    name, _ = _split(source)
+    path = Path(name).expanduser()
+    there = source.startswith("choosy:") or Path(source).expanduser().exists() or path.exists()
+    if not there and _kind(path.name)[0] in READERS and not glob.glob(str(path), recursive=True):
+        raise ValueError(f"No file {name} (looked in {Path.cwd()}); check the path.")
+
+
+def _split(source: str) -> tuple[str, str | None]:
+    """Split a source into its name and what stands behind the colon."""
+    match = re.fullmatch(r"(.*?)(?::([^/\\]+))?", source, re.DOTALL)  # C:\data has no split: a slash follows
+    assert match
+    return match[1], match[2]
 
 
 # -- files ------------------------------------------------------------------------------------------------------

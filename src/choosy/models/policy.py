@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
@@ -336,5 +337,9 @@ class Policy(nn.Module):
             return
         if not isinstance(self.model, PeftModel):
             state = {name: tensor.to(self.compute_dtype) for name, tensor in state.items()}
+        else:
+            for config in self.model.peft_config.values():
+                if (base := Path(config.base_model_name_or_path or "")).is_dir():  # loads from any folder
+                    config.base_model_name_or_path = str(base.resolve())
         self.model.save_pretrained(folder, state_dict=state)
         self.tokens.tokenizer.save_pretrained(folder)

@@ -1,0 +1,84 @@
+"""Refuses functions or packages that a configuration names, if they are not there.
+
+It imports none of them: torch, which most of them need, takes seconds.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+LOGGERS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "CometLogger": "comet_ml", "NeptuneLogger": "neptune"}
+SOURCES = ("train", "heldout", "heldout_pairs")  # options of data_modules that name files
+
+
+def refuse_absent(resolved: Mapping[str, Any]) -> None:
+    """Raise a ValueError for the first reward function or logger's package that is not there."""
+    for name, logger in (resolved.get("logger") or {}).items():
+        package = LOGGERS.get(str((logger or {}).get("_target_")).rpartition(".")[2])
+        if package and find_spec(package) is None:
+            raise ValueError(f"logger={name} needs the package {package}: pip install {package}")
+    for path in _functions(resolved["labeler"]):
+        if (lacks := _lacks(path)) is not None:
+            raise ValueError(
+                f"labeler.path={path!r} names no function: {lacks}; type file.py:function, or package.module.function "
+                "with the package in the current folder, installed or on PYTHONPATH"
+            )
+
+
+def sources(data: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the files, folders and hub ids that the data modules of Choosy read."""
+    if str(data.get("_target_")).startswith("data_modules."):
+        for source in filter(None, map(data.get, SOURCES)):
+            yield from source if isinstance(source, list) else [source]
+
+
+def _functions(node: Any) -> Iterator[str]:
+    """Yield the paths of all functions of a labeler, of those inside it too."""
+    if not isinstance(node, Mapping):
+        return
+    if node.get("_target_") == "choosy.labeling.function.Function":
+        yield from [node["path"]] if isinstance(node["path"], str) else node["path"]
+    for below in node.values():
+        yield from _functions(below)
+
+
+def _lacks(path: str) -> str | None:
+    """Return what of a function's path is not there, in words; None if it is, or if only an import can say."""
+    file, colon, name = path.rpartition(":")
+    if colon and file.endswith(".py"):
+        place = Path(file)
+        if not place.is_file():
+            return f"there is no file {file} in {Path.cwd()}"
+    else:
+        module, _, name = path.rpartition(".")
+        place = Path(f"{module}.py")  # in the current folder; other modules are found by an import
+    if "." in name or not place.is_file():
+        return None
+    known = _names(place)
+    if known is None or name in known:
+        return None
+    near = get_close_matches(name, known, n=1)
+    return f"{place} has no {name}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _names(file: Path) -> set[str] | None:
+    """Return the names that a Python file gives values to, and more; None if its source does not say."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return None
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                found.add(node.name)
+            case ast.Name():
+                found.add(node.id)
+            case ast.alias():
+                found.add(node.asname or node.name.split(".")[0])
+    return None if found & {"*", "__getattr__", "globals", "exec", "setattr"} else found
