@@ -63,6 +63,7 @@ def arm(words: list[str]) -> str:
 OmegaConf.register_new_resolver("started", started, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("arm", arm, replace=True)
 
+SWEEPS: set[str] = set()  # folders of sweeps whose jobs this process has played
 COMMAND = list(sys.argv)  # as typed, `choosy train ...` or `python train.py ...`
 STACKS = "HYDRA_FULL_ERROR"
 PATHS = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)  # of a path that was typed
@@ -128,6 +129,8 @@ def main() -> None:
             _main()
         finally:
             restore_stacks()
+    for folder in SWEEPS:
+        print(f"All runs: {folder}/index.html\nNext: choosy compare {shlex.quote(folder)}")
 
 
 def restore_stacks() -> None:
@@ -151,15 +154,20 @@ def _main(cfg: DictConfig) -> float | None:
             return None
         if multirun:
             refuse_relaunching_sweep(cfg.trainer)
-        if is_finished(cfg, run_dir):
+            if "console" in ((cfg.get("callbacks") or {}).get("report") or {}):
+                cfg.callbacks.report.console = False
+        if finished := is_finished(cfg, run_dir):
             from lightning.pytorch.utilities import rank_zero_only
 
             rank_zero_only(print)(f"{run_dir} is finished: {read_run(run_dir).headline}")
         elif not train(cfg, run_dir).is_global_zero:
             return None
+    run = read_run(run_dir)
     if multirun:
-        write_index(HydraConfig.get().sweep.dir)
-    return objective(cfg, read_run(run_dir))
+        SWEEPS.add(str(write_index(HydraConfig.get().sweep.dir).parent))
+        if not finished:
+            print(f"{run_dir}: {run.headline}, {run.costs}")
+    return objective(cfg, run)
 
 
 def train(cfg: DictConfig, run_dir: Path, *, callbacks: Sequence[Callback] = ()) -> Trainer:

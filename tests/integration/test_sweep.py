@@ -18,8 +18,21 @@ def lines(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path) -> list[str
 
 
 def test_a_sweep_leaves_a_folder_a_job_and_an_index(lines, tmp_path):
-    run = command(ROOT / "train.py", "-m", *lines, "selector=optune,certainty", "seed=0,1", folder=tmp_path)
+    run = command(
+        ROOT / "train.py",
+        "-m",
+        *lines,
+        "selector=optune,certainty",
+        "seed=0,1",
+        "callbacks.report.console=true",
+        folder=tmp_path,
+    )
     assert run.returncode == 0, run.stderr
+    *told, index, compare = run.stdout.rstrip().splitlines()
+    assert sum(": Held-out reward" in line for line in told) == 4
+    assert "Left behind in" not in run.stdout
+    assert index == f"All runs: {tmp_path}/sweep/index.html"
+    assert compare == f"Next: choosy compare {tmp_path}/sweep"
     jobs = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
     assert jobs == ["0", "1", "2", "3"]
     with (tmp_path / "sweep" / "index.csv").open() as file:
