@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from choosy.data import pool as pool_module
 from choosy.data.pool import Pool, from_row, round_file, to_row, with_rewards
-from choosy.data.table_files import damage, read_about
+from choosy.data.table_files import damage, read_about, write_table
 from choosy.types import Candidates, Pair, Prompt, Response
 
 
@@ -108,6 +109,18 @@ def test_heldout_rows_are_written_and_never_trained_on(tmp_path: Path) -> None:
     ]
     loaded, _ = Pool.load(tmp_path, 0)
     assert contents(loaded) == [("a", 0, "sampled")]
+
+
+def test_a_file_of_an_earlier_version_has_nulls_in_newer_columns(tmp_path: Path) -> None:
+    pool = Pool().put([candidates("old")], round=0)
+    rows = pool.table.drop_columns(["masks"]).to_pylist()
+    for row in rows:
+        for pair in row["pairs"]:
+            del pair["predicted_gap"]
+    write_table(pa.Table.from_pylist(rows), round_file(tmp_path, 0), {"round": 0})
+    table = Pool.load(tmp_path, 0)[0].table
+    assert table.schema == pool.table.schema
+    assert table.to_pylist() == pool.table.to_pylist()
 
 
 def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -300,12 +300,19 @@ class Pool:
                 f"The pool file {path} cannot be read ({why}); {last}. Put the file back, or "
                 "train again on the rounds that are whole and the labels in the ledger: type ckpt_path=start."
             )
-        table = pq.read_table(path)
+        table = with_all_columns(pq.read_table(path))
         about = read_about(path)
         of_train = pc.equal(table["split"], "train")
         train = table if pc.all(of_train).as_py() else table.filter(of_train)
         del table  # a pool may be gigabytes, and the next line copies it
         return Pool(train.combine_chunks(), round=round), about
+
+
+def with_all_columns(table: pa.Table) -> pa.Table:
+    """The table with nulls in the columns, and in the facts of a pair, that its version of Choosy did not have."""
+    known = {*table.column_names}, {field.name for field in table.schema.field("pairs").type.value_type}
+    wanted = {*POOL_SCHEMA.names}, {field.name for field in fields(Pair)}
+    return table if known == wanted else pa.Table.from_pylist(table.to_pylist(), schema=POOL_SCHEMA)
 
 
 def round_file(folder: str | Path, round: int) -> Path:
