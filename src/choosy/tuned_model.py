@@ -69,7 +69,7 @@ class TunedRun:
         return policy
 
     def judge(self) -> LabelBuyer | None:
-        """Who judges held-out answers in this run; its labels are kept in the run's ledger."""
+        """Who judges held-out answers in this run, if anybody can; its labels are kept in the run's ledger."""
         from choosy.resume.run_folder import run_id
 
         named = {**self.config["labels"], "budget": None, "budget_money": None}
@@ -77,7 +77,7 @@ class TunedRun:
             named["ledger"] = str(self.folder / "ledger.sqlite")
         labels: LabelBuyer = built(named)
         labels.open(f"{run_id(self.folder)}#eval")
-        return labels.evaluator
+        return None if labels.evaluator is None or labels.evaluator.terms.given_only else labels.evaluator
 
 
 def answers(run: TunedRun, policy: Policy, prompts: Sequence[Prompt]) -> list[Candidates]:
@@ -105,7 +105,8 @@ def evaluate_run(words: list[str]) -> None:
     now = answers(run, tuned, prompts)
     del tuned
     before = {c.prompt.id: c for c in answers(run, run.policy(start=True), prompts)}
-    found = evaluate(now, before, run.judge())
+    judge = run.judge()
+    found = evaluate(now, before, judge)
     names = {value: name for name, value in {"won": OUTCOME["first"], "tied": OUTCOME["tie"], "lost": 0.0}.items()}
     rows = [
         {"prompt": row["prompt"], "tuned": row["responses"][0], "start": row["responses"][1]}
@@ -122,6 +123,8 @@ def evaluate_run(words: list[str]) -> None:
         parts.append(f"win rate {measured['win_rate']:.0%} against the start ({low:.0%} to {high:.0%})")
     if measured["reward"] is not None:
         parts.append(f"mean reward {measured['reward']:.3g}")
+    if judge is None:
+        parts.append("not judged, as the run has no labeler for sampled answers")
     print(", ".join(parts))
     print(out)
 

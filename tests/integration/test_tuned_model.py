@@ -31,6 +31,17 @@ def test_eval_compares_the_tuned_model_with_the_start_on_other_prompts(tuned, tm
     assert tuned.summary["labels"] == before, "the run's own labels are not counted again"
 
 
+def test_eval_after_a_run_on_given_scores_compares_without_them(play, tmp_path, capsys):
+    pairs = [{"prompt": f"Day {n}?", "chosen": "Good.", "rejected": "Bad!"} for n in range(4)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    run = play("data=offline", "data.heldout=null", "labeler=dataset", f"data.train={tmp_path}/pairs.jsonl", "rounds=1")
+    capsys.readouterr()
+    tuned_model.evaluate_run([str(run.run_dir), str(tmp_path / "pairs.jsonl")])
+    assert capsys.readouterr().out.startswith("4 prompts answered, not judged, as the run has no labeler for sampled")
+    rows = [json.loads(line) for line in (run.run_dir / "eval" / "pairs.jsonl").read_text().splitlines()]
+    assert all(row["tuned"] and row["start"] and row["outcome"] is None for row in rows)
+
+
 def test_chat_answers_until_an_empty_line(tuned, monkeypatch, capsys):
     lines = iter(["Hello!", "And then?", ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))

@@ -124,6 +124,16 @@ def test_what_may_change_is_said(tmp_path, caplog):
     assert "the run is resumed with lr: 0.0001 -> 0.0002" in caplog.text
 
 
+def test_another_labeler_may_judge_on_another_scale(tmp_path, caplog):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(HYDRA))
+    report_changes(tmp_path, changed(data__run__labels__labeler={"_target_": "f.Function", "path": "r.f"}))
+    assert "Earlier labels and held-out results are the old labeler's, perhaps on another scale" in caplog.text
+    caplog.clear()
+    report_changes(tmp_path, changed(data__run__labels__labeler={"price": 2.0}))
+    assert "labeler.price" in caplog.text
+    assert "scale" not in caplog.text
+
+
 def test_a_run_without_its_configuration_is_not_compared(tmp_path):
     report_changes(tmp_path, changed(seed=1))
 

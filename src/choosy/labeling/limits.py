@@ -107,7 +107,7 @@ class EvaluationPlan:
         if money is not None and cost > money * (1 + 1e-9):
             about = "about " if self.price is None else ""
             raise ValueError(
-                f"{what}, for {about}{as_money(cost)}, and labels.budget_money={money} pays for all labels, with these. "
+                f"{what}, for {about}{as_money(cost)}, and labels.budget_money={money} pays for these too. "
                 "Type a larger one, data.heldout_limit=..., callbacks.win_rate.every=..., or labels.evaluation=none"
             )
         keeps = "" if money is None else f", which labels.budget_money={money} keeps for them"

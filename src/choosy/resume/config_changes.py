@@ -17,6 +17,7 @@ FIXED = (  # the weights, the responses or the labels were made with these
     *("model", "model.name", "model.revision", "model.adapter", "model.dtype", "model.chat_template*", "model.lora*"),
     *("data.train", "data.heldout", "data.limit", "data.heldout_limit", "data.reader.*"),
 )
+JUDGE = {"labeler", *(f"labeler.{name}" for name in ("path", "weights", "name", "model", "template", "wrapped"))}
 ONLY = (".lora", ".training", ".reader")  # settings of one class
 MENU = {  # where a setting is in the composed run: what is typed for it in the menu
     "module": "",
@@ -57,6 +58,11 @@ def report_changes(folder: Path, config: Mapping[str, Any]) -> None:
         )
     for text in found.values():
         log.warning("the run is resumed with %s", text)
+    if found.keys() & JUDGE:
+        log.warning(
+            "Earlier labels and held-out results are the old labeler's, perhaps on another scale, and the run trains "
+            "on both; choose another name=... for a run with the new labeler alone."
+        )
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
