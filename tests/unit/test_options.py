@@ -12,6 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from choosy.main import check, compose, train_help
+from choosy.options.absent import refuse_absent, sources
 from choosy.options.check import options
 from choosy.options.menu import menu
 from choosy.options.names import CHOICES, ELSEWHERE, NONE, OURS, WHY_NONE, meant
@@ -141,6 +142,20 @@ def test_a_setting_of_the_user_s_own_is_accepted_where_something_reads_it():
     check(compose(["+mine=0.3", "lr=${mine}"]))
     with pytest.raises(ValueError, match="There is no option mine"):
         check(compose(["+mine=0.3"]))
+
+
+def test_what_is_no_text_is_left_to_whoever_reads_it():
+    data = {
+        "_target_": "data_modules.on_policy.OnPolicyData",
+        "train": 5,
+        "heldout": ["a.csv", 3],
+        "heldout_pairs": None,
+    }
+    assert [*sources(data)] == ["a.csv"]
+    function = {"_target_": "choosy.labeling.function.Function", "path": None}
+    refuse_absent({"logger": None, "labeler": {"_target_": "x", "members": {"one": function}}})
+    with pytest.raises(ValueError, match=r"there is no file nosuch\.py"):
+        refuse_absent({"labeler": {"members": {"one": function | {"path": ["nosuch.py:f"]}}}})
 
 
 def test_parts_are_taken_away_in_each_way():

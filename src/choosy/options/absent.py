@@ -33,8 +33,8 @@ def refuse_absent(resolved: Mapping[str, Any]) -> None:
 def sources(data: Mapping[str, Any]) -> Iterator[str]:
     """Yield the files, folders and hub ids that the data modules of Choosy read."""
     if str(data.get("_target_")).startswith("data_modules."):
-        for source in filter(None, map(data.get, SOURCES)):
-            yield from source if isinstance(source, list) else [source]
+        for option in SOURCES:
+            yield from _texts(data.get(option))
 
 
 def _functions(node: Any) -> Iterator[str]:
@@ -42,9 +42,14 @@ def _functions(node: Any) -> Iterator[str]:
     if not isinstance(node, Mapping):
         return
     if node.get("_target_") == "choosy.labeling.function.Function":
-        yield from [node["path"]] if isinstance(node["path"], str) else node["path"]
+        yield from _texts(node["path"])
     for below in node.values():
         yield from _functions(below)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts of a value that is a text or a list of texts; whoever reads it refuses other values."""
+    yield from (one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str))
 
 
 def _lacks(path: str) -> str | None:
