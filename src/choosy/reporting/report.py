@@ -52,8 +52,7 @@ def print_report(run: RunSummary, out: Console | None = None) -> None:
         out.print(Text.assemble("  ", (f"{name:14}", f"link {link}"), (what, "dim")))
     if run.finished and {"adapter", "model"} & run.contents.keys():
         folder = shlex.quote(str(run.folder))
-        judged = run.last.get("win_rate") is not None
-        out.print(f"Next: choosy chat {folder}{f', or choosy eval {folder} prompts.jsonl' * judged}", soft_wrap=True)
+        out.print(f"Next: choosy chat {folder}, or choosy eval {folder} prompts.jsonl", soft_wrap=True)
         out.print(f"For more rounds type the same again with rounds={len(run.rounds) + 1} or more and ckpt_path=last")
 
 
@@ -172,12 +171,12 @@ def _by_number(name: str) -> tuple[float, str]:
 def curves(run: RunSummary) -> bytes:
     """Draw what was measured of `CURVES` against labels bought, tokens generated and seconds, as a PNG.
 
-    The first point of each curve is the start policy, which ties with itself.
+    The first point of each curve is the start policy, which ties with itself and has no KL from itself.
     """
     from matplotlib.figure import Figure  # half a second that only a drawing should cost
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    looks = [{"win_rate": 0.5, **run.start}, *(played["evaluation"] for played in run.evaluated)]
+    looks = [{"win_rate": 0.5, "kl": 0.0, **run.start}, *(played["evaluation"] for played in run.evaluated)]
     drawn = [name for name in CURVES if name in run.measures] or list(run.measures[:1]) or ["reward"]
     spent = zip((0, 0, 0.0), *(costs_of(played) for played in run.evaluated), strict=True)  # of each cost, every amount
     figure = Figure(figsize=(11, 0.4 + 2.4 * len(drawn)), layout=ConstrainedLayoutEngine(wspace=0.04, hspace=0.06))
