@@ -34,7 +34,13 @@ LIBRARIES = (
     *("datasets", "pandas", "pyarrow.parquet", "matplotlib.figure", "matplotlib.backends.backend_agg"),
     *("sentence_transformers", "httpx2", "filelock"),
 )
-ENTRIES = {"choosy.__main__", "choosy.main", "choosy.cli"}  # they may note the command line when they are imported
+ENTRIES = {
+    "choosy.__main__",
+    "choosy.main",
+    "choosy.cli",
+    "choosy.api",
+    "choosy.tuned_model",
+}  # they note the command line
 
 
 def preload() -> None:

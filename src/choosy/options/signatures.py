@@ -146,9 +146,9 @@ def _of_function(module: Module, function: ast.FunctionDef, *, skip: int) -> Sig
 
 
 def _of_class(module: Module, cls: ast.ClassDef) -> Signature | None:
-    for statement in cls.body:
-        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
-            return _of_function(module, statement, skip=1)
+    methods = {statement.name: statement for statement in cls.body if isinstance(statement, ast.FunctionDef)}
+    if maker := methods.get("__init__") or methods.get("__new__"):
+        return _of_function(module, maker, skip=1)
     bases = [
         _arguments(find(module, base.id)) for base in cls.bases if isinstance(base, ast.Name) and base.id not in PLAIN
     ]
