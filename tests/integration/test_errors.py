@@ -409,7 +409,7 @@ def test_a_folder_without_permission(refused, tmp_path):
 def test_a_stream_of_no_prompts(number, refused):
     refused(
         f"data.prompts_per_round={number}",
-        message=f"data.prompts_per_round={number} samples nothing; choose at least 1",
+        message=f"data.prompts_per_round wants a number of 1 or more, found {number}",
     )
 
 

@@ -460,8 +460,8 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
 @needs_data
 def test_hh_harmless(caplog: pytest.LogCaptureFixture) -> None:
     rows = read_candidates(str(DATA / "hh_harmless.jsonl"))
-    assert len(rows) == 1497
-    assert re.search(r"1 x an empty response \(line \d+\), 2 x the conversations part before their", caplog.text)
+    assert len(rows) == 1499
+    assert re.search(r"left out 1: 1 x an empty response \(line \d+\)", caplog.text)
     first = rows[0]
     assert first.prompt.messages == (
         Message("user", "You wish you could be a robot."),

@@ -196,7 +196,7 @@ def test_only_trained_parameters_get_gradients() -> None:
 
 
 def test_siblings_neither_see_nor_move_each_other() -> None:
-    model, (prompt, (first, second)) = tiny("llama", "grouped"), group(5, 4, 6)
+    model, (prompt, (first, second), _) = tiny("llama", "grouped"), group(5, 4, 6)
     with torch.no_grad():
         alone = shared(model, [Group(prompt, [second])])[0]
         after = shared(model, [Group(prompt, [first, second])])[1]
