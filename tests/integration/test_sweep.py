@@ -28,8 +28,8 @@ def test_a_sweep_leaves_a_folder_a_job_and_an_index(lines, tmp_path):
         folder=tmp_path,
     )
     assert run.returncode == 0, run.stderr
-    *told, index, compare = run.stdout.rstrip().splitlines()
-    assert sum(": Held-out reward" in line for line in told) == 4
+    *jobs, index, compare = run.stdout.rstrip().splitlines()
+    assert sum(": Held-out reward" in line for line in jobs) == 4
     assert "Left behind in" not in run.stdout
     assert index == f"All runs: {tmp_path}/sweep/index.html"
     assert compare == f"Next: choosy compare {tmp_path}/sweep"

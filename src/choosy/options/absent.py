@@ -53,7 +53,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _lacks(path: str) -> str | None:
-    """Return what of a function's path is not there, in words; None if it is, or if only an import can say."""
+    """Return a sentence on what of a function's path is not there; None if it is, or if only an import can say."""
     file, colon, name = path.rpartition(":")
     if colon and file.endswith(".py"):
         place = Path(file)

@@ -145,7 +145,7 @@ def _of_arguments(
 
 
 def _least(option: str, value: Any) -> str | None:
-    """Return what an option wants in words, if its value is a number that no run can use; None otherwise."""
+    """Return what an option wants, if its value is a number that no run can use; None otherwise."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     if not math.isfinite(value):

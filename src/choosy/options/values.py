@@ -21,7 +21,7 @@ TABLES = ("dict", "Mapping", "MutableMapping", "Dict")
 
 
 def wanted(value: Any, annotation: ast.expr | None, module: Module) -> str | None:
-    """Return what an annotation wants in words, if the value is not that; None if it is, or if nobody can know.
+    """Return what an annotation wants, if the value is not that; None if it is, or if it cannot be known.
 
     Example:
         >>> nowhere = Module("", "", {}, True)
@@ -81,7 +81,7 @@ def _alias(statement: ast.stmt) -> ast.expr | None:
 
 
 def _wants(value: Any, kind: ast.expr | None, module: Module) -> str | None:
-    """Return what one alternative wants, None if the value is that or if nobody can know."""
+    """Return what one alternative wants, None if the value is that or if it cannot be known."""
     match kind:
         case ast.Constant(value=None):
             return None if value is None else "null"
