@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -40,7 +39,10 @@ class DOptimal(PairChooser):
         prompts = [every[x][0] for x in order]
         most = len(set(prompts)) * (self.per_prompt or len(every))
         k = selection.quota(most, fraction=self.fraction, count=self.count)
-        how: Any = {"per_prompt": self.per_prompt, "ridge": self.ridge, "known_KD": at.learned.pairs()}
-        utilities = predicted.d_optimal(feature_XD[order], prompts, k, **how) if every else []
+        if not every:  # no prompt was sampled, as when the label budget is spent
+            return [[] for _ in candidates]
+        utilities = predicted.d_optimal(
+            feature_XD[order], prompts, k, per_prompt=self.per_prompt, ridge=self.ridge, known_KD=at.learned.pairs()
+        )
         of_pair = {every[x]: utility for x, utility in zip(order, utilities, strict=True)}
         return [[of_pair[c.prompt.id, i, j] for i, j in selection.pair_positions(len(c.responses))] for c in candidates]

@@ -40,7 +40,7 @@ def written(result: Mapping[str, Any]) -> str:
 
 def of_task(name: str, task: Mapping[str, Any]) -> str:
     """The part of one task: what it is, its picture, its table, its sentence."""
-    first, *_ = set(task["settings"]) - set(task["beside_random"])
+    first = task["baseline"]
     ranked = sorted(task["beside_random"].items(), key=lambda arm: arm[1]["labels"]["ratio"][0] or math.inf)
     rows = [row(arm, task["settings"][arm], costs) for arm, costs in ranked]
     table = "\n".join([HEAD, f"| {first} | {tuned(task['settings'][first])} | 100% | | | | | | 100% | 100% |", *rows])
@@ -73,6 +73,6 @@ def row(arm: str, settings: Sequence[str], costs: Mapping[str, Any]) -> str:
 
 
 def with_interval(numbers: Sequence[float | None]) -> str:
-    """A difference with its interval."""
-    value, low, high = ("–" if x is None else f"{x:+.2f}" for x in numbers)
-    return f"{value} ({low} to {high})"
+    """A difference with its interval, as far as they are known."""
+    value, *ends = ("" if x is None else f"{x:+.2f}" for x in numbers)
+    return f"{value} ({' to '.join(ends)})" if all(ends) else value or "–"

@@ -108,15 +108,18 @@ def plain(versus: Versus) -> dict[str, Any]:
     return {name: finite(value) for name, value in vars(versus).items()}
 
 
-def evidence(task: Task, name: str, settings: Settings, seeds: int, store: Store) -> dict[str, Any]:
+def evidence(task: Task, settings: Settings, name: str, seeds: int, store: Store) -> dict[str, Any]:
     """Compare the arms with the baseline, as far as they were run, and draw them."""
     arms: dict[str, dict[int, Course]] = {}
     for job in wanted(task, settings, seeds):
         if job in store:
             arms.setdefault(job.arm, {})[job.seed] = store.course(job)
+    if task.baseline not in arms or len(arms) < 2:
+        raise SystemExit(f"{name}: no run of {task.baseline} and of another arm is finished; leave out --as-it-stands")
     found = compared(arms, task.baseline)
     (ROOT / "docs" / "images" / f"evidence_{name}.png").write_bytes(draw(found))
     return {
+        "baseline": task.baseline,
         "seeds": min(map(len, arms.values())),
         "tuned_on": TUNED,
         "settings": {arm: settings[arm] for arm in arms},
@@ -128,6 +131,31 @@ def evidence(task: Task, name: str, settings: Settings, seeds: int, store: Store
     }
 
 
+def ready(task: Task, store: Store, arms: Sequence[str]) -> list[str]:
+    """The arms whose runs for tuning are finished."""
+    return [arm for arm in arms if all(job in store for jobs in tuning(task, arm) for job in jobs)]
+
+
+def play_task(task: Task, name: str, arms: Sequence[str], seeds: int, store: Store, at_once: int) -> None:
+    """Tune the arms of a task, and run each of them with what was best for it."""
+    made = task.prepare()
+    play_all([job for arm in arms for jobs in tuning(task, arm) for job in jobs], name, made, store, at_once)
+    settings = {arm: best(task, arm, store) for arm in arms}
+    play_all(wanted(task, settings, seeds), name, made, store, at_once)
+
+
+def write(name: str, found: dict[str, Any]) -> None:
+    """Put what a task has shown beside the other tasks' results: in the JSON file, the page, the README."""
+    kept = RESULTS / "evidence.json"
+    before = json.loads(kept.read_text()) if kept.exists() else {}
+    result = {task: found if task == name else before[task] for task in TASKS if task == name or task in before}
+    save("evidence", result)
+    (ROOT / "docs" / "evidence.md").write_text(page.written(result))
+    if name == "film":
+        readme_path = ROOT / "README.md"
+        readme_path.write_text(readme.refreshed(readme_path.read_text(), found))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default=",".join(TASKS), help="tasks, with commas between them")
@@ -136,29 +164,14 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--as-it-stands", action="store_true", help="play nothing, compare the runs that are finished")
     typed = parser.parse_args()
-    kept = RESULTS / "evidence.json"
-    result = (
-        {name: task for name, task in json.loads(kept.read_text()).items() if name in TASKS} if kept.exists() else {}
-    )
     for name, task in chosen(typed.only):
         store = Store(RESULTS / "evidence" / f"{name}.jsonl")
         arms, seeds = typed.arms.split(",") if typed.arms else list(task.arms), typed.seeds or task.seeds
-        if typed.as_it_stands:
-            arms = [arm for arm in arms if all(job in store for jobs in tuning(task, arm) for job in jobs)]
-        else:
-            made = task.prepare()
-            jobs = [job for arm in arms for some in tuning(task, arm) for job in some]
-            play_all(jobs, name, made, store, typed.at_once)
-        settings = {arm: best(task, arm, store) for arm in arms}
         if not typed.as_it_stands:
-            play_all(wanted(task, settings, seeds), name, made, store, typed.at_once)
-        result[name] = evidence(task, name, settings, seeds, store)
-        print(result[name]["sentence"], flush=True)
-    save("evidence", result)
-    (ROOT / "docs" / "evidence.md").write_text(page.written(result))
-    if "film" in result:
-        readme_path = ROOT / "README.md"
-        readme_path.write_text(readme.refreshed(readme_path.read_text(), result["film"]))
+            play_task(task, name, arms, seeds, store, typed.at_once)
+        found = evidence(task, {arm: best(task, arm, store) for arm in ready(task, store, arms)}, name, seeds, store)
+        write(name, found)
+        print(found["sentence"], flush=True)
 
 
 if __name__ == "__main__":

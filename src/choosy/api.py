@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from choosy.files import replacing
 from choosy.main import check, compose, innermost, is_finished, train
 from choosy.options.names import OURS
+from choosy.options.typed import quoted
 from choosy.reporting.report import filled
 from choosy.reporting.summary import RunSummary, costs_of, read_run
 from choosy.resume.failed_starts import MARK, leaving_no_failed_start
@@ -30,7 +31,6 @@ ARGUMENTS = {  # options of the command line that are arguments of `tune`, which
     **{"model.name": "model", "data.train": "prompts", "data.heldout": "heldout", "labeler": "reward"},
     **{"labeler.path": "reward", "labeler=function labeler.path": "reward"},
 }
-PLAIN = re.compile(r"[\w./:@-]+")  # text that the command line reads as it stands
 
 
 def tune(
@@ -194,8 +194,7 @@ def value_as_typed(value: Any) -> str:
         return json.dumps(value)
     if isinstance(value, list | tuple):
         return f"[{','.join(map(value_as_typed, value))}]"
-    text = str(value)
-    return text if PLAIN.fullmatch(text) else "'" + text.replace("'", "\\'") + "'"
+    return quoted(str(value))
 
 
 def is_labeler(reward: Any) -> bool:

@@ -48,7 +48,7 @@ def _functions(node: Any) -> Iterator[str]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield the texts of a value that is a text or a list of texts; whoever reads it refuses other values."""
+    """Yield the texts of a value that is a text or a list of texts, and none of other values."""
     yield from (one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str))
 
 

@@ -147,7 +147,7 @@ def as_difference(difference: float) -> str:
 
 
 def as_p(p: float) -> str:
-    """A probability of chance, as it stands after "p".
+    """A p value with its sign, as in "p = 0.062".
 
     Example:
         >>> as_p(0.0625), as_p(0.00002)

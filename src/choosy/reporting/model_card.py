@@ -24,9 +24,12 @@ CARD = """---
 ```
 """
 
-ADAPTER_CODE = """from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
-model = AutoPeftModelForCausalLM.from_pretrained("{folder}")
+IMPORTS = {
+    "AutoPeftModelForCausalLM": "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer",
+    "AutoModelForCausalLM": "from transformers import AutoModelForCausalLM, AutoTokenizer",
+}
+CODE = """{imports}
+model = {loader}.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 inputs = tokenizer{call}
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))"""
@@ -61,14 +64,9 @@ def model_card(run: RunSummary, facts: Mapping[str, str], *, base: str, folder: 
         *([f"base_model: {base}"] if "/" in base else []),
         f"library_name: {'peft' if adapter else 'transformers'}",
     ]
-    code = ADAPTER_CODE.replace("{call}", CHAT if chat else '("Hello!", return_tensors="pt")').replace(
-        "{folder}", folder
-    )
-    if not adapter:
-        code = code.replace("AutoPeftModelForCausalLM", "AutoModelForCausalLM").replace(
-            "from peft import AutoModelForCausalLM\nfrom transformers import AutoTokenizer",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        )
+    loader = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
+    call = CHAT if chat else '("Hello!", return_tensors="pt")'
+    code = CODE.format(imports=IMPORTS[loader], loader=loader, folder=folder, call=call)
     return CARD.format(
         front="\n".join([*front, "pipeline_tag: text-generation", "tags: [choosy, preference-tuning]"]),
         title=run.folder.resolve().name,
