@@ -33,7 +33,7 @@ from choosy.options.names import meant
 from choosy.options.typed import NO_GROUP, not_composed, quoted, unreadable
 from choosy.parallel.launch import join_tasks, refuse_relaunching_sweep
 from choosy.redaction import refuse_secrets
-from choosy.resume.config_changes import report_changes, settings
+from choosy.resume.config_changes import named_settings, report_changes
 from choosy.resume.failed_starts import leaving_no_failed_start
 
 # Torch, Lightning and transformers take seconds to import: functions import them once nothing is left to refuse.
@@ -193,7 +193,7 @@ def play(cfg: DictConfig, run_dir: Path, callbacks: Sequence[Callback]) -> Train
     if trainer.is_global_zero:
         write_config(cfg, run_dir)
         for logger in trainer.loggers:
-            logger.log_hyperparams(settings(plain(cfg)))
+            logger.log_hyperparams(named_settings(plain(cfg)))
     trainer.fit(module, datamodule=data, ckpt_path=start.ckpt_path, weights_only=True)
     return trainer
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from choosy.cli import from_hydra
 from choosy.main import compose, plain
-from choosy.resume.config_changes import FIXED, changes, report_changes, settings
+from choosy.resume.config_changes import FIXED, changes, named_settings, report_changes, settings
 
 HYDRA: dict[str, Any] = {
     "seed": 0,
@@ -68,12 +69,51 @@ def test_the_same_configuration_has_no_changes():
         ({"trainer__devices": 8}, ["trainer.devices: 1 -> 8"]),
         ({"data__run__labels__budget": 9}, ["labels.budget: not set -> 9"]),
         ({"seed": 1}, ["seed: 0 -> 1"]),
-        ({"trainer__callbacks": []}, ["callbacks.OPTune: 'callbacks.optune.OPTune' -> not set",
-                                      "callbacks.OPTune.fraction: 0.3 -> not set"]),
+        ({"trainer__callbacks": []}, ["selector: optune -> none"]),
     ],
-)  # fmt: skip
+)
 def test_a_change_is_told_in_the_words_of_the_menu(settings, message):
     assert list(changes(HYDRA, changed(**settings)).values()) == message
+
+
+def cli(words: list[str]) -> dict[str, Any]:
+    """The configuration of `choosy train` as LightningCLI has it."""
+    return from_hydra(yaml.safe_dump(plain(compose(words))))
+
+
+@pytest.mark.parametrize("composed", [lambda words: plain(compose(words)), cli], ids=["Hydra", "LightningCLI"])
+@pytest.mark.parametrize(
+    ("then", "now", "message"),
+    [
+        (["selector=random_pairs", "loss=sigmoid"], ["selector=certainty", "loss=ipo", "lr=1e-3"],
+         ["selector: random_pairs -> certainty", "loss: sigmoid -> ipo", "lr: 0.0002 -> 0.001"]),
+        (["selector=none"], ["selector=optune_certainty", "callbacks.certainty.fraction=0.3"],
+         ["selector: none -> optune_certainty", "callbacks.certainty.fraction: not set -> 0.3"]),
+        (["selector=certainty"], ["selector=uncertainty"],
+         ["callbacks.certainty.direction: 'largest' -> 'smallest'"]),
+        (["weighting=uniform"], ["weighting=wdpo_linear"], ["weighting: uniform -> wdpo_linear"]),
+        (["loss=ipo"], ["loss=rpo", "loss.parts.sigmoid.beta=0.3"],
+         ["loss: ipo -> rpo", "loss.parts.sigmoid.beta: not set -> 0.3"]),
+        (["labeler=vader"], ["labeler=function", "labeler.path=a.f"],
+         ["labeler: vader -> function", "labeler.path: not set -> 'a.f'"]),
+        (["labeler=vader"], ["labeler=mine", "labeler._target_=my.Own"], ["labeler: vader -> my.Own"]),
+        ([], ["labeler@labels.evaluation=function", "labels.evaluation.path=a.f"],
+         ["labels.evaluation: 'auto' -> function", "labels.evaluation.path: not set -> 'a.f'"]),
+        ([], ["logger=wandb"], ["logger: default -> wandb"]),
+        ([], ["~callbacks.win_rate"], ["callbacks.win_rate: callbacks.evaluation.WinRate -> not set"]),
+    ],
+)  # fmt: skip
+def test_another_option_of_a_group_is_told_by_its_name(then, now, message, composed):
+    always = ["name=one", "run_dir=runs/one"]
+    was, is_now = composed([*always, *then]), composed([*always, *now])
+    assert list(changes(was, is_now).values()) == message
+
+
+def test_loggers_have_the_options_by_name():
+    shown = named_settings(plain(compose(["selector=optune_certainty", "weighting=wdpo_linear"])))
+    expected = {"selector": "optune_certainty", "loss": "sigmoid", "weighting": "wdpo_linear", "lr": 2e-4}
+    assert expected.items() <= shown.items()
+    assert not [name for name in shown if "_target_" in name]
 
 
 def test_a_folder_that_was_moved_is_no_change():
@@ -107,7 +147,7 @@ def test_lightning_cli_and_hydra_write_the_same_configuration():
         ({"module__policy__lora__r": 8}, "model.lora.r: 16 -> 8"),
         ({"module__policy__lora": None}, "model.lora.r: 16 -> not set"),
         ({"data__train": "other.jsonl"}, "data.train: 'prompts.jsonl' -> 'other.jsonl'"),
-        ({"module__optimizer___target_": "torch.optim.SGD"}, "optimizer: 'torch.optim.AdamW' -> 'torch"),
+        ({"module__optimizer___target_": "torch.optim.SGD"}, "optimizer: adamw -> torch.optim.SGD"),
     ],
 )
 def test_what_a_run_was_made_with_stays(settings, message, tmp_path):
@@ -142,11 +182,10 @@ def test_a_run_without_its_configuration_is_not_compared(tmp_path):
 def test_every_setting_has_the_name_that_is_typed_for_it(data):
     composed = plain(compose(data))
     names = settings(composed).keys()
-    assert {name for name in FIXED if "*" not in name} - OPTIONAL <= names
+    assert {name for name in FIXED if "*" not in name} - OPTIONAL <= {n.removesuffix("._target_") for n in names}
     assert any(name.startswith("model.lora.") for name in names)
-    groups = {"loss", "model", "labeler", "sampler", "weighting", "data", "trainer", "optimizer"}
     lists = ("callbacks.", "logger.", "trainer.plugins.")
-    typed = sorted((name for name in names - groups if not name.startswith(lists)), reverse=True)
+    typed = sorted((n for n in names if not n.startswith(lists) and not n.endswith("_target_")), reverse=True)
     assert len(typed) > 50
     compose([*data, *(f"{name}=null" for name in typed)])  # Hydra refuses a name that it does not know
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from choosy.options.parts import (
+    CLASS,
+    COLLECTIONS,
+    classes,
+    collection,
+    leaves,
+    option_of_collection,
+    option_of_part,
+    within,
+)
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +29,7 @@ FIXED = (  # the weights, the responses or the labels were made with these
     *("data.train", "data.heldout", "data.limit", "data.heldout_limit", "data.reader.*"),
 )
 JUDGE = {"labeler", *(f"labeler.{name}" for name in ("path", "weights", "name", "model", "template", "wrapped"))}
-ONLY = (".lora", ".training", ".reader")  # settings of one class
+REFERS = "${"  # to another option
 MENU = {  # where a setting is in the composed run: what is typed for it in the menu
     "module": "",
     "module.policy": "model",
@@ -56,8 +67,8 @@ def report_changes(folder: Path, config: Mapping[str, Any]) -> None:
             f"The run in {folder} cannot be resumed with {'; '.join(refused)}: its weights, responses and labels were "
             "made with the old value. Type the old value, or choose another name=... for a new run."
         )
-    for text in found.values():
-        log.warning("the run is resumed with %s", text)
+    if found:
+        log.warning("the run is resumed with %s", "; ".join(found.values()))
     if found.keys() & JUDGE:
         log.warning(
             "Earlier labels and held-out results are the old labeler's, perhaps on another scale, and the run trains "
@@ -68,8 +79,9 @@ def report_changes(folder: Path, config: Mapping[str, Any]) -> None:
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
     """Return what two configurations of one run set differently, by the name that is typed for it.
 
-    Between a configuration of Hydra and one of LightningCLI, which also writes the defaults, only settings of both
-    are compared, and those that are fixed.
+    Another option of a group comes first, and brings its own settings, which are not listed. Between a configuration
+    of Hydra and one of LightningCLI, which also writes the defaults, only settings of both are compared, and those
+    that are fixed.
 
     Example:
         >>> one = {"seed": 0, "module": {"policy": {"name": "a"}}, "data": {}, "trainer": {}}
@@ -86,49 +98,77 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
         in_both = name in was and name in now
         return alike or in_both or (is_fixed(name) and not name.startswith("data.reader."))  # which is never null
 
-    return {
-        name: f"{name}: {_shown(was.get(name))} -> {_shown(now.get(name))}"
-        for name in sorted(was.keys() | now.keys())
-        if was.get(name) != now.get(name) and comparable(name)
-    }
+    differing = sorted(n for n in was.keys() | now.keys() if was.get(n) != now.get(n) and comparable(n))
+    options, with_them = other_options(was, now, differing)
+    rest = [name for name in differing if name not in with_them]
+    return options | {name: f"{name}: {_shown(was.get(name))} -> {_shown(now.get(name))}" for name in rest}
+
+
+def other_options(
+    was: Mapping[str, Any], now: Mapping[str, Any], differing: Iterable[str]
+) -> tuple[dict[str, str], set[str]]:
+    """Return the parts that are another option now, and the differing settings that come and go with these."""
+    found, brought = dict[str, str](), dict[str, Any]()
+    replaced: set[str] = set()
+    for group, place in COLLECTIONS.items():
+        parts = [collection(group, each) for each in (was, now)]
+        if classes(parts[0]) != classes(parts[1]):
+            then, later = (option_of_collection(group, each) for each in parts)
+            found[group] = f"{group}: {then.name} -> {later.name}"
+            brought |= {f"{place}.{name}": value for name, value in later.settings.items()}
+            replaced |= {f"{place}.{name.removesuffix(f'.{CLASS}')}" for each in parts for name in classes(each)}
+    for name in differing:
+        part = name.removesuffix(f".{CLASS}")
+        if part != name and not _below(replaced, part):
+            found[part] = f"{part}: {_option(part, was)} -> {_option(part, now)}"
+            brought |= {f"{part}.{k}": v for k, v in option_of_part(within(part, now)).settings.items()}
+            replaced.add(part)
+
+    def comes_with(name: str) -> bool:
+        own = brought.get(name)
+        is_class = name.removesuffix(f".{CLASS}") in replaced
+        return _below(replaced, name) and (is_class or now.get(name) in (None, own) or REFERS in str(own))
+
+    return found, {name for name in differing if comes_with(name)}
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return every setting of a configuration of Hydra or LightningCLI by the name that is typed for it."""
     module, seed = ("module", "seed") if "module" in config else ("model", "seed_everything")
-    parts = {"seed": config.get(seed), "module": config[module], "data": config["data"], "trainer": config["trainer"]}
-    return {_typed(name): value for name, value in _leaves(parts, "") if value is not None}
+    trainer = {**config["trainer"], **{name: config[name] for name in ("callbacks", "logger") if config.get(name)}}
+    parts = {"seed": config.get(seed), "module": config[module], "data": config["data"], "trainer": trainer}
+    return {_typed(name): value for name, value in leaves(parts) if value is not None}
+
+
+def named_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with the options of the menu by their names, as loggers show them."""
+    found = settings(config)
+    named = {name.removesuffix(f".{CLASS}"): value for name, value in found.items()}
+    options = {part: _option(part, found) for part in named if f"{part}.{CLASS}" in found}
+    return named | options | {"selector": option_of_collection("selector", collection("selector", found)).name}
 
 
 def is_fixed(name: str) -> bool:
     """Whether a setting cannot change in the course of a run."""
-    return any(fnmatch(name, pattern) for pattern in FIXED)
-
-
-def _leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Yield each setting with its dotted name; an object's class goes by the object's name."""
-    if isinstance(node, list) and all(isinstance(item, Mapping) for item in node):
-        node = {_class(item).rpartition(".")[2]: item for item in node}
-    if not isinstance(node, Mapping):
-        yield name, node
-        return
-    if _class(node) and not name.endswith(ONLY):  # which LightningCLI writes without a class: there is but one
-        yield name, _class(node)
-    for key, value in node.items():
-        if key == "init_args":
-            yield from _leaves(value, name)
-        elif key not in ("_target_", "class_path", "_partial_"):
-            yield from _leaves(value, f"{name}.{key}" if name else key)
-
-
-def _class(node: Mapping[str, Any]) -> str:
-    return str(node.get("_target_") or node.get("class_path") or "")
+    return any(fnmatch(name.removesuffix(f".{CLASS}"), pattern) for pattern in FIXED)
 
 
 def _typed(name: str) -> str:
     """Return what is typed for a setting: the menu's name for it or for the group that it is in."""
     place = max((p for p in MENU if f"{name}.".startswith(f"{p}.")), key=len, default="")
-    return (MENU.get(place, "") + name.removeprefix(place)).lstrip(".") or name
+    typed = (MENU.get(place, "") + name.removeprefix(place)).lstrip(".")
+    return typed if typed not in ("", CLASS) else name
+
+
+def _below(parts: Iterable[str], name: str) -> bool:
+    """Whether a setting is one of the parts or belongs to one."""
+    return any(f"{name}.".startswith(f"{part}.") for part in parts)
+
+
+def _option(part: str, settings: Mapping[str, Any]) -> str:
+    """Return what is typed for a part as it is in some settings."""
+    inside = within(part, settings)
+    return option_of_part(inside).name if CLASS in inside else _shown(settings.get(part))
 
 
 def _shown(value: Any) -> str:
