@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from choosy.data.batches import Batch, ItemKey
-from choosy.methods.loss_inputs import Loss
+from choosy.methods.loss_inputs import NO_STEPS_YET, Facts, Loss
 from choosy.methods.schedule import Schedule, share_of_lr
 from choosy.models.policy import Policy
 from choosy.models.rows import Group
@@ -84,7 +84,7 @@ class WeightedDPO(LightningModule):
         self.seed = seed
         self.loss_epoch = MeanMetric(sync_on_compute=False)  # every rank knows the losses of all
         self.loss_epoch.persistent(True)
-        self.kl = 0.0  # of the policy from the reference, by the last step's own samples; of all ranks
+        self.facts = NO_STEPS_YET
         self.rounds_trained = 0.0  # with the share of the present round that is done
         self.configured_groups: list[dict[str, Any]] = []
 
@@ -140,7 +140,7 @@ class WeightedDPO(LightningModule):
             warmup.last_epoch = -1
             warmup.step()  # the first step of the round has the learning rate of the first step of the run
         if self.policy.states.is_reference():
-            self.kl = 0.0
+            self.facts = NO_STEPS_YET
 
     def warn_of_endless_warmup(self) -> None:
         """Warn once where the learning rate does not reach its value, by the steps of the first round."""
@@ -158,7 +158,7 @@ class WeightedDPO(LightningModule):
         """One optimiser step on the mean over the batch's items of weight x loss."""
 
         def part_loss(part: Batch) -> tuple[Tensor, StepStats]:
-            s = part.loss_inputs(self.policy.token_logps(part.groups), kl=self.kl)
+            s = part.loss_inputs(self.policy.token_logps(part.groups), self.facts)
             loss_B = part.weight_B.to(s.logp_R.device) * self.loss.items(s)
             loss = loss_B.sum() / batch.total
             bad = [part.items[n].key for n in (~torch.isfinite(loss_B)).nonzero().flatten().tolist()]
@@ -228,7 +228,8 @@ class WeightedDPO(LightningModule):
 
     def log_step(self, stats: StepStats, norm: Tensor, items: int, lr: float) -> None:
         """Log the step, and with the last step of an epoch the epoch's mean loss."""
-        self.kl = self.kl if stats.kl is None else stats.kl
+        if len(stats.reward_R):
+            self.facts = self.facts.after(kl=stats.kl, reward=stats.reward_R.mean().item())
         self.loss_epoch.update(stats.loss, weight=items)
         metrics: dict[str, float | Tensor] = {"loss_step": stats.loss, "lr": lr, **stats.metrics()}
         if self.max_grad_norm is not None:
@@ -254,14 +255,19 @@ class WeightedDPO(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         start, reference = self.policy.states.to_save(with_start=self.policy.lora is not None)
         metric = self.loss_epoch.state_dict()
-        checkpoint["choosy"] = {"initial": start, "reference": reference, "loss_epoch": metric, "kl": self.kl}
+        checkpoint["choosy"] = {
+            "initial": start,
+            "reference": reference,
+            "loss_epoch": metric,
+            "facts": tuple(self.facts),
+        }
         checkpoint["choosy"]["rounds_trained"] = self.rounds_trained
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         states: Mapping[str, Any] = checkpoint["choosy"]
         self.configure_model()
         self.loss_epoch.load_state_dict(states["loss_epoch"])
-        self.kl = states["kl"]
+        self.facts = Facts(*states.get("facts", [states.get("kl", 0.0)]))  # older checkpoints have kl alone
         self.rounds_trained = states.get("rounds_trained", 0.0)  # which older checkpoints do not have
         self.policy.states.load(states["initial"], states["reference"])
 

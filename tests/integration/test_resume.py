@@ -74,6 +74,7 @@ SETTINGS = {
     ],
     "reset": ["reset_policy=each_round", "warmup_steps=3", "labels.budget=40"],
     "kl of the last step": ["loss=kto", "data.responses=3", "lr=1e-2"],
+    "mean reward of the steps": ["loss=bco", "lr=1e-2"],
 }
 
 

@@ -167,6 +167,10 @@ def pro(*ranked: Seen) -> float:
     return total
 
 
+def log_odds(mean: float) -> float:
+    return mean - math.log(1 - math.exp(mean))
+
+
 FIRST_LOSS: dict[str, Callable[..., float]] = {  # of an item whose policy is its reference; beta 0.1
     "sigmoid": lambda one, other: math.log(2),
     "ld_dpo": lambda one, other: math.log(2),
@@ -178,6 +182,22 @@ FIRST_LOSS: dict[str, Callable[..., float]] = {  # of an item whose policy is it
     "rpo": lambda one, other: math.log(2) - one.mean,
     "pro": pro,
     "kto": lambda one: 0.5,
+    "bco": lambda one: math.log(2),
+    "robust": lambda one, other: math.log(2),
+    "exo": lambda one, other: -math.log(2) - (math.log(0.999) + math.log(0.001)) / 2,
+    "nca": lambda one, other: 2 * math.log(2),
+    "sppo": lambda one, other: 2 * 500.0**2,
+    "apo_zero": lambda one, other: 1.0,
+    "apo_down": lambda one, other: 1.0,
+    "discopop": lambda one, other: (math.log(2) + 1) / 2,
+    "dpop": lambda one, other: math.log(2),
+    "ipo_averaged": lambda one, other: 25.0,
+    "sigmoid_averaged": lambda one, other: math.log(2),
+    "f_dpo": lambda one, other: math.log(2),
+    "cpo": lambda one, other: math.log(1 + math.exp(0.1 * (other.logp - one.logp))) - one.mean,
+    "orpo": lambda one, other: 0.1 * math.log(1 + math.exp(log_odds(other.mean) - log_odds(one.mean))) - one.mean,
+    "wpo": lambda one, other: math.log(2) * math.exp(one.mean + other.mean),
+    "ada_dpo": lambda one, other: 0.01,  # at the lowest scale, 0.1 * (log 2 + 0.1 - log 2)
 }
 MORE = {"pro": ["data.responses=4"], "ld_dpo": ["data.responses=3"], "kto": ["data.responses=3"]}
 
@@ -202,7 +222,7 @@ def test_a_loss_starts_where_policy_is_reference_and_trains(loss, labeler, play)
     chosen = [] if labeler == "function" else [f"labeler={labeler}"]
     run = play(f"loss={loss}", *chosen, *MORE.get(loss, []), "rounds=1", "data.heldout=null")
     first = first_items(run)
-    assert {len(item) for item in first} == {{"pro": 4, "kto": 1}.get(loss, 2)}
+    assert {len(item) for item in first} == {{"pro": 4, "kto": 1, "bco": 1}.get(loss, 2)}
     assert all(item[0].reward > item[-1].reward for item in first if len(item) > 1)
     assert run.losses[0] == pytest.approx(sum(FIRST_LOSS[loss](*item) for item in first) / len(first), rel=1e-5)
     assert all(map(math.isfinite, run.losses))

@@ -12,6 +12,7 @@ import torch
 
 from choosy.data.batches import Batch, Item, ItemBatches, PoolItems, batch_of, shuffled
 from choosy.data.pool import Pool
+from choosy.methods.loss_inputs import Facts
 from choosy.types import Candidates, Pair, Prompt, Response
 
 NEEDS = frozenset({"pair", "reference"})
@@ -141,7 +142,7 @@ def test_a_batch_typed_in_full() -> None:
     assert [group[:2] for group in batch.groups] == [((5,), [(1,), (2, 3)]), ((5, 5), [(1, 1), (2, 3)])]
     assert batch.weight_B.tolist() == [1.0, 2.0]
     assert (len(batch), batch.total, batch.some(()).total, len(batch.some(()))) == (2, 2, 2, 0)
-    s = batch.loss_inputs(torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0]), kl=0.5)
+    s = batch.loss_inputs(torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0]), Facts(kl=0.5))
     assert s.logp_R.tolist() == [-1.0, -5.0, -9.0, -13.0]
     assert s.ref_R.tolist() == [-1.0, -2.0, -2.0, -2.0]
     assert s.length_R.tolist() == [1, 2, 2, 2]
@@ -149,7 +150,7 @@ def test_a_batch_typed_in_full() -> None:
     assert s.good_R.tolist() == [True, False, True, False]
     assert s.reward_R.tolist() == [2.0, 0.5, 3.0, 0.5]
     assert s.gap_B.tolist() == [1.5, 2.5]
-    assert (len(s.own_K), s.kl, s.tokens) == (0, 0.5, None)
+    assert (len(s.own_K), s.facts.kl, s.tokens) == (0, 0.5, None)
 
 
 def test_items_of_any_size_with_samples_of_the_policy_s_own_typed_in_full() -> None:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from choosy.methods.composed_losses import LengthDesensitized, LossSum, TokenWeightedLoss
-from choosy.methods.loss_inputs import Loss, LossInputs, TokenLogps, form_of
-from choosy.methods.losses import HingeLoss, KTOLoss, PROLoss, SFTLoss, SigmoidLoss, SimPOLoss
+from choosy.methods.loss_inputs import Facts, Loss, LossInputs, TokenLogps, form_of
+from choosy.methods.losses import KTOLoss, PROLoss, SFTLoss, SigmoidLoss, SimPOLoss
+from choosy.methods.pair_losses import PairLoss
 
 # Log-probs of the tokens of two pairs, and of the same tokens under the reference.
 CHOSEN = [[-0.5, -1.25, -2.0], [-0.75, -0.5]]
@@ -101,7 +102,7 @@ def test_simpo_s_rewards_are_trl_s() -> None:
 def test_kto_gives_trl_s_numbers(loss: Loss, kl: float, expected: list[float]) -> None:
     """Chosen responses are good, rejected ones bad; an estimate of the KL divergence below 0 counts as 0."""
     responses, refs = ([x for pair in zip(*of, strict=True) for x in pair] for of in (PAIR, PAIR_REF))
-    s = of_tokens(responses, refs, [1] * 4, good_R=torch.tensor([True, False] * 2), kl=kl)
+    s = of_tokens(responses, refs, [1] * 4, good_R=torch.tensor([True, False] * 2), facts=Facts(kl=kl))
     assert loss.items(s).tolist() == pytest.approx(expected, rel=1e-12)
 
 
@@ -181,7 +182,7 @@ def test_token_weights_leave_their_gradient_to_the_tokens() -> None:
     s = of_tokens([[-1.0, -2.0, -2.0], [-1.0, -1.0]], [[0.0] * 3, [0.0] * 2], [2])
     assert s.tokens is not None
     s.tokens.logp_T.requires_grad_()
-    TokenWeightedLoss(HingeLoss(), LengthDesensitized(0.5)).items(s).sum().backward()
+    TokenWeightedLoss(PairLoss("hinge"), LengthDesensitized(0.5)).items(s).sum().backward()
     assert s.tokens.logp_T.grad is not None
     assert s.tokens.logp_T.grad.tolist() == pytest.approx([-0.1, -0.1, -0.05, 0.1, 0.1])
 
@@ -193,7 +194,7 @@ OTHERS = [
     (SFTLoss(), [2, 2, 2]),
     (PROLoss(), [3, 1, 2]),
     (KTOLoss(), [1] * 6),
-    (LossSum({"hinge": HingeLoss(), "sft": SFTLoss()}, {"hinge": 2.0, "sft": 0.1}), [2, 2, 2]),
+    (LossSum({"hinge": PairLoss("hinge"), "sft": SFTLoss()}, {"hinge": 2.0, "sft": 0.1}), [2, 2, 2]),
 ]
 LENGTH_R, REWARD_R = torch.tensor([2, 1, 4, 3, 1, 5]), double([3.0, 1.0, -0.5, 2.0, 1.5, 1.0])
 
@@ -202,7 +203,7 @@ LENGTH_R, REWARD_R = torch.tensor([2, 1, 4, 3, 1, 5]), double([3.0, 1.0, -0.5, 2
 def test_gradients_are_those_of_the_formula(loss: Loss, sizes: list[int]) -> None:
     def values(logp_R: Tensor) -> Tensor:
         good_R = torch.tensor([True, False] * 3) if len(sizes) == 6 else None
-        more = {"length_R": LENGTH_R, "reward_R": REWARD_R, "good_R": good_R, "kl": 0.3}
+        more = {"length_R": LENGTH_R, "reward_R": REWARD_R, "good_R": good_R, "facts": Facts(kl=0.3)}
         return loss.items(LossInputs(logp_R, double([-3.0] * 6), sizes=sizes, **more))  # type: ignore[arg-type]
 
     logp_R = double([-4.0, -1.5, -3.0, -7.0, -0.5, -2.0]).requires_grad_()
@@ -248,7 +249,7 @@ def test_a_setting_without_a_meaning_is_refused(make: Any, words: str) -> None:
 
 
 def test_a_sum_needs_what_its_parts_need() -> None:
-    rpo = LossSum({"hinge": HingeLoss(beta=0.3), "sft": SFTLoss()}, {"hinge": 1.0, "sft": 1.0})
+    rpo = LossSum({"hinge": PairLoss("hinge", beta=0.3), "sft": SFTLoss()}, {"hinge": 1.0, "sft": 1.0})
     assert (rpo.needs, rpo.beta) == ({"pair", "reference"}, 0.3)
     assert form_of(LossSum({"pro": PROLoss(), "sft": SFTLoss()}, {"pro": 1.0, "sft": 1.0}).needs) == "list"
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from choosy.data.pool import Pool
-from choosy.methods.loss_inputs import LossInputs, Need, TokenLogps, form_of
+from choosy.methods.loss_inputs import NO_STEPS_YET, Facts, LossInputs, Need, TokenLogps, form_of
 from choosy.methods.pairing import ranked
 from choosy.methods.weighting import mean_weight
 from choosy.models.logprobs import sum_by_response
@@ -151,7 +151,7 @@ class Batch:
         """The prompt of each item with its responses."""
         return [item.group for item in self.items]
 
-    def loss_inputs(self, logp_T: Tensor, *, kl: float = 0.0) -> LossInputs:
+    def loss_inputs(self, logp_T: Tensor, facts: Facts = NO_STEPS_YET) -> LossInputs:
         """What the loss is given: the log-probs of the groups' response tokens with what the pool knows about them."""
         device, items = logp_T.device, self.items
         logp_S = sum_by_response(logp_T, self.groups)  # S: of each item its responses, then its other samples
@@ -170,7 +170,7 @@ class Batch:
             good_R=torch.tensor([x.good and i == 0 for x in items for i in range(len(x.response_ids))], device=device),
             reward_R=torch.tensor([reward for x in items for reward in x.rewards], dtype=torch.float64),
             own=(logp_S[place_K], ref_S[place_K], item_S.to(device)[place_K]),
-            kl=kl,
+            facts=facts,
             tokens=self._token_logps(logp_T, length_R) if items[0].ref_token_logps else None,
         )
 

@@ -1,14 +1,20 @@
-"""Losses that are made of other losses: sums with shares, sums over weighted tokens."""
+"""Losses that are made of other losses: sums with shares, other scores of responses, weights of tokens or of items."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from choosy.methods.loss_inputs import Loss, LossInputs, Need, TokenWeighing, form_of
+
+Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
+LARGEST = 40.0  # exponent: what a loss makes of exp(40), and its square, is finite in fp32
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,111 @@ class LossSum:
 
     def rewards(self, s: LossInputs) -> Tensor:
         return next(iter(self.parts.values())).rewards(s)
+
+
+def divergence_slope(log_ratio_R: Tensor, divergence: Divergence, alpha: float = 0.5) -> Tensor:
+    """f'(pi / ref) of a divergence f: the score that takes the place of log(pi / ref) (f-DPO, arXiv 2309.16240, Eq. 9).
+
+    Constants that cancel between the responses of a pair are left as in TRL.
+
+    Example:
+        >>> divergence_slope(torch.tensor([0.0, 1.0]), "forward_kl")  # 1 - exp(-1)
+        tensor([0.0000, 0.6321])
+    """
+    if divergence == "forward_kl":
+        return 1 - torch.exp((-log_ratio_R).clamp(max=LARGEST))
+    if divergence == "js":
+        return math.log(2) + F.logsigmoid(log_ratio_R)
+    if divergence == "alpha":
+        return torch.expm1(((alpha - 1) * log_ratio_R).clamp(max=LARGEST)) / (alpha - 1)
+    return log_ratio_R
+
+
+@dataclass(frozen=True)
+class ScoredLoss:
+    """Any loss on other scores of responses than the log-ratio log(pi / ref).
+
+    Args:
+        loss: The loss.
+        reference: False = the score is log pi, and responses are not scored under the reference.
+        average: Divide by the response's tokens.
+        divergence: What holds the policy to the reference; reverse_kl is DPO's.
+        alpha: Of the alpha divergence; towards 1 it becomes reverse_kl.
+
+    Example:
+        >>> from choosy.methods.losses import SigmoidLoss
+        >>> cpo = ScoredLoss(SigmoidLoss(beta=0.1), reference=False)
+        >>> cpo.items(LossInputs(torch.tensor([-40.0, -55.0]), sizes=[2]))  # -log sigmoid(0.1 * 15)
+        tensor([0.2014])
+    """
+
+    loss: Loss
+    reference: bool = True
+    average: bool = False
+    divergence: Divergence = "reverse_kl"
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.divergence not in get_args(Divergence):
+            raise ValueError(f"loss.divergence={self.divergence} is none of {', '.join(get_args(Divergence))}.")
+        if self.divergence != "reverse_kl" and not self.reference:
+            raise ValueError(
+                f"loss.divergence={self.divergence} is one from the reference; leave it out, or loss.reference=false."
+            )
+        if self.divergence == "alpha" and abs(self.alpha - 1) < 1e-6:
+            raise ValueError("loss.alpha=1 is the reverse KL divergence: type loss.divergence=reverse_kl.")
+
+    @property
+    def beta(self) -> float:
+        return self.loss.beta
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return self.loss.needs if self.reference else self.loss.needs - {"reference"}
+
+    def _scored(self, s: LossInputs) -> LossInputs:
+        score_R = s.logp_R - s.ref_R if self.reference else s.logp_R
+        score_R = divergence_slope(score_R, self.divergence, self.alpha)
+        return s.scored(score_R / s.length_R.clamp(min=1) if self.average else score_R)
+
+    def items(self, s: LossInputs) -> Tensor:
+        return self.loss.items(self._scored(s))
+
+    def rewards(self, s: LossInputs) -> Tensor:
+        return self.loss.rewards(self._scored(s))
+
+
+@dataclass(frozen=True)
+class LikelihoodWeightedLoss:
+    """Any loss of pairs times exp(mean log pi(chosen) + mean log pi(rejected)), WPO (arXiv 2406.11827, Eq. 2).
+
+    The weight is of the policy as it is, without gradient: pairs that it would sample count more. The paper also aligns
+    it, dividing by the likelihood that the policy's own samples have; this is the plain form.
+
+    Example:
+        >>> from choosy.methods.losses import SigmoidLoss
+        >>> s = LossInputs(torch.tensor([-4.0, -5.0]), torch.tensor([-4.0, -5.0]), sizes=[2],
+        ...                length_R=torch.tensor([4, 10]))
+        >>> LikelihoodWeightedLoss(SigmoidLoss()).items(s)  # exp(-1 - 0.5) * 0.6931
+        tensor([0.1547])
+    """
+
+    loss: Loss
+
+    @property
+    def beta(self) -> float:
+        return self.loss.beta
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return self.loss.needs
+
+    def items(self, s: LossInputs) -> Tensor:
+        weight_B = s.mean_logp_R().detach().view(-1, 2).sum(1).exp()
+        return weight_B * self.loss.items(s)
+
+    def rewards(self, s: LossInputs) -> Tensor:
+        return self.loss.rewards(s)
 
 
 @dataclass(frozen=True)

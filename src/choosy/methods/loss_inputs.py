@@ -41,6 +41,34 @@ class TokenLogps(NamedTuple):
     response_T: Tensor
 
 
+class Facts(NamedTuple):
+    """What no part of a step shows by itself, of all ranks.
+
+    Attributes:
+        kl: KL divergence of the policy from the reference as the last step's own samples estimate it.
+        reward: Mean implicit reward of a step's responses, averaged over the steps so far.
+        steps: The number of these steps.
+    """
+
+    kl: float = 0.0
+    reward: float = 0.0
+    steps: int = 0
+
+    def after(self, *, kl: float | None, reward: float) -> Facts:
+        """The facts after a step with this mean reward; without a new estimate of the KL divergence the old one stays.
+
+        Example:
+            >>> Facts().after(kl=0.5, reward=1.0).after(kl=None, reward=2.0)
+            Facts(kl=0.5, reward=1.5, steps=2)
+        """
+        return Facts(
+            self.kl if kl is None else kl, self.reward + (reward - self.reward) / (self.steps + 1), self.steps + 1
+        )
+
+
+NO_STEPS_YET = Facts()
+
+
 class LossInputs:
     """B items with their R responses, item after item, the best response of an item first.
 
@@ -57,7 +85,7 @@ class LossInputs:
         own_K: Log-probability under the policy of responses that it sampled in this round, with gradient.
         own_ref_K: The same under the reference.
         own_item_K: The item whose prompt a sample answers.
-        kl: KL divergence of the policy from the reference as the last step's own samples estimate it, all ranks.
+        facts: What no part of a step shows by itself.
         tokens: Log-probs of single tokens, for a loss that needs them.
 
     Example:
@@ -76,7 +104,7 @@ class LossInputs:
         reward_R: Tensor | None = None,
         good_R: Tensor | None = None,
         own: tuple[Tensor, Tensor, Tensor] | None = None,
-        kl: float = 0.0,
+        facts: Facts = NO_STEPS_YET,
         tokens: TokenLogps | None = None,
     ) -> None:
         item_R = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.long))
@@ -89,7 +117,7 @@ class LossInputs:
         self.good_R = self.rank_R == 0 if good_R is None else good_R
         self.reward_R = (nan_R if reward_R is None else reward_R).double()
         self.own_K, self.own_ref_K, self.own_item_K = (none_K, none_K, none_K.long()) if own is None else own
-        self.kl = kl
+        self.facts = facts
         self.tokens = tokens
 
     def __len__(self) -> int:
@@ -138,6 +166,12 @@ class LossInputs:
         """Implicit rewards of the responses, beta * log(pi / ref) (arXiv 2305.18290, Eq. 5), without gradient."""
         return beta * (self.logp_R.detach() - self.ref_R)
 
+    def scored(self, score_R: Tensor) -> LossInputs:
+        """The same items with scores in the place of log-ratios."""
+        scored = copy(self)
+        scored.logp_R, scored.ref_R = score_R, torch.zeros_like(self.ref_R)
+        return scored
+
     def weighted(self, weighing: TokenWeighing) -> LossInputs:
         """The same items with log-probs summed by token weights instead of plainly, for policy and reference alike."""
         assert self.tokens is not None, "a loss with token weights needs tokens"
@@ -148,6 +182,12 @@ class LossInputs:
         weighted = copy(self)
         weighted.logp_R, weighted.ref_R = sums
         return weighted
+
+
+def check_beta(beta: float) -> None:
+    """Refuse a beta that is not positive."""
+    if not beta > 0:
+        raise ValueError(f"loss.beta={beta} turns preference into nothing; choose beta > 0 (0.1 is usual).")
 
 
 class Loss(Protocol):

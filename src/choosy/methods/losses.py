@@ -13,14 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from choosy.methods.loss_inputs import LossInputs, Need
+from choosy.methods.loss_inputs import LossInputs, Need, check_beta
 
 PAIRS_AND_REFERENCE: frozenset[Need] = frozenset({"pair", "reference"})
-
-
-def _check_beta(beta: float) -> None:
-    if not beta > 0:
-        raise ValueError(f"loss.beta={beta} turns preference into nothing; choose beta > 0 (0.1 is usual).")
 
 
 # -- pairs, with a reference ---------------------------------------------------------------------------------------
@@ -45,7 +40,7 @@ class SigmoidLoss:
     needs: ClassVar[frozenset[Need]] = PAIRS_AND_REFERENCE
 
     def __post_init__(self) -> None:
-        _check_beta(self.beta)
+        check_beta(self.beta)
         if not 0 <= self.label_smoothing <= 0.5:
             raise ValueError(f"loss.label_smoothing={self.label_smoothing} is no share of flipped labels in [0, 0.5].")
 
@@ -53,52 +48,6 @@ class SigmoidLoss:
         delta_B = s.delta_B
         agree_B, flipped_B = -F.logsigmoid(self.beta * delta_B), -F.logsigmoid(-self.beta * delta_B)
         return (1 - self.label_smoothing) * agree_B + self.label_smoothing * flipped_B
-
-    def rewards(self, s: LossInputs) -> Tensor:
-        return s.log_ratio_rewards(self.beta)
-
-
-@dataclass(frozen=True)
-class IPOLoss:
-    """(delta - 1 / (2 beta))^2, identity preference optimisation (arXiv 2310.12036, Eq. 17), on summed log-probs.
-
-    Example:
-        >>> s = LossInputs(torch.tensor([-40.0, -55.0]), torch.tensor([-42.0, -50.0]), sizes=[2])
-        >>> IPOLoss(beta=0.1).items(s)  # (7 - 5)^2
-        tensor([4.])
-    """
-
-    beta: float = 0.1
-    needs: ClassVar[frozenset[Need]] = PAIRS_AND_REFERENCE
-
-    def __post_init__(self) -> None:
-        _check_beta(self.beta)
-
-    def items(self, s: LossInputs) -> Tensor:
-        return (s.delta_B - 1 / (2 * self.beta)) ** 2
-
-    def rewards(self, s: LossInputs) -> Tensor:
-        return s.log_ratio_rewards(self.beta)
-
-
-@dataclass(frozen=True)
-class HingeLoss:
-    """max(0, 1 - beta * delta), the hinge of SLiC (arXiv 2305.10425) on log-ratios.
-
-    Example:
-        >>> s = LossInputs(torch.tensor([-40.0, -55.0]), torch.tensor([-42.0, -50.0]), sizes=[2])
-        >>> HingeLoss(beta=0.1).items(s)  # 1 - 0.1 * 7
-        tensor([0.3000])
-    """
-
-    beta: float = 0.1
-    needs: ClassVar[frozenset[Need]] = PAIRS_AND_REFERENCE
-
-    def __post_init__(self) -> None:
-        _check_beta(self.beta)
-
-    def items(self, s: LossInputs) -> Tensor:
-        return F.relu(1 - self.beta * s.delta_B)
 
     def rewards(self, s: LossInputs) -> Tensor:
         return s.log_ratio_rewards(self.beta)
@@ -130,7 +79,7 @@ class SelfRewardLoss:
     needs: ClassVar[frozenset[Need]] = PAIRS_AND_REFERENCE | {"reward"}
 
     def __post_init__(self) -> None:
-        _check_beta(self.beta)
+        check_beta(self.beta)
         if not self.share > 0:
             raise ValueError(f"loss.share={self.share} leaves no margin; choose loss.share > 0, or loss=sigmoid.")
         if not self.clip > 0:
@@ -166,7 +115,7 @@ class SimPOLoss:
     needs: ClassVar[frozenset[Need]] = frozenset({"pair"})
 
     def __post_init__(self) -> None:
-        _check_beta(self.beta)
+        check_beta(self.beta)
         if not self.gamma >= 0:
             raise ValueError(f"loss.gamma={self.gamma} is no margin; choose loss.gamma >= 0.")
 
@@ -259,8 +208,9 @@ class KTOLoss:
             (arXiv 2408.06266, Eq. 7).
 
     Example:
+        >>> from choosy.methods.loss_inputs import Facts
         >>> s = LossInputs(torch.tensor([-40.0, -55.0]), torch.tensor([-42.0, -50.0]), sizes=[1, 1],
-        ...                   good_R=torch.tensor([True, False]), kl=1.0)
+        ...                good_R=torch.tensor([True, False]), facts=Facts(kl=1.0))
         >>> KTOLoss(beta=0.1).items(s)  # 1 - sigmoid(0.1 * (2 - 1)), 1 - sigmoid(0.1 * (1 + 5))
         tensor([0.4750, 0.3543])
     """
@@ -271,7 +221,7 @@ class KTOLoss:
     reference_point: Literal["own", "zero"] = "own"
 
     def __post_init__(self) -> None:
-        _check_beta(self.beta)
+        check_beta(self.beta)
         if self.reference_point not in ("own", "zero"):
             raise ValueError(f"loss.reference_point={self.reference_point} is none of own, zero.")
         for name, weight in (("good_weight", self.good_weight), ("bad_weight", self.bad_weight)):
@@ -284,10 +234,47 @@ class KTOLoss:
         return always | {"own"} if self.reference_point == "own" else always
 
     def items(self, s: LossInputs) -> Tensor:
-        kl = max(0.0, s.kl) if self.reference_point == "own" else 0.0
+        kl = max(0.0, s.facts.kl) if self.reference_point == "own" else 0.0
         gain_B = self.beta * (s.logp_R - s.ref_R - kl)
         good_B, bad_B = 1 - torch.sigmoid(gain_B), 1 - torch.sigmoid(-gain_B)
         return torch.where(s.good_R, self.good_weight * good_B, self.bad_weight * bad_B)
+
+    def rewards(self, s: LossInputs) -> Tensor:
+        return s.log_ratio_rewards(self.beta)
+
+
+@dataclass(frozen=True)
+class BCOLoss:
+    """-log sigmoid(+-(beta * (log pi - log ref) - shift)), + of good responses and - of bad ones (arXiv 2404.04656).
+
+    The classifier's logit is the implicit reward less its mean over the steps so far, as TRL's running mean has it;
+    there the present step counts too, here it does not, so that a step's parts and ranks need not wait for each other.
+
+    Args:
+        beta: How closely the policy is held to the reference; larger = closer.
+        shift: `running`: as above; `zero`: no shift.
+
+    Example:
+        >>> from choosy.methods.loss_inputs import Facts
+        >>> s = LossInputs(torch.tensor([-40.0, -55.0]), torch.tensor([-42.0, -50.0]), sizes=[1, 1],
+        ...                good_R=torch.tensor([True, False]), facts=Facts(reward=0.1))
+        >>> BCOLoss(beta=0.1).items(s)  # -log sigmoid(0.2 - 0.1), -log sigmoid(0.5 + 0.1)
+        tensor([0.6444, 0.4375])
+    """
+
+    beta: float = 0.1
+    shift: Literal["running", "zero"] = "running"
+    needs: ClassVar[frozenset[Need]] = frozenset({"single", "reference"})
+
+    def __post_init__(self) -> None:
+        check_beta(self.beta)
+        if self.shift not in ("running", "zero"):
+            raise ValueError(f"loss.shift={self.shift} is none of running, zero.")
+
+    def items(self, s: LossInputs) -> Tensor:
+        shift = s.facts.reward if self.shift == "running" else 0.0
+        logit_B = self.beta * (s.logp_R - s.ref_R) - shift
+        return -F.logsigmoid(torch.where(s.good_R, logit_B, -logit_B))
 
     def rewards(self, s: LossInputs) -> Tensor:
         return s.log_ratio_rewards(self.beta)
