@@ -13,13 +13,14 @@ from choosy.main import in_sentences
 from choosy.main import main as train
 from choosy.options.fit_words import HELP, read_words
 from choosy.reporting.compare import UnitPrices, compare, print_comparison, write_comparison
-from choosy.reporting.report import print_report, write_index, write_report
+from choosy.reporting.index import read_index, write_index
+from choosy.reporting.report import print_report, write_report
 from choosy.reporting.summary import read_run
 
 USAGE = """choosy train selector=certainty   play a run, with -m several; `choosy train --help` lists what can be typed
 choosy fit --config run.yaml      play what `choosy train ... --cfg job > run.yaml` composed
 choosy report RUN_DIR             write and print the report of a run, finished or not
-choosy index SWEEP_DIR            write index.csv and index.html over the runs of a sweep
+choosy index SWEEP_DIR            list the runs of a sweep, with means over seeds and the best: index.csv, index.html
 choosy compare SWEEP_DIR          write compare.html, .png and .csv: which arm pays: labels, seconds, tokens, money, KL
 choosy eval RUN prompts.jsonl     compare the tuned model's answers to other prompts with the start's
 choosy chat RUN                   talk to the tuned model
@@ -89,10 +90,12 @@ def report(words: list[str]) -> None:
 def index(words: list[str]) -> None:
     """Write the index of a sweep."""
     parser = ArgumentParser(
-        "choosy index", description="Write index.csv and index.html over the finished runs of a sweep."
+        "choosy index",
+        description="List the finished runs of a sweep, with means over seeds and the best: index.csv and index.html.",
     )
     parser.add_argument("sweep_dir", metavar="SWEEP_DIR", help="the folder below which the runs are")
-    print(write_index(parser.parse_args(words).sweep_dir))
+    write_index(found := read_index(parser.parse_args(words).sweep_dir))
+    found.print()
 
 
 def compare_arms(words: list[str]) -> None:

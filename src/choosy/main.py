@@ -40,6 +40,7 @@ from choosy.resume.failed_starts import leaving_no_failed_start
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
 
+    from choosy.reporting.index import Index
     from choosy.reporting.summary import RunSummary
     from choosy.resume.run_folder import Start
 
@@ -63,7 +64,7 @@ def arm(words: list[str]) -> str:
 OmegaConf.register_new_resolver("started", started, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("arm", arm, replace=True)
 
-SWEEPS: set[str] = set()  # folders of sweeps whose jobs this process has played
+SWEEPS: dict[str, Index] = {}  # whose jobs this process has played, by their folders
 COMMAND = list(sys.argv)  # as typed, `choosy train ...` or `python train.py ...`
 STACKS = "HYDRA_FULL_ERROR"
 PATHS = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)  # of a path that was typed
@@ -129,8 +130,8 @@ def main() -> None:
             _main()
         finally:
             restore_stacks()
-    for folder in SWEEPS:
-        print(f"All runs: {folder}/index.html\nNext: choosy compare {shlex.quote(folder)}")
+    for index in SWEEPS.values():
+        index.print()
 
 
 def restore_stacks() -> None:
@@ -142,7 +143,7 @@ def restore_stacks() -> None:
 @hydra.main(version_base="1.3", config_path="pkg://choosy.conf", config_name="train")
 def _main(cfg: DictConfig) -> float | None:
     """Train as composed and return the objective, for sweepers."""
-    from choosy.reporting.report import write_index
+    from choosy.reporting.index import read_index, write_index
     from choosy.reporting.summary import read_run
 
     restore_stacks()
@@ -164,7 +165,8 @@ def _main(cfg: DictConfig) -> float | None:
             return None
     run = read_run(run_dir)
     if multirun:
-        SWEEPS.add(str(write_index(HydraConfig.get().sweep.dir).parent))
+        write_index(index := read_index(HydraConfig.get().sweep.dir))
+        SWEEPS[str(index.folder)] = index
         if not finished:
             print(f"{run_dir}: {run.headline}, {run.costs}")
     return objective(cfg, run)

@@ -13,6 +13,7 @@ import yaml
 
 from choosy.files import replacing
 from choosy.main import built
+from choosy.reporting.summary import refuse_sweep
 from choosy.types import Candidates, Message, Prompt, seed_of
 
 if TYPE_CHECKING:  # functions import torch and transformers once the words of the command are read
@@ -40,6 +41,7 @@ class TunedRun:
         """Find a run's tuned model; a ValueError if it has none."""
         path = Path(folder)
         if not (path / "config.yaml").is_file():
+            refuse_sweep(path)
             raise ValueError(f"{folder} is not the folder of a run: it has no config.yaml; type one such as runs/demo.")
         model = next((path / name for name in ("adapter", "model") if (path / name).is_dir()), None)
         if model is None:

@@ -185,7 +185,7 @@ def test_index_lists_the_runs_below_a_folder(lines, choosy, tmp_path, capsys):
     for seed in (0, 1):
         train(compose([*lines, "rounds=1", f"seed={seed}"]), tmp_path / "sweep" / str(seed))
     choosy("index", tmp_path / "sweep")
-    assert "index.csv" in capsys.readouterr().out
+    assert "in 2 runs, the best of them" in capsys.readouterr().out
     with (tmp_path / "sweep" / "index.csv").open() as file:
         rows: list[dict[str, Any]] = list(csv.DictReader(file))
     assert [row["job"] for row in rows] == ["0", "1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 import sys
 from typing import Any
@@ -74,3 +75,28 @@ def test_a_baseline_that_is_no_arm_is_named(sweep, monkeypatch):
 def test_a_folder_without_runs_says_what_to_type(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="First type choosy train -m"):
         choosy(monkeypatch, "compare", str(tmp_path))
+
+
+@pytest.mark.parametrize("words", [["report"], ["chat"], ["merge", "DIR"]])
+def test_a_sweep_where_a_run_is_wanted_says_what_to_type(sweep, words, monkeypatch):
+    command, *more = words
+    said = rf"sweep is a sweep of 5 runs: type choosy compare {sweep}, or give the folder of one, such as {sweep}/certa"
+    with pytest.raises(SystemExit, match=said):
+        choosy(monkeypatch, command, str(sweep), *more)
+
+
+def test_runs_on_given_pairs_are_compared_by_their_accuracy_on_held_out_ones(play, tmp_path, monkeypatch, capsys):
+    rows = [{"prompt": f"Day {n}?", "chosen": "Good and long.", "rejected": "Bad!"} for n in range(6)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["data=offline", "labeler=dataset", "data.heldout=null"]
+    given += [f"data.{name}={tmp_path}/pairs.jsonl" for name in ("train", "heldout_pairs")]
+    for loss in ("sigmoid", "ipo"):
+        for seed in (0, 1):
+            run = play(*given, f"loss={loss}", f"seed={seed}", "lr=1e-2", name=f"sweep/{loss}{seed}").run_dir
+            (run / ".hydra").mkdir(exist_ok=True)
+            (run / ".hydra" / "overrides.yaml").write_text(f"[loss={loss}, seed={seed}]")
+    choosy(monkeypatch, "compare", str(tmp_path / "sweep"))
+    said = capsys.readouterr().out
+    assert "labels to the final accuracy of loss=ipo" in said
+    assert "100% ± 0%" in said
+    assert "Final accuracy, and its difference" in (tmp_path / "sweep" / "compare.html").read_text()

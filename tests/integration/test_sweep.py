@@ -31,6 +31,7 @@ def test_a_sweep_leaves_a_folder_a_job_and_an_index(lines, tmp_path):
     *jobs, index, compare = run.stdout.rstrip().splitlines()
     assert sum(": Held-out reward" in line for line in jobs) == 4
     assert "Left behind in" not in run.stdout
+    assert jobs[-1].startswith("Best: selector=")
     assert index == f"All runs: {tmp_path}/sweep/index.html"
     assert compare == f"Next: choosy compare {tmp_path}/sweep"
     jobs = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
@@ -38,13 +39,13 @@ def test_a_sweep_leaves_a_folder_a_job_and_an_index(lines, tmp_path):
     with (tmp_path / "sweep" / "index.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["job"] for row in rows] == jobs
-    overridden = {tuple(word for word in row["overrides"].split() if "sel" in word or "seed" in word) for row in rows}
-    assert overridden == {(f"selector={s}", f"seed={n}") for s in ("optune", "certainty") for n in (0, 1)}
+    assert {(row["selector"], row["seed"]) for row in rows} == {(s, n) for s in ("optune", "certainty") for n in "01"}
+    assert "model.name" not in rows[0]
     for row in rows:
         numbers = summary(tmp_path / "sweep" / row["job"])
         assert float(row["win_rate"]) == numbers["win_rate"]
         assert int(row["labels"]) == numbers["labels"]["spent"] > 0
-        assert f"seed={numbers['seed']}" in row["overrides"].split()
+        assert int(row["seed"]) == numbers["seed"]
 
 
 def test_a_sweep_over_launched_processes_is_refused_with_the_remedy(lines, tmp_path):

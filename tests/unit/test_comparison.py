@@ -72,8 +72,8 @@ def test_the_cheapest_arm_is_printed_after_the_baseline() -> None:
     print_comparison(compared({"spread": arm(0.02), "certainty": arm(0.005), "random_pairs": arm(0.01)}), console)
     lines = [line.split() for line in console.export_text().splitlines() if line.split()[1:2] == ["8"]]
     assert [line[0] for line in lines] == ["random_pairs", "spread", "certainty"]
-    assert lines[1][2:] == ["200", "200", "50%", "+4.14"]
-    assert lines[2][2] == "never"
+    assert lines[1][2:] == ["8.28", "±", "0.20", "200", "200", "50%", "+4.14"]
+    assert lines[2][5] == "never"
 
 
 def test_kl_is_a_panel_where_all_runs_measured_it() -> None:

@@ -1,7 +1,6 @@
 """What a run leaves behind, from round files written here by the contract."""
 
 import base64
-import csv
 import io
 import json
 import os
@@ -17,7 +16,7 @@ from callbacks.report import Report
 from choosy.data.table_files import write_table
 from choosy.reporting.display import PHASES
 from choosy.reporting.model_card import model_card
-from choosy.reporting.report import crop, curves, print_report, write_index, write_report
+from choosy.reporting.report import crop, curves, print_report, write_report
 from choosy.reporting.summary import HeldoutAnswer, RunSummary, read_run, write_summary
 
 COLUMNS = pa.schema(
@@ -327,41 +326,6 @@ def test_files_are_replaced_whole(run_dir, monkeypatch):
     with pytest.raises(OSError, match="full"):
         write_summary(read_run(run_dir), run_dir / "summary.json")
     assert (run_dir / "summary.json").read_text() == "old"
-
-
-def test_index_lists_the_finished_jobs_of_a_sweep_in_order(tmp_path):
-    for job in ("10", "2"):
-        folder = write_run(tmp_path / job)
-        write_summary(read_run(folder), folder / "summary.json")
-    (tmp_path / "2" / ".hydra").mkdir()
-    (tmp_path / "2" / ".hydra" / "overrides.yaml").write_text("- seed=1\n- selector=optune\n")
-    write_run(tmp_path / "3", rounds=3)  # interrupted: it has no summary
-    path = write_index(tmp_path)
-    assert path == tmp_path / "index.csv"
-    with path.open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    numbers = {"reward_initial": "0.25", "reward_final": "0.75", "win_rate": "0.875"}
-    cost = {"labels": "24", "tokens": "2000", "seconds": "18.0"}
-    assert rows == [
-        {"job": "2", "overrides": "seed=1 selector=optune"} | numbers | cost,
-        {"job": "10", "overrides": ""} | numbers | cost,
-    ]
-    page = (tmp_path / "index.html").read_text()
-    assert '<a href="2/report.html">2</a>' in page
-    assert page.index("seed=1 selector=optune") < page.index('<a href="10/report.html">10</a>')
-    assert "88%" in page
-    assert write_index(tmp_path) == path
-    assert not list(tmp_path.rglob("*.unfinished"))
-
-
-def test_the_index_escapes_what_was_typed(tmp_path):
-    folder = write_run(tmp_path / "0")
-    write_summary(read_run(folder), folder / "summary.json")
-    (folder / ".hydra").mkdir()
-    (folder / ".hydra" / "overrides.yaml").write_text(f"- name={EVIL}\n")
-    write_index(tmp_path)
-    assert "<script" not in (tmp_path / "index.html").read_text()
-    assert "name=&lt;script&gt;" in (tmp_path / "index.html").read_text()
 
 
 RANK_0 = SimpleNamespace(is_global_zero=True, datamodule=None)

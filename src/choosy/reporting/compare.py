@@ -21,6 +21,7 @@ from rich.table import Table
 from choosy.files import replacing
 from choosy.reporting.courses import Arm, Course, Interval, Versus, mean_course, versus
 from choosy.reporting.report import write_page
+from choosy.reporting.summary import MEASURES, as_spread
 from choosy.reporting.sweeps import read_sweep
 
 COSTS = ("labels", "seconds", "tokens")
@@ -71,6 +72,12 @@ class Comparison:
     def measure(self) -> str:
         """What the quality is: reward, win rate or accuracy."""
         return next(iter(self.arms[self.baseline].values())).measure.replace("_", " ")
+
+    def final(self, name: str) -> str:
+        """The mean of an arm's final quality, with its standard deviation over the seeds."""
+        runs = self.arms[name].values()
+        form = MEASURES[next(iter(runs)).measure][1]
+        return as_spread([run.quality[-1] for run in runs], form)
 
     def rows(self, cost: str) -> list[tuple[str, Versus]]:
         """The arms at a cost: the baseline, then the others, the cheapest first."""
@@ -247,11 +254,17 @@ def print_comparison(comparison: Comparison, out: Console | None = None) -> None
     cost = comparison.headline_cost
     amount = partial(as_amount, cost=cost)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("arm", "seeds", cost, "95 % interval", "share", "gain"):
+    for name in ("arm", "seeds", f"final {comparison.measure}", cost, "95 % interval", "share", "gain"):
         table.add_column(name, justify="left" if name == "arm" else "right")
     for name, found in comparison.rows(cost):
-        cells = (str(found.seeds), amount(found.paid.value), as_range(found.paid, amount), as_share(found.ratio.value))
-        table.add_row(name, *cells, as_difference(found.gain.value) if name != comparison.baseline else "")
+        paid = (amount(found.paid.value), as_range(found.paid, amount), as_share(found.ratio.value))
+        table.add_row(
+            name,
+            str(found.seeds),
+            comparison.final(name),
+            *paid,
+            as_difference(found.gain.value) if name != comparison.baseline else "",
+        )
     out = out or Console(highlight=False)
     out.print(f"{cost} to the final {comparison.measure} of {comparison.baseline}:", soft_wrap=True)
     out.print(table)

@@ -1,18 +1,15 @@
-"""Reports a run or a sweep, on the terminal or as a page."""
+"""Reports a run, on the terminal or as a page."""
 
 from __future__ import annotations
 
 import base64
-import csv
 import io
-import json
 import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich import box
 from rich.columns import Columns
@@ -25,7 +22,6 @@ from choosy.reporting.display import PHASES, duration
 from choosy.reporting.summary import LEARNED, MEASURES, RunSummary, as_text, costs_of
 
 PHASE_COLORS = dict(zip(PHASES, ("#2563eb", "#0891b2", "#7c3aed", "#db2777", "#d97706", "#65a30d"), strict=True))
-INDEX_COLUMNS = ("job", "overrides", "reward_initial", "reward_final", "win_rate", "labels", "tokens", "seconds")
 GRID, FRAME, INK = "#e5e7eb", "#9ca3af", "#4b5563"
 CURVES = {"reward": "#2563eb", "win_rate": "#d97706", "accuracy": "#7c3aed"}
 
@@ -115,21 +111,6 @@ def write_report(run: RunSummary) -> None:
     )
 
 
-def write_index(sweep_dir: str | Path) -> Path:
-    """Write `index.html` and the returned `index.csv` for a sweep: a line for each finished run below the folder."""
-    folder = Path(sweep_dir)
-    if not folder.is_dir():
-        raise ValueError(f"Wanted the folder of a sweep; there is no folder {folder}.")
-    files = sorted(folder.rglob("summary.json"), key=lambda path: _by_number(path.parent.name))
-    jobs = [_job(path.parent, folder) for path in files]
-    with replacing(folder / "index.csv") as unfinished, unfinished.open("w", newline="") as file:
-        writer = csv.DictWriter(file, INDEX_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(jobs)
-    write_page("index.html.j2", folder / "index.html", title=f"Choosy sweep {folder.resolve().name}", jobs=jobs)
-    return folder / "index.csv"
-
-
 def filled(template: str, **values: Any) -> str:
     """Fill a template in `templates/`."""
     pages = Environment(
@@ -147,25 +128,6 @@ def write_page(template: str, path: str | Path, **values: Any) -> None:
     """Fill a template in `templates/`, and write the page."""
     with replacing(path) as unfinished:
         unfinished.write_text(filled(template, **values), encoding="utf-8")
-
-
-def _job(run_dir: Path, sweep_dir: Path) -> dict[str, Any]:
-    numbers = json.loads((run_dir / "summary.json").read_text())
-    typed = run_dir / ".hydra" / "overrides.yaml"
-    return {
-        "job": run_dir.relative_to(sweep_dir).as_posix(),
-        "overrides": " ".join(yaml.safe_load(typed.read_text()) or ()) if typed.exists() else "",
-        "reward_initial": numbers["reward"]["initial"],
-        "reward_final": numbers["reward"]["final"],
-        "win_rate": numbers["win_rate"],
-        "labels": numbers["labels"]["spent"],
-        "tokens": numbers["tokens_generated"],
-        "seconds": numbers["seconds"]["total"],
-    }
-
-
-def _by_number(name: str) -> tuple[float, str]:
-    return (int(name) if name.isdigit() else math.inf, name)
 
 
 def curves(run: RunSummary) -> bytes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,6 +241,7 @@ def read_run(run_dir: str | Path) -> RunSummary:
     files = sorted(folder.glob("rounds/round_*.parquet"))
     start = folder / "rounds" / "start.parquet"
     if not files and not start.exists():
+        refuse_sweep(folder)
         raise ValueError(f"Wanted the folder of a run, with rounds/round_000.parquet; found none in {folder}.")
     facts = [read_about(path) for path in files]
     first = read_about(start) if start.exists() else {}
@@ -251,6 +254,15 @@ def read_run(run_dir: str | Path) -> RunSummary:
         latest=facts[-1] if facts else first,
         answers=tuple(_answers(evaluated[-1])) if evaluated else (),
     )
+
+
+def refuse_sweep(folder: Path) -> None:
+    """Refuse the folder of a sweep where that of one of its runs is wanted, and say what to type."""
+    if runs := sorted({path.parents[1] for path in folder.rglob("rounds/*.parquet")}):
+        raise ValueError(
+            f"{folder} is a sweep of {len(runs)} run{'s' * (len(runs) > 1)}: type choosy compare "
+            f"{shlex.quote(str(folder))}, or give the folder of one, such as {shlex.quote(str(runs[0]))}."
+        )
 
 
 def _answers(path: Path) -> Iterator[HeldoutAnswer]:
@@ -274,3 +286,14 @@ def as_text(value: float | None, form: str) -> str:
         ('25%', '–')
     """
     return "–" if value is None else format(value, form)
+
+
+def as_spread(values: Sequence[float], form: str) -> str:
+    """Return the mean of some runs and their standard deviation as text; one run has only its value.
+
+    Example:
+        >>> as_spread([0.25, 0.75], ".2f"), as_spread([0.5], ".0%"), as_spread([], ".2f")
+        ('0.50 ± 0.35', '50%', '–')
+    """
+    mean = as_text(statistics.fmean(values) if values else None, form)
+    return f"{mean} ± {as_text(statistics.stdev(values), form)}" if len(values) > 1 else mean

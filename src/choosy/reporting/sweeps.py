@@ -15,6 +15,8 @@ from choosy.reporting.courses import Arm, Course
 from choosy.reporting.summary import RunSummary, costs_of, read_run
 from choosy.types import content_id
 
+OF_ONE_RUN = ("name", "run_dir", "ckpt_path", "overwrite")  # options that do not make another arm
+
 
 def read_sweep(
     sweep_dir: str | Path, arm_of: Callable[[Path], tuple[str, ...] | None] | None = None
@@ -50,10 +52,16 @@ def read_sweep(
     return arms, skipped
 
 
+def words_of(run_dir: Path) -> list[str] | None:
+    """What was typed for a run; None where that is not known."""
+    path = run_dir / ".hydra" / "overrides.yaml"
+    return (yaml.safe_load(path.read_text()) or []) if path.exists() else None
+
+
 def typed(run_dir: Path) -> tuple[str, ...]:
     """The words of a run's arm; without them the name of the folder above it."""
-    path = run_dir / ".hydra" / "overrides.yaml"
-    return arm_words(yaml.safe_load(path.read_text()) or []) if path.exists() else (run_dir.parent.name,)
+    words = words_of(run_dir)
+    return (run_dir.parent.name,) if words is None else arm_words(words)
 
 
 def arm_words(words: Iterable[str]) -> tuple[str, ...]:
@@ -63,7 +71,7 @@ def arm_words(words: Iterable[str]) -> tuple[str, ...]:
         >>> arm_words(["seed=1", "selector=random", "lr=1e-4"])
         ('lr=1e-4', 'selector=random')
     """
-    own = ("seed", "name", "run_dir", "ckpt_path")  # of one run of an arm
+    own = ("seed", *OF_ONE_RUN)
     return tuple(sorted(word for word in words if word.lstrip("+").split("=")[0] not in own))
 
 

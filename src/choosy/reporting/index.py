@@ -1,0 +1,224 @@
+"""Lists the finished runs of a sweep: what varied, what each reached and spent, means over seeds."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shlex
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from choosy.files import replacing
+from choosy.options.parts import collection, leaves, option_of_collection, option_of_part
+from choosy.reporting.report import write_page
+from choosy.reporting.summary import MEASURES, OF_PAIRS, as_spread, as_text
+from choosy.reporting.sweeps import OF_ONE_RUN, words_of
+
+COURSES = ("reward", *OF_PAIRS)  # measured at the start too
+QUALITIES = ("reward", "win_rate", "accuracy")  # the first that was measured decides which is best
+COSTS = ("labels", "tokens", "seconds")
+
+
+class Means(NamedTuple):
+    """The runs that differ in their seeds only.
+
+    Attributes:
+        options: Their values of the options that vary.
+        jobs: Their folders, the best first.
+        measures: The last value of each measure in each of them.
+    """
+
+    options: tuple[str, ...]
+    jobs: tuple[str, ...]
+    measures: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Index:
+    """The finished runs of a sweep.
+
+    Attributes:
+        folder: The folder of the sweep.
+        options: The names of the options that vary, and the seed.
+        measures: What some run has measured.
+        jobs: A row for each run: its folder, its options, its measures and costs.
+    """
+
+    folder: Path
+    options: tuple[str, ...]
+    measures: tuple[str, ...]
+    jobs: tuple[Mapping[str, Any], ...]
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The options that vary, besides the seed."""
+        return tuple(name for name in self.options if name != "seed")
+
+    @property
+    def quality(self) -> str:
+        """The measure that says which is best; "" if nothing was judged."""
+        return next((name for name in QUALITIES if name in self.measures), "")
+
+    @property
+    def means(self) -> list[Means]:
+        """The runs of each setting, the best setting first."""
+        found: dict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
+        for job in self.jobs:
+            found[tuple(str(job[name]) for name in self.arms)].append(job)
+        quality = last_of(self.quality) if self.quality else "labels"
+
+        def best_first(job: Mapping[str, Any]) -> float:
+            return -(job[quality] if job[quality] is not None else float("-inf"))
+
+        def of_group(options: tuple[str, ...], jobs: list[Mapping[str, Any]]) -> Means:
+            values = {n: [job[last_of(n)] for job in jobs if job[last_of(n)] is not None] for n in self.measures}
+            return Means(options, tuple(job["job"] for job in sorted(jobs, key=best_first)), values)
+
+        groups = [of_group(*group) for group in found.items()]
+        if not self.quality:
+            return groups
+        reached = {each.options: each.measures[self.quality] for each in groups}
+        return sorted(groups, key=lambda each: -mean(reached[each.options]))
+
+    @property
+    def best(self) -> str:
+        """Which setting and which run reached most, in a sentence; "" if nothing was judged."""
+        if not self.quality:
+            return ""
+        name, form = MEASURES[self.quality]
+        means = self.means
+        reached = mean(means[0].measures[self.quality])
+        best = [each for each in means if mean(each.measures[self.quality]) == reached]
+        typed = " and ".join(
+            " ".join(f"{option}={value}" for option, value in zip(self.arms, each.options, strict=True))
+            for each in best
+        )
+        if len(best) > 1:
+            return f"Best: {typed}, with the same {name} of {as_text(reached, form)}."
+        runs = f"{len(best[0].jobs)} run{'s' * (len(best[0].jobs) > 1)}"
+        spread = f"{name} {as_spread(best[0].measures[self.quality], form)} in {runs}"
+        return f"Best: {typed + ': ' if typed else ''}{spread}, the best of them {self.folder / best[0].jobs[0]}."
+
+    @property
+    def headings(self) -> dict[str, str]:
+        """The headings of the measures."""
+        return {name: ("held-out " if name in self.arms else "") + MEASURES[name][0] for name in self.measures}
+
+    def print(self, out: Console | None = None) -> None:
+        """Print the mean and the standard deviation of each setting over its seeds, the best, and what to type next."""
+        out = out or Console(highlight=False, markup=False)
+        if self.best:
+            table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+            for name in (*self.arms, "runs", *self.headings.values()):
+                table.add_column(name, justify="left" if name in self.arms else "right")
+            for each in self.means:
+                cells = (as_spread(each.measures[name], MEASURES[name][1]) for name in self.measures)
+                table.add_row(*each.options, str(len(each.jobs)), *cells)
+            out.print(table)
+            out.print(self.best, soft_wrap=True)
+        out.print(f"All runs: {self.folder}/index.html", soft_wrap=True)
+        if self.best:
+            out.print(f"Next: choosy compare {shlex.quote(str(self.folder))}", soft_wrap=True)
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean; minus infinity of no values."""
+    return sum(values) / len(values) if values else float("-inf")
+
+
+def last_of(measure: str) -> str:
+    """The column with the last value of a measure."""
+    return f"{measure}_final" if measure in COURSES else measure
+
+
+def read_index(sweep_dir: str | Path) -> Index:
+    """Read what the finished runs below a folder have left.
+
+    Raises:
+        ValueError: There is no such folder.
+    """
+    folder = Path(sweep_dir)
+    if not folder.is_dir():
+        raise ValueError(f"Wanted the folder of a sweep; there is no folder {folder}.")
+    runs = [path.parent for path in sorted(folder.rglob("summary.json"), key=lambda path: _by_number(path.parent.name))]
+    numbers = [json.loads((run / "summary.json").read_text()) for run in runs]
+    options = [
+        {**varied, "seed": of_run["seed"]} for varied, of_run in zip(varying_options(runs), numbers, strict=True)
+    ]
+    reached = [measured(of_run) for of_run in numbers]
+    measures = tuple(name for name in MEASURES if any(row.get(last_of(name)) is not None for row in reached))
+    columns = [c for n in measures for c in ((f"{n}_initial", last_of(n)) if n in COURSES else (n,))] + [*COSTS]
+    jobs = tuple(
+        {"job": run.relative_to(folder).as_posix(), **of_run, **{name: row[name] for name in columns}}
+        for run, of_run, row in zip(runs, options, reached, strict=True)
+    )
+    return Index(folder, tuple(options[0] if options else ()), measures, jobs)
+
+
+def varying_options(runs: Sequence[Path]) -> list[dict[str, str]]:
+    """For each run its values of the options that differ between the runs; the seed apart."""
+    typed = [typed_options(run) for run in runs]
+    names = dict.fromkeys(name for words in typed for name in words if name not in ("seed", *OF_ONE_RUN))
+    values = {
+        n: [words.get(n) or set_in(run, n) for run, words in zip(runs, typed, strict=True)]
+        for n in sorted(names, key=lambda name: name != "selector")
+    }
+    varying = {name: each for name, each in values.items() if len({*each}) > 1}
+    return [{name: each[at] for name, each in varying.items()} for at in range(len(runs))]
+
+
+def typed_options(run_dir: Path) -> dict[str, str]:
+    """What was typed for a run, by the name of the option."""
+    pairs = (word.lstrip("+").partition("=") for word in words_of(run_dir) or ())
+    return {name: value for name, _, value in pairs}
+
+
+def set_in(run_dir: Path, name: str) -> str:
+    """The value of an option that another run was given, as this run's config.yaml has it."""
+    file = run_dir / "config.yaml"
+    config = yaml.safe_load(file.read_text()) if file.exists() else {}
+    if name == "selector":
+        found = dict(leaves({"callbacks": config.get("callbacks") or {}}))
+        return option_of_collection(name, collection(name, found)).name
+    node: Any = config
+    for key in name.split("@")[-1].split("."):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return option_of_part(dict(leaves(node))).name if isinstance(node, Mapping) else "" if node is None else str(node)
+
+
+def measured(summary: Mapping[str, Any]) -> dict[str, float | None]:
+    """The measures and costs of summary.json."""
+    courses = {"reward": summary["reward"], **summary["heldout_pairs"]}
+    found = {f"{name}_{when}": value for name, course in courses.items() for when, value in course.items()}
+    costs = {"labels": summary["labels"]["spent"], "tokens": summary["tokens_generated"]}
+    return {**found, "win_rate": summary["win_rate"], **costs, "seconds": summary["seconds"]["total"]}
+
+
+def write_index(index: Index) -> None:
+    """Write `index.csv` and `index.html` into the folder of the sweep."""
+    with replacing(index.folder / "index.csv") as unfinished, unfinished.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(index.jobs[0]) if index.jobs else ["job"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(index.jobs)
+    write_page(
+        "index.html.j2",
+        index.folder / "index.html",
+        title=f"Choosy sweep {index.folder.resolve().name}",
+        index=index,
+        forms={name: MEASURES[name][1] for name in index.measures},
+        courses=COURSES,
+        spread=as_spread,
+    )
+
+
+def _by_number(name: str) -> tuple[float, str]:
+    return (int(name) if name.isdigit() else math.inf, name)
