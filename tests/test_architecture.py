@@ -125,7 +125,7 @@ FLOORS = [
     {"rounds"},
     {"module"},
     {"main", "cli"},
-    {"api", "tuned_model", "__main__"},
+    {"api", "tuned_model", "chat", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 ARROWS = {name: others for name, others in file_arrows(ROOT).items() if name.startswith("choosy.")}

@@ -71,9 +71,9 @@ def use_tuned(command: str) -> Callable[[list[str]], None]:
     """Return a command that uses the tuned model of a run, whose libraries are imported when it is called."""
 
     def call(words: list[str]) -> None:
-        from choosy import tuned_model
+        from choosy import chat, tuned_model
 
-        {"eval": tuned_model.evaluate_run, "chat": tuned_model.chat, "merge": tuned_model.merge}[command](words)
+        {"eval": tuned_model.evaluate_run, "chat": chat.chat, "merge": tuned_model.merge}[command](words)
 
     return call
 

@@ -1,4 +1,4 @@
-"""Uses the tuned model of a run: evaluates it on other prompts, talks to it, merges its adapter."""
+"""Uses the tuned model of a run: evaluates it on other prompts, merges its adapter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 from choosy.files import replacing
 from choosy.main import built
 from choosy.reporting.summary import refuse_sweep
-from choosy.types import Candidates, Message, Prompt, seed_of
+from choosy.types import Candidates, Prompt, seed_of
 
 if TYPE_CHECKING:  # functions import torch and transformers once the words of the command are read
     from choosy.labeling.buyer import LabelBuyer
@@ -129,33 +129,6 @@ def evaluate_run(words: list[str]) -> None:
         parts.append("not judged, as the run has no labeler for sampled answers")
     print(", ".join(parts))
     print(out)
-
-
-def chat(words: list[str]) -> None:
-    """Talk to the tuned model."""
-    parser = ArgumentParser("choosy chat", description="Talk to the tuned model of a run; an empty line ends it.")
-    parser.add_argument("run_dir", metavar="RUN", help="the folder of the run")
-    run = TunedRun.open(parser.parse_args(words).run_dir)
-    from choosy.reporting.display import quiet
-
-    quiet()
-    policy, turns = run.policy(), list[Message]()
-    print("Type to the tuned model; an empty line ends it.")
-    while text := read_line():
-        turns.append(Message("user", text))
-        is_chat = policy.tokens.tokenizer.chat_template is not None
-        prompt = Prompt(str(len(turns)), text, tuple(turns) if is_chat else ())
-        ((response,),) = (c.responses for c in answers(run, policy, [prompt]))
-        print(response.text)
-        turns.append(Message("assistant", response.text))
-
-
-def read_line() -> str:
-    """Read a line from the terminal; "" at the end of the input."""
-    try:
-        return input("> ").strip()
-    except EOFError:
-        return ""
 
 
 def merge(words: list[str]) -> None:

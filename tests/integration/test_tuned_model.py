@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from choosy import tuned_model
+from choosy.chat import chat
 
 
 @pytest.fixture
@@ -42,19 +43,6 @@ def test_eval_after_a_run_on_given_scores_compares_without_them(play, tmp_path, 
     assert all(row["tuned"] and row["start"] and row["outcome"] is None for row in rows)
 
 
-def test_chat_answers_until_an_empty_line(tuned, monkeypatch, capsys):
-    lines = iter(["Hello!", "And then?", ""])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-    asked = []
-    own = tuned_model.answers
-    monkeypatch.setattr(
-        tuned_model, "answers", lambda run, policy, prompts: asked.extend(prompts) or own(run, policy, prompts)
-    )
-    tuned_model.chat([str(tuned.run_dir)])
-    assert [[turn.role for turn in prompt.messages] for prompt in asked] == [["user"], ["user", "assistant", "user"]]
-    assert asked[1].messages[1].content in capsys.readouterr().out
-
-
 def test_merge_writes_a_model_that_computes_the_same(tuned, tmp_path):
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -71,9 +59,9 @@ def test_merge_writes_a_model_that_computes_the_same(tuned, tmp_path):
         tuned_model.merge([str(tuned.run_dir), str(tmp_path / "merged")])
 
 
-@pytest.mark.parametrize("command", [tuned_model.chat, tuned_model.evaluate_run, tuned_model.merge])
+@pytest.mark.parametrize("command", [chat, tuned_model.evaluate_run, tuned_model.merge])
 def test_what_is_no_run_with_a_tuned_model_is_refused(command, tmp_path):
-    more = [] if command is tuned_model.chat else ["x"]
+    more = [] if command is chat else ["x"]
     with pytest.raises(ValueError, match=r"is not the folder of a run: it has no config\.yaml"):
         command([str(tmp_path), *more])
     (tmp_path / "config.yaml").write_text("module: {}\n")

@@ -1,0 +1,116 @@
+"""Talks to the tuned model of a run on the terminal."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import TYPE_CHECKING, Any
+
+from choosy.tuned_model import TunedRun
+from choosy.types import Message, Prompt
+
+if TYPE_CHECKING:  # functions import torch and transformers once the words of the command are read
+    from choosy.models.policy import Policy
+    from choosy.sampling.settings import SamplingSettings
+
+LONGEST = 1024  # tokens of an answer
+HELP = """/system TEXT  instruct the model; without TEXT no more
+/undo         take back your last words and the answer
+/clear        begin another conversation
+An empty line ends the chat, Ctrl-C an answer."""
+
+
+def chat(words: list[str]) -> None:
+    """Talk to the tuned model."""
+    parser = ArgumentParser("choosy chat", description="Talk to the tuned model of a run; an empty line ends it.")
+    parser.add_argument("run_dir", metavar="RUN", help="the folder of the run")
+    run = TunedRun.open(parser.parse_args(words).run_dir)
+    from choosy.reporting.display import quiet
+
+    quiet()
+    policy, settings = run.policy(), run.sampler
+    turns: list[Message] = []
+    print("Type to the tuned model; an empty line ends it, /help lists what else there is.")
+    with policy.for_sampling():
+        while text := read_line():
+            if text.startswith("/"):
+                print(command(text, turns))
+                continue
+            try:
+                turns[:] = [*turns, Message("user", text), Message("assistant", answer(policy, settings, turns, text))]
+            except ValueError as error:  # the template refuses the turns, or the window is full
+                print(error)
+
+
+def read_line() -> str:
+    """Read a line from the terminal; "" at the end of the input."""
+    try:
+        return input("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return ""
+
+
+def command(text: str, turns: list[Message]) -> str:
+    """Do what a line with a slash says to the turns so far, and return what is said of it.
+
+    Example:
+        >>> turns = [Message("user", "Hello"), Message("assistant", "Hi")]
+        >>> command("/system Be brief.", turns), [turn.role for turn in turns]
+        ('The model is instructed.', ['system', 'user', 'assistant'])
+        >>> command("/undo", turns), [turn.role for turn in turns]
+        ('Taken back.', ['system'])
+    """
+    word, _, rest = text.partition(" ")
+    said = [turn for turn in turns if turn.role != "system"]
+    match word:
+        case "/system":
+            turns[:] = [*([Message("system", rest.strip())] if rest.strip() else []), *said]
+            return "The model is instructed." if rest.strip() else "The model is not instructed."
+        case "/undo" if said:
+            del turns[-2:]
+            return "Taken back."
+        case "/clear":
+            turns[:] = [turn for turn in turns if turn.role == "system"]
+            return "Another conversation."
+    return HELP
+
+
+def answer(policy: Policy, settings: SamplingSettings, turns: list[Message], text: str) -> str:
+    """Print the answer to the turns while it is made, and return it; Ctrl-C ends it.
+
+    Raises:
+        ValueError: The chat template refuses the turns, or they fill the context window.
+    """
+    import torch
+    from transformers import GenerationConfig, TextStreamer
+
+    class Printed(TextStreamer):
+        """Prints each word when it is whole, and keeps it."""
+
+        said = ""
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            self.said += text
+            shown = "".join(letter if letter.isprintable() or letter in "\n\t" else " " for letter in text)
+            print(shown, flush=True, end="\n" if stream_end else "")  # nothing that steers the terminal
+
+    tokens = policy.tokens
+    asked = (*turns, Message("user", text)) if tokens.chat else ()
+    ids = tokens.encode_prompt(Prompt(f"of turn {len(turns) // 2 + 1}", text, asked))
+    room = min(LONGEST, (tokens.window or len(ids) + LONGEST) - len(ids))
+    if room < 1:
+        raise ValueError(f"The conversation fills the context window of {tokens.window} tokens; type /undo or /clear.")
+    how: dict[str, Any] = {"do_sample": settings.temperature > 0}
+    if settings.temperature > 0:
+        how |= {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=room, eos_token_id=sorted(tokens.stop_ids), pad_token_id=min(tokens.stop_ids), **how
+    )
+    shown = Printed(tokens.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    generate: Any = policy.causal_lm.generate
+    ids_1L = torch.tensor([ids], device=policy.device)
+    try:
+        generate(ids_1L, attention_mask=torch.ones_like(ids_1L), generation_config=config, streamer=shown)
+    except KeyboardInterrupt:
+        shown.end()  # type: ignore[no-untyped-call]
+    return shown.said.strip()

@@ -1,0 +1,107 @@
+"""`choosy chat`: answers appear while they are made, and Ctrl-C ends one of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from transformers import TextStreamer
+
+from choosy import chat
+from choosy.models.tokens import Tokens
+
+Talk = Callable[..., list[str]]
+
+
+class Screen:
+    """A terminal that keeps each piece that is written to it."""
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+
+    def write(self, text: str) -> None:
+        self.pieces.append(text)
+
+    def flush(self) -> None:
+        pass
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, str]]]:
+    """The turns that each answer was made for."""
+    turns: list[list[tuple[str, str]]] = []
+    encode = Tokens.encode_prompt
+
+    def kept(self: Any, prompt: Any) -> Any:
+        turns.append([(turn.role, turn.content) for turn in prompt.messages])
+        return encode(self, prompt)
+
+    monkeypatch.setattr(Tokens, "encode_prompt", kept)
+    return turns
+
+
+@pytest.fixture
+def talk(play: Any, monkeypatch: pytest.MonkeyPatch) -> Talk:
+    """A chat with a tiny model, of lines that are typed; returns the pieces that were written."""
+    run = play("rounds=1", "data.heldout=null")
+    monkeypatch.setattr(chat, "LONGEST", 60)
+
+    def talked(*lines: str) -> list[str]:
+        typed: Iterator[str] = iter([*lines, ""])
+        monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+        screen = Screen()
+        monkeypatch.setattr(sys, "stdout", screen)
+        torch.manual_seed(0)
+        chat.chat([str(run.run_dir)])
+        return screen.pieces
+
+    return talked
+
+
+def test_an_answer_is_written_while_it_is_made_and_is_a_turn_of_the_next(talk, asked, monkeypatch):
+    written: list[int] = []  # pieces at each token
+    put = TextStreamer.put
+
+    def counted(self: Any, value: Any) -> None:
+        put(self, value)
+        written.append(len(sys.stdout.pieces))  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(TextStreamer, "put", counted)
+    pieces = talk("Hello!", "And then?")
+    assert len(set(written[: len(written) // 2])) > 2, "all was written at the end"
+    first, second = asked
+    assert first == [("user", "Hello!")]
+    assert [role for role, _ in second] == ["user", "assistant", "user"]
+    shown = "".join(letter if letter.isprintable() or letter in "\n\t" else " " for letter in second[1][1])
+    assert shown in "".join(pieces)
+    assert shown
+
+
+def test_ctrl_c_ends_an_answer_and_what_was_said_stays(talk, asked, monkeypatch):
+    put, calls = TextStreamer.put, [0]
+
+    def stops(self: Any, value: Any) -> None:
+        put(self, value)
+        calls[0] += 1
+        if calls[0] == 5:  # the prompt, then four tokens
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TextStreamer, "put", stops)
+    talk("Hello!", "And then?")
+    assert [role for role, _ in asked[1]] == ["user", "assistant", "user"]
+    assert 1 <= len(asked[1][1][1]) <= 4
+
+
+def test_words_are_taken_back_and_the_model_instructed(talk, asked):
+    pieces = talk("One", "/undo", "/system Be brief.", "Two", "/clear", "Three", "/what")
+    assert asked == [[("user", "One")], *([("system", "Be brief."), ("user", n)] for n in ("Two", "Three"))]
+    assert chat.HELP in pieces
+
+
+def test_a_full_window_is_named_and_the_chat_goes_on(talk, asked):
+    pieces = talk("x" * 2000, "Hello!")
+    assert "The conversation fills the context window of 1024 tokens; type /undo or /clear." in pieces
+    assert asked[1] == [("user", "Hello!")]
