@@ -33,7 +33,7 @@ class Certainty(PairChooser):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if trainer.datamodule.run.reference == "previous_round":
+        if trainer.datamodule.run.reference_share == 1:
             raise ValueError(
                 "reference=previous_round makes the policy its own reference when pairs are chosen, so that certainty "
                 "would draw lots; choose reference=initial, or another pair selector such as selector=dissimilarity."

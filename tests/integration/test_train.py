@@ -197,6 +197,8 @@ FIRST_LOSS: dict[str, Callable[..., float]] = {  # of an item whose policy is it
     "cpo": lambda one, other: math.log(1 + math.exp(0.1 * (other.logp - one.logp))) - one.mean,
     "orpo": lambda one, other: 0.1 * math.log(1 + math.exp(log_odds(other.mean) - log_odds(one.mean))) - one.mean,
     "wpo": lambda one, other: math.log(2) * math.exp(one.mean + other.mean),
+    "selm": lambda one, other: math.log(2),
+    "xpo": lambda one, other: math.log(2) + 5e-6 * (one.logp + other.logp) / 2,
     "ada_dpo": lambda one, other: 0.01,  # at the lowest scale, 0.1 * (log 2 + 0.1 - log 2)
 }
 MORE = {"pro": ["data.responses=4"], "ld_dpo": ["data.responses=3"], "kto": ["data.responses=3"]}

@@ -40,6 +40,8 @@ AT_REFERENCE = {
     "cpo": math.log1p(math.exp(-0.1 * (LOGP_R[0] - LOGP_R[1]))) - MEAN,
     "orpo": 0.1 * math.log1p(math.exp(OTHER - MEAN) * (1 - math.exp(MEAN)) / (1 - math.exp(OTHER))) - MEAN,
     "wpo": math.log(2) * math.exp(MEAN + OTHER),
+    "selm": math.log(2),
+    "xpo": math.log(2) + 5e-6 * LOGP_R[0],  # one own sample
     "ada_dpo": 0.1 * 0.1,  # tau (log 2 + rho - log 2) at the lowest tau
     "pro": math.log(1 + math.exp(OTHER * 2 - MEAN * 3.5) + math.exp(-0.75 * 3.5 - MEAN * 3.5))
     + math.log1p(math.exp(-0.75 * 1.5 - OTHER * 1.5))

@@ -45,7 +45,7 @@ TYPED = {  # what is typed: what the sentence says
     "optimizer=adafactor": "optimizer._target_=torch.optim.NAME. Choices: adam, adamw, rmsprop.",
     "model=/some/folder": "A model of yours goes by model.name=FOLDER",
     "selector=certanty": "Did you mean certainty?",
-    "loss=dpo": "There is no loss=dpo. dpo is called loss=sigmoid here. Choices: dlma",
+    "loss=dpo": "There is no loss=dpo. dpo is called loss=sigmoid here. Choices: ada_dpo",
     "+warmup_ratio=0.1": "warmup_steps = ratio x rounds x epochs_per_round",
     "+num_train_epochs=3": "called rounds (of fresh responses) or epochs_per_round (over the pairs of a round) here",
     "lr=abc": "lr wants a number, found 'abc'.",

@@ -190,6 +190,44 @@ class PROLoss:
         return s.mean_logp_R().detach()
 
 
+# -- the policy's own samples --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OwnSamplesLoss:
+    """Mean over the policy's own samples to an item's prompt of log pi - log ref, SELM's term (arXiv 2405.19332).
+
+    Added to a loss it makes less likely what the policy has already sampled, so that it explores. Its share there is
+    alpha * beta in SELM, alpha in XPO, whose term is log pi of the reference's samples (arXiv 2405.21046, Alg. 1); with
+    reference=previous_round these are the round's own. An item without own samples costs nothing.
+
+    Args:
+        reference: False = log pi alone, XPO's term.
+
+    Example:
+        >>> own = torch.tensor([-50.0]), torch.tensor([-51.7]), torch.tensor([0])
+        >>> s = LossInputs(torch.tensor([-40.0, -55.0]), torch.tensor([-42.0, -50.0]), sizes=[2], own=own)
+        >>> OwnSamplesLoss().items(s)
+        tensor([1.7000])
+    """
+
+    reference: bool = True
+    beta: ClassVar[float] = 1.0
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"own", "reference"}) if self.reference else frozenset({"own"})
+
+    def items(self, s: LossInputs) -> Tensor:
+        value_K = s.own_K - s.own_ref_K if self.reference else s.own_K
+        none_B = s.logp_R.new_zeros(len(s))
+        count_B = none_B.index_add(0, s.own_item_K, torch.ones_like(value_K))
+        return none_B.index_add(0, s.own_item_K, value_K) / count_B.clamp(min=1)
+
+    def rewards(self, s: LossInputs) -> Tensor:
+        return s.log_ratio_rewards(self.beta)
+
+
 # -- single responses ----------------------------------------------------------------------------------------------
 
 

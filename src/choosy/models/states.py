@@ -38,9 +38,14 @@ class States:
         for name, p in trainable(self._model):
             p.copy_(self.start[name].to(p.device))
 
-    def refer_to_current(self) -> None:
-        """Make the present weights the reference from now on."""
-        self.reference = {name: p.detach().clone() for name, p in trainable(self._model)}
+    @torch.no_grad()
+    def refer_to_current(self, share: float = 1.0) -> None:
+        """Make the present weights the reference from now on, or mix that share of them with the reference before."""
+        moved = {}
+        for name, p in trainable(self._model):
+            before = self.reference[name].to(p.device)
+            moved[name] = p.detach().clone() if share == 1 else before + share * (p.detach() - before)
+        self.reference = moved
 
     def is_reference(self) -> bool:
         """Whether the present weights are the reference's; every rank must call this."""

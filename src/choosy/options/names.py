@@ -100,7 +100,8 @@ HINTS = {  # what else may have been meant by a choice that a group does not hav
 CHOICES = {  # what others call a choice of a group: what Choosy calls it
     "loss": {
         **{"dpo": "sigmoid", "cdpo": "sigmoid loss.label_smoothing=0.1", "slic": "hinge", "kto_pair": "kto"},
-        **{"nll": "sft", "cross_entropy": "sft"},
+        **{"nll": "sft", "cross_entropy": "sft", "exo_pair": "exo", "nca_pair": "nca", "sppo_hard": "sppo"},
+        **{"bco_pair": "bco", "sigmoid_norm": "sigmoid_averaged", "smaug": "dpop", "slic_hf": "hinge"},
     },
     "optimizer": {"adamw_torch": "adamw", "adamw_torch_fused": "adamw"},
     "logger": {"tensorboard": "default", "csv": "default"},

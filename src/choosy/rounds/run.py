@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from choosy.data.batches import ItemBatches, PoolItems
 from choosy.data.pool import Keep, Pool, round_file
@@ -27,6 +27,7 @@ from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sa
 from choosy.rounds.label import buy_labels, refuse_many
 from choosy.rounds.label_ahead import LabelAhead
 from choosy.rounds.learned_reward import LearnedReward
+from choosy.rounds.reference import Reference, policy_share, refuse_mixed_adapters
 from choosy.rounds.round import play_round
 from choosy.rounds.sample import Resumable
 from choosy.rounds.score import rescore_pool
@@ -43,8 +44,6 @@ SAMPLED = (
 
 MANY = 0.5  # share of responses that were cut, above which the run says so
 EMPTY_ROUNDS = 3  # rounds in a row with nothing to train on, after which the run stops
-
-Reference = Literal["initial", "previous_round"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,8 @@ class Run:
         training: Which pairs each round trains on.
         seed: Seed of the run.
         rounds: Number of rounds that are planned.
-        reference: The policy at the start (`initial`), or as it was before each round (`previous_round`).
+        reference: The policy at the start (`initial`), as it was before each round (`previous_round`), or that policy's
+            share in a mixture with the reference before (TR-DPO).
         learned_reward: Predicts rewards for the selectors that ask it; None takes its defaults.
     """
 
@@ -106,7 +106,6 @@ class Run:
         learned_reward: LearnedReward | None = None,
     ) -> None:
         refuse_none("rounds", rounds)
-        refuse_unknown("reference", reference, get_args(Reference))
         self.folder = Path(folder)
         self.sampler = sampler
         self.labels = labels
@@ -114,11 +113,11 @@ class Run:
         self.training = training
         self.seed = seed
         self.rounds = rounds
-        self.reference = reference
+        self.reference, self.reference_share = reference, policy_share(reference)
         self.learned_reward = learned_reward or LearnedReward()
-        if reference == "previous_round" and self.learned_reward.embedder == "policy":
+        if self.reference_share and self.learned_reward.embedder == "policy":
             raise ValueError(
-                "learned_reward.embedder=policy embeds with the reference, which reference=previous_round moves: type "
+                f"learned_reward.embedder=policy embeds with the reference, which reference={reference} moves: type "
                 "reference=initial, or learned_reward.embedder=minilm."
             )
         self.resuming = False  # set before the run is opened, where it continues an earlier one
@@ -153,6 +152,7 @@ class Run:
 
         `read` has the fingerprints of the data, by what is typed for them.
         """
+        refuse_mixed_adapters(self.reference, policy)
         self.policy, self.loss = policy, loss
         self.labels.use_policy(policy)
         self.labels.check_prompts(prompts)
@@ -172,9 +172,9 @@ class Run:
         if self.pool.round >= number:
             return
         self.phases.round(number, self.rounds)
-        moved = self.reference == "previous_round" and number > 0
+        moved = self.reference_share > 0 and number > 0
         if moved:
-            self.policy.states.refer_to_current()
+            self.policy.states.refer_to_current(self.reference_share)
         if self.ranks.on_rank_zero(lambda: self.is_there(round_file(self.rounds_folder, number))):
             self._adopt(number)
             return
