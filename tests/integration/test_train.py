@@ -472,9 +472,10 @@ def test_a_warm_up_longer_than_the_run_is_named(play, caplog):
     assert "warmup_steps" not in caplog.text
 
 
-@pytest.mark.parametrize("reference", ["previous_round", "initial"])
+@pytest.mark.parametrize("reference", ["previous_round", "initial", "0.6"])
 def test_reference_decides_whether_reused_responses_are_scored_again(reference, play):
-    run = play(f"reference={reference}", "selector=random", "callbacks.random_prompts.fraction=0.5")
+    full = ["model=smollm2_full"] if reference == "0.6" else []
+    run = play(f"reference={reference}", *full, "selector=random", "callbacks.random_prompts.fraction=0.5")
     reused = run.round(1).query("origin == 'reused'").set_index("prompt_id")
     before = run.round(0).set_index("prompt_id").loc[reused.index]
     assert (run.round(1)["origin"] == "sampled").sum() == 6
@@ -482,8 +483,10 @@ def test_reference_decides_whether_reused_responses_are_scored_again(reference, 
     assert responses(reused) == responses(before)
     now, then = (torch.tensor([list(row) for row in table["ref_logps"]]) for table in (reused, before))
     assert torch.equal(now, then) == (reference == "initial")
-    of = run.witness.start if reference == "initial" else run.witness.before_round[1]
-    assert_close(run.policy.states.reference, of, **EXACTLY)
+    start, later = run.witness.start, run.witness.before_round[1]
+    share = {"initial": 0.0, "previous_round": 1.0}.get(reference, 0.6)
+    mixed = {name: later[name] if share == 1 else p + share * (later[name] - p) for name, p in start.items()}
+    assert_close(run.policy.states.reference, mixed, **EXACTLY)
 
 
 @pytest.mark.parametrize("train_on", ["round", "pool"])
@@ -607,6 +610,11 @@ def test_a_spent_budget_samples_no_more(play, capsys):
     assert set(run.round(0)["origin"]) == {"sampled"}
     assert set(run.round(1)["origin"]) == {"reused"}
     assert run.summary["tokens_generated"] <= 5 * 2 * 8
+
+
+def test_the_factors_of_an_adapter_are_not_mixed_into_a_reference(play):
+    with pytest.raises(ValueError, match=r"reference=0\.6 mixes weights, .*type model=smollm2_full .*previous_round"):
+        play("reference=0.6")
 
 
 def test_certainty_is_refused_where_it_would_draw_lots(play):

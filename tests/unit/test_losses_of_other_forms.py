@@ -8,15 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import Tensor
 
-from choosy.methods.composed_losses import LengthDesensitized, LossSum, TokenWeightedLoss
+from choosy.methods.adaptive_scale import AdaDPOLoss
+from choosy.methods.composed_losses import (
+    LengthDesensitized,
+    LikelihoodWeightedLoss,
+    LossSum,
+    ScoredLoss,
+    TokenWeightedLoss,
+)
 from choosy.methods.loss_inputs import Facts, Loss, LossInputs, TokenLogps, form_of
-from choosy.methods.losses import KTOLoss, PROLoss, SFTLoss, SigmoidLoss, SimPOLoss
+from choosy.methods.losses import BCOLoss, KTOLoss, PROLoss, SFTLoss, SigmoidLoss, SimPOLoss
 from choosy.methods.pair_losses import PairLoss
 
 # Log-probs of the tokens of two pairs, and of the same tokens under the reference.
@@ -25,9 +35,15 @@ REJECTED = [[-1.5, -0.25], [-1.0, -2.5, -0.125, -0.75]]
 CHOSEN_REF = [[-0.75, -1.0, -2.5], [-1.0, -1.0]]
 REJECTED_REF = [[-1.25, -0.5], [-1.5, -1.0, -0.5, -0.25]]
 
+CONF = Path(__file__).resolve().parents[2] / "conf" / "loss"
+
 
 def double(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
+
+
+def of_menu(name: str) -> Loss:
+    return instantiate(OmegaConf.load(CONF / f"{name}.yaml"), _convert_="object")  # type: ignore[no-any-return]
 
 
 def of_tokens(responses: list[list[float]], refs: list[list[float]], sizes: list[int], **more: Any) -> LossInputs:
@@ -54,25 +70,36 @@ PAIR, PAIR_REF = (CHOSEN, REJECTED), (CHOSEN_REF, REJECTED_REF)
 # -- TRL's numbers -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("loss", "expected"),
-    [
-        (SigmoidLoss(), [0.6684596480132863, 0.6037852895555947]),
-        (SFTLoss(), [1.25, 0.625]),
-        (
-            LossSum({"sigmoid": SigmoidLoss(), "sft": SFTLoss()}, {"sigmoid": 1.0, "sft": 0.5}),
-            [1.2934596480132863, 0.9162852895555947],
-        ),
-        (
-            TokenWeightedLoss(SigmoidLoss(), LengthDesensitized(alpha=0.3)),
-            [0.6856753052962774, 0.607760819971521],
-        ),
-        (SimPOLoss(beta=2.0, gamma=1.0), [1.9102241504380872, 0.7248853823577756]),
-        (SimPOLoss(beta=0.5, gamma=0.3), [0.9663146208427502, 0.7264979140660384]),
-    ],
-)
+SUM = {"sigmoid": SigmoidLoss(), "sft": SFTLoss()}
+TRL = [
+    (SigmoidLoss(), [0.6684596480132863, 0.6037852895555947]),
+    (PairLoss("hinge"), [0.95, 0.8125]),
+    (ScoredLoss(PairLoss("ipo"), average=True), [23.361111111111107, 18.8681640625]),
+    (ScoredLoss(SigmoidLoss(beta=2.0), average=True), [0.5403055746894084, 0.23834450811044117]),
+    (PairLoss("robust", label_smoothing=0.1), [0.6622096480132862, 0.5803477895555946]),
+    (PairLoss("exo", label_smoothing=0.001), [2.675226705379445, 2.4427970925507965]),
+    (PairLoss("nca"), [1.3742630622999021, 1.341264400359641]),
+    (PairLoss("sppo"), [45.25, 33.078125]),
+    (PairLoss("apo_zero"), [0.9875026035157897, 0.9531634097130777]),
+    (PairLoss("apo_down"), [1.0, 0.9720030638939213]),
+    (PairLoss("discopop", beta=0.05), [0.8640922419165428, 0.8755221578488466]),
+    (ScoredLoss(SigmoidLoss(), divergence="forward_kl"), [0.6736672237153757, 0.5712317887803589]),
+    (ScoredLoss(SigmoidLoss(), divergence="js"), [0.6822536592300815, 0.6434813246990446]),
+    (ScoredLoss(SigmoidLoss(), divergence="alpha"), [0.6712718605995178, 0.5920604467391968]),
+    (LikelihoodWeightedLoss(SigmoidLoss()), [0.07983611992875338, 0.10825273735081087]),
+    (SFTLoss(), [1.25, 0.625]),
+    (LossSum(SUM, {"sigmoid": 1.0, "sft": 0.5}), [1.2934596480132863, 0.9162852895555947]),
+    (TokenWeightedLoss(SigmoidLoss(), LengthDesensitized(alpha=0.3)), [0.6856753052962774, 0.607760819971521]),
+    (SimPOLoss(beta=2.0, gamma=1.0), [1.9102241504380872, 0.7248853823577756]),
+    (SimPOLoss(beta=0.5, gamma=0.3), [0.9663146208427502, 0.7264979140660384]),
+    (of_menu("cpo"), [2.048138869381592, 1.1740548622706681]),
+    (of_menu("orpo"), [1.3522539138793945, 0.6612769365310669]),
+]
+
+
+@pytest.mark.parametrize(("loss", "expected"), TRL, ids=lambda x: type(x).__name__)
 def test_losses_of_pairs_give_trl_s_numbers(loss: Loss, expected: list[float]) -> None:
-    assert loss.items(trl_pairs()).tolist() == pytest.approx(expected, rel=1e-12)
+    assert loss.items(trl_pairs()).tolist() == pytest.approx(expected, rel=2e-7)  # exo, alpha, orpo are in fp32 there
 
 
 def test_simpo_s_rewards_are_trl_s() -> None:
@@ -104,6 +131,14 @@ def test_kto_gives_trl_s_numbers(loss: Loss, kl: float, expected: list[float]) -
     responses, refs = ([x for pair in zip(*of, strict=True) for x in pair] for of in (PAIR, PAIR_REF))
     s = of_tokens(responses, refs, [1] * 4, good_R=torch.tensor([True, False] * 2), facts=Facts(kl=kl))
     assert loss.items(s).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_bco_gives_trl_s_numbers() -> None:
+    """A good and a bad response added up are TRL's bco_pair, whose newer releases have no shift."""
+    responses, refs = ([x for pair in zip(*of, strict=True) for x in pair] for of in (PAIR, PAIR_REF))
+    s = of_tokens(responses, refs, [1] * 4, good_R=torch.tensor([True, False] * 2), facts=Facts(reward=9.0))
+    expected = [1.3616068285732315, 1.294828519065692]
+    assert BCOLoss(shift="zero").items(s).view(2, 2).sum(1).tolist() == pytest.approx(expected, rel=1e-12)
 
 
 # -- worked by hand ------------------------------------------------------------------------------------------
@@ -185,6 +220,86 @@ def test_token_weights_leave_their_gradient_to_the_tokens() -> None:
     TokenWeightedLoss(PairLoss("hinge"), LengthDesensitized(0.5)).items(s).sum().backward()
     assert s.tokens.logp_T.grad is not None
     assert s.tokens.logp_T.grad.tolist() == pytest.approx([-0.1, -0.1, -0.05, 0.1, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("name", "beta", "own", "own_ref", "expected"),
+    [("selm", 0.01, -50.0, -51.7, 0.658777), ("xpo", 0.1, -50.0, -49.0, 0.402936)],
+)
+def test_golden_values_with_an_own_sample(name: str, beta: float, own: float, own_ref: float, expected: float) -> None:
+    """delta 7: 0.658760 + 0.001 * 0.01 * 1.7; 0.403186 + 5e-6 * -50. A pair without a sample has no such term."""
+    sample = double([own]), double([own_ref]), torch.tensor([0])
+    s = LossInputs(double([-40.0, -55.0] * 2), double([-42.0, -50.0] * 2), sizes=[2, 2], own=sample)
+    found = of_menu(name).items(s).tolist()
+    assert found == pytest.approx([expected, math.log1p(math.exp(-7 * beta))], abs=1e-6)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 2.0])
+def test_dpop_charges_a_chosen_response_that_became_less_likely(penalty: float) -> None:
+    """Log-ratios 1 and -1, then -1 and -3: both differ by 2, and only the second chosen one lost 1."""
+    s = LossInputs(double([1.0, -1.0, -1.0, -3.0]), double([0.0] * 4), sizes=[2, 2])
+    found = PairLoss("dpop", beta=0.5, penalty=penalty).items(s).tolist()
+    assert found == pytest.approx([math.log1p(math.exp(-0.5 * margin)) for margin in (2.0, 2.0 - penalty)])
+
+
+def test_discopop_of_a_pair_ranked_far_wrong_is_finite_where_the_formula_is_not() -> None:
+    """exp(1000) * sigmoid(-20000) is inf * 0 as it is written; in one exponential it is exp(-19000) = 0."""
+    x = torch.tensor(-1000.0)
+    assert (torch.exp(-x) * (x / 0.05).sigmoid()).isnan()
+    s = LossInputs(torch.tensor([-20_000.0, 0.0]), torch.zeros(2), sizes=[2])
+    assert PairLoss("discopop", beta=0.05).items(s).tolist() == [1000.0]
+
+
+def newton(delta: float, slope: Any, curve: Any, lowest: float, highest: float) -> float:
+    """The paper's solver, projected Newton steps from 1, here a tenth as long, since whole ones can swing for ever."""
+    tau = 1.0
+    for _ in range(1000):
+        tau = min(max(tau - 0.1 * slope(delta, tau) / curve(delta, tau), lowest), highest)
+    return tau
+
+
+def log_odds_slope(z: float) -> float:
+    """Minus the derivative of H(sigmoid(z)) in z."""
+    return z / (2 + math.exp(z) + math.exp(-z))
+
+
+def entropy(z: float) -> float:
+    return math.log1p(math.exp(-abs(z))) + abs(z) / (1 + math.exp(abs(z)))
+
+
+@pytest.mark.parametrize("rho", [0.05, 0.1, 0.3, 0.5])
+@pytest.mark.parametrize("penalty", ["linear", "quadratic"])
+def test_ada_dpo_s_scale_is_where_newton_s_method_ends(penalty: Any, rho: float) -> None:
+    """H(sigmoid(delta / tau)) + rho - log 2 = 0, or with 2 rho tau for rho, within the range of tau."""
+
+    def slope(delta: float, tau: float) -> float:
+        return entropy(delta / tau) - math.log(2) + (rho if penalty == "linear" else 2 * rho * tau)
+
+    def curve(delta: float, tau: float) -> float:
+        return log_odds_slope(delta / tau) * delta / tau**2 + (0 if penalty == "linear" else 2 * rho)
+
+    loss = AdaDPOLoss(penalty=penalty, rho=rho)
+    deltas = [0.2, 0.5, 1.0, 2.0]
+    highest = 4.0 if penalty == "linear" else math.inf
+    expected = [newton(delta, slope, curve, 0.1, highest) for delta in deltas]
+    assert loss.scale(double(deltas)).tolist() == pytest.approx(expected, rel=1e-6)
+    assert loss.scale(-double(deltas)).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_ada_dpo_s_golden_values() -> None:
+    s = LossInputs(double([0.5, 0.0, 5.0, 0.0, -1.0, 0.0]), double([0.0] * 6), sizes=[2, 2, 2])
+    assert AdaDPOLoss().scale(s.delta_B).tolist() == pytest.approx([0.530, 4.0, 1.060], abs=5e-4)
+    assert AdaDPOLoss().items(s).tolist() == pytest.approx([-0.140103, -1.364872, 0.719795], abs=1e-6)
+
+
+def test_no_other_scale_costs_less() -> None:
+    delta_B = double([-3.0, -0.2, 0.7, 6.0])
+    s = LossInputs(torch.stack([delta_B, torch.zeros(4)], 1).flatten(), double([0.0] * 8), sizes=[2] * 4)
+    for penalty, power in (("linear", 1), ("quadratic", 2)):
+        loss = AdaDPOLoss(penalty=penalty, rho=0.2)  # type: ignore[arg-type]
+        for tau in torch.linspace(0.1, 4.0, 40).tolist():
+            cost_B = tau * torch.log1p(torch.exp(-delta_B / tau)) + 0.2 * tau**power - math.log(2) * tau
+            assert (loss.items(s) <= cost_B + 1e-12).all()
 
 
 # -- what every loss keeps -----------------------------------------------------------------------------------
