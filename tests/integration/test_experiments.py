@@ -129,3 +129,66 @@ def test_real_labels_the_half_that_its_base_model_finds_most_dissimilar(recipe, 
     assert optimizer.param_groups[0]["weight_decay"] == 1e-4
     metrics = pd.read_csv(Path(run.default_root_dir) / "metrics.csv")
     assert len(metrics["heldout/accuracy"].dropna()) == 1
+
+
+# -- losses: each recipe as it is, on two prompts or four given pairs ------------------------------------------------
+
+SMALL = {"data.heldout_limit": 2, "sampler.max_new_tokens": 6, "batching.batch_size": 4, "rounds": 2}
+OFFLINE = ("ld_dpo", "orpo", "cpo", "kto", "bco", "ada_dpo")
+ONLINE = ("wpo", "simpo", "rpo", "tr_dpo", "selm", "xpo", "pro")
+
+
+def settings(run: Any) -> tuple[str, float, float]:
+    """The class of the loss, its beta and the learning rate."""
+    module = run.lightning_module
+    return type(module.loss).__name__, module.loss.beta, module.configured_groups[0]["lr"]
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_a_recipe_of_given_pairs_trains_on_them(name, recipe, write):
+    rows = [{"prompt": f"Is {n} odd?", "chosen": f"{n} is.", "rejected": f"Never {n}, never."} for n in range(6)]
+    if name == "bco":  # the others take pairs apart, or whole
+        rows = [
+            {"prompt": row["prompt"], "completion": row["chosen"], "label": n % 2 == 0} for n, row in enumerate(rows)
+        ]
+    run = recipe(name, f"data.train={write('train', rows)}", *("=".join(map(str, x)) for x in SMALL.items()))
+    assert (
+        settings(run)
+        == {
+            "ld_dpo": ("TokenWeightedLoss", 0.1, 5e-7),
+            "orpo": ("LossSum", 0.1, 5e-6),
+            "cpo": ("LossSum", 0.1, 1e-4),
+            "kto": ("KTOLoss", 0.1, 5e-6),
+            "bco": ("BCOLoss", 0.01, 5e-7),
+            "ada_dpo": ("AdaDPOLoss", 1.0, 5e-5),
+        }[name]
+    )
+    assert trained_finitely(run)
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_a_recipe_of_sampled_responses_trains_on_them(name, recipe, prompts_file):
+    few = [f"data.train={prompts_file}", "data.limit=4", *("=".join(map(str, x)) for x in SMALL.items())]
+    few += ["labeler=function", "labeler.path=labelers.reward", *(["data.responses=4"] if name == "rpo" else [])]
+    run = recipe(name, *few)
+    assert (
+        settings(run)
+        == {
+            "wpo": ("LikelihoodWeightedLoss", 0.01, 1e-6),
+            "simpo": ("SimPOLoss", 2.5, 1e-6),
+            "rpo": ("LossSum", 0.1, 7e-7),
+            "tr_dpo": ("SigmoidLoss", 0.05, 1e-6),
+            "selm": ("LossSum", 0.01, 5e-7),
+            "xpo": ("LossSum", 0.1, 5e-7),
+            "pro": ("PROLoss", 1.0, 5e-6),
+        }[name]
+    )
+    assert trained_finitely(run)
+    moved = run.lightning_module.policy.states.reference is not run.lightning_module.policy.states.start
+    assert moved == (name in ("rpo", "tr_dpo", "selm", "xpo"))
+
+
+def trained_finitely(run: Any) -> bool:
+    """Whether the run took steps, and each had a loss that is a number and a gradient that is not 0."""
+    steps = pd.read_csv(Path(run.default_root_dir) / "metrics.csv").dropna(subset="loss_step")
+    return len(steps) >= 2 and bool((steps["grad_norm"] > 0).all()) and bool(steps["loss_step"].abs().lt(1e3).all())

@@ -24,7 +24,11 @@ GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and any(pa
 MENU = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 GIVEN = {
     "data=offline": ["data.train=pairs.jsonl"],
-    "experiment=real": ["data.train=pairs.jsonl"],
+    **{
+        f"experiment={path.stem}": ["data.train=pairs.jsonl"]
+        for path in (CONF / "experiment").glob("*.yaml")
+        if "override /data: offline" in path.read_text()
+    },
     "labeler=function": ["labeler.path=toy.vowels"],
     "labeler=mine": ["labeler._target_=choosy.labeling.vader.Vader"],
     "labeler=reward_model": ["labeler.model=judge"],
