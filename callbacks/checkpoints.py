@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.callbacks import Checkpoint
 
 from choosy.files import replacing
-from choosy.resume.checkpoints import checkpoints_folder, last_checkpoint
+from choosy.resume.checkpoint_files import checkpoints_folder, last_checkpoint
 
 
 class Checkpoints(Checkpoint):

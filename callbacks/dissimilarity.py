@@ -9,7 +9,7 @@ import torch
 
 from callbacks.selector import PairChooser
 from choosy.methods import selection
-from choosy.models.embeddings import embed
+from choosy.models.embeddings import embed, refuse_embedder
 from choosy.rounds.context import Round
 from choosy.types import Candidates
 
@@ -26,6 +26,10 @@ class Dissimilarity(PairChooser):
 
     embedder: str = "minilm"
     centroid: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_embedder(self.embedder)
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
         embed_ND = embed([r for c in candidates for r in c.responses], self.embedder, at.policy)

@@ -14,7 +14,7 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from choosy.resume.checkpoints import last_checkpoint
+from choosy.resume.checkpoint_files import last_checkpoint
 
 log = logging.getLogger(__name__)
 

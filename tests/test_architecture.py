@@ -123,7 +123,7 @@ FLOORS = [
     {"sampling", "data", "labeling"},
     {"resume", "reporting"},
     {"rounds"},
-    {"module"},
+    {"module", "early"},
     {"main", "cli"},
     {"api", "tuned_model", "chat", "__main__"},
 ]

@@ -8,7 +8,9 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
 from difflib import get_close_matches
+from pathlib import Path
 
+from choosy.early import refuse_early
 from choosy.main import in_sentences
 from choosy.main import main as train
 from choosy.options.fit_words import HELP, read_words
@@ -16,6 +18,7 @@ from choosy.reporting.compare import UnitPrices, compare, print_comparison, writ
 from choosy.reporting.index import read_index, write_index
 from choosy.reporting.report import print_report, write_report
 from choosy.reporting.summary import read_run
+from choosy.resume.run_folder import choose_start
 
 USAGE = """choosy train selector=certainty   play a run, with -m several; `choosy train --help` lists what can be typed
 choosy fit --config run.yaml      play what `choosy train ... --cfg job > run.yaml` composed
@@ -55,6 +58,9 @@ def fit(words: list[str]) -> None:
         print(HELP)
         return
     typed = read_words(words)
+    if "--print_config" not in words:
+        choose_start(Path(typed.config["data"]["run"]["folder"]), typed.ckpt_path)
+        refuse_early(typed.config, typed=typed.options)
     from choosy.cli import fit
 
     fit(typed.words, names=typed.names)

@@ -23,18 +23,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from choosy.data.sources import refuse_missing_file
+from choosy.early import refuse_early
 from choosy.files import replacing
-from choosy.models.adapters import refuse_model
-from choosy.options.absent import refuse_absent, sources
 from choosy.options.check import options, refuse_blanks, refuse_mistakes, refuse_removed
 from choosy.options.menu import help_text, menu
 from choosy.options.names import meant
 from choosy.options.typed import NO_GROUP, not_composed, quoted, unreadable
-from choosy.parallel.launch import join_tasks, refuse_relaunching_sweep
+from choosy.parallel.launch import join_tasks, may_have_gpu, refuse_relaunching_sweep
 from choosy.redaction import refuse_secrets
 from choosy.resume.config_changes import named_settings, report_changes
 from choosy.resume.failed_starts import leaving_no_failed_start
+from choosy.resume.run_folder import Start, choose_start, prepare_folder
 
 # Torch, Lightning and transformers take seconds to import: functions import them once nothing is left to refuse.
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 
     from choosy.reporting.index import Index
     from choosy.reporting.summary import RunSummary
-    from choosy.resume.run_folder import Start
 
 
 def started(pattern: str) -> str:
@@ -222,17 +220,20 @@ def prepare(cfg: DictConfig, run_dir: Path) -> Start:
     """Refuse what cannot run before anything is spent, and choose the checkpoint that a run resumes from."""
     cfg.run_dir = os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
     check(cfg)
-    resolved = plain(cfg)
-    refuse_absent(resolved)
-    for source in sources(resolved["data"]):
-        refuse_missing_file(source)
+    if not may_have_gpu():
+        refuse_gpu(cfg)
+    choose_start(run_dir, cfg.ckpt_path, replace=cfg.overwrite)
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    refuse_early(plain(cfg), typed=[word.lstrip("+").partition("=")[0] for word in words])
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it speaks of fonts when it is first imported
+    import torch
+
     from choosy.parallel.ranks import end_with_launcher
     from choosy.reporting.display import quiet
-    from choosy.resume.run_folder import prepare_folder
 
     end_with_launcher()
-    refuse_missing_gpu(cfg)
+    if not torch.cuda.is_available():
+        refuse_gpu(cfg)
     quiet()
     return prepare_folder(run_dir, cfg.ckpt_path, config=plain(cfg), ledger=cfg.labels.ledger, replace=cfg.overwrite)
 
@@ -248,7 +249,6 @@ def check(cfg: DictConfig) -> None:
     refuse_secrets(resolved)
     refuse_mistakes(as_typed, resolved, menu=known)
     refuse_objective(cfg)
-    refuse_model(resolved["model"])
 
 
 def without_nulls(cfg: DictConfig) -> None:
@@ -311,11 +311,9 @@ def write_config(cfg: DictConfig, run_dir: Path) -> None:
             unfinished.write_text(OmegaConf.to_yaml(HydraConfig.get().overrides.task))
 
 
-def refuse_missing_gpu(cfg: DictConfig) -> None:
-    """Refuse trainer.accelerator=gpu where there is no GPU."""
-    import torch
-
-    if cfg.trainer.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
+def refuse_gpu(cfg: DictConfig) -> None:
+    """Refuse trainer.accelerator=gpu, as there is no GPU."""
+    if cfg.trainer.get("accelerator") in ("gpu", "cuda"):
         raise ValueError(
             "trainer.accelerator=gpu, but torch finds no GPU; choose trainer=cpu, or install a CUDA build of torch."
         )

@@ -51,7 +51,7 @@ class Contrastive:
                 raise ValueError(f"labeler.{option}={value} is unknown; type {' or '.join(known)}")
         self.name = f"contrastive:{self.weights}"
         # all items at once, since the policy packs its batches itself
-        self.terms = Terms(fingerprint=content_id(self.good, self.bad, self.place), at_once=ALL)
+        self.terms = Terms(fingerprint=content_id(self.good, self.bad, self.place), price=0.0, at_once=ALL)
         self._policy: Policy | None = None
 
     def use_policy(self, policy: Policy) -> None:

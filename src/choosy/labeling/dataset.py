@@ -19,7 +19,7 @@ class Dataset:
     """
 
     name = "dataset"
-    terms = Terms(given_only=True, at_once=ALL)
+    terms = Terms(price=0.0, given_only=True, at_once=ALL)
 
     def stamp(self, prompt: Prompt, responses: Sequence[Response]) -> str:
         """What identifies a row's label: the same texts may have other scores in another row."""

@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from choosy.labeling.protocols import Terms
+from choosy.models.locate import resolve_model
 from choosy.types import Prompt, Response
 
 
@@ -33,7 +34,8 @@ class RewardModel:
 
     def __post_init__(self) -> None:
         self.name = f"reward_model:{self.model}@{self.max_length}"  # the length changes the scores
-        self.terms = Terms(at_once=16 * self.batch_size)  # enough that items of similar length share a batch
+        resolve_model(self.model)  # refuses a folder that is not there
+        self.terms = Terms(price=0.0, at_once=16 * self.batch_size)  # enough that items of similar length share a batch
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
         """Return the reward of each response; items of similar length share a batch."""

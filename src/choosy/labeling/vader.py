@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import ClassVar
 
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
+from choosy.labeling.protocols import Terms
 from choosy.types import Prompt, Response
 
 
@@ -19,6 +21,8 @@ class Vader:
         >>> good > 0 > bad
         True
     """
+
+    terms: ClassVar[Terms] = Terms(price=0.0)
 
     def __init__(self) -> None:
         self.name = f"vader-{version('vaderSentiment')}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,13 +53,14 @@ class StartingPoint(NamedTuple):
     adapter: str | None
 
 
-def starting_point(name: str, adapter: str | None, lora: Lora | None) -> StartingPoint:
+def starting_point(name: str, adapter: str | None, lora: Lora | None, *, typed: Collection[str] = ()) -> StartingPoint:
     """Return the model and the adapter that two names stand for, either of which may be a run's folder.
 
     Args:
         name: A model; or a folder with an adapter, which then starts from the model that it was trained on.
         adapter: A trained adapter.
         lora: Settings of a new adapter.
+        typed: Names of options that were typed; `model.lora.r` among them asks for a rank even if it is the default.
 
     Raises:
         ValueError: There is no adapter in the folder, or it has other settings than `lora`.
@@ -79,7 +80,7 @@ def starting_point(name: str, adapter: str | None, lora: Lora | None) -> Startin
     if (folder / CONFIG).exists():
         adapter = str(folder)
         if lora is not None:
-            _refuse_overruled(adapter, _config(folder), lora)
+            _refuse_overruled(adapter, _config(folder), lora, typed)
     elif Path(adapter).expanduser().exists() or adapter.count("/") != 1 or adapter.startswith((".", "/", "~")):
         is_model = (_in_run(adapter, "model", "config.json") / "config.json").exists()
         type_this = f"type model.name={adapter}" if is_model else "check the path"
@@ -87,11 +88,16 @@ def starting_point(name: str, adapter: str | None, lora: Lora | None) -> Startin
     return StartingPoint(name, adapter)
 
 
-def refuse_model(model: Mapping[str, Any]) -> None:
-    """Refuse a configured model or adapter that is not there, where the policy is Choosy's own."""
-    if model["_target_"] == "choosy.models.policy.Policy":
-        lora = model["lora"] and Lora(**{name: value for name, value in model["lora"].items() if name != "_target_"})
-        name, _ = starting_point(model["name"], model["adapter"], lora)
+def refuse_model(model: Mapping[str, Any], *, typed: Collection[str] = ()) -> None:
+    """Refuse a configured model or adapter that is not there, where the policy is Choosy's own.
+
+    Args:
+        model: The configuration of the policy.
+        typed: As of `starting_point`.
+    """
+    if model.get("_target_") == "choosy.models.policy.Policy":
+        lora = model.get("lora") and Lora(**{name: value for name, value in model["lora"].items() if name[0] != "_"})
+        name, _ = starting_point(model["name"], model.get("adapter"), lora, typed=typed)
         if not name.startswith("demo:"):
             resolve_model(name)
 
@@ -110,12 +116,12 @@ def _config(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _refuse_overruled(adapter: str, config: Mapping[str, Any], lora: Lora) -> None:
-    """Refuse settings of a new adapter that a trained one overrules; the defaults ask for nothing."""
+def _refuse_overruled(adapter: str, config: Mapping[str, Any], lora: Lora, typed: Collection[str]) -> None:
+    """Refuse settings of a new adapter that a trained one overrules; defaults that were not typed ask for nothing."""
     new = Lora()
     for name, its in (("r", "r"), ("alpha", "lora_alpha"), ("targets", "target_modules")):
         asked, has = getattr(lora, name), config.get(its)
-        if asked != getattr(new, name) and _plain(asked) != _plain(has):
+        if (asked != getattr(new, name) or f"model.lora.{name}" in typed) and _plain(asked) != _plain(has):
             raise ValueError(
                 f"model.adapter={adapter} has {its}={has}, and model.lora.{name}={asked} would change nothing; leave "
                 f"out model.lora.{name}, or model.adapter for a new adapter."

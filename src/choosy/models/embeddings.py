@@ -36,6 +36,12 @@ def embed(responses: Sequence[Response], embedder: str, policy: Policy) -> Tenso
     return sentence_embeddings(responses, embedder)
 
 
+def refuse_embedder(name: str) -> None:
+    """Refuse an embedder whose folder is not there."""
+    if name not in ("policy", "minilm"):
+        resolve_model(name.removeprefix("lm:"), demo="demo:minilm")
+
+
 @cache
 def _encoder(name: str, device: str) -> Any:
     from sentence_transformers import SentenceTransformer  # seconds to import, and only some selectors embed

@@ -22,7 +22,7 @@ def refuse_absent(resolved: Mapping[str, Any]) -> None:
         package = LOGGERS.get(str((logger or {}).get("_target_")).rpartition(".")[2])
         if package and find_spec(package) is None:
             raise ValueError(f"logger={name} needs the package {package}: pip install {package}")
-    for path in _functions(resolved["labeler"]):
+    for path in dict.fromkeys(_functions(resolved)):
         if (lacks := _lacks(path)) is not None:
             raise ValueError(
                 f"labeler.path={path!r} names no function: {lacks}; type file.py:function, or package.module.function "
@@ -61,6 +61,9 @@ def _lacks(path: str) -> str | None:
             return f"there is no file {file} in {Path.cwd()}"
     else:
         module, _, name = path.rpartition(".")
+        top = module.split(".")[0]
+        if top and find_spec(top) is None and not Path(top).is_dir() and not Path(f"{top}.py").is_file():
+            return f"there is no module {top}"
         place = Path(f"{module}.py")  # in the current folder; other modules are found by an import
     if "." in name or not place.is_file():
         return None

@@ -17,8 +17,9 @@ NO_PART = ("defaults", "hydra", "_self_", "experiment", "labels.evaluation", "se
 AT_LEAST_ONE = {  # numbers of which 0 leaves nothing
     *("rounds", "epochs_per_round", "batching.batch_size", "batching.tokens_per_step", "sampler.max_new_tokens"),
     *("data.limit", "data.heldout_limit", "data.prompts_per_round", "data.responses", "model.lora.r", "labels.budget"),
+    *("trainer.devices", "trainer.num_nodes"),
 }
-OURS = ("choosy.", "data_modules.")  # classes that take no negative number
+OURS = ("choosy.", "data_modules.", "torch.optim.")  # classes that take no negative number
 INSTEAD = {  # flags of Lightning's Trainer without effect here: the values that change nothing, and what to type
     "accumulate_grad_batches": ((1, None), WHY_NONE["accumulate_grad_batches"]),
     "gradient_clip_val": ((None,), "Type max_grad_norm=1.0"),
@@ -122,6 +123,7 @@ def _mistakes(node: Any, value: Any, name: str, known: Collection[str]) -> Itera
 def _of_arguments(
     node: Mapping[str, Any], value: Mapping[str, Any], name: str, takes: Signature, known: Collection[str]
 ) -> Iterator[str]:
+    is_ours = str(value["_target_"]).startswith(OURS)
     given = [key for key in node if not str(key).startswith("_")]
     for key in given:
         argument = takes.arguments.get(key)
@@ -134,7 +136,7 @@ def _of_arguments(
         option = typed[1] if typed else place
         if value[key] != "???" and (words := wanted(value[key], argument.annotation, argument.module)) is not None:
             yield f"{option} wants {words}, found {_shown(value[key])}."
-        elif (typed or str(value["_target_"]).startswith(OURS)) and (least := _least(option, value[key])) is not None:
+        elif (typed or is_ours or option in AT_LEAST_ONE) and (least := _least(option, value[key])) is not None:
             yield f"{option} wants {least}, found {value[key]}."
         elif name == "trainer" and key in INSTEAD and value[key] not in INSTEAD[key][0]:
             yield f"{place}={_shown(value[key])} is not for this run. {INSTEAD[key][1]}."
@@ -150,6 +152,8 @@ def _least(option: str, value: Any) -> str | None:
         return None
     if not math.isfinite(value):
         return "a finite number"
+    if (option, value) == ("trainer.devices", -1):  # all
+        return None
     least = 1 if option in AT_LEAST_ONE else 0
     return f"a number of {least} or more" if value < least else None
 

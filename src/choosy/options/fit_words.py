@@ -34,10 +34,18 @@ LINK = re.compile(r"^ *(\w+): '?\$\{([\w.]+)\}([^'$\s]*)'?(?:  #.*)?$", re.MULTI
 
 
 class Typed(NamedTuple):
-    """The words for LightningCLI, and the options of the menu with their values."""
+    """The words for LightningCLI, the options of the menu with their values, and what all of it configures."""
 
     words: list[str]
     names: dict[str, Any]
+    config: dict[str, Any]  # resolved, as Hydra composes it
+    ckpt_path: str | None
+
+    @property
+    def options(self) -> list[str]:
+        """The names of what was typed, as the menu has them."""
+        cli = (re.sub(r"\.(init_args|class_path)\b", "", word[2:].partition("=")[0]) for word in self.words)
+        return [*self.names, *(name.replace("model.policy.", "model.") for name in cli)]
 
 
 def read_words(words: list[str]) -> Typed:
@@ -62,8 +70,9 @@ def read_words(words: list[str]) -> Typed:
         elif name not in names:
             raise ValueError(f"--{name}: {unknown(name, menu_names or options(tree))}")
     known = menu() if "module" in tree and "lr" in tree else {"defaults": [*tree]}
-    refuse_mistakes(tree, resolved(tree), menu=known)
-    return Typed(kept, names)
+    config = resolved(tree)
+    refuse_mistakes(tree, config, menu=known)
+    return Typed(kept, names, config, dict(pairs).get("ckpt_path", config.get("ckpt_path")))
 
 
 def _pairs(words: list[str]) -> Iterator[tuple[str, str | None]]:

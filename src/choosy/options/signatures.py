@@ -7,12 +7,13 @@ milliseconds. What the source does not say plainly, such as a class made by a fu
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from functools import cache
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PLAIN = ("ABC", "Protocol", "Generic", "object", "NamedTuple")  # base classes without arguments of their own
 
@@ -62,9 +63,14 @@ def read_module(name: str) -> Module | None:
         raise Missing(name)
     if not spec.origin or not spec.origin.endswith(".py"):
         return None
+    package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
+    return _parsed(name, package, Path(spec.origin))
+
+
+def _parsed(name: str, package: str, file: Path) -> Module:
     names: dict[str, ast.stmt] = {}
     is_whole = True
-    for statement in _statements(ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body):
+    for statement in _statements(ast.parse(file.read_text(encoding="utf-8")).body):
         match statement:
             case ast.ImportFrom() | ast.Import():
                 is_whole &= all(alias.name != "*" for alias in statement.names)
@@ -73,7 +79,6 @@ def read_module(name: str) -> Module | None:
                 names[statement.name] = statement
             case ast.Assign(targets=[ast.Name(id=target)]) | ast.AnnAssign(target=ast.Name(id=target)):
                 names[target] = statement
-    package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
     return Module(name, package, names, is_whole and "__getattr__" not in names)
 
 
@@ -124,6 +129,32 @@ def signature(path: str) -> Signature | None:
             raise Missing(path, known=[known for known, s in module.names.items() if isinstance(s, ast.ClassDef)])
         return None
     return _arguments(find(module, name))
+
+
+def bare_function(path: str) -> Callable[..., None] | None:
+    """Return a function without a body that has the arguments of the one at a path; None if they cannot be known.
+
+    Args:
+        path: As `package.module.function` or `file.py:function`.
+    """
+    file, colon, name = path.rpartition(":")
+    if colon and file.endswith(".py"):
+        module: Module | None = _parsed(Path(file).stem, "", Path(file))
+    else:
+        module_name, _, name = path.rpartition(".")
+        module = read_module(module_name) if module_name else None
+    match find(module, name):
+        case (_, ast.FunctionDef(decorator_list=[]) as function):
+            given = deepcopy(function.args)
+            for argument in (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg):
+                if argument is not None:
+                    argument.annotation = None
+            given.defaults = [ast.Constant(None)] * len(given.defaults)
+            given.kw_defaults = [default and ast.Constant(None) for default in given.kw_defaults]
+            made: dict[str, Any] = {}
+            exec(f"def {name}({ast.unparse(given)}): ...", made)
+            return made[name]  # type: ignore[no-any-return]
+    return None
 
 
 def _arguments(found: tuple[Module, ast.stmt] | None) -> Signature | None:

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
+from glob import glob
 from typing import Any
+
+
+def may_have_gpu() -> bool:
+    """Whether a driver may have given this machine a GPU, without an import of torch.
+
+    On Linux a driver makes device files: NVIDIA's (also Jetson's), WSL's dxg, AMD's kfd.
+    """
+    names = ("nvidia*", "nvgpu*", "nvhost*", "nvmap", "dxg", "kfd")
+    return sys.platform != "linux" or any(glob(f"/dev/{name}") for name in names)
 
 
 def join_tasks(devices: Any) -> bool:

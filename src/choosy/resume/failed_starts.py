@@ -25,9 +25,10 @@ log = logging.getLogger(__name__)
 def leaving_no_failed_start(folder: Path) -> Iterator[None]:
     """Remove a run's folder if the run fails before it has sampled anything, and mark it if before it has trained.
 
-    A folder that held anything before is not removed.
+    A folder that held anything before is not removed, and one that held another run's rounds is not marked.
     """
     new = not any(_inside(folder))
+    others = any(folder.glob("rounds/*.parquet")) and not (folder / MARK).exists()
     try:
         yield
     except Postponed:
@@ -35,7 +36,8 @@ def leaving_no_failed_start(folder: Path) -> Iterator[None]:
     except Exception:
         if is_first_process() and not any(folder.glob("checkpoints/*")):
             if any(folder.glob("rounds/*.parquet")):
-                (folder / MARK).touch()
+                if not others:
+                    (folder / MARK).touch()
             elif new:
                 shutil.rmtree(folder, ignore_errors=True)
         raise

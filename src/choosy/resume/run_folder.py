@@ -8,16 +8,18 @@ import tempfile
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from choosy.data.table_files import damage, read_about
 from choosy.files import remove_unfinished, replacing
-from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.ledger import fault
-from choosy.parallel.ranks import Ranks
-from choosy.resume.checkpoints import newest_checkpoint
+from choosy.resume.checkpoint_files import newest_checkpoint
 from choosy.resume.config_changes import report_changes
-from choosy.resume.failed_starts import is_first_process, overwrite, replace_failed_start
+from choosy.resume.failed_starts import MARK, is_first_process, overwrite, replace_failed_start
+
+if TYPE_CHECKING:  # they import torch, and a folder is refused before
+    from choosy.labeling.buyer import LabelBuyer
+    from choosy.parallel.ranks import Ranks
 
 
 class Start(NamedTuple):
@@ -27,26 +29,41 @@ class Start(NamedTuple):
     ckpt_path: str | None
 
 
+def choose_start(folder: Path, ckpt_path: str | None, *, replace: bool = False) -> Start:
+    """Choose the checkpoint of a run, and refuse a folder that another run is in; it changes nothing.
+
+    Args:
+        folder: The run's folder.
+        ckpt_path: None for a new run; `last`; `start`, to train again on the rounds that are there; `auto`, which is
+            `last` where there is a run and None where there is none; or a checkpoint's file.
+        replace: Whether a new run replaces what an earlier one has left.
+    """
+    if replace and ckpt_path is not None:
+        raise ValueError(f"overwrite=true replaces the run that ckpt_path={ckpt_path} resumes; type one of them.")
+    failed = ckpt_path is None and (folder / MARK).exists()
+    if ckpt_path == "auto":
+        ckpt_path = "last" if _holds_run(folder) else None
+    start = Start(ckpt_path is not None, _checkpoint(folder, ckpt_path))
+    if not (replace or failed):  # what is there is removed
+        refuse_used_folder(folder, resuming=start.resuming)
+    return start
+
+
 def prepare_folder(
     folder: Path, ckpt_path: str | None, *, config: Mapping[str, Any], ledger: str, replace: bool = False
 ) -> Start:
     """Check a run's folder before anything is spent, and choose the checkpoint; a ValueError if the run cannot start.
 
     Args:
-        ckpt_path: None for a new run; `last`; `start`, to train again on the rounds that are there; `auto`, which is
-            `last` where there is a run and None where there is none; or a checkpoint's file.
+        folder: The run's folder.
+        ckpt_path: As of `choose_start`.
         config: The run's configuration, as Hydra or LightningCLI composed it.
         ledger: The ledger's file.
         replace: Whether a new run replaces what an earlier one has left.
     """
-    if replace and ckpt_path is not None:
-        raise ValueError(f"overwrite=true replaces the run that ckpt_path={ckpt_path} resumes; type one of them.")
+    start = choose_start(folder, ckpt_path, replace=replace)
     if is_first_process() and ckpt_path is None:
         overwrite(folder) if replace else replace_failed_start(folder)
-    if ckpt_path == "auto":
-        ckpt_path = "last" if _holds_run(folder) else None
-    start = Start(ckpt_path is not None, _checkpoint(folder, ckpt_path))
-    if not (replace and not is_first_process()):  # which may not have removed the old one yet
         refuse_used_folder(folder, resuming=start.resuming)
     refuse_unwritable(folder)
     if start.resuming:

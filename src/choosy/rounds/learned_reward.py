@@ -11,7 +11,7 @@ from torch import Tensor
 
 from choosy.data.pool import Pool
 from choosy.methods.reward_head import RewardHead, fit_scores, fit_verdicts, normal_scores
-from choosy.models.embeddings import embed
+from choosy.models.embeddings import embed, refuse_embedder
 from choosy.parallel.ranks import gather_rows, shard
 from choosy.rounds.context import Round
 from choosy.types import Candidates, Response
@@ -51,6 +51,7 @@ class LearnedReward:
     def __post_init__(self) -> None:
         if self.min_labels < 2:
             raise ValueError(f"learned_reward.min_labels={self.min_labels} fits no head; choose 2 or more.")
+        refuse_embedder(self.embedder)
 
     def head(self, at: Round) -> RewardHead | None:
         """Fit the head of a round; every rank must call this. None while there are too few labels."""

@@ -147,6 +147,16 @@ class Run:
         self.prompt_selector = prompts or self.prompt_selector
         self.pair_selector = pairs or self.pair_selector
 
+    def refuse_slots(self, responses: int) -> None:
+        """Refuse a selector of pairs, or none, that does not suit the most responses that a prompt has."""
+        if self.pair_selector is None and not self.labels.scores:
+            refuse_many(responses, self.labels.labeler.name)
+        if self.pair_selector is not None and responses < 2:
+            raise ValueError(
+                f"{type(self.pair_selector).__name__} chooses pairs of responses, and every prompt has one response; "
+                "type a selector of prompts, such as selector=optune, or selector=none."
+            )
+
     def open(self, policy: Policy, loss: Loss, prompts: Sequence[Prompt], read: Mapping[str, str]) -> None:
         """Open the run's folder and its ledger once all ranks have met; the policy's weights may not be loaded yet.
 
@@ -162,13 +172,7 @@ class Run:
 
     def play(self, number: int, prompts: Sequence[Prompt], sample: Sample) -> None:
         """Play a round, unless the pool has it or its file is there from before an interruption."""
-        if self.pair_selector is None and not self.labels.scores:
-            refuse_many(sample.responses, self.labels.labeler.name)
-        if self.pair_selector is not None and sample.responses < 2:
-            raise ValueError(
-                f"{type(self.pair_selector).__name__} chooses pairs of responses, and every prompt has one response; "
-                "type a selector of prompts, such as selector=optune, or selector=none."
-            )
+        self.refuse_slots(sample.responses)
         if self.pool.round >= number:
             return
         self.phases.round(number, self.rounds)

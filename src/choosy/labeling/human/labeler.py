@@ -58,7 +58,8 @@ class Human:
                 "type pip install 'choosy[human]'"
             )
         self.name = name
-        self.terms = Terms(fingerprint=content_id(instruction, str(overlap)), runs_remotely=True, people=True)
+        fingerprint = content_id(instruction, str(overlap))
+        self.terms = Terms(fingerprint=fingerprint, price=0.0, runs_remotely=True, people=True)
         self.folder = Path(folder)
         self.instruction = instruction
         self.overlap = overlap

@@ -1,0 +1,52 @@
+"""Finds the checkpoints of a run, and what is wrong with them."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from pathlib import Path
+
+
+def checkpoints_folder(run_dir: Path) -> Path:
+    """Return the folder of a run's checkpoints."""
+    return run_dir / "checkpoints"
+
+
+def last_checkpoint(run_dir: Path) -> Path:
+    """Return the checkpoint that is written last, from which `ckpt_path=last` resumes."""
+    return checkpoints_folder(run_dir) / "last.ckpt"
+
+
+def checkpoint_damage(path: Path) -> str | None:
+    """Read a checkpoint to its last byte and return what is wrong with it; None if nothing is."""
+    if path.is_dir():  # a sharded checkpoint, which torch.distributed finishes with its .metadata
+        return None if (path / ".metadata").exists() else "its .metadata is missing"
+    try:
+        with zipfile.ZipFile(path) as file:
+            bad = file.testzip()
+    except (OSError, zipfile.BadZipFile, ValueError, RuntimeError, EOFError, struct.error) as error:
+        return str(error)  # zipfile believes the names, sizes and flags that it reads
+    return None if bad is None else f"the part {bad} is not what was written"
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """Return the newest checkpoint of a run; None if it has not written any.
+
+    Raises:
+        ValueError: It is damaged; the message names the last good one and what to type.
+    """
+    newest_first = sorted(checkpoints_folder(run_dir).glob("*.ckpt"), key=lambda path: -path.stat().st_mtime)
+    last = last_checkpoint(run_dir)
+    if last in newest_first:  # it is as new as the round's, of which it is the same file
+        newest_first.remove(last)
+        newest_first.insert(0, last)
+    if not newest_first:
+        return None
+    why = checkpoint_damage(newest_first[0])
+    if why is None:
+        return newest_first[0]
+    good = next((path for path in newest_first[1:] if checkpoint_damage(path) is None), None)
+    how = f"; for the last good one type ckpt_path={good}."
+    if good is None:
+        how = ", and no other one is whole. Train again on the rounds and labels that are there: type ckpt_path=start."
+    raise ValueError(f"The checkpoint {newest_first[0]} is damaged ({why}){how}")
