@@ -190,6 +190,9 @@ def test_an_unfinished_run_can_be_read_and_shown(tmp_path, played):
     write_report(run)
     assert f"{played} of 4 rounds" in (tmp_path / "report.html").read_text()
     assert f"{played} of 4 rounds" in printed(run)
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("[rounds=4, lr=1, ckpt_path=auto]")
+    assert f"  choosy train rounds=4 lr=1 run_dir={tmp_path} ckpt_path=last  # to continue\n" in printed(run)
 
 
 def test_a_last_round_without_its_evaluation_is_not_finished(run_dir):
@@ -282,7 +285,10 @@ def test_a_folder_named_like_markup_is_escaped(tmp_path):
 
 
 def test_the_last_words_show_answers_rounds_time_and_paths(run_dir):
-    (run_dir / "adapter").mkdir()
+    for name in ("adapter", ".hydra"):
+        (run_dir / name).mkdir()
+    (run_dir / ".hydra" / "overrides.yaml").write_text("[selector=none, rounds=2, name=run]")
+    (run_dir / "config.yaml").write_text("{evaluation: {}, data: {train: [a.jsonl], heldout: null}}")
     words = printed(read_run(run_dir))
     assert words.count("sunny 1") == 5
     assert "Held-out reward 0.25 → 0.75, win rate 88% against the start, 2 of 2 rounds" in words
@@ -291,8 +297,9 @@ def test_the_last_words_show_answers_rounds_time_and_paths(run_dir):
     assert "train 3.0 s" in words
     assert str(run_dir) in words
     assert "adapter" in words
-    assert "Next: choosy chat" in words
-    assert "rounds=3 or more and ckpt_path=last" in words
+    assert f"Next:\n  choosy chat {run_dir}\n  choosy eval {run_dir} a.jsonl  # or another file of prompts\n" in words
+    again = f"choosy train selector=none run_dir={run_dir} rounds=4 ckpt_path=last"
+    assert words.endswith(f"  {again}  # for more rounds\n")
     assert "metrics.csv" not in words
 
 

@@ -6,10 +6,11 @@ import base64
 import io
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich import box
 from rich.columns import Columns
@@ -18,8 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from choosy.files import replacing
+from choosy.options.typed import quoted
 from choosy.reporting.display import PHASES, duration
 from choosy.reporting.summary import LEARNED, MEASURES, RunSummary, as_text, costs_of
+from choosy.reporting.sweeps import OF_ONE_RUN, words_of
 
 PHASE_COLORS = dict(zip(PHASES, ("#2563eb", "#0891b2", "#7c3aed", "#db2777", "#d97706", "#65a30d"), strict=True))
 GRID, FRAME, INK = "#e5e7eb", "#9ca3af", "#4b5563"
@@ -46,10 +49,28 @@ def print_report(run: RunSummary, out: Console | None = None) -> None:
     for name, what in run.contents.items():
         link = (run.folder / name).resolve().as_uri()  # to click on, in terminals that know links
         out.print(Text.assemble("  ", (f"{name:14}", f"link {link}"), (what, "dim")))
-    if run.finished and {"adapter", "model"} & run.contents.keys():
-        folder = shlex.quote(str(run.folder))
-        out.print(f"Next: choosy chat {folder}, or choosy eval {folder} prompts.jsonl", soft_wrap=True)
-        out.print(f"For more rounds type the same again with rounds={len(run.rounds) + 1} or more and ckpt_path=last")
+    if lines := [*next_lines(run)]:
+        out.print("Next:")
+    for line in lines:
+        out.print(f"  {line}", soft_wrap=True, markup=False)
+
+
+def next_lines(run: RunSummary) -> Iterator[str]:
+    """Yield what may be typed after a run, word for word, in the folder in which it was played."""
+    file, folder = run.folder / "config.yaml", shlex.quote(str(run.folder))
+    config = yaml.safe_load(file.read_text()) if file.exists() else {}
+    if run.finished and {"adapter", "model"} & run.contents.keys() and "evaluation" in config:
+        yield f"choosy chat {folder}"
+        source = next(filter(None, (config["data"].get(name) for name in ("heldout", "heldout_pairs", "train"))))
+        one = source if isinstance(source, str) else source[0]
+        yield f"choosy eval {folder} {shlex.quote(one)}  # or another file of prompts"
+    words = words_of(run.folder)
+    if words is not None:
+        own = (*OF_ONE_RUN, *(["rounds"] if run.finished else []))
+        kept = [word for word in words if word.lstrip("+").split("=")[0] not in own]
+        more = [f"rounds={2 * len(run.rounds)}"] if run.finished else []
+        again = ["choosy", "train", *kept, f"run_dir={quoted(str(run.folder))}", *more, "ckpt_path=last"]
+        yield f"{shlex.join(again)}  # {'for more rounds' if run.finished else 'to continue'}"
 
 
 def _answers_table(run: RunSummary, width: int) -> Table:
