@@ -53,6 +53,8 @@ ROWS = [
     Row("apo_zero", (), "dpo", ("apo_zero",), {}),
     Row("apo_down", (), "dpo", ("apo_down",), {}),
     Row("discopop", (), "dpo", ("discopop",), {"beta": 0.05}),
+    Row("aot", (), "dpo", ("aot",), {}, together=True),
+    Row("aot", ("label_smoothing=0.2",), "dpo", ("aot",), {"label_smoothing": 0.2}, together=True),
     Row("f_dpo", ("divergence=forward_kl",), "dpo", ("sigmoid",), {"f_divergence_type": "forward_kl"}),
     Row("f_dpo", ("divergence=js",), "dpo", ("sigmoid",), {"f_divergence_type": "js_divergence"}),
     Row("f_dpo", ("divergence=alpha",), "dpo", ("sigmoid",), {"f_divergence_type": "alpha_divergence"}, "float32"),

@@ -158,13 +158,14 @@ class WeightedDPO(LightningModule):
         """One optimiser step on the mean over the batch's items of weight x loss."""
 
         def part_loss(part: Batch) -> tuple[Tensor, StepStats]:
-            s = part.loss_inputs(self.policy.token_logps(part.groups), self.facts)
+            s = part.loss_inputs(self.policy.token_logps(part.groups), self.facts, partners)
             loss_B = part.weight_B.to(s.logp_R.device) * self.loss.items(s)
             loss = loss_B.sum() / batch.total
             bad = [part.items[n].key for n in (~torch.isfinite(loss_B)).nonzero().flatten().tolist()]
             return loss, StepStats.of(s, loss, self.loss.rewards(s), bad)
 
         if batch.total:
+            partners = self.find_partners(batch) if "step" in self.loss.needs else None
             stats = self.accumulate_gradients(batch, part_loss)
             lr = float(self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"])  # type: ignore[union-attr]
             self.rounds_trained = self.current_epoch + (batch_idx + 1) / self.trainer.num_training_batches
@@ -179,6 +180,32 @@ class WeightedDPO(LightningModule):
             left_out += stats.bad
         return stats
 
+    @torch.no_grad()
+    def find_partners(self, batch: Batch) -> dict[ItemKey, float]:
+        """Where each pair of the step stands in the policy's order, and what the reference has there, of all ranks.
+
+        See `Facts.partner_B`; pairs with equal margins are ordered by their keys.
+        """
+        margins: list[tuple[float, ItemKey, float]] = []
+        for part in self._parts(batch):
+            if not part.items:
+                self.no_loss()  # a forward pass beside those of the other ranks
+                continue
+            s = part.loss_inputs(self.policy.token_logps(part.groups))
+            of_policy, of_reference = (
+                of_R.view(-1, 2).diff(dim=1).neg().flatten().tolist() for of_R in (s.logp_R, s.ref_R)
+            )
+            margins += zip(of_policy, [item.key for item in part.items], of_reference, strict=True)
+        everybody = sorted(current_ranks().gather(margins))
+        return dict(zip((key for _, key, _ in everybody), sorted(ref for *_, ref in everybody), strict=True))
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        """The parts of this rank's share of a step, one at least."""
+        parts = list(batch.parts(self.policy.compute.tokens_per_step, one_row=self.policy.one_row))
+        # where weights are gathered layer by layer, all ranks run as many parts as the busiest
+        most = max(current_ranks().gather([len(parts)])) if is_sharded(self.policy) else len(parts)
+        return parts + [batch.some(())] * (max(most, 1) - len(parts))
+
     def _pass(self, batch: Batch, part_loss: Callable[[Batch], tuple[Tensor, StepStats]]) -> StepStats:
         """Forward and backward of every part; where some rank's loss is not finite, the last backward is left out.
 
@@ -186,10 +213,7 @@ class WeightedDPO(LightningModule):
         """
         ranks = current_ranks()
         self.optimizers().zero_grad()  # type: ignore[union-attr]
-        parts = list(batch.parts(self.policy.compute.tokens_per_step, one_row=self.policy.one_row))
-        # where weights are gathered layer by layer, all ranks run as many parts as the busiest
-        most = max(ranks.gather([len(parts)])) if is_sharded(self.policy) else len(parts)
-        parts += [batch.some(())] * (max(most, 1) - len(parts))
+        parts = self._parts(batch)
         mine: list[StepStats] = []
         for number, part in enumerate(parts, start=1):
             last = number == len(parts)

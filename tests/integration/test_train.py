@@ -183,6 +183,7 @@ FIRST_LOSS: dict[str, Callable[..., float]] = {  # of an item whose policy is it
     "pro": pro,
     "kto": lambda one: 0.5,
     "bco": lambda one: math.log(2),
+    "aot": lambda one, other: math.log(2),
     "robust": lambda one, other: math.log(2),
     "exo": lambda one, other: -math.log(2) - (math.log(0.999) + math.log(0.001)) / 2,
     "nca": lambda one, other: 2 * math.log(2),
@@ -260,6 +261,14 @@ def test_log_probs_of_single_tokens_are_kept_only_for_a_loss_that_needs_them(pla
         assert [*map(len, row["ref_token_logps"])] == [*map(len, row["response_ids"])]
         sums = [sum(of_response) for of_response in row["ref_token_logps"]]
         assert sums == pytest.approx(list(row["ref_logps"]), rel=1e-5)
+
+
+def test_aot_sorts_the_step_and_not_its_parts(play):
+    few = ["rounds=1", "epochs_per_round=2", "lr=1e-2", "data.heldout=null"]
+    whole = play("loss=aot", *few, name="whole")
+    parts = play("loss=aot", *few, "batching.tokens_per_step=1", name="parts")
+    assert parts.losses == pytest.approx(whole.losses, rel=1e-4)
+    assert play("loss=sigmoid", *few, name="plain").losses != pytest.approx(whole.losses, rel=1e-4)
 
 
 def test_kto_compares_with_the_kl_of_its_own_samples(play):

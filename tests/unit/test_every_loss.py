@@ -25,7 +25,7 @@ OWN_REF_K = torch.tensor([-4.0, -5.0, -6.0], dtype=torch.float64)
 # The loss of the first pair, or of the first response, where the policy is its reference; by hand
 MEAN, OTHER = LOGP_R[0] / 2, LOGP_R[1] / 1  # mean log-probs of the first pair's tokens
 AT_REFERENCE = {
-    **dict.fromkeys(("sigmoid", "ld_dpo", "f_dpo", "sigmoid_averaged", "robust", "dpop", "bco"), math.log(2)),
+    **dict.fromkeys(("sigmoid", "ld_dpo", "f_dpo", "sigmoid_averaged", "robust", "dpop", "bco", "aot"), math.log(2)),
     **dict.fromkeys(("hinge", "apo_zero", "apo_down"), 1.0),
     **dict.fromkeys(("ipo", "ipo_averaged"), 25.0),  # (1 / 0.2)^2
     "sppo": 2 * 500.0**2,
@@ -68,7 +68,7 @@ def inputs(loss: Loss, logp_R: Tensor, ref_R: Tensor | None = None, **more: Any)
     given: dict[str, Any] = {
         "good_R": torch.tensor([True, False] * 3) if form_of(loss.needs) == "single" else None,
         "own": (logp_R[:3], OWN_REF_K.to(logp_R.dtype), OWN_ITEM_K),
-        "facts": Facts(kl=0.3, reward=0.2, steps=1),
+        "facts": Facts(kl=0.3, reward=0.2, steps=1, partner_B=torch.tensor([-2.0, 1.5, 0.5])),
         "reward_R": REWARD_R,
         "tokens": TokenLogps(logp_T, ref_T, torch.arange(len(response_T)), response_T),
     }
@@ -139,7 +139,7 @@ def test_extreme_log_probs_stay_finite_and_weight_0_gives_gradient_0(loss: Loss,
 
 def test_a_loss_looks_at_reference_and_rewards_only_if_it_says_so(loss: Loss) -> None:
     nan_R = torch.full((6,), math.nan, dtype=torch.float64)
-    without_ref = inputs(loss, double(LOGP_R), nan_R)
+    without_ref = inputs(loss, double(LOGP_R), nan_R, facts=Facts())
     assert bool(loss.items(without_ref).isfinite().all()) == ("reference" not in loss.needs)
     assert bool(loss.rewards(without_ref).isfinite().all()) == ("reference" not in loss.needs)
     without_rewards = inputs(loss, double(LOGP_R), reward_R=nan_R)

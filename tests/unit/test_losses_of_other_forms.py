@@ -26,7 +26,7 @@ from choosy.methods.composed_losses import (
     TokenWeightedLoss,
 )
 from choosy.methods.loss_inputs import Facts, Loss, LossInputs, TokenLogps, form_of
-from choosy.methods.losses import BCOLoss, KTOLoss, PROLoss, SFTLoss, SigmoidLoss, SimPOLoss
+from choosy.methods.losses import AOTLoss, BCOLoss, KTOLoss, PROLoss, SFTLoss, SigmoidLoss, SimPOLoss
 from choosy.methods.pair_losses import PairLoss
 
 # Log-probs of the tokens of two pairs, and of the same tokens under the reference.
@@ -347,6 +347,24 @@ def test_a_loss_looks_at_the_reference_only_if_it_says_so(loss: Loss, sizes: lis
         (lambda: KTOLoss(reference_point="ref"), r"loss\.reference_point=ref is none of own, zero"),  # type: ignore[arg-type]
         (lambda: KTOLoss(bad_weight=-1.0), r"loss\.bad_weight=-1\.0 would turn the labels round"),
         (lambda: LengthDesensitized(alpha=1.5), r"loss\.weighing\.alpha=1\.5 is no weight"),
+        (
+            lambda: ScoredLoss(AOTLoss(), average=True),
+            r"AOTLoss orders pairs by their summed log-probs.*type loss=aot by itself",
+        ),
+        (lambda: ScoredLoss(SigmoidLoss(), divergence="kl"), r"loss\.divergence=kl is none of reverse_kl, forward_kl"),  # type: ignore[arg-type]
+        (
+            lambda: ScoredLoss(SigmoidLoss(), divergence="js", reference=False),
+            r"loss\.divergence=js is one from the reference",
+        ),
+        (lambda: ScoredLoss(SigmoidLoss(), divergence="alpha", alpha=1.0), r"type loss\.divergence=reverse_kl"),
+        (lambda: PairLoss("dpo"), r"loss\.formula=dpo is none of hinge, ipo, robust"),  # type: ignore[arg-type]
+        (lambda: PairLoss("sppo", penalty=1.0), r"loss\.penalty=1\.0 has no meaning for sppo"),
+        (lambda: PairLoss("exo", label_smoothing=0.0), r"loss\.label_smoothing=0\.0 is no share.*\(0, 0\.5\)"),
+        (lambda: PairLoss("discopop", temperature=1.0), r"loss\.temperature=1\.0 lets the loss grow without end"),
+        (lambda: PairLoss("dpop", penalty=-1.0), r"loss\.penalty=-1\.0 is no penalty"),
+        (lambda: BCOLoss(shift="none"), r"loss\.shift=none is none of running, zero"),  # type: ignore[arg-type]
+        (lambda: AdaDPOLoss(rho=0.7), r"loss\.rho=0\.7 leaves no choice of a scale; choose one in \(0, 0\.693\)"),
+        (lambda: AdaDPOLoss(lowest=5.0), r"loss\.lowest=5\.0 loss\.highest=4\.0 is no range"),
         (lambda: LossSum({}, {}), r"loss\.parts has nothing"),
         (
             lambda: LossSum({"a": SFTLoss()}, {"b": 1.0}),

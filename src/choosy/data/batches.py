@@ -6,7 +6,7 @@ Which items form a batch depends on the seed, the round and the items alone; ran
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -151,9 +151,13 @@ class Batch:
         """The prompt of each item with its responses."""
         return [item.group for item in self.items]
 
-    def loss_inputs(self, logp_T: Tensor, facts: Facts = NO_STEPS_YET) -> LossInputs:
+    def loss_inputs(
+        self, logp_T: Tensor, facts: Facts = NO_STEPS_YET, partners: Mapping[ItemKey, float] | None = None
+    ) -> LossInputs:
         """What the loss is given: the log-probs of the groups' response tokens with what the pool knows about them."""
         device, items = logp_T.device, self.items
+        if partners:
+            facts = facts._replace(partner_B=torch.tensor([partners[item.key] for item in items], device=device))
         logp_S = sum_by_response(logp_T, self.groups)  # S: of each item its responses, then its other samples
         ref_S = torch.tensor([ref for x in items for ref in (*x.ref_logps, *x.own_ref_logps)], device=device)
         item_S = torch.tensor([n for n, x in enumerate(items) for _ in x.group.response_ids])

@@ -59,6 +59,15 @@ class LossSum:
         return next(iter(self.parts.values())).rewards(s)
 
 
+def refuse_order(loss: Loss) -> None:
+    """Refuse other scores for a loss of the step's order, which is that of plain log-probs."""
+    if "step" in loss.needs:
+        raise ValueError(
+            f"{type(loss).__name__} orders pairs by their summed log-probs, and loss.loss is given other scores; type "
+            "loss=aot by itself, or another loss.loss."
+        )
+
+
 def divergence_slope(log_ratio_R: Tensor, divergence: Divergence, alpha: float = 0.5) -> Tensor:
     """f'(pi / ref) of a divergence f: the score that takes the place of log(pi / ref) (f-DPO, arXiv 2309.16240, Eq. 9).
 
@@ -102,6 +111,7 @@ class ScoredLoss:
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
+        refuse_order(self.loss)
         if self.divergence not in get_args(Divergence):
             raise ValueError(f"loss.divergence={self.divergence} is none of {', '.join(get_args(Divergence))}.")
         if self.divergence != "reverse_kl" and not self.reference:
@@ -179,6 +189,9 @@ class TokenWeightedLoss:
 
     loss: Loss
     weighing: TokenWeighing
+
+    def __post_init__(self) -> None:
+        refuse_order(self.loss)
 
     @property
     def beta(self) -> float:

@@ -21,6 +21,7 @@ Need = Literal[
     "reward",  # the labeler's rewards
     "own",  # samples of the present policy
     "tokens",  # log-probs of single tokens, not only their sums
+    "step",  # the order of the step's pairs, which takes a second forward pass
 ]
 FORMS: tuple[Need, ...] = ("pair", "list", "single")
 
@@ -48,11 +49,14 @@ class Facts(NamedTuple):
         kl: KL divergence of the policy from the reference as the last step's own samples estimate it.
         reward: Mean implicit reward of a step's responses, averaged over the steps so far.
         steps: The number of these steps.
+        partner_B: Of each pair of the part, for a loss that needs the step. The step's pairs are sorted by
+            log pi(chosen) - log pi(rejected), and by the same under the reference: the latter at the pair's place.
     """
 
     kl: float = 0.0
     reward: float = 0.0
     steps: int = 0
+    partner_B: Tensor | None = None
 
     def after(self, *, kl: float | None, reward: float) -> Facts:
         """The facts after a step with this mean reward; without a new estimate of the KL divergence the old one stays.

@@ -247,7 +247,7 @@ def evaluate_pairs(at: Round, pairs: Sequence[Candidates]) -> dict[str, float | 
     """Measure how the policy ranks held-out pairs, the chosen response first, by its implicit reward.
 
     Returns:
-        `loss`, the mean of the training loss (None if it is no loss of pairs, or needs single tokens); `accuracy`, the
+        `loss`, the mean of the training loss (None if it is no loss of single pairs, or needs tokens); `accuracy`, the
         share of pairs whose chosen response has the higher implicit reward (equal ones count half); `margin`, the mean
         difference of the implicit rewards.
     """
@@ -263,7 +263,7 @@ def evaluate_pairs(at: Round, pairs: Sequence[Candidates]) -> dict[str, float | 
     s = LossInputs(logp_R, ref_R, sizes=[2] * len(mine), length_R=length_R, reward_R=gold_R)
     margin_B = -loss.rewards(s).view(-1, 2).diff().flatten()
     values = {"accuracy": margin_B.sign() / 2 + 0.5, "margin": margin_B}
-    if form_of(loss.needs) == "pair" and "tokens" not in loss.needs:
+    if form_of(loss.needs) == "pair" and not loss.needs & {"tokens", "step"}:
         values["loss"] = loss.items(s)
     means = {name: MeanMetric(nan_strategy="disable", process_group=at.ranks.group) for name in values}
     for name, mean in means.items():
