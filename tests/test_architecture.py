@@ -123,7 +123,7 @@ FLOORS = [
     {"sampling", "data", "labeling"},
     {"resume", "reporting"},
     {"rounds"},
-    {"module", "early"},
+    {"module", "early", "start"},
     {"main", "cli"},
     {"api", "tuned_model", "chat", "__main__"},
 ]

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
-from choosy.early import refuse_early
-from choosy.main import in_sentences
+from choosy.main import in_sentences, see_current_folder
 from choosy.main import main as train
-from choosy.options.fit_words import HELP, read_words
+from choosy.options.fit_words import HELP, again, read_words, resolved
 from choosy.reporting.compare import UnitPrices, compare, print_comparison, write_comparison
 from choosy.reporting.index import read_index, write_index
 from choosy.reporting.report import print_report, write_report
 from choosy.reporting.summary import read_run
-from choosy.resume.run_folder import choose_start
+from choosy.resume.failed_starts import is_first_process, leaving_no_failed_start
+from choosy.start import check, is_finished, prepare, without_nulls
 
 USAGE = """choosy train selector=certainty   play a run, with -m several; `choosy train --help` lists what can be typed
 choosy fit --config run.yaml      play what `choosy train ... --cfg job > run.yaml` composed
@@ -33,7 +31,7 @@ choosy labels stats LEDGER        labels, ties and money of each labeler and run
 
 def main() -> None:
     """Run the command; a mistake that the user can correct ends it with a sentence."""
-    sys.path.append(os.getcwd())  # as `python train.py` finds the user's own labelers and rewards
+    see_current_folder()
     words = sys.argv[1:]
     if words in (["--help"], ["-h"]):
         print(USAGE)
@@ -41,8 +39,7 @@ def main() -> None:
         sys.argv = [sys.argv[0], *words[1:]]  # Hydra reads the words after `train`
         train()
     elif words and words[0] in COMMANDS:
-        again = shlex.join(["choosy", *words, "--ckpt_path=last"]) if words[0] == "fit" else ""
-        with in_sentences(lambda: again):
+        with in_sentences(lambda: ""):
             COMMANDS[words[0]](words[1:])
     else:
         near = get_close_matches(words[0], ["train", *COMMANDS], n=1) if words else []
@@ -58,12 +55,20 @@ def fit(words: list[str]) -> None:
         print(HELP)
         return
     typed = read_words(words)
-    if "--print_config" not in words:
-        choose_start(Path(typed.config["data"]["run"]["folder"]), typed.ckpt_path)
-        refuse_early(typed.config, typed=typed.options)
-    from choosy.cli import fit
+    if typed.is_composed:
+        without_nulls(typed.config)
+    config = check(typed.config, lambda: resolved(typed.config), typed.menu)
+    run_dir = Path(config["data"]["run"]["folder"])
+    if typed.is_composed and config["ckpt_path"] == "auto" and is_finished(config, run_dir):
+        if is_first_process():
+            print(f"{run_dir} is finished: {read_run(run_dir).headline}")
+        return
+    with in_sentences(lambda: again(words, str(run_dir))), leaving_no_failed_start(run_dir):
+        prints = any(word.startswith("--print_config") for word in words)
+        start = prepare(config, run_dir, typed=typed.options) if typed.is_composed and not prints else None
+        from choosy.cli import fit
 
-    fit(typed.words, names=typed.names)
+        fit(typed.words, config, start)
 
 
 def labels(words: list[str]) -> None:

@@ -17,13 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from choosy.files import replacing
-from choosy.main import check, compose, innermost, is_finished, train
+from choosy.main import check, compose, innermost, plain, train
 from choosy.options.names import OURS
 from choosy.options.typed import quoted
 from choosy.reporting.report import filled
 from choosy.reporting.summary import RunSummary, costs_of, read_run
 from choosy.resume.failed_starts import MARK, leaving_no_failed_start
 from choosy.resume.run_folder import refuse_used_folder
+from choosy.start import is_finished
 from choosy.types import content_id
 
 GIVEN = SimpleNamespace()  # the objects of this process that a configuration names
@@ -67,8 +68,8 @@ def tune(
     """
     refuse_names_of_others(options)
     groups = {name.lstrip("+"): value for name, value in options.items() if isinstance(value, Mapping)}
-    plain = {name: value for name, value in options.items() if name.lstrip("+") not in groups}
-    typed = ["callbacks.report.console=false", *words, *as_typed(plain)]
+    ours = {name: value for name, value in options.items() if name.lstrip("+") not in groups}
+    typed = ["callbacks.report.console=false", *words, *as_typed(ours)]
     if config_dir is not None:
         if not Path(config_dir).is_dir():
             raise ValueError(f"config_dir={config_dir}: there is no such folder.")
@@ -106,7 +107,7 @@ def tune(
                 write(path, lines)
             if model is not None and not isinstance(model, str):
                 cfg.model.name = str(save_model(model, run_dir / "given" / "model"))
-            if not is_finished(cfg, run_dir):
+            if cfg.ckpt_path != "auto" or not is_finished(plain(cfg), run_dir):
                 train(cfg, run_dir, callbacks=[chooses] if chooses else [])
     except Exception as error:
         if (cause := innermost(error)) is error:

@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import yaml
 from jsonargparse import set_loader
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from choosy.files import replacing
-from choosy.options.fit_words import applied, parsed, resolved
-from choosy.redaction import refuse_secrets
+from choosy.options.fit_words import START, as_composed, parsed, resolved
 from choosy.reporting.display import quiet
-from choosy.resume.run_folder import prepare_folder
+from choosy.resume.run_folder import Start
+from choosy.start import describe, prepare
 
 
-def from_hydra(text: str, names: Mapping[str, Any] | None = None) -> Any:
-    """Translate YAML that Hydra composed to that of LightningCLI, and leave any other as it is.
+def from_hydra(text: str, config: Mapping[str, Any] | None = None) -> Any:
+    """Translate YAML that configures a run to that of LightningCLI, and leave any other as it is.
 
     Args:
         text: The YAML.
-        names: Other values for options of the menu.
+        config: What is played in its place: with the values that were typed.
     """
-    composed = yaml.safe_load(text)
-    if not isinstance(composed, dict) or "module" not in composed:
-        return composed
-    composed = resolved(applied(parsed(text), names or {}) if names else parsed(text))
-    trainer = {k: class_path(v) for k, v in composed["trainer"].items() if k != "_target_"}
-    return {
-        "seed_everything": composed["seed"],
-        "model": class_path(composed["module"]),
-        "data": class_path(composed["data"]),
-        "trainer": trainer,
-        "ckpt_path": composed["ckpt_path"],
-    }
+    found = yaml.safe_load(text)
+    if not isinstance(found, dict) or not {"data", "trainer"} <= {*found}:
+        return found
+    config = config or resolved(parsed(text))
+    seed = {} if config["seed"] is None else {"seed_everything": config["seed"]}
+    trainer = {name: class_path(part) for name, part in config["trainer"].items() if name != "_target_"}
+    return seed | {"model": class_path(config["module"]), "data": class_path(config["data"]), "trainer": trainer}
 
 
 def class_path(node: Any) -> Any:
@@ -51,50 +47,70 @@ def class_path(node: Any) -> Any:
 
 
 class ChoosyCLI(LightningCLI):
-    """LightningCLI with the guards of `choosy train`."""
+    """LightningCLI that plays a prepared run."""
 
-    command: list[str]  # as typed; Lightning repeats it to start the other processes of a run
+    def __init__(self, words: Sequence[str], config: Mapping[str, Any], start: Start | None) -> None:
+        self.played, self.start = config, start
+        self.command = list(sys.argv)  # as typed; Lightning repeats it to start the other processes of a run
+        sys.argv[1:] = ["fit", *words]
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,  # `describe` writes it
+            parser_kwargs={"parser_mode": "choosy", "exit_on_error": False},
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults({"trainer.enable_progress_bar": False, "trainer.enable_model_summary": False})
 
     def before_fit(self) -> None:
-        """Check the run's folder before anything is spent, and choose the checkpoint."""
+        """Resume as the start says, and write down what is played."""
         sys.argv[:] = self.command
-        refuse_secrets(self.config.as_dict())
-        fit, run = self.config_init["fit"], self.datamodule.run
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))["fit"]
-        start = prepare_folder(run.folder, fit["ckpt_path"], config=config, ledger=run.labels.ledger.path)
-        run.resuming = start.resuming
-        fit["ckpt_path"], fit["weights_only"] = start.ckpt_path, True
+        run = self.datamodule.run
+        if self.start is None:
+            dumped = yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_none=False))
+            self.played = as_composed(dumped) | {name: self.played[name] for name in START}
+            self.start = prepare(self.played, run.folder)
+        run.resuming = self.start.resuming
+        fit = self.config_init["fit"]
+        fit["ckpt_path"], fit["weights_only"] = self.start.ckpt_path, True
+        if self.trainer.is_global_zero:
+            describe(self.played, self.trainer, run.folder)
 
 
-class KeepConfig(SaveConfigCallback):
-    """Writes config.yaml into the run's folder."""
+def fit(words: Sequence[str], config: Mapping[str, Any], start: Start | None) -> ChoosyCLI:
+    """Build and train.
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.is_global_zero:
-            with replacing(data.run.folder / "config.yaml") as unfinished:
-                unfinished.write_text(self.parser.dump(self.config, skip_none=False))
+    Args:
+        words: What LightningCLI reads.
+        config: What `choosy train` composed, with the values that were typed since.
+        start: How that starts; None = LightningCLI composes the rest, and the run is prepared once it has.
 
-
-def fit(words: list[str] | None = None, *, names: Mapping[str, Any] | None = None, run: bool = True) -> ChoosyCLI:
-    """Parse the words after `choosy fit` (None = those of the command line), build, and (with `run`) train.
-
-    `names` are other values for options of the menu, where Hydra composed the file.
+    Raises:
+        ValueError: LightningCLI cannot read or build something.
     """
     quiet()
-    set_loader("choosy", partial(from_hydra, names=names))
-    ChoosyCLI.command = list(sys.argv)
-    if words is not None:
-        sys.argv[1:] = ["fit", *words]
-    return ChoosyCLI(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=KeepConfig,
-        parser_kwargs={"parser_mode": "choosy"},
-        run=run,
-    )
+    set_loader("choosy", partial(from_hydra, config=config))
+    try:
+        return ChoosyCLI(words, config, start)
+    except argparse.ArgumentError as error:
+        raise ValueError(in_a_sentence(str(error))) from error
+
+
+def in_a_sentence(error: str) -> str:
+    r"""Return the place and the reasons of an error of jsonargparse, which lists every type that it has tried.
+
+    Example:
+        >>> in_a_sentence('Parser key "data":\n  Errors:\n  - Parser key "limit":\n    - Expected a number\n')
+        'data.limit: Expected a number.'
+    """
+    place = ".".join(re.findall(r'Parser key "([^"]+)"', error))
+    reasons = [line.strip()[2:] for line in error.splitlines() if line.strip().startswith("- ")]
+    said = [reason for reason in reasons if not re.match("Problem|Parser key|Expected a <class 'NoneType'>", reason)]
+    return f"{place}: {'; '.join(said)}." if place and said else error
+
+
+if __name__ == "__main__":
+    sys.exit("Type choosy fit --config run.yaml, or python -m choosy fit --config run.yaml")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,17 +21,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from choosy.early import refuse_early
+import choosy.start as start
 from choosy.files import replacing
-from choosy.options.check import options, refuse_blanks, refuse_mistakes, refuse_removed
+from choosy.options.check import options
+from choosy.options.fit_words import START
 from choosy.options.menu import help_text, menu
 from choosy.options.names import meant
 from choosy.options.typed import NO_GROUP, not_composed, quoted, unreadable
-from choosy.parallel.launch import join_tasks, may_have_gpu, refuse_relaunching_sweep
-from choosy.redaction import refuse_secrets
-from choosy.resume.config_changes import named_settings, report_changes
+from choosy.parallel.launch import join_tasks, refuse_relaunching_sweep
 from choosy.resume.failed_starts import leaving_no_failed_start
-from choosy.resume.run_folder import Start, choose_start, prepare_folder
 
 # Torch, Lightning and transformers take seconds to import: functions import them once nothing is left to refuse.
 if TYPE_CHECKING:
@@ -114,6 +110,7 @@ def main() -> None:
     A mistake that the user can correct ends the process with a sentence; HYDRA_FULL_ERROR=1 shows the stack.
     """
     words = sys.argv[1:]
+    see_current_folder()
     with in_sentences(lambda: ""):
         refuse_dashes(words)
         if {"-h", "--help"} & {*words}:
@@ -130,6 +127,12 @@ def main() -> None:
             restore_stacks()
     for index in SWEEPS.values():
         index.print()
+
+
+def see_current_folder() -> None:
+    """Let Python import the user's own rewards and labelers from the current folder, wherever the program is."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def restore_stacks() -> None:
@@ -149,13 +152,14 @@ def _main(cfg: DictConfig) -> float | None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     with in_sentences(lambda: same_again(cfg)):
+        without_nulls(cfg)
         if not join_tasks(cfg.get("trainer", {}).get("devices")):
             return None
         if multirun:
             refuse_relaunching_sweep(cfg.trainer)
-            if "console" in ((cfg.get("callbacks") or {}).get("report") or {}):
+            if "console" in cfg.callbacks.get("report", {}):
                 cfg.callbacks.report.console = False
-        if finished := is_finished(cfg, run_dir):
+        if finished := cfg.ckpt_path == "auto" and start.is_finished(plain(cfg), run_dir):
             from lightning.pytorch.utilities import rank_zero_only
 
             rank_zero_only(print)(f"{run_dir} is finished: {read_run(run_dir).headline}")
@@ -181,20 +185,24 @@ def train(cfg: DictConfig, run_dir: Path, *, callbacks: Sequence[Callback] = ())
 
 def play(cfg: DictConfig, run_dir: Path, callbacks: Sequence[Callback]) -> Trainer:
     """Build what the configuration names, and play the run."""
-    start = prepare(cfg, run_dir)
+    cfg.run_dir = os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
+    check(cfg)
+    words = typed_words() if HydraConfig.initialized() else []
+    begin = start.prepare(plain(cfg), run_dir, typed=[word.lstrip("+").partition("=")[0] for word in words])
     from lightning.pytorch import seed_everything
 
     seed_everything(cfg.seed, workers=True, verbose=False)
     data = instantiate(cfg.data, _convert_="all")
     module = instantiate(cfg.module, _convert_="all")
     trainer: Trainer = instantiate(cfg.trainer, _convert_="all")
-    data.run.resuming = start.resuming
+    data.run.resuming = begin.resuming
     trainer.callbacks[:0] = callbacks  # type: ignore[attr-defined]
     if trainer.is_global_zero:
-        write_config(cfg, run_dir)
-        for logger in trainer.loggers:
-            logger.log_hyperparams(named_settings(plain(cfg)))
-    trainer.fit(module, datamodule=data, ckpt_path=start.ckpt_path, weights_only=True)
+        start.describe(plain(cfg), trainer, run_dir)
+        if HydraConfig.initialized():
+            with replacing(run_dir / ".hydra" / "overrides.yaml") as unfinished:
+                unfinished.write_text(OmegaConf.to_yaml(typed_words(START)))
+    trainer.fit(module, datamodule=data, ckpt_path=begin.ckpt_path, weights_only=True)
     return trainer
 
 
@@ -203,61 +211,16 @@ def built(config: Any) -> Any:
     return instantiate(config, _convert_="all")
 
 
-def is_finished(cfg: DictConfig, run_dir: Path) -> bool:
-    """Whether ckpt_path=auto finds every round of a run played, and its report written.
-
-    Raises:
-        ValueError: It was played with other data, another model or another seed.
-    """
-    summary = run_dir / "summary.json"
-    if cfg.ckpt_path != "auto" or not summary.exists():
-        return False
-    report_changes(run_dir, plain(cfg))
-    return bool(json.loads(summary.read_text())["rounds"] >= cfg.rounds)
-
-
-def prepare(cfg: DictConfig, run_dir: Path) -> Start:
-    """Refuse what cannot run before anything is spent, and choose the checkpoint that a run resumes from."""
-    cfg.run_dir = os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
-    check(cfg)
-    if not may_have_gpu():
-        refuse_gpu(cfg)
-    choose_start(run_dir, cfg.ckpt_path, replace=cfg.overwrite)
-    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    refuse_early(plain(cfg), typed=[word.lstrip("+").partition("=")[0] for word in words])
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it speaks of fonts when it is first imported
-    import torch
-
-    from choosy.parallel.ranks import end_with_launcher
-    from choosy.reporting.display import quiet
-
-    end_with_launcher()
-    if not torch.cuda.is_available():
-        refuse_gpu(cfg)
-    quiet()
-    return prepare_folder(run_dir, cfg.ckpt_path, config=plain(cfg), ledger=cfg.labels.ledger, replace=cfg.overwrite)
-
-
 def check(cfg: DictConfig) -> None:
     """Refuse a configuration that no run can be built from; it imports no library of training."""
     without_nulls(cfg)
-    as_typed, known = unresolved(cfg), menu()
-    refuse_blanks(as_typed)
-    refuse_removed(as_typed, known)
-    refuse_secrets(as_typed)  # as typed, so that the message names what was typed, then as written into the folder
-    resolved = plain(cfg)
-    refuse_secrets(resolved)
-    refuse_mistakes(as_typed, resolved, menu=known)
-    refuse_objective(cfg)
+    start.check(unresolved(cfg), lambda: plain(cfg), menu())
 
 
 def without_nulls(cfg: DictConfig) -> None:
-    """Take away the callbacks and loggers that were set to null; ~logger and ~callbacks take away all."""
+    """Take away the callbacks and loggers that were set to null."""
     with open_dict(cfg):
-        for group in ("callbacks", "logger"):
-            cfg[group] = cfg.get(group) or {}
-            for name in [name for name, part in cfg[group].items() if part is None]:
-                del cfg[group][name]
+        start.without_nulls(cfg)
 
 
 def objective(cfg: DictConfig, run: RunSummary) -> float | None:
@@ -274,16 +237,6 @@ def objective(cfg: DictConfig, run: RunSummary) -> float | None:
     return labels_until(looks, cfg.target_win_rate)
 
 
-def refuse_objective(cfg: DictConfig) -> None:
-    """Refuse an unknown objective, and one that nothing will measure."""
-    if cfg.objective not in (known := ("win_rate", "labels_to_win_rate")):
-        raise ValueError(f"objective={cfg.objective} is none of {', '.join(known)}.")
-    if cfg.objective == "labels_to_win_rate" and not (cfg.data.get("heldout") and cfg.callbacks.get("win_rate")):
-        raise ValueError(
-            "objective=labels_to_win_rate needs win rates: give data.heldout=... and leave callbacks.win_rate in."
-        )
-
-
 def plain(cfg: DictConfig) -> Any:
     """Return the resolved configuration as dicts and lists."""
     return OmegaConf.to_container(cfg, resolve=True)
@@ -297,26 +250,13 @@ def unresolved(cfg: DictConfig) -> dict[str, Any]:
 def same_again(cfg: DictConfig) -> str:
     """Return the command that resumes this run."""
     program = ["choosy", "train"] if COMMAND[1:2] == ["train"] else ["python", "train.py"]
-    replaced = ("name=", "run_dir=", "ckpt_path=", "overwrite=")
-    typed = [word for word in HydraConfig.get().overrides.task if not word.startswith(replaced)]
+    typed = typed_words(("name", "run_dir", *START))
     return shlex.join([*program, *typed, f"run_dir={quoted(cfg.run_dir)}", "ckpt_path=last"])
 
 
-def write_config(cfg: DictConfig, run_dir: Path) -> None:
-    """Write the resolved configuration, and the overrides that made it, into the run's folder."""
-    with replacing(run_dir / "config.yaml") as unfinished:  # other processes of a resumed run may be reading it
-        unfinished.write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    if HydraConfig.initialized():
-        with replacing(run_dir / ".hydra" / "overrides.yaml") as unfinished:
-            unfinished.write_text(OmegaConf.to_yaml(HydraConfig.get().overrides.task))
-
-
-def refuse_gpu(cfg: DictConfig) -> None:
-    """Refuse trainer.accelerator=gpu, as there is no GPU."""
-    if cfg.trainer.get("accelerator") in ("gpu", "cuda"):
-        raise ValueError(
-            "trainer.accelerator=gpu, but torch finds no GPU; choose trainer=cpu, or install a CUDA build of torch."
-        )
+def typed_words(without: Collection[str] = ()) -> list[str]:
+    """Return what was typed for this run, without some options."""
+    return [word for word in HydraConfig.get().overrides.task if word.lstrip("+").split("=")[0] not in without]
 
 
 def innermost(error: BaseException) -> BaseException:
@@ -392,3 +332,7 @@ def explained(error: BaseException, words: Sequence[str] = ()) -> str:
         return f"{error.full_key}: {str(error).splitlines()[0]}." if error.full_key else str(error).splitlines()[0]
     is_lightnings = type(error).__name__ == "MisconfigurationException"  # by its name, without an import of Lightning
     return str(error) if isinstance(error, ValueError | ModuleNotFoundError) or is_lightnings else ""
+
+
+if __name__ == "__main__":
+    main()

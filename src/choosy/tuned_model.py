@@ -47,8 +47,8 @@ class TunedRun:
         if model is None:
             raise ValueError(f"{folder} has no tuned model yet; resume the run with ckpt_path=last.")
         config = yaml.safe_load((path / "config.yaml").read_text())
-        if "module" not in config:
-            raise ValueError(f"{folder} was played by `choosy fit`; this command reads runs of `choosy train`.")
+        if "evaluation" not in config:
+            raise ValueError(f"{folder} was composed by LightningCLI; this command reads what `choosy train` composed.")
         return cls(path, config, model)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,7 +16,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from tiny import ROOT, command, contents, labels, summary, typed
+from tiny import ROOT, command, contents, environ, labels, summary, typed
 from torch.testing import assert_close
 
 from choosy import __main__ as command_line
@@ -148,24 +149,112 @@ def test_fit_takes_the_menu_s_names_wherever_they_are_read(resolve, lines, choos
         path.name for path in (tmp_path / "two").iterdir()
     }
     config = yaml.safe_load((tmp_path / "two" / "config.yaml").read_text())
-    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0
-    assert config["model"]["init_args"]["policy"]["init_args"]["lora"]["r"] == 4
-    assert 0.7 in [c["init_args"].get("fraction") for c in config["trainer"]["callbacks"]]
+    assert config["module"]["optimizer"]["lr"] == config["lr"] == 0
+    assert config["module"]["policy"]["lora"]["r"] == 4
+    assert 0.7 in [callback.get("fraction") for callback in config["trainer"]["callbacks"]]
     more = ["--ckpt_path=last", "--rounds=2"]
     choosy("fit", "--config", path, *names, *more)
     assert summary(tmp_path / "two")["rounds"] == 2
     assert str(tmp_path / "run") not in (tmp_path / "two" / "config.yaml").read_text()
 
 
-@pytest.mark.slow
-def test_fit_plays_the_config_of_a_run_again(lines, choosy, tmp_path):
-    choosy("fit", "--config", written([*lines, "rounds=1"], tmp_path / "run"))
-    config = tmp_path / "run" / "config.yaml"
+def test_the_config_of_a_resumed_run_plays_again_under_another_name(lines, choosy, tmp_path, monkeypatch):
+    """`choosy train` and `choosy fit` write the same file, which says nothing of a resume."""
+    monkeypatch.chdir(tmp_path)
+    train(compose([*lines, "rounds=1", "name=plum"]), tmp_path / "runs" / "plum")
+    composed = (tmp_path / "runs/plum/config.yaml").read_text()
+    choosy("fit", "--config", "runs/plum/config.yaml", "--name=pear")
+    assert (tmp_path / "runs/pear/config.yaml").read_text() == composed.replace("plum", "pear")
+    train(compose([*lines, "rounds=2", "name=plum", "ckpt_path=last"]), tmp_path / "runs" / "plum")
+    choosy("fit", "--config", "runs/pear/config.yaml", "--rounds=2", "--ckpt_path=last")
+    for name in ("plum", "pear"):
+        config = yaml.safe_load((tmp_path / "runs" / name / "config.yaml").read_text())
+        assert (config["rounds"], config["ckpt_path"], config["overwrite"]) == (2, None, False)
+    again = ["--run_dir=runs/fig", "--lr=1e-3", "--seed=5", "--overwrite=true"]
+    choosy("fit", "--config", "runs/pear/config.yaml", *again)
+    config = yaml.safe_load((tmp_path / "runs/fig/config.yaml").read_text())
+    assert config["module"]["seed"] == config["data"]["run"]["seed"] == config["seed"] == 5
+    assert config["module"]["optimizer"]["lr"] == 1e-3
+    assert config["overwrite"] is False
+    assert "runs/pear" not in str(config)
+    assert summary(tmp_path / "runs/fig")["seed"] == 5
+
+
+def test_fit_plays_what_lightning_cli_composed(lines, choosy, tmp_path, capsys):
+    config = written([*lines, "rounds=1"], tmp_path / "run")
+    with pytest.raises(SystemExit):
+        choosy("fit", "--config", config, "--print_config")
+    assert not (tmp_path / "run").exists()
+    config.write_text(capsys.readouterr().out)
+    assert "class_path: choosy.module.WeightedDPO" in config.read_text()
+    choosy("fit", "--config", config, "--trainer.callbacks.console=false")
     refused(choosy, "fit", "--config", config, message="already holds a finished run")
     more = ["--trainer.max_epochs=2", "--data.run.rounds=2"]
+    refused(choosy, "fit", "--config", config, "--data.run.round=2", message="Did you mean data.run.rounds")
     choosy("fit", "--config", config, *more, "--ckpt_path=last")
     assert summary(tmp_path / "run")["rounds"] == 2
-    refused(choosy, "fit", "--config", config, "--data.run.round=2", message="Did you mean data.run.rounds")
+    before = contents(tmp_path / "run")
+    words = ["--rounds=1", "--lr=1e-3"]
+    choosy("fit", "--config", config, *words, f"--data.run.folder={tmp_path}/two")
+    choosy("fit", "--config", tmp_path / "two" / "config.yaml", f"--run_dir={tmp_path}/three", "--seed=7")
+    for name in ("two", "three"):
+        assert summary(tmp_path / name)["rounds"] == 1
+        assert "lr: 0.001" in (tmp_path / name / "config.yaml").read_text()
+    assert summary(tmp_path / "three")["seed"] == 7
+    assert contents(tmp_path / "run") == before
+
+
+def test_fit_replaces_a_run_and_a_failed_start_leaves_no_folder(lines, choosy, tmp_path, capsys):
+    run = tmp_path / "run"
+    config = written([*lines, "rounds=1"], run)
+    refused(
+        choosy, "fit", "--config", config, "--labeler.path=toy.nosuch", message="toy has no nosuch|names no function"
+    )
+    refused(choosy, "fit", "--config", config, "--trainer.strategy=nosuch", message="nosuch")
+    uniform = "--data.run.weighting.class_path=choosy.methods.weighting.Uniform"
+    mine = ["--data.run.labels.labeler.class_path=toy.Longer", uniform]
+    sentence = r"^\ndata.run.labels.labeler: Import path toy.Longer does not implement protocol Scores; [^;\n]+\.$"
+    refused(choosy, "fit", "--config", config, *mine, message=sentence)
+    assert not run.exists()
+    choosy("fit", "--config", config)
+    capsys.readouterr()
+    choosy("fit", "--config", config, "--ckpt_path=auto")
+    assert capsys.readouterr().out.startswith(f"{run} is finished: Held-out reward")
+    choosy("fit", "--config", config, "--overwrite=true", "--seed=1")
+    assert summary(run)["seed"] == 1
+    assert (run / "replaced.1" / "ledger.sqlite").exists()
+    refused(choosy, "fit", "--config", config, "--overwrite=true", "--ckpt_path=last", message="type one of them")
+
+
+@pytest.mark.parametrize("program", ["train.py", "choosy train", "choosy fit"])
+def test_classes_and_rewards_in_the_current_folder_are_found_wherever_the_program_is(
+    program, tmp_path, tiny_policy_dir, prompts_file
+):
+    """A sweep, a run and a run of `choosy fit`, without PYTHONPATH."""
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "mine.py").write_text("import torch\n\nclass Plain(torch.optim.SGD):\n    pass\n")
+    own = ["optimizer._target_=mine.Plain", "labeler.path=toy.vowels"]
+    words = [*typed(here, tiny_policy_dir, prompts_file), *own, "rounds=1", "data.heldout=null", "seed=3"]
+    entry = tmp_path / "choosy"
+    entry.write_text("from choosy.__main__ import main\nmain()\n")
+    line = {
+        "train.py": [ROOT / "train.py", "-m", *words, "hydra.sweep.dir=runs"],
+        "choosy train": [entry, "train", *words, "run_dir=runs/0"],
+        "choosy fit": [entry, "fit", "--config", "run.yaml", "--run_dir=runs/0"],
+    }[program]
+    (here / "run.yaml").write_text(OmegaConf.to_yaml(compose(words)))
+    given = {name: value for name, value in environ(here).items() if name != "PYTHONPATH"}
+    run = subprocess.run([sys.executable, *map(str, line)], cwd=here, env=given, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert summary(here / "runs" / "0")["seed"] == 3
+
+
+@pytest.mark.parametrize("module", ["choosy", "choosy.main", "choosy.cli"])
+def test_a_module_that_is_run_by_its_name_works_or_says_what_to_type(module, tmp_path):
+    run = command("-m", module, "--help", folder=tmp_path)
+    assert re.search("choosy (train|fit)", run.stdout + run.stderr)
+    assert run.returncode == (module == "choosy.cli")
 
 
 def test_report_writes_and_prints_what_a_run_has_shown(lines, choosy, tmp_path, capsys):
@@ -242,8 +331,18 @@ def test_fit_plays_what_train_composes_and_needs_no_hydra(lines, tmp_path):
     composed = command("-m", "choosy", "train", *words, folder=tmp_path)
     assert composed.returncode == 0, composed.stderr
     (tmp_path / "run.yaml").write_text(composed.stdout)
-    program = "import sys; sys.modules['hydra'] = None; from choosy.cli import fit; fit()"
-    played = command("-c", program, "fit", "--config", "run.yaml", folder=tmp_path, fresh=True)
+    program = """
+import sys
+sys.modules["hydra"] = None
+from pathlib import Path
+from choosy.cli import fit
+from choosy.options.fit_words import read_words, resolved
+from choosy.start import prepare
+typed = read_words(sys.argv[1:])
+config = resolved(typed.config)
+fit(typed.words, config, prepare(config, Path(config["run_dir"])))
+"""
+    played = command("-c", program, "--config", "run.yaml", folder=tmp_path, fresh=True)
     assert played.returncode == 0, played.stderr
     assert summary(tmp_path / "run")["rounds"] == 1
 

@@ -52,7 +52,7 @@ def parse() -> Callable[[Any], Any]:
         patched.setattr(cli.ChoosyCLI, "parse_arguments", caught)
         patched.setattr("sys.argv", ["choosy", "fit"])
         with pytest.raises(Parser) as found:
-            cli.fit()
+            cli.fit([], {}, None)
     parser = found.value.args[0]
     parser.exit_on_error = False
     return lambda cfg: parser.parse_string(OmegaConf.to_yaml(cfg, resolve=True))

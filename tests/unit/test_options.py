@@ -54,6 +54,7 @@ TYPED = {  # what is typed: what the sentence says
     "+num_train_epochs=3": "called rounds (of fresh responses) or epochs_per_round (over the pairs of a round) here",
     "lr=abc": "lr wants a number, found 'abc'.",
     "logger=null": "logger=null names no choice of a group; type selector=none, weighting=uniform, ~logger or",
+    "overwrite=flase": "overwrite wants true or false, found 'flase'.",
     "lr=nan": "lr wants a finite number, found nan.",
     "seed=-1": "seed wants a number of 0 or more, found -1.",
     "rounds=-3": "rounds wants a number of 1 or more, found -3.",
@@ -78,7 +79,7 @@ TYPED = {  # what is typed: what the sentence says
     "run_dir=${nme}": "Interpolation key 'nme' not found",
     "labeler=judge": "labeler.model and labeler.base_url must be given",
     "model.name=demo:smollm2 data.train=promts.csv": "No file promts.csv (looked in",
-    "model.name=demo:smollm2 logger=wandb": "logger=wandb needs the package wandb: pip install wandb",
+    "model.name=demo:smollm2 logger=wandb": "WandbLogger needs the package wandb: pip install wandb",
     "model.name=demo:smollm2 labeler=function labeler.path=mine.py:keyword": "mine.py has no keyword; did you mean "
     "keywords?",
     "model.name=demo:smollm2 labeler=function labeler.path=[mine.py:keywords,mine.kyword]": "did you mean",

@@ -18,10 +18,12 @@ SOURCES = ("train", "heldout", "heldout_pairs")  # options of data_modules that 
 
 def refuse_absent(resolved: Mapping[str, Any]) -> None:
     """Raise a ValueError for the first reward function or logger's package that is not there."""
-    for name, logger in (resolved.get("logger") or {}).items():
-        package = LOGGERS.get(str((logger or {}).get("_target_")).rpartition(".")[2])
+    loggers = (resolved.get("trainer") or {}).get("logger")
+    for logger in loggers if isinstance(loggers, list) else []:
+        name = str(logger.get("_target_")).rpartition(".")[2]
+        package = LOGGERS.get(name)
         if package and find_spec(package) is None:
-            raise ValueError(f"logger={name} needs the package {package}: pip install {package}")
+            raise ValueError(f"{name} needs the package {package}: pip install {package}")
     for path in dict.fromkeys(_functions(resolved)):
         if (lacks := _lacks(path)) is not None:
             raise ValueError(
@@ -38,7 +40,7 @@ def sources(data: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _functions(node: Any) -> Iterator[str]:
-    """Yield the paths of all functions of a labeler, of those inside it too."""
+    """Yield the paths of all reward functions of a configuration."""
     if not isinstance(node, Mapping):
         return
     if node.get("_target_") == "choosy.labeling.function.Function":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -14,9 +15,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from choosy.options.check import REFERENCE, options, refuse_mistakes, unknown
+from choosy.options.check import REFERENCE, options, unknown
 from choosy.options.menu import menu
-from choosy.options.signatures import Missing, signature
+from choosy.options.signatures import Missing, Signature, signature
 
 HELP = """usage: choosy fit --config run.yaml [--NAME=VALUE ...]
 
@@ -24,55 +25,77 @@ Plays what `choosy train ... --cfg job > run.yaml` composed, or the config.yaml 
 
   --config FILE       what to play
   --ckpt_path last    resume the run in run_dir; auto = if there is one; start = train it again on its rounds and labels
+  --overwrite true    replace the run that run_dir holds; its labels are kept aside
   --NAME=VALUE        any option that `choosy train --help` lists, such as --lr=1e-4, --run_dir=runs/two, --rounds=6
   --trainer.NAME=VALUE, --data.NAME=VALUE, --model.NAME=VALUE   an argument of Lightning's Trainer, of the data, of the
                       LightningModule, as LightningCLI has them; --model.policy.lora.r is --model.lora.r of the menu
   --print_config      print the whole configuration and end"""
-CLI = ("config", "print_config", "ckpt_path", "weights_only", "seed_everything", "verbose")  # of LightningCLI itself
+CLI = ("config", "print_config", "weights_only", "verbose")  # of LightningCLI itself
+START = {"ckpt_path": None, "overwrite": False}  # options of how a run starts, which do not describe it
 PARTS = ("model", "data", "trainer")
-LINK = re.compile(r"^ *(\w+): '?\$\{([\w.]+)\}([^'$\s]*)'?(?:  #.*)?$", re.MULTILINE)
+MENU = {"run_dir": "data.run.folder", "rounds": "data.run.rounds", "lr": "module.optimizer.lr"}  # where they are read
+LINK = re.compile(r"^ *(\w+): '?([\w/]*)\$\{([\w.]+)\}([^'$\s]*)'?(?:  #.*)?$", re.MULTILINE)
 
 
 class Typed(NamedTuple):
-    """The words for LightningCLI, the options of the menu with their values, and what all of it configures."""
+    """What was typed after `choosy fit`.
+
+    Attributes:
+        words: What LightningCLI reads.
+        config: What is played, with interpolations as they are written.
+        is_composed: Whether `choosy train` composed the file; if not, LightningCLI knows defaults that `config` lacks.
+        options: The names of what was typed, as the menu has them.
+    """
 
     words: list[str]
-    names: dict[str, Any]
-    config: dict[str, Any]  # resolved, as Hydra composes it
-    ckpt_path: str | None
+    config: dict[str, Any]
+    is_composed: bool
+    options: list[str]
 
     @property
-    def options(self) -> list[str]:
-        """The names of what was typed, as the menu has them."""
-        cli = (re.sub(r"\.(init_args|class_path)\b", "", word[2:].partition("=")[0]) for word in self.words)
-        return [*self.names, *(name.replace("model.policy.", "model.") for name in cli)]
+    def menu(self) -> Mapping[str, Any]:
+        """The options that the file may have besides the arguments of classes."""
+        return menu() if "labels" in self.config else {"defaults": [*self.config]}
 
 
 def read_words(words: list[str]) -> Typed:
-    """Split the words after `choosy fit`, and check what they configure.
+    """Split the words after `choosy fit`, and put what they set into the configuration.
 
     Raises:
-        ValueError: A word is no option, or what is configured cannot be built.
+        ValueError: A word is no option, or there is no file to play.
     """
     pairs = [*_pairs(words)]
     paths = [value for name, value in pairs if name == "config" and value is not None]
     if not paths:
         raise ValueError("choosy fit plays a file: type --config run.yaml, from choosy train ... --cfg job > run.yaml")
-    composed = read_yaml(Path(paths[-1]))
-    menu_names = _menu_names(composed) if "module" in composed else []
-    names = {name: parsed(f"v: {value}")["v"] for name, value in pairs if name in menu_names}
-    tree = _as_composed(applied(composed, names) if names else composed)
+    found = read_yaml(Path(paths[-1]))
+    is_composed = "module" in found
+    config = found if is_composed else as_composed(found)
+    known = {*START, *_menu_names(config)}
+    names = {name: value for name, value in START.items() if name not in config}
+    names |= {name: parsed(f"v: {value}")["v"] for name, value in pairs if name in known}
+    config = applied(config, names)
     kept: list[str] = []
     for name, value in pairs:
-        top = name.split(".")[0]
-        if top in CLI or (name not in names and (name in PARTS or (top in PARTS and _set(tree, name, value)))):
-            kept.append(f"--{name}" if value is None else f"--{name}={value}")
-        elif name not in names:
-            raise ValueError(f"--{name}: {unknown(name, menu_names or options(tree))}")
-    known = menu() if "module" in tree and "lr" in tree else {"defaults": [*tree]}
-    config = resolved(tree)
-    refuse_mistakes(tree, config, menu=known)
-    return Typed(kept, names, config, dict(pairs).get("ckpt_path", config.get("ckpt_path")))
+        if name in names or (is_set := _set(config, name, value)):
+            continue
+        if is_set is False or (is_composed and name.split(".")[0] in PARTS):
+            below = options({"model": config["module"], "data": config["data"]})
+            raise ValueError(f"--{name}: {unknown(name, {*known, *below})}")
+        kept.append(f"--{name}" if value is None else f"--{name}={value}")
+    typed = [re.sub(r"\.(init_args|class_path)\b", "", name).replace("model.policy.", "model.") for name, _ in pairs]
+    return Typed(kept, config, is_composed, typed)
+
+
+def again(words: list[str], run_dir: str) -> str:
+    """Return the command that resumes what these words have started.
+
+    Example:
+        >>> again(["--config", "run.yaml", "--overwrite=true", "--lr=1e-4"], "runs/one")
+        'choosy fit --config=run.yaml --lr=1e-4 --run_dir=runs/one --ckpt_path=last'
+    """
+    kept = [f"--{name}={value}" for name, value in _pairs(words) if name not in (*START, "name", "run_dir")]
+    return shlex.join(["choosy", "fit", *kept, f"--run_dir={run_dir}", "--ckpt_path=last"])
 
 
 def _pairs(words: list[str]) -> Iterator[tuple[str, str | None]]:
@@ -131,8 +154,8 @@ def applied(composed: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, 
 
 
 @cache
-def _links() -> list[tuple[str, str, str]]:
-    """What conf/ sets to the value of another option: the key, the option, and what follows it."""
+def _links() -> list[tuple[str, str, str, str]]:
+    """What conf/ sets to the value of another option: the key, what precedes the option, it, and what follows it."""
     folders = [files("choosy.conf"), *(f for f in files("choosy.conf").iterdir() if f.is_dir() and f.name != "hydra")]
     found = [LINK.findall(f.read_text()) for folder in folders for f in folder.iterdir() if f.name.endswith(".yaml")]
     return [link for of_file in found for link in of_file]
@@ -141,11 +164,12 @@ def _links() -> list[tuple[str, str, str]]:
 def _linked(path: str, node: Any, composed: Mapping[str, Any]) -> Any:
     """Put interpolations back where a resolved configuration repeats the value of an option."""
     key = path.rpartition(".")[2]
-    if path in ("trainer.callbacks", "trainer.logger") and node == [*composed[key].values()]:
+    if path in ("trainer.callbacks", "trainer.logger") and key in composed and node == [*composed[key].values()]:
         return f"${{oc.dict.values:{key}}}"
-    for name, option, rest in _links() if "." in path and node is not None else ():
-        if name == key and option != path and node == _value(composed, option, rest):
-            return f"${{{option}}}{rest}"
+    for name, before, option, rest in _links() if node is not None else ():
+        is_for = bool(before) != ("." in path)  # of the options that others are set to, only run_dir follows another
+        if name == key and option != path and is_for and node == _value(composed, before, option, rest):
+            return f"{before}${{{option}}}{rest}"
     if isinstance(node, dict):
         return {name: _linked(f"{path}.{name}", value, composed) for name, value in node.items()}
     return (
@@ -155,10 +179,10 @@ def _linked(path: str, node: Any, composed: Mapping[str, Any]) -> Any:
     )
 
 
-def _value(composed: Any, option: str, rest: str) -> Any:
+def _value(composed: Any, before: str, option: str, rest: str) -> Any:
     for part in option.split("."):
         composed = composed.get(part) if isinstance(composed, Mapping) else None
-    return f"{composed}{rest}" if rest else composed
+    return f"{before}{composed}{rest}" if before or rest else composed
 
 
 def _menu_names(composed: Mapping[str, Any]) -> list[str]:
@@ -167,36 +191,70 @@ def _menu_names(composed: Mapping[str, Any]) -> list[str]:
     return [name for name in options(composed) if not f"{name}.".startswith(copies)]
 
 
-def _as_composed(node: Any) -> Any:
+def as_composed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate a configuration of LightningCLI to the form of one that `choosy train` composed.
+
+    Raises:
+        ValueError: It says nothing of the run that the data play.
+    """
+    parts = {name: _with_targets(part) for name, part in config.items()}
+    parts = {"seed": parts.pop("seed_everything", None), "module": parts.pop("model", {}), **parts}
+    named = {name: _value(parts, "", place, "") for name, place in MENU.items()}
+    if named["run_dir"] is None:
+        raise ValueError("data.run.folder must be given: the folder of the run; choosy train ... --cfg job composes it")
+    return {name: value for name, value in named.items() if value is not None} | parts
+
+
+def _with_targets(node: Any) -> Any:
     """Translate `class_path` and `init_args` to `_target_` and its arguments, at every depth."""
     if isinstance(node, list):
-        return [_as_composed(item) for item in node]
+        return [_with_targets(item) for item in node]
     if not isinstance(node, dict):
         return node
-    arguments = {key: _as_composed(value) for key, value in node.items() if key not in ("class_path", "init_args")}
+    arguments = {key: _with_targets(value) for key, value in node.items() if key not in ("class_path", "init_args")}
     if "class_path" in node:
         partial = {"_target_": node["class_path"], "_partial_": True}  # LightningCLI says what is missing
-        arguments |= partial | _as_composed(node.get("init_args") or {})
+        arguments |= partial | _with_targets(node.get("init_args") or {})
     return arguments
 
 
-def _set(tree: dict[str, Any], name: str, value: str | None) -> bool:
-    """Set an argument of LightningCLI in the tree; False where the object there takes no such argument."""
-    top, *path = [part for part in name.split(".") if part not in ("init_args", "class_path")]
-    places = ["module" if top == "model" and "module" in tree else top, *path[:-1]]
-    node: Any = tree
-    while places:
-        node = node.get(places.pop(0)) if isinstance(node, dict) else None
-        if isinstance(node, str) and (found := REFERENCE.match(node)):
-            places[:0], node = found[1].split("."), tree
-    if not isinstance(node, dict) or not path:
-        return isinstance(node, list | str) or not path  # an item of a list, or an interpolation: LightningCLI knows
-    try:
-        takes = signature(str(node.get("_target_", "lightning.Trainer" if top == "trainer" and len(path) == 1 else "")))
-    except Missing:
-        takes = None
-    if takes is not None and path[-1] not in takes.arguments and not takes.takes_others:
+def _set(config: dict[str, Any], name: str, value: str | None) -> bool | None:
+    """Set an argument of LightningCLI; False if there is none, None where only LightningCLI can know."""
+    top, *path = [part.replace("class_path", "_target_") for part in name.split(".") if part != "init_args"]
+    if top not in PARTS or not path:
+        return None if top in (*CLI, *PARTS) else False
+    node = _node(config, ["module" if top == "model" else top, *path[:-1]])
+    if not isinstance(node, dict):
+        return None if isinstance(node, list | str) else False  # an item of a list
+    is_class = path[-1] == "_target_"
+    trainer = "lightning.Trainer" if top == "trainer" and len(path) == 1 else ""
+    takes = _signature(value if is_class else node.get("_target_", trainer))
+    known = None if takes is None or takes.takes_others else takes.arguments
+    if is_class and known is not None:
+        for key in [key for key in node if not key.startswith("_") and key not in known]:
+            del node[key]  # an argument of the class before
+    elif known is not None and path[-1] not in known:
         return False
-    if not name.endswith("class_path"):
-        node[path[-1]] = parsed(f"v: {value}")["v"]
+    while (link := REFERENCE.match(str(node.get(path[-1])))) is not None:
+        path = link[1].split(".")
+        node = _node(config, path[:-1])
+    node[path[-1]] = parsed(f"v: {value}")["v"]
     return True
+
+
+def _node(config: Mapping[str, Any], places: list[str]) -> Any:
+    """Return what is at a place of a configuration, through its interpolations."""
+    node: Any = config
+    while places:
+        node = node.get(places.pop(0)) if isinstance(node, Mapping) else None
+        if isinstance(node, str) and (link := REFERENCE.match(node)):
+            places[:0], node = link[1].split("."), config
+    return node
+
+
+def _signature(path: str | None) -> Signature | None:
+    """Return the arguments of a class; None if there is none, of which `refuse_mistakes` will speak."""
+    try:
+        return signature(str(path))
+    except Missing:
+        return None

@@ -1,0 +1,122 @@
+"""Prepares a run, whichever command has composed it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Collection, Mapping, MutableMapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from choosy.early import refuse_early
+from choosy.files import replacing
+from choosy.options.check import refuse_blanks, refuse_mistakes, refuse_removed
+from choosy.options.fit_words import START
+from choosy.parallel.launch import may_have_gpu
+from choosy.redaction import refuse_secrets
+from choosy.resume.config_changes import named_settings, report_changes
+from choosy.resume.run_folder import Start, choose_start, prepare_folder
+
+# Torch, Lightning and transformers take seconds to import: functions import them once nothing is left to refuse.
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+def without_nulls(config: MutableMapping[str, Any]) -> None:
+    """Take away the callbacks and loggers that were set to null; ~logger and ~callbacks take away all."""
+    for group in ("callbacks", "logger"):
+        config[group] = config.get(group) or {}
+        for name in [name for name, part in config[group].items() if part is None]:
+            del config[group][name]
+
+
+def check(as_typed: dict[str, Any], resolve: Callable[[], dict[str, Any]], menu: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuse a configuration that no run can be built from; it imports no library of training.
+
+    Args:
+        as_typed: The configuration, with interpolations as they are written.
+        resolve: Returns the same with their values, which can fail where something is missing.
+        menu: The options that Choosy has besides the arguments of classes.
+
+    Returns:
+        The configuration with the values of its interpolations.
+    """
+    refuse_blanks(as_typed)
+    refuse_removed(as_typed, menu)
+    refuse_secrets(as_typed)  # as typed, so that the message names what was typed, then as written into the folder
+    resolved = resolve()
+    refuse_secrets(resolved)
+    refuse_mistakes(as_typed, resolved, menu=menu)
+    refuse_objective(resolved)
+    if not isinstance(resolved.get("overwrite", False), bool):
+        raise ValueError(f"overwrite wants true or false, found {resolved['overwrite']!r}.")
+    return resolved
+
+
+def is_finished(config: Mapping[str, Any], run_dir: Path) -> bool:
+    """Whether every round of a run is played, and its report written; so ckpt_path=auto finds nothing to do.
+
+    Raises:
+        ValueError: It was played with other data, another model or another seed.
+    """
+    summary = run_dir / "summary.json"
+    if not summary.exists():
+        return False
+    report_changes(run_dir, config)
+    return bool(json.loads(summary.read_text())["rounds"] >= config["data"]["run"].get("rounds", 0))
+
+
+def prepare(config: Mapping[str, Any], run_dir: Path, *, typed: Collection[str] = ()) -> Start:
+    """Refuse what cannot run before anything is spent, and choose the checkpoint that a run resumes from.
+
+    Args:
+        config: The configuration with the values of its interpolations.
+        run_dir: The run's folder.
+        typed: Names of the options that were typed.
+    """
+    if not may_have_gpu():
+        refuse_gpu(config["trainer"])
+    choose_start(run_dir, config["ckpt_path"], replace=config["overwrite"])
+    refuse_early(config, typed=typed)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it speaks of fonts when it is first imported
+    import torch
+
+    from choosy.parallel.ranks import end_with_launcher
+    from choosy.reporting.display import quiet
+
+    end_with_launcher()
+    if not torch.cuda.is_available():
+        refuse_gpu(config["trainer"])
+    quiet()
+    ledger = config["data"]["run"]["labels"]["ledger"]
+    return prepare_folder(run_dir, config["ckpt_path"], config=config, ledger=ledger, replace=config["overwrite"])
+
+
+def describe(config: Mapping[str, Any], trainer: Trainer, run_dir: Path) -> None:
+    """Write the configuration into the run's folder, so that it can be played again, and give it to the loggers."""
+    with replacing(run_dir / "config.yaml") as unfinished:  # other processes of a resumed run may be reading it
+        unfinished.write_text(OmegaConf.to_yaml(OmegaConf.create({**config, **START})))
+    for logger in trainer.loggers:
+        logger.log_hyperparams(named_settings(config))
+
+
+def refuse_objective(config: Mapping[str, Any]) -> None:
+    """Refuse an unknown objective, and one that nothing will measure."""
+    objective = config.get("objective", "win_rate")
+    if objective not in (known := ("win_rate", "labels_to_win_rate")):
+        raise ValueError(f"objective={objective} is none of {', '.join(known)}.")
+    measured = config["data"].get("heldout") and (config.get("callbacks") or {}).get("win_rate")
+    if objective == "labels_to_win_rate" and not measured:
+        raise ValueError(
+            "objective=labels_to_win_rate needs win rates: give data.heldout=... and leave callbacks.win_rate in."
+        )
+
+
+def refuse_gpu(trainer: Mapping[str, Any]) -> None:
+    """Refuse trainer.accelerator=gpu, as there is no GPU."""
+    if trainer.get("accelerator") in ("gpu", "cuda"):
+        raise ValueError(
+            "trainer.accelerator=gpu, but torch finds no GPU; choose trainer=cpu, or install a CUDA build of torch."
+        )
