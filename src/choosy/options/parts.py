@@ -104,7 +104,7 @@ def option_of_part(settings: Settings) -> Option:
     """Return the option that a part is, by its class and then by its settings; its class if it is none.
 
     Example:
-        >>> option_of_part({"_target_": "choosy.methods.losses.IPOLoss", "beta": 0.3}).name
+        >>> option_of_part({"_target_": "choosy.methods.pair_losses.PairLoss", "formula": "ipo", "beta": 0.3}).name
         'ipo'
     """
     cls = settings.get(CLASS)
