@@ -69,7 +69,7 @@ def refuse_order(loss: Loss) -> None:
 
 
 def divergence_slope(log_ratio_R: Tensor, divergence: Divergence, alpha: float = 0.5) -> Tensor:
-    """f'(pi / ref) of a divergence f: the score that takes the place of log(pi / ref) (f-DPO, arXiv 2309.16240, Eq. 9).
+    """f'(pi / ref) of a divergence f: the score that takes the place of log(pi / ref) (f-DPO, arXiv 2309.16240).
 
     Constants that cancel between the responses of a pair are left as in TRL.
 

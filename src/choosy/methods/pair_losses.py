@@ -33,7 +33,7 @@ def ipo(chosen_B: Tensor, rejected_B: Tensor, *, beta: float) -> Tensor:
 
 
 def robust(chosen_B: Tensor, rejected_B: Tensor, *, beta: float, label_smoothing: float = 0.1) -> Tensor:
-    """The DPO loss without the bias of flipped labels (arXiv 2403.00409, Eq. 10).
+    """The DPO loss without the bias of flipped labels (arXiv 2403.00409).
 
     [(1 - eps) * l(delta) - eps * l(-delta)] / (1 - 2 eps) with l(x) = -log sigmoid(beta * x): its mean over labels that
     are flipped with probability eps is l(delta) of the true ones. It has no lower bound.
@@ -82,7 +82,7 @@ def discopop(chosen_B: Tensor, rejected_B: Tensor, *, beta: float, temperature: 
 
 
 def dpop(chosen_B: Tensor, rejected_B: Tensor, *, beta: float, penalty: float = 50.0) -> Tensor:
-    """-log sigmoid(beta * (delta - penalty * max(0, -chosen))), DPO-positive (arXiv 2402.13228, Eq. 3).
+    """-log sigmoid(beta * (delta - penalty * max(0, -chosen))), DPO-positive (arXiv 2402.13228).
 
     The penalty keeps the chosen response at least as likely as under the reference.
     """

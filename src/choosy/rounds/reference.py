@@ -13,7 +13,7 @@ def policy_share(reference: Reference) -> float:
     """The share of the policy's weights in the reference of the next round; the rest are the old reference's.
 
     0 keeps the start, 1 takes the policy as it is (TR-DPO's hard update, arXiv 2404.09656), what lies between mixes the
-    two (its soft update, Eq. 4).
+    two (its soft update).
 
     Raises:
         ValueError: It is neither a word that is known nor such a share.
