@@ -14,6 +14,7 @@ from choosy.data.reading import fingerprint
 from choosy.data.sources import named
 from choosy.module import WeightedDPO
 from choosy.rounds.evaluate import as_pairs
+from choosy.rounds.reference import refuse_mixed_adapters
 from choosy.rounds.run import Run
 from choosy.types import Candidates, Prompt
 
@@ -63,6 +64,7 @@ class RoundData(LightningDataModule, ABC):
             return
         assert self.trainer is not None
         module = cast(WeightedDPO, self.trainer.lightning_module)
+        refuse_mixed_adapters(self.run.reference, module.policy)
         self.prompts = self.read_train(module)
         if self.heldout:
             self.heldout_prompts = self.reader.prompts(

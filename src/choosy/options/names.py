@@ -118,6 +118,8 @@ def meant(typed: str, options: Collection[str]) -> str:
         'Did you mean data.limit?'
         >>> meant("learning_rate", ["lr"])
         'learning_rate is called lr here.'
+        >>> meant("loss.beta", ["loss.parts.own.beta", "lr"])
+        'Did you mean loss.parts.own.beta?'
     """
     last = typed.rpartition(".")[2]
     if last in WHY_NONE:
@@ -130,7 +132,8 @@ def meant(typed: str, options: Collection[str]) -> str:
         return f"Did you mean {near[0]}?"
     if near := get_close_matches(typed, options, n=1, cutoff=0.8):
         return f"Did you mean {near[0]}?"
-    of_last = {option.rpartition(".")[2]: option for option in sorted(options, key=len, reverse=True)} | OURS
+    of_last = {option.rpartition(".")[2]: option for option in sorted(options, key=len, reverse=True)}
+    of_last |= {name: ours for name, ours in OURS.items() if ours != typed}
     near = get_close_matches(last, of_last, n=1, cutoff=0.75)
     return f"Did you mean {of_last[near[0]]}?" if near else ""
 

@@ -27,7 +27,7 @@ from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sa
 from choosy.rounds.label import buy_labels, refuse_many
 from choosy.rounds.label_ahead import LabelAhead
 from choosy.rounds.learned_reward import LearnedReward
-from choosy.rounds.reference import Reference, policy_share, refuse_mixed_adapters
+from choosy.rounds.reference import Reference, policy_share
 from choosy.rounds.round import play_round
 from choosy.rounds.sample import Resumable
 from choosy.rounds.score import rescore_pool
@@ -162,7 +162,6 @@ class Run:
 
         `read` has the fingerprints of the data, by what is typed for them.
         """
-        refuse_mixed_adapters(self.reference, policy)
         self.policy, self.loss = policy, loss
         self.labels.use_policy(policy)
         self.labels.check_prompts(prompts)
