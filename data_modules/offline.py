@@ -29,7 +29,7 @@ class OfflineData(RoundData):
     """
 
     def read_train(self, module: WeightedDPO) -> list[Prompt]:
-        candidates = self.reader.candidates(self.train, module.policy, limit=self.limit)
+        candidates = self.reader.candidates(self.train, module.policy, limit=self.limit, judge=self.run.labels)
         check_needs(self.run, module.loss, responses=[len(c.responses) for c in candidates], source=named(self.train))
         if self.run.weighting.needs == "given":
             refuse_unweighted(candidates, named(self.train))

@@ -103,11 +103,11 @@ def evaluate_run(words: list[str]) -> None:
 
     quiet()
     tuned = run.policy()
-    prompts = built(run.config["data"]["reader"]).prompts(typed.prompts, tuned, limit=typed.limit)
+    judge = run.judge()
+    prompts = built(run.config["data"]["reader"]).prompts(typed.prompts, tuned, limit=typed.limit, judge=judge)
     now = answers(run, tuned, prompts)
     del tuned
     before = {c.prompt.id: c for c in answers(run, run.policy(start=True), prompts)}
-    judge = run.judge()
     found = evaluate(now, before, judge)
     names = {value: name for name, value in {"won": OUTCOME["first"], "tied": OUTCOME["tie"], "lost": 0.0}.items()}
     rows = [

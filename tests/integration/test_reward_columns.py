@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from choosy.tuned_model import evaluate_run
+
 REWARDS = """
 def correct(completions, answer, **kwargs):
     return [float(sum(map(ord, c)) % 7 + (a == "two")) for c, a in zip(completions, answer)]
@@ -42,3 +44,26 @@ def test_heldout_prompts_without_the_column_are_refused_before_anything_is_sampl
     with pytest.raises(ValueError, match=r"prompts.*line 1: .*wants answer, and the row of prompt 'p00' has no such"):
         play(rows, "labeler=function", "labeler.path=column_rewards.correct", "rounds=1")
     assert not (tmp_path / "run" / "rounds").exists()
+
+
+def test_columns_that_the_function_reads_are_not_said_to_be_unused_offline_and_in_eval(play, rows, tmp_path, caplog):
+    pairs = [
+        {"prompt": f"How many is {n}?", "chosen": "One.", "rejected": "Two.", "answer": "two", "source": "toy"}
+        for n in range(4)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    function = ["labeler=function", "labeler.path=column_rewards.correct", "data.heldout=null", "rounds=1"]
+    run = play("data=offline", f"data.train={tmp_path}/pairs.jsonl", *function)
+    evaluate_run([str(run.run_dir), f"{tmp_path}/rows.jsonl"])
+    assert "not used" not in caplog.text
+    caplog.clear()
+    function[1] = "labeler.path=column_rewards.plain"
+    play("data=offline", f"data.train={tmp_path}/pairs.jsonl", *function, name="plain")
+    assert "pairs.jsonl: not used: answer, source (of no known meaning)." in caplog.text
+
+
+def test_given_pairs_without_the_column_are_refused_with_their_line(play, rows, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "How many?", "chosen": "One.", "rejected": "Two."}')
+    function = ["labeler=function", "labeler.path=column_rewards.correct", "data.heldout=null", "rounds=1"]
+    with pytest.raises(ValueError, match=r"pairs.jsonl, line 1: .*wants answer"):
+        play("data=offline", f"data.train={tmp_path}/pairs.jsonl", *function)

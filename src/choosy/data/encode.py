@@ -60,18 +60,18 @@ class Reader:
         reads = judge.reads if judge is not None else None
         placed = placed_prompts(source, as_chat=self.as_chat, limit=limit, columns=self.columns, reads=reads)
         if judge is not None:
-            for where, prompt in placed.items():
-                try:
-                    judge.check_prompts([prompt])
-                except ValueError as error:
-                    raise ValueError(f"{where}: {error}") from error
+            refuse_unjudged(placed, judge)
         return self.within_limit(placed, policy, source)
 
-    def candidates(self, source: Source, policy: Policy, *, limit: int | None) -> list[Candidates]:
-        """Read at most `limit` prompts with their given responses; too long prompts are left out."""
-        found = self.within_limit(
-            placed_candidates(source, as_chat=self.as_chat, limit=limit, columns=self.columns), policy, source
-        )
+    def candidates(
+        self, source: Source, policy: Policy, *, limit: int | None, judge: JudgesRows | None = None
+    ) -> list[Candidates]:
+        """Read at most `limit` prompts with given responses, which `judge` can judge; too long prompts are left out."""
+        reads = judge.reads if judge is not None else None
+        placed = placed_candidates(source, as_chat=self.as_chat, limit=limit, columns=self.columns, reads=reads)
+        if judge is not None:
+            refuse_unjudged({where: c.prompt for where, c in placed.items()}, judge)
+        found = self.within_limit(placed, policy, source)
         return with_tokens(found, policy, max_response_tokens=self.max_response_tokens)
 
     def within_limit(self, placed: Mapping[str, Promptlike], policy: Policy, source: Source) -> list[Promptlike]:
@@ -100,6 +100,15 @@ class Reader:
             )
         log.warning("%s and are left out; %s.", what, longest)
         return [item for item, length in zip(items, lengths, strict=True) if length <= limit]
+
+
+def refuse_unjudged(placed: Mapping[str, Prompt], judge: JudgesRows) -> None:
+    """Refuse the first prompt to which no answer could be judged, by the place that it stands at."""
+    for where, prompt in placed.items():
+        try:
+            judge.check_prompts([prompt])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
 
 
 def with_tokens(candidates: Sequence[Candidates], policy: Policy, *, max_response_tokens: int) -> list[Candidates]:

@@ -53,10 +53,18 @@ def placed_prompts(
 
 
 def placed_candidates(
-    source: Source, *, as_chat: bool = True, limit: int | None = None, columns: Columns | None = None
+    source: Source,
+    *,
+    as_chat: bool = True,
+    limit: int | None = None,
+    columns: Columns | None = None,
+    reads: Callable[[str], bool] | None = None,
 ) -> dict[str, Candidates]:
-    """The candidates of `read_candidates` by the places they stand at, with some columns renamed."""
-    return _read(source, partial(to_candidates, as_chat=as_chat), limit, columns or {}, "of no known meaning")
+    """The candidates of `read_candidates` by the places they stand at, with some columns renamed.
+
+    Columns that the labeler `reads` are not reported as unused.
+    """
+    return _read(source, partial(to_candidates, as_chat=as_chat), limit, columns or {}, "of no known meaning", reads)
 
 
 def fingerprint(items: Iterable[Prompt | Candidates]) -> str:
