@@ -85,6 +85,8 @@ NONE = {  # what Choosy has no option for, and why
     "Choosy trains weights in fp32 and bf16, and loads none in 4 or 8 bits": "load_in_4bit load_in_8bit use_4bit "
     "quantization_bit quantization_config bnb_4bit_quant_type bnb_4bit_compute_dtype quantization_method",
     "Every step is logged": "logging_steps logging_strategy log_every_n_steps logging_first_step",
+    "Choosy learns from preferences and has no policy gradient: loss=sigmoid is DPO, on fresh responses": "grpo ppo "
+    "rloo reinforce reinforce_plus_plus dapo gspo remax",
     "Choosy uploads nothing": "push_to_hub hub_model_id hub_token",
     "What is done goes by the command: choosy train, choosy report": "stage do_train do_eval do_predict task",
     "Columns are found by their names, and those without a use are named": "remove_unused_columns dataset_num_proc "
@@ -95,7 +97,7 @@ HINTS = {  # what else may have been meant by a choice that a group does not hav
     "data": "Your data go by data.train=FILE.",
     "labeler": "A function of yours goes by labeler=function labeler.path=my_rewards.function.",
     "optimizer": "Any other class goes by optimizer._target_=torch.optim.NAME.",
-    "logger": "Others are added: +logger.wandb._target_=lightning.pytorch.loggers.WandbLogger.",
+    "logger": "None goes by ~logger. Others are added: +logger.wandb._target_=lightning.pytorch.loggers.WandbLogger.",
 }
 CHOICES = {  # what others call a choice of a group: what Choosy calls it
     "loss": {
@@ -103,8 +105,36 @@ CHOICES = {  # what others call a choice of a group: what Choosy calls it
         **{"nll": "sft", "cross_entropy": "sft", "exo_pair": "exo", "nca_pair": "nca", "sppo_hard": "sppo"},
         **{"bco_pair": "bco", "sigmoid_norm": "sigmoid_averaged", "smaug": "dpop", "slic_hf": "hinge"},
     },
-    "optimizer": {"adamw_torch": "adamw", "adamw_torch_fused": "adamw"},
+    "optimizer": dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "fused_adamw", "default"), "adamw"),
     "logger": {"tensorboard": "default", "csv": "default"},
+    "labeler": {
+        **dict.fromkeys(
+            ("gpt", "gpt4", "gpt_4", "gpt_4o", "openai", "llm", "llm_judge", "ai", "claude", "api"), "judge"
+        ),
+        **dict.fromkeys(("rm", "reward", "pairrm", "classifier"), "reward_model"),
+        **dict.fromkeys(("reward_function", "reward_func", "reward_fn", "python", "custom", "rule"), "function"),
+        **dict.fromkeys(("people", "person", "annotators", "web"), "human"),
+        **dict.fromkeys(("gold", "given", "data", "file", "ground_truth", "none"), "dataset"),
+        **{"self": "contrastive", "self_reward": "contrastive", "dlma": "contrastive", "sentiment": "vader"},
+    },
+    "trainer": {
+        **dict.fromkeys(("deepspeed", "zero", "zero2", "zero3", "fsdp2", "model_parallel"), "fsdp"),
+        **dict.fromkeys(("multi_gpu", "distributed", "accelerate", "torchrun", "dp"), "ddp"),
+        **{"cuda": "gpu", "single_gpu": "gpu", "mps": "auto", "default": "auto", "slurm": "multi_node"},
+    },
+    "sampler": dict.fromkeys(("hf", "huggingface", "transformers", "default"), "generate"),
+    "data": {
+        **dict.fromkeys(("online", "prompts", "prompt", "onpolicy"), "on_policy"),
+        **dict.fromkeys(
+            ("pairs", "preference", "preferences", "pairwise", "dpo", "kto", "off_policy", "static"), "offline"
+        ),
+    },
+    "selector": {
+        **{"apl": "certainty", "real": "dissimilarity", "diversity": "dissimilarity", "adpo": "d_optimal"},
+        **{"ucb": "delta_ucb", "random_prompts": "random", "all": "none", "reward_gap": "predicted_gap"},
+    },
+    "weighting": {"none": "uniform", "reward_gap": "wdpo", "optune": "wdpo", "madpo": "inverse_gap", "given": "column"},
+    "model": {"lora": "smollm2", "full": "smollm2_full", "demo": "smollm2"},
 }
 OURS = {name: ours for ours, names in ELSEWHERE.items() for name in names.split()}
 WHY_NONE = {name: why for why, names in NONE.items() for name in names.split()}

@@ -33,7 +33,7 @@ def not_composed(text: str, options: Options, words: Collection[str]) -> str:
     if found := re.search(r"Could not find '([^'/]+)/+(.*)'", text):
         group, option = found.groups()
         choices = [line.strip() for line in text.split("Config search path")[0].splitlines() if line.startswith("\t")]
-        here = CHOICES.get(group, {}).get(option)
+        here = CHOICES.get(group, {}).get(option.lower().replace("-", "_"))
         near = f"{option} is called {group}={here} here." if here else meant(option, choices)
         sentences = [f"There is no {group}={option}.", near, HINTS.get(group, ""), f"Choices: {', '.join(choices)}."]
         return " ".join(filter(None, sentences))
