@@ -58,8 +58,18 @@ def pair_arms(pairs: int, responses: int) -> dict[str, list[str]]:
             *count("random_prompts", prompts),
             "callbacks.random_prompts.warmup_rounds=0",
         ],
-        "spread": ["selector=spread", *count("spread", prompts)],
-        "spread_oversampled": ["selector=spread_oversampled", *count("spread", prompts)],
+        "spread": ["selector=spread", *count("spread", prompts), "callbacks.spread.cold=random"],
+        "spread_oversampled": [
+            "selector=spread_oversampled",
+            *count("spread", prompts),
+            "callbacks.spread.cold=random",
+        ],
+        "spread_policy": [
+            "selector=spread",
+            *count("spread", prompts),
+            "callbacks.spread.cold=random",
+            "learned_reward.embedder=policy",
+        ],
     }
 
 
