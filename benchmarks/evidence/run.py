@@ -38,20 +38,22 @@ Settings = Mapping[str, Sequence[str]]  # what is typed for each arm's learning 
 
 
 def play(job: Job, task: str, made: Path, store: Store) -> None:
-    """Play a run in a process of its own, and keep what it shows."""
+    """Play a run in a process of its own on one thread, and keep what it shows."""
     folder, log = job.folder(RUNS / task), RUNS / "log" / f"{task}_{job.arm}_{job.seed}_{job.key}.txt"
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE)}
     typed = [line.replace("{made}", str(made)) for line in job.lines]
-    command = [sys.executable, ROOT / "train.py", *typed, f"seed={job.seed}", f"run_dir={folder}", "ckpt_path=auto"]
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     log.parent.mkdir(parents=True, exist_ok=True)
-    if not (folder / "summary.json").exists():
-        with log.open("w") as output:
-            ended = subprocess.run(command, env=environ, stdout=output, stderr=output, check=False)
-        if ended.returncode:
-            raise SystemExit(f"a run failed; see {log}")
-    store.add(job, folder, commit())
-    for heavy in ("checkpoints", "model", "adapter", "tensorboard"):
-        shutil.rmtree(folder / heavy, ignore_errors=True)
+    with log.open("w") as output:
+        command = [sys.executable, ROOT / "train.py", *typed, f"seed={job.seed}", f"run_dir={folder}"]
+        began = time.monotonic()
+        running = subprocess.Popen(command, env=environ, stdout=output, stderr=output)
+        _, status, used = os.wait4(running.pid, 0)
+    running.returncode = os.waitstatus_to_exitcode(status)
+    if running.returncode:
+        raise SystemExit(f"a run failed; see {log}")
+    store.add(job, folder, commit(), busy=(used.ru_utime + used.ru_stime) / (time.monotonic() - began))
+    shutil.rmtree(folder)
 
 
 def commit() -> str:

@@ -58,11 +58,16 @@ class Store:
     def __contains__(self, job: Job) -> bool:
         return job.key in self.rows
 
-    def add(self, job: Job, folder: Path, commit: str) -> None:
-        """Keep what a finished run in a folder has spent and reached."""
+    def add(self, job: Job, folder: Path, commit: str, busy: float) -> None:
+        """Keep what a finished run in a folder has spent and reached.
+
+        Its seconds are multiplied by the share of them in which the processor worked for it, so that what else the
+        machine does counts for little.
+        """
         found = course(read_run(folder))
         row = {"arm": job.arm, "seed": job.seed, "commit": commit, "lines": list(job.lines)}
         row |= {cost: rounded(amounts) for cost, amounts in found.spent.items()}
+        row |= {"busy": round(busy, PLACES), "seconds": rounded([busy * seconds for seconds in found.spent["seconds"]])}
         row |= {"measure": found.measure, "quality": rounded(found.quality), "kl": rounded(found.kl)}
         row["answers"] = [[round(100 * x) for x in each] for _, each in sorted(found.answers.items())]
         with self._lock:
