@@ -53,7 +53,22 @@ def summary() -> dict[str, float]:
         million = pool["1000000"]
         ratios |= {"pool_choose_s": million["choose_s"], "pool_reload_s": million["reload_s"]}
         ratios["pool_gb"] = million["peak_gb"]
-    return ratios
+    return ratios | of_choosing(found("evidence") or {})
+
+
+def of_choosing(evidence: dict[str, Any]) -> dict[str, float]:
+    """What the best arm of each task paid, as a share of what the baseline paid for its final quality."""
+
+    def least(task: str, cost: str) -> float | None:
+        arms = evidence.get(task, {}).get("beside_random", {})
+        paid = [costs[cost]["ratio"][0] for arm, costs in arms.items() if arm != "length_matched"]
+        return min((share for share in paid if share), default=None)
+
+    shares = {f"labels_ratio_{task}": least(task, "labels") for task in ("film", "chat", "pools")}
+    speedups = {f"optune_{cost}_speedup": least("film_prompts", cost) for cost in ("tokens", "seconds")}
+    return {name: share for name, share in shares.items() if share} | {
+        name: 1 / share for name, share in speedups.items() if share
+    }
 
 
 GOALS = {
@@ -65,6 +80,11 @@ GOALS = {
     "online_round_optune03": ("the same with OPTune at 0.3, rounds after the first", ">= 7", lambda x: x >= 7),
     "selection_share": ("choosing's share of a round, the largest but entropy's", "<= 0.05", lambda x: x <= 0.05),
     "selection_share_entropy": ("the same for the entropy filter: 8 samples a prompt", "<= 0.05", lambda x: x <= 0.05),
+    "labels_ratio_film": ("labels of the best selector over random choice's, on film", "<= 0.4", lambda x: x <= 0.4),
+    "labels_ratio_chat": ("the same on chat", "<= 0.6", lambda x: x <= 0.6),
+    "labels_ratio_pools": ("the same on pools", "<= 0.6", lambda x: x <= 0.6),
+    "optune_tokens_speedup": ("tokens of full sampling over those of choosing prompts", ">= 1.56", lambda x: x >= 1.56),
+    "optune_seconds_speedup": ("the same for seconds", ">= 1.3", lambda x: x >= 1.3),
     "top_p": ("price of a token with top_p=0.9, as a share of one without", "<= 0.05", lambda x: x <= 0.05),
     "pool_choose_s": ("a million prompts: choose, s", "<= 2", lambda x: x <= 2),
     "pool_reload_s": ("a million prompts: reload, s", "<= 20", lambda x: x <= 20),

@@ -14,7 +14,7 @@ Written by `make evidence` from the finished runs in `benchmarks/results/evidenc
 labels, has the learning rate and the beta that were best for it on other seeds, and sees the same prompts with the same
 seed. *Labels* is the share
 of random choice's labels at which the arm has random choice's final reward, *seconds* and *tokens* the same for these
-costs (seconds of choosing, sampling, scoring and training, on a machine that does other work besides); *area* is the
+costs (seconds of the processor, on one thread, for choosing, sampling, scoring and training); *area* is the
 difference of the mean reward over all labels, *at equal KL* the difference of the rewards at random choice's final
 distance from the start; intervals are 95 %, by a bootstrap over seeds and held-out
 prompts; p is a sign-flip test of the final rewards."""

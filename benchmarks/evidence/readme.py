@@ -10,7 +10,7 @@ from typing import Any
 from page import share
 
 BEGIN, END = "<!-- evidence -->", "<!-- end of evidence -->"
-CONTROLS = ("random_pairs", "best_against_worst", "length_matched")
+CONTROLS = ("length_matched",)
 
 
 def refreshed(text: str, task: Mapping[str, Any]) -> str:

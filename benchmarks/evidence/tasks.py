@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+import chat
 import film
+import pools
 from common import DATA
 
 
@@ -37,9 +39,33 @@ def settings(rates: Sequence[float], betas: Sequence[float]) -> list[list[str]]:
     return [[f"lr={rate:g}", f"loss.beta={beta:g}"] for rate, beta in product(rates, betas)]
 
 
+OWN = "learned_reward.embedder=policy"
+
+
 def count(callback: str, number: int) -> list[str]:
     """What is typed for a selector that chooses so many."""
     return [f"callbacks.{callback}.fraction=null", f"callbacks.{callback}.count={number}"]
+
+
+def choose_pairs(pairs: int, *names: str) -> dict[str, list[str]]:
+    """Selectors that label so many pairs a round, each by a callback of its own name."""
+    return {name: [f"selector={name}", *count(name, pairs)] for name in names}
+
+
+def score_prompts(prompts: int) -> dict[str, list[str]]:
+    """Those that score all responses to so many prompts a round, and pair the best with the worst."""
+    first = "callbacks.spread.cold=random"
+    return {
+        "best_against_worst": [
+            "selector=random",
+            *count("random_prompts", prompts),
+            "callbacks.random_prompts.warmup_rounds=0",
+        ],
+        "spread": ["selector=spread", *count("spread", prompts), first],
+        "spread_oversampled": ["selector=spread_oversampled", *count("spread", prompts), first],
+        "spread_policy": ["selector=spread", *count("spread", prompts), first, OWN],
+        "spread_oversampled_policy": ["selector=spread_oversampled", *count("spread", prompts), first, OWN],
+    }
 
 
 def pair_arms(pairs: int, responses: int) -> dict[str, list[str]]:
@@ -47,30 +73,40 @@ def pair_arms(pairs: int, responses: int) -> dict[str, list[str]]:
 
     A pair is two labels, so that as many labels score all responses of `2 * pairs / responses` prompts.
     """
-    prompts = 2 * pairs // responses
-    alone = ("random_pairs", "certainty", "dissimilarity", "d_optimal", "predicted_gap", "length_matched")
+    own = ("random_pairs", "certainty", "dissimilarity", "d_optimal", "predicted_gap", "length_matched")
     return {
-        **{name: [f"selector={name}", *count(name, pairs)] for name in alone},
+        **choose_pairs(pairs, *own),
         "entropy_certainty": ["selector=entropy_certainty", *count("certainty", pairs)],
         "delta_ucb": ["selector=delta_ucb", *count("predicted_gap", pairs)],
-        "best_against_worst": [
-            "selector=random",
-            *count("random_prompts", prompts),
-            "callbacks.random_prompts.warmup_rounds=0",
+        "predicted_gap_policy": ["selector=predicted_gap", *count("predicted_gap", pairs), OWN],
+        "predicted_gap_random": [
+            "selector=predicted_gap",
+            *count("predicted_gap", pairs),
+            "callbacks.predicted_gap.cold=random",
+            OWN,
         ],
-        "spread": ["selector=spread", *count("spread", prompts), "callbacks.spread.cold=random"],
-        "spread_oversampled": [
-            "selector=spread_oversampled",
-            *count("spread", prompts),
-            "callbacks.spread.cold=random",
-        ],
-        "spread_policy": [
-            "selector=spread",
-            *count("spread", prompts),
-            "callbacks.spread.cold=random",
-            "learned_reward.embedder=policy",
-        ],
+        "predicted_gap_8": ["selector=predicted_gap", *count("predicted_gap", pairs), OWN, "data.responses=8"],
+        **score_prompts(2 * pairs // responses),
     }
+
+
+def chat_arms(pairs: int, responses: int) -> dict[str, list[str]]:
+    """Those of `pair_arms` that a run of minutes can afford; random pairs are sampled for the prompts labeled alone."""
+    alone = ["selector=random", *count("random_prompts", pairs), "callbacks.random_prompts.warmup_rounds=0"]
+    arms = pair_arms(pairs, responses)
+    kept = ("best_against_worst", "spread_oversampled", "spread", "predicted_gap", "dissimilarity", "certainty")
+    return {
+        "random": [*alone, "data.responses=2"],
+        **{name: [*arms[name], f"data.responses={responses}"] for name in kept},
+    }
+
+
+def given_arms(pairs: int, answers: int) -> dict[str, list[str]]:
+    """Selectors of given pairs; `spread` labels all answers, of which a prompt has about so many."""
+    own = ("random_pairs", "certainty", "dissimilarity", "similarity", "d_optimal", "predicted_gap", "length_matched")
+    arms = choose_pairs(pairs, *own)
+    arms["similarity"] = ["selector=similarity", *count("dissimilarity", pairs)]
+    return arms | {"spread": score_prompts(2 * pairs // answers)["spread"]}
 
 
 def prompt_arms(share: float) -> dict[str, list[str]]:
@@ -106,6 +142,22 @@ TASKS: Mapping[str, Task] = {
         prompt_arms(0.3),
         settings((1e-4, 3e-4), (0.1, 0.4)),
         20,
+    ),
+    "chat": Task(
+        chat.prepare,
+        chat.LINES,
+        "random",
+        chat_arms(32, 4),
+        settings((2e-4, 5e-4), (0.1, 0.4)),
+        5,
+    ),
+    "pools": Task(
+        lambda: pools.prepare(DATA / "alpaca_pool.jsonl"),
+        pools.LINES,
+        "random_pairs",
+        given_arms(24, 6),
+        settings((1e-4, 5e-4), (0.1, 0.4)),
+        5,
     ),
 }
 
