@@ -1,0 +1,106 @@
+"""Seconds until held-out answers have a mean reward of 0.6: Choosy's demo and TRL's OnlineDPOTrainer take turns.
+
+`python benchmarks/seconds_to_reward.py` writes benchmarks/results/seconds_to_reward.json. Both tune SmolLM2-135M with
+LoRA on the prompts that come with Choosy, by VADER's sentiment, with the same sampling and loss. Seconds are those of
+choosing, sampling, scoring and training: loading the model and judging held-out answers do not count. TRL has the
+learning rate, of two, that was the faster one on another seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from common import LORA, ROOT, Program, middle, peer_python, save
+
+from choosy.data.reading import read_prompts
+from choosy.models.locate import resolve_model
+from choosy.reporting.summary import read_run
+from choosy.reporting.sweeps import course
+
+TARGET = 0.6
+MOST_SECONDS = 1500.0
+TUNED_ON = 101
+JOB = {
+    "lora": LORA,
+    "batch_size": 8,
+    "max_new_tokens": 40,
+    "temperature": 0.7,
+    "top_p": 0.9,
+    "missing_eos_penalty": 0.5,
+    "beta": 0.2,
+    "every": 8,  # steps between the evaluations of TRL
+    "target": TARGET,
+    "most_seconds": MOST_SECONDS,
+}
+
+
+def ours(seed: int, folder: Path) -> list[tuple[float, float]]:
+    """Seconds and rewards of the demo's run, with rounds enough to pass the target."""
+    typed = ["experiment=demo", "trainer=cpu", "rounds=6", f"seed={seed}", "callbacks.report.console=false"]
+    command = [sys.executable, ROOT / "train.py", *typed, f"run_dir={folder}"]
+    subprocess.run(command, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=subprocess.DEVNULL)
+    found = course(read_run(folder))
+    return list(zip(found.spent["seconds"], found.quality, strict=True))
+
+
+def theirs(seed: int, lr: float, folder: Path, start: float) -> list[tuple[float, float]]:
+    """The same of TRL's run, which ends at the target; both begin with the same policy and so with the same reward."""
+    train, heldout = (
+        [p.text for p in read_prompts(f"choosy:prompts/{name}.jsonl", as_chat=False)] for name in ("train", "heldout")
+    )
+    model = resolve_model("demo:smollm2")
+    job: dict[str, Any] = {"model": model, "prompts": train, "heldout": heldout, "folder": str(folder)}
+    program = Program(peer_python(), "peers/trl_time.py", job | JOB | {"seed": seed, "lr": lr}, log="trl_time")
+    points = [(0.0, start)]
+    while points[-1][1] < TARGET and points[-1][0] <= MOST_SECONDS:
+        said = program.answer()
+        points.append((said["seconds"], said["reward"]))
+        print(json.dumps({"seed": seed, "lr": lr} | said), flush=True)
+    program.process.wait()
+    return points
+
+
+def seconds_to(points: Sequence[tuple[float, float]]) -> float:
+    """When the reward, a straight line between evaluations, is first at the target; infinity if it never is."""
+    best = np.maximum.accumulate([reward for _, reward in points])
+    if best[-1] < TARGET:
+        return float("inf")
+    at = int(np.argmax(best >= TARGET))
+    (before, low), (after, high) = points[at - 1], points[at]
+    return before + (after - before) * (TARGET - low) / (high - low)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--lrs", default="2e-4,5e-4", help="learning rates that TRL may have")
+    typed = parser.parse_args()
+    lrs = [float(lr) for lr in typed.lrs.split(",")]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        start = ours(TUNED_ON, folder / "ours")[0][1]
+        tuned = {lr: seconds_to(theirs(TUNED_ON, lr, folder / f"tuning_{lr}", start)) for lr in lrs}
+        lr = min(tuned, key=lambda lr: tuned[lr])
+        turns = []
+        for seed in range(typed.seeds):
+            mine = ours(seed, folder / f"ours_{seed}")
+            theirs_to = seconds_to(theirs(seed, lr, folder / f"theirs_{seed}", mine[0][1]))
+            turns.append({"ours": seconds_to(mine), "trl": theirs_to})
+            print(json.dumps({"seed": seed} | turns[-1]), flush=True)
+    ratio = middle([turn["trl"] / turn["ours"] for turn in turns])
+    save("seconds_to_reward", {"target": TARGET, "ratio": ratio, "trl_lr": lr, "tuned": tuned, "seeds": turns})
+
+
+if __name__ == "__main__":
+    main()
