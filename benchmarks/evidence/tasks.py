@@ -79,6 +79,11 @@ def pair_arms(pairs: int, responses: int) -> dict[str, list[str]]:
         "entropy_certainty": ["selector=entropy_certainty", *count("certainty", pairs)],
         "delta_ucb": ["selector=delta_ucb", *count("predicted_gap", pairs)],
         "predicted_gap_policy": ["selector=predicted_gap", *count("predicted_gap", pairs), OWN],
+        "dissimilarity_policy": [
+            "selector=dissimilarity",
+            *count("dissimilarity", pairs),
+            "callbacks.dissimilarity.embedder=policy",
+        ],
         "predicted_gap_random": [
             "selector=predicted_gap",
             *count("predicted_gap", pairs),
