@@ -23,7 +23,7 @@ def prepare(data: Path) -> Path:
     """Write the prompts to train on and the held-out pairs; return their folder."""
     if not data.exists():
         raise SystemExit(
-            f"{data} is missing: pools needs a JSONL file with a prompt and its scored responses on a line"
+            f"{data} is missing: pools needs prompts with scored responses, one a line"
         )
     rows = [short(json.loads(line)) for line in data.read_text().splitlines()]
     rows = [row for row in rows if len(row["responses"]) >= FEWEST]

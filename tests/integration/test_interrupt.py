@@ -51,6 +51,7 @@ def test_ctrl_c_prints_the_command_that_continues(tmp_path: Path, tiny_policy_di
         timeout=120,
     )
     assert again.returncode == 0, again.stderr
+    assert "GPU available" not in again.stdout + again.stderr, "Lightning's banners are shown"
     after = labels(tmp_path / "a run" / "ledger.sqlite")
     assert after.merge(before).shape == before.shape, "a label was bought twice or lost"
     assert summary(tmp_path / "a run")["rounds"] == 1

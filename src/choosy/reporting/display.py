@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -141,6 +142,7 @@ def duration(seconds: float) -> str:
 
 def quiet() -> None:
     """Mute banners of libraries, and their advice that does not apply here."""
+    import_module("lightning.pytorch")  # which sets the levels of its loggers
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "httpx2", "sentence_transformers"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
