@@ -22,9 +22,7 @@ POINT = 1e-6  # the smallest share of wins that is told from none
 def prepare(data: Path) -> Path:
     """Write the prompts to train on and the held-out pairs; return their folder."""
     if not data.exists():
-        raise SystemExit(
-            f"{data} is missing: pools needs prompts with scored responses, one a line"
-        )
+        raise SystemExit(f"{data} is missing: pools needs prompts with scored responses, one a line")
     rows = [short(json.loads(line)) for line in data.read_text().splitlines()]
     rows = [row for row in rows if len(row["responses"]) >= FEWEST]
     random.Random(0).shuffle(rows)

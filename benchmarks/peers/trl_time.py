@@ -51,9 +51,7 @@ class Clock(TrainerCallback):
 
 def heldout(model) -> float:
     """Mean reward of one sampled answer to each held-out prompt."""
-    texts = [
-        tokenizer.apply_chat_template(chat(p), tokenize=False, add_generation_prompt=True) for p in job["heldout"]
-    ]
+    texts = [tokenizer.apply_chat_template(chat(p), tokenize=False, add_generation_prompt=True) for p in job["heldout"]]
     inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
     model.eval()
     with torch.no_grad():
