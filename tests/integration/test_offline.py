@@ -176,6 +176,14 @@ def test_kto_samples_one_response_beside_given_ones(play, rows_file):
     assert abs(steps["kl"].iloc[-1]) > 1e-3
 
 
+def test_a_term_of_own_samples_is_of_the_one_beside_given_pairs(play, rows_file):
+    """At the first step log pi of the sample is its log-prob under the reference: ln 2 and a whole share of that."""
+    run = play(*OFFLINE, rows_file(TRL), "loss=xpo", "loss.shares.own=1.0", "rounds=1", "batching.batch_size=4")
+    own = {row["prompt_id"]: row["own_ref_logps"][0] for row in run.pool.to_dict("records")}
+    first = [own[name] for name, *_ in run.witness.pairs[0][:4]]
+    assert run.losses[0] == pytest.approx(math.log(2) + sum(first) / 4, rel=1e-5)
+
+
 def test_a_pair_selector_does_not_see_the_policy_s_own_samples(play, rows_file):
     run = play(*OFFLINE, rows_file(TRL), "loss=kto", "selector=random_pairs", "callbacks.random_pairs.fraction=1.0")
     assert {len(of_row) for of_row in run.pool["responses"]} == {2}

@@ -126,9 +126,12 @@ def test_a_swapped_item_mirrors_its_rewards_and_costs_more(loss: Loss) -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])
-def test_extreme_log_probs_stay_finite_and_weight_0_gives_gradient_0(loss: Loss, scale: float) -> None:
-    logp_R = (scale * torch.tensor([-0.1, -0.2, -50, -5, -1, -100])).requires_grad_()
-    ref_R = scale * torch.tensor([-3.0, -4.0, -0.2, -60, -1, -0.01])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extreme_log_probs_stay_finite_and_weight_0_gives_gradient_0(
+    loss: Loss, dtype: torch.dtype, scale: float
+) -> None:
+    logp_R = (scale * torch.tensor([-0.1, -0.2, -50, -5, -1, -100])).to(dtype).requires_grad_()
+    ref_R = (scale * torch.tensor([-3.0, -4.0, -0.2, -60, -1, -0.01])).to(dtype)
     values = loss.items(inputs(loss, logp_R, ref_R))
     assert values.isfinite().all()
     (plain,) = torch.autograd.grad(values.sum(), logp_R, retain_graph=True)

@@ -302,39 +302,6 @@ def test_no_other_scale_costs_less() -> None:
             assert (loss.items(s) <= cost_B + 1e-12).all()
 
 
-# -- what every loss keeps -----------------------------------------------------------------------------------
-
-OTHERS = [
-    (SimPOLoss(), [2, 2, 2]),
-    (SFTLoss(), [2, 2, 2]),
-    (PROLoss(), [3, 1, 2]),
-    (KTOLoss(), [1] * 6),
-    (LossSum({"hinge": PairLoss("hinge"), "sft": SFTLoss()}, {"hinge": 2.0, "sft": 0.1}), [2, 2, 2]),
-]
-LENGTH_R, REWARD_R = torch.tensor([2, 1, 4, 3, 1, 5]), double([3.0, 1.0, -0.5, 2.0, 1.5, 1.0])
-
-
-@pytest.mark.parametrize(("loss", "sizes"), OTHERS, ids=lambda x: type(x).__name__)
-def test_gradients_are_those_of_the_formula(loss: Loss, sizes: list[int]) -> None:
-    def values(logp_R: Tensor) -> Tensor:
-        good_R = torch.tensor([True, False] * 3) if len(sizes) == 6 else None
-        more = {"length_R": LENGTH_R, "reward_R": REWARD_R, "good_R": good_R, "facts": Facts(kl=0.3)}
-        return loss.items(LossInputs(logp_R, double([-3.0] * 6), sizes=sizes, **more))  # type: ignore[arg-type]
-
-    logp_R = double([-4.0, -1.5, -3.0, -7.0, -0.5, -2.0]).requires_grad_()
-    assert values(logp_R).shape == (len(sizes),)
-    assert torch.autograd.gradcheck(values, (logp_R,))
-
-
-@pytest.mark.parametrize(("loss", "sizes"), OTHERS, ids=lambda x: type(x).__name__)
-def test_a_loss_looks_at_the_reference_only_if_it_says_so(loss: Loss, sizes: list[int]) -> None:
-    logp_R = double([-4.0, -1.5, -3.0, -7.0, -0.5, -2.0])
-    s = LossInputs(logp_R, sizes=sizes, length_R=LENGTH_R, reward_R=REWARD_R)
-    assert bool(loss.items(s).isfinite().all()) == ("reference" not in loss.needs)
-    assert bool(loss.rewards(s).isfinite().all()) == ("reference" not in loss.needs)
-    assert len(loss.rewards(s)) == 6
-
-
 # -- refusals ------------------------------------------------------------------------------------------------
 
 
