@@ -18,7 +18,7 @@ from choosy.models.adapters import Lora
 from choosy.models.policy import Policy
 from choosy.models.rows import Group
 from choosy.sampling.generate import Generate
-from choosy.types import Candidates, Prompt, Response
+from choosy.types import Candidates, Message, Prompt, Response
 
 IDS = tuple(b"Tell me about tea.")
 ATTENTION = ["q_proj", "v_proj"]
@@ -230,6 +230,22 @@ def test_the_log_says_which_settings_an_adapter_brings(
     with caplog.at_level(logging.INFO):
         policy.load(device=torch.device("cpu"), seed=0)
     assert "is used with its own LORA settings: r=3, lora_alpha=5, target_modules=['q_proj', 'v_proj']." in caplog.text
+
+
+def test_a_tokenizer_beside_an_adapter_is_used(tiny_policy_dir: Path, tmp_path: Path, caplog: Any) -> None:
+    folder = adapter(tiny_policy_dir, KINDS["plain"], tmp_path / "adapter")
+    prompt = Prompt("p", "Why?", (Message("user", "Why?"),))
+    plain = Policy(str(tiny_policy_dir), lora=Lora(), adapter=str(folder)).tokens
+    tokenizer = AutoTokenizer.from_pretrained(tiny_policy_dir)
+    tokenizer.chat_template = f"Q: {tokenizer.chat_template}"
+    tokenizer.save_pretrained(folder)
+    with caplog.at_level(logging.INFO):
+        brought = Policy(str(tiny_policy_dir), lora=Lora(), adapter=str(folder)).tokens
+        first = plain.tokenizer("Q: ", add_special_tokens=False).input_ids
+        assert brought.encode_prompt(prompt) == (*first, *plain.encode_prompt(prompt))
+    assert f"model.adapter={folder} brings its own tokenizer" in caplog.text
+    assert Policy(str(folder), lora=Lora()).tokens.encode_prompt(prompt) == brought.encode_prompt(prompt)
+    assert brought.window == plain.window, "the context window is the model's"
 
 
 def test_targets_that_the_model_lacks_are_named(tiny_policy_dir: Path) -> None:

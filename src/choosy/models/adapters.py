@@ -88,6 +88,11 @@ def starting_point(name: str, adapter: str | None, lora: Lora | None, *, typed: 
     return StartingPoint(name, adapter)
 
 
+def with_tokenizer(adapter: str | None) -> str | None:
+    """Return the adapter if its folder holds a tokenizer, whose chat template it was trained with; else None."""
+    return adapter if adapter and (Path(adapter) / "tokenizer_config.json").exists() else None
+
+
 def refuse_model(model: Mapping[str, Any], *, typed: Collection[str] = ()) -> None:
     """Refuse a configured model or adapter that is not there, where the policy is Choosy's own.
 

@@ -20,7 +20,7 @@ from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from choosy.models.adapters import Lora, starting_point
+from choosy.models.adapters import Lora, starting_point, with_tokenizer
 from choosy.models.compute import Compute, free_memory, keep_freed_memory
 from choosy.models.fast.fused import fuse
 from choosy.models.loading import Dtype, add_adapter, auto_dtype, load_weights, switch_off_dropout
@@ -45,6 +45,7 @@ class Policy(nn.Module):
         name: Hub id or folder of a causal language model, of a run or of an adapter, or `demo:smollm2`.
         lora: Adapters to train; None trains all weights, kept in fp32.
         adapter: Folder of a trained adapter or of its run, that training continues; the reference is then *this* state.
+            A tokenizer in that folder, with its chat template, takes the place of the model's.
         dtype: Precision of the forward pass; auto = bf16 where the hardware multiplies it.
         chat_template: Jinja text, or a file of it, that replaces the tokenizer's chat template.
         chat_template_kwargs: What the chat template is given beside the conversation, such as `enable_thinking`.
@@ -77,7 +78,7 @@ class Policy(nn.Module):
                 f"{adapter} is an adapter, which model.lora=null does not train; leave model.lora=null out."
             )
         self.source = ModelSource(name, revision, trust_remote_code)
-        self.tokens = Tokens(self.source, chat_template, chat_template_kwargs)
+        self.tokens = Tokens(self.source, chat_template, chat_template_kwargs, own=with_tokenizer(adapter))
         self.lora = lora
         self.adapter = adapter
         self.dtype = dtype

@@ -37,8 +37,11 @@ class Tokens:
         source: ModelSource,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        *,
+        own: str | None = None,
     ) -> None:
         self.source = source
+        self.own = own  # the folder of an adapter that brings its own tokenizer
         self.chat_template = None if chat_template is None else template_text(chat_template)
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self._rows = 1 << 31  # of the model's embeddings, from fit() on
@@ -50,10 +53,14 @@ class Tokens:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, loaded at first use."""
         hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        source = self.source if self.own is None else replace(self.source, name=self.own, revision=None)
         try:
-            tokenizer: PreTrainedTokenizerBase = self.source.load(AutoTokenizer)
+            tokenizer: PreTrainedTokenizerBase = source.load(AutoTokenizer)
         except OSError as error:
-            raise ValueError(f"model.name={self.source.name} does not load: {error}") from error
+            option = "name" if self.own is None else "adapter"
+            raise ValueError(f"model.{option}={source.name} does not load: {error}") from error
+        if self.own is not None:
+            log.info("model.adapter=%s brings its own tokenizer, which is used with its chat template.", self.own)
         if self.chat_template is not None:
             tokenizer.chat_template = self.chat_template
         if tokenizer.eos_token_id is None:
