@@ -143,7 +143,12 @@ def within(part: str, settings: Settings) -> Settings:
 
 
 def _nearest(options: Mapping[str, Settings], settings: Settings, otherwise: str) -> Option:
-    """The option that agrees with most of the settings."""
-    agreed = {name: sum(settings.get(key) == value for key, value in o.items()) for name, o in options.items()}
-    name = max(agreed, key=lambda option: agreed[option], default=otherwise)
+    """The option that agrees with most of the settings; a name, such as a formula, must agree."""
+
+    def agreed(option: str) -> tuple[bool, int]:
+        named = [key for key, value in options[option].items() if isinstance(value, str) and "${" not in value]
+        equal = {key for key, value in options[option].items() if settings.get(key) == value}
+        return equal.issuperset(named), len(equal)
+
+    name = max(options, key=agreed, default=otherwise)
     return Option(name, options.get(name, {}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import yaml
 from choosy.options.parts import (
     CLASS,
     COLLECTIONS,
+    Option,
     classes,
     collection,
     leaves,
@@ -105,23 +106,25 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
 
 
 def other_options(
-    was: Mapping[str, Any], now: Mapping[str, Any], differing: Iterable[str]
+    was: Mapping[str, Any], now: Mapping[str, Any], differing: Collection[str]
 ) -> tuple[dict[str, str], set[str]]:
     """Return the parts that are another option now, and the differing settings that come and go with these."""
     found, brought = dict[str, str](), dict[str, Any]()
     replaced: set[str] = set()
     for group, place in COLLECTIONS.items():
         parts = [collection(group, each) for each in (was, now)]
-        if classes(parts[0]) != classes(parts[1]):
-            then, later = (option_of_collection(group, each) for each in parts)
+        then, later = (option_of_collection(group, each) for each in parts)
+        if classes(parts[0]) != classes(parts[1]) or became(then, later, *parts):
             found[group] = f"{group}: {then.name} -> {later.name}"
             brought |= {f"{place}.{name}": value for name, value in later.settings.items()}
             replaced |= {f"{place}.{name.removesuffix(f'.{CLASS}')}" for each in parts for name in classes(each)}
-    for name in differing:
-        part = name.removesuffix(f".{CLASS}")
-        if part != name and not _below(replaced, part):
+    for part in sorted({name.removesuffix(f".{CLASS}") for name in (*was, *now) if name.endswith(f".{CLASS}")}):
+        inside = [within(part, each) for each in (was, now)]
+        then, later = map(option_of_part, inside)
+        is_other = f"{part}.{CLASS}" in differing or (became(then, later, *inside) and not is_fixed(part))
+        if is_other and not _below(replaced, part):
             found[part] = f"{part}: {_option(part, was)} -> {_option(part, now)}"
-            brought |= {f"{part}.{k}": v for k, v in option_of_part(within(part, now)).settings.items()}
+            brought |= {f"{part}.{k}": v for k, v in later.settings.items()}
             replaced.add(part)
 
     def comes_with(name: str) -> bool:
@@ -130,6 +133,13 @@ def other_options(
         return _below(replaced, name) and (is_class or now.get(name) in (None, own) or REFERS in str(own))
 
     return found, {name for name in differing if comes_with(name)}
+
+
+def became(then: Option, later: Option, was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a part of the same class has become another option: it took the values in which that one differs."""
+    changed = [name for name in was.keys() | now.keys() if was.get(name) != now.get(name)]
+    apart = [name for name in changed if then.settings.get(name) != later.settings.get(name)]
+    return bool(apart) and all(now.get(name) == later.settings.get(name) for name in apart)
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
