@@ -83,7 +83,7 @@ def test_the_means_over_seeds_are_printed_best_first_with_the_best_run(sweep):
 
 def test_an_option_that_only_some_runs_were_given_has_the_others_value_from_their_configuration(tmp_path):
     parts = {"certainty": {"_target_": "callbacks.certainty.Certainty", "fraction": 0.5}}
-    loss = {"_target_": "choosy.methods.losses.IPOLoss", "beta": 0.1}
+    loss = {"_target_": "choosy.methods.pair_losses.PairLoss", "formula": "ipo"}
     config = {"lr": 2e-4, "labels": {"budget": None}, "loss": loss, "callbacks": parts}
     write_job(tmp_path / "0", [], config=config)
     write_job(tmp_path / "1", ["lr=1e-3", "labels.budget=9", "loss=hinge", "selector=optune"])

@@ -240,7 +240,7 @@ def test_answers_that_nobody_judged_are_shown_without_dashes(tmp_path):
     write_report(run)
     page = (tmp_path / "report.html").read_text()
     assert page.count("–") == printed(run).count("–") == 1, "the KL of the start"
-    assert "<td>new</td>" in page
+    assert '<td data-name="after">new</td>' in page
     assert "held-out answers not judged" in page
 
 
@@ -251,7 +251,7 @@ def test_a_folder_without_rounds_is_refused(tmp_path):
 
 @pytest.mark.parametrize("free", [False, True])
 def test_the_curves_are_a_png_of_sensible_size(run_dir, free):
-    if free:  # no label was bought: the axis has no extent
+    if free:  # no label was bought: there is no such column
         for number in range(2):
             about = facts(number, rounds=2, budget=None, evaluation={"reward": 0.5, "win_rate": 0.5})
             about["labels"]["spent"] = 0
@@ -259,7 +259,8 @@ def test_the_curves_are_a_png_of_sensible_size(run_dir, free):
     image = curves(read_run(run_dir))
     assert image.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", image[16:24])
-    assert (1200, 600) < (width, height) < (2400, 1200)
+    assert width == pytest.approx(130 * (7.5 if free else 11.1), abs=1)
+    assert 600 < height < 1200
     assert 20_000 < len(image) < 400_000
 
 

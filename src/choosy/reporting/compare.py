@@ -20,7 +20,7 @@ from rich.table import Table
 
 from choosy.files import replacing
 from choosy.reporting.courses import Arm, Course, Interval, Versus, mean_course, versus
-from choosy.reporting.report import write_page
+from choosy.reporting.report import count_axis, write_page
 from choosy.reporting.summary import MEASURES, as_spread
 from choosy.reporting.sweeps import read_sweep
 
@@ -321,7 +321,6 @@ def draw(comparison: Comparison, against: Sequence[str] | None = None) -> bytes:
         against: A panel each, of those in `panels`; None = all, with the arms' names below.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
 
     wanted = against or panels(comparison)
     columns = 2 if len(wanted) in (2, 4) else min(3, len(wanted))
@@ -332,7 +331,7 @@ def draw(comparison: Comparison, against: Sequence[str] | None = None) -> bytes:
         for name, color in colors(comparison).items():
             _draw_arm(axes, list(comparison.arms[name].values()), x, name, color)
         axes.set_xlabel(x)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        count_axis(axes.xaxis, axes.get_xlim()[1])
         axes.set_ylabel(f"held-out {comparison.measure}")
         axes.grid(color="#e5e7eb", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)

@@ -12,16 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from choosy.files import replacing
-from choosy.options.parts import collection, leaves, option_of_collection, option_of_part
 from choosy.reporting.report import write_page
 from choosy.reporting.summary import MEASURES, OF_PAIRS, as_spread, as_text
-from choosy.reporting.sweeps import OF_ONE_RUN, words_of
+from choosy.reporting.sweeps import OF_ONE_RUN, value_of, words_of
 
 COURSES = ("reward", *OF_PAIRS)  # measured at the start too
 QUALITIES = ("reward", "win_rate", "accuracy")  # the first that was measured decides which is best
@@ -169,7 +167,7 @@ def varying_options(runs: Sequence[Path]) -> list[dict[str, str]]:
     typed = [typed_options(run) for run in runs]
     names = dict.fromkeys(name for words in typed for name in words if name not in ("seed", *OF_ONE_RUN))
     values = {
-        n: [words.get(n) or set_in(run, n) for run, words in zip(runs, typed, strict=True)]
+        n: [words.get(n) or value_of(run, n) for run, words in zip(runs, typed, strict=True)]
         for n in sorted(names, key=lambda name: name != "selector")
     }
     varying = {name: each for name, each in values.items() if len({*each}) > 1}
@@ -180,19 +178,6 @@ def typed_options(run_dir: Path) -> dict[str, str]:
     """What was typed for a run, by the name of the option."""
     pairs = (word.lstrip("+").partition("=") for word in words_of(run_dir) or ())
     return {name: value for name, _, value in pairs}
-
-
-def set_in(run_dir: Path, name: str) -> str:
-    """The value of an option that another run was given, as this run's config.yaml has it."""
-    file = run_dir / "config.yaml"
-    config = yaml.safe_load(file.read_text()) if file.exists() else {}
-    if name == "selector":
-        found = dict(leaves({"callbacks": config.get("callbacks") or {}}))
-        return option_of_collection(name, collection(name, found)).name
-    node: Any = config
-    for key in name.split("@")[-1].split("."):
-        node = node.get(key) if isinstance(node, Mapping) else None
-    return option_of_part(dict(leaves(node))).name if isinstance(node, Mapping) else "" if node is None else str(node)
 
 
 def measured(summary: Mapping[str, Any]) -> dict[str, float | None]:

@@ -19,13 +19,15 @@ from rich.table import Table
 from rich.text import Text
 
 from choosy.files import replacing
+from choosy.models.locate import shown_name
 from choosy.options.typed import quoted
 from choosy.reporting.display import PHASES, duration
 from choosy.reporting.summary import LEARNED, MEASURES, RunSummary, as_text, costs_of
-from choosy.reporting.sweeps import OF_ONE_RUN, words_of
+from choosy.reporting.sweeps import OF_ONE_RUN, value_of, words_of
 
 PHASE_COLORS = dict(zip(PHASES, ("#2563eb", "#0891b2", "#7c3aed", "#db2777", "#d97706", "#65a30d"), strict=True))
 GRID, FRAME, INK = "#e5e7eb", "#9ca3af", "#4b5563"
+COSTS = {"labels": "labels bought", "tokens": "tokens generated", "seconds": "seconds"}
 CURVES = {"reward": "#2563eb", "win_rate": "#d97706", "accuracy": "#7c3aed"}
 
 
@@ -92,9 +94,11 @@ def _answers_table(run: RunSummary, width: int) -> Table:
 def _rounds_table(run: RunSummary) -> Table:
     table = Table(title=run.headline, box=box.SIMPLE_HEAD, pad_edge=False)
     styles = {MEASURES[name][0]: color for name, color in CURVES.items()}
-    for name in run.headings:
-        table.add_column(name, justify="left" if name == "round" else "right", style=styles.get(name))
-    for row in run.table():
+    rows = run.table()
+    for name, cells in zip(run.headings, zip(*rows, strict=True), strict=True):
+        widest = max(map(len, cells))  # a heading may take two lines, a number may not be cut
+        table.add_column(name, justify="left" if name == "round" else "right", style=styles.get(name), min_width=widest)
+    for row in rows:
         table.add_row(*row)
     return table
 
@@ -115,21 +119,29 @@ def crop(text: str, length: int) -> str:
 
 def write_report(run: RunSummary) -> None:
     """Write `curves.png` and `report.html`, which needs no other file and no network, into the folder of a run."""
-    drawing, seconds = curves(run), run.phase_seconds()
+    drawing, seconds, folder = curves(run), run.phase_seconds(), run.folder.resolve()
     with replacing(run.folder / "curves.png") as unfinished:
         unfinished.write_bytes(drawing)
     write_page(
         "report.html.j2",
         run.folder / "report.html",
         run=run,
-        title=f"Choosy run {run.folder.resolve().name}",
+        title=f"Choosy run {f'{folder.parent.name}/' if folder.name.isdigit() else ''}{folder.name}",
+        settings=shown_settings(run.folder),
         headings=run.headings,
         learned_headings=LEARNED,
-        curves=base64.b64encode(drawing).decode(),
+        curves=drawing,
         seconds=seconds,
         total=math.fsum(seconds.values()),
         colors=PHASE_COLORS,
     )
+
+
+def shown_settings(run_dir: Path) -> dict[str, str]:
+    """What a reader first asks of a run: its model, what labeled, chose, weighted and trained it."""
+    found = {name: value_of(run_dir, name) for name in ("labeler", "selector", "loss", "weighting", "lr")}
+    model = value_of(run_dir, "model.name")
+    return {name: value for name, value in {"model": model and shown_name(model), **found}.items() if value}
 
 
 def filled(template: str, **values: Any) -> str:
@@ -152,31 +164,36 @@ def write_page(template: str, path: str | Path, **values: Any) -> None:
 
 
 def curves(run: RunSummary) -> bytes:
-    """Draw what was measured of `CURVES` against labels bought, tokens generated and seconds, as a PNG.
-
-    The first point of each curve is the start policy, which ties with itself and has no KL from itself.
-    """
-    from matplotlib.figure import Figure  # half a second that only a drawing should cost
+    """Draw what was measured against labels, tokens and seconds, those that were spent, as a PNG."""
+    from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     looks = [{"win_rate": 0.5, "kl": 0.0, **run.start}, *(played["evaluation"] for played in run.evaluated)]
     drawn = [name for name in CURVES if name in run.measures] or list(run.measures[:1]) or ["reward"]
-    spent = zip((0, 0, 0.0), *(costs_of(played) for played in run.evaluated), strict=True)  # of each cost, every amount
-    figure = Figure(figsize=(11, 0.4 + 2.4 * len(drawn)), layout=ConstrainedLayoutEngine(wspace=0.04, hspace=0.06))
-    axes = figure.subplots(len(drawn), 3, sharex="col", sharey="row", squeeze=False)
-    costs = ("labels bought", "tokens generated", "seconds")
-    for column, (cost, amounts) in enumerate(zip(costs, spent, strict=True)):
+    spent = dict(zip(COSTS, zip((0, 0, 0.0), *map(costs_of, run.evaluated), strict=True), strict=True))
+    size = (0.3 + 3.6 * len(run.spent_on), 0.4 + 2.4 * len(drawn))
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.04, hspace=0.06))
+    axes = figure.subplots(len(drawn), len(run.spent_on), sharex="col", sharey="row", squeeze=False)
+    for column, cost in enumerate(run.spent_on):
         for row, name in enumerate(drawn):
-            _curve(axes[row, column], amounts, [_or_gap(look.get(name)) for look in looks], CURVES.get(name, INK))
+            values = [_or_gap(look.get(name)) for look in looks]
+            _curve(axes[row, column], spent[cost], values, CURVES.get(name, INK))
             if name in ("win_rate", "accuracy"):
                 axes[row, column].axhline(0.5, color=FRAME, linewidth=1, linestyle="--", zorder=0)
                 axes[row, column].set_ylim(-0.05, 1.15)
-        axes[-1, column].set_xlabel(cost, color=INK)
+        axes[-1, column].set_xlabel(COSTS[cost], color=INK)
     for row, name in enumerate(drawn):
         axes[row, 0].set_ylabel(f"held-out {MEASURES[name][0]}", color=INK)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=130)
     return png.getvalue()
+
+
+def count_axis(axis: Any, largest: float) -> None:
+    """Write the amounts beside an axis: thousands as k, small ones as they are."""
+    from matplotlib.ticker import EngFormatter
+
+    axis.set_major_formatter(EngFormatter(sep="") if largest >= 1000 else "{x:g}")
 
 
 def _or_gap(value: float | None) -> float:
@@ -185,8 +202,6 @@ def _or_gap(value: float | None) -> float:
 
 def _curve(axes: Any, costs: Sequence[float], values: Sequence[float], color: str) -> None:
     """Draw one curve from the start (a ring) over the rounds (dots), with first and last value beside it."""
-    from matplotlib.ticker import EngFormatter
-
     axes.plot(costs, values, color=color, linewidth=2.2, solid_capstyle="round")
     fill = ["white", *[color] * (len(costs) - 1)]
     axes.scatter(costs, values, s=38, color=fill, edgecolors=color, linewidths=1.6, zorder=3)
@@ -202,6 +217,4 @@ def _curve(axes: Any, costs: Sequence[float], values: Sequence[float], color: st
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FRAME)
     axes.tick_params(colors=INK, length=0)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if not any(costs):
-        axes.set_xticks([0], ["none"])
+    count_axis(axes.xaxis, max(costs))

@@ -109,7 +109,12 @@ class RunSummary:
         rounds = f"{len(self.rounds)} of {self.latest['rounds']} rounds"
         if not self.evaluated:
             return f"{rounds}, not evaluated"
-        found = [f"{name} {course}" for name in ("reward", "accuracy") if (course := self.course(name))]
+        of_pairs = {"accuracy": self.of_pairs}
+        found = [
+            f"{name} {course}{of_pairs.get(name, '')}"
+            for name in ("reward", "accuracy")
+            if (course := self.course(name))
+        ]
         if found:
             found[0] = f"Held-out {found[0]}"
         if (win_rate := self.last.get("win_rate")) is not None:
@@ -129,8 +134,12 @@ class RunSummary:
         values = [look.get(name) for look in (self.start, self.last)]
         if values == [None, None]:
             return ""
-        pairs = f" of {self.last['pairs']:,.0f} pairs" if name == "accuracy" and self.last.get("pairs") else ""
-        return " → ".join(as_text(value, MEASURES[name][1]) for value in values) + pairs
+        return " → ".join(as_text(value, MEASURES[name][1]) for value in values)
+
+    @property
+    def of_pairs(self) -> str:
+        """How many held-out pairs the accuracy is of; empty if that is not known."""
+        return f" of {self.last['pairs']:,.0f} pairs" if self.last.get("pairs") else ""
 
     @property
     def costs(self) -> str:
@@ -162,9 +171,15 @@ class RunSummary:
         )
 
     @property
+    def spent_on(self) -> tuple[str, ...]:
+        """The costs that the run had."""
+        spent = zip(COSTS, costs_of(self.latest), strict=True)
+        return tuple(cost for cost, amount in spent if amount or cost == "seconds")
+
+    @property
     def headings(self) -> tuple[str, ...]:
-        """The headings of the table, without what was never measured."""
-        return ("round", *(MEASURES[name][0] for name in self.measures), *COSTS)
+        """The headings of the table, without what was never measured or spent."""
+        return ("round", *(MEASURES[name][0] for name in self.measures), *self.spent_on)
 
     def numbers(self) -> dict[str, Any]:
         """Return the numbers of the run as `summary.json` holds them; None for what was not measured."""
@@ -196,7 +211,7 @@ class RunSummary:
             (
                 name,
                 *(as_text(measured.get(key), MEASURES[key][1]) for key in self.measures),
-                *(f"{cost:,.0f}" for cost in costs),
+                *(f"{cost:,.0f}" for name, cost in zip(COSTS, costs, strict=True) if name in self.spent_on),
             )
             for name, measured, costs in stages
         ]

@@ -6,11 +6,13 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import yaml
 
 from choosy.data.pool import round_file
+from choosy.options.parts import collection, leaves, option_of_collection, option_of_part
 from choosy.reporting.courses import Arm, Course
 from choosy.reporting.summary import RunSummary, costs_of, read_run
 from choosy.types import content_id
@@ -56,6 +58,19 @@ def words_of(run_dir: Path) -> list[str] | None:
     """What was typed for a run; None where that is not known."""
     path = run_dir / ".hydra" / "overrides.yaml"
     return (yaml.safe_load(path.read_text()) or []) if path.exists() else None
+
+
+def value_of(run_dir: Path, name: str) -> str:
+    """The value of an option, or a group's choice, as a run's config.yaml has it; "" where it has none."""
+    file = run_dir / "config.yaml"
+    config = yaml.safe_load(file.read_text()) if file.exists() else {}
+    if name == "selector":
+        found = dict(leaves({"callbacks": config.get("callbacks") or {}}))
+        return option_of_collection(name, collection(name, found)).name if "callbacks" in config else ""
+    node: Any = config
+    for key in name.split("@")[-1].split("."):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return option_of_part(dict(leaves(node))).name if isinstance(node, Mapping) else "" if node is None else str(node)
 
 
 def typed(run_dir: Path) -> tuple[str, ...]:
