@@ -263,6 +263,15 @@ def test_log_probs_of_single_tokens_are_kept_only_for_a_loss_that_needs_them(pla
         assert sums == pytest.approx(list(row["ref_logps"]), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "loss", ["ld_dpo", "pro", "kto", "selm"]
+)  # of tokens, of lists, of single responses, of own samples
+def test_a_prompt_that_is_computed_once_for_its_responses_changes_no_loss(loss, play):
+    few = [f"loss={loss}", *MORE.get(loss, []), "rounds=1", "lr=1e-3", "data.heldout=null"]
+    shared, apart = (play(*few, f"model.compute.share_prompt={on}", name=on) for on in ("true", "false"))
+    assert shared.losses == pytest.approx(apart.losses, rel=1e-4)
+
+
 def test_aot_sorts_the_step_and_not_its_parts(play):
     few = ["rounds=1", "epochs_per_round=2", "lr=1e-2", "data.heldout=null"]
     whole = play("loss=aot", *few, name="whole")
