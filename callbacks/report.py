@@ -13,6 +13,7 @@ from choosy.models.locate import shown_name
 from choosy.reporting.model_card import model_card
 from choosy.reporting.report import print_report, write_report
 from choosy.reporting.summary import RunSummary, read_run, write_summary
+from choosy.reporting.sweeps import value_of
 
 
 class Export(Callback):
@@ -65,8 +66,9 @@ def write_card(folder: Path, summary: RunSummary, trainer: Any, module: Any) -> 
     chosen = [type(one).__name__ for one in (run.prompt_selector, run.pair_selector) if one is not None]
     sources = [data.train] if isinstance(data.train, str) else data.train
     judge = run.labels.evaluator
+    loss = value_of(folder, "loss")  # a name of the menu, or the path of a class
     facts = {
-        "loss": f"{type(module.loss).__name__}, beta {module.loss.beta}",
+        "loss": f"{loss if loss and '.' not in loss else type(module.loss).__name__}, beta {module.loss.beta}",
         "weights": type(run.weighting).__name__,
         "selectors": ", ".join(chosen) or "none",
         "labeler": run.labels.labeler.name,

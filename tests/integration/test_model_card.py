@@ -12,13 +12,13 @@ import yaml
 
 @pytest.mark.parametrize(("lora", "folder"), [([], "adapter"), (["model.lora=null"], "model")])
 def test_the_card_says_what_the_model_is_and_its_code_runs(lora, folder, play, tmp_path, monkeypatch):
-    run = play(*lora, "rounds=1", "selector=certainty")
+    run = play(*lora, "rounds=1", "selector=certainty", "loss=ipo")
     card = (run.run_dir / folder / "README.md").read_text()
     _, front, body = card.split("---\n", 2)
     assert yaml.safe_load(front)["pipeline_tag"] == "text-generation"
     assert "More Information Needed" not in body
     assert str(tmp_path) not in card, "no path of this machine"
-    for words in ("SigmoidLoss, beta 0.1", "Certainty", "function:toy_rewards.toy", "prompts.jsonl", "win rate"):
+    for words in ("ipo, beta 0.1", "Certainty", "function:toy_rewards.toy", "prompts.jsonl", "win rate"):
         assert words in body
     assert f"{run.summary['labels']['spent']} labels bought" in body
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
