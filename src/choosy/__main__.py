@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
@@ -41,12 +42,29 @@ def main() -> None:
     elif words and words[0] in COMMANDS:
         with in_sentences(lambda: ""):
             COMMANDS[words[0]](words[1:])
+    elif not words:
+        sys.exit(USAGE)
     else:
-        near = get_close_matches(words[0], ["train", *COMMANDS], n=1) if words else []
-        unknown = (
-            f"There is no choosy {words[0]}. {f'Did you mean {near[0]}?' if near else ''}".rstrip() if words else ""
-        )
-        sys.exit(f"{unknown}\n\n{USAGE}".lstrip())
+        sys.exit(unknown(words))
+
+
+def unknown(words: list[str]) -> str:
+    """Return a sentence on a command that there is not.
+
+    Example:
+        >>> print(unknown(["trian", "seed=1"]))
+        There is no choosy trian. Did you mean choosy train?
+        >>> print(unknown(["seed=1"]))
+        seed=1: first comes a command. Type choosy train seed=1
+    """
+    name, *_ = words
+    if "=" in name and not name.startswith("--"):
+        return f"{name}: first comes a command. Type {shlex.join(['choosy', 'train', *words])}"
+    if name.startswith("-"):
+        return f"{name}: first comes a command, such as choosy train or choosy fit; choosy --help lists them."
+    near = get_close_matches(name, ["train", *COMMANDS], n=1)
+    hint = f"Did you mean choosy {near[0]}?" if near else f"There are choosy train, {', '.join(COMMANDS)}."
+    return f"There is no choosy {name}. {hint}"
 
 
 def fit(words: list[str]) -> None:
@@ -124,6 +142,9 @@ def compare_arms(words: list[str]) -> None:
     priced = typed.label_price is not None or typed.hour_price is not None
     prices = UnitPrices(typed.label_price or 0.0, typed.hour_price or 0.0) if priced else None
     comparison = compare(typed.sweep_dir, baseline=typed.baseline, prices=prices)
+    if not comparison.beside:
+        left = "".join(f" {name} is left out: {why}." for name, why in comparison.skipped.items())
+        raise ValueError(f"{typed.sweep_dir} holds nothing to compare. {comparison.sentence}{left}")
     print_comparison(comparison)
     print(write_comparison(comparison, typed.sweep_dir))
 

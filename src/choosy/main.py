@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import time
@@ -75,7 +76,7 @@ def in_sentences(again: Callable[[], str]) -> Iterator[None]:
         yield
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         cause = innermost(error)
-        if SHOWS_STACKS or not (sentence := explained(cause)):
+        if SHOWS_STACKS or not (sentence := explained(cause) or not_built(error)):
             raise
         sys.exit(f"\n{sentence}")
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -266,6 +267,14 @@ def innermost(error: BaseException) -> BaseException:
     return error
 
 
+def not_built(error: BaseException) -> str:
+    """Return a sentence on an object that Hydra could not build; "" for another error."""
+    place = re.search("full_key: (.+)", str(error)) if isinstance(error, InstantiationException) else None
+    cause = innermost(error)
+    said = f"{type(cause).__name__}: {cause}"
+    return f"{place[1]} cannot be built: {said}. {STACKS}=1 shows the stack." if place else ""
+
+
 # -- what is typed ---------------------------------------------------------------------------------------------
 
 
@@ -281,7 +290,7 @@ def compose(overrides: list[str]) -> Any:
     with conf():
         try:
             return hydra.compose("train", overrides=overrides)
-        except HydraException as error:
+        except (HydraException, ValueError) as error:
             raise ValueError(explained(error, overrides)) from error
 
 

@@ -282,20 +282,19 @@ def test_index_lists_the_runs_below_a_folder(lines, choosy, tmp_path, capsys):
         assert int(row["labels"]) == summary(tmp_path / "sweep" / row["job"])["labels"]["spent"]
 
 
-@pytest.mark.parametrize("words", [[], ["nonsense"], ["fits", "--config", "x"]])
-def test_usage_answers_nonsense(words, choosy):
-    refused(choosy, *words, message="(?s)choosy fit --config run.yaml.*choosy report RUN_DIR.*choosy index SWEEP_DIR")
-
-
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("words", "message"),
     [
-        ("trian", r"^There is no choosy trian\. Did you mean train\?\n\n"),
-        ("nonsense", r"^There is no choosy nonsense\.\n"),
+        ([], "^choosy train selector=certainty "),
+        (["trian", "seed=1"], r"^There is no choosy trian\. Did you mean choosy train\?$"),
+        (["fits", "--config", "x"], r"^There is no choosy fits\. Did you mean choosy fit\?$"),
+        (["nonsense"], r"^There is no choosy nonsense\. There are choosy train, fit, .*, labels\.$"),
+        (["lr=1", "name=a b"], "^lr=1: first comes a command. Type choosy train lr=1 'name=a b'$"),
+        (["--config", "run.yaml"], "^--config: first comes a command, such as choosy train or choosy fit"),
     ],
 )
-def test_an_unknown_command_is_named(word, message, choosy):
-    refused(choosy, word, message=message)
+def test_an_unknown_command_is_answered_in_a_sentence(words, message, choosy):
+    refused(choosy, *words, message=message)
 
 
 def test_help_is_the_usage(choosy, capsys):

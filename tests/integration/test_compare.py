@@ -100,3 +100,11 @@ def test_runs_on_given_pairs_are_compared_by_their_accuracy_on_held_out_ones(pla
     assert "labels to the final accuracy of loss=ipo" in said
     assert "100% ± 0%" in said
     assert "Final accuracy, and its difference" in (tmp_path / "sweep" / "compare.html").read_text()
+
+
+def test_lone_runs_are_no_arms_to_compare(play, tmp_path, monkeypatch):
+    for name in ("one", "two"):  # of the same words and the same seed
+        play("rounds=1", name=f"lone/{name}")
+    with pytest.raises(SystemExit, match=r"lone holds nothing to compare\. There is only one arm, .*; run another"):
+        choosy(monkeypatch, "compare", str(tmp_path / "lone"))
+    assert {path.name for path in (tmp_path / "lone").iterdir()} == {"one", "two"}

@@ -15,7 +15,7 @@ import torch
 from hydra.errors import InstantiationException
 from tiny import CONF, contents, labels, on_top, summary, typed
 
-from choosy.main import compose, explained, innermost, train
+from choosy.main import compose, explained, in_sentences, innermost, train
 from choosy.sampling.generate import Generate
 
 Refused = Callable[..., str]
@@ -173,6 +173,16 @@ class Leaking:
     assert judged["agreement"] is None or 0 <= judged["agreement"] <= 1
     columns = (tmp_path / "run" / "metrics.csv").read_text().split("\n")[0].split(",")
     assert {"labels/ties", "labels/invalid_rate", "labels/first_shown", "labels/money"} <= set(columns)
+
+
+def test_an_object_of_the_user_s_that_cannot_be_built(lines, tmp_path):
+    (tmp_path / "fragile.py").write_text(
+        "class Fragile:\n    def __init__(self, **given):\n        raise OSError('dry')\n"
+    )
+    sentence = r"^\ndata.run.labels.labeler cannot be built: OSError: dry\. HYDRA_FULL_ERROR=1 shows the stack\.$"
+    with pytest.raises(SystemExit, match=sentence), in_sentences(lambda: ""):
+        train(compose([*lines, "labeler._target_=fragile.Fragile"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # -- the data --------------------------------------------------------------------------------------------------

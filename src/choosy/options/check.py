@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from choosy.options.names import WHY_NONE, any_of, meant
+from choosy.options.parts import choices_with
 from choosy.options.signatures import Missing, Signature, signature
 from choosy.options.values import wanted
 from choosy.redaction import texts
@@ -95,7 +96,9 @@ def _unused(config: Mapping[str, Any], menu: Mapping[str, Any]) -> Iterator[str]
 
 
 def unknown(name: str, known: Collection[str]) -> str:
-    """Return the sentence on a name that is no option."""
+    """Return the sentence on a name that is no option here; it may be one where a group has another choice."""
+    if owners := choices_with(name):
+        return f"There is no option {name}: it belongs to {any_of(owners[:6])}."
     others = [option for option in known if not f"{name}.".startswith(f"{option}.")]
     return f"There is no option {name}. {meant(name, others)}".rstrip()
 

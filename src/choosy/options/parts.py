@@ -90,6 +90,19 @@ def part_names() -> dict[str, str]:
     }
 
 
+def choices_with(name: str) -> list[str]:
+    """Return the choices of groups that have an option.
+
+    Example:
+        >>> choices_with("labeler.path"), choices_with("callbacks.optune.count"), choices_with("labeler.nosuch")
+        (['labeler=function'], ['selector=optune', 'selector=optune_certainty', 'selector=optune_dissimilarity'], [])
+    """
+    place, _, option = name.partition(".")
+    of_place = {group: group for group in groups()} | COLLECTIONS
+    choices = [(group, choice) for group, its in of_place.items() if its == place for choice in options_of(group)]
+    return [f"{g}={c}" for g, c in choices if any(f"{each}.".startswith(f"{option}.") for each in options_of(g)[c])]
+
+
 def classes(settings: Settings) -> dict[str, str]:
     """The parts of a collection, each with its class.
 

@@ -38,6 +38,9 @@ def not_composed(text: str, options: Options, words: Collection[str]) -> str:
         sentences = [f"There is no {group}={option}.", near, HINTS.get(group, ""), f"Choices: {', '.join(choices)}."]
         return " ".join(filter(None, sentences))
     if found := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
+        gone = [word for word in words if word.startswith("~") and f"{found[1]}.".startswith(f"{word[1:]}.")]
+        if gone and "delete" not in found[0]:
+            return f"{gone[0]} takes {gone[0][1:]} away, and {found[1]} is typed too; leave out one of them."
         return unknown(found[1], options())
     if found := re.search(r"An item is already at '([^']+)'", text):
         return f"{found[1]} is there already; type {found[1]}=... without the plus."

@@ -99,6 +99,8 @@ def _wants(value: Any, kind: ast.expr | None, module: Module) -> str | None:
             return f"a list of which each is {bad[0]}" if bad else None
         case ast.Subscript(value=ast.Name(id=name)) | ast.Name(id=name) if name in TABLES:
             return None if isinstance(value, dict) else "settings"
+        case ast.Subscript(value=ast.Name(id="Callable")):  # which a file can only name by a class
+            return None if isinstance(value, dict) else "settings"
         case ast.Name(id=name) if (found_class := find(module, name)) and isinstance(found_class[1], ast.ClassDef):
             bases = [ast.unparse(base) for base in found_class[1].bases]
             is_text = any("Enum" in base or base == "str" for base in bases)
