@@ -271,7 +271,7 @@ def not_built(error: BaseException) -> str:
     """Return a sentence on an object that Hydra could not build; "" for another error."""
     place = re.search("full_key: (.+)", str(error)) if isinstance(error, InstantiationException) else None
     cause = innermost(error)
-    said = f"{type(cause).__name__}: {cause}"
+    said = f"{type(cause).__name__}: {cause}".rstrip(".")
     return f"{place[1]} cannot be built: {said}. {STACKS}=1 shows the stack." if place else ""
 
 
