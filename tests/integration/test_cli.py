@@ -218,6 +218,8 @@ def test_fit_replaces_a_run_and_a_failed_start_leaves_no_folder(lines, choosy, t
     assert not run.exists()
     choosy("fit", "--config", config)
     capsys.readouterr()
+    choosy("report", run)
+    assert f"  choosy fit --config {run}/config.yaml --rounds=2 --ckpt_path=last  # for more" in capsys.readouterr().out
     choosy("fit", "--config", config, "--ckpt_path=auto")
     assert capsys.readouterr().out.startswith(f"{run} is finished: Held-out reward")
     choosy("fit", "--config", config, "--overwrite=true", "--seed=1")

@@ -86,7 +86,7 @@ def test_what_a_run_proposes_can_be_typed(kind, tmp_path, tiny_policy_dir, promp
 
 def test_what_a_sweep_proposes_can_be_typed(tmp_path, tiny_policy_dir, prompts_file):
     (tmp_path / "type.py").write_text("from choosy.__main__ import main\n\nmain()\n")
-    lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "rounds=1", "seed=0,1", "hydra.sweep.dir='my sweep'"]
+    lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "rounds=1", "lr=1e-4,1e-3", "hydra.sweep.dir='my sweep'"]
     sweep = command("type.py", "train", "-m", *lines, folder=tmp_path)
     assert sweep.returncode == 0, sweep.stderr
     program, *words = shlex.split(sweep.stdout.rpartition("Next: ")[2])

@@ -76,6 +76,14 @@ def test_the_cheapest_arm_is_printed_after_the_baseline() -> None:
     assert lines[2][5] == "never"
 
 
+def test_a_long_name_is_whole_in_a_pipe(monkeypatch, capsys) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    name = "[certainty,dissimilarity] callbacks.certainty.fraction=0.25 labels.budget=500 model.lora.r=16 lr=0.0002"
+    print_comparison(compared({name: arm(0.02), "random_pairs": arm(0.01)}))
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f" {name}  ")]
+    assert row.split()[-2:] == ["50%", "+4.14"]
+
+
 def test_kl_is_a_panel_where_all_runs_measured_it() -> None:
     arms = {"random_pairs": arm(0.01), "spread": arm(0.02)}
     comparison = compared(arms)

@@ -91,6 +91,15 @@ def printed(run: RunSummary, width: int = 100) -> str:
     return screen.getvalue()
 
 
+def test_the_rounds_and_the_commands_are_whole_in_a_pipe(run_dir, monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    run = read_run(run_dir)
+    print_report(run)
+    lines = {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
+    assert {" ".join(row) for row in run.table()} <= lines
+    assert " ".join(run.headings) in lines
+
+
 def test_summary_holds_the_numbers_of_the_contract(run_dir):
     run = read_run(run_dir)
     assert run.finished

@@ -18,6 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from choosy.console import console
 from choosy.files import replacing
 from choosy.reporting.courses import Arm, Course, Interval, Versus, mean_course, versus
 from choosy.reporting.report import count_axis, write_page
@@ -265,7 +266,7 @@ def print_comparison(comparison: Comparison, out: Console | None = None) -> None
             *paid,
             as_difference(found.gain.value) if name != comparison.baseline else "",
         )
-    out = out or Console(highlight=False)
+    out = out or console()
     out.print(f"{cost} to the final {comparison.measure} of {comparison.baseline}:", soft_wrap=True)
     out.print(table)
     out.print(comparison.sentence, soft_wrap=True)

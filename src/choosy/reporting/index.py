@@ -16,6 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from choosy.console import console
 from choosy.files import replacing
 from choosy.reporting.report import write_page
 from choosy.reporting.summary import MEASURES, OF_PAIRS, as_spread, as_text
@@ -113,7 +114,7 @@ class Index:
 
     def print(self, out: Console | None = None) -> None:
         """Print the mean and the standard deviation of each setting over its seeds, the best, and what to type next."""
-        out = out or Console(highlight=False, markup=False)
+        out = out or console()
         if self.best:
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
             for name in (*self.arms, "runs", *self.headings.values()):
@@ -124,7 +125,7 @@ class Index:
             out.print(table)
             out.print(self.best, soft_wrap=True)
         out.print(f"All runs: {self.folder}/index.html", soft_wrap=True)
-        if self.best:
+        if self.best and len(self.means) > 1:
             out.print(f"Next: choosy compare {shlex.quote(str(self.folder))}", soft_wrap=True)
 
 

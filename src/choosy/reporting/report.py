@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from choosy.console import console
 from choosy.files import replacing
 from choosy.models.locate import shown_name
 from choosy.options.typed import quoted
@@ -33,7 +34,7 @@ CURVES = {"reward": "#2563eb", "win_rate": "#d97706", "accuracy": "#7c3aed"}
 
 def print_report(run: RunSummary, out: Console | None = None) -> None:
     """Print held-out answers before and after, the rounds, the time, and where everything is."""
-    out = out or Console(highlight=False)
+    out = out or console()
     width = min(out.width, 132)
     if run.answers:
         out.print(_answers_table(run, width))
@@ -66,13 +67,16 @@ def next_lines(run: RunSummary) -> Iterator[str]:
         source = next(filter(None, (config["data"].get(name) for name in ("heldout", "heldout_pairs", "train"))))
         one = source if isinstance(source, str) else source[0]
         yield f"choosy eval {folder} {shlex.quote(one)}  # or another file of prompts"
+    why, more = ("for more rounds", [f"rounds={2 * len(run.rounds)}"]) if run.finished else ("to continue", [])
     words = words_of(run.folder)
     if words is not None:
         own = (*OF_ONE_RUN, *(["rounds"] if run.finished else []))
         kept = [word for word in words if word.lstrip("+").split("=")[0] not in own]
-        more = [f"rounds={2 * len(run.rounds)}"] if run.finished else []
         again = ["choosy", "train", *kept, f"run_dir={quoted(str(run.folder))}", *more, "ckpt_path=last"]
-        yield f"{shlex.join(again)}  # {'for more rounds' if run.finished else 'to continue'}"
+        yield f"{shlex.join(again)}  # {why}"
+    elif "labels" in config:  # `choosy fit` has played it
+        again = ["choosy", "fit", "--config", str(file), *(f"--{word}" for word in (*more, "ckpt_path=last"))]
+        yield f"{shlex.join(again)}  # {why}"
 
 
 def _answers_table(run: RunSummary, width: int) -> Table:

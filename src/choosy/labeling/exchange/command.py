@@ -16,6 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from choosy.console import console
 from choosy.labeling.exchange.rows import (
     FILE_FORMATS,
     INTERFACE,
@@ -112,9 +113,7 @@ def import_labels(
 
 def stats(ledger: Ledger, out: Console | None = None) -> None:
     """Print the labels, ties and money of each labeler and run, and how many labels are wanted."""
-    if out is None:
-        terminal = Console(highlight=False)
-        out = terminal if terminal.is_terminal else Console(highlight=False, width=1000)  # names are whole in a pipe
+    out = out or console()
     labels, wanted = ledger.rows("labels"), ledger.rows("wanted")
     out.print(stats_table("Labelers", ("labeler", "fingerprint"), labels))
     out.print(stats_table("Runs", ("run", "purpose"), labels))
