@@ -9,6 +9,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
+from choosy.early import refuse_early
 from choosy.main import in_sentences, see_current_folder
 from choosy.main import main as train
 from choosy.options.fit_words import HELP, again, read_words, resolved
@@ -82,8 +83,12 @@ def fit(words: list[str]) -> None:
             print(f"{run_dir} is finished: {read_run(run_dir).headline}")
         return
     with in_sentences(lambda: again(words, str(run_dir))), leaving_no_failed_start(run_dir):
-        prints = any(word.startswith("--print_config") for word in words)
-        start = prepare(config, run_dir, typed=typed.options) if typed.is_composed and not prints else None
+        start = None
+        if not any(word.startswith("--print_config") for word in words):
+            if typed.is_composed:
+                start = prepare(config, run_dir, typed=typed.options)
+            else:
+                refuse_early(config, typed=typed.options)
         from choosy.cli import fit
 
         fit(typed.words, config, start)
