@@ -1,0 +1,95 @@
+"""What the parts of a run refuse is refused before torch is imported."""
+
+from __future__ import annotations
+
+from answers import answers
+from omegaconf import OmegaConf
+
+from choosy.main import compose
+
+OWN = """
+import torch
+print("A function of the user's was imported to be checked.")
+keywords = [len][0]
+def length(prompt, response, *, scale=1.0): return len(response)
+def answered(completions, answer, **more): return [1.0 for _ in completions]
+"""
+FILES = {
+    "mine.py": OWN,
+    "rows.jsonl": '{"prompt": "Why?"}',
+    "topics.jsonl": '{"topic": "Why?"}',
+    "pairs.jsonl": '{"prompt": "Why?", "chosen": "So.", "rejected": "No."}',
+    "single.jsonl": '{"prompt": "Why?", "completion": "So.", "label": true}',
+    "model/config.json": "{}",
+    "adapter/adapter_config.json": '{"r": 8, "base_model_name_or_path": "model"}',
+    "runs/done/rounds/round_000.parquet": "",
+    "runs/done/summary.json": "",
+}
+SERVED = "labeler=judge labeler.model=toy labeler.base_url=http://localhost:8000/v1"
+REFUSED = {  # by the parts of a run themselves, which import torch: what the sentence says
+    "loss.beta=0": "loss.beta=0 turns preference into nothing",
+    "loss=rpo ~loss.shares.sft": "give each part a share",
+    "loss=kto sampler.temperature=0.7": "KTOLoss needs samples of the policy's own distribution",
+    "loss=dlma labeler=human selector=certainty": "SelfRewardLoss needs the rewards",
+    "weighting=column": "fresh responses have none",
+    "selector=certainty callbacks.certainty.fraction=2": "fraction=2 is no share",
+    "selector=certainty reference=previous_round": "certainty would draw lots",
+    "selector=[certainty,dissimilarity]": "both choose pairs",
+    "selector=spread labeler=human": "selector=spread buys scores",
+    "selector=none labeler=human": "4 responses to a prompt make many pairs",
+    "selector=random_pairs data.responses=1 loss=kto loss.reference_point=zero": "every prompt has one response",
+    "selector=dissimilarity callbacks.dissimilarity.embedder=/none": "there is no folder '/none'",
+    "callbacks.win_rate.every=0": "callbacks.win_rate.every=0 never evaluates",
+    "callbacks.spread.count=null": "multiplies the pairs of a round",
+    "trainer.devices=0": "trainer.devices wants a number of 1 or more",
+    "optimizer.weight_decay=-1": "optimizer.weight_decay wants a number of 0 or more",
+    "name=done": "already holds a finished run",
+    "name=none ckpt_path=last": "holds no run to resume",
+    "model.adapter=adapter model.lora.r=16": "has r=8, and model.lora.r=16 would change nothing",
+    "model.name=adapter model.lora=null": "which model.lora=null does not train",
+    "model.chat_template=none.jinja": "is neither a file",
+    "labels.budget_money=5": "the labels of vader-",
+    "labels.budget_money=5 labeler=reward_model labeler.model=model": "limits nothing",
+    "labels.budget_money=5 labeler=function labeler.path=mine.py:length": "limits nothing",
+    f"labels.budget=1 {SERVED}": "labels.budget=1 buys nothing",
+    f"{SERVED} labeler.template=none.txt": "cannot be read",
+    "labeler=crowd": "a crowd needs two members",
+    "labeler=dataset": "choose data=offline",
+    "labeler=function labeler.path=nowhere.f": "there is no module nowhere",
+    "labeler=function labeler.path=mine.py:length labeler.weights=[1,2]": "give one weight to each of 1",
+    "labeler=function labeler.path=mine.py:answered data.train=rows.jsonl": "wants answer, and the row",
+    "data.train=topics.jsonl": "topics.jsonl, line 1: no prompt",
+    "data.train=rows.jsonl data.heldout=topics.jsonl": "topics.jsonl, line 1: no prompt",
+    "data.heldout_pairs=rows.jsonl": "rows.jsonl, line 1: no known preference format",
+    "data=offline data.train=pairs.jsonl weighting=column": "needs a weight column",
+    "data=offline data.train=single.jsonl": "SigmoidLoss compares responses",
+}
+REFUSED_BY_FIT = {
+    "--loss.beta=0": "loss.beta=0 turns preference into nothing",
+    "--model.loss.beta=0": "loss.beta=0 turns preference into nothing",
+    "--run_dir=runs/done": "already holds a finished run",
+    "--model.adapter=adapter --model.policy.lora.r=16": "has r=8, and model.lora.r=16 would change nothing",
+    "--data.train=topics.jsonl": "topics.jsonl, line 1: no prompt",
+}
+
+
+def test_what_is_refused_takes_a_sentence_no_torch_and_less_than_two_seconds(tmp_path):
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    OmegaConf.save(compose(["model.name=model"]), tmp_path / "run.yaml")
+    lines = {
+        **{
+            f"train {'' if 'model.name' in line else 'model.name=model '}{line}": words
+            for line, words in REFUSED.items()
+        },
+        **{f"fit --config run.yaml {line}": words for line, words in REFUSED_BY_FIT.items()},
+    }
+    found = answers(lines, tmp_path)
+    for line, words in lines.items():
+        said = found["said"][line]
+        assert words in said, (line, said)
+        assert "Traceback" not in said
+        assert len(said.strip().splitlines()) == 1, said
+    assert max(found["took"].values()) < 2, found["took"]
+    assert not (tmp_path / "runs/done/failed_start").exists(), "a run that is there was taken for a failed start"
