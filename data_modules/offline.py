@@ -103,6 +103,6 @@ def refuse_unweighted(candidates: Sequence[Candidates], source: str) -> None:
     """Refuse data without a full weight column, where a weighting needs one."""
     if lack := [c.prompt.id for c in candidates if c.weight is None]:
         raise ValueError(
-            f"weighting=column needs a weight column in the data, and {len(lack)} of {len(candidates)} rows of "
-            f"{source} have no weight, the first of them prompt {lack[0]}; fill it in, or choose weighting=uniform."
+            f"weighting=column needs a weight column in the data, and the row of prompt {lack[0]} in {source} has no "
+            "weight; fill the column in, or choose weighting=uniform."
         )

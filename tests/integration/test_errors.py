@@ -342,7 +342,7 @@ def pairs_file(tmp_path: Path) -> Path:
 def test_a_weight_column_with_a_hole(lines, refused, pairs_file):
     lines.remove("data.limit=8")
     offline = ["data=offline", f"data.train={pairs_file}", "data.heldout=null"]
-    refused(*offline, "weighting=column", message="a weight column in the data, and 1 of 6 rows.*fill it in")
+    refused(*offline, "weighting=column", message="the row of prompt .*pairs.jsonl has no weight; fill")
 
 
 def test_given_scores_of_heldout_answers(lines, refused, pairs_file):
