@@ -15,6 +15,7 @@ from typing import Any
 from lightning.pytorch import Callback
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as hf_logging
 
 from choosy.files import replacing
 from choosy.main import check, compose, innermost, plain, train
@@ -276,6 +277,7 @@ def save_model(model: Any, folder: Path) -> Path:
     if hasattr(model[0], "peft_config"):
         raise ValueError("The given model has an adapter: give model.merge_and_unload(), or a folder as model.adapter.")
     if not folder.exists():
+        hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         with replacing(folder) as unfinished:
             for part in model:
                 part.save_pretrained(unfinished)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -36,9 +37,13 @@ class Phases:
         self.show_on(Console(quiet=True))
 
     def show_on(self, console: Console) -> None:
-        """Print one line for every phase that is over; on a terminal each open phase also has a bar."""
+        """Print one line for every phase that is over; on a terminal each open phase also has a bar.
+
+        In a notebook there is one line, of the newest phase.
+        """
         self._console = console
         self._bars = bars(console)
+        self._replace_line = notebook_line() if console.is_jupyter and not console.quiet else None
 
     @contextmanager
     def __call__(self, name: str, *, total: int | None = None, unit: str = "") -> Iterator[Callable[[int], None]]:
@@ -63,6 +68,7 @@ class Phases:
             nonlocal done
             done += count
             shown.update(bar, completed=done, amount=amount(done, total, unit))
+            self._note(name, amount(done, total, unit))
 
         try:
             yield tick
@@ -74,7 +80,7 @@ class Phases:
                 shown.stop()
             handled, seconds = amount(done, total, unit), self._seconds[name] - before
             if handled or seconds >= 0.05:
-                self.say("  ".join(filter(None, (self._round, name, handled, duration(seconds)))))
+                self._note(name, handled, duration(seconds), is_over=True)
 
     def round(self, number: int, rounds: int) -> None:
         """Show that round `number` (the first is 0) of `rounds` starts."""
@@ -83,6 +89,14 @@ class Phases:
     def say(self, text: str) -> None:
         """Show one line of text."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _note(self, *words: str, is_over: bool = False) -> None:
+        """Show how far a phase is, or that it is over."""
+        line = "  ".join(filter(None, (self._round, *words)))
+        if self._replace_line is not None:
+            self._replace_line(line)
+        elif is_over:
+            self.say(line)
 
     def _charge(self) -> None:
         """Give the seconds since the last call to the innermost phase."""
@@ -116,6 +130,15 @@ def bars(console: Console) -> Progress:
         redirect_stdout=sys.stdout.isatty(),  # what is printed to a file must not land on the terminal
         disable=console.quiet or not console.is_terminal,
     )
+
+
+def notebook_line() -> Callable[[str], None]:
+    """Return a function that shows a line in the output of the notebook's cell, in place of its line before."""
+    from IPython.display import display
+
+    show: Any = display  # which has no types
+    handle = show({"text/plain": "starting"}, raw=True, display_id=True)
+    return lambda line: handle.update({"text/plain": line}, raw=True)
 
 
 def amount(done: int, total: int | None, unit: str) -> str:

@@ -210,7 +210,8 @@ def _curve(axes: Any, costs: Sequence[float], values: Sequence[float], color: st
     fill = ["white", *[color] * (len(costs) - 1)]
     axes.scatter(costs, values, s=38, color=fill, edgecolors=color, linewidths=1.6, zorder=3)
     rises = len(values) > 1 and values[1] > values[0]  # then the curve runs above its first point
-    for position, lift in {0: -17 if rises else 8, len(values) - 1: 8}.items():
+    falls = len(values) > 2 and values[-1] < values[-2]  # then above its last one
+    for position, lift in {0: -17 if rises else 8, len(values) - 1: -17 if falls else 8}.items():
         if not math.isnan(values[position]):
             point = (costs[position], values[position])
             text = f"{values[position]:.2f}"
