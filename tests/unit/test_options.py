@@ -146,6 +146,7 @@ def test_what_is_no_text_is_left_to_whoever_reads_it():
     assert [*sources(data)] == ["a.csv"]
     function = {"_target_": "choosy.labeling.function.Function", "path": None}
     refuse_absent({"logger": None, "labeler": {"_target_": "x", "members": {"one": function}}})
+    refuse_absent({"labeler": function | {"path": "__main__.f"}})  # of a script or a notebook
     with pytest.raises(ValueError, match=r"there is no file nosuch\.py"):
         refuse_absent({"labeler": {"members": {"one": function | {"path": ["nosuch.py:f"]}}}})
 

@@ -6,6 +6,7 @@ It imports none of them: torch, which most of them need, takes seconds.
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -64,7 +65,13 @@ def _lacks(path: str) -> str | None:
     else:
         module, _, name = path.rpartition(".")
         top = module.split(".")[0]
-        if top and find_spec(top) is None and not Path(top).is_dir() and not Path(f"{top}.py").is_file():
+        if (
+            top
+            and top not in sys.modules
+            and find_spec(top) is None
+            and not Path(top).is_dir()
+            and not Path(f"{top}.py").is_file()
+        ):
             return f"there is no module {top}"
         place = Path(f"{module}.py")  # in the current folder; other modules are found by an import
     if "." in name or not place.is_file():
