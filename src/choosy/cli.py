@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import set_loader
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -64,6 +65,15 @@ class ChoosyCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults({"trainer.enable_progress_bar": False, "trainer.enable_model_summary": False})
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            if isinstance(error, ValueError | MisconfigurationException):
+                raise
+            said = f"{type(error).__name__}: {error}".rstrip(".")
+            raise ValueError(f"The run cannot be built: {said}. HYDRA_FULL_ERROR=1 shows the stack.") from error
 
     def before_fit(self) -> None:
         """Resume as the start says, and write down what is played."""

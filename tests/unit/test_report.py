@@ -96,7 +96,7 @@ def test_the_rounds_and_the_commands_are_whole_in_a_pipe(run_dir, monkeypatch, c
     run = read_run(run_dir)
     print_report(run)
     lines = {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
-    assert {" ".join(row) for row in run.table()} <= lines
+    assert {run.headline, *(" ".join(row) for row in run.table())} <= lines
     assert " ".join(run.headings) in lines
 
 

@@ -38,6 +38,7 @@ def print_report(run: RunSummary, out: Console | None = None) -> None:
     width = min(out.width, 132)
     if run.answers:
         out.print(_answers_table(run, width))
+    out.print(Text(run.headline, "bold"), soft_wrap=True)  # a table would fold it to its own width
     out.print(_rounds_table(run))
     seconds = run.phase_seconds()
     total = math.fsum(seconds.values())
@@ -96,7 +97,7 @@ def _answers_table(run: RunSummary, width: int) -> Table:
 
 
 def _rounds_table(run: RunSummary) -> Table:
-    table = Table(title=run.headline, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     styles = {MEASURES[name][0]: color for name, color in CURVES.items()}
     rows = run.table()
     for name, cells in zip(run.headings, zip(*rows, strict=True), strict=True):
