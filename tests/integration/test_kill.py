@@ -67,6 +67,34 @@ def test_a_run_killed_here_ends_as_if_never_killed(point, count, lines, whole, f
     assert not [name for name in contents(run) if Path(name).name.startswith(".") or "sampl" in name]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("point", "count"), [("training", 4), ("table", 2)], ids=["in a step", "a round half written"])
+def test_answers_of_several_turns_end_as_if_never_killed(point, count, folder, tiny_policy_dir):
+    def turns(n: int, said: str) -> list[dict[str, str]]:
+        words = (f"{n}?", said, "Sure?", f"Yes, {n}.")
+        return [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, words, strict=True)]
+
+    file = folder / "turns.jsonl"
+    rows = [{"chosen": turns(n, f"{n}!"), "rejected": turns(n, "No.")[: 2 + n % 2 * 2]} for n in range(6)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    others = ("labeler", "data.", "selector", "weighting", "batching")
+    lines = [line for line in typed(folder, tiny_policy_dir, file) if not line.startswith(others)]
+    lines += ["data=offline", f"data.train={file}", f"data.heldout_pairs={file}", "lr=1e-2", "batching.batch_size=2"]
+    lines += ["callbacks.checkpoint.every_n_steps=1"]
+    whole, run = folder / "turns whole", folder / f"turns {point}"
+    if not whole.exists():
+        done = command(ROOT / "train.py", *lines, f"run_dir='{whole}'", folder=folder)
+        assert done.returncode == 0, done.stderr
+    killed = command(HERE / "killed.py", point, count, *lines, f"run_dir='{run}'", folder=folder)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = command(ROOT / "train.py", *lines, f"run_dir='{run}'", "ckpt_path=last", folder=folder)
+    assert resumed.returncode == 0, resumed.stderr
+    assert ending(run) == ending(whole)
+    trained = [row for row in ending(run)["rounds"]["round_001.parquet"] if row["split"] == "train"]
+    spoken = ["".join("x" if said else " " for said in row["masks"][0]).split() for row in trained]
+    assert [len(each) for each in spoken] == [2] * 6, "two turns of the assistant, and the user's between them"
+
+
 # -- what is missing or damaged --------------------------------------------------------------------------------
 
 
