@@ -256,8 +256,12 @@ def same_again(cfg: DictConfig) -> str:
 
 
 def typed_words(without: Collection[str] = ()) -> list[str]:
-    """Return what was typed for this run, without some options."""
-    return [word for word in HydraConfig.get().overrides.task if word.lstrip("+").split("=")[0] not in without]
+    """Return what was typed for this run, without some options; --config-dir as an option."""
+    hydra_config = HydraConfig.get()
+    folders = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
+    own_menu = [f"hydra.searchpath=['file://{Path(folder).resolve()}']" for folder in folders]
+    kept = [word for word in hydra_config.overrides.task if word.lstrip("+").split("=")[0] not in without]
+    return [*own_menu, *kept]
 
 
 def innermost(error: BaseException) -> BaseException:

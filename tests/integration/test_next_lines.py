@@ -94,3 +94,17 @@ def test_what_a_sweep_proposes_can_be_typed(tmp_path, tiny_policy_dir, prompts_f
     done = command("type.py", *words, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "my sweep" / "compare.html").exists()
+
+
+def test_a_menu_of_ones_own_is_proposed_with_more_rounds(tmp_path, tiny_policy_dir, prompts_file):
+    (tmp_path / "type.py").write_text("from choosy.__main__ import main\n\nmain()\n")
+    (tmp_path / "menu" / "selector").mkdir(parents=True)
+    mine = "# @package callbacks\nmine:\n  _target_: callbacks.random.RandomPairs\n  fraction: 0.5\n"
+    (tmp_path / "menu" / "selector" / "mine.yaml").write_text(mine)
+    lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "selector=mine", "data.heldout=null", *SMALL]
+    run = command("type.py", "train", "--config-dir", "menu", *lines, folder=tmp_path)
+    assert run.returncode == 0, run.stderr
+    _, *again = shlex.split(next_lines(run.stdout)[-1], comments=True)
+    done = command("type.py", *again, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert summary(tmp_path / "runs" / "my run")["rounds"] == 2
