@@ -21,7 +21,7 @@ from lightning.pytorch import Callback
 from torch.testing import assert_close
 
 from choosy.labeling.protocols import SCORE
-from choosy.methods.pairing import best_and_worst, sweet_spot
+from choosy.methods.pairing import all_unequal, best_and_worst, sweet_spot
 from choosy.methods.selection import quota
 from choosy.models.policy import Policy
 from choosy.sampling.generate import Generate
@@ -752,8 +752,16 @@ def test_the_sweet_spot_is_rejected_where_all_responses_are_scored(play, tmp_pat
     run = play(*lines, "pairing=sweet_spot")
     rows = [row for row in run.round(0).itertuples() if len(row.pairs)]
     made = [[(pair["chosen"], pair["rejected"]) for pair in row.pairs] for row in rows]
-    assert made == [[sweet_spot(list(row.rewards))] for row in rows]
-    assert made != [[best_and_worst(list(row.rewards))] for row in rows]
+    assert made == [sweet_spot(list(row.rewards)) for row in rows]
+    assert made != [best_and_worst(list(row.rewards)) for row in rows]
+
+
+def test_all_pairs_of_scored_responses_are_trained_on(play):
+    run = play("selector=random", "data.responses=3", "rounds=1", "data.heldout=null", "pairing=all")
+    rows = [row for row in run.round(0).itertuples() if scored(run.round(0).loc[[row.Index]]) == 3]
+    made = [[(pair["chosen"], pair["rejected"]) for pair in row.pairs] for row in rows]
+    assert made == [all_unequal(list(row.rewards)) for row in rows]
+    assert run.data.run.counts["pairs_trained"] == sum(map(len, made)) > len(made)
 
 
 @pytest.mark.parametrize("reader", ["weighting=wdpo", "loss=dlma"])

@@ -55,10 +55,12 @@ def candidates(*texts: str) -> list[Candidates]:
 def buy(tmp_path: Path) -> Callable[..., tuple[list[Candidates], LabelBuyer]]:
     """Label candidates with a choice of pairs: buy(FirstLetter(), candidates, choice, budget=3)."""
 
-    def bought(labeler: Any, fresh: list[Candidates], choice: PairChoice, **budgets: Any) -> Any:
+    def bought(
+        labeler: Any, fresh: list[Candidates], choice: PairChoice, pairing: Any = "best_worst", **budgets: Any
+    ) -> Any:
         buyer = LabelBuyer(labeler, ledger=str(tmp_path / "ledger.sqlite"), max_invalid=None, **budgets)
         buyer.open("run")
-        at = Round(0, 0, None, None, Pool(), OneRank(), Phases(), None, None)  # type: ignore[arg-type]
+        at = Round(0, 0, None, None, Pool(), OneRank(), Phases(), None, None, pairing=pairing)  # type: ignore[arg-type]
         return label(at, fresh, choice, buyer), buyer
 
     return bought
@@ -96,6 +98,14 @@ def test_another_pair_of_the_prompt_may_take_the_place_of_a_tie(buy: Any) -> Non
     fresh = candidates("aab")
     labeled, _ = buy(FirstLetter(), fresh, every_pair(fresh, 2, per_prompt=1, top_up=True))
     assert (len(labeled[0].pairs), labeled[0].undecided) == (1, ((0, 1),)), "the cap counts labeled pairs"
+
+
+def test_with_all_pairs_a_prompt_with_a_winner_counts_once(buy: Any) -> None:
+    """The second prompt ties and is replaced; two of three responses of the third tie."""
+    fresh = candidates("abc", "ddd", "eef", "gh", "ij")
+    labeled, _ = buy(Score(), fresh, every_pair(fresh, 3, per_prompt=1, top_up=True, score_all=True), pairing="all")
+    made = [[(pair.chosen, pair.rejected) for pair in c.pairs] for c in labeled]
+    assert made == [[(1, 0), (2, 0), (2, 1)], [], [(2, 0), (2, 1)], [(1, 0)], []]
 
 
 @pytest.mark.parametrize(("score_all", "what"), [(True, "prompts"), (False, "pairs")])

@@ -6,24 +6,35 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-PairingRule = Literal["best_worst", "sweet_spot"]
+PairingRule = Literal["best_worst", "sweet_spot", "all"]
+Positions = list[tuple[int, int]]  # of the chosen and the rejected response of each pair
 
 
-def best_and_worst(rewards: Sequence[float]) -> tuple[int, int] | None:
-    """Positions of the highest and the lowest reward, the first of equals; None if all are equal.
+def best_and_worst(rewards: Sequence[float]) -> Positions:
+    """Pair the highest with the lowest reward, the first of equals; no pair if all are equal.
 
     OPTune's two responses are the case of two rewards (arXiv 2406.07657).
 
     Example:
         >>> best_and_worst([0.5, 2.0, -1.0, 2.0]), best_and_worst([1.0, 1.0])
-        ((1, 2), None)
+        ([(1, 2)], [])
     """
     best, worst = rewards.index(max(rewards)), rewards.index(min(rewards))
-    return None if rewards[best] == rewards[worst] else (best, worst)
+    return [] if rewards[best] == rewards[worst] else [(best, worst)]
 
 
-def sweet_spot(rewards: Sequence[float]) -> tuple[int, int] | None:
-    """Positions of the highest reward and of the one nearest to two standard deviations below the mean.
+def all_unequal(rewards: Sequence[float]) -> Positions:
+    """Pair each reward with every lower one: N scores tell N (N - 1) / 2 preferences.
+
+    Example:
+        >>> all_unequal([0.5, 2.0, 0.5])
+        [(1, 0), (1, 2)]
+    """
+    return [(i, j) for i, better in enumerate(rewards) for j, worse in enumerate(rewards) if better > worse]
+
+
+def sweet_spot(rewards: Sequence[float]) -> Positions:
+    """Pair the highest reward with the one nearest to two standard deviations below the mean.
 
     The more responses there are, the stranger the worst of them, and the less it teaches (arXiv 2502.16825). Among five
     responses or fewer none lies further down, so that the nearest is the worst, as in `best_and_worst`.
@@ -32,24 +43,25 @@ def sweet_spot(rewards: Sequence[float]) -> tuple[int, int] | None:
         rewards: Of the responses to one prompt. Of two that are equally near, the lower counts; of equals the first.
 
     Returns:
-        The chosen and the rejected; None if all rewards are equal.
+        One pair; none if all rewards are equal.
 
     Example:
         >>> sweet_spot([1.0] * 14 + [-4.0, -10.0])  # mean 0, deviation sqrt(130 / 16) = 2.85: -4 is nearest to -5.7
-        (0, 14)
+        [(0, 14)]
         >>> best_and_worst([1.0] * 14 + [-4.0, -10.0]), sweet_spot([2.0, 2.0])
-        ((0, 15), None)
+        ([(0, 15)], [])
     """
     best = max(rewards)
     mean = sum(rewards) / len(rewards)
     target = mean - 2 * math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / len(rewards))
     below = [(abs(reward - target), reward, i) for i, reward in enumerate(rewards) if reward < best]
-    return (rewards.index(best), min(below)[-1]) if below else None
+    return [(rewards.index(best), min(below)[-1])] if below else []
 
 
-PAIRINGS: Mapping[PairingRule, Callable[[Sequence[float]], tuple[int, int] | None]] = {
+PAIRINGS: Mapping[PairingRule, Callable[[Sequence[float]], Positions]] = {
     "best_worst": best_and_worst,
     "sweet_spot": sweet_spot,
+    "all": all_unequal,
 }
 
 

@@ -52,7 +52,7 @@ class Round:
         given: All given responses by prompt id, which compete again in every round; empty where each round samples.
         counts: This rank's tokens and the like, summed over ranks at the end of the round.
         folder: Where the rounds' files are.
-        pairing: Which two responses make a pair where all of a prompt are scored.
+        pairing: Which responses make pairs where all of a prompt are scored.
     """
 
     number: int
@@ -193,7 +193,7 @@ class Parts:
         keep: What the pool keeps of a prompt's earlier rounds.
         reward_gap: Whether weights and margins read the gap of bought rewards or a predicted one.
         prompt_selector: Slot 1; None samples every prompt.
-        pair_selector: Slot 2; None scores every response; two make a prompt's pair (`Round.pairing`).
+        pair_selector: Slot 2; None scores every response; `Round.pairing` makes pairs of them.
     """
 
     sample: Callable[[Round, Sequence[ChosenPrompt]], list[Candidates]]

@@ -55,7 +55,7 @@ def ranked_pairs(at: Round, fresh: Sequence[Candidates], choice: PairChoice, lab
     bought = Bought(list(fresh), 0, Counter())
     left, wanted = choice.ranked, choice.wanted
     while True:
-        made = {p: len(c.pairs) for p, c in enumerate(bought.labeled)}
+        made = winners(bought.labeled, choice)
         some = top_pairs(left, wanted, per_prompt=choice.per_prompt, labeled=made)
         if not some:
             break
@@ -63,7 +63,7 @@ def ranked_pairs(at: Round, fresh: Sequence[Candidates], choice: PairChoice, lab
         bought = Bought(more.labeled, more.unpaid, bought.counts + more.counts)
         if not choice.top_up or more.unpaid:
             break
-        wanted -= sum(len(c.pairs) for c in more.labeled) - sum(made.values())
+        wanted -= sum(winners(more.labeled, choice).values()) - sum(made.values())
         asked = {pair[:3] for pair in some}
         whole = {pair.prompt for pair in some} if choice.score_all else set()  # nothing of these is left to buy
         left = [pair for pair in left if pair[:3] not in asked and pair.prompt not in whole]
@@ -72,6 +72,11 @@ def ranked_pairs(at: Round, fresh: Sequence[Candidates], choice: PairChoice, lab
         got = choice.wanted - wanted
         at.phases.say(f"{got} {what} have a winner, {choice.wanted} were wanted, and no other is left to label.")
     return bought
+
+
+def winners(candidates: Sequence[Candidates], choice: PairChoice) -> dict[int, int]:
+    """How many labeled pairs each prompt has; a prompt whose responses are all scored counts once."""
+    return {p: min(len(c.pairs), 1) if choice.score_all else len(c.pairs) for p, c in enumerate(candidates)}
 
 
 def all_scored(at: Round, fresh: Sequence[Candidates], labels: Labels) -> Bought:
@@ -85,26 +90,26 @@ def scored_prompts(at: Round, fresh: Sequence[Candidates], asked: Sequence[Chose
     labeled = list(fresh)
     verdicts: list[Judged] = []
     for a, scored in zip(asked, labels.score([fresh[a.prompt] for a in asked]), strict=True):
-        labeled[a.prompt], judged = with_pair(scored, at, labels.labeler.name, a.utility)
-        verdicts.append(judged)
+        labeled[a.prompt], judged = with_pairs(scored, at, labels.labeler.name, a.utility)
+        verdicts += judged
     unpaid = sum(any(r.reward is None for r in labeled[a.prompt].responses) for a in asked)
     return Bought(labeled, unpaid, statistics.count(verdicts, shown=False))
 
 
-def with_pair(c: Candidates, at: Round, source: str, utility: float) -> tuple[Candidates, Judged]:
-    """Make a pair of the responses that the run's pairing says, with its verdict; equals make no pair."""
+def with_pairs(c: Candidates, at: Round, source: str, utility: float) -> tuple[Candidates, list[Judged]]:
+    """Make the pairs of the responses that the run's pairing says, with their verdicts; equals make no pair."""
     rewards = [r.reward for r in c.responses if r.reward is not None]
+    ends = c.responses[0], c.responses[-1]
     if len(rewards) < max(2, len(c.responses)):
-        return c, (c.responses[0], c.responses[-1], None)
+        return c, [(*ends, None)]
     positions = PAIRINGS[at.pairing](rewards)
-    if positions is None:
-        tied = replace(c, undecided=tuple(pair_positions(len(rewards))))
-        return tied, (c.responses[0], c.responses[-1], "tie")
-    if (min(positions), max(positions)) in excluded_pairs(c):
-        return c, (c.responses[0], c.responses[-1], None)
-    chosen, rejected = (c.responses[n] for n in positions)
-    pair = Pair(*positions, utility=utility, source=source, round=at.number)
-    return replace(c, pairs=(*c.pairs, pair)), (chosen, rejected, "first")
+    if not positions:
+        return replace(c, undecided=tuple(pair_positions(len(rewards)))), [(*ends, "tie")]
+    known = excluded_pairs(c)
+    new = [(i, j) for i, j in positions if (min(i, j), max(i, j)) not in known]
+    pairs = (Pair(i, j, utility=utility, source=source, round=at.number) for i, j in new)
+    judged: list[Judged] = [(c.responses[i], c.responses[j], "first") for i, j in new]
+    return replace(c, pairs=(*c.pairs, *pairs)), judged or [(*ends, None)]
 
 
 def the_only_pairs(fresh: Sequence[Candidates], labeler: str) -> PairChoice:

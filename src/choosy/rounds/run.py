@@ -55,7 +55,7 @@ class Training:
         epochs_per_round: Passes over the pairs in each round.
         train_on: All labeled pairs of the `pool`, or those labeled in this `round`.
         keep: Which labeled responses of a prompt stay in the pool: the `newest`, or `all`.
-        pairing: Which two responses make a pair where all of a prompt are scored (see `methods/pairing.py`).
+        pairing: Which responses make pairs where all of a prompt are scored (see `methods/pairing.py`).
         reward_gap: Whether weights and margins read the gap of `bought` rewards, or the one that the learned reward has
             `predicted` from the labels of earlier rounds, which serves labelers that only compare (RDO, 2408.09385).
     """
