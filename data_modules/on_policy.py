@@ -46,7 +46,9 @@ class OnPolicyData(RoundData):
     def read_train(self, module: WeightedDPO) -> list[Prompt]:
         source = f"data.responses={self.responses}"
         check_needs(self.run, module.loss, responses=[self.responses], source=source)
-        prompts = self.reader.prompts(self.train, module.policy, limit=self.limit, judge=self.run.labels)
+        labels = self.run.labels
+        instead = f"the policy samples its own answers, which labeler {labels.labeler.name} judges"
+        prompts = self.reader.prompts(self.train, module.policy, limit=self.limit, judge=labels, instead=instead)
         module.policy.tokens.refuse_long_answers(prompts, self.run.sampler.max_new_tokens)
         return prompts
 

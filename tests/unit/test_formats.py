@@ -413,6 +413,30 @@ def test_a_column_that_the_labeler_reads_is_not_reported(tmp_path: Path, caplog:
     assert caplog.messages == [f"{file}: not used: other (only reward functions that name them read them)."]
 
 
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"prompt": "a", "completion": "b", "label": True}, "completion, label"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "chosen, rejected"),
+        ({"chosen": [ask, yes], "rejected": [ask, no]}, "chosen, rejected"),
+        ({"prompt": "a", "responses": ["b", "c"], "scores": [1, 2]}, "responses"),
+        ({"messages": [ask, yes], "label": False}, "messages, label"),
+        ({"prompt": "a", "answers": ["b"]}, None),
+        ({"prompt": "a", "label": 1}, None),
+    ],
+)
+def test_labeled_answers_that_a_run_does_not_train_on_are_reported(tmp_path, caplog, row, columns) -> None:
+    file = written(tmp_path, row)
+    placed_prompts(file, instead="THE POLICY ANSWERS")
+    said = f"the answers of its rows and their labels ({columns}) are NOT trained on: THE POLICY ANSWERS. Type data=off"
+    assert (said in caplog.text) == (columns is not None), caplog.text
+    assert columns is None or f"not used: {columns}" not in caplog.text
+    caplog.clear()
+    placed_prompts(file, instead="THE POLICY ANSWERS", reads=lambda column: True)
+    placed_prompts(file)
+    assert "NOT trained on" not in caplog.text
+
+
 def test_a_clean_file_logs_nothing_and_limit_is_how_many_are_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

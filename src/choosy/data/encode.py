@@ -54,11 +54,22 @@ class Reader:
             raise ValueError(f"data.reader.too_long={self.too_long} is none of drop, error.")
 
     def prompts(
-        self, source: Source, policy: Policy, *, limit: int | None, judge: JudgesRows | None = None
+        self,
+        source: Source,
+        policy: Policy,
+        *,
+        limit: int | None,
+        judge: JudgesRows | None = None,
+        instead: str | None = None,
     ) -> list[Prompt]:
-        """Read at most `limit` prompts, to which `judge` can judge answers; too long ones are left out."""
+        """Read at most `limit` prompts, to which `judge` can judge answers; too long ones are left out.
+
+        Labeled answers in their rows are reported where `instead` says what the run trains on in their place.
+        """
         reads = judge.reads if judge is not None else None
-        placed = placed_prompts(source, as_chat=self.as_chat, limit=limit, columns=self.columns, reads=reads)
+        placed = placed_prompts(
+            source, as_chat=self.as_chat, limit=limit, columns=self.columns, reads=reads, instead=instead
+        )
         if judge is not None:
             refuse_unjudged(placed, judge)
         return self.within_limit(placed, policy, source)

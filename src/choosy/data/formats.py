@@ -212,7 +212,7 @@ FORMATS: tuple[tuple[tuple[str, ...], Callable[..., Split]], ...] = (
 Format = tuple[tuple[str, ...], Callable[..., Split]]
 
 
-def _format_of(row: Row) -> Format | None:
+def format_of(row: Row) -> Format | None:
     return next((known for known in FORMATS if len(_filled(row, known[0])) == len(known[0])), None)
 
 
@@ -341,7 +341,7 @@ def to_prompt(row: Row, *, as_chat: bool = True) -> Prompt:
         Prompt(id='7', text='Hello?', messages=(), keywords='')
     """
     row = row if isinstance(row, Cells) else Cells(row)
-    known = None if _filled(row, PROMPTS) else _format_of(row)
+    known = None if _filled(row, PROMPTS) else format_of(row)
     if known:
         asked, _ = known[1](row, *known[0])
     else:
@@ -363,7 +363,7 @@ def to_candidates(row: Row, *, as_chat: bool = True) -> Candidates:
         ValueError: If the row is malformed.
     """
     row = row if isinstance(row, Cells) else Cells(row)
-    if (known := _format_of(row)) is None:
+    if (known := format_of(row)) is None:
         raise _unknown(row)
     columns, split = known
     weight = as_weight(row["weight"]) if _filled(row, ("weight",)) else None

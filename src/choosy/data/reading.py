@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from choosy.data.formats import PROMPTS, Cells, Row, Untrainable, to_candidates, to_prompt
+from choosy.data.formats import PROMPTS, Cells, Row, Untrainable, format_of, to_candidates, to_prompt
 from choosy.data.sources import Source, named, read_rows
 from choosy.types import Candidates, Prompt, content_id
 
@@ -43,13 +43,51 @@ def placed_prompts(
     limit: int | None = None,
     columns: Columns | None = None,
     reads: Callable[[str], bool] | None = None,
+    instead: str | None = None,
 ) -> dict[str, Prompt]:
     """The prompts of `read_prompts` by the places they stand at, with some columns renamed.
 
-    Columns that the labeler `reads` are not reported as unused.
+    Columns that the labeler `reads` are not reported as unused. Labeled answers that nothing reads are reported where
+    `instead` says what the run trains on in their place.
     """
+    left: tuple[str, ...] = ()
+
+    def convert(row: Row) -> Prompt:
+        nonlocal left
+        prompt = to_prompt(row, as_chat=as_chat)
+        answers = labeled_answers(row) if instead is not None else ()
+        if isinstance(row, Cells) and not (reads and any(map(reads, answers))):
+            row.read |= {*answers}
+            left = left or answers
+        return prompt
+
     why_unused = "only reward functions that name them read them"
-    return _read(source, partial(to_prompt, as_chat=as_chat), limit, columns or {}, why_unused, reads)
+    found = _read(source, convert, limit, columns or {}, why_unused, reads)
+    if left:
+        log.warning(
+            f"{named(source)}: the answers of its rows and their labels ({', '.join(left)}) are NOT trained on: "
+            f"{instead}. Type data=offline to train on the given ones."
+        )
+    return found
+
+
+def labeled_answers(row: Row) -> tuple[str, ...]:
+    """Return the columns of a row that hold answers with labels; none if it only asks.
+
+    Example:
+        >>> labeled_answers({"prompt": "2+2?", "completion": "4", "label": True})
+        ('completion', 'label')
+        >>> labeled_answers({"prompt": "2+2?", "answers": ["4"]})  # for a reward function to read
+        ()
+    """
+    columns, split = format_of(row) or ((), None)
+    if split is None:
+        return ()
+    try:
+        split(Cells(row), *columns)
+    except ValueError:
+        return ()
+    return columns
 
 
 def placed_candidates(
