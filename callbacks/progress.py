@@ -9,6 +9,9 @@ from typing import Any
 from lightning.pytorch import Callback
 from rich.console import Console
 
+from choosy.methods.loss_inputs import Loss
+from choosy.rounds.run import Run
+
 
 class Progress(Callback):
     """Gives the run a display and measures its training; the run measures everything else that a round does."""
@@ -20,6 +23,11 @@ class Progress(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
             trainer.datamodule.run.phases.show_on(Console(stderr=True))
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            run = trainer.datamodule.run
+            run.phases.say(parts_in_a_line(run, pl_module.loss, pl_module.configured_groups[0]["lr"]))
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         run = trainer.datamodule.run
@@ -39,3 +47,17 @@ class Progress(Callback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self.on_train_epoch_end(trainer, pl_module)
+
+
+def parts_in_a_line(run: Run, loss: Loss, lr: float) -> str:
+    """Say who judges, what is selected, and what is trained on."""
+    labels, selectors = run.labels, [one for one in (run.prompt_selector, run.pair_selector) if one is not None]
+    judge = labels.evaluator
+    return "; ".join(
+        [
+            f"labeler {labels.labeler.name} {'scores' if labels.scores else 'compares'} the responses",
+            *([f"{judge.labeler.name} judges held-out ones"] if judge is not None and judge is not labels else []),
+            f"selector {' + '.join(type(one).__name__ for one in selectors) or 'none'}",
+            f"loss {type(loss).__name__}, beta {loss.beta:g}, lr {lr:g}",
+        ]
+    )
