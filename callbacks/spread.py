@@ -24,7 +24,7 @@ class Spread(PredictedGap):
         super().setup(trainer, pl_module, stage)
         if not (labels := trainer.datamodule.run.labels).scores:
             raise ValueError(
-                f"selector=spread buys scores (so does the default, spread_oversampled), and labeler "
+                "The selector (spread_oversampled is the default) buys a score of every response, and labeler "
                 f"{labels.labeler.name} only compares: type selector=predicted_gap or selector=certainty "
                 "(in a comparison selector=predicted_gap,dissimilarity,random_pairs), or another labeler: "
                 f"{labelers_able_to('score')}."

@@ -317,7 +317,7 @@ def refuse_dashes(words: Sequence[str]) -> None:
         flag, equals, value = word.partition("=")
         if flag.startswith("--") and flag not in known:
             name = flag[2:].replace("-", "_")
-            known_as = "" if name in (names := default_options()) else meant(name, names)
+            known_as = "" if name in (names := default_options()) else meant(name, names, value)
             raise ValueError(
                 f"{word}: options have no dashes here: {name}={value if equals else '...'}. {known_as}".rstrip()
             )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from choosy.models import locate as assets
-from choosy.models.locate import MODEL, resolve_model
+from choosy.models.locate import MODEL, refuse_lone_name, resolve_model, why_not_loaded
 
 resolve_embedder = partial(resolve_model, demo="demo:minilm")
 
@@ -180,3 +180,35 @@ def test_the_embedder_comes_with_its_wheel():
     folder = Path(resolve_embedder("demo:minilm"))
     assert (folder / "modules.json").exists()
     assert (folder / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (
+            "We couldn't connect to 'https://huggingface.co' to load\nthe files",
+            "and the Hugging Face hub cannot be rea",
+        ),
+        (
+            "me/it is not a local folder and is not a valid model identifier\nlisted",
+            "and the hub shows no model of thi",
+        ),
+    ],
+)
+def test_a_model_that_is_nowhere_is_refused_in_one_line(said, why):
+    sentence = why_not_loaded("me/it", OSError(said))
+    assert sentence.startswith("there is no folder me/it, its files are not in the cache, ")
+    assert why in sentence
+    assert "\n" not in sentence
+    assert why_not_loaded("me/it", OSError("tokenizer.json is broken")) == "tokenizer.json is broken"
+
+
+@pytest.mark.parametrize(("name", "is_good"), [("gpt2", True), ("me/it", True), ("here", True), ("her", False)])
+def test_a_policy_is_a_folder_or_a_hub_id_with_its_owner(tmp_path, monkeypatch, name, is_good):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    if is_good:
+        refuse_lone_name(name)
+        return
+    with pytest.raises(ValueError, match=r"There is no folder her .*did you mean here\?\), and her is no hub id"):
+        refuse_lone_name(name)

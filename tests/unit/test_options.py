@@ -41,7 +41,15 @@ TYPED = {  # what is typed: what the sentence says
     "data.limt=8": "no option data.limt. Did you mean data.limit?",
     "+data.limt=8": "no option data.limt. Did you mean data.limit?",
     "model.lora.target_modules=[q_proj]": "target_modules is called model.lora.targets here",
-    "learning_rate=1e-4": "learning_rate is called lr here",
+    "learning_rate=1e-4": "learning_rate is called lr here: type lr=1e-4.",
+    "loss_type=ipo": "loss_type is called loss here: type loss=ipo.",
+    "+loss_type=dpo": "loss_type is called loss here: type loss=sigmoid.",
+    "reward_funcs=rewards.py:f": "reward_funcs is called labeler=function labeler.path here: type labeler=function "
+    "labeler.path=rewards.py:f.",
+    "fp16=true": "Choosy has no fp16: type model.dtype=bfloat16, or model.dtype=float32.",
+    "bf16=true": "bf16 is called model.dtype=bfloat16 here.",
+    "use_wandb=true": "use_wandb is called logger here.",
+    "--loss_type=ipo": "type loss=ipo",
     "trainer.accumulate_grad_batches=2": "batching.batch_size counts the items of one optimiser step",
     "+trainer.gradient_clip_val=1.0": "Type max_grad_norm=",
     "+trainer.precision=bf16-mixed": "Type model.dtype=bfloat16 or model.dtype=float32",
@@ -86,17 +94,23 @@ TYPED = {  # what is typed: what the sentence says
     "labeler=function labeler.path=null": "labeler.path wants text or a list, found null.",
     "~data data.train=rows.jsonl": "~data takes data away, and data.train is typed too; leave out one of them.",
     "labeler=judge": "labeler.model and labeler.base_url must be given",
-    "model.name=demo:smollm2 data.train=promts.csv": "No file promts.csv (looked in",
+    "model.name=demo:smollm2 data.train=promts.csv": "; did you mean prompts.csv?",
+    "model.name=demo:smollm2 data.train=nosuch.csv": "; check the path.",
+    "model.name=tinny": "There is no folder tinny (looked in",
+    "model.name=nosuch": "none has a name like it), and nosuch is no hub id, which has an owner",
+    "model.name=./tinny": "; did you mean tiny?",
     "model.name=demo:smollm2 logger=wandb": "WandbLogger needs the package wandb: pip install wandb",
     "model.name=demo:smollm2 labeler=function labeler.path=mine.py:keyword": "mine.py has no keyword; did you mean "
     "keywords?",
     "model.name=demo:smollm2 labeler=function labeler.path=[mine.py:keywords,mine.kyword]": "did you mean",
-    "model.name=demo:smollm2 labeler=function labeler.path=mien.py:f": "there is no file mien.py",
+    "model.name=demo:smollm2 labeler=function labeler.path=mien.py:f": "did you mean mine.py?",
     "model.name=/no/such/folder": "there is no folder '/no/such/folder'",
 }
 
 
 def test_help_and_typos_are_answered_in_a_sentence_without_torch(tmp_path):
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "prompts.csv").write_text("prompt\nWhy?\n")
     (tmp_path / "mine.py").write_text("import torch\nkeywords = [len][0]\n")
     found = answers([f"train {typed}" for typed in TYPED], tmp_path)
     for typed, words in TYPED.items():

@@ -30,10 +30,8 @@ PROMPTS = ("prompt", *WHOLE, "instruction", "question", "query", "problem", "con
 SYSTEMS = ("system", "system_prompt")
 MEDIA = ("image", "images", "video", "videos", "audio", "audios", "pixel_values")
 PAIRS = (
-    ("chosen", "rejected"),
-    ("chosen_response", "rejected_response"),
-    ("preferred", "dispreferred"),
-    ("response_j", "response_k"),
+    *(("chosen", "rejected"), ("chosen_response", "rejected_response")),
+    *(("preferred", "dispreferred"), ("response_j", "response_k")),
 )
 RATINGS = (
     ("chosen_rating", "rejected_rating"),
@@ -213,6 +211,7 @@ Format = tuple[tuple[str, ...], Callable[..., Split]]
 
 
 def format_of(row: Row) -> Format | None:
+    """Return the preference format that a row has, if any."""
     return next((known for known in FORMATS if len(_filled(row, known[0])) == len(known[0])), None)
 
 

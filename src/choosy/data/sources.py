@@ -20,6 +20,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import IO, Any
 
+from choosy.options.names import file_meant
+
 Source = str | Sequence[str]
 Rows = Iterator[tuple[str, Any]]  # each row with the place it stands at
 
@@ -107,7 +109,7 @@ def refuse_missing_file(source: str) -> None:
     path = Path(name).expanduser()
     there = source.startswith("choosy:") or Path(source).expanduser().exists() or path.exists()
     if not there and _kind(path.name)[0] in READERS and not glob.glob(str(path), recursive=True):
-        raise ValueError(f"No file {name} (looked in {Path.cwd()}); check the path.")
+        raise ValueError(f"No file {name} (looked in {Path.cwd()}); {file_meant(path) or 'check the path.'}")
 
 
 def _split(source: str) -> tuple[str, str | None]:

@@ -123,9 +123,9 @@ class LabelBuyer:
         if heldout is not None and self.evaluator is not None and self.evaluator.terms.given_only:
             raise ValueError(
                 f"data.heldout={heldout} is answered by sampled responses, for which labeler "
-                f"{self.evaluator.labeler.name} has no scores. Pairs that are labeled are evaluated as "
-                f"data.heldout_pairs={heldout}; for prompts choose a labeler that judges sampled responses, such as "
-                "labeler@labels.evaluation=vader"
+                f"{self.evaluator.labeler.name} has no scores. Labeled pairs, such as chosen and rejected, go by "
+                f"data.heldout_pairs={heldout}; for other rows type labeler@labels.evaluation=vader, or any that "
+                "judges sampled responses, or labels.evaluation=none, which measures KL and length alone"
             )
 
     def check_budget(self) -> None:

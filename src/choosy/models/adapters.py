@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from choosy.models.locate import resolve_model
+from choosy.models.locate import refuse_lone_name, resolve_model
 
 CONFIG = "adapter_config.json"
 REWRITES = ("pissa", "olora", "corda", "eva", "loftq")  # ways of starting that change the frozen weights too
@@ -105,6 +105,7 @@ def refuse_model(model: Mapping[str, Any], *, typed: Collection[str] = ()) -> No
         name, _ = starting_point(model["name"], model.get("adapter"), lora, typed=typed)
         if not name.startswith("demo:"):
             resolve_model(name)
+            refuse_lone_name(name)
 
 
 def _in_run(name: str, part: str, file: str) -> Path:

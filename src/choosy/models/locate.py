@@ -16,8 +16,10 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from choosy.files import remove_unfinished, replacing
+from choosy.options.names import file_meant
 
 MODEL = "SmolLM2-135M-Instruct"
+OLD_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")  # of the hub, without an owner
 _COMPLETE = "prepared.txt"  # written last: a folder without it was not converted to the end
 
 
@@ -60,10 +62,30 @@ def resolve_model(name: str, *, demo: Literal["demo:smollm2", "demo:minilm"] = "
     # whatever is not `name` or `owner/name` is a path: for a mistyped one the hub costs a minute of retries
     if not name or folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ValueError(
-            f"A model is a folder or a Hugging Face id, and there is no folder {name!r} "
-            f"(looked in {Path.cwd()}); check the path, or name a model like HuggingFaceTB/{MODEL}."
+            f"A model is a folder or a Hugging Face id, and there is no folder {name!r} (looked in {Path.cwd()}); "
+            f"{file_meant(folder) or f'check the path, or name a model like HuggingFaceTB/{MODEL}.'}"
         )
     return name
+
+
+def refuse_lone_name(name: str) -> None:
+    """Refuse the name of a policy that is neither a folder nor a hub id with its owner."""
+    folder = Path(name).expanduser()
+    if "/" in name or name in OLD_IDS or folder.is_dir():
+        return
+    raise ValueError(
+        f"There is no folder {name} (looked in {Path.cwd()}; {file_meant(folder) or 'none has a name like it'}), and "
+        f"{name} is no hub id, which has an owner, such as HuggingFaceTB/{MODEL}."
+    )
+
+
+def why_not_loaded(name: str, error: OSError) -> str:
+    """Return why a model does not load; in a sentence where its files are neither here nor on a hub that answers."""
+    unreachable, unknown = "couldn't connect" in str(error), "not a valid model identifier" in str(error)
+    if not (unreachable or unknown):
+        return str(error)
+    hub = "the Hugging Face hub cannot be reached" if unreachable else "the hub shows no model of this name"
+    return f"there is no folder {name}, its files are not in the cache, and {hub}"
 
 
 def shown_name(name: str) -> str:

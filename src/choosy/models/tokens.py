@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
-from choosy.models.locate import ModelSource
+from choosy.models.locate import ModelSource, why_not_loaded
 from choosy.models.rows import Ids
 from choosy.types import Message, Prompt
 
@@ -58,7 +58,8 @@ class Tokens:
             tokenizer: PreTrainedTokenizerBase = source.load(AutoTokenizer)
         except OSError as error:
             option = "name" if self.own is None else "adapter"
-            raise ValueError(f"model.{option}={source.name} does not load: {error}") from error
+            why = why_not_loaded(source.name, error)
+            raise ValueError(f"model.{option}={source.name} does not load: {why}") from error
         if self.own is not None:
             log.info("model.adapter=%s brings its own tokenizer, which is used with its chat template.", self.own)
         if self.chat_template is not None:

@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from choosy.options.names import file_meant
+
 LOGGERS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "CometLogger": "comet_ml", "NeptuneLogger": "neptune"}
 SOURCES = ("train", "heldout", "heldout_pairs")  # options of data_modules that name files
 
@@ -61,7 +63,7 @@ def _lacks(path: str) -> str | None:
     if colon and file.endswith(".py"):
         place = Path(file)
         if not place.is_file():
-            return f"there is no file {file} in {Path.cwd()}"
+            return f"there is no file {file} in {Path.cwd()}; {file_meant(place)}".removesuffix("; ")
     else:
         module, _, name = path.rpartition(".")
         top = module.split(".")[0]
@@ -79,8 +81,8 @@ def _lacks(path: str) -> str | None:
     known = _names(place)
     if known is None or name in known:
         return None
-    near = get_close_matches(name, known, n=1)
-    return f"{place} has no {name}" + (f"; did you mean {near[0]}?" if near else "")
+    meant = get_close_matches(name, known, n=1)
+    return f"{place} has no {name}" + (f"; did you mean {meant[0]}?" if meant else "")
 
 
 def _names(file: Path) -> set[str] | None:

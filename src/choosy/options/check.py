@@ -92,15 +92,19 @@ def _unused(config: Mapping[str, Any], menu: Mapping[str, Any]) -> Iterator[str]
         for key in config if not place else config[place]:
             name = f"{place}.{key}" if place else str(key)
             if key not in known and not any(r == name or r.startswith(f"{name}.") for r in read):
-                yield unknown(name, options(config))
+                value = (config[place] if place else config)[key]
+                yield unknown(name, options(config), str(value) if isinstance(value, str | int | float) else "")
 
 
-def unknown(name: str, known: Collection[str]) -> str:
-    """Return the sentence on a name that is no option here; it may be one where a group has another choice."""
+def unknown(name: str, known: Collection[str], value: str = "") -> str:
+    """Return the sentence on a name, with its value if known, that is no option here.
+
+    It may be one where a group has another choice.
+    """
     if owners := choices_with(name):
         return f"There is no option {name}: it belongs to {any_of(owners[:6])}."
     others = [option for option in known if not f"{name}.".startswith(f"{option}.")]
-    return f"There is no option {name}. {meant(name, others)}".rstrip()
+    return f"There is no option {name}. {meant(name, others, value)}".rstrip()
 
 
 def _mistakes(node: Any, value: Any, name: str, known: Collection[str]) -> Iterator[str]:

@@ -81,7 +81,7 @@ def read_words(words: list[str]) -> Typed:
             continue
         if is_set is False or (is_composed and name.split(".")[0] in PARTS):
             below = options({"model": config["module"], "data": config["data"]})
-            raise ValueError(f"--{name}: {unknown(name, {*known, *below})}")
+            raise ValueError(f"--{name}: {unknown(name, {*known, *below}, value or '')}")
         kept.append(f"--{name}" if value is None else f"--{name}={value}")
     typed = [re.sub(r"\.(init_args|class_path)\b", "", name).replace("model.policy.", "model.") for name, _ in pairs]
     return Typed(kept, config, is_composed, typed)

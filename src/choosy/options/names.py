@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from difflib import get_close_matches
+from pathlib import Path
 
 ELSEWHERE = {  # what TRL, PEFT, transformers, LLaMA-Factory and Lightning call it: what Choosy calls it
     "lr": "learning_rate",
@@ -28,7 +29,8 @@ ELSEWHERE = {  # what TRL, PEFT, transformers, LLaMA-Factory and Lightning call 
     "model.adapter": "adapter_name_or_path adapter_path peft_model_id lora_path adapter_model",
     "model.revision": "model_revision",
     "model.trust_remote_code": "trust_remote_code",
-    "model.dtype": "torch_dtype dtype bf16 fp16 precision pure_bf16 mixed_precision",
+    "model.dtype (auto, bfloat16 or float32)": "torch_dtype dtype precision mixed_precision",
+    "model.dtype=bfloat16": "bf16 pure_bf16",
     "model.chat_template": "chat_template template chat_template_path",
     "model.lora.r": "lora_r lora_rank r rank",
     "model.lora.alpha": "lora_alpha alpha",
@@ -57,10 +59,10 @@ ELSEWHERE = {  # what TRL, PEFT, transformers, LLaMA-Factory and Lightning call 
     "sampler.top_p": "top_p",
     "sampler.top_k": "top_k",
     "sampler=vllm": "use_vllm vllm_mode vllm",
-    "labeler": "reward judge judges annotator reward_funcs",
+    "labeler": "reward judge judges annotator",
     "labeler.weights": "reward_weights",
     "labeler=reward_model labeler.model": "reward_model_path reward_model reward_model_name",
-    "labeler=function labeler.path": "reward_function reward_func reward_fn",
+    "labeler=function labeler.path": "reward_function reward_func reward_fn reward_funcs",
     "labels.budget": "label_budget budget max_labels",
     "labels.missing_eos_penalty": "missing_eos_penalty",
     "callbacks.win_rate.every": "eval_steps eval_strategy evaluation_strategy",
@@ -84,6 +86,7 @@ NONE = {  # what Choosy has no option for, and why
     "attention_dropout hidden_dropout disable_dropout",
     "Choosy trains weights in fp32 and bf16, and loads none in 4 or 8 bits": "load_in_4bit load_in_8bit use_4bit "
     "quantization_bit quantization_config bnb_4bit_quant_type bnb_4bit_compute_dtype quantization_method",
+    "Choosy has no fp16: type model.dtype=bfloat16, or model.dtype=float32": "fp16",
     "Every step is logged": "logging_steps logging_strategy log_every_n_steps logging_first_step",
     "Choosy learns from preferences and has no policy gradient: loss=sigmoid is DPO, on fresh responses": "grpo ppo "
     "rloo reinforce reinforce_plus_plus dapo gspo remax",
@@ -140,14 +143,18 @@ OURS = {name: ours for ours, names in ELSEWHERE.items() for name in names.split(
 WHY_NONE = {name: why for why, names in NONE.items() for name in names.split()}
 
 
-def meant(typed: str, options: Collection[str]) -> str:
+def meant(typed: str, options: Collection[str], value: str = "") -> str:
     """Return a sentence on the option that was meant by a name, or "" if none is near.
+
+    With the value that was typed the sentence ends with what to type.
 
     Example:
         >>> meant("data.limt", ["data.limit", "data.train", "lr"])
         'Did you mean data.limit?'
         >>> meant("learning_rate", ["lr"])
         'learning_rate is called lr here.'
+        >>> meant("loss_type", ["lr"], "dpo")
+        'loss_type is called loss here: type loss=sigmoid.'
         >>> meant("loss.beta", ["loss.parts.own.beta", "lr"])
         'Did you mean loss.parts.own.beta?'
     """
@@ -155,7 +162,7 @@ def meant(typed: str, options: Collection[str]) -> str:
     if last in WHY_NONE:
         return f"{WHY_NONE[last]}."
     if last in OURS and OURS[last] != typed:
-        return f"{last} is called {OURS[last]} here."
+        return f"{last} is called {OURS[last]} here{to_type(OURS[last], value)}."
     place = typed.rpartition(".")[0]
     beside = [option for option in options if option.rpartition(".")[0] == place]
     if place and (near := get_close_matches(typed, beside, n=1, cutoff=max(0.8, 1 - 2 / len(typed)))):
@@ -166,6 +173,31 @@ def meant(typed: str, options: Collection[str]) -> str:
     of_last |= {name: ours for name, ours in OURS.items() if ours != typed}
     near = get_close_matches(last, of_last, n=1, cutoff=0.75)
     return f"Did you mean {of_last[near[0]]}?" if near else ""
+
+
+def to_type(ours: str, value: str) -> str:
+    """Return how a value of another library's option is typed here, behind a colon; "" where it has another meaning.
+
+    Example:
+        >>> to_type("labeler=function labeler.path", "rewards.py:f"), to_type("logger", "true")
+        (': type labeler=function labeler.path=rewards.py:f', '')
+    """
+    word = value.lower().replace("-", "_")
+    fits = word.isidentifier() if ours in CHOICES else word.isdigit() if ours.startswith("callbacks.") else bool(word)
+    is_another = "(" in ours or "=" in ours.split()[-1] or ours in ("reference", "model.lora")
+    if not fits or is_another or word in ("true", "false", "none", "null"):
+        return ""
+    return f": type {ours}={CHOICES.get(ours, {}).get(word, value)}"
+
+
+def file_meant(path: Path) -> str:
+    """Return a question on the file or folder that was meant by a path that is not there; "" if none is near."""
+    try:
+        beside = [one.name for one in path.parent.iterdir()]
+    except OSError:
+        return ""
+    near = get_close_matches(path.name, beside, n=1, cutoff=0.75)
+    return f"did you mean {path.parent / near[0]}?" if near else ""
 
 
 def any_of(words: Collection[str]) -> str:

@@ -41,7 +41,8 @@ def not_composed(text: str, options: Options, words: Collection[str]) -> str:
         gone = [word for word in words if word.startswith("~") and f"{found[1]}.".startswith(f"{word[1:]}.")]
         if gone and "delete" not in found[0]:
             return f"{gone[0]} takes {gone[0][1:]} away, and {found[1]} is typed too; leave out one of them."
-        return unknown(found[1], options())
+        values = {name.lstrip("+"): value for name, _, value in (word.partition("=") for word in words)}
+        return unknown(found[1], options(), values.get(found[1], ""))
     if found := re.search(r"An item is already at '([^']+)'", text):
         return f"{found[1]} is there already; type {found[1]}=... without the plus."
     if found := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):

@@ -236,10 +236,14 @@ def as_pairs(candidates: Sequence[Candidates], source: str) -> list[Candidates]:
         if len(scored) > 1 and scored[0].gold != scored[-1].gold:
             pairs.append(replace(c, responses=(scored[0], scored[-1])))
     if not pairs:
-        raise ValueError(
-            f"data.heldout_pairs={source} has no prompt with two responses of different scores; give rows with chosen "
-            "and rejected, or with scored responses."
+        lone = all(len(c.responses) == 1 for c in candidates)
+        advice = (
+            f"its rows have one labeled response each. Type data.heldout={source} labels.evaluation=none instead, "
+            "which measures KL and length on its prompts"
+            if lone
+            else "give rows with chosen and rejected, or with scored responses"
         )
+        raise ValueError(f"data.heldout_pairs={source} has no prompt with two responses of different scores; {advice}.")
     return pairs
 
 
