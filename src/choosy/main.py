@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import choosy.start as start
+from choosy.errors import Stopped
 from choosy.files import replacing
 from choosy.options.check import options
 from choosy.options.fit_words import START
@@ -78,7 +79,8 @@ def in_sentences(again: Callable[[], str]) -> Iterator[None]:
         cause = innermost(error)
         if SHOWS_STACKS or not (sentence := explained(cause) or not_built(error)):
             raise
-        sys.exit(f"\n{sentence}")
+        resume = f"; type\n  {command}" if isinstance(cause, Stopped) and (command := again()) else ""
+        sys.exit(f"\n{sentence}{resume}")
     except (KeyboardInterrupt, SystemExit) as stop:
         by_hand = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
         if not (by_hand and (command := again())):

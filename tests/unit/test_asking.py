@@ -13,6 +13,7 @@ from toy_labelers import FIVE, Lengths, Longer, Scripted, given, rewards, rows
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.function import Function
 from choosy.labeling.protocols import Answer, ItemFailed, Postponed, Terms
+from choosy.main import in_sentences
 from choosy.types import Candidates, Prompt, Response, Verdict
 
 # --- labelers that fail ---
@@ -35,6 +36,17 @@ def test_an_error_names_its_question_and_keeps_earlier_labels(buyer: Callable[..
     mended = buyer(Scripted(len))
     assert mended.spent == 3
     assert rewards(mended.score([given("q", "c", "x" * 50, "d")])) == [[1.0, 50.0, 1.0]]
+
+
+def test_a_command_that_a_labeler_ends_prints_the_line_that_resumes_it(buyer: Callable[..., LabelBuyer]) -> None:
+    def fails(text: str) -> float:
+        raise RuntimeError("the judge is asleep")
+
+    with pytest.raises(SystemExit) as stop, in_sentences(lambda: "choosy train lr=1 ckpt_path=last"):
+        buyer(Scripted(fails)).score([given("p", "a")])
+    assert str(stop.value).endswith("mend the labeler and resume the run; type\n  choosy train lr=1 ckpt_path=last")
+    with pytest.raises(SystemExit, match=r"^\nno option lr$"), in_sentences(lambda: "choosy train"):
+        raise ValueError("no option lr")
 
 
 def test_a_labeler_of_lists_that_fails_is_called_once(buyer: Callable[..., LabelBuyer]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Generator, Sequence
 from numbers import Real
 from typing import Any
 
+from choosy.errors import Stopped
 from choosy.labeling.ledger import Question
 from choosy.labeling.protocols import Answer, ItemFailed, Labeler, Postponed, TakenBack
 from choosy.redaction import scrub
@@ -25,7 +26,7 @@ class LabelerCall:
         """Call the labeler and yield its answers: all of a list at once, each that it yields by itself.
 
         Raises:
-            ValueError: The labeler raised an error, or has left questions without an answer.
+            ValueError: The labeler raised an error (`Stopped`), or has left questions without an answer.
         """
         method = getattr(self.labeler, "score" if len(self.questions[0].responses) == 1 else "compare")
         gave, each = f"labeler {self.labeler.name} gave", f"{len(self.questions)} questions; it must give one for each"
@@ -38,7 +39,7 @@ class LabelerCall:
         except Postponed:
             raise
         except Exception as error:  # a user's labeler may raise anything
-            raise ValueError(self._failed(error)) from error
+            raise Stopped(self._failed(error)) from error
         finally:
             if isinstance(returned, Generator):
                 returned.close()
@@ -58,7 +59,7 @@ class LabelerCall:
                 "answered before"
             )
         if why := unusable(answer, compared=len(self.left[answer.at].responses) == 2):
-            raise ValueError(self._no_label(self.left[answer.at], why))
+            raise Stopped(self._no_label(self.left[answer.at], why))
         return self.left.pop(answer.at)
 
     def take_back(self, answer: TakenBack) -> Question:

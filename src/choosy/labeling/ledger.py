@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from tenacity import retry, retry_if_exception_message, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from choosy.errors import Stopped
 from choosy.files import replacing
 from choosy.labeling.locks import PurchaseLock, is_alive, remove_stale
 from choosy.labeling.protocols import Answer, Purpose
@@ -297,8 +298,8 @@ class Ledger:
             with db:
                 yield db
 
-    def _unusable(self, error: Exception) -> ValueError:
-        return ValueError(
+    def _unusable(self, error: Exception) -> Stopped:
+        return Stopped(
             f"the ledger of labels {self.path} cannot be used any more ({error}). What is written in it is kept; "
             "see to it that its disk has room and its folder may be written to, and resume the run"
         )

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 
+from choosy.errors import Stopped
 from choosy.labeling.ledger import Counts, Question
 from choosy.labeling.protocols import Answer, Terms
 from choosy.labeling.statistics import as_money
@@ -166,7 +167,7 @@ class InvalidVerdicts:
         if self.limit is None or total < ENOUGH or invalid <= self.limit * total:
             return
         quoted = "\n  ".join(repr(scrub(words)[:200]) for words in self._examples)
-        raise ValueError(
+        raise Stopped(
             f"{invalid} of the {total} verdicts of labeler {self.labeler} are invalid, and "
             f"labels.max_invalid={self.limit} allows a share of no more. It said, for instance:\n  {quoted}\n"
             "All labels are in the ledger. Mend the labeler, or type a larger labels.max_invalid, and resume the run"
