@@ -21,8 +21,9 @@ import pytest
 from faulty_judge import FAULTS, Asked, FaultyJudge, prefers_longer
 
 from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.judge.endpoint import MOST_BYTES, RateLimiter, completion_in, retry_after
+from choosy.labeling.judge.endpoint import MOST_BYTES, completion_in, retry_after
 from choosy.labeling.judge.judge import TEMPLATE, Judge, parse_verdict, read_template
+from choosy.labeling.judge.rate_limiter import RateLimiter
 from choosy.labeling.judge.settings import EndpointSettings, Prices, RateLimit, RequestSettings, Retries, Timeouts
 from choosy.labeling.protocols import Answer, Compares, ItemFailed, Scores
 from choosy.types import Prompt, Response
