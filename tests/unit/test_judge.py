@@ -485,6 +485,25 @@ def test_nothing_listens_at_the_address() -> None:
         )
 
 
+def test_an_address_that_was_never_reached_is_tried_three_times() -> None:
+    with FaultyJudge() as server:
+        pass
+    toy = judge(server)
+    with pytest.raises(ItemFailed, match=r"ConnectError.* at the last of up to 3 tries"):
+        list(toy.compare(items(1)))
+    toy.endpoint.was_reached = True
+    with pytest.raises(ItemFailed, match=r"ConnectError.* at the last of up to 7 tries"):
+        list(toy.compare(items(1)))
+
+
+def test_a_reply_says_that_an_address_was_reached() -> None:
+    with FaultyJudge() as server:
+        toy = judge(server)
+        assert not toy.endpoint.was_reached
+        list(toy.compare(items(1)))
+        assert toy.endpoint.was_reached
+
+
 def test_slow_bytes_count_against_the_total_timeout() -> None:
     with FaultyJudge(fault=lambda asked: "slow", patience=30) as server:
         start = time.monotonic()

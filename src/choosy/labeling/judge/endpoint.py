@@ -68,6 +68,10 @@ class FailedAttempt(Exception):
         self.answered = answered  # with a reply that is no chat completion
 
 
+class NoConnection(FailedAttempt):
+    """No connection was made."""
+
+
 class Endpoint:
     """A chat model at an address, to which alone every request goes.
 
@@ -83,6 +87,7 @@ class Endpoint:
         self.request = request
         self.settings = settings
         self.limiter = RateLimiter(settings.rate_limit)
+        self.was_reached = False  # since the run was started or resumed
         if settings.proxy:
             checked_url(settings.proxy, "endpoint.proxy")
         key_from_environment(key_env)  # so that a missing key is reported before the first round
@@ -130,7 +135,9 @@ class Session:
         retries = self._settings.retries
         half = {"multiplier": retries.first_wait / 2, "max": retries.longest_wait / 2}
         retrying = tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(retries.count + 1),
+            stop=lambda state: (
+                state.attempt_number > self._retries(state.outcome.exception() if state.outcome else None)
+            ),
             wait=tenacity.wait_exponential(**half) + tenacity.wait_random_exponential(**half),
             sleep=self._sleep,
             retry=tenacity.retry_if_exception_type(FailedAttempt),
@@ -141,7 +148,7 @@ class Session:
         except FailedAttempt as last:
             if last.answered:
                 return Reply(None, cost=sum(costs), why=str(last))
-            raise self._down(str(last)) from None
+            raise self._down(str(last), tries=self._retries(last) + 1) from None
         self._understood = True
         return reply._replace(cost=sum(costs))
 
@@ -188,12 +195,15 @@ class Session:
                 asyncio.timeout(total),
                 self._client.stream("POST", self._endpoint.address, content=body) as response,
             ):
+                self._endpoint.was_reached = True
                 async for part in response.aiter_bytes():
                     content += part
                     if len(content) > MOST_BYTES:
                         raise FailedAttempt(f"more than {MOST_BYTES} bytes", answered=True)
         except TimeoutError:
             raise FailedAttempt(f"no whole reply within {total:g} s") from None
+        except httpx2.ConnectError as error:
+            raise NoConnection(f"{type(error).__name__} {error}".strip()) from None
         except httpx2.RequestError as error:  # no connection, or one that was cut, garbled or too slow
             raise FailedAttempt(f"{type(error).__name__} {error}".strip()) from None
         return response, bytes(content)
@@ -209,7 +219,8 @@ class Session:
             if after > longest:
                 raise self._down(
                     f"status {status} and the request to wait {after:.0f} s, more than "
-                    f"labeler.endpoint.retries.longest_wait={longest:g}"
+                    f"labeler.endpoint.retries.longest_wait={longest:g}",
+                    tries=self._settings.retries.count + 1,
                 )
             self._limiter.pause(after)
             raise FailedAttempt(f"status {status}")
@@ -226,8 +237,12 @@ class Session:
         """Remove the key from a text of the server, which may repeat what it was sent."""
         return text.replace(self._key, "[key]") if self._key and len(self._key) >= SHORTEST_SECRET else text
 
-    def _down(self, why: str) -> Unanswered:
-        tries = self._settings.retries.count + 1
+    def _retries(self, error: BaseException | None) -> int:
+        """How often a request is sent again: less often to an address that was never reached, as it may be wrong."""
+        count = self._settings.retries.count
+        return min(count, 2) if isinstance(error, NoConnection) and not self._endpoint.was_reached else count
+
+    def _down(self, why: str, *, tries: int) -> Unanswered:
         return Unanswered(
             f"{self._endpoint.address} gives no answer: {why}, at the last of up to {tries} tries; check "
             "that it is up, and concurrency, rate_limit and timeouts in labeler.endpoint"
