@@ -12,7 +12,7 @@ from answers import answers
 from omegaconf import OmegaConf
 
 from choosy.main import check, compose, train_help
-from choosy.options.absent import refuse_absent, sources
+from choosy.options.absent import refuse_absent, refuse_trainer, sources
 from choosy.options.check import options
 from choosy.options.menu import menu
 from choosy.options.names import CHOICES, ELSEWHERE, NONE, OURS, WHY_NONE, meant
@@ -104,6 +104,8 @@ TYPED = {  # what is typed: what the sentence says
     "keywords?",
     "model.name=demo:smollm2 labeler=function labeler.path=[mine.py:keywords,mine.kyword]": "did you mean",
     "model.name=demo:smollm2 labeler=function labeler.path=mien.py:f": "did you mean mine.py?",
+    "model.name=demo:smollm2 trainer.strategy=nosuch": "is none of Lightning's; type trainer=ddp or trainer=fsdp",
+    "model.name=demo:smollm2 trainer.accelerator=tpu": "trainer.accelerator=tpu is none of auto, cpu, gpu, cuda, mps.",
     "model.name=/no/such/folder": "there is no folder '/no/such/folder'",
 }
 
@@ -163,6 +165,21 @@ def test_what_is_no_text_is_left_to_whoever_reads_it():
     refuse_absent({"labeler": function | {"path": "__main__.f"}})  # of a script or a notebook
     with pytest.raises(ValueError, match=r"there is no file nosuch\.py"):
         refuse_absent({"labeler": {"members": {"one": function | {"path": ["nosuch.py:f"]}}}})
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        {},
+        {"strategy": "ddp_spawn_find_unused_parameters_true", "accelerator": "cuda"},
+        {"strategy": "deepspeed_stage_3_offload"},
+        {"strategy": {"_target_": "lightning.pytorch.strategies.DDPStrategy"}},
+        {"strategy": "mine", "callbacks": [{"_target_": "my_strategies.Registers"}]},
+        {"strategy": "mine", "accelerator": {"_target_": "my_devices.Npu"}},
+    ],
+)
+def test_strategies_of_lightning_and_of_the_user_s_own_pass(trainer):
+    refuse_trainer({"trainer": trainer})
 
 
 def test_parts_are_taken_away_in_each_way():

@@ -1,4 +1,4 @@
-"""Refuses functions or packages that a configuration names, if they are not there.
+"""Refuses functions, packages or strategies that a configuration names, if they are not there.
 
 It imports none of them: torch, which most of them need, takes seconds.
 """
@@ -6,6 +6,7 @@ It imports none of them: torch, which most of them need, takes seconds.
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
@@ -16,23 +17,55 @@ from typing import Any
 from choosy.options.names import file_meant
 
 LOGGERS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "CometLogger": "comet_ml", "NeptuneLogger": "neptune"}
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+STRATEGIES = re.compile("auto|(ddp|deepspeed|fsdp|xla|single)(_[a-z0-9_]+)?")  # the names that Lightning registers
+OTHERS = ("choosy.", "callbacks.", "data_modules.", "lightning.", "torch.")  # whose code registers no other
 SOURCES = ("train", "heldout", "heldout_pairs")  # options of data_modules that name files
 
 
 def refuse_absent(resolved: Mapping[str, Any]) -> None:
-    """Raise a ValueError for the first reward function or logger's package that is not there."""
+    """Raise a ValueError for the first reward function, logger's package, accelerator or strategy that is not there."""
     loggers = (resolved.get("trainer") or {}).get("logger")
     for logger in loggers if isinstance(loggers, list) else []:
         name = str(logger.get("_target_")).rpartition(".")[2]
         package = LOGGERS.get(name)
         if package and find_spec(package) is None:
             raise ValueError(f"{name} needs the package {package}: pip install {package}")
+    refuse_trainer(resolved)
     for path in dict.fromkeys(_functions(resolved)):
         if (lacks := _lacks(path)) is not None:
             raise ValueError(
                 f"labeler.path={path!r} names no function: {lacks}; type file.py:function, or package.module.function "
                 "with the package in the current folder, installed or on PYTHONPATH"
             )
+
+
+def refuse_trainer(resolved: Mapping[str, Any]) -> None:
+    """Raise a ValueError for an accelerator or a strategy of a name that nothing can have registered.
+
+    A class of the user's may register one when it is imported.
+    """
+    trainer = resolved.get("trainer") or {}
+    accelerator, strategy = trainer.get("accelerator", "auto"), trainer.get("strategy", "auto")
+    known = [name for name in ACCELERATORS if name != "tpu" or find_spec("torch_xla")]
+    if any(_functions(resolved)) or not all(target.startswith(OTHERS) for target in _targets(resolved)):
+        return
+    if isinstance(accelerator, str) and accelerator not in known:
+        raise ValueError(f"trainer.accelerator={accelerator} is none of {', '.join(known)}.")
+    if isinstance(strategy, str) and not STRATEGIES.fullmatch(strategy):
+        raise ValueError(
+            f"trainer.strategy={strategy} is none of Lightning's; type trainer=ddp or trainer=fsdp, or "
+            "choose another, such as trainer.strategy=ddp_find_unused_parameters_true."
+        )
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """Yield the paths of all classes of a configuration."""
+    if isinstance(node, Mapping):
+        yield from [str(node["_target_"])] if "_target_" in node else []
+        node = [*node.values()]
+    for below in node if isinstance(node, list) else ():
+        yield from _targets(below)
 
 
 def sources(data: Mapping[str, Any]) -> Iterator[str]:
