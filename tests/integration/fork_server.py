@@ -40,6 +40,7 @@ ENTRIES = {
     "choosy.cli",
     "choosy.api",
     "choosy.tuned_model",
+    "choosy.chat",
 }  # they note the command line
 
 
@@ -52,6 +53,7 @@ def preload() -> None:
     }
     for name in (*LIBRARIES, *sorted(ours - ENTRIES)):
         importlib.import_module(name)
+    assert "choosy.main" not in sys.modules, "a module that imports choosy.main is missing in ENTRIES"
 
 
 def serve(requests: socket.socket) -> dict[str, Any] | None:

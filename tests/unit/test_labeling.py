@@ -48,7 +48,7 @@ def test_vader_prefers_positive_texts() -> None:
 
 
 def test_labelers_score_and_do_not_compare() -> None:
-    for labeler in (Vader(), Dataset(), Function("math.hypot"), RewardModel("not/loaded/yet")):
+    for labeler in (Vader(), Dataset(), Function("math.hypot"), RewardModel("not/loaded")):
         assert isinstance(labeler, Scores)
         assert not isinstance(labeler, Compares)
 

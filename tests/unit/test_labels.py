@@ -390,7 +390,10 @@ def test_stats_show_each_labeler_and_run(full: Ledger) -> None:
     assert re.search(r"/runs/a +evaluate +2 .*\n.*/runs/a +train +4", printed)
 
 
-def test_stats_show_whole_names_in_a_pipe(buyer: Callable[..., LabelBuyer], path: Path, capsys: Any) -> None:
+def test_stats_show_whole_names_in_a_pipe(
+    buyer: Callable[..., LabelBuyer], path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     long = "a-labeler-whose-name-is-longer-than-a-column-of-eighty-characters-would-like-it-to-be"
     labeler = Lengths()
     labeler.name = long

@@ -79,7 +79,7 @@ def test_all_rewards_of_a_prompt_are_negated_together() -> None:
 
 def test_it_has_the_terms_of_the_labeler_inside(tmp_path: Path) -> None:
     scoring, comparing = Noisy(Vader(), p=0.1), Noisy(First(), p=0.1, seed=3)
-    assert terms_of(scoring) == Terms(scores=True, compares=False, at_once=64)
+    assert terms_of(scoring) == Terms(price=0.0, scores=True, compares=False, at_once=64)
     assert terms_of(comparing) == Terms(fingerprint="f", price=0.5, scores=False, compares=True, at_once=7)
     assert comparing.name == "first with noise 0.1, seed 3"
     with pytest.raises(ValueError, match=r"first with noise .* only compares"):

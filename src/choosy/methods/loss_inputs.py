@@ -63,7 +63,7 @@ class Facts(NamedTuple):
 
         Example:
             >>> Facts().after(kl=0.5, reward=1.0).after(kl=None, reward=2.0)
-            Facts(kl=0.5, reward=1.5, steps=2)
+            Facts(kl=0.5, reward=1.5, steps=2, partner_B=None)
         """
         return Facts(
             self.kl if kl is None else kl, self.reward + (reward - self.reward) / (self.steps + 1), self.steps + 1
