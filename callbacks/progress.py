@@ -24,10 +24,11 @@ class Progress(Callback):
         if stage == "fit" and trainer.is_global_zero:
             trainer.datamodule.run.phases.show_on(Console(stderr=True))
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Say what is played before anything is sampled; the optimiser is not made yet."""
         if trainer.is_global_zero:
-            run = trainer.datamodule.run
-            run.phases.say(parts_in_a_line(run, pl_module.loss, pl_module.configured_groups[0]["lr"]))
+            run, settings = trainer.datamodule.run, getattr(pl_module.optimizer, "keywords", {})
+            run.phases.say(parts_in_a_line(run, pl_module.loss, settings.get("lr")))
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         run = trainer.datamodule.run
@@ -49,7 +50,7 @@ class Progress(Callback):
         self.on_train_epoch_end(trainer, pl_module)
 
 
-def parts_in_a_line(run: Run, loss: Loss, lr: float) -> str:
+def parts_in_a_line(run: Run, loss: Loss, lr: float | None) -> str:
     """Say who judges, what is selected, and what is trained on."""
     labels, selectors = run.labels, [one for one in (run.prompt_selector, run.pair_selector) if one is not None]
     judge = labels.evaluator
@@ -58,6 +59,6 @@ def parts_in_a_line(run: Run, loss: Loss, lr: float) -> str:
             f"labeler {labels.labeler.name} {'scores' if labels.scores else 'compares'} the responses",
             *([f"{judge.labeler.name} judges held-out ones"] if judge is not None and judge is not labels else []),
             f"selector {' + '.join(type(one).__name__ for one in selectors) or 'none'}",
-            f"loss {type(loss).__name__}, beta {loss.beta:g}, lr {lr:g}",
+            f"loss {type(loss).__name__}, beta {loss.beta:g}" + ("" if lr is None else f", lr {lr:g}"),
         ]
     )

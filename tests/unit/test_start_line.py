@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch.optim import AdamW
 
 from callbacks.predicted_gap import PredictedGap
 from callbacks.progress import Progress
@@ -34,10 +36,10 @@ def test_a_run_begins_with_its_labeler_selector_loss_and_lr(tmp_path, labeler, e
     labels = LabelBuyer(labeler, ledger=str(tmp_path / "ledger.sqlite"), evaluation=evaluation)
     phases = SimpleNamespace(say=said.append)
     run = SimpleNamespace(labels=labels, prompt_selector=None, pair_selector=selector, phases=phases)
-    module = SimpleNamespace(loss=SigmoidLoss(beta=0.2), configured_groups=[{"lr": 5e-5}])
+    module = SimpleNamespace(loss=SigmoidLoss(beta=0.2), optimizer=partial(AdamW, lr=5e-5))
     for is_global_zero in (True, False):
         trainer = SimpleNamespace(is_global_zero=is_global_zero, datamodule=SimpleNamespace(run=run))
-        Progress().on_train_start(trainer, module)
+        Progress().on_fit_start(trainer, module)
     assert len(said) == 1
     assert said[0].startswith(line)
     assert said[0].endswith("; loss SigmoidLoss, beta 0.2, lr 5e-05")
