@@ -27,18 +27,20 @@ class Preemption(Callback):
     Outside of training the process ends at once: what was sampled and bought is on the disk already. SIGUSR1 under
     SLURM also queues the job again (`scontrol requeue`). A handler that the signal had before, such as submitit's own,
     is called instead; otherwise the exit status is 128 plus the signal's number: 143 for SIGTERM, 138 for SIGUSR1.
-    Resume with ckpt_path=last, or start with ckpt_path=auto.
+    A second signal changes nothing. Resume with ckpt_path=last, or start with ckpt_path=auto.
     """
 
     def __init__(self, run_dir: str) -> None:
         self.run_dir = Path(run_dir)
         self.training = False
         self.received: int | None = None
+        self.leaving = False
         self.before: dict[int, Any] = {}
         self.forward: Callable[[int], None] = lambda signum: None
         self.is_global_zero = True
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self.leaving = False
         launcher = trainer.strategy.launcher
         if hasattr(launcher, "kill"):  # this process forwards a signal to those that the strategy has started
             self.forward = launcher.kill
@@ -75,6 +77,8 @@ class Preemption(Callback):
                 signal.signal(signum, self._hear)
 
     def _hear(self, signum: int, frame: FrameType | None) -> None:
+        if self.leaving:  # `timeout` sends its signal twice
+            return
         self.forward(signum)
         if self.training:
             self.received = signum
@@ -82,6 +86,7 @@ class Preemption(Callback):
             self._leave(signum)
 
     def _leave(self, signum: int) -> None:
+        self.leaving = True
         handler = self.before.get(signum)
         if callable(handler):
             handler(signum, None)

@@ -12,7 +12,7 @@ from pathlib import Path
 from choosy.early import refuse_early
 from choosy.main import in_sentences, see_current_folder
 from choosy.main import main as train
-from choosy.options.fit_words import HELP, again, read_words, resolved
+from choosy.options.fit_words import HELP, again, read_words, resolved, with_dashes
 from choosy.reporting.compare import UnitPrices, compare, print_comparison, write_comparison
 from choosy.reporting.index import read_index, write_index
 from choosy.reporting.report import print_report, write_report
@@ -41,7 +41,7 @@ def main() -> None:
         sys.argv = [sys.argv[0], *words[1:]]  # Hydra reads the words after `train`
         train()
     elif words and words[0] in COMMANDS:
-        with in_sentences(lambda: ""):
+        with in_sentences(lambda: "", with_dashes if words[0] == "fit" else str):
             COMMANDS[words[0]](words[1:])
     elif not words:
         sys.exit(USAGE)
@@ -82,7 +82,7 @@ def fit(words: list[str]) -> None:
         if is_first_process():
             print(f"{run_dir} is finished: {read_run(run_dir).headline}")
         return
-    with in_sentences(lambda: again(words, str(run_dir))), leaving_no_failed_start(run_dir):
+    with in_sentences(lambda: again(words, str(run_dir)), with_dashes), leaving_no_failed_start(run_dir):
         start = None
         if not any(word.startswith("--print_config") for word in words):
             if typed.is_composed:

@@ -7,18 +7,16 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-from lightning.pytorch import Callback
 from omegaconf import DictConfig, OmegaConf
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as hf_logging
 
+from choosy.early import is_ours
 from choosy.files import replacing
-from choosy.main import check, compose, innermost, plain, train
+from choosy.main import SHOWS_STACKS, check, compose, innermost, plain, train
 from choosy.options.names import OURS
 from choosy.options.typed import quoted
 from choosy.reporting.report import filled
@@ -28,6 +26,8 @@ from choosy.resume.run_folder import refuse_used_folder
 from choosy.start import is_finished
 from choosy.types import content_id
 
+P = ParamSpec("P")
+R = TypeVar("R")
 GIVEN = SimpleNamespace()  # the objects of this process that a configuration names
 ARGUMENTS = {  # options of the command line that are arguments of `tune`, which takes objects for them
     **{"model.name": "model", "data.train": "prompts", "data.heldout": "heldout", "labeler": "reward"},
@@ -35,6 +35,22 @@ ARGUMENTS = {  # options of the command line that are arguments of `tune`, which
 }
 
 
+def in_a_sentence(play: Callable[P, R]) -> Callable[P, R]:
+    """Raise a mistake that Choosy explains without the stack of its own functions."""
+
+    @wraps(play)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return play(*args, **kwargs)
+        except ValueError as error:
+            if SHOWS_STACKS or error.__cause__ is not None or not is_ours(error):
+                raise
+            raise error.with_traceback(None) from None
+
+    return call
+
+
+@in_a_sentence
 def tune(
     *words: str,
     model: Any = None,
@@ -80,6 +96,8 @@ def tune(
     typed += reward_words(reward)
     chooses = None if selector is None or isinstance(selector, str) else selector
     if chooses is not None:
+        from lightning.pytorch import Callback
+
         if not isinstance(chooses, Callback):
             raise ValueError(f"selector={chooses!r:.80}: give a name of the menu, or a callback such as RandomPairs().")
         typed.append("selector=none")
@@ -149,6 +167,8 @@ class Tuned:
     @cached_property
     def policy(self) -> tuple[Any, Any]:
         """The tuned model and its tokenizer, loaded from the folder at first use, ready to generate."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
         where = next(folder for name in ("adapter", "model") if (folder := self.folder / name).exists())
         return AutoModelForCausalLM.from_pretrained(where, dtype="auto"), AutoTokenizer.from_pretrained(where)
 
@@ -277,6 +297,8 @@ def save_model(model: Any, folder: Path) -> Path:
     if hasattr(model[0], "peft_config"):
         raise ValueError("The given model has an adapter: give model.merge_and_unload(), or a folder as model.adapter.")
     if not folder.exists():
+        from transformers.utils import logging as hf_logging
+
         hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         with replacing(folder) as unfinished:
             for part in model:

@@ -173,6 +173,14 @@ def _built(node: Any) -> Any:
     return _known(lambda: getattr(import_module(module), name)(**arguments))
 
 
+def is_ours(error: BaseException) -> bool:
+    """Whether Choosy's own code has raised an error, and no library or function of the user's."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and str(place.tb_frame.f_globals.get("__name__")).startswith(OURS)
+
+
 def _known(call: Callable[..., Any], *args: Any) -> Any:
     """Return what a call returns; a hollow object where only the libraries could say.
 
@@ -182,11 +190,7 @@ def _known(call: Callable[..., Any], *args: Any) -> Any:
     try:
         return call(*args)
     except ValueError as error:
-        place = error.__traceback__
-        while place is not None and place.tb_next is not None:
-            place = place.tb_next
-        by_us = place is not None and str(place.tb_frame.f_globals.get("__name__")).startswith(OURS)
-        if by_us and not isinstance(error.__cause__, TypeError | AttributeError):
+        if is_ours(error) and not isinstance(error.__cause__, TypeError | AttributeError):
             raise
     except (Exception, Unknown):
         pass

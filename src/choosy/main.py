@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -31,7 +32,7 @@ from choosy.options.menu import help_text, menu
 from choosy.options.names import meant
 from choosy.options.typed import NO_GROUP, not_composed, quoted, unreadable
 from choosy.parallel.launch import join_tasks, refuse_relaunching_sweep
-from choosy.resume.failed_starts import leaving_no_failed_start
+from choosy.resume.failed_starts import is_first_process, leaving_no_failed_start
 
 # Torch, Lightning and transformers take seconds to import: functions import them once nothing is left to refuse.
 if TYPE_CHECKING:
@@ -64,14 +65,17 @@ SWEEPS: dict[str, Index] = {}  # whose jobs this process has played, by their fo
 COMMAND = list(sys.argv)  # as typed, `choosy train ...` or `python train.py ...`
 STACKS = "HYDRA_FULL_ERROR"
 PATHS = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)  # of a path that was typed
+BY_SIGNALS = [128 + number for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)]  # callbacks/preemption.py
 SHOWS_STACKS = os.environ.get(STACKS) == "1"  # of mistakes that a sentence explains
 
 
 @contextmanager
-def in_sentences(again: Callable[[], str]) -> Iterator[None]:
+def in_sentences(again: Callable[[], str], put: Callable[[str], str] = str) -> Iterator[None]:
     """End the process with a sentence where a mistake can be corrected, or with code 75 where the run waits for labels.
 
-    Then `again` returns what to type when the labels are there.
+    Args:
+        again: Returns what to type once the labels are there, or after Ctrl-C or a signal.
+        put: Puts the options that a sentence names as the command takes them.
     """
     try:
         yield
@@ -80,15 +84,17 @@ def in_sentences(again: Callable[[], str]) -> Iterator[None]:
         if SHOWS_STACKS or not (sentence := explained(cause) or not_built(error)):
             raise
         resume = f"; type\n  {command}" if isinstance(cause, Stopped) and (command := again()) else ""
-        sys.exit(f"\n{sentence}{resume}")
+        sys.exit(f"\n{put(sentence)}{resume}")
     except (KeyboardInterrupt, SystemExit) as stop:
         by_hand = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
-        if not (by_hand and (command := again())):
+        status = stop.code if isinstance(stop, SystemExit) else None
+        by_signal = status in BY_SIGNALS and is_first_process()
+        if not ((by_hand or by_signal) and (command := again())):
             raise
         print(
             f"\nStopped; what was sampled, labeled and trained is kept. To continue type\n  {command}", file=sys.stderr
         )
-        sys.exit(130)  # as a shell says of a program that Ctrl-C has ended
+        sys.exit(130 if by_hand else status)  # as a shell says of a program that Ctrl-C has ended
     except PATHS as error:
         if SHOWS_STACKS or not error.filename:
             raise
@@ -98,13 +104,13 @@ def in_sentences(again: Callable[[], str]) -> Iterator[None]:
         from choosy.parallel.ranks import LOST, is_peer_failure
 
         if isinstance(error, Postponed):
-            print(f"\n{error}\n  {again()}", file=sys.stderr)
+            print(f"\n{put(str(error))}\n  {again()}", file=sys.stderr)
             sys.exit(Postponed.exit_code)
         if is_peer_failure(error):
-            sys.exit(f"\n{LOST}")
+            sys.exit(f"\n{put(LOST)}")
         if SHOWS_STACKS or not (sentence := explained(error)):
             raise
-        sys.exit(f"\n{sentence}")
+        sys.exit(f"\n{put(sentence)}")
 
 
 def main() -> None:
@@ -297,7 +303,7 @@ def compose(overrides: list[str]) -> Any:
         try:
             return hydra.compose("train", overrides=overrides)
         except (HydraException, ValueError) as error:
-            raise ValueError(explained(error, overrides)) from error
+            raise ValueError(explained(error, overrides)) from None
 
 
 def train_help(overrides: list[str]) -> str:

@@ -50,6 +50,18 @@ def test_importing_choosy_imports_no_torch():
     subprocess.run([sys.executable, "-c", asked], check=True)
 
 
+def test_a_mistake_is_raised_without_inner_frames_before_torch_is_imported():
+    program = (
+        "import choosy, sys, traceback\ntry: choosy.tune({})\nexcept ValueError: traceback.print_exc(file=sys.stdout)\n"
+    )
+    program += "print('torch' in sys.modules)"
+    for mistake in ("learning_rate=1e-4", "lr='hot'", "model=1", "reward=3", "prompts=[1]"):
+        call = program.format(mistake if "prompts" in mistake else f"prompts=['a'], {mistake}")
+        said = subprocess.run([sys.executable, "-c", call], check=True, capture_output=True, text=True).stdout
+        assert said.count("  File ") == 2, said  # the user's line and one of ours
+        assert said.endswith("False\n"), said
+
+
 def test_a_result_has_its_numbers_table_curves_policy_and_a_head_for_notebooks(tune):
     result = tune(heldout=PROMPTS[:3], lr=1e-2, **{"batching.batch_size": 2})
     assert result.summary == json.loads((result.folder / "summary.json").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import subprocess
 import sys
@@ -107,14 +108,29 @@ def test_fit_refuses_a_used_folder_and_leaves_it_as_it_is(lines, choosy, tmp_pat
     config = written([*lines, "rounds=1"], run)
     choosy("fit", "--config", config)
     before = contents(run)
-    refused(choosy, "fit", "--config", config, message="already holds a finished run.*ckpt_path=last")
+    refused(
+        choosy, "fit", "--config", config, message="already holds a finished run.*--overwrite=true.*--ckpt_path=last"
+    )
     refused(choosy, "fit", "--config", config, "--ckpt_path=no.ckpt", message="ckpt_path=no.ckpt does not exist")
     assert contents(run) == before
 
 
+@pytest.mark.slow
+def test_fit_plays_what_comes_through_a_pipe(lines, choosy, tmp_path):
+    receive, send = os.pipe()  # as of `--config <(choosy train ... --cfg job)`
+    os.write(send, written([*lines, "rounds=1"], tmp_path / "run").read_bytes())
+    os.close(send)
+    choosy("fit", "--config", f"/dev/fd/{receive}", "--data.responses=2")
+    os.close(receive)
+    assert summary(tmp_path / "run")["rounds"] == 1
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["responses"] == 2
+
+
 def test_fit_has_nothing_to_go_on_with(lines, choosy, tmp_path):
     config = written(lines, tmp_path / "run")
-    refused(choosy, "fit", "--config", config, "--ckpt_path=last", message="holds no run to resume")
+    refused(
+        choosy, "fit", "--config", config, "--ckpt_path=last", message="^\n--ckpt_path=last: .* holds no run to resume"
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -129,7 +145,7 @@ def test_fit_checks_what_is_configured_before_it_builds(lines, choosy, tmp_path)
         "--model.lr=3": "There is no option model.lr",
         "--model.optimizer.lr=abc": "lr wants a number, found 'abc'",
         "--trainer.max_epoch=3": "Did you mean trainer.max_epochs?",
-        "--trainer.max_epochs=5": "type rounds=5",
+        "--trainer.max_epochs=5": "type --rounds=5",
         "--model.policy.lora.rank=3": "There is no option model.policy.lora.rank",
         "lr=3": "options have dashes here: --lr=3",
     }.items():

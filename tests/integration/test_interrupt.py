@@ -1,4 +1,4 @@
-"""Ctrl-C while labels are bought."""
+"""Ctrl-C or SIGTERM while labels are bought."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ def slow(prompt, response):
 
 
 @pytest.mark.slow
-def test_ctrl_c_prints_the_command_that_continues(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path) -> None:
+@pytest.mark.parametrize(("signals", "status"), [([signal.SIGINT], 130), ([signal.SIGTERM, signal.SIGTERM], 143)])
+def test_a_stopped_run_prints_the_command_that_continues(
+    signals: list[signal.Signals], status: int, tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path
+) -> None:
     (tmp_path / "sleepy.py").write_text(SLOW)
     given = [line for line in typed(tmp_path, tiny_policy_dir, prompts_file) if not line.startswith("labeler.path")]
     lines = [*given, "labeler.path=sleepy.py:slow", "rounds=1", "data.heldout=null", "overwrite=true"]
@@ -32,9 +35,11 @@ def test_ctrl_c_prints_the_command_that_continues(tmp_path: Path, tiny_policy_di
         while not (tmp_path / "asked").exists() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.1)
         time.sleep(1.2)
-        process.send_signal(signal.SIGINT)
+        for each in signals:  # `timeout` sends its signal twice
+            process.send_signal(each)
+            time.sleep(0.01)
         _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
+    assert process.returncode == status, said
     assert "Traceback" not in said
     before = labels(tmp_path / "a run" / "ledger.sqlite")
     assert len(before) > 0

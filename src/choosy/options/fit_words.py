@@ -82,6 +82,8 @@ def read_words(words: list[str]) -> Typed:
         if is_set is False or (is_composed and name.split(".")[0] in PARTS):
             below = options({"model": config["module"], "data": config["data"]})
             raise ValueError(f"--{name}: {unknown(name, {*known, *below}, value or '')}")
+        if _is_pipe(value):
+            value = "{data: {}, trainer: {}}"  # LightningCLI plays `config` in its place
         kept.append(f"--{name}" if value is None else f"--{name}={value}")
     typed = [re.sub(r"\.(init_args|class_path)\b", "", name).replace("model.policy.", "model.") for name, _ in pairs]
     return Typed(kept, config, is_composed, typed)
@@ -94,8 +96,31 @@ def again(words: list[str], run_dir: str) -> str:
         >>> again(["--config", "run.yaml", "--overwrite=true", "--lr=1e-4"], "runs/one")
         'choosy fit --config=run.yaml --lr=1e-4 --run_dir=runs/one --ckpt_path=last'
     """
-    kept = [f"--{name}={value}" for name, value in _pairs(words) if name not in (*START, "name", "run_dir")]
+    pairs = [(name, f"{run_dir}/config.yaml" if _is_pipe(value) else value) for name, value in _pairs(words)]
+    kept = [f"--{name}={value}" for name, value in pairs if name not in (*START, "name", "run_dir")]
     return shlex.join(["choosy", "fit", *kept, f"--run_dir={run_dir}", "--ckpt_path=last"])
+
+
+def with_dashes(sentence: str) -> str:
+    """Return a sentence with the options that it names as `choosy fit` takes them.
+
+    Example:
+        >>> with_dashes("choose another name=..., or resume it with ckpt_path=last (choosy train -m seed=0,1)")
+        'choose another --name=..., or resume it with --ckpt_path=last (choosy train -m seed=0,1)'
+    """
+    groups = {*menu()["defaults"]}
+
+    def dashed(found: re.Match[str]) -> str:
+        name = found["name"]
+        ours = name and name not in groups and name.split(".")[0] in {*menu(), *groups}
+        return f"--{found[0]}" if ours else found[0]
+
+    return re.sub(r"choosy train [^;\n]*|(?<![^\s(`])(?P<name>\w+(\.\w+)*)=", dashed, sentence)
+
+
+def _is_pipe(path: str | None) -> bool:
+    """Whether this is a pipe, as of `--config <(choosy train ... --cfg job)`, which can be read only once."""
+    return path is not None and Path(path).is_fifo()
 
 
 def _pairs(words: list[str]) -> Iterator[tuple[str, str | None]]:
@@ -111,7 +136,7 @@ def _pairs(words: list[str]) -> Iterator[tuple[str, str | None]]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a file of YAML, in which 1e-5 is a number."""
-    if not path.is_file():
+    if not (path.is_file() or path.is_fifo()):
         raise ValueError(f"No file {path}; type choosy train ... --cfg job > {path}")
     try:
         found = parsed(path.read_text(encoding="utf-8"))
