@@ -146,7 +146,7 @@ def _set_up(config: Mapping[str, Any]) -> None:
         encode_response=lambda *_: (0,),
         encode_turns=lambda *_: ((0,), (True,)),
         refuse_long_answers=lambda *_: None,
-        refuse_beyond_window=lambda *_: None,
+        refuse_beyond_window=lambda *_, **__: None,
     )
     run.open = lambda policy, loss, prompts, read: run.labels.check_prompts(prompts)
     run.labels.ledger = HOLLOW  # which may be there already, and know what answers have cost

@@ -225,7 +225,9 @@ def test_answers_beyond_the_window_are_refused_before_the_weights_are_loaded(giv
     pairs = ["data=offline", f"data.train={tmp_path}/rows.jsonl", "data.reader.max_response_tokens=2000"]
     lines = [*pairs, "labeler=dataset"] if given else ["sampler.max_new_tokens=1020"]
     monkeypatch.setattr(Policy, "load", lambda *args, **kwargs: pytest.fail("the weights were loaded"))
-    with pytest.raises(ValueError, match=r"may take 1\d\d\d tokens, and the context window of .* has 1024; lower data"):
+    option = r"data\.reader\.max_response_tokens" if given else r"sampler\.max_new_tokens"
+    lower = rf"1024; lower data\.reader\.max_prompt_tokens or {option}\.$"
+    with pytest.raises(ValueError, match=rf"may take 1\d\d\d tokens, and the context window of .* has {lower}"):
         play(*lines, "data.heldout=null")
 
 

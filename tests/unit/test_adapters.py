@@ -203,7 +203,10 @@ def test_a_configured_adapter_is_sampled_as_it_is_scored(options, tiny_policy_di
         ({"options": {"init_lora_weights": "pissa_niter_4"}}, "changes the frozen weights"),
         ({"options": {"use_dorra": True}}, r"is no argument of PEFT's LoraConfig\. Did you mean use_dora\?"),
         ({"options": {"lora_alpha": 3}}, r"goes by model\.lora\.alpha\."),
-        ({"targets": "vv_proj"}, r"names vv_proj, and the model has no such layer; it has .*q_proj"),
+        (
+            {"targets": "vv_proj"},
+            r"no such layer\. Did you mean v_proj\? It has down_proj, [^.]*q_proj, up_proj, v_proj\.$",
+        ),
         ({"targets": ["q_proj", "vv_proj"]}, r"names vv_proj, and the model has no such layer"),
         ({"targets": "nothing.*"}, r"PEFT makes no adapter of model\.lora: .*nothing"),
         ({"targets": ["norm"]}, r"PEFT makes no adapter of model\.lora: "),
@@ -250,5 +253,5 @@ def test_a_tokenizer_beside_an_adapter_is_used(tiny_policy_dir: Path, tmp_path: 
 
 def test_targets_that_the_model_lacks_are_named(tiny_policy_dir: Path) -> None:
     policy = Policy(str(tiny_policy_dir), lora=Lora(targets=["q_proj", "vv_proj"]), dtype="float32")
-    with pytest.raises(ValueError, match=r"targets names vv_proj, and the model has no such layer; .* v_proj"):
+    with pytest.raises(ValueError, match=r"targets names vv_proj, and the model has no such layer\. .* v_proj"):
         policy.load(device=torch.device("cpu"), seed=0)

@@ -143,7 +143,7 @@ def with_tokens(candidates: Sequence[Candidates], policy: Policy, *, max_respons
     if refused:
         log.warning(f"{len(refused)} of {len(candidates)} prompts with given answers are left out: {refused[0]}.")
     longest = (len(c.prompt_ids) + len(r.ids) for c in result for r in c.responses)
-    policy.tokens.refuse_beyond_window(max(longest, default=0))
+    policy.tokens.refuse_beyond_window(max(longest, default=0), given=True)
     if cut:
         log.warning(
             f"{cut} given responses are longer than data.reader.max_response_tokens={max_response_tokens} and were cut."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from functools import partial
 from typing import Any, Literal
 
@@ -115,11 +116,16 @@ def refuse_unknown_targets(model: nn.Module, targets: str | Sequence[str]) -> No
     """Raise a ValueError for a name of layers that the model does not have."""
     if isinstance(targets, str):  # PEFT refuses an expression that no name matches
         return
-    layers = {name for name, module in model.named_modules() if not list(module.children())}
+    takes = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, Conv1D)  # of PEFT's LoRA
+    layers = {name: module for name, module in model.named_modules() if not list(module.children())}
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in layers):
-            known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
-            raise ValueError(f"model.lora.targets names {target}, and the model has no such layer; it has {known}.")
+            known = sorted({name.rpartition(".")[2] for name, layer in layers.items() if isinstance(layer, takes)})
+            near = get_close_matches(target, known, n=1)
+            hint = f"Did you mean {near[0]}? " if near else ""
+            raise ValueError(
+                f"model.lora.targets names {target}, and the model has no such layer. {hint}It has {', '.join(known)}."
+            )
 
 
 def switch_off_dropout(model: nn.Module) -> None:

@@ -141,13 +141,13 @@ class Tokens:
         """Raise a ValueError if a prompt with an answer of so many tokens is longer than the context window."""
         self.refuse_beyond_window(max((len(self.encode_prompt(p)) for p in prompts), default=0) + new_tokens)
 
-    def refuse_beyond_window(self, tokens: int) -> None:
-        """Raise a ValueError for a sequence that is longer than the model's context window."""
+    def refuse_beyond_window(self, tokens: int, *, given: bool = False) -> None:
+        """Raise a ValueError for a given or a sampled sequence that is longer than the context window."""
         if self.window is not None and tokens > self.window:
             raise ValueError(
                 f"A prompt and its response may take {tokens} tokens, and the context window of {self.source.name} has "
-                f"{self.window}; lower data.reader.max_prompt_tokens, data.reader.max_response_tokens or "
-                "sampler.max_new_tokens."
+                f"{self.window}; lower data.reader.max_prompt_tokens or "
+                f"{'data.reader.max_response_tokens' if given else 'sampler.max_new_tokens'}."
             )
 
     def encode_response(self, text: str, prompt: Prompt | None = None) -> tuple[int, ...]:
