@@ -38,10 +38,12 @@ class PredictedGap(PairChooser):
             raise ValueError(f"{settings}: choose bonus >= 0, 0 <= explore <= 1, cold=dissimilarity or cold=random.")
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
-        head, embed_ND = at.learned.head(at), at.learned.embed(candidates, at)
+        head = at.learned.head(at)
+        if head is None and self.cold == "random":
+            return [[0.0] * len(selection.pair_positions(len(c.responses))) for c in candidates]
+        embed_ND = at.learned.embed(candidates, at)
         if head is None:
-            cold = selection.dissimilarity if self.cold == "dissimilarity" else predicted.no_gap
-            return [cold(without_length(embed_nD)) for embed_nD in embed_ND]
+            return [selection.dissimilarity(without_length(embed_nD)) for embed_nD in embed_ND]
         if self.thompson:
             head = head.drawn(seed_of(at.seed, "thompson", at.number))
         gaps = [predicted.predicted_gap(head.rewards(e), head.deviations(e), self.bonus) for e in embed_ND]

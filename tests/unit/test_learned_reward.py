@@ -89,7 +89,11 @@ def test_before_enough_labels_dissimilarity_or_chance_chooses(embedded: list[str
     assert utilities(min_labels=9, cold="dissimilarity") == [
         dissimilarity(without_length(embed_ND)) for embed_ND in embeds
     ]
+    before = len(embedded)
     assert utilities(min_labels=9, cold="random") == [[0.0] * 3] * 7
+    assert not any(text.startswith("?\n1 ") for text in embedded[before:]), (
+        "chance needs no embedding of fresh responses"
+    )
     warm = utilities(min_labels=8, cold="random")
     assert warm == utilities(min_labels=8, cold="dissimilarity")
     assert min(map(min, warm)) > 0

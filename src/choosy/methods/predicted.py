@@ -42,16 +42,6 @@ def predicted_gap(reward_N: Tensor, deviation_N: Tensor | None = None, bonus: fl
     return [gap_NN[i, j].item() for i, j in pair_positions(len(reward_N))]
 
 
-def no_gap(embed_ND: Tensor) -> list[float]:
-    """The same utility for each pair, so that chance chooses.
-
-    Example:
-        >>> no_gap(torch.ones(3, 2))
-        [0.0, 0.0, 0.0]
-    """
-    return [0.0] * len(pair_positions(len(embed_ND)))
-
-
 def predicted_gain(rewards: Sequence[Tensor | None]) -> list[float]:
     """The predicted spread of each prompt's stored responses: the largest gap that a label of fresh ones may show.
 
