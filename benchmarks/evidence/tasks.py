@@ -40,6 +40,7 @@ def settings(rates: Sequence[float], betas: Sequence[float]) -> list[list[str]]:
 
 
 OWN = "learned_reward.embedder=policy"
+ALL = "pairing=all"
 
 
 def count(callback: str, number: int) -> list[str]:
@@ -53,18 +54,21 @@ def choose_pairs(pairs: int, *names: str) -> dict[str, list[str]]:
 
 
 def score_prompts(prompts: int) -> dict[str, list[str]]:
-    """Those that score all responses to so many prompts a round, and pair the best with the worst."""
+    """Those that score all responses to so many prompts a round, and train on best against worst or on all pairs."""
     first = "callbacks.spread.cold=random"
+    by_chance = ["selector=random", *count("random_prompts", prompts), "callbacks.random_prompts.warmup_rounds=0"]
+    spread = ["selector=spread", *count("spread", prompts), first]
+    oversampled = ["selector=spread_oversampled", *count("spread", prompts), first]
     return {
-        "best_against_worst": [
-            "selector=random",
-            *count("random_prompts", prompts),
-            "callbacks.random_prompts.warmup_rounds=0",
-        ],
-        "spread": ["selector=spread", *count("spread", prompts), first],
-        "spread_oversampled": ["selector=spread_oversampled", *count("spread", prompts), first],
-        "spread_policy": ["selector=spread", *count("spread", prompts), first, OWN],
-        "spread_oversampled_policy": ["selector=spread_oversampled", *count("spread", prompts), first, OWN],
+        "best_against_worst": by_chance,
+        "spread": spread,
+        "spread_oversampled": oversampled,
+        "spread_policy": [*spread, OWN],
+        "spread_oversampled_policy": [*oversampled, OWN],
+        "random_all": [*by_chance, ALL],
+        "spread_all": [*spread, ALL],
+        "spread_oversampled_all": [*oversampled, ALL],
+        "spread_policy_all": [*spread, OWN, ALL],
     }
 
 
@@ -76,6 +80,11 @@ def pair_arms(pairs: int, responses: int) -> dict[str, list[str]]:
     own = ("random_pairs", "certainty", "dissimilarity", "d_optimal", "predicted_gap", "length_matched")
     return {
         **choose_pairs(pairs, *own),
+        "random_longer": [
+            "selector=random_pairs",
+            *count("random_pairs", pairs),
+            "epochs_per_round=24",  # about as many steps as with all pairs of four responses
+        ],
         "entropy_certainty": ["selector=entropy_certainty", *count("certainty", pairs)],
         "delta_ucb": ["selector=delta_ucb", *count("predicted_gap", pairs)],
         "predicted_gap_policy": ["selector=predicted_gap", *count("predicted_gap", pairs), OWN],
