@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from page import share
 
 BEGIN, END = "<!-- evidence -->", "<!-- end of evidence -->"
-CONTROLS = ("length_matched",)
 
 
 def refreshed(text: str, task: Mapping[str, Any]) -> str:
@@ -30,9 +28,8 @@ def refreshed(text: str, task: Mapping[str, Any]) -> str:
 
 def sentence(task: Mapping[str, Any]) -> str:
     """What the best selector saved, and on how many seeds that rests."""
-    arms = task["beside_random"]
-    best = min(set(arms) - set(CONTROLS), key=lambda arm: arms[arm]["labels"]["ratio"][0] or math.inf)
-    found = arms[best]["labels"]
+    best = task["best"]
+    found = task["beside_random"][best]["labels"]
     ratio, low, high = map(share, found["ratio"])
     rests = f"95 % interval {low} to {high}, p = {found['p']:.2g}, {task['seeds']} seeds"
     return (

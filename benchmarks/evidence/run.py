@@ -126,6 +126,7 @@ def evidence(task: Task, settings: Settings, name: str, seeds: int, store: Store
         "tuned_on": TUNED,
         "settings": {arm: settings[arm] for arm in arms},
         "comparisons": len(found.beside),
+        "best": found.best,
         "sentence": found.sentence,
         "beside_random": {
             arm: {cost: plain(one) for cost, one in costs.items()} for arm, costs in found.beside.items()

@@ -37,6 +37,15 @@ def test_the_sentence_names_the_winner_in_money() -> None:
     )
 
 
+def test_the_sentence_prefers_an_arm_that_is_shown_to_pay_to_a_cheaper_one_that_is_not() -> None:
+    """The lucky arm is far ahead on half of the seeds and behind on the others."""
+    sure, lucky = arm(0.0125), {s: arm(0.06 if s % 2 else 0.005)[s] for s in arm(0.01)}
+    found = compared({"random_pairs": arm(0.01), "lucky": lucky, "sure": sure})
+    assert [name for name, _ in found.rows("labels")] == ["random_pairs", "lucky", "sure"]
+    assert found.best == "sure"
+    assert found.sentence.startswith("sure pays here: it needs 80% of the labels")
+
+
 def test_a_cheap_labeler_and_a_dear_machine_want_another_arm() -> None:
     arms = {"random_pairs": arm(0.01), "thrifty": arm(0.02, seconds=1000.0), "fast": arm(0.0125, seconds=50.0)}
 

@@ -96,12 +96,22 @@ class Comparison:
         return "money" if "money" in self.costs else "labels"
 
     @property
+    def best(self) -> str:
+        """The cheapest of the arms that are shown to pay; if none is, the cheapest of all."""
+        _, *others = self.rows(self.headline_cost)
+        return next((name for name, found in others if self.pays(found)), others[0][0])
+
+    def pays(self, found: Versus) -> bool:
+        """Whether an arm is shown to need less than the baseline, as one of several (Bonferroni)."""
+        return found.ratio.high < 1 and found.gain.value > 0 and found.p * len(self.beside) < 0.05
+
+    @property
     def sentence(self) -> str:
         """Which arm pays here, by how much; or that none does, and what would tell."""
         cost, baseline = self.headline_cost, self.baseline
         if not self.beside:
             return f"There is only one arm, {baseline}; run another one on the same seeds to compare."
-        _, (best, found), *_ = self.rows(cost)
+        best, found = self.best, self.beside[self.best][cost]
         ratio, gain = found.ratio, found.gain.value
         if math.isnan(ratio.value):
             return f"{baseline} ends no better than it began, so that no cost of its quality can be compared."
@@ -117,7 +127,7 @@ class Comparison:
             return f"{best} needs {needs}, with {seeds} nothing of chance: type seed=0,1,2,3,4,5,6,7."
         known = f"95 % interval {as_range(ratio, as_share)}, " if not math.isnan(ratio.low) else ""
         shown = f"{known}p {as_p(found.p)}, {found.seeds} seeds"
-        if ratio.high < 1 and gain > 0 and found.p * len(self.beside) < 0.05:  # the best of several (Bonferroni)
+        if self.pays(found):
             return f"{best} pays here: it needs {needs} ({shown})."
         if gain <= 0 or not math.isfinite(found.more_seeds):
             return f"No arm is shown to pay more than {baseline}. The best, {best}, needs {needs} ({shown})."
