@@ -69,7 +69,7 @@ REFUSED_BY_FIT = {
     "--loss.beta=0": "loss.beta=0 turns preference into nothing",
     "--model.loss.beta=0": "loss.beta=0 turns preference into nothing",
     "--run_dir=runs/done": "already holds a finished run",
-    "--model.adapter=adapter --model.policy.lora.r=16": "has r=8, and model.lora.r=16 would change nothing",
+    "--model.adapter=adapter --model.policy.lora.r=16": "has r=8, and --model.lora.r=16 would change nothing",
     "--data.train=topics.jsonl": "topics.jsonl, line 1: no prompt",
 }
 

@@ -39,14 +39,15 @@ def test_the_notebook_runs_offline_and_shows_what_it_should(tmp_path, monkeypatc
     first, second = cells["import choosy"], cells["from dataclasses import dataclass"]
     for tuned in (first, second):
         lines = data_of(tuned, "text/plain")
-        assert len(tuned.outputs) == 2, "a line of progress and the result"
+        assert len(tuned.outputs) == 3, "a line of progress, what the run is played with, and the result"
         assert lines[0].startswith("round 2/2  evaluate"), "one line, in which each phase takes the place of the last"
-    (head,) = data_of(first, "text/html")
+        assert lines[1].startswith("labeler ")
+    head = data_of(first, "text/html")[-1]
     assert "Held-out reward" in head
     assert "data:image/png;base64," in head
     assert data_of(cells["%matplotlib inline"], "image/png")
     assert cells["for answer in result.run.answers:"].outputs[0].text.count("->") == 8
-    (both,) = data_of(second, "text/plain")[1:]
+    (both,) = data_of(second, "text/plain")[2:]
     start, *_, end = (line.split() for line in both.splitlines() if line[:1].isdigit())
     assert float(end[1]) > float(start[1]), "the policy has become kinder"
     assert cells["tuned, tokens = result.policy"].outputs[0].text.count("the moon is") == 5

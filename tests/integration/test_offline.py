@@ -354,7 +354,7 @@ def test_prompts_whose_scores_tie_are_scored_once(play, rows_file):
         for n in range(10)
     ]
     learned = ["learned_reward.embedder=policy", "learned_reward.min_labels=4"]
-    half = ["selector=spread", "callbacks.spread.fraction=0.5"]
+    half = ["selector=spread", "callbacks.spread.fraction=0.5", "callbacks.spread.cold=dissimilarity"]
     run = play(*OFFLINE, rows_file(tied), "rounds=2", *half, *learned)
     judged = [
         {row["prompt"] for row in run.round(n).to_dict("records") if len(row["pairs"]) or len(row["undecided"])}

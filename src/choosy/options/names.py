@@ -193,7 +193,7 @@ def to_type(ours: str, value: str) -> str:
 def file_meant(path: Path) -> str:
     """Return a question on the file or folder that was meant by a path that is not there; "" if none is near."""
     try:
-        beside = [one.name for one in path.parent.iterdir()]
+        beside = [one.name for one in path.parent.iterdir() if one.name != path.name]
     except OSError:
         return ""
     near = get_close_matches(path.name, beside, n=1, cutoff=0.75)
