@@ -16,7 +16,7 @@ CACHE = Path(__file__).parent / "cache" / "pools"
 WORDS = 60  # longer answers are left out, so that a run takes minutes
 FEWEST = 4  # answers of a prompt
 HELDOUT = 85  # prompts
-POINT = 1e-6  # the smallest share of wins that is told from none
+POINT = 1e-6  # smaller shares of wins count as this one
 
 
 def prepare(data: Path) -> Path:

@@ -182,7 +182,7 @@ class WeightedDPO(LightningModule):
 
     @torch.no_grad()
     def find_partners(self, batch: Batch) -> dict[ItemKey, float]:
-        """Where each pair of the step stands in the policy's order, and what the reference has there, of all ranks.
+        """The place of each pair of the step in the policy's order, and what the reference has there, of all ranks.
 
         See `Facts.partner_B`; pairs with equal margins are ordered by their keys.
         """

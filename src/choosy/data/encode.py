@@ -114,7 +114,7 @@ class Reader:
 
 
 def refuse_unjudged(placed: Mapping[str, Prompt], judge: JudgesRows) -> None:
-    """Refuse the first prompt to which no answer could be judged, by the place that it stands at."""
+    """Refuse the first prompt to which no answer could be judged, by its place in the data."""
     for where, prompt in placed.items():
         try:
             judge.check_prompts([prompt])
