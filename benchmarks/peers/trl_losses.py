@@ -42,8 +42,11 @@ class Given(nn.Module):
 
 def trainer_of(kind: type, **settings) -> object:
     """A trainer without data or weights: what `_compute_loss` reads of it."""
+
+    def same(x: object) -> object:
+        return x
+
     trainer = kind.__new__(kind)
-    same = lambda x: x  # noqa: E731
     accelerator = SimpleNamespace(device=torch.device("cpu"), gather=same, gather_for_metrics=same, unwrap_model=same)
     known = {"aux_loss_enabled": False, "precompute_ref_logps": False, "_total_train_tokens": 0, "_tp_size": 1}
     args = SimpleNamespace(gradient_checkpointing_kwargs=None, discopop_tau=settings.get("discopop_tau"))

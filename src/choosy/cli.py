@@ -69,9 +69,9 @@ class ChoosyCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except Exception as error:
-            if isinstance(error, ValueError | MisconfigurationException):
-                raise
+        except (ValueError, MisconfigurationException):
+            raise
+        except Exception as error:  # a class of the user's may raise anything
             said = f"{type(error).__name__}: {error}".rstrip(".")
             raise ValueError(f"The run cannot be built: {said}. HYDRA_FULL_ERROR=1 shows the stack.") from error
 
