@@ -449,17 +449,28 @@ def test_a_run_that_failed_in_its_first_round_gives_way_to_another_and_its_label
         train(compose(named), run)
 
 
-def test_overwrite_replaces_a_run_and_keeps_its_labels_aside(lines, tmp_path):
+def test_overwrite_replaces_a_run_and_keeps_its_labels_aside(lines, tmp_path, tiny_policy_dir):
     run = tmp_path / "run"
     train(compose([*lines, "rounds=2"]), run)
     before = labels(run / "ledger.sqlite")
     with pytest.raises(ValueError, match="overwrite=true replaces the run that ckpt_path=last resumes; type one"):
         train(compose([*lines, "overwrite=true", "ckpt_path=last"]), run)
+    everything, broken = contents(run), tmp_path / "broken"
+    shutil.copytree(tiny_policy_dir, broken)
+    (broken / "model.safetensors").write_text("no weights")
+    with pytest.raises(Exception, match=r"(?i)safetensor|header"):
+        train(compose([*lines, "overwrite=true", f"model.name={broken}"]), run)
+    assert contents(run) == everything, "the old run is lost only to one that runs"
     train(compose([*lines, "rounds=1", "overwrite=true"]), run)
     assert summary(run)["rounds"] == 1
     assert summary(run)["labels"]["reused"] == 0
     assert not (run / "rounds" / "round_001.parquet").exists()
     assert labels(run / "replaced.1" / "ledger.sqlite").equals(before)
+    assert {path.name for path in (run / "replaced.1").iterdir()} <= {
+        "ledger.sqlite",
+        "ledger.sqlite-wal",
+        "ledger.sqlite-shm",
+    }
 
 
 def test_fewer_rounds_than_are_played(lines, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ OURS = (
     *(MARK, "rounds", "checkpoints", "tensorboard", "adapter", "model", "metrics.csv", "config.yaml", ".hydra"),
     *("summary.json", "report.html", "curves.png", "ledger.copy.sqlite"),
 )
+REPLACED = (*OURS, "run_id", "data.json")  # what a new run must not find
 PAID = ("ledger.sqlite", "clicks.sqlite")  # what people or money have answered
 
 log = logging.getLogger(__name__)
@@ -25,9 +26,10 @@ log = logging.getLogger(__name__)
 def leaving_no_failed_start(folder: Path) -> Iterator[None]:
     """Remove a run's folder if the run fails before it has sampled anything, and mark it if before it has trained.
 
-    A folder that held anything before is not removed, and one that held another run's rounds is not marked.
+    A folder that held anything before is not removed, and one that held another run's rounds is not marked. A run that
+    was to be replaced is put back if the new one has sampled nothing, and removed, but for its labels, at its end.
     """
-    new = not any(_inside(folder))
+    new, aside_before = not any(_inside(folder)), _aside(folder)
     others = any(folder.glob("rounds/*.parquet")) and not (folder / MARK).exists()
     try:
         yield
@@ -38,9 +40,16 @@ def leaving_no_failed_start(folder: Path) -> Iterator[None]:
             if any(folder.glob("rounds/*.parquet")):
                 if not others:
                     (folder / MARK).touch()
+            elif replaced := _aside(folder)[len(aside_before) :]:
+                _put_back(folder, *replaced)
             elif new:
                 shutil.rmtree(folder, ignore_errors=True)
         raise
+    if is_first_process():
+        for aside in _aside(folder):
+            _remove(aside, REPLACED)
+            if not _inside(aside):
+                aside.rmdir()
 
 
 def is_first_process() -> bool:
@@ -54,29 +63,44 @@ def replace_failed_start(folder: Path) -> None:
     if not (folder / MARK).exists() or any(folder.glob("checkpoints/*")):
         return
     log.warning("%s held a run that failed before its first round was trained; it is replaced.", folder)
-    _remove(folder)
+    _remove(folder, OURS)
 
 
 def overwrite(folder: Path) -> None:
-    """Remove what an earlier run has left; its ledger, and the clicks of people, are moved aside."""
-    kept = [path for name in PAID for path in folder.glob(f"{name}*") if "-buyer-" not in path.name]
-    if kept:
-        number = 1 + max((int(old.suffix[1:]) for old in folder.glob("replaced.*")), default=0)
-        aside = folder / f"replaced.{number}"
-        aside.mkdir()
-        for path in kept:
-            path.rename(aside / path.name)
-        log.warning("The labels of the run that was in %s are kept in %s.", folder, aside)
-    _remove(folder)
-    (folder / "run_id").unlink(missing_ok=True)
+    """Move what an earlier run has left aside; `leaving_no_failed_start` decides what becomes of it."""
+    paid = [path for name in PAID for path in folder.glob(f"{name}*") if "-buyer-" not in path.name]
+    if not (left := [*(path for name in REPLACED if (path := folder / name).exists()), *paid]):
+        return
+    aside = folder / f"replaced.{1 + max(map(_number, _aside(folder)), default=0)}"
+    aside.mkdir()
+    for path in left:
+        path.rename(aside / path.name)
+    log.warning("The run that was in %s is in %s until the new one is finished; its labels stay there.", folder, aside)
+
+
+def _put_back(folder: Path, aside: Path) -> None:
+    """Put back a run that was moved aside, in the place of one that has sampled nothing and bought no label."""
+    _remove(folder, (*REPLACED, *(path.name for name in PAID for path in folder.glob(f"{name}*"))))
+    for path in _inside(aside):
+        path.rename(folder / path.name)
+    aside.rmdir()
+
+
+def _aside(folder: Path) -> list[Path]:
+    """The folders of replaced runs, the oldest first."""
+    return sorted(folder.glob("replaced.*"), key=_number)
+
+
+def _number(aside: Path) -> int:
+    return int(aside.suffix[1:])
 
 
 def _inside(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
 
 
-def _remove(folder: Path) -> None:
-    for name in OURS:
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
         if (path := folder / name).is_dir():
             shutil.rmtree(path)
         else:
