@@ -6,7 +6,7 @@ import json
 import math
 import sqlite3
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,12 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from lightning.pytorch import Callback
+from torch import Tensor
 from torch.testing import assert_close
 
 from choosy.labeling.protocols import SCORE
 from choosy.methods.pairing import all_unequal, best_and_worst, sweet_spot
 from choosy.methods.selection import quota
 from choosy.models.policy import Policy
+from choosy.models.rows import Group
 from choosy.sampling.generate import Generate
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -789,3 +791,28 @@ def test_oversampling_without_a_number_of_pairs_says_what_to_type(play):
         play("selector=random", *lines)
     with pytest.raises(Exception, match="set fraction and count of this selector to null"):
         play("selector=random", lines[0])
+
+
+def test_a_response_in_many_pairs_is_computed_once(load_policy):
+    """All pairs of four responses give the values and the gradient that they give one by one, with fewer tokens."""
+    policy = load_policy()
+    responses = [[5, 6, 7], [8, 9], [10], [11, 12]]
+    pairs = [Group([3, 4], [responses[i], responses[j]]) for i in range(4) for j in range(i + 1, 4)]
+    given: list[int] = []
+    policy.causal_lm.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: given.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+
+    def gradient(*parts: Sequence[Group]) -> tuple[Tensor, list[Tensor]]:
+        logp_T = torch.cat([policy.token_logps(part) for part in parts])
+        logp_T.square().sum().backward()
+        grads = [p.grad.clone() for _, p in policy.trainable()]
+        policy.zero_grad()
+        return logp_T.detach(), grads
+
+    policy.token_logps(pairs)
+    given.clear()
+    together, apart = gradient(pairs), gradient(*([pair] for pair in pairs))
+    assert given[0] == 2 + (2 + 1 + 0 + 1)
+    assert sum(given[1:]) == 6 * 2 + 3 * (2 + 1 + 0 + 1)
+    assert_close(together, apart, rtol=1e-4, atol=1e-4)

@@ -105,12 +105,12 @@ def test_a_normalised_weight_depends_on_the_round_and_not_on_the_batch(batch_siz
 
 
 def test_only_the_items_of_the_round_are_in_the_mean() -> None:
-    """Weights 1 and 2 of round 0, 3 and 4 of round 1; rank 0 of 2 has the first and the third of four."""
+    """Weights 1 and 2 of round 0, 3 and 4 of round 1; rank 0 of 2 has the first two of four."""
     labeled = [replace(c, pairs=(replace(c.pairs[0], round=i // 2),)) for i, c in enumerate(pool_of(4).candidates())]
     items = PoolItems(Pool().put(labeled, round=1), NEEDS, round=1, only_round=True)
     assert ItemBatches(items, batch_size=4, seed=0, round=1, normalize=True).mean_weight == 3.5
     every = list(PoolItems(Pool().put(labeled, round=1), NEEDS, round=1))
-    assert batch_of(every, rank=0, size=2, mean_weight=2.5).weight_B.tolist() == pytest.approx([0.4, 1.2])
+    assert batch_of(every, rank=0, size=2, mean_weight=2.5).weight_B.tolist() == pytest.approx([0.4, 0.8])
     assert batch_of(every).weight_B.tolist() == [1, 2, 3, 4]
 
 
@@ -192,6 +192,26 @@ def test_tokens_that_others_say_count_nowhere() -> None:
     assert s.tokens.logp_T.tolist() == [-1.0, -2.0, -3.0]
     assert s.tokens.id_T.tolist() == [1, 3, 4]
     assert s.tokens.response_T.tolist() == [0, 0, 1]
+
+
+def all_pairs_pool(prompts: int) -> Pool:
+    """Four scored responses to each prompt, in all six pairs."""
+    responses = tuple(Response("", (i, i + 1), logp_ref=-1.0, reward=float(-i)) for i in range(4))
+    pairs = tuple(Pair(i, j) for i in range(4) for j in range(i + 1, 4))
+    return Pool().put(
+        [Candidates(Prompt(f"p{n}", "?"), responses, (n, 9), pairs=pairs) for n in range(prompts)], round=0
+    )
+
+
+def test_the_pairs_of_a_prompt_share_a_batch_a_rank_and_a_part() -> None:
+    items = PoolItems(all_pairs_pool(6), NEEDS, round=1)
+    given = [list(ItemBatches(items, batch_size=24, seed=0, round=1, rank=rank, size=2)) for rank in (0, 1)]
+    assert [len(batch) for rank in given for batch in rank] == [12, 6, 12, 6]
+    for batch in [batch for rank in given for batch in rank]:
+        assert len(set(names(batch))) == len(batch) / 6, "whole prompts, each with its six pairs"
+        parts = list(batch.parts(6))  # a prompt of 2 tokens and four responses, which add one each
+        assert {len(part) for part in parts} == {6}
+        assert all(len(set(names(part))) == 1 for part in parts)
 
 
 @pytest.mark.parametrize("tokens_per_step", [1, 12, 1000])

@@ -19,7 +19,7 @@ from choosy.methods.loss_inputs import NO_STEPS_YET, Facts, LossInputs, Need, To
 from choosy.methods.pairing import ranked
 from choosy.methods.weighting import mean_weight
 from choosy.models.logprobs import sum_by_response
-from choosy.models.rows import Group, Ids, packed
+from choosy.models.rows import Group, Ids, deduplicated, packed, together
 from choosy.types import Candidates, seed_of
 
 ItemKey = tuple[str, tuple[int, ...], tuple[tuple[int, ...], ...]]
@@ -89,6 +89,11 @@ class PoolItems:
 
     def __len__(self) -> int:
         return len(self.places)
+
+    @property
+    def rows(self) -> list[int]:
+        """The pool's row of each item."""
+        return [row for row, _ in self.places]
 
     def __getitem__(self, n: int) -> Item:
         row, position = self.places[n]
@@ -200,21 +205,47 @@ class Batch:
         return self.some([i for i, item in enumerate(self.items) if item.key not in items])
 
     def parts(self, tokens_per_step: int, *, one_row: bool = False) -> Iterator[Batch]:
-        """The batch in pieces that fit the token budget; the pieces' summed losses are the batch's."""
-        for positions in packed(self.groups, tokens_per_step, one_row=one_row):
-            yield self.some(positions)
+        """The batch in pieces that fit the token budget; the pieces' summed losses are the batch's.
+
+        Items of a prompt stay together where they fit: a response that they have in common is computed once.
+        """
+        groups = self.groups
+        joined = together(groups, tokens_per_step)
+        laid = [deduplicated([groups[i] for i in positions])[0][0] for positions in joined]
+        for numbers in packed(laid, tokens_per_step, one_row=one_row):
+            yield self.some([i for n in numbers for i in joined[n]])
 
 
 def batch_of(items: Sequence[Item], *, rank: int = 0, size: int = 1, mean_weight: float = 1.0) -> Batch:
-    """This rank's share of an optimiser batch, its weights divided by the mean weight of the round if wanted."""
+    """This rank's share of an optimiser batch, its weights divided by the mean weight of the round if wanted.
+
+    Neighbours stay on one rank, as far as they can: they may have a prompt in common.
+    """
     weight_B = torch.tensor([item.weight for item in items], dtype=torch.float32) / mean_weight
-    return Batch(tuple(items[rank::size]), weight_B[rank::size], len(items))
+    mine = slice(len(items) * rank // size, len(items) * (rank + 1) // size)
+    return Batch(tuple(items[mine]), weight_B[mine], len(items))
 
 
 def shuffled(n: int, *, seed: int, round: int, passes: int) -> list[list[int]]:
     """A fresh shuffle of n positions for each pass of a round."""
     generators = [torch.Generator().manual_seed(seed_of(seed, "order", round, one)) for one in range(passes)]
     return [torch.randperm(n, generator=generator).tolist() for generator in generators]
+
+
+def by_prompt(order: Sequence[int], rows: Sequence[int]) -> list[int]:
+    """The order with the items of a prompt side by side, at the place of its first; their responses are computed once.
+
+    Args:
+        rows: The pool's row of each item.
+
+    Example:
+        >>> by_prompt([3, 0, 2, 1], rows=[7, 7, 8, 8])
+        [3, 2, 0, 1]
+    """
+    first: dict[int, int] = {}
+    for place, item in enumerate(order):
+        first.setdefault(rows[item], place)
+    return sorted(order, key=lambda item: first[rows[item]])
 
 
 class ItemBatches:
@@ -245,7 +276,7 @@ class ItemBatches:
         self.size = size
         self.mean_weight = mean_weight(torch.from_numpy(items.weights)) if normalize else 1.0
         self.given = 0
-        orders = shuffled(len(items), seed=seed, round=round, passes=passes)
+        orders = [by_prompt(one, items.rows) for one in shuffled(len(items), seed=seed, round=round, passes=passes)]
         self.batches = [one[at : at + batch_size] for one in orders for at in range(0, len(one), batch_size)] or [[]]
 
     def __len__(self) -> int:

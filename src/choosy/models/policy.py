@@ -26,7 +26,7 @@ from choosy.models.fast.fused import fuse
 from choosy.models.loading import Dtype, add_adapter, auto_dtype, load_weights, switch_off_dropout
 from choosy.models.locate import ModelSource
 from choosy.models.logprobs import can_share_prompt, group_logps, sum_by_response, takes_one_row
-from choosy.models.rows import Group, packed
+from choosy.models.rows import Group, deduplicated, packed
 from choosy.models.states import States, can_merge, merged, on_rank_0, swapped_in, trainable
 from choosy.models.tokens import Tokens
 from choosy.parallel.ranks import current_ranks
@@ -281,8 +281,10 @@ class Policy(nn.Module):
         return cast(Tensor, self(lambda: self._token_logps(groups)))
 
     def _token_logps(self, groups: Sequence[Group]) -> Tensor:
+        distinct, place_T = deduplicated(groups)
         with self.precision():
-            return group_logps(self.causal_lm, groups, share=self.shares(groups))
+            logp_T = group_logps(self.causal_lm, distinct, share=self.shares(distinct))
+        return logp_T[place_T.to(logp_T.device)]
 
     def score(self, candidates: Sequence[Candidates], tick: Tick = lambda n: None) -> list[list[float]]:
         """Summed log-probability of each response of each candidate, in their order, without gradients."""

@@ -192,6 +192,60 @@ class _Row:
         return len(self.segments) - 1
 
 
+def deduplicated(groups: Sequence[Group]) -> tuple[list[Group], Tensor]:
+    """The groups with each prompt once and each of its responses once, and where the tokens of the given ones are.
+
+    Pairs of one prompt often have a response in common, such as the best one; it is computed once for all of them.
+
+    Returns:
+        The merged groups, and of each token that the assistant says in the given groups (T,) its place among the
+        tokens of the merged ones.
+
+    Example:
+        >>> deduplicated([Group([5], [[6, 7], [8]]), Group([5], [[8], [9]])])
+        ([Group(prompt_ids=(5,), response_ids=[(6, 7), (8,), (9,)], masks=[(), (), ()])], tensor([0, 1, 2, 2, 3]))
+    """
+    place_of: dict[Ids, dict[tuple[Ids, Sequence[bool]], int]] = {}
+    for group in groups:
+        responses = place_of.setdefault(tuple(group.prompt_ids), {})
+        for ids, mask in zip_longest(group.response_ids, group.masks, fillvalue=()):
+            responses.setdefault((tuple(ids), tuple(mask)), 0)
+    distinct = [Group(prompt, [ids for ids, _ in own], [mask for _, mask in own]) for prompt, own in place_of.items()]
+    start = 0
+    for group, own in zip(distinct, place_of.values(), strict=True):
+        for response, places in zip(own, group.places, strict=True):
+            own[response] = start
+            start += len(places)
+    tokens: list[int] = []
+    for group in groups:
+        own = place_of[tuple(group.prompt_ids)]
+        masked = zip_longest(group.response_ids, group.masks, fillvalue=())
+        for (ids, mask), places in zip(masked, group.places, strict=True):
+            first = own[tuple(ids), tuple(mask)]
+            tokens += range(first, first + len(places))
+    return distinct, torch.tensor(tokens, dtype=torch.long)
+
+
+def together(groups: Sequence[Group], tokens_per_step: int) -> list[list[int]]:
+    """Positions of the groups of each prompt, in lists of at most so many tokens when each response is computed once.
+
+    Example:
+        >>> pairs = [Group([5], [[6, 7], [8, 9]]), Group([4], [[1, 2], [3, 4]]), Group([5], [[8, 9], [7, 7]])]
+        >>> together(pairs, 100), together(pairs, 3)
+        ([[0, 2], [1]], [[0], [1], [2]])
+    """
+    lists: list[list[int]] = []
+    open_of: dict[Ids, list[int]] = {}  # the list that a prompt's next group may join
+    for i, group in enumerate(groups):
+        beside = open_of.get(key := tuple(group.prompt_ids), [])
+        joined = deduplicated([groups[j] for j in (*beside, i)])[0][0] if beside else group
+        if not beside or joined.tokens > tokens_per_step:
+            lists.append(beside := [])
+            open_of[key] = beside
+        beside.append(i)
+    return lists
+
+
 def packed(groups: Sequence[Group], tokens_per_step: int, *, one_row: bool = False) -> Iterator[list[int]]:
     """Positions of groups in batches of at most about so many tokens, padding included, similar lengths together.
 
