@@ -26,7 +26,13 @@ class OfflineData(RoundData):
     """Trains on labeled pairs of given responses; each round labels some of those that have no label yet.
 
     `train` holds pairs or scored responses, in any of the formats of `choosy.data.formats`.
+
+    Args:
+        own_samples: Fresh responses to each prompt beside the given ones, in each round, for a loss that needs samples
+            of the policy's own.
     """
+
+    own_samples: int = 1
 
     def read_train(self, module: WeightedDPO) -> list[Prompt]:
         candidates = self.reader.candidates(self.train, module.policy, limit=self.limit, judge=self.run.labels)
@@ -40,7 +46,7 @@ class OfflineData(RoundData):
         return [c.prompt for c in candidates]
 
     def play(self, number: int) -> None:
-        given = GivenResponses(self.given)
+        given = GivenResponses(self.given, self.own_samples)
         selector, scores = self.run.pair_selector, self.run.labels.scores
         own = "own" in self.run.loss.needs  # every prompt gets a sample of the present policy
         known = given.with_labels(self.run.pool, self.given)
@@ -53,6 +59,7 @@ class GivenResponses:
     """Looks up the given responses to each chosen prompt (see `Sample`)."""
 
     given: Mapping[str, Candidates]
+    own_samples: int = 1
 
     @property
     def responses(self) -> int:
@@ -63,14 +70,14 @@ class GivenResponses:
     ) -> list[Candidates]:
         """Return the candidates with the rewards and pairs that earlier rounds have bought.
 
-        A loss that needs samples of the policy's own gets one fresh response to each prompt beside them.
+        A loss that needs samples of the policy's own gets fresh responses to each prompt beside them.
         """
         mine = shard(chosen, at.ranks)
         known = self.with_labels(at.pool, [p.id for p, _ in mine])
         found = [replace(c, utility=utility) for c, (_, utility) in zip(known, mine, strict=True)]
         if "own" not in at.loss.needs:
             return found
-        sampled = sample_responses(at, [p for p, _ in mine], n=1, purpose="own")
+        sampled = sample_responses(at, [p for p, _ in mine], n=self.own_samples, purpose="own")
         return [replace(c, own=beside.responses) for c, beside in zip(found, sampled, strict=True)]
 
     def with_labels(self, pool: Pool, prompt_ids: Iterable[str]) -> list[Candidates]:

@@ -423,6 +423,10 @@ def test_a_stream_of_no_prompts(number, refused):
     )
 
 
+def test_no_sample_of_the_policy_s_own(refused):
+    refused("data=offline", "data.own_samples=0", message="data.own_samples wants a number of 1 or more, found 0")
+
+
 def test_a_failed_start_leaves_no_folder_and_its_name_is_free(lines, tmp_path):
     run = tmp_path / "run"
     run.mkdir()  # as Hydra has made it

@@ -134,7 +134,7 @@ def test_real_labels_the_half_that_its_base_model_finds_most_dissimilar(recipe, 
 # -- losses: each recipe as it is, on two prompts or four given pairs ------------------------------------------------
 
 SMALL = {"data.heldout_limit": 2, "sampler.max_new_tokens": 6, "batching.batch_size": 4, "rounds": 2}
-OFFLINE = ("ld_dpo", "orpo", "cpo", "kto", "bco", "ada_dpo")
+OFFLINE = ("ld_dpo", "orpo", "cpo", "kto", "bco", "ada_dpo", "hypo")
 ONLINE = ("wpo", "simpo", "rpo", "tr_dpo", "selm", "xpo", "pro")
 
 
@@ -161,6 +161,7 @@ def test_a_recipe_of_given_pairs_trains_on_them(name, recipe, write):
             "kto": ("KTOLoss", 0.1, 5e-6),
             "bco": ("BCOLoss", 0.01, 5e-7),
             "ada_dpo": ("AdaDPOLoss", 1.0, 5e-5),
+            "hypo": ("LossSum", 0.05, 3e-6),
         }[name]
     )
     assert trained_finitely(run)

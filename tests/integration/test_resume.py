@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pandas as pd
@@ -76,6 +77,7 @@ SETTINGS = {
     "reset": ["reset_policy=each_round", "warmup_steps=3", "labels.budget=40"],
     "kl of the last step": ["loss=kto", "data.responses=3", "lr=1e-2"],
     "mean reward of the steps": ["loss=bco", "lr=1e-2"],
+    "stale own samples": ["loss=hypo", "loss.shares.kl=1.0", "data.responses=3", "lr=1e-2", "epochs_per_round=2"],
 }
 
 
@@ -97,6 +99,26 @@ def test_a_run_killed_three_times_ends_as_if_never_killed(settings, play, sample
             pd.testing.assert_frame_equal(resumed.round(number, split), whole.round(number, split))
     for counted in ("labels", "tokens_generated", "pairs_trained", "win_rate", "reward", "rounds"):
         assert resumed.summary[counted] == whole.summary[counted], counted
+
+
+def test_stale_own_samples_of_given_pairs_count_by_their_likelihood_now(play, tmp_path):
+    """What the policy made of its samples when it drew them is in the pool, which a killed run reads again."""
+    rows = [{"prompt": f"Say {n}.", "chosen": f"{n}!", "rejected": "No."} for n in range(10)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stale = ["data=offline", "labeler=dataset", f"data.train={tmp_path / 'rows.jsonl'}", "data.heldout=null"]
+    stale += ["loss=hypo", "loss.shares.kl=1.0", "data.own_samples=3", "rounds=1"]
+    stale += ["batching.batch_size=5", "epochs_per_round=3", "lr=1e-2"]
+    run = play(*stale, name="whole")
+    for row in run.pool.to_dict("records"):
+        assert len({tuple(ids) for ids in row["own_ids"]}) == 3
+        assert list(row["own_logps"]) == pytest.approx(list(row["own_ref_logps"]), abs=1e-3), "as at the start"
+    with pytest.raises(Killed):
+        play(*stale, "ckpt_path=auto", name="killed", callbacks=[Kill(0, 4)])
+    resumed = play(*stale, "ckpt_path=last", name="killed")
+    assert resumed.losses == run.losses
+    assert_close(resumed.weights, run.weights, **EXACTLY)
+    clipped = play(*stale, "loss.parts.kl.clip=1.0", name="clipped")
+    assert clipped.losses[2:] != pytest.approx(run.losses[2:], rel=1e-3)
 
 
 def test_a_finished_run_is_not_overwritten(play):

@@ -201,6 +201,7 @@ FIRST_LOSS: dict[str, Callable[..., float]] = {  # of an item whose policy is it
     "orpo": lambda one, other: 0.1 * math.log(1 + math.exp(log_odds(other.mean) - log_odds(one.mean))) - one.mean,
     "wpo": lambda one, other: math.log(2) * math.exp(one.mean + other.mean),
     "selm": lambda one, other: math.log(2),
+    "hypo": lambda one, other: math.log(2),
     "xpo": lambda one, other: math.log(2) + 5e-6 * (one.logp + other.logp) / 2,
     "ada_dpo": lambda one, other: 0.01,  # at the lowest scale, 0.1 * (log 2 + 0.1 - log 2)
 }
@@ -266,7 +267,7 @@ def test_log_probs_of_single_tokens_are_kept_only_for_a_loss_that_needs_them(pla
 
 
 @pytest.mark.parametrize(
-    "loss", ["ld_dpo", "pro", "kto", "selm"]
+    "loss", ["ld_dpo", "pro", "kto", "selm", "hypo"]
 )  # of tokens, of lists, of single responses, of own samples
 def test_a_prompt_that_is_computed_once_for_its_responses_changes_no_loss(loss, play):
     few = [f"loss={loss}", *MORE.get(loss, []), "rounds=1", "lr=1e-3", "data.heldout=null"]

@@ -156,7 +156,8 @@ def test_a_batch_typed_in_full() -> None:
 def test_items_of_any_size_with_samples_of_the_policy_s_own_typed_in_full() -> None:
     """A list of three whose policy has moved on, and a bad single one with another sample of the round."""
     a = Item("a", (5,), [(1,), (2,), (3, 3)], [-1.0, -2.0, -3.0], 1.0, [3.0, 2.0, 1.0])
-    b = Item("b", (6,), [(4, 4)], [-4.0], 2.0, [-1.0], good=False, on_policy=True, own_ids=[(7,)], own_ref_logps=[-5.0])
+    own = {"on_policy": True, "own_ids": [(7,)], "own_ref_logps": [-5.0], "own_logps": [-12.0, -8.0]}
+    b = Item("b", (6,), [(4, 4)], [-4.0], 2.0, [-1.0], good=False, **own)
     s = batch_of([a, b]).loss_inputs(-torch.arange(1.0, 8.0))
     assert s.logp_R.tolist() == [-1.0, -2.0, -7.0, -11.0]
     assert s.ref_R.tolist() == [-1.0, -2.0, -3.0, -4.0]
@@ -165,6 +166,7 @@ def test_items_of_any_size_with_samples_of_the_policy_s_own_typed_in_full() -> N
     assert s.own_K.tolist() == [-11.0, -7.0]
     assert s.own_ref_K.tolist() == [-4.0, -5.0]
     assert s.own_item_K.tolist() == [1, 1]
+    assert s.own_sampled_K.tolist() == [-12.0, -8.0]
 
 
 def test_log_probs_of_single_tokens_are_those_of_the_items_alone() -> None:

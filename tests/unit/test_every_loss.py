@@ -21,6 +21,7 @@ LOGP_R, REF_R = [-2.0, -1.5, -3.0, -7.0, -0.5, -6.0], [-3.0, -1.0, -4.0, -6.0, -
 REWARD_R = torch.tensor([3.0, 1.0, -0.5, 2.0, 1.5, 1.0], dtype=torch.float64)  # of pairs 2, -2.5 and 0.5
 OWN_ITEM_K = torch.tensor([0, 1, 1])
 OWN_REF_K = torch.tensor([-4.0, -5.0, -6.0], dtype=torch.float64)
+OWN_SAMPLED_K = torch.tensor([-2.5, -2.0, -3.0], dtype=torch.float64)
 
 # The loss of the first pair, or of the first response, where the policy is its reference; by hand
 MEAN, OTHER = LOGP_R[0] / 2, LOGP_R[1] / 1  # mean log-probs of the first pair's tokens
@@ -41,6 +42,7 @@ AT_REFERENCE = {
     "orpo": 0.1 * math.log1p(math.exp(OTHER - MEAN) * (1 - math.exp(MEAN)) / (1 - math.exp(OTHER))) - MEAN,
     "wpo": math.log(2) * math.exp(MEAN + OTHER),
     "selm": math.log(2),
+    "hypo": math.log(2),
     "xpo": math.log(2) + 5e-6 * LOGP_R[0],  # one own sample
     "ada_dpo": 0.1 * 0.1,  # tau (log 2 + rho - log 2) at the lowest tau
     "pro": math.log(1 + math.exp(OTHER * 2 - MEAN * 3.5) + math.exp(-0.75 * 3.5 - MEAN * 3.5))
@@ -67,7 +69,7 @@ def inputs(loss: Loss, logp_R: Tensor, ref_R: Tensor | None = None, **more: Any)
     logp_T, ref_T = ((of_R / length_R)[response_T] for of_R in (logp_R, ref_R))
     given: dict[str, Any] = {
         "good_R": torch.tensor([True, False] * 3) if form_of(loss.needs) == "single" else None,
-        "own": (logp_R[:3], OWN_REF_K.to(logp_R.dtype), OWN_ITEM_K),
+        "own": (logp_R[:3], OWN_REF_K.to(logp_R.dtype), OWN_ITEM_K, OWN_SAMPLED_K.to(logp_R.dtype)),
         "facts": Facts(kl=0.3, reward=0.2, steps=1, partner_B=torch.tensor([-2.0, 1.5, 0.5])),
         "reward_R": REWARD_R,
         "tokens": TokenLogps(logp_T, ref_T, torch.arange(len(response_T)), response_T),
@@ -83,16 +85,18 @@ def double(values: list[float]) -> Tensor:
 def test_a_policy_that_is_its_reference_has_the_loss_worked_by_hand(menu: tuple[str, Loss]) -> None:
     name, loss = menu
     same_R = double(LOGP_R)
-    s = inputs(loss, same_R, same_R, facts=Facts(), own=(same_R[:3], same_R[:3], OWN_ITEM_K))
+    s = inputs(loss, same_R, same_R, facts=Facts(), own=(same_R[:3], same_R[:3], OWN_ITEM_K, OWN_SAMPLED_K))
     assert loss.items(s)[0].item() == pytest.approx(AT_REFERENCE[name])
 
 
 def test_gradients_are_those_of_the_formula(menu: tuple[str, Loss]) -> None:
     name, loss = menu
     weight = {"wpo": lambda s: s.mean_logp_R().detach().view(-1, 2).sum(1).exp()}.get(name, lambda s: 1.0)
+    # differences do not see what the policy samples: test_reverse_kl.py compares that term with the true divergence
+    own = {"own": None} if name == "hypo" else {}
 
     def values(logp_R: Tensor) -> Tensor:  # a detached weight is divided out: differences would see it move
-        s = inputs(loss, logp_R)
+        s = inputs(loss, logp_R, **own)
         return loss.items(s) / weight(s)
 
     logp_R = double(LOGP_R).requires_grad_()

@@ -100,12 +100,13 @@ def test_given_responses_are_no_samples_of_the_policy() -> None:
 
 
 def test_samples_beside_given_responses_go_with_the_first_item_of_the_prompt() -> None:
-    own = (Response("", (7, 7), logp_ref=-3.0),)
+    own = (Response("", (7, 7), logp=-4.0, logp_ref=-3.0),)
     responses = (Response("a", (1,)), Response("b", (2,)))
     given = Candidates(Prompt("p", "?"), responses, (9,), 0, pairs=(Pair(0, 1),), own=own)
     pool = Pool().put([given], round=4)
     first, second = PoolItems(pool, {"single", "own"}, round=4)
-    assert (first.own_ids, first.own_ref_logps, second.own_ids) == ([(7, 7)], [-3.0], [])
+    assert (first.own_ids, first.own_ref_logps, first.own_logps) == ([(7, 7)], [-3.0], [-4.0])
+    assert (second.own_ids, second.own_logps) == ([], [])
     assert [x.own_ids for x in PoolItems(pool, {"pair"}, round=4)] == [[]]
     later = pool.put([], round=5)
     assert [x.own_ids for x in PoolItems(later, {"pair", "own"}, round=5)] == [[]], "they were another policy's"

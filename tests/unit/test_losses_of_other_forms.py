@@ -228,7 +228,7 @@ def test_token_weights_leave_their_gradient_to_the_tokens() -> None:
 )
 def test_golden_values_with_an_own_sample(name: str, beta: float, own: float, own_ref: float, expected: float) -> None:
     """delta 7: 0.658760 + 0.001 * 0.01 * 1.7; 0.403186 + 5e-6 * -50. A pair without a sample has no such term."""
-    sample = double([own]), double([own_ref]), torch.tensor([0])
+    sample = double([own]), double([own_ref]), torch.tensor([0]), double([own])
     s = LossInputs(double([-40.0, -55.0] * 2), double([-42.0, -50.0] * 2), sizes=[2, 2], own=sample)
     found = of_menu(name).items(s).tolist()
     assert found == pytest.approx([expected, math.log1p(math.exp(-7 * beta))], abs=1e-6)

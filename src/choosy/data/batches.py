@@ -43,6 +43,7 @@ class Item(NamedTuple):
     own_ids: Sequence[Ids] = ()  # the round's other samples to the prompt, for a loss that needs the policy's own
     own_ref_logps: Sequence[float] = ()
     masks: Sequence[Sequence[bool]] = ()  # of the responses: which tokens the assistant says; empty: all
+    own_logps: Sequence[float] = ()  # of the responses, if on policy, and of the others, when they were sampled
 
     @property
     def key(self) -> ItemKey:
@@ -119,6 +120,7 @@ class PoolItems:
             [r.ids for r in others],
             [r.logp_ref for r in others],
             [r.mask for r in responses],
+            [r.logp for r in [*(responses if on_policy else ()), *others]],
         )
 
 
@@ -170,6 +172,7 @@ class Batch:
         place_R = (~other_S).nonzero().flatten().to(device)
         own_S = other_S | torch.tensor([x.on_policy for x in items])[item_S]
         place_K = own_S.nonzero().flatten().to(device)
+        sampled_K = torch.tensor([logp for x in items for logp in x.own_logps], device=device)
         length_R = torch.tensor([len(ids) for x in items for ids in x.said_ids], dtype=torch.long)
         return LossInputs(
             logp_S[place_R],
@@ -178,7 +181,7 @@ class Batch:
             length_R=length_R.to(device),
             good_R=torch.tensor([x.good and i == 0 for x in items for i in range(len(x.response_ids))], device=device),
             reward_R=torch.tensor([reward for x in items for reward in x.rewards], dtype=torch.float64),
-            own=(logp_S[place_K], ref_S[place_K], item_S.to(device)[place_K]),
+            own=(logp_S[place_K], ref_S[place_K], item_S.to(device)[place_K], sampled_K),
             facts=facts,
             tokens=self._token_logps(logp_T, length_R) if items[0].ref_token_logps else None,
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +51,7 @@ POOL_SCHEMA = pa.schema(
         "ref_token_logps": pa.list_(pa.list_(pa.float32())),  # null unless the loss needs them
         "masks": pa.list_(pa.list_(pa.bool_())),  # which tokens the assistant says; null where it says all
         "own_ids": pa.list_(pa.list_(pa.int32())),  # of the policy's samples beside given responses; null without
+        "own_logps": pa.list_(pa.float64()),
         "own_ref_logps": pa.list_(pa.float64()),
         "given_weight": pa.float64(),
         "pairs": pa.list_(_struct_of(Pair)),
@@ -64,6 +66,7 @@ POOL_SCHEMA = pa.schema(
 )
 
 
+OWN = ("own_ids", "own_logps", "own_ref_logps")
 NULLABLE = ("utility", "predicted_gap")  # of a pair: nan in memory, null in the table
 
 
@@ -102,6 +105,7 @@ def to_row(c: Candidates, *, origin: str, split: str = "train", outcome: float |
         "ref_token_logps": [r.token_logps_ref for r in c.responses] if of_tokens else None,
         "masks": [r.mask for r in c.responses] if any(r.mask for r in c.responses) else None,
         "own_ids": [r.ids for r in c.own] or None,
+        "own_logps": [_null(r.logp) for r in c.own] or None,
         "own_ref_logps": [_null(r.logp_ref) for r in c.own] or None,
         "given_weight": c.weight,
         "pairs": [_pair_row(pair) for pair in c.pairs],
@@ -137,8 +141,8 @@ def from_row(row: Mapping[str, Any]) -> Candidates:
         tuple((i, j) for i, j in row["undecided"]),
         Moments(**row["earlier_rewards"]),
         tuple(
-            Response("", tuple(ids), logp_ref=_nan(logp_ref))
-            for ids, logp_ref in zip(row["own_ids"] or (), row["own_ref_logps"] or (), strict=True)
+            Response("", tuple(ids), logp=_nan(logp), logp_ref=_nan(logp_ref))
+            for ids, logp, logp_ref in zip_longest(*(row[name] or () for name in OWN))
         ),
     )
 
@@ -167,7 +171,7 @@ class Pool:
         if keep == "newest":
             superseded = pc.or_(superseded, pc.is_in(ids, value_set=labeled_ids))
         old = self.table.filter(pc.invert(superseded))
-        stale: dict[str, Any] = {"origin": "reused", "own_ids": None, "own_ref_logps": None}  # of an earlier policy
+        stale: dict[str, Any] = {"origin": "reused", **dict.fromkeys(OWN)}  # of an earlier policy
         for name, value in stale.items():
             column = pa.array([value] * old.num_rows, POOL_SCHEMA.field(name).type)
             old = old.set_column(old.schema.get_field_index(name), name, column)

@@ -89,6 +89,7 @@ class LossInputs:
         own_K: Log-probability under the policy of responses that it sampled in this round, with gradient.
         own_ref_K: The same under the reference.
         own_item_K: The item whose prompt a sample answers.
+        own_sampled_K: Log-probability under the policy as it was when it sampled them, at the start of the round.
         facts: What no part of a step shows by itself.
         tokens: Log-probs of single tokens, for a loss that needs them.
 
@@ -107,7 +108,7 @@ class LossInputs:
         length_R: Tensor | None = None,
         reward_R: Tensor | None = None,
         good_R: Tensor | None = None,
-        own: tuple[Tensor, Tensor, Tensor] | None = None,
+        own: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
         facts: Facts = NO_STEPS_YET,
         tokens: TokenLogps | None = None,
     ) -> None:
@@ -120,7 +121,8 @@ class LossInputs:
         self.length_R = torch.ones_like(self.item_R) if length_R is None else length_R
         self.good_R = self.rank_R == 0 if good_R is None else good_R
         self.reward_R = (nan_R if reward_R is None else reward_R).double()
-        self.own_K, self.own_ref_K, self.own_item_K = (none_K, none_K, none_K.long()) if own is None else own
+        own = (none_K, none_K, none_K.long(), none_K) if own is None else own
+        self.own_K, self.own_ref_K, self.own_item_K, self.own_sampled_K = own
         self.facts = facts
         self.tokens = tokens
 
@@ -161,6 +163,10 @@ class LossInputs:
         """
         place = (self.item_R.to(x_R.device), self.rank_R.to(x_R.device))
         return x_R.new_zeros(len(self), int(self.rank_R.max()) + 1).index_put(place, x_R)
+
+    def sum_of_own(self, x_K: Tensor) -> Tensor:
+        """The sum (B,) of a value of each own sample over the samples to an item's prompt."""
+        return x_K.new_zeros(len(self)).index_add(0, self.own_item_K, x_K)
 
     def mean_logp_R(self) -> Tensor:
         """Mean log-probability of a response's tokens under the policy."""

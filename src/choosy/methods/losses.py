@@ -6,6 +6,7 @@ R responses.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -242,7 +243,7 @@ class OwnSamplesLoss:
         reference: False = log pi alone, XPO's term.
 
     Example:
-        >>> own = torch.tensor([-50.0]), torch.tensor([-51.7]), torch.tensor([0])
+        >>> own = torch.tensor([-50.0]), torch.tensor([-51.7]), torch.tensor([0]), torch.tensor([-50.0])
         >>> s = LossInputs(torch.tensor([-40.0, -55.0]), torch.tensor([-42.0, -50.0]), sizes=[2], own=own)
         >>> OwnSamplesLoss().items(s)
         tensor([1.7000])
@@ -257,9 +258,53 @@ class OwnSamplesLoss:
 
     def items(self, s: LossInputs) -> Tensor:
         value_K = s.own_K - s.own_ref_K if self.reference else s.own_K
-        none_B = s.logp_R.new_zeros(len(s))
-        count_B = none_B.index_add(0, s.own_item_K, torch.ones_like(value_K))
-        return none_B.index_add(0, s.own_item_K, value_K) / count_B.clamp(min=1)
+        return s.sum_of_own(value_K) / s.sum_of_own(torch.ones_like(value_K)).clamp(min=1)
+
+    def rewards(self, s: LossInputs) -> Tensor:
+        return s.log_ratio_rewards(self.beta)
+
+
+@dataclass(frozen=True)
+class ReverseKLLoss:
+    """KL(pi || ref) of an item's prompt, estimated by the policy's own samples: HyPO's term (arXiv 2406.01462).
+
+    The value is the mean of k = log pi - log ref over the samples. Its gradient is the divergence's, which moves with
+    what the policy samples (RLOO):
+
+        mean over samples y of ratio(y) * [k(y) - mean of the other samples' k] * grad log pi(y)
+
+    The gradient of k alone would be 0 in expectation. ratio = pi / (pi when it sampled y), for the policy moves on in a
+    round; it is cut at `clip`. An only sample has no other to be compared with, so its gradient is noisier; an item
+    without own samples costs nothing.
+
+    Args:
+        clip: The largest ratio, at least 1; inf leaves the gradient unbiased.
+
+    Example:
+        >>> own_K = torch.tensor([-3.0, -1.0], requires_grad=True)
+        >>> own = own_K, torch.tensor([-5.0, -2.0]), torch.tensor([0, 0]), torch.tensor([-3.0, -1.0])
+        >>> s = LossInputs(torch.tensor([-40.0, -55.0]), torch.tensor([-42.0, -50.0]), sizes=[2], own=own)
+        >>> kl_B = ReverseKLLoss().items(s)  # the mean of 2 and 1
+        >>> kl_B.tolist(), torch.autograd.grad(kl_B.sum(), own_K)[0].tolist()  # (2 - 1) / 2, (1 - 2) / 2
+        ([1.5], [0.5, -0.5])
+    """
+
+    clip: float = 2.0
+    beta: ClassVar[float] = 1.0
+    needs: ClassVar[frozenset[Need]] = frozenset({"own", "reference"})
+
+    def __post_init__(self) -> None:
+        if not self.clip >= 1:
+            raise ValueError(f"loss.clip={self.clip} shrinks the gradient of fresh samples; choose loss.clip >= 1.")
+
+    def items(self, s: LossInputs) -> Tensor:
+        now_K = s.own_K.detach()
+        ratio_K = (now_K - s.own_sampled_K).clamp(max=math.log(self.clip)).exp()
+        k_K = now_K - s.own_ref_K
+        count_K, sum_K = (s.sum_of_own(x_K)[s.own_item_K] for x_K in (torch.ones_like(k_K), k_K))
+        baseline_K = (sum_K - k_K) / (count_K - 1).clamp(min=1)  # leave-one-out
+        score_K = (k_K - baseline_K) * (s.own_K - now_K)  # 0, with the gradient of the score function
+        return s.sum_of_own(ratio_K * (k_K + score_K) / count_K)
 
     def rewards(self, s: LossInputs) -> Tensor:
         return s.log_ratio_rewards(self.beta)

@@ -17,8 +17,8 @@ REFERENCE = re.compile(r"\$\{([\w.]+)\}$")
 NO_PART = ("defaults", "hydra", "_self_", "experiment", "labels.evaluation", "selector")  # of a composed configuration
 AT_LEAST_ONE = {  # numbers of which 0 leaves nothing
     *("rounds", "epochs_per_round", "batching.batch_size", "batching.tokens_per_step", "sampler.max_new_tokens"),
-    *("data.limit", "data.heldout_limit", "data.prompts_per_round", "data.responses", "model.lora.r", "labels.budget"),
-    *("trainer.devices", "trainer.num_nodes"),
+    *("data.limit", "data.heldout_limit", "data.prompts_per_round", "data.responses", "data.own_samples"),
+    *("model.lora.r", "labels.budget", "trainer.devices", "trainer.num_nodes"),
 }
 OURS = ("choosy.", "data_modules.", "torch.optim.")  # classes that take no negative number
 INSTEAD = {  # flags of Lightning's Trainer without effect here: the values that change nothing, and what to type
