@@ -58,6 +58,13 @@ CONVERSATIONS: dict[str, Any] = {
     "a dict of lists": {"role": [r for r, _ in SAID], "content": [t for _, t in SAID]},
     "chatml": "".join(f"<|im_start|>{r}\n{t}<|im_end|>\n" for r, t in SAID) + "<|im_start|>assistant\n",
     "hh": "\n\nSystem: Be short.\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Is it?\n\nAssistant:",
+    "hh without blank lines": "System: Be short.\nHuman: Hi\nAssistant: Hello.\nHuman: Is it?\nAssistant:",
+    "vicuna": "SYSTEM: Be short. USER: Hi ASSISTANT: Hello.</s>USER: Is it? ASSISTANT:",
+    "llama 3": "<|begin_of_text|>"
+    + "".join(f"<|start_header_id|>{r}<|end_header_id|>\n\n{t}<|eot_id|>" for r, t in SAID)
+    + "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "zephyr": "".join(f"<|{r}|>\n{t}</s>\n" for r, t in SAID) + "<|assistant|>\n",
+    "phi": "".join(f"<|{r}|>\n{t}<|end|>\n" for r, t in SAID) + "<|assistant|>\n",
     "guanaco": "### System: Be short.### Human: Hi### Assistant: Hello.### Human: Is it?### Assistant:",
 }
 
@@ -72,6 +79,19 @@ def test_a_conversation_in_any_dialect_and_column(value: Any, column: str) -> No
 @pytest.mark.parametrize("text", ["[INST] Hi [/INST]", '{"a": 1}', "[1, 2]", "Human: alone", "{x} and [y]", "Q: a\nA:"])
 def test_a_text_that_is_no_conversation_stays(text: str) -> None:
     assert to_prompt({"prompt": text}).messages == (Message("user", text),)
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("<bos><start_of_turn>user\nIs it?<end_of_turn>\n<start_of_turn>model\n", "<end_of_turn>\n"),
+        ("### Instruction:\nIs it?\n\n### Response:\n", ""),
+        ("<s>USER: Is it? ASSISTANT: ", "</s>"),
+    ],
+)
+def test_whole_conversations_in_other_markup(text: str, end: str) -> None:
+    row = {"chosen": f"{text}Yes.{end}", "rejected": f"{text}No.{end}"}
+    assert split(row) == ((ASK,), [("Yes.", 1.0), ("No.", 0.0)])
 
 
 def test_a_transcript_stays_a_text_where_it_is_continued() -> None:

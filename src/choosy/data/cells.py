@@ -16,16 +16,25 @@ Asked = str | tuple[Message, ...]
 
 ROLE_FIELDS, CONTENT_FIELDS = ("role", "from", "speaker"), ("content", "value", "text")
 ROLES = {
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("user", "human", "prompter", "instruction"), "user"),
     **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatbot", "chatgpt", "ai", "function_call"), "assistant"),
+    "response": "assistant",
     **dict.fromkeys(("tool", "function", "observation", "function_response", "tool_response"), "tool"),
     "system": "system",
 }
-TRANSCRIPTS = (  # what a turn begins with in a text of several: HH-RLHF, Guanaco, ChatML
-    re.compile(r"(?:^|\n\n)(Human|User|Assistant|System):"),
-    re.compile(r"\s*### ?(Human|User|Assistant|System):"),
-    re.compile(r"\s*<\|im_start\|>(user|assistant|system)(?:\n|$)"),
+SPEAKERS = "(Human|User|Assistant|System)"
+TRANSCRIPTS = (  # what a turn begins with in a text of several, and what may end it
+    (rf"(?:^|\n\n){SPEAKERS}:", ""),  # HH-RLHF
+    (rf"(?:^|\n){SPEAKERS}:", ""),
+    (rf"\s*### ?{SPEAKERS}:", ""),  # Guanaco
+    (r"\s*### ?(Instruction|Response):", ""),  # Alpaca
+    (r"(?:^|\s+|</?s>\s*)(USER|ASSISTANT|SYSTEM):", "</s>"),  # Vicuna
+    (r"\s*<\|im_start\|>(user|assistant|system)(?:\n|$)", r"<\|im_end\|>"),  # ChatML
+    (r"\s*<\|start_header_id\|>(user|assistant|system)<\|end_header_id\|>", r"<\|eot_id\|>"),  # Llama 3
+    (r"\s*<start_of_turn>(user|model)(?:\n|$)", "<end_of_turn>"),  # Gemma
+    (r"\s*<\|(user|assistant|system)\|>", r"</s>|<\|end\|>"),  # Zephyr, Phi
 )
+BEGINNINGS = ("", "<s>", "<bos>", "<|begin_of_text|>")
 LIKE_TURNS = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
 
 
@@ -73,11 +82,11 @@ def transcript(text: str) -> tuple[Message, ...]:
         >>> [m.role for m in transcript("Human: Hi\\n\\nAssistant: Hello.\\n\\nHuman: Bye\\n\\nAssistant:")]
         ['user', 'assistant', 'user', 'assistant']
     """
-    for style in TRANSCRIPTS:
-        before, *parts = style.split(text.strip())
+    for mark, end in TRANSCRIPTS:
+        before, *parts = re.split(mark, text.strip())
         roles = [ROLES[speaker.lower()] for speaker in parts[::2]]
-        if not before and roles and roles[0] != "assistant" and {"user", "assistant"} <= {*roles}:
-            said = (part.strip().removesuffix("<|im_end|>").strip() for part in parts[1::2])
+        if before in BEGINNINGS and roles and roles[0] != "assistant" and {"user", "assistant"} <= {*roles}:
+            said = (re.sub(rf"\s*(?:{end})$", "", part.strip()) for part in parts[1::2])
             return tuple(map(Message, roles, said))
     return ()
 
