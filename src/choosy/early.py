@@ -26,11 +26,13 @@ from choosy.data import reading
 from choosy.data.sources import Source, read_rows, refuse_missing_file
 from choosy.labeling import function
 from choosy.models.adapters import refuse_model
+from choosy.models.locate import refuse_unreachable
 from choosy.options.absent import refuse_absent, sources
 from choosy.options.signatures import Missing, bare_function
 
 HEAVY = ("torch", "torchmetrics", "lightning", "transformers", "peft", "datasets", "scipy", "matplotlib")
 OURS = ("choosy.", "callbacks.", "data_modules.")
+OWN_EMBEDDERS = ("policy", "minilm")
 ROWS = 1000  # that are read of a data source
 LARGE = 1 << 26  # bytes of a file that takes seconds to read
 SECONDS = 20  # after which the run starts without an answer
@@ -91,6 +93,8 @@ def refuse_early(config: Mapping[str, Any], *, typed: Collection[str] = ()) -> N
     """
     refuse_absent(config)
     refuse_model(_module(config).get("policy") or {}, typed=typed)
+    for name in dict.fromkeys(_other_models(config)):
+        refuse_unreachable(name)
     for source in sources(config["data"]):
         refuse_missing_file(source)
     if "torch" in sys.modules or not hasattr(os, "fork") or os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -109,6 +113,17 @@ def refuse_early(config: Mapping[str, Any], *, typed: Collection[str] = ()) -> N
     os.waitpid(child, 0)
     if sentence:
         raise ValueError(sentence)
+
+
+def _other_models(node: Any) -> Iterator[str]:
+    """Yield the names of the models of a configuration that judge or embed."""
+    if isinstance(node, Mapping):
+        named = [node.get("embedder"), node.get("encoder")]
+        named += [node.get("model")] if node.get("_target_") == "choosy.labeling.reward_model.RewardModel" else []
+        yield from (name.removeprefix("lm:") for name in named if isinstance(name, str) and name not in OWN_EMBEDDERS)
+        node = [*node.values()]
+    for below in node if isinstance(node, list) else ():
+        yield from _other_models(below)
 
 
 def refusal(config: Mapping[str, Any]) -> str:

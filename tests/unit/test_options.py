@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -107,6 +109,10 @@ TYPED = {  # what is typed: what the sentence says
     "model.name=demo:smollm2 trainer.strategy=nosuch": "is none of Lightning's; type trainer=ddp or trainer=fsdp",
     "model.name=demo:smollm2 trainer.accelerator=tpu": "trainer.accelerator=tpu is none of auto, cpu, gpu, cuda, mps.",
     "model.name=/no/such/folder": "there is no folder '/no/such/folder'",
+    "model.name=owner/name": "its files are not in the cache, and HF_HUB_OFFLINE keeps the Hugging Face hub from being",
+    "model.name=demo:smollm2 labeler=reward_model labeler.model=/no/such": "there is no folder '/no/such'",
+    "model.name=demo:smollm2 labeler=reward_model labeler.model=owner/rm": "owner/rm does not load",
+    "model.name=demo:smollm2 learned_reward.embedder=lm:owner/embedder": "owner/embedder does not load",
 }
 
 
@@ -121,6 +127,36 @@ def test_help_and_typos_are_answered_in_a_sentence_without_torch(tmp_path):
         assert "Traceback" not in said
         assert typed == "--help" or len(said.strip().splitlines()) == 1, said
     assert max(found["took"].values()) < 2, found["took"]
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub that has owner/name, and no other model."""
+
+    def do_HEAD(self) -> None:
+        known = self.path.startswith("/owner/name/")
+        self.send_response(200 if known else 404)
+        for name, value in {"ETag": "1", "X-Repo-Commit": "1"}.items() if known else [("X-Error-Code", "RepoNotFound")]:
+            self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, *args: Any) -> None:
+        """Print nothing."""
+
+
+def test_a_hub_is_asked_once_for_a_model_that_is_not_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    here, nowhere = "train model.name=owner/name data.train=nosuch.csv", "train model.name=owner/nosuch"
+    with HTTPServer(("127.0.0.1", 0), Hub) as hub:
+        Thread(target=hub.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
+        said = answers([here, nowhere], tmp_path)["said"]
+        hub.shutdown()
+    assert "No file nosuch.csv" in said[here]
+    assert said[nowhere].strip().endswith("its files are not in the cache, and the hub shows no model of this name.")
+    found = answers([nowhere], tmp_path)
+    assert found["said"][nowhere].strip().endswith("not in the cache, and the Hugging Face hub cannot be reached.")
+    assert found["took"][nowhere] < 2
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from choosy.models.locate import refuse_lone_name, resolve_model
+from choosy.models.locate import refuse_lone_name, refuse_unreachable
 
 CONFIG = "adapter_config.json"
 REWRITES = ("pissa", "olora", "corda", "eva", "loftq")  # ways of starting that change the frozen weights too
@@ -104,8 +104,8 @@ def refuse_model(model: Mapping[str, Any], *, typed: Collection[str] = ()) -> No
         lora = model.get("lora") and Lora(**{name: value for name, value in model["lora"].items() if name[0] != "_"})
         name, _ = starting_point(model["name"], model.get("adapter"), lora, typed=typed)
         if not name.startswith("demo:"):
-            resolve_model(name)
             refuse_lone_name(name)
+            refuse_unreachable(name, model.get("revision"))
 
 
 def _in_run(name: str, part: str, file: str) -> Path:

@@ -20,6 +20,9 @@ from choosy.options.names import file_meant
 
 MODEL = "SmolLM2-135M-Instruct"
 OLD_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")  # of the hub, without an owner
+NOWHERE = "there is no folder {name}, its files are not in the cache, and "
+UNREACHABLE, UNKNOWN = "the Hugging Face hub cannot be reached", "the hub shows no model of this name"
+CONNECT_SECONDS = 5.0
 _COMPLETE = "prepared.txt"  # written last: a folder without it was not converted to the end
 
 
@@ -79,13 +82,40 @@ def refuse_lone_name(name: str) -> None:
     )
 
 
+def refuse_unreachable(name: str, revision: str | None = None) -> None:
+    """Refuse a path that is not there, and a hub id that is not in the cache where the hub does not know or answer.
+
+    It asks once. Transformers would ask for half a minute, once torch is imported.
+    """
+    if name.startswith("demo:") or Path(resolve_model(name)).is_dir():
+        return
+    import httpx2  # these take a moment to import
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=CONNECT_SECONDS)
+    except OfflineModeIsEnabled:
+        why = "HF_HUB_OFFLINE keeps the Hugging Face hub from being asked; unset it"
+    except RepositoryNotFoundError:
+        why = UNKNOWN
+    except (httpx2.ConnectError, httpx2.ConnectTimeout):
+        why = UNREACHABLE
+    except (HfHubHTTPError, httpx2.RequestError):  # a hub that answers otherwise, or slowly
+        return
+    else:
+        return
+    raise ValueError(f"{name} does not load: {NOWHERE.format(name=name)}{why}.")
+
+
 def why_not_loaded(name: str, error: OSError) -> str:
     """Return why a model does not load; in a sentence where its files are neither here nor on a hub that answers."""
     unreachable, unknown = "couldn't connect" in str(error), "not a valid model identifier" in str(error)
     if not (unreachable or unknown):
         return str(error)
-    hub = "the Hugging Face hub cannot be reached" if unreachable else "the hub shows no model of this name"
-    return f"there is no folder {name}, its files are not in the cache, and {hub}"
+    return NOWHERE.format(name=name) + (UNREACHABLE if unreachable else UNKNOWN)
 
 
 def shown_name(name: str) -> str:
