@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from argparse import ArgumentParser
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,6 +12,8 @@ from choosy.early import refuse_early
 from choosy.main import in_sentences, see_current_folder
 from choosy.main import main as train
 from choosy.options.fit_words import HELP, again, read_words, resolved, with_dashes
+from choosy.options.names import COMMANDS_OF_OTHERS
+from choosy.options.words import Words
 from choosy.reporting.compare import UnitPrices, compare, print_comparison, write_comparison
 from choosy.reporting.index import read_index, write_index
 from choosy.reporting.report import print_report, write_report
@@ -28,7 +29,7 @@ choosy compare SWEEP_DIR          write compare.html, .png and .csv: which arm p
 choosy eval RUN prompts.jsonl     compare the tuned model's answers to other prompts with the start's
 choosy chat RUN                   talk to the tuned model
 choosy merge RUN DIR              write the tuned model as one model, its adapter merged in
-choosy labels stats LEDGER        labels, ties and money of each labeler and run; also: export, import"""
+choosy labels stats RUN           labels, ties and money of each labeler and run; also: export, import"""
 
 
 def main() -> None:
@@ -55,6 +56,8 @@ def unknown(words: list[str]) -> str:
     Example:
         >>> print(unknown(["trian", "seed=1"]))
         There is no choosy trian. Did you mean choosy train?
+        >>> print(unknown(["export", "runs/demo"]))
+        There is no choosy export. Type choosy merge RUN DIR
         >>> print(unknown(["seed=1"]))
         seed=1: first comes a command. Type choosy train seed=1
     """
@@ -63,6 +66,8 @@ def unknown(words: list[str]) -> str:
         return f"{name}: first comes a command. Type {shlex.join(['choosy', 'train', *words])}"
     if name.startswith("-"):
         return f"{name}: first comes a command, such as choosy train or choosy fit; choosy --help lists them."
+    if name in COMMANDS_OF_OTHERS:
+        return f"There is no choosy {name}. Type {COMMANDS_OF_OTHERS[name]}"
     near = get_close_matches(name, ["train", *COMMANDS], n=1)
     hint = f"Did you mean choosy {near[0]}?" if near else f"There are choosy train, {', '.join(COMMANDS)}."
     return f"There is no choosy {name}. {hint}"
@@ -114,7 +119,7 @@ def use_tuned(command: str) -> Callable[[list[str]], None]:
 
 def report(words: list[str]) -> None:
     """Write and print the report of a run."""
-    parser = ArgumentParser("choosy report", description="Write and print the report of a run, finished or not.")
+    parser = Words("choosy report", description="Write and print the report of a run, finished or not.")
     parser.add_argument("run_dir", metavar="RUN_DIR", help="the folder of the run, with rounds/ in it")
     run = read_run(parser.parse_args(words).run_dir)
     write_report(run)
@@ -123,7 +128,7 @@ def report(words: list[str]) -> None:
 
 def index(words: list[str]) -> None:
     """Write the index of a sweep."""
-    parser = ArgumentParser(
+    parser = Words(
         "choosy index",
         description="List the finished runs of a sweep, with means over seeds and the best: index.csv and index.html.",
     )
@@ -134,7 +139,7 @@ def index(words: list[str]) -> None:
 
 def compare_arms(words: list[str]) -> None:
     """Compare the arms of a sweep."""
-    parser = ArgumentParser(
+    parser = Words(
         "choosy compare",
         description="Compare the arms of a sweep over the same seeds, as far as its runs came: choosy train -m "
         "experiment=compare, or choosy train -m selector=random_pairs,predicted_gap seed=0,1,2",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
 from typing import TYPE_CHECKING, Any
 
+from choosy.options.words import Words
 from choosy.tuned_model import TunedRun
 from choosy.types import Message, Prompt
 
@@ -21,7 +21,7 @@ An empty line ends the chat, Ctrl-C an answer."""
 
 def chat(words: list[str]) -> None:
     """Talk to the tuned model."""
-    parser = ArgumentParser("choosy chat", description="Talk to the tuned model of a run; an empty line ends it.")
+    parser = Words("choosy chat", description="Talk to the tuned model of a run; an empty line ends it.")
     parser.add_argument("run_dir", metavar="RUN", help="the folder of the run")
     run = TunedRun.open(parser.parse_args(words).run_dir)
     from choosy.reporting.display import quiet

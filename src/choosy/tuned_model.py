@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from choosy.files import replacing
+from choosy.labeling.ledger import ledger_of
 from choosy.main import built
+from choosy.options.words import Words
 from choosy.reporting.summary import refuse_sweep
 from choosy.types import Candidates, Prompt, seed_of
 
@@ -75,8 +76,7 @@ class TunedRun:
         from choosy.resume.run_folder import run_id
 
         named = {**self.config["labels"], "budget": None, "budget_money": None}
-        if not Path(named["ledger"]).exists():  # as of another working folder
-            named["ledger"] = str(self.folder / "ledger.sqlite")
+        named["ledger"] = str(ledger_of(self.folder))
         labels: LabelBuyer = built(named)
         labels.open(f"{run_id(self.folder)}#eval")
         return None if labels.evaluator is None or labels.evaluator.terms.given_only else labels.evaluator
@@ -92,7 +92,7 @@ def answers(run: TunedRun, policy: Policy, prompts: Sequence[Prompt]) -> list[Ca
 
 def evaluate_run(words: list[str]) -> None:
     """Compare the tuned model's answers to other prompts with the start's."""
-    parser = ArgumentParser("choosy eval", description="Compare the answers of a run's tuned model with the start's.")
+    parser = Words("choosy eval", description="Compare the answers of a run's tuned model with the start's.")
     parser.add_argument("run_dir", metavar="RUN", help="the folder of the run")
     parser.add_argument("prompts", help="what to answer: a file or another source, as data.heldout is")
     parser.add_argument("--limit", type=int, help="the most prompts")
@@ -133,9 +133,7 @@ def evaluate_run(words: list[str]) -> None:
 
 def merge(words: list[str]) -> None:
     """Write the tuned model as one model, without an adapter."""
-    parser = ArgumentParser(
-        "choosy merge", description="Write a run's tuned model as one model, its adapter merged in."
-    )
+    parser = Words("choosy merge", description="Write a run's tuned model as one model, its adapter merged in.")
     parser.add_argument("run_dir", metavar="RUN", help="the folder of the run")
     parser.add_argument("folder", metavar="DIR", help="a new folder for the model")
     typed = parser.parse_args(words)
@@ -148,7 +146,9 @@ def merge(words: list[str]) -> None:
         raise ValueError(f"{folder} holds something already; type a new folder.")
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoTokenizer
+    from transformers.utils import logging as hf_logging
 
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     merged: Any = AutoPeftModelForCausalLM.from_pretrained(run.model, dtype="auto").merge_and_unload()
     merged.save_pretrained(folder)
     AutoTokenizer.from_pretrained(run.model).save_pretrained(folder)

@@ -139,7 +139,7 @@ def test_fit_checks_what_is_configured_before_it_builds(lines, choosy, tmp_path)
     refused(choosy, "fit", "--config", wrong, message=r"^\nloss.beta wants a number, found 'hot'\.$")
     right = written(lines, tmp_path / "run")
     for word, message in {
-        "--lr_scheduler=CosineAnnealingLR": "lr_scheduler is called schedule here",
+        "--lr_scheduler=CosineAnnealingLR": "lr_scheduler is called schedule (constant, linear or cosine) here",
         "--learning_rate=3": "learning_rate is called lr here",
         "--lr=abc": "lr wants a number, found 'abc'",
         "--model.lr=3": "There is no option model.lr",

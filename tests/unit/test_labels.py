@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 from toy_labelers import Lengths, given
 
@@ -371,8 +372,17 @@ def test_the_command_line(
         '<Pairwise name="verdict" toName="response_first,response_second"/>',
     ):
         assert words in printed
-    with pytest.raises(ValueError, match=r"No ledger nosuch.sqlite; check the path"):
+    with pytest.raises(ValueError, match=r"No ledger nosuch.sqlite; type the folder of a run"):
         labels_command(["stats", "nosuch.sqlite"])
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(ValueError, match=r"run is not the folder of a run: it has no config\.yaml"):
+        labels_command(["stats", str(run)])
+    for ledger in (full.path, "runs/elsewhere.sqlite"):  # one that runs share; and a run that was moved
+        (run / "config.yaml").write_text(yaml.safe_dump({"data": {"run": {"labels": {"ledger": ledger}}}}))
+        labels_command(["stats", str(run)] if ledger == full.path else ["import", str(run), str(tmp_path / "out.json")])
+    assert f"6 labels, 0 wanted, in {full.path}\n6 labels added" in capsys.readouterr().out
+    assert (run / "ledger.sqlite").exists()
     bad = tmp_path / "bad.jsonl"
     bad.write_text(f"{json.dumps(GOOD)}\nnonsense\n")
     labels_command(["import", full.path, str(bad), "--skip-bad", "--labeler", "me"])

@@ -13,11 +13,12 @@ import pytest
 from answers import answers
 from omegaconf import OmegaConf
 
+from choosy.__main__ import COMMANDS
 from choosy.main import check, compose, train_help
 from choosy.options.absent import refuse_absent, refuse_trainer, sources
 from choosy.options.check import options
 from choosy.options.menu import menu
-from choosy.options.names import CHOICES, ELSEWHERE, NONE, OURS, WHY_NONE, meant
+from choosy.options.names import CHOICES, COMMANDS_OF_OTHERS, ELSEWHERE, NONE, OURS, WHY_NONE, meant
 from choosy.options.signatures import Missing, signature
 from choosy.options.values import wanted
 
@@ -59,10 +60,10 @@ TYPED = {  # what is typed: what the sentence says
     "optimizer=adafactor": "optimizer._target_=torch.optim.NAME. Choices: adam, adamw, rmsprop.",
     "model=/some/folder": "A model of yours goes by model.name=FOLDER",
     "selector=certanty": "Did you mean certainty?",
-    "loss=dpo": "There is no loss=dpo. dpo is called loss=sigmoid here. Choices: ada_dpo",
-    "trainer=deepspeed": "There is no trainer=deepspeed. deepspeed is called trainer=fsdp here. Choices: auto, cpu",
+    "loss=dpo": "There is no loss=dpo. For dpo type loss=sigmoid. Choices: ada_dpo",
+    "trainer=deepspeed": "There is no trainer=deepspeed. For deepspeed type trainer=fsdp. Choices: auto, cpu",
     "loss=grpo": "Choosy learns from preferences and has no policy gradient",
-    "labeler=gpt-4o": "gpt-4o is called labeler=judge here.",
+    "labeler=gpt-4o": "For gpt-4o type labeler=judge.",
     "+warmup_ratio=0.1": "warmup_steps = ratio x rounds x epochs_per_round",
     "+num_train_epochs=3": "called rounds (of fresh responses) or epochs_per_round (over the pairs of a round) here",
     "lr=abc": "lr wants a number, found 'abc'.",
@@ -81,6 +82,11 @@ TYPED = {  # what is typed: what the sentence says
     "~trainer": "A run needs trainer; leave out ~trainer.",
     "~nothing": "There is no option nothing.",
     "+lr_scheduler=cosine": "lr_scheduler is called",
+    "lr_scheduler_type=cosine_with_restarts": "is called schedule (constant, linear or cosine) here.",
+    "--config-dir=tinny": "tinny: there is no such folder; did you mean",
+    "--config-dir=nosuch": "nosuch: there is no such folder; check the path.",
+    "--config-name=mine": "files of yours go by --config-dir FOLDER.",
+    "--config-path=mine": "files of yours go by --config-dir FOLDER.",
     "+pool.size=3": "There is no option pool.size.",
     "labeler._target_=no_such_module.Reward": "names no class: there is no no_such_module.",
     "selector=certainty callbacks.certainty._target_=callbacks.certainty.Certanity": "Did you mean callbacks.",
@@ -229,6 +235,12 @@ def test_every_mistake_has_its_line():
     with pytest.raises(ValueError, match=r"(?s)^lr wants a number, found 'hot'\.\nrounds wants") as refused:
         check(compose(["lr=hot", "rounds=many"]))
     assert len(str(refused.value).splitlines()) == 2
+
+
+def test_the_commands_of_others_lead_to_commands_that_exist():
+    commands = {"train", *COMMANDS}
+    assert {line.split()[1].rstrip(",") for line in COMMANDS_OF_OTHERS.values()} <= commands
+    assert not commands & COMMANDS_OF_OTHERS.keys()
 
 
 def known() -> list[str]:

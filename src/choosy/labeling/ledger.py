@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import yaml
 from tenacity import retry, retry_if_exception_message, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from choosy.errors import Stopped
@@ -317,6 +318,19 @@ def is_full(error: BaseException | None) -> bool:
     """Whether SQLite could not write because the file or the disk is full."""
     known = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
     return isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF in known
+
+
+def ledger_of(run_dir: Path) -> Path:
+    """Return the ledger of a run: the one that its config.yaml names, and where that is not here, the folder's own.
+
+    Raises:
+        ValueError: This is not the folder of a run.
+    """
+    file = run_dir / "config.yaml"
+    if not file.exists():
+        raise ValueError(f"{run_dir} is not the folder of a run: it has no config.yaml; type one such as runs/NAME.")
+    named = Path(yaml.safe_load(file.read_text())["data"]["run"]["labels"]["ledger"])
+    return named if named.exists() else run_dir / "ledger.sqlite"
 
 
 def fault(path: str | Path) -> str | None:

@@ -14,7 +14,7 @@ ELSEWHERE = {  # what TRL, PEFT, transformers, LLaMA-Factory and Lightning call 
     "epochs n_epochs",
     "epochs_per_round": "num_ppo_epochs num_mini_epochs num_iterations ppo_epochs steps_per_generation",
     "warmup_steps": "num_warmup_steps warmup lr_warmup_steps",
-    "schedule": "lr_scheduler_type lr_scheduler scheduler lr_schedule scheduler_type",
+    "schedule (constant, linear or cosine)": "lr_scheduler_type lr_scheduler scheduler lr_schedule scheduler_type",
     "max_grad_norm": "gradient_clip_val clip_grad_norm grad_clip gradient_clipping",
     "optimizer": "optim optimizer_type",
     "optimizer.weight_decay": "weight_decay",
@@ -138,6 +138,24 @@ CHOICES = {  # what others call a choice of a group: what Choosy calls it
     },
     "weighting": {"none": "uniform", "reward_gap": "wdpo", "optune": "wdpo", "madpo": "inverse_gap", "given": "column"},
     "model": {"lora": "smollm2", "full": "smollm2_full", "demo": "smollm2"},
+}
+COMMANDS_OF_OTHERS = {  # what TRL, LLaMA-Factory and their like call a command: what to type
+    name: ours
+    for ours, names in {
+        "choosy merge RUN DIR": "export merge_and_unload",
+        "choosy chat RUN": "generate infer inference predict serve vllm-serve api webchat",
+        "choosy eval RUN prompts.jsonl": "evaluate test validate score",
+        "choosy train, whose default is DPO on fresh responses": "dpo online_dpo rlhf rl",
+        "choosy train data=offline data.train=rows.jsonl, where the responses are given": "finetune fine-tune",
+        "choosy train loss=kto": "kto",
+        "choosy train loss=sft": "sft",
+        "choosy train name=NAME ckpt_path=last, with what was typed before": "resume continue",
+        "choosy train": "run start tune",
+        "choosy train -m": "sweep multirun",
+        "choosy report RUN": "show summary status",
+        "choosy labels stats RUN": "stats ledger",
+    }.items()
+    for name in names.split()
 }
 OURS = {name: ours for ours, names in ELSEWHERE.items() for name in names.split()}
 WHY_NONE = {name: why for why, names in NONE.items() for name in names.split()}

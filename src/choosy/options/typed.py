@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 from choosy.options.check import unknown
-from choosy.options.names import CHOICES, HINTS, meant
+from choosy.options.names import CHOICES, HINTS, file_meant, meant
 
 Options = Callable[[], list[str]]  # the names of all options, which take a moment to find
 NO_GROUP = "Config group override must be a string"  # a plain ValueError of Hydra
@@ -34,9 +35,13 @@ def not_composed(text: str, options: Options, words: Collection[str]) -> str:
         group, option = found.groups()
         choices = [line.strip() for line in text.split("Config search path")[0].splitlines() if line.startswith("\t")]
         here = CHOICES.get(group, {}).get(option.lower().replace("-", "_"))
-        near = f"{option} is called {group}={here} here." if here else meant(option, choices)
+        near = f"For {option} type {group}={here}." if here else meant(option, choices)
         sentences = [f"There is no {group}={option}.", near, HINTS.get(group, ""), f"Choices: {', '.join(choices)}."]
         return " ".join(filter(None, sentences))
+    if found := re.search(r"Additional config directory '(.*)' not found", text):
+        return f"--config-dir={found[1]}: there is no such folder; {file_meant(Path(found[1])) or 'check the path.'}"
+    if "rimary config" in text:
+        return "--config-path and --config-name are not for Choosy's menu; files of yours go by --config-dir FOLDER."
     if found := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
         gone = [word for word in words if word.startswith("~") and f"{found[1]}.".startswith(f"{word[1:]}.")]
         if gone and "delete" not in found[0]:

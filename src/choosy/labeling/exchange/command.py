@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 from collections import Counter
@@ -28,7 +27,8 @@ from choosy.labeling.exchange.rows import (
     format_of,
     read_labels,
 )
-from choosy.labeling.ledger import Ledger
+from choosy.labeling.ledger import Ledger, ledger_of
+from choosy.options.words import Words
 from choosy.types import MIRRORED
 
 
@@ -139,17 +139,17 @@ def stats_table(title: str, by: tuple[str, str], labels: Sequence[LabelRow]) -> 
     return table
 
 
-def labels_parser() -> argparse.ArgumentParser:
+def labels_parser() -> Words:
     """Build the parser of the command line."""
-    parser = argparse.ArgumentParser("choosy labels", description="Show, export and import the labels of a ledger.")
+    parser = Words("choosy labels", description="Show, export and import the labels of a ledger.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     shown = verbs.add_parser("stats", help="labels, ties and money of each labeler and run")
     out = verbs.add_parser("export", help="write the labels, or the questions that runs wait for, into a new file")
     into = verbs.add_parser("import", help="write the labels of a file into the ledger, all or none")
     for verb in (shown, out, into):
-        verb.add_argument("ledger", help="the file, such as runs/NAME/ledger.sqlite")
+        verb.add_argument("ledger", metavar="LEDGER", help="the folder of a run, or a file such as labels.sqlite")
     for verb in (out, into):
-        verb.add_argument("file")
+        verb.add_argument("file", metavar="FILE", help="the file of labels")
         verb.add_argument("--format", choices=FILE_FORMATS, help="of the file, where its name does not tell")
     out.add_argument("--wanted", action="store_true", help="the questions that runs wait for, instead of the labels")
     into.add_argument("--labeler", help="the name to store them under, instead of each row's own")
@@ -160,11 +160,12 @@ def labels_parser() -> argparse.ArgumentParser:
 def labels_command(args: Sequence[str]) -> None:
     """Run `choosy labels stats|export|import` with the arguments that follow `choosy labels`."""
     typed = labels_parser().parse_args(args)
-    if typed.verb != "import" and not os.path.exists(typed.ledger):
-        raise ValueError(f"No ledger {typed.ledger}; check the path, such as runs/NAME/ledger.sqlite")
+    path = ledger_of(Path(typed.ledger)) if os.path.isdir(typed.ledger) else Path(typed.ledger)
+    if typed.verb != "import" and not path.exists():
+        raise ValueError(f"No ledger {path}; type the folder of a run, or a file such as runs/NAME/ledger.sqlite")
     if typed.verb == "import" and not os.path.exists(typed.file):
         raise ValueError(f"No file {typed.file}; check the path")
-    ledger = Ledger(typed.ledger)
+    ledger = Ledger(str(path))
     ledger.create()
     if typed.verb == "stats":
         stats(ledger)
