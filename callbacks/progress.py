@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback
 from rich.console import Console
 
-from choosy.methods.loss_inputs import Loss
+from choosy.reporting.report import shown_settings
 from choosy.rounds.run import Run
 
 
@@ -27,8 +27,8 @@ class Progress(Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Say what is played before anything is sampled; the optimiser is not made yet."""
         if trainer.is_global_zero:
-            run, settings = trainer.datamodule.run, getattr(pl_module.optimizer, "keywords", {})
-            run.phases.say(parts_in_a_line(run, pl_module.loss, settings.get("lr")))
+            run = trainer.datamodule.run
+            run.phases.say(parts_in_a_line(run, pl_module.loss.beta))
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         run = trainer.datamodule.run
@@ -50,15 +50,15 @@ class Progress(Callback):
         self.on_train_epoch_end(trainer, pl_module)
 
 
-def parts_in_a_line(run: Run, loss: Loss, lr: float | None) -> str:
-    """Say who judges, what is selected, and what is trained on."""
-    labels, selectors = run.labels, [one for one in (run.prompt_selector, run.pair_selector) if one is not None]
-    judge = labels.evaluator
+def parts_in_a_line(run: Run, beta: float) -> str:
+    """Say who judges, what is selected, and what is trained on, by the names of the menu."""
+    labels, judge, chosen = run.labels, run.labels.evaluator, shown_settings(run.folder)
+    labeler = f"labeler={chosen['labeler']}" if "labeler" in chosen else labels.labeler.name
+    names = [f"{name}={chosen[name]}" for name in ("selector", "weighting", "loss", "lr") if name in chosen]
     return "; ".join(
         [
-            f"labeler {labels.labeler.name} {'scores' if labels.scores else 'compares'} the responses",
+            f"{labeler} {'scores' if labels.scores else 'compares'} the responses",
             *([f"{judge.labeler.name} judges held-out ones"] if judge is not None and judge is not labels else []),
-            f"selector {' + '.join(type(one).__name__ for one in selectors) or 'none'}",
-            f"loss {type(loss).__name__}, beta {loss.beta:g}" + ("" if lr is None else f", lr {lr:g}"),
+            f"{' '.join(names)}, beta {beta:g}",
         ]
     )

@@ -8,15 +8,18 @@ import shlex
 import signal
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -24,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import choosy.start as start
+from choosy.early import refuse_early
 from choosy.errors import Stopped
 from choosy.files import replacing
 from choosy.options.check import options
@@ -134,8 +138,22 @@ def main() -> None:
             _main()
         finally:
             restore_stacks()
+        report_refusal(get_args_parser().parse_args(words))
     for index in SWEEPS.values():
         index.print()
+
+
+def report_refusal(typed: Namespace) -> None:
+    """Say what a run refuses of the configuration that --cfg has printed."""
+    if typed.cfg != "job" or typed.multirun:
+        return
+    own_menu = [f"hydra.searchpath=['file://{Path(typed.config_dir).resolve()}']"] if typed.config_dir else []
+    GlobalHydra.instance().clear()
+    try:
+        check(cfg := compose([*own_menu, *typed.overrides]))
+        refuse_early(plain(cfg))
+    except (ValueError, OmegaConfBaseException) as error:
+        print(f"\nA run refuses this configuration: {explained(error)}", file=sys.stderr)
 
 
 def see_current_folder() -> None:
@@ -168,6 +186,8 @@ def _main(cfg: DictConfig) -> float | None:
             refuse_relaunching_sweep(cfg.trainer)
             if "console" in cfg.callbacks.get("report", {}):
                 cfg.callbacks.report.console = False
+            if is_first_process():
+                print(f"{of_sweep()} in {run_dir}", file=sys.stderr)
         if finished := cfg.ckpt_path == "auto" and start.is_finished(plain(cfg), run_dir):
             from lightning.pytorch.utilities import rank_zero_only
 
@@ -181,6 +201,20 @@ def _main(cfg: DictConfig) -> float | None:
         if not finished:
             print(f"{run_dir}: {run.headline}, {run.costs}")
     return objective(cfg, run)
+
+
+def of_sweep() -> str:
+    """Return which job of how many this is, with what differs between them; a launcher or sweeper may not know."""
+    hydra_config = HydraConfig.get()
+    number, words = f"Run {hydra_config.job.num + 1}", hydra_config.overrides.task
+    if not all("hydra._internal" in str(part._target_) for part in (hydra_config.launcher, hydra_config.sweeper)):
+        return f"{number}: {' '.join(words)}"
+    typed = get_args_parser().parse_args(COMMAND[2:] if COMMAND[1:2] == ["train"] else COMMAND[1:]).overrides
+    given = [f"{name}={values}" for name, values in (hydra_config.sweeper.params or {}).items()]
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides([*given, *typed]), None)
+    differ = [word for word in jobs[hydra_config.job.num] if not all(word in job for job in jobs)]
+    return f"{number} of {len(jobs)}: {' '.join(differ) or ' '.join(words)}"
 
 
 def train(cfg: DictConfig, run_dir: Path, *, callbacks: Sequence[Callback] = ()) -> Trainer:

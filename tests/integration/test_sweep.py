@@ -28,6 +28,8 @@ def test_a_sweep_leaves_a_folder_a_job_and_an_index(lines, tmp_path):
         folder=tmp_path,
     )
     assert run.returncode == 0, run.stderr
+    assert f"Run 2 of 4: selector=optune seed=1 in {tmp_path}/sweep/1\n" in run.stderr
+    assert "HYDRA" not in run.stdout + run.stderr
     *jobs, index, compare = run.stdout.rstrip().splitlines()
     assert sum(": Held-out reward" in line for line in jobs) == 4
     assert "Left behind in" not in run.stdout

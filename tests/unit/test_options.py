@@ -165,6 +165,15 @@ def test_a_hub_is_asked_once_for_a_model_that_is_not_in_the_cache(tmp_path, monk
     assert found["took"][nowhere] < 2
 
 
+def test_a_configuration_that_is_printed_says_what_a_run_refuses_of_it(tmp_path):
+    good, bad = "train model.name=demo:smollm2 --cfg job", "train model.name=demo:smollm2 loss.beta=0 --cfg job"
+    said = answers([good, bad], tmp_path)["said"]
+    assert said[good].startswith("model:\n")
+    assert "refuses" not in said[good]
+    assert said[bad].startswith("model:\n")
+    assert "A run refuses this configuration: loss.beta=0 turns preference into nothing" in said[bad]
+
+
 @pytest.mark.parametrize(
     "words",
     [

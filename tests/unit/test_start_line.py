@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from torch.optim import AdamW
+from omegaconf import OmegaConf
 
-from callbacks.predicted_gap import PredictedGap
-from callbacks.progress import Progress
+from callbacks.progress import Progress, parts_in_a_line
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.vader import Vader
+from choosy.main import compose
 from choosy.methods.losses import SigmoidLoss
 
 
@@ -24,22 +23,25 @@ class Compares:
 
 
 @pytest.mark.parametrize(
-    ("labeler", "evaluation", "selector", "line"),
+    ("labeler", "evaluation", "words", "line"),
     [
-        (Vader(), "auto", PredictedGap(), f"labeler {Vader().name} scores the responses; selector PredictedGap"),
-        (Compares(), Vader(), None, f"labeler clara compares the responses; {Vader().name} judges held-out ones; sel"),
-        (Compares(), "none", None, "labeler clara compares the responses; selector none; loss SigmoidLoss, beta 0.2"),
+        (Vader(), "auto", [], "labeler=vader scores the responses; selector=spread_oversampled weighting="),
+        (Compares(), Vader(), ["selector=predicted_gap"], f"the responses; {Vader().name} judges held-out ones; sel"),
+        (Compares(), "none", ["selector=[optune,certainty]"], "compares the responses; selector=optune_certainty w"),
     ],
 )
-def test_a_run_begins_with_its_labeler_selector_loss_and_lr(tmp_path, labeler, evaluation, selector, line):
+def test_a_run_begins_with_its_labeler_selector_loss_and_lr_as_they_are_typed(
+    tmp_path, labeler, evaluation, words, line
+):
     said: list[str] = []
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(compose([*words, "lr=5e-5"]), resolve=True))
     labels = LabelBuyer(labeler, ledger=str(tmp_path / "ledger.sqlite"), evaluation=evaluation)
-    phases = SimpleNamespace(say=said.append)
-    run = SimpleNamespace(labels=labels, prompt_selector=None, pair_selector=selector, phases=phases)
-    module = SimpleNamespace(loss=SigmoidLoss(beta=0.2), optimizer=partial(AdamW, lr=5e-5))
+    run = SimpleNamespace(labels=labels, folder=tmp_path, phases=SimpleNamespace(say=said.append))
     for is_global_zero in (True, False):
         trainer = SimpleNamespace(is_global_zero=is_global_zero, datamodule=SimpleNamespace(run=run))
-        Progress().on_fit_start(trainer, module)
+        Progress().on_fit_start(trainer, SimpleNamespace(loss=SigmoidLoss(beta=0.2)))
     assert len(said) == 1
-    assert said[0].startswith(line)
-    assert said[0].endswith("; loss SigmoidLoss, beta 0.2, lr 5e-05")
+    assert line in said[0]
+    assert said[0].endswith(" weighting=uniform loss=sigmoid lr=5e-05, beta 0.2")
+    (tmp_path / "config.yaml").unlink()  # as of a script that builds its own Trainer
+    assert parts_in_a_line(run, 0.2).startswith(f"{labeler.name} ")

@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from choosy.options.check import unknown
-from choosy.options.names import CHOICES, HINTS, file_meant, meant
+from choosy.options.names import CHOICES, HINTS, any_of, file_meant, meant
+from choosy.options.parts import choices_with
 
 Options = Callable[[], list[str]]  # the names of all options, which take a moment to find
 NO_GROUP = "Config group override must be a string"  # a plain ValueError of Hydra
@@ -46,6 +47,8 @@ def not_composed(text: str, options: Options, words: Collection[str]) -> str:
         gone = [word for word in words if word.startswith("~") and f"{found[1]}.".startswith(f"{word[1:]}.")]
         if gone and "delete" not in found[0]:
             return f"{gone[0]} takes {gone[0][1:]} away, and {found[1]} is typed too; leave out one of them."
+        if sentence := of_some_arms(found[1], words):
+            return sentence
         values = {name.lstrip("+"): value for name, _, value in (word.partition("=") for word in words)}
         return unknown(found[1], options(), values.get(found[1], ""))
     if found := re.search(r"An item is already at '([^']+)'", text):
@@ -55,6 +58,33 @@ def not_composed(text: str, options: Options, words: Collection[str]) -> str:
         one, many = in_shell(name, value), shlex.quote(f"{name}=[{value}]")
         return f"{name}={value} may be a text, a list or a sweep; type {one}, {many}, or -m for a run of each."
     return text
+
+
+def of_some_arms(name: str, words: Collection[str]) -> str:
+    """Return how a sweep is typed in which only some choices of a group have an option; "" where it is no such sweep.
+
+    Example:
+        >>> print(of_some_arms("callbacks.optune.count", ["selector=optune,random", "callbacks.optune.count=8"]))
+        callbacks.optune.count is of selector=optune alone; type two calls, which go into one folder:
+          choosy train -m experiment=compare selector=random
+          choosy train -m experiment=compare selector=optune callbacks.optune.count=8
+    """
+    owners = choices_with(name)
+    for word in words:
+        group, _, values = word.partition("=")
+        arms = values.split(",")
+        have = [arm for arm in arms if f"{group}={arm}" in owners]
+        if have and len(have) < len(arms):
+            own = [word for word in words if word.lstrip("+").startswith(f"{name}=")]
+            rest = [one for one in words if one not in (word, "experiment=compare", *own)]
+            calls = [
+                [f"{group}={','.join(arm for arm in arms if arm not in have)}"],
+                [f"{group}={','.join(have)}", *own],
+            ]
+            lines = [shlex.join(["choosy", "train", "-m", "experiment=compare", *call, *rest]) for call in calls]
+            of = f"{group}={any_of(have)}"
+            return "\n  ".join([f"{name} is of {of} alone; type two calls, which go into one folder:", *lines])
+    return ""
 
 
 def quoted(value: str) -> str:
