@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from choosy.models.instructions import Instructions
 from choosy.module import WeightedDPO
 from choosy.rounds.needs import check_needs
 from choosy.rounds.sample import FreshResponses
@@ -19,10 +20,12 @@ class OnPolicyData(RoundData):
         responses: N, the fresh responses to each chosen prompt.
         prompts_per_round: Stream the prompts: each round sees the next so many of one shuffled pass, which is repeated;
             None = every round sees all prompts.
+        instructions: Under which the responses are sampled; the policy trains on the prompts without them.
     """
 
     responses: int = 2
     prompts_per_round: int | None = None
+    instructions: Instructions | None = None
 
     def __post_init__(self) -> None:
         if self.responses < 1:
@@ -41,6 +44,11 @@ class OnPolicyData(RoundData):
             raise ValueError(
                 f"data.prompts_per_round={self.prompts_per_round} samples nothing; choose at least 1, or null."
             )
+        if self.instructions is not None and self.responses % len(self.instructions.texts):
+            raise ValueError(
+                f"data.responses={self.responses} cannot be shared evenly by {len(self.instructions.texts)} "
+                f"instructions; choose data.responses={len(self.instructions.texts)}, or a multiple of it."
+            )
         super().__post_init__()
 
     def read_train(self, module: WeightedDPO) -> list[Prompt]:
@@ -49,12 +57,21 @@ class OnPolicyData(RoundData):
         labels = self.run.labels
         instead = f"the policy samples its own answers, which labeler {labels.labeler.name} judges"
         prompts = self.reader.prompts(self.train, module.policy, limit=self.limit, judge=labels, instead=instead)
-        module.policy.tokens.refuse_long_answers(prompts, self.run.sampler.max_new_tokens)
+        tokens, new_tokens = module.policy.tokens, self.run.sampler.max_new_tokens
+        tokens.refuse_long_answers(prompts, new_tokens)
+        if self.instructions is not None:
+            if "own" in module.loss.needs:
+                raise ValueError(
+                    f"{type(module.loss).__name__} needs samples of the policy's own distribution, and those under "
+                    "data.instructions are of another; choose data.instructions=null, or loss=dlma."
+                )
+            longest = max(len(ids) for under_one in self.instructions.encode(tokens, prompts) for ids in under_one)
+            tokens.refuse_beyond_window(longest + new_tokens)
         return prompts
 
     def play(self, number: int) -> None:
         prompts = [] if self.run.spent_out(number) else self.prompts_of(number)
-        self.run.play(number, prompts, FreshResponses(self.responses))
+        self.run.play(number, prompts, FreshResponses(self.responses, self.instructions))
 
     def prompts_of(self, number: int) -> list[Prompt]:
         """Return the prompts that a round may sample: all, or the next ones of the stream."""

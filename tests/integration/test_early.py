@@ -31,6 +31,7 @@ REFUSED = {  # by the parts of a run themselves, which import torch: what the se
     "loss=rpo ~loss.shares.sft": "give each part a share",
     "loss=kto sampler.temperature=0.7": "KTOLoss needs samples of the policy's own distribution",
     "loss=dlma labeler=human selector=certainty": "SelfRewardLoss needs the rewards",
+    "experiment=dlma data.responses=3": "cannot be shared evenly by 2 instructions",
     "weighting=column": "fresh responses have none",
     "selector=certainty callbacks.certainty.fraction=2": "fraction=2 is no share",
     "selector=certainty reference=previous_round": "certainty would draw lots",

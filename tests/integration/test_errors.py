@@ -281,6 +281,12 @@ def test_pairs_of_single_responses(refused):
     )
 
 
+def test_own_samples_under_instructions(refused):
+    instructions = "{_target_:choosy.models.instructions.Instructions,texts:[Be kind.]}"
+    own = ["loss=xpo", "weighting=uniform", f"data.instructions={instructions}"]
+    refused(*own, message="needs samples of the policy's own .* data.instructions are of another; choose")
+
+
 @pytest.mark.parametrize("setting", ["temperature=0.7", "top_p=0.9", "top_k=50"])
 def test_own_samples_of_another_distribution(setting, refused):
     message = rf"KTOLoss needs samples of the policy's own.*sampler.{setting}.*Choose sampler.temperature=1 .*zero"

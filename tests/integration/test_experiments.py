@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from choosy.main import compose, train
+from choosy.models.instructions import instructed
+from choosy.types import seed_of
 
 LABELERS = '''
 class Undecided:
@@ -131,9 +134,40 @@ def test_real_labels_the_half_that_its_base_model_finds_most_dissimilar(recipe, 
     assert len(metrics["heldout/accuracy"].dropna()) == 1
 
 
+def test_dlma_samples_under_both_instructions_and_trains_on_the_plain_prompt(recipe, prompts_file):
+    few = [f"data.train={prompts_file}", "data.limit=4", "data.heldout=null", *sizes()]
+    run = recipe("dlma", *few, "rounds=1")
+    policy, labels, sampler = run.lightning_module.policy, run.datamodule.run.labels, run.datamodule.run.sampler
+    labeler, plain = labels.labeler, {p.id: p for p in run.datamodule.prompts}
+    losses = []
+    for row in table(run, 0).itertuples():
+        prompt = plain[row.prompt_id]
+        assert tuple(row.prompt_ids) == policy.tokens.encode_prompt(prompt)
+        asked = [instructed(prompt, text, place="system") for text in (labeler.good, labeler.bad)]
+        ids = [policy.tokens.encode_prompt(one) for one in asked]
+        with policy.states.as_start():
+            sampled = sampler.sample(policy, ids, [[seed_of(0, "train", 0, prompt.id, n)] for n in (0, 1)])
+        assert [(r.text,) for (r,) in sampled] == [(text,) for text in row.responses]
+        assert np.isnan(row.logps.astype(float)).all(), "they are those of other prompts"
+        for pair in row.pairs:
+            gap = row.rewards[pair["chosen"]] - row.rewards[pair["rejected"]]
+            assert gap > 0
+            losses.append(math.log1p(math.exp(0.1 * 0.2 * min(gap, 40.0))))  # the policy is its reference
+    steps = pd.read_csv(Path(run.default_root_dir) / "metrics.csv").dropna(subset="loss_step")
+    assert steps["loss_step"].tolist() == pytest.approx([sum(losses) / len(losses)], rel=1e-4)
+    assert trained_finitely(run, steps=1)
+
+
 # -- losses: each recipe as it is, on two prompts or four given pairs ------------------------------------------------
 
 SMALL = {"data.heldout_limit": 2, "sampler.max_new_tokens": 6, "batching.batch_size": 4, "rounds": 2}
+
+
+def sizes() -> list[str]:
+    """What is typed besides a recipe so that it takes seconds."""
+    return ["=".join(map(str, size)) for size in SMALL.items()]
+
+
 OFFLINE = ("ld_dpo", "orpo", "cpo", "kto", "bco", "ada_dpo", "hypo")
 ONLINE = ("wpo", "simpo", "rpo", "tr_dpo", "selm", "xpo", "pro")
 
@@ -151,7 +185,7 @@ def test_a_recipe_of_given_pairs_trains_on_them(name, recipe, write):
         rows = [
             {"prompt": row["prompt"], "completion": row["chosen"], "label": n % 2 == 0} for n, row in enumerate(rows)
         ]
-    run = recipe(name, f"data.train={write('train', rows)}", *("=".join(map(str, x)) for x in SMALL.items()))
+    run = recipe(name, f"data.train={write('train', rows)}", *sizes())
     assert (
         settings(run)
         == {
@@ -169,7 +203,7 @@ def test_a_recipe_of_given_pairs_trains_on_them(name, recipe, write):
 
 @pytest.mark.parametrize("name", ONLINE)
 def test_a_recipe_of_sampled_responses_trains_on_them(name, recipe, prompts_file):
-    few = [f"data.train={prompts_file}", "data.limit=4", *("=".join(map(str, x)) for x in SMALL.items())]
+    few = [f"data.train={prompts_file}", "data.limit=4", *sizes()]
     few += ["labeler=function", "labeler.path=labelers.reward", *(["data.responses=4"] if name == "rpo" else [])]
     run = recipe(name, *few)
     assert (
@@ -189,7 +223,7 @@ def test_a_recipe_of_sampled_responses_trains_on_them(name, recipe, prompts_file
     assert moved == (name in ("rpo", "tr_dpo", "selm", "xpo"))
 
 
-def trained_finitely(run: Any) -> bool:
+def trained_finitely(run: Any, *, steps: int = 2) -> bool:
     """Whether the run took steps, and each had a loss that is a number and a gradient that is not 0."""
-    steps = pd.read_csv(Path(run.default_root_dir) / "metrics.csv").dropna(subset="loss_step")
-    return len(steps) >= 2 and bool((steps["grad_norm"] > 0).all()) and bool(steps["loss_step"].abs().lt(1e3).all())
+    taken = pd.read_csv(Path(run.default_root_dir) / "metrics.csv").dropna(subset="loss_step")
+    return len(taken) >= steps and bool((taken["grad_norm"] > 0).all()) and bool(taken["loss_step"].abs().lt(1e3).all())

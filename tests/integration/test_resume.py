@@ -54,6 +54,10 @@ def sampled_rounds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 SETTINGS = {
     "plain": [],
+    "two instructions": [
+        "data.instructions={_target_:choosy.models.instructions.Instructions,texts:[Be kind.,Be cruel.],place:system}",
+        *("labeler=contrastive", "loss=dlma", "data.responses=2"),
+    ],
     "moving reference": ["reference=previous_round", "pool.keep=all", "epochs_per_round=2", "schedule=cosine"],
     "learned reward": [
         "+callbacks.predicted_gap._target_=callbacks.predicted_gap.PredictedGap",

@@ -11,12 +11,11 @@ from operator import sub
 from typing import Literal
 
 from choosy.labeling.protocols import ALL, Terms
+from choosy.models.instructions import Place, encode_instructed
 from choosy.models.policy import Policy
-from choosy.models.tokens import TemplateRefusal
-from choosy.types import Candidates, Message, Prompt, Response, content_id
+from choosy.types import Candidates, Prompt, Response, content_id
 
 Weights = Literal["start", "current"]
-Place = Literal["system", "user"]
 
 
 @dataclass(eq=False)
@@ -24,8 +23,8 @@ class Contrastive:
     """Scores a response by two contrasting instructions, without another labeler (DLMA, arXiv 2402.11907).
 
     The reward is log p(response | good instruction, prompt) - log p(response | bad instruction, prompt), summed over
-    tokens; the difference of two responses' rewards is the paper's self-reward gap R. (The paper also samples one
-    response under each instruction; here the sampler uses no instruction.)
+    tokens; the difference of two responses' rewards is the paper's self-reward gap R. `data.instructions` samples one
+    response under each instruction, as the paper does.
 
     Attributes:
         weights: Which weights score: the policy's at the `start` of the run, or the `current` ones, under which a
@@ -100,35 +99,4 @@ class Contrastive:
         return [reward_at[at] for at in range(len(items))]
 
     def _prompt_ids(self, prompt: Prompt, instruction: str) -> tuple[int, ...]:
-        try:
-            return self.policy.tokens.encode_prompt(instructed(prompt, instruction, place=self.place))
-        except TemplateRefusal as error:
-            other = "user" if self.place == "system" else "system"
-            raise ValueError(
-                f"the chat template of {self.policy.source.name} refuses the instruction of labeler=contrastive in a "
-                f"{self.place} turn ({error.__cause__}); type labeler.place={other}"
-            ) from error
-
-
-def instructed(prompt: Prompt, instruction: str, *, place: Place) -> Prompt:
-    """Put an instruction at the beginning of a prompt: of its system turn, its first user turn, or its text.
-
-    Example:
-        >>> chat = Prompt("p", "Hi", (Message("user", "Hi"),))
-        >>> [m.role for m in instructed(chat, "Be kind.", place="system").messages]
-        ['system', 'user']
-        >>> instructed(chat, "Be kind.", place="user").messages[0].content
-        'Be kind.\\n\\nHi'
-        >>> instructed(Prompt("p", "Once"), "Be kind.", place="system").text
-        'Be kind.\\n\\nOnce'
-    """
-    turns = list(prompt.messages)
-    if not turns:
-        return replace(prompt, text=f"{instruction}\n\n{prompt.text}")
-    roles = [turn.role for turn in turns]
-    if place in roles:
-        at = roles.index(place)
-        turns[at] = replace(turns[at], content=f"{instruction}\n\n{turns[at].content}")
-    else:
-        turns.insert(0, Message(place, instruction))
-    return replace(prompt, messages=tuple(turns))
+        return encode_instructed(self.policy.tokens, prompt, instruction, self.place, "labeler.place")

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 FIXED = (  # the weights, the responses or the labels were made with these
     *("seed", "reference", "optimizer", "data"),
     *("model", "model.name", "model.revision", "model.adapter", "model.dtype", "model.chat_template*", "model.lora*"),
-    *("data.train", "data.heldout", "data.limit", "data.heldout_limit", "data.reader.*"),
+    *("data.train", "data.heldout", "data.limit", "data.heldout_limit", "data.reader.*", "data.instructions*"),
 )
 JUDGE = {"labeler", *(f"labeler.{name}" for name in ("path", "weights", "name", "model", "template", "wrapped"))}
 REFERS = "${"  # to another option

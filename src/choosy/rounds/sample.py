@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from choosy.models.instructions import Instructions
 from choosy.parallel.ranks import shard
 from choosy.resume.partial_rounds import PartWriter, read_begun, unlabeled
 from choosy.rounds.context import ChosenPrompt, OnSampled, Round, Sample
@@ -16,16 +20,18 @@ from choosy.types import Candidates, Prompt, Response, seed_of
 
 @dataclass(frozen=True)
 class FreshResponses:
-    """Samples so many responses to each chosen prompt (see `Sample`)."""
+    """Samples so many responses to each chosen prompt, under instructions if there are some (see `Sample`)."""
 
     responses: int
+    instructions: Instructions | None = None
     given: Mapping[str, Candidates] = field(default_factory=dict, init=False)
 
     def __call__(
         self, at: Round, chosen: Sequence[ChosenPrompt], *, begun: Mapping[str, Candidates], done: OnSampled
     ) -> list[Candidates]:
         mine = shard(chosen, at.ranks)
-        sampled = sample_responses(at, [prompt for prompt, _ in mine], n=self.responses, begun=begun, done=done)
+        how: dict[str, Any] = {"n": self.responses, "instructions": self.instructions}
+        sampled = sample_responses(at, [prompt for prompt, _ in mine], **how, begun=begun, done=done)
         return [replace(c, utility=utility) for c, (_, utility) in zip(sampled, mine, strict=True)]
 
 
@@ -79,6 +85,7 @@ def sample_responses(
     n: int,
     purpose: str = "train",
     settings: SamplingSettings | None = None,
+    instructions: Instructions | None = None,
     begun: Mapping[str, Candidates] | None = None,
     done: OnSampled = lambda some: None,
 ) -> list[Candidates]:
@@ -90,6 +97,8 @@ def sample_responses(
         n: Responses to each prompt.
         purpose: Part of the seed.
         settings: How they are sampled; None = the engine's own settings.
+        instructions: What precedes the prompts while they are answered; the candidates have the prompts without it, and
+            a response no log-prob, which would be that of another prompt.
         begun: Candidates of this round and purpose that are sampled already; they are not sampled again.
         done: Called during the sampling with candidates that are ready.
     """
@@ -97,18 +106,31 @@ def sample_responses(
     rest = [p for p in prompts if p.id not in found]
     ids = [at.policy.tokens.encode_prompt(prompt) for prompt in rest]
     seeds = [[seed_of(at.seed, purpose, at.number, p.id, sample) for sample in range(n)] for p in rest]
+    asked = [ids] if instructions is None else instructions.encode(at.policy.tokens, rest)
+    responses = [[Response("")] * n for _ in rest]
 
-    def made(responses: Mapping[int, list[Response]]) -> list[Candidates]:
-        return [Candidates(rest[p], tuple(of_prompt), ids[p], at.number) for p, of_prompt in responses.items()]
+    def placed(first: int, ended: Mapping[int, list[Response]]) -> list[Candidates]:
+        for p, of_prompt in ended.items():
+            sampled = of_prompt if instructions is None else [replace(r, logp=math.nan) for r in of_prompt]
+            responses[p][first :: len(asked)] = sampled
+        return [Candidates(rest[p], tuple(responses[p]), ids[p], at.number) for p in ended]
+
+    def report(first: int, ended: Mapping[int, list[Response]]) -> None:
+        some = placed(first, ended)
+        if first + 1 == len(asked):  # before, responses under the later ones are missing
+            done(some)
 
     synced = at.sampler.sync_seconds
-    responses: list[list[Response]] = []
-    if any(at.ranks.gather([bool(rest)])):  # a sharded policy samples on all ranks or on none
-        responses = at.sampler.sample(at.policy, ids, seeds, settings=settings, done=lambda ended: done(made(ended)))
+    for first, under_instruction in enumerate(asked):
+        shares = [of_prompt[first :: len(asked)] for of_prompt in seeds]
+        if any(at.ranks.gather([bool(rest)])):  # a sharded policy samples on all ranks or on none
+            whole = at.sampler.sample(
+                at.policy, under_instruction, shares, settings=settings, done=partial(report, first)
+            )
+            found |= {c.prompt.id: c for c in placed(first, dict(enumerate(whole)))}
     synced = at.sampler.sync_seconds - synced
     if synced and at.ranks.rank == 0:
         at.phases.say(f"The policy's weights went into the sampling engine in {synced:.2f} s.")
-    found |= {c.prompt.id: c for c in made(dict(enumerate(responses)))}
     every = [r for c in found.values() for r in c.responses]
     at.counts.update(
         tokens_generated=sum(len(r.ids) for r in every),
