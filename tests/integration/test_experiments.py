@@ -134,6 +134,21 @@ def test_real_labels_the_half_that_its_base_model_finds_most_dissimilar(recipe, 
     assert len(metrics["heldout/accuracy"].dropna()) == 1
 
 
+def test_rdo_weighs_a_pair_by_what_the_other_verdicts_say_of_it(recipe, write):
+    rows = [{"prompt": f"Is {n} odd?", "chosen": f"{n} is.", "rejected": f"Never {n}, never."} for n in range(8)]
+    rows[0] |= {"chosen": rows[0]["rejected"], "rejected": rows[0]["chosen"]}
+    few = [f"data.train={write('train', rows)}", *sizes(), "rounds=1", "batching.batch_size=8"]
+    run = recipe("rdo", *few, "learned_reward.min_labels=8", "learned_reward.embedder=policy")
+    pairs = {row.prompt_id: row.pairs[0] for row in table(run, 0).itertuples()}
+    gaps = {prompt: pairs[prompt.id]["predicted_gap"] for prompt in run.datamodule.prompts}
+    turned = [gap for prompt, gap in gaps.items() if prompt.text == "Is 0 odd?"]
+    assert max(turned) < 0 < sum(gap > 0 for gap in gaps.values()) - 6, "the others speak against one verdict"
+    assert all(pair["weight"] == max(0.0, pair["predicted_gap"]) for pair in pairs.values())
+    steps = pd.read_csv(Path(run.default_root_dir) / "metrics.csv").dropna(subset="loss_step")
+    assert steps["loss_step"].tolist() == pytest.approx([math.log(2)], rel=1e-3), "weights have mean 1"
+    assert trained_finitely(run, steps=1)
+
+
 def test_dlma_samples_under_both_instructions_and_trains_on_the_plain_prompt(recipe, prompts_file):
     few = [f"data.train={prompts_file}", "data.limit=4", "data.heldout=null", *sizes()]
     run = recipe("dlma", *few, "rounds=1")

@@ -77,6 +77,10 @@ SETTINGS = {
         *("labeler._target_=toy_rewards.Longer", "weighting=wdpo", "reward_gap=predicted", "data.responses=2"),
         *("learned_reward.embedder=policy", "learned_reward.min_labels=4"),
     ],
+    "differences": [
+        *("labeler._target_=toy_rewards.Longer", "weighting=wdpo", "reward_gap=difference", "data.responses=2"),
+        *("learned_reward.embedder=policy", "learned_reward.min_labels=4"),
+    ],
     "mixed reference": ["model=smollm2_full", "lr=1e-3", "reference=0.6", "pool.keep=all"],
     "reset": ["reset_policy=each_round", "warmup_steps=3", "labels.budget=40"],
     "kl of the last step": ["loss=kto", "data.responses=3", "lr=1e-2"],

@@ -114,3 +114,17 @@ def test_any_number_of_ranks_learns_and_designs_the_same(size: int, embedded: li
     together = FakeRanks.play(size, played)
     assert [found for found, _ in together] == [weights] * size
     assert {name: u for _, of_rank in together for name, u in of_rank.items()} == alone
+
+
+def test_differences_know_the_verdicts_of_this_round_on_any_number_of_ranks(embedded: list[str]) -> None:
+    labeled = candidates(1, labeled=True)
+
+    def played(ranks: Ranks) -> dict[tuple[str, str, str], float] | None:
+        return LearnedReward(min_labels=6).differences(labeled, round_one(LearnedReward(), ranks))
+
+    (alone,) = [played(OneRank())]
+    assert alone is not None
+    assert sorted(alone) == [(f"p{p}", f"1 {p} 1", f"1 {p} 0") for p in (0, 2, 6)]
+    assert FakeRanks.play(3, played) == [alone] * 3
+    few = LearnedReward(min_labels=7)  # three verdicts of round 0 and three of round 1
+    assert few.differences(labeled, round_one(few)) is None

@@ -15,7 +15,7 @@ from callbacks.d_optimal import DOptimal
 from callbacks.predicted_gap import PredictedGap
 from callbacks.spread import Spread
 from choosy.methods.predicted import d_optimal, explored, predicted_gain, predicted_gap
-from choosy.methods.reward_head import RewardHead, fit_scores, fit_verdicts
+from choosy.methods.reward_head import RewardHead, fit_scores, fit_verdicts, left_out_gaps
 from choosy.methods.selection import pair_positions
 
 
@@ -117,6 +117,26 @@ def test_fit_verdicts_chooses_the_prior_under_which_left_out_verdicts_are_most_p
 
     best = fit_verdicts(chosen_MD, rejected_MD, strengths=(max(strengths, key=left_out),))
     torch.testing.assert_close(fit_verdicts(chosen_MD, rejected_MD, strengths=strengths).weight_D, best.weight_D)
+
+
+def test_a_left_out_gap_is_that_of_the_fit_to_the_other_verdicts() -> None:
+    """RDO: of 40 verdicts one is turned round, and the others say so; its own verdict has no say."""
+    embed_ND, reward_N, _ = toy(80, 3)
+    chosen_MD, rejected_MD = verdicts(embed_ND, 3 * reward_N)
+    chosen_MD[0], rejected_MD[0] = rejected_MD[0].clone(), chosen_MD[0].clone()
+    gap_M = left_out_gaps(chosen_MD, rejected_MD, strengths=(1.0,))
+    refitted = []
+    for out in range(40):
+        rest = [m for m in range(40) if m != out]
+        head = fit_verdicts(chosen_MD[rest], rejected_MD[rest], strengths=(1.0,))
+        one_1, other_1 = (head.rewards(some_MD[out : out + 1]) for some_MD in (chosen_MD, rejected_MD))
+        refitted.append(one_1 - other_1)
+    torch.testing.assert_close(gap_M, torch.cat(refitted), rtol=0.1, atol=0.1)
+    assert gap_M[0] < 0 < gap_M.median()
+    turned_M = left_out_gaps(
+        torch.cat([rejected_MD[:1], chosen_MD[1:]]), torch.cat([chosen_MD[:1], rejected_MD[1:]]), strengths=(1.0,)
+    )
+    torch.testing.assert_close(turned_M[0], -gap_M[0], rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize("fit", [fit_scores, lambda x, y: fit_verdicts(x[::2], x[1::2])], ids=["scores", "verdicts"])

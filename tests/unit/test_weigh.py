@@ -17,7 +17,7 @@ from choosy.methods.reward_head import RewardHead
 from choosy.methods.weighting import GapSource, RewardGap, Uniform, Weighting
 from choosy.parallel.ranks import OneRank, Ranks
 from choosy.reporting.display import Phases
-from choosy.rounds.context import Round
+from choosy.rounds.context import PairTexts, Round, pair_texts
 from choosy.rounds.weigh import weigh
 from choosy.types import Candidates, Pair, Prompt, Response
 
@@ -31,6 +31,9 @@ class ByLength:
     def head(self, at: Round) -> RewardHead | None:
         one_D = torch.ones(1, dtype=torch.float64)
         return None if self.cold else RewardHead(torch.zeros(1), 1.0, one_D, torch.zeros(1, 1))
+
+    def differences(self, labeled: Sequence[Candidates], at: Round) -> dict[PairTexts, float] | None:
+        return None if self.cold else {pair_texts(c, pair): 0.5 for c in labeled for pair in c.pairs}
 
     def embed(self, candidates: Sequence[Candidates], at: Round) -> list[torch.Tensor]:
         assert all(r.text != "unused" for c in candidates for r in c.responses)
@@ -79,6 +82,11 @@ def weights(made: Sequence[Candidates]) -> list[float]:
 def test_verdicts_are_weighed_by_predicted_gaps(form: Any, expected: list[float]) -> None:
     """Gaps 3, -2 (against the verdict), 2 of round 1's pairs, beta2 a half; the pair of round 0 keeps its weight."""
     assert weights(weighed(RewardGap(form=form, beta2=0.5))) == pytest.approx(expected)
+
+
+def test_verdicts_are_weighed_by_differences() -> None:
+    assert weights(weighed(RewardGap(form="linear"), reward_gap="difference")) == [0.5, 0.5, 1.0, 0.5]
+    assert weights(weighed(RewardGap(form="linear"), reward_gap="difference", cold=True)) == [1.0] * 4
 
 
 def test_two_ranks_weigh_as_one() -> None:

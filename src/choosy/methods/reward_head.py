@@ -138,6 +138,34 @@ def fit_verdicts(chosen_MD: Tensor, rejected_MD: Tensor, strengths: Sequence[flo
         >>> (head.rewards(torch.tensor([[1.0], [0.0]])).diff() < 0).item()
         True
     """
+    centre_D, scale, fit = _fitted(chosen_MD, rejected_MD, strengths)
+    return RewardHead(centre_D, scale, fit.weight_D, fit.root_DD)
+
+
+def left_out_gaps(chosen_MD: Tensor, rejected_MD: Tensor, strengths: Sequence[float] = STRENGTHS) -> Tensor:
+    """Differences (M,) of the rewards of chosen and rejected, each predicted from the other M - 1 verdicts.
+
+    Such a model of differences weighs pairs in RDO (arXiv 2408.09385). No verdict has a say in its own gap, which is
+    negative where the others speak against it.
+
+    Args:
+        chosen_MD: Embeddings of the preferred responses of M pairs.
+        rejected_MD: Embeddings of the other ones.
+        strengths: Candidates for the prior's precision (see `fit_verdicts`).
+
+    Raises:
+        ValueError: An embedding is not finite.
+
+    Example:
+        >>> ones = torch.ones(4, 1)
+        >>> left_out_gaps(torch.cat([ones, -ones[:1]]), torch.cat([-ones, ones[:1]])).sign().tolist()
+        [1.0, 1.0, 1.0, 1.0, -1.0]
+    """
+    return _fitted(chosen_MD, rejected_MD, strengths)[2].left_out_M
+
+
+def _fitted(chosen_MD: Tensor, rejected_MD: Tensor, strengths: Sequence[float]) -> tuple[Tensor, float, _Laplace]:
+    """The centre and the scale of the embeddings, and the fit under the best prior."""
     _refuse_broken(chosen_MD, rejected_MD)
     centre_D, scale = _standard(torch.cat([chosen_MD, rejected_MD]))
     gap_MD = (chosen_MD.double() - rejected_MD.double()) / scale
@@ -148,7 +176,7 @@ def fit_verdicts(chosen_MD: Tensor, rejected_MD: Tensor, strengths: Sequence[flo
         if F.logsigmoid(fit.left_out_M).mean() <= F.logsigmoid(best.left_out_M).mean():
             break
         best = fit
-    return RewardHead(centre_D, scale, best.weight_D, best.root_DD)
+    return centre_D, scale, best
 
 
 class _Laplace(NamedTuple):

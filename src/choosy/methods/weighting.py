@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Brought = Literal["gap", "given", "nothing"]
-GapSource = Literal["bought", "predicted"]
+GapSource = Literal["bought", "predicted", "difference"]
 
 
 class Weighting(Protocol):

@@ -24,10 +24,11 @@ from choosy.parallel.ranks import Ranks, shard
 from choosy.reporting.display import Phases
 from choosy.rounds.label_ahead import LabelAhead
 from choosy.sampling.protocol import Sampler
-from choosy.types import Candidates, Prompt, seed_of
+from choosy.types import Candidates, Pair, Prompt, seed_of
 
 T = TypeVar("T")
 
+PairTexts = tuple[str, str, str]  # the prompt's id, the chosen and the rejected text
 TrainOn = Literal["pool", "round"]
 Labels = LabelBuyer | LabelAhead
 OnSampled = Callable[[Sequence[Candidates]], None]
@@ -99,9 +100,18 @@ class RewardPredictor(Protocol):
         """Embeddings (N, D) of the responses to each prompt, the prompt included."""
         ...
 
+    def differences(self, labeled: Sequence[Candidates], at: Round) -> dict[PairTexts, float] | None:
+        """The reward difference of each pair, predicted from the verdicts on all others; None while they are few."""
+        ...
+
     def pairs(self) -> Tensor:
         """Differences (K, D) of the embeddings of chosen and rejected responses, of all pairs that it has read."""
         ...
+
+
+def pair_texts(c: Candidates, pair: Pair) -> PairTexts:
+    """What names a pair."""
+    return c.prompt.id, c.responses[pair.chosen].text, c.responses[pair.rejected].text
 
 
 class PromptSelector(Protocol):
@@ -191,7 +201,7 @@ class Parts:
         labels: Where labels are bought: the budget pays for the first ones, in the order given.
         weighting: The factor on each pair's loss.
         keep: What the pool keeps of a prompt's earlier rounds.
-        reward_gap: Whether weights and margins read the gap of bought rewards or a predicted one.
+        reward_gap: Which reward gap weights and margins read.
         prompt_selector: Slot 1; None samples every prompt.
         pair_selector: Slot 2; None scores every response; `Round.pairing` makes pairs of them.
     """

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from choosy.data.pool import Pool
-from choosy.methods.reward_head import RewardHead, fit_scores, fit_verdicts, normal_scores
+from choosy.methods.reward_head import RewardHead, fit_scores, fit_verdicts, left_out_gaps, normal_scores
 from choosy.models.embeddings import embed, refuse_embedder
 from choosy.parallel.ranks import gather_rows, shard
-from choosy.rounds.context import Round
+from choosy.rounds.context import PairTexts, Round, pair_texts
 from choosy.types import Candidates, Response
 
 LONGEST_PROMPT = 400  # characters
@@ -95,6 +95,29 @@ class LearnedReward:
             return torch.zeros(0, self._embed_ND.shape[1])
         chosen_K, rejected_K = torch.tensor(list(self._verdicts)).T
         return self._embed_ND[chosen_K] - self._embed_ND[rejected_K]
+
+    def differences(self, labeled: Sequence[Candidates], at: Round) -> dict[PairTexts, float] | None:
+        """Predict the reward difference of each pair from the verdicts on all others, those of this round included.
+
+        Every rank must call this with the candidates of all.
+
+        Returns:
+            The differences; None while there are too few verdicts.
+        """
+        self.head(at)  # reads the verdicts of earlier rounds
+        paired = [c for c in labeled if c.pairs]
+        self._embed_new(paired, at)
+        rows = [*self._verdicts, *self._labels(paired)[1]]
+        if len(rows) < self.min_labels:
+            return None
+        chosen_K, rejected_K = torch.tensor(rows).T
+        gaps = left_out_gaps(self._embed_ND[chosen_K], self._embed_ND[rejected_K]).tolist()
+        gap_of = dict(zip(rows, gaps, strict=True))
+        named = [pair_texts(c, pair) for c in paired for pair in c.pairs]
+        return {
+            (name, chosen, rejected): gap_of[self._rows[name, chosen], self._rows[name, rejected]]
+            for name, chosen, rejected in named
+        }
 
     def _embed_new(self, labeled: Sequence[Candidates], at: Round) -> None:
         """Embed what has no embedding yet, each response on one rank."""

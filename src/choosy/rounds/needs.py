@@ -27,7 +27,7 @@ def check_needs(run: Run, loss: Loss, *, responses: Collection[int], source: str
             f"{name} compares responses to one prompt, and {singles}; choose loss=kto, or at least two responses "
             "to each prompt."
         )
-    gaps = labels.scores or run.training.reward_gap == "predicted"
+    gaps = labels.scores or run.training.reward_gap != "bought"
     if weighting.needs == "gap" and (lone or not gaps):
         lacks = singles if lone else f"labeler {labeler} gives none: it only compares"
         raise ValueError(

@@ -56,8 +56,9 @@ class Training:
         train_on: All labeled pairs of the `pool`, or those labeled in this `round`.
         keep: Which labeled responses of a prompt stay in the pool: the `newest`, or `all`.
         pairing: Which responses make pairs where all of a prompt are scored (see `methods/pairing.py`).
-        reward_gap: Whether weights and margins read the gap of `bought` rewards, or the one that the learned reward has
-            `predicted` from the labels of earlier rounds, which serves labelers that only compare (RDO, 2408.09385).
+        reward_gap: Whether weights and margins read the gap of `bought` rewards, the one that the learned reward has
+            `predicted` from the labels of earlier rounds, or the `difference` that the verdicts on all other pairs
+            predict (RDO, 2408.09385). The latter two serve labelers that only compare.
     """
 
     batch_size: int = 16

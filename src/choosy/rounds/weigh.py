@@ -10,56 +10,56 @@ import torch
 
 from choosy.methods.weighting import GapSource, Weighting
 from choosy.parallel.ranks import shard
-from choosy.rounds.context import Round
-from choosy.types import Candidates, Pair
+from choosy.rounds.context import PairTexts, Round, pair_texts
+from choosy.types import Candidates
 
-Rewards = Mapping[tuple[str, str], float]  # by prompt id and the response's text
+Gaps = Mapping[PairTexts, float]
 
 
 def weigh(at: Round, labeled: Sequence[Candidates], weighting: Weighting, reward_gap: GapSource) -> list[Candidates]:
     """Return the candidates with the weights of the pairs that were labeled in this round, or of a lone response.
 
-    A predicted gap rests on the labels of earlier rounds. While these are too few the gap is 0, and where the weighting
-    reads it every pair has weight 1.
+    A predicted gap rests on the labels of earlier rounds, a difference on the verdicts on all other pairs. While these
+    are too few the gap is 0, and where the weighting reads it every pair has weight 1.
     """
-    if reward_gap == "predicted" and (weighting.needs == "gap" or "reward" in at.loss.needs):
-        rewards = predicted_rewards(at, labeled)
-        labeled = [with_gaps(c, rewards or {}, at.number) for c in labeled]
-        if rewards is None and weighting.needs == "gap":
+    if reward_gap != "bought" and (weighting.needs == "gap" or "reward" in at.loss.needs):
+        with at.phases("select"):
+            known = predicted_gaps(at, labeled) if reward_gap == "predicted" else at.learned.differences(labeled, at)
+        labeled = [with_gaps(c, known or {}, at.number) for c in labeled]
+        if known is None and weighting.needs == "gap":
             return list(labeled)
     return [
         weigh_lone(c, weighting) if len(c.responses) == 1 else weigh_pairs(c, weighting, at.number) for c in labeled
     ]
 
 
-def predicted_rewards(at: Round, labeled: Sequence[Candidates]) -> Rewards | None:
-    """Predict the rewards of the responses in this round's pairs; every rank must call this.
+def predicted_gaps(at: Round, labeled: Sequence[Candidates]) -> Gaps | None:
+    """Predict the reward gaps of this round's pairs; every rank must call this.
 
     Returns:
         The same on every rank; None while there are too few labels.
     """
-    with at.phases("select"):
-        if (head := at.learned.head(at)) is None:
-            return None
-        halves = []
-        for c in labeled:
-            used = {n for pair in c.pairs if pair.round == at.number for n in (pair.chosen, pair.rejected)}
-            halves.append(replace(c, responses=tuple(c.responses[n] for n in sorted(used))))
-        mine = shard([half for half in halves if half.responses], at.ranks)
-        rewards = [head.rewards(embed_ND).tolist() for embed_ND in at.learned.embed(mine, at)]
-        names = [[(c.prompt.id, r.text) for r in c.responses] for c in mine]
-        found = [named for pair in zip(names, rewards, strict=True) for named in zip(*pair, strict=True)]
-        return dict(at.ranks.gather(found))
+    if (head := at.learned.head(at)) is None:
+        return None
+    halves = []
+    for c in labeled:
+        used = {n for pair in c.pairs if pair.round == at.number for n in (pair.chosen, pair.rejected)}
+        halves.append(replace(c, responses=tuple(c.responses[n] for n in sorted(used))))
+    mine = shard([half for half in halves if half.responses], at.ranks)
+    rewards = [head.rewards(embed_ND).tolist() for embed_ND in at.learned.embed(mine, at)]
+    names = [[(c.prompt.id, r.text) for r in c.responses] for c in mine]
+    found = [named for pair in zip(names, rewards, strict=True) for named in zip(*pair, strict=True)]
+    reward = dict(at.ranks.gather(found))
+    pairs = [pair_texts(c, pair) for c in labeled for pair in c.pairs if pair.round == at.number]
+    return {(name, one, other): reward[name, one] - reward[name, other] for name, one, other in pairs}
 
 
-def with_gaps(c: Candidates, rewards: Rewards, number: int) -> Candidates:
-    """Write the predicted gaps of this round's pairs of one prompt; unknown rewards count 0."""
-
-    def gap(pair: Pair) -> float:
-        chosen, rejected = (rewards.get((c.prompt.id, c.responses[n].text), 0.0) for n in (pair.chosen, pair.rejected))
-        return chosen - rejected
-
-    pairs = (replace(pair, predicted_gap=gap(pair)) if pair.round == number else pair for pair in c.pairs)
+def with_gaps(c: Candidates, gaps: Gaps, number: int) -> Candidates:
+    """Write the predicted gaps of this round's pairs of one prompt; an unknown gap is 0."""
+    pairs = (
+        replace(pair, predicted_gap=gaps.get(pair_texts(c, pair), 0.0)) if pair.round == number else pair
+        for pair in c.pairs
+    )
     return replace(c, pairs=tuple(pairs))
 
 
