@@ -35,6 +35,11 @@ class OfflineData(RoundData):
     own_samples: int = 1
 
     def read_train(self, module: WeightedDPO) -> list[Prompt]:
+        if self.reader.asked_score is not None and not self.run.labels.terms.given_only:
+            raise ValueError(
+                f"data.reader.asked_score prefers the responses whose given scores are near those asked for, and "
+                f"labeler {self.run.labels.labeler.name} judges them anew; type labeler=dataset."
+            )
         candidates = self.reader.candidates(self.train, module.policy, limit=self.limit, judge=self.run.labels)
         check_needs(self.run, module.loss, responses=[len(c.responses) for c in candidates], source=named(self.train))
         if self.run.weighting.needs == "given":

@@ -72,7 +72,7 @@ class RoundData(LightningDataModule, ABC):
             )
             module.policy.tokens.refuse_long_answers(self.heldout_prompts, self.run.sampler.max_new_tokens)
         if self.heldout_pairs:
-            given = self.reader.candidates(self.heldout_pairs, module.policy, limit=self.heldout_limit)
+            given = self.reader.candidates(self.heldout_pairs, module.policy, limit=self.heldout_limit, heldout=True)
             self.labeled_pairs = as_pairs(given, named(self.heldout_pairs))
         read = {
             "data.train": fingerprint(self.given.get(p.id, p) for p in self.prompts),

@@ -47,6 +47,7 @@ class Prompt:
         keywords: JSON of what else the chat template is given for this prompt, such as `tools`; empty if nothing.
         columns: The columns of its row beside `prompt`, which a reward function may read.
         conversation: Whether its row holds it as a list of messages.
+        plain: What labelers of held-out answers read, where the policy is also asked for a score; None = the prompt.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Prompt:
     keywords: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     conversation: bool = field(default=False, compare=False, repr=False)
+    plain: Prompt | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

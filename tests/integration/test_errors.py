@@ -433,6 +433,11 @@ def test_no_sample_of_the_policy_s_own(refused):
     refused("data=offline", "data.own_samples=0", message="data.own_samples wants a number of 1 or more, found 0")
 
 
+def test_asked_scores_that_another_labeler_would_replace(refused):
+    score = "data.reader.asked_score={_target_: choosy.data.asked_score.AskedScore, text: 'Score: {score}'}"
+    refused("data=offline", score, message="judges them anew; type labeler=dataset")
+
+
 def test_a_failed_start_leaves_no_folder_and_its_name_is_free(lines, tmp_path):
     run = tmp_path / "run"
     run.mkdir()  # as Hydra has made it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,61 @@ def test_a_recipe_of_sampled_responses_trains_on_them(name, recipe, prompts_file
     assert trained_finitely(run)
     moved = run.lightning_module.policy.states.reference is not run.lightning_module.policy.states.start
     assert moved == (name in ("rpo", "tr_dpo", "selm", "xpo"))
+
+
+PLAIN_TURNS = (  # a chat template that refuses system turns
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ m.role + '\\n' + m.content + eos_token + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant\\n' }}"
+    "{% endif %}"
+)
+
+
+@pytest.mark.parametrize("place", ["system", "user"])
+def test_ra_dpo_asks_for_the_score_of_either_response(place, recipe, write, tmp_path, monkeypatch):
+    asked = [f"Is {n} odd?" for n in range(4)]
+    rows = [
+        {"id": f"p{n}", "prompt": question, "chosen": f"{n} is.", "rejected": "Never, never.", "chosen_score": 8.5}
+        | {"rejected_score": 2 + n}
+        for n, question in enumerate(asked)
+    ]
+    (tmp_path / "seen.py").write_text(
+        "ALL = []\ndef reward(prompt, response):\n    ALL.append(prompt)\n    return len(response)\n"
+    )
+    (tmp_path / "plain.jinja").write_text(PLAIN_TURNS)
+    few = [f"data.train={write('train', rows)}", f"data.heldout_pairs={write('pairs', rows)}"]
+    few += [f"data.heldout={write('prompts', [{'prompt': question} for question in asked])}"]
+    few += ["labeler@labels.evaluation=function", "labels.evaluation.path=seen.reward"]
+    if place == "user":
+        few += [f"model.chat_template={tmp_path / 'plain.jinja'}", "data.reader.asked_score.place=user"]
+    run = recipe("ra_dpo", *few, *sizes(), "rounds=1", "warmup_steps=0")
+    assert trained_finitely(run)
+    policy, pool = run.lightning_module.policy, table(run, 0)
+    assert sorted(pool["prompt_id"]) == sorted(f"p{n} for {goal}" for n in range(4) for goal in ("8.5", 2 + n))
+    for row in pool.to_dict("records"):
+        name, goal = row["prompt_id"].split(" for ")
+        better, worse = f"{name[1:]} is.", "Never, never."
+        assert (row["chosen"], row["rejected"]) == ((better, worse) if goal == "8.5" else (worse, better))
+        prompt = policy.tokens.decode(row["prompt_ids"])
+        assert prompt.count(f"Overall score: {goal}.") == prompt.count(f"Is {name[1:]} odd?") == 1
+        assert prompt.startswith(place)
+    stored = run.datamodule.run.pool.candidates()
+    with policy.states.as_reference():
+        again = policy.score(stored)
+    assert [r.logp_ref for c in stored for r in c.responses] == pytest.approx([x for of in again for x in of], rel=1e-4)
+    evaluated = [*run.datamodule.heldout_prompts, *(c.prompt for c in run.datamodule.labeled_pairs)]
+    assert len(evaluated) == 4
+    assert all("Overall score: 10." in policy.tokens.decode(policy.tokens.encode_prompt(p)) for p in evaluated)
+    seen = sys.modules["seen"].ALL
+    assert seen
+    assert set(seen) <= set(asked), "who judges is not told of the score"
+
+
+def test_ra_dpo_names_the_place_that_a_chat_template_has(recipe, write, tmp_path):
+    (tmp_path / "plain.jinja").write_text(PLAIN_TURNS)
+    row = {"prompt": "2+2?", "chosen": "4", "rejected": "5", "chosen_score": 9, "rejected_score": 2}
+    few = [f"data.train={write('train', [row])}", f"model.chat_template={tmp_path / 'plain.jinja'}"]
+    with pytest.raises(ValueError, match=r"no place for .* a system turn; type data.reader.asked_score.place=user"):
+        recipe("ra_dpo", *few)
 
 
 def trained_finitely(run: Any, *, steps: int = 2) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+from choosy.data.asked_score import AskedScore
 from choosy.data.reading import Promptlike, placed_candidates, placed_prompts
 from choosy.data.sources import Source, named
 from choosy.models.policy import Policy
@@ -38,6 +39,7 @@ class Reader:
         too_long: What happens to longer prompts: `drop` or `error`.
         as_chat: Make a plain prompt the user's turn of a chat.
         columns: Columns to rename, such as {title: prompt}, in the sources that have them; None = none.
+        asked_score: Ask for the score of each given response, and for the highest where the policy is evaluated.
     """
 
     max_prompt_tokens: int = 512
@@ -45,6 +47,7 @@ class Reader:
     too_long: TooLong = "drop"
     as_chat: bool = True
     columns: dict[str, str] | None = None
+    asked_score: AskedScore | None = None
 
     def __post_init__(self) -> None:
         for name, limit in (("prompt", self.max_prompt_tokens), ("response", self.max_response_tokens)):
@@ -72,16 +75,28 @@ class Reader:
         )
         if judge is not None:
             refuse_unjudged(placed, judge)
+        if self.asked_score is not None:
+            self.asked_score.check(next(iter(placed.values())), policy.tokens)
+            placed = {where: self.asked_score.asking_highest(prompt) for where, prompt in placed.items()}
         return self.within_limit(placed, policy, source)
 
     def candidates(
-        self, source: Source, policy: Policy, *, limit: int | None, judge: JudgesRows | None = None
+        self,
+        source: Source,
+        policy: Policy,
+        *,
+        limit: int | None,
+        judge: JudgesRows | None = None,
+        heldout: bool = False,
     ) -> list[Candidates]:
         """Read at most `limit` prompts with given responses, which `judge` can judge; too long prompts are left out."""
         reads = judge.reads if judge is not None else None
         placed = placed_candidates(source, as_chat=self.as_chat, limit=limit, columns=self.columns, reads=reads)
         if judge is not None:
             refuse_unjudged({where: c.prompt for where, c in placed.items()}, judge)
+        if self.asked_score is not None:
+            self.asked_score.check(next(iter(placed.values())).prompt, policy.tokens)
+            placed = asking(placed, self.asked_score, heldout=heldout)
         found = self.within_limit(placed, policy, source)
         return with_tokens(found, policy, max_response_tokens=self.max_response_tokens)
 
@@ -111,6 +126,19 @@ class Reader:
             )
         log.warning("%s and are left out; %s.", what, longest)
         return [item for item, length in zip(items, lengths, strict=True) if length <= limit]
+
+
+def asking(placed: Mapping[str, Candidates], scores: AskedScore, *, heldout: bool) -> dict[str, Candidates]:
+    """Let the prompts ask for the scores of their responses; held-out ones for the highest, and rank as they do."""
+    if heldout:
+        return {where: replace(c, prompt=scores.asking_highest(c.prompt)) for where, c in placed.items()}
+    augmented: dict[str, Candidates] = {}
+    for where, c in placed.items():
+        try:
+            augmented |= {f"{where}, {one.prompt.id}": one for one in scores.augmented(c)}
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    return augmented
 
 
 def refuse_unjudged(placed: Mapping[str, Prompt], judge: JudgesRows) -> None:

@@ -62,7 +62,7 @@ def answer(
         replace(c, responses=(replace(c.responses[0], logp=logp, logp_ref=logp_start),))
         for c, (logp,), (logp_start,) in zip(mine, now, start, strict=True)
     ]
-    answers = {c.prompt.id: c for c in at.ranks.gather(scored)}
+    answers = {c.prompt.id: replace(c, prompt=c.prompt.plain or c.prompt) for c in at.ranks.gather(scored)}
     return [answers[p.id] for p in prompts]
 
 
