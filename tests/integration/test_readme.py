@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -126,6 +127,39 @@ def test_what_the_readme_names_is_on_the_menu(menu):
     assert unknown == set()
     assert len(named) > 20
     assert len(typed(README)) >= 4
+
+
+def messages() -> Iterator[str]:
+    """The texts in the sources; what is filled in is {}."""
+    for folder in ("src", "callbacks", "data_modules"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            nodes = [*ast.walk(ast.parse(path.read_text()))]
+            filled = [node for node in nodes if isinstance(node, ast.JoinedStr)]
+            parts = {id(part) for node in filled for part in node.values}
+            for node in filled:
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+            yield from (
+                n.value
+                for n in nodes
+                if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in parts
+            )
+
+
+def test_every_option_that_a_message_names_is_on_the_menu(menu):
+    """Dotted names, and the choices of groups; a plus is before what only a class knows."""
+    groups = {choice.split("=")[0] for choice in menu if "=" in choice}
+    option = re.compile(r"(?<![\w.@/{}\[+-])~?([a-z]\w*)((?:\.\w+)*)(?:@[\w.]+)?=([\w|]*)(?![\w.{/])")
+    named = {found for text in messages() for found in option.findall(text)}
+    unknown = {first + below for first, below, _ in named if below} - menu
+    unknown |= {
+        f"{first}={one}"
+        for first, below, value in named
+        if first in groups and not below
+        for one in value.split("|")
+        if one
+    } - menu
+    assert unknown == set()
+    assert len(named) > 100
 
 
 # -- the README's commands, one after the other in one folder ------------------------------------------------------

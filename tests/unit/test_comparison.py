@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,12 @@ def test_a_cheap_labeler_and_a_dear_machine_want_another_arm() -> None:
 def test_few_seeds_say_how_many_more_would_tell() -> None:
     arms = {"random_pairs": arm(0.01, seeds=3), "spread": arm(0.02, seeds=3)}
     assert "about 3 more seeds would tell" in compared(arms).sentence
-    assert "one seed, which says nothing" in compared({name: {0: runs[0]} for name, runs in arms.items()}).sentence
+    assert (
+        "With one seed of each arm nothing can be said"
+        in compared({name: {0: runs[0]} for name, runs in arms.items()}).sentence
+    )
     two = compared({name: {0: runs[0], 1: runs[1]} for name, runs in arms.items()}).sentence
-    assert "with 2 seeds, which say nothing of chance: type seed=0,1," in two
+    assert two.startswith("With 2 seeds of each arm nothing can be said: type seed=0,1,")
     assert "interval" not in two
 
 
@@ -72,6 +76,10 @@ def test_arms_without_a_common_seed_are_named_and_other_measures_refused() -> No
     comparison = compared({"random_pairs": arm(0.01), "spread": late})
     assert comparison.skipped == {"spread": "it has no seed in common with random_pairs"}
     assert "only one arm" in comparison.sentence
+    judged = {s: replace(run, judge="labeler=vader") for s, run in arm(0.02).items()}
+    comparison = compared({"random_pairs": arm(0.01), "spread": judged})
+    assert comparison.skipped["spread"].startswith("it is judged by labeler=vader")
+    assert not comparison.beside
     with pytest.raises(ValueError, match="Some runs measure reward, others win_rate"):
         compared({"random_pairs": arm(0.01), "spread": arm(0.02, measure="win_rate")})
 

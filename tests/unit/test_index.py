@@ -114,6 +114,29 @@ def test_runs_that_nobody_judged_are_listed_and_not_compared(tmp_path):
     assert printed(tmp_path) == f"All runs: {tmp_path}/index.html\n"
 
 
+def test_rewards_of_different_judges_or_heldout_data_are_not_ranked_against_each_other(tmp_path):
+    vader, other = ({"_target_": f"choosy.labeling.{name}"} for name in ("vader.Vader", "dataset.Dataset"))
+    for job, (labeler, final) in enumerate([(vader, 0.5), (other, 9.0), (vader, 0.75)]):
+        config = {"labeler": labeler, "data": {"heldout": "test.jsonl"}}
+        write_job(tmp_path / str(job), [f"lr={job}"], config=config, **reward(final))
+    said = printed(tmp_path)
+    assert "such as labeler=dataset data.heldout=test.jsonl and labeler=vader data.heldout=test.jsonl" in said
+    assert "Best:" not in said
+    assert "Next:" not in said
+    assert [each.options for each in read_index(tmp_path).means] == [("1",), ("2",), ("0",)]
+
+
+def test_many_options_share_a_column_and_have_their_own_in_the_file(tmp_path):
+    for job in range(9):
+        write_job(tmp_path / str(job), [f"option{job}=on", "lr=1" if job else "lr=2"])
+    first = next(line for line in printed(tmp_path).splitlines() if "option0=on" in line)
+    assert first.split()[:3] == ["option0=on", "lr=2", "1"]
+    assert "option1" not in first
+    write_index(read_index(tmp_path))
+    assert {"lr", "option0", "option8"} <= rows(tmp_path)[0].keys()
+    assert '<td class="text">option0=on lr=2</td>' in (tmp_path / "index.html").read_text()
+
+
 def test_the_index_escapes_what_was_typed(tmp_path):
     for job in "01":
         write_job(tmp_path / job, [f"+note={EVIL}{job}"])

@@ -113,18 +113,23 @@ class Comparison:
             return f"There is only one arm, {baseline}; run another one on the same seeds to compare."
         best, found = self.best, self.beside[self.best][cost]
         ratio, gain = found.ratio, found.gain.value
+        few = "one seed" if found.seeds == 1 else f"{found.seeds} seeds"
+        lead = (
+            f"With {few} of each arm nothing can be said: type seed=0,1,2,3,4,5,6,7. "
+            if found.seeds < FEWEST_SEEDS
+            else ""
+        )
         if math.isnan(ratio.value):
-            return f"{baseline} ends no better than it began, so that no cost of its quality can be compared."
+            return f"{lead}{baseline} ends no better than it began, so that no cost of its quality can be compared."
         if math.isinf(ratio.value):
-            return f"No arm reaches the final quality of {baseline}; the nearest is {best} ({gain:+.2f})."
+            return f"{lead}No arm reaches the final quality of {baseline}; the nearest is {best} ({gain:+.2f})."
         needs = f"{as_share(ratio.value)} of the {cost} of {baseline} for its final quality"
         if cost == "money" and ratio.value:
             needs += (
                 f", {as_amount(found.paid.value, cost)} instead of {as_amount(found.paid.value / ratio.value, cost)}"
             )
-        if found.seeds < FEWEST_SEEDS:
-            seeds = "one seed, which says" if found.seeds == 1 else f"{found.seeds} seeds, which say"
-            return f"{best} needs {needs}, with {seeds} nothing of chance: type seed=0,1,2,3,4,5,6,7."
+        if lead:
+            return f"{lead}In these runs {best} needs {needs}."
         known = f"95 % interval {as_range(ratio, as_share)}, " if not math.isnan(ratio.low) else ""
         shown = f"{known}p {as_p(found.p)}, {found.seeds} seeds"
         if self.pays(found):
@@ -251,6 +256,9 @@ def compared(
     apart = {
         name: f"it has no seed in common with {baseline}" for name, arm in arms.items() if not arm.keys() & its_own
     }
+    for name, arm in arms.items():
+        if other := next((arm[s].judge for s in arm.keys() & its_own if arm[s].judge != its_own[s].judge), None):
+            apart[name] = f"it is judged by {other}, and {baseline} by {next(iter(its_own.values())).judge}"
     beside = {
         name: {cost: versus(arm, its_own, cost) for cost in costs}
         for name, arm in arms.items()

@@ -31,6 +31,7 @@ class Course:
         answers: For each held-out prompt the quality of its answer at each of them, nan where it has none; their mean
             is `quality`. Empty if they are not known: then no prompts are drawn.
         measure: What `quality` is: `reward`, `win_rate` against the start, or `accuracy` on held-out pairs.
+        judge: Who has measured it, on which data.
     """
 
     spent: Mapping[str, tuple[float, ...]]
@@ -38,6 +39,7 @@ class Course:
     kl: tuple[float, ...] = ()
     answers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     measure: str = "reward"
+    judge: str = ""
 
 
 Arm = Mapping[int, Course]  # by seed

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import shlex
+import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ from rich.table import Table
 from choosy.console import console
 from choosy.files import replacing
 from choosy.reporting.report import write_page
-from choosy.reporting.summary import MEASURES, OF_PAIRS, as_spread, as_text
-from choosy.reporting.sweeps import OF_ONE_RUN, value_of, words_of
+from choosy.reporting.summary import MEASURES, OF_PAIRS, as_spread, as_text, run_folders
+from choosy.reporting.sweeps import OF_ONE_RUN, judged_by, value_of, words_of
 
 COURSES = ("reward", *OF_PAIRS)  # measured at the start too
 QUALITIES = ("reward", "win_rate", "accuracy")  # the first that was measured decides which is best
+MOST_COLUMNS = 6  # of options that vary, all of which index.csv has
 COSTS = ("labels", "tokens", "seconds")
 
 
@@ -50,17 +52,38 @@ class Index:
         options: The names of the options that vary, and the seed.
         measures: What some run has measured.
         jobs: A row for each run: its folder, its options, its measures and costs.
+        judges: For each run who has judged it, on which data.
     """
 
     folder: Path
     options: tuple[str, ...]
     measures: tuple[str, ...]
     jobs: tuple[Mapping[str, Any], ...]
+    judges: tuple[str, ...]
 
     @property
     def arms(self) -> tuple[str, ...]:
         """The options that vary, besides the seed."""
         return tuple(name for name in self.options if name != "seed")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns in which the options are shown: one each, or one for all where they are many."""
+        return self.arms if len(self.arms) <= MOST_COLUMNS else ("settings",)
+
+    def cells(self, options: Sequence[str]) -> tuple[str, ...]:
+        """What these columns show of the options of a run."""
+        return tuple(options) if self.columns == self.arms else (self.setting(options),)
+
+    def setting(self, options: Sequence[str]) -> str:
+        """The options of a run as they are typed; where they are many, those that most runs do not have."""
+        usual = [statistics.mode(self.values(job)[at] for job in self.jobs) for at in range(len(self.arms))]
+        own = zip(self.arms, options, usual, strict=True)
+        return " ".join(f"{name}={v}" for name, v, others in own if self.columns == self.arms or v not in ("", others))
+
+    def values(self, job: Mapping[str, Any]) -> tuple[str, ...]:
+        """The options of a run that vary, besides the seed."""
+        return tuple(str(job[name]) for name in self.arms)
 
     @property
     def quality(self) -> str:
@@ -71,8 +94,8 @@ class Index:
     def means(self) -> list[Means]:
         """The runs of each setting, the best setting first."""
         found: dict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
-        for job in self.jobs:
-            found[tuple(str(job[name]) for name in self.arms)].append(job)
+        for judge, job in zip(self.judges, self.jobs, strict=True):
+            found[judge, *self.values(job)].append(job)
         quality = last_of(self.quality) if self.quality else "labels"
 
         def best_first(job: Mapping[str, Any]) -> float:
@@ -80,27 +103,30 @@ class Index:
 
         def of_group(options: tuple[str, ...], jobs: list[Mapping[str, Any]]) -> Means:
             values = {n: [job[last_of(n)] for job in jobs if job[last_of(n)] is not None] for n in self.measures}
-            return Means(options, tuple(job["job"] for job in sorted(jobs, key=best_first)), values)
+            return Means(options[1:], tuple(job["job"] for job in sorted(jobs, key=best_first)), values)
 
         groups = [of_group(*group) for group in found.items()]
         if not self.quality:
             return groups
-        reached = {each.options: each.measures[self.quality] for each in groups}
-        return sorted(groups, key=lambda each: -mean(reached[each.options]))
+        ranked = zip(found, groups, strict=True)
+        return [each for _, each in sorted(ranked, key=lambda one: (one[0][0], -mean(one[1].measures[self.quality])))]
 
     @property
     def best(self) -> str:
         """Which setting and which run reached most, in a sentence; "" if nothing was judged."""
         if not self.quality:
             return ""
+        if others := sorted({*self.judges})[1:]:
+            return (
+                f"No run is called best: here are {len(others) + 1} labelers or held-out data, such as "
+                f"{min(self.judges)} and {others[0]}, whose numbers cannot be compared; type choosy index on a folder "
+                "with one."
+            )
         name, form = MEASURES[self.quality]
         means = self.means
         reached = mean(means[0].measures[self.quality])
         best = [each for each in means if mean(each.measures[self.quality]) == reached]
-        typed = " and ".join(
-            " ".join(f"{option}={value}" for option, value in zip(self.arms, each.options, strict=True))
-            for each in best
-        )
+        typed = " and ".join(self.setting(each.options) for each in best)
         if len(best) > 1:
             return f"Best: {typed}, with the same {name} of {as_text(reached, form)}."
         runs = f"{len(best[0].jobs)} run{'s' * (len(best[0].jobs) > 1)}"
@@ -117,15 +143,15 @@ class Index:
         out = out or console()
         if self.best:
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-            for name in (*self.arms, "runs", *self.headings.values()):
-                table.add_column(name, justify="left" if name in self.arms else "right")
+            for name in (*self.columns, "runs", *self.headings.values()):
+                table.add_column(name, justify="left" if name in self.columns else "right")
             for each in self.means:
                 cells = (as_spread(each.measures[name], MEASURES[name][1]) for name in self.measures)
-                table.add_row(*each.options, str(len(each.jobs)), *cells)
+                table.add_row(*self.cells(each.options), str(len(each.jobs)), *cells)
             out.print(table)
             out.print(self.best, soft_wrap=True)
         out.print(f"All runs: {self.folder}/index.html", soft_wrap=True)
-        if self.best and len(self.means) > 1:
+        if self.best and len(self.means) > 1 and len({*self.judges}) == 1:
             out.print(f"Next: choosy compare {shlex.quote(str(self.folder))}", soft_wrap=True)
 
 
@@ -148,7 +174,8 @@ def read_index(sweep_dir: str | Path) -> Index:
     folder = Path(sweep_dir)
     if not folder.is_dir():
         raise ValueError(f"Wanted the folder of a sweep; there is no folder {folder}.")
-    runs = [path.parent for path in sorted(folder.rglob("summary.json"), key=lambda path: _by_number(path.parent.name))]
+    finished = [run for run in run_folders(folder) if (run / "summary.json").exists()]
+    runs = sorted(finished, key=lambda run: _by_number(run.name))
     numbers = [json.loads((run / "summary.json").read_text()) for run in runs]
     options = [
         {**varied, "seed": of_run["seed"]} for varied, of_run in zip(varying_options(runs), numbers, strict=True)
@@ -160,7 +187,7 @@ def read_index(sweep_dir: str | Path) -> Index:
         {"job": run.relative_to(folder).as_posix(), **of_run, **{name: row[name] for name in columns}}
         for run, of_run, row in zip(runs, options, reached, strict=True)
     )
-    return Index(folder, tuple(options[0] if options else ()), measures, jobs)
+    return Index(folder, tuple(options[0] if options else ()), measures, jobs, tuple(map(judged_by, runs)))
 
 
 def varying_options(runs: Sequence[Path]) -> list[dict[str, str]]:

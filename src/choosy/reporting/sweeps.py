@@ -14,7 +14,7 @@ import yaml
 from choosy.data.pool import round_file
 from choosy.options.parts import collection, leaves, option_of_collection, option_of_part
 from choosy.reporting.courses import Arm, Course
-from choosy.reporting.summary import RunSummary, costs_of, read_run
+from choosy.reporting.summary import RunSummary, costs_of, read_run, run_folders
 from choosy.types import content_id
 
 OF_ONE_RUN = ("name", "run_dir", "ckpt_path", "overwrite")  # options that do not make another arm
@@ -38,8 +38,8 @@ def read_sweep(
     folder = Path(sweep_dir)
     found: dict[tuple[str, ...], dict[int, Course]] = defaultdict(dict)
     skipped: dict[str, str] = {}
-    for run_dir in sorted({path.parents[1] for path in folder.rglob("rounds/round_*.parquet")}):
-        if (words := (arm_of or typed)(run_dir)) is None:
+    for run_dir in run_folders(folder):
+        if not any(run_dir.glob("rounds/round_*.parquet")) or (words := (arm_of or typed)(run_dir)) is None:
             continue
         try:
             run = read_run(run_dir)
@@ -60,10 +60,34 @@ def words_of(run_dir: Path) -> list[str] | None:
     return (yaml.safe_load(path.read_text()) or []) if path.exists() else None
 
 
+def config_of(run_dir: Path) -> dict[str, Any]:
+    """What a run's config.yaml holds; nothing where there is none."""
+    file = run_dir / "config.yaml"
+    return (yaml.safe_load(file.read_text()) or {}) if file.exists() else {}
+
+
+def judged_by(run_dir: Path) -> str:
+    """Who judges a run's held-out data, and which they are: no reward of others can be compared with its rewards."""
+    config = config_of(run_dir)
+    of_its_own = isinstance((config.get("labels") or {}).get("evaluation"), Mapping)
+    judge = "labels.evaluation" if of_its_own else "labeler"
+    names = (judge, f"{judge}.path", f"{judge}.model", "data.heldout", "data.heldout_pairs")
+    found = {name: value_in(config, name).removeprefix(f"{config.get('run_dir')}/") for name in names}
+    return " ".join(f"{name}={value}" for name, value in found.items() if value)
+
+
 def value_of(run_dir: Path, name: str) -> str:
     """The value of an option, or a group's choice, as a run's config.yaml has it; "" where it has none."""
-    file = run_dir / "config.yaml"
-    config = yaml.safe_load(file.read_text()) if file.exists() else {}
+    return value_in(config_of(run_dir), name)
+
+
+def value_in(config: Mapping[str, Any], name: str) -> str:
+    """The value of an option, or a group's choice; "" where a configuration has none.
+
+    Example:
+        >>> value_in({"data": {"heldout": "test.jsonl"}}, "data.heldout"), value_in({}, "loss")
+        ('test.jsonl', '')
+    """
     if name == "selector":
         found = dict(leaves({"callbacks": config.get("callbacks") or {}}))
         return option_of_collection(name, collection(name, found)).name if "callbacks" in config else ""
@@ -132,6 +156,7 @@ def course(run: RunSummary) -> Course:
         kl_of(run),
         answers(run.folder / "rounds", numbers, measure) if measure != "accuracy" else {},
         measure,
+        judged_by(run.folder),
     )
 
 
