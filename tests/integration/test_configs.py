@@ -21,6 +21,7 @@ def options(group: str) -> list[str]:
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and any(path.glob("*.yaml")))
 DATA = {"on_policy": [], "offline": ["data.train=pairs.jsonl"]}
+EDITOR = ["editor.model=toy", "editor.base_url=http://localhost:8000/v1"]
 LABELER = {
     "function": ["labeler.path=toy.vowels"],
     "reward_model": ["labeler.model=judge"],
@@ -84,8 +85,9 @@ OTHERS = [(group, name) for group in GROUPS if group not in ("selector", "data",
 
 @pytest.mark.parametrize(("group", "name"), OTHERS, ids=["=".join(each) for each in OTHERS])
 def test_every_other_file_composes(group, name, parse):
-    offline = "override /data: offline" in (CONF / group / f"{name}.yaml").read_text()
-    given = DATA["offline"] if offline else []
+    text = (CONF / group / f"{name}.yaml").read_text()
+    given = DATA["offline"] if "override /data: offline" in text else []
+    given = [*given, *(EDITOR if group == "editor" or "override /editor" in text else [])]
     check(compose([f"{group}={name}", *given]), parse)
 
 
@@ -163,7 +165,7 @@ def test_a_file_says_first_what_it_is_for(path: Path):
 
 
 def test_a_blank_of_the_menu_is_known_to_this_test():
-    known = {"data": DATA, "labeler": LABELER}
+    known = {"data": DATA, "labeler": LABELER, "editor": {"endpoint": EDITOR}}
     for group in GROUPS:
         for name in options(group):
             missing = blanks(OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from faulty_judge import Asked, FaultyJudge
 
 from choosy.main import compose, train
 from choosy.models.instructions import instructed
@@ -133,6 +135,43 @@ def test_real_labels_the_half_that_its_base_model_finds_most_dissimilar(recipe, 
     assert optimizer.param_groups[0]["weight_decay"] == 1e-4
     metrics = pd.read_csv(Path(run.default_root_dir) / "metrics.csv")
     assert len(metrics["heldout/accuracy"].dropna()) == 1
+
+
+def edits(asked: Asked) -> str:
+    """An editor that puts the first word of the good response before the worse one; it edits nothing about 3."""
+    code = re.findall(r"lines that hold only (\w+)", asked.user)[-1]
+    text = f"{asked.first.split()[0]} {asked.second}"
+    return "I would rather not." if "Is 3 odd" in asked.texts["prompt"] else f"Here:\n{code}\n{text}\n{code}"
+
+
+def test_bmc_trains_on_edits_that_are_paid_once(recipe, write):
+    rows = [{"prompt": f"Is {n} odd?", "chosen": f"{n} is.", "rejected": f"Never {n}, never."} for n in range(6)]
+    file = write("train", rows)
+    with FaultyJudge(edits) as server:
+        few = [f"data.train={file}", *sizes(), "rounds=1", f"labels.ledger={file.parent / 'labels.sqlite'}"]
+        few += ["editor.model=toy", f"editor.base_url={server.url}", "editor.endpoint.prices.prompt=2.0"]
+        run = recipe("bmc", *few)
+        assert len(server.asked) == 6
+        labels = run.datamodule.run.labels
+        assert labels.counts.spent == 6, "an edit is no label"
+        assert labels.counts.money == pytest.approx(6 * 100 * 2.0 / 1e6)
+        tokens = run.lightning_module.policy.tokens
+        prompts = {p.id: p for p in run.datamodule.prompts}
+        for row in table(run, 0).itertuples():
+            n = int(prompts[row.prompt_id].text.split()[1])
+            wanted = "3 is." if n == 3 else f"{n} Never {n}, never."
+            assert (row.chosen, row.rejected) == (wanted, f"Never {n}, never.")
+            place = row.pairs[0]["chosen"]
+            ids = tokens.encode_response(wanted, prompts[row.prompt_id])
+            assert tuple(row.response_ids[place]) == ids
+            assert len(row.ref_token_logps[place]) == len(ids)
+            assert sum(row.ref_token_logps[place]) == pytest.approx(row.ref_logps[place], rel=1e-4)
+        assert settings(run) == ("TokenWeightedLoss", 0.01, 5e-7)
+        assert trained_finitely(run)
+        again = recipe("bmc", *few, "overwrite=true")
+        assert len(server.asked) == 6, "the ledger has the edits"
+        assert again.datamodule.run.labels.counts.money == 0
+        assert table(again, 0)["chosen"].tolist() == table(run, 0)["chosen"].tolist()
 
 
 def test_rdo_weighs_a_pair_by_what_the_other_verdicts_say_of_it(recipe, write):

@@ -82,6 +82,7 @@ SETTINGS = {
         *("learned_reward.embedder=policy", "learned_reward.min_labels=4"),
     ],
     "mixed reference": ["model=smollm2_full", "lr=1e-3", "reference=0.6", "pool.keep=all"],
+    "weights of tokens": ["loss=bmc", "lr=1e-2"],
     "reset": ["reset_policy=each_round", "warmup_steps=3", "labels.budget=40"],
     "kl of the last step": ["loss=kto", "data.responses=3", "lr=1e-2"],
     "mean reward of the steps": ["loss=bco", "lr=1e-2"],

@@ -176,6 +176,7 @@ def log_odds(mean: float) -> float:
 FIRST_LOSS: dict[str, Callable[..., float]] = {  # of an item whose policy is its reference; beta 0.1
     "sigmoid": lambda one, other: math.log(2),
     "ld_dpo": lambda one, other: math.log(2),
+    "bmc": lambda one, other: math.log(2),
     "hinge": lambda one, other: 1.0,
     "ipo": lambda one, other: 25.0,
     "dlma": lambda one, other: math.log(1 + math.exp(0.1 * 0.2 * min(one.reward - other.reward, 40.0))),
@@ -267,7 +268,7 @@ def test_log_probs_of_single_tokens_are_kept_only_for_a_loss_that_needs_them(pla
 
 
 @pytest.mark.parametrize(
-    "loss", ["ld_dpo", "pro", "kto", "selm", "hypo"]
+    "loss", ["ld_dpo", "bmc", "pro", "kto", "selm", "hypo"]
 )  # of tokens, of lists, of single responses, of own samples
 def test_a_prompt_that_is_computed_once_for_its_responses_changes_no_loss(loss, play):
     few = [f"loss={loss}", *MORE.get(loss, []), "rounds=1", "lr=1e-3", "data.heldout=null"]

@@ -26,7 +26,9 @@ OWN_SAMPLED_K = torch.tensor([-2.5, -2.0, -3.0], dtype=torch.float64)
 # The loss of the first pair, or of the first response, where the policy is its reference; by hand
 MEAN, OTHER = LOGP_R[0] / 2, LOGP_R[1] / 1  # mean log-probs of the first pair's tokens
 AT_REFERENCE = {
-    **dict.fromkeys(("sigmoid", "ld_dpo", "f_dpo", "sigmoid_averaged", "robust", "dpop", "bco", "aot"), math.log(2)),
+    **dict.fromkeys(
+        ("sigmoid", "ld_dpo", "f_dpo", "sigmoid_averaged", "robust", "dpop", "bco", "aot", "bmc"), math.log(2)
+    ),
     **dict.fromkeys(("hinge", "apo_zero", "apo_down"), 1.0),
     **dict.fromkeys(("ipo", "ipo_averaged"), 25.0),  # (1 / 0.2)^2
     "sppo": 2 * 500.0**2,

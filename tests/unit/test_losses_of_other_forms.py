@@ -19,6 +19,7 @@ from torch import Tensor
 
 from choosy.methods.adaptive_scale import AdaDPOLoss
 from choosy.methods.composed_losses import (
+    DifferenceWeighted,
     LengthDesensitized,
     LikelihoodWeightedLoss,
     LossSum,
@@ -358,3 +359,41 @@ def test_rewards_of_weighted_tokens_are_of_plain_sums_where_tokens_are_not_known
     s = LossInputs(double([-4.0, -6.0]), double([-5.0, -5.0]), sizes=[2])
     weighted = TokenWeightedLoss(SigmoidLoss(beta=0.1), LengthDesensitized(alpha=0.5))
     assert weighted.rewards(s).tolist() == SigmoidLoss(beta=0.1).rewards(s).tolist() == [0.1, -0.1]
+
+
+# -- BMC: tokens that differ ----------------------------------------------------------------------------------------
+
+
+def of_ids(ids: Sequence[Sequence[int]], logps: Sequence[float], refs: Sequence[float]) -> LossInputs:
+    """Pairs whose tokens have these log-probs, response after response."""
+    response_T = torch.tensor([r for r, of_response in enumerate(ids) for _ in of_response])
+    logp_T, ref_T = (torch.tensor(each, dtype=torch.float64) for each in (logps, refs))
+    id_T = torch.tensor([token for of_response in ids for token in of_response])
+    none_R = torch.zeros(len(ids), dtype=torch.float64)
+    tokens = TokenLogps(logp_T, ref_T, id_T, response_T)
+    return LossInputs(none_R, none_R, sizes=[2] * (len(ids) // 2), tokens=tokens)
+
+
+def test_bmc_weighs_tokens_that_differ_by_the_policy_alone() -> None:
+    """Weights 1 + min(1 / p, 1.5) at -2 and -0.5, and 1 + 1 / p at -0.1; the reference's sum has the same weights."""
+    s = of_ids([[7, 8, 9], [7, 5]], [-0.1, -2.0, -0.5, -0.1, -0.1], [-1.0, -0.01, -0.01, -3.0, -0.5])
+    last = 1 + math.exp(0.1)
+    weighted = s.weighted(DifferenceWeighted(delta=1.5))
+    assert weighted.logp_R.tolist() == pytest.approx([-6.35, -0.1 - 0.1 * last])
+    assert weighted.ref_R.tolist() == pytest.approx([-1.0 - 2.5 * 0.02, -3.0 - 0.5 * last])
+
+
+def test_bmc_is_dpo_where_nothing_differs_and_finds_a_change_in_a_long_response() -> None:
+    same = of_ids([[1, 2], [1, 2]], [-1.0] * 4, [-2.0] * 4)
+    assert DifferenceWeighted().token_weights(same.tokens.logp_T, same).tolist() == [1.0] * 4  # type: ignore[union-attr]
+    long = [3, 4] * 150  # SequenceMatcher ignores tokens that are frequent in 200 or more, unless it is forbidden
+    s = of_ids([[*long, 9], [*long, 8]], [-1.0] * 602, [-1.0] * 602)
+    weights = DifferenceWeighted(delta=2.0).token_weights(s.tokens.logp_T, s)  # type: ignore[union-attr]
+    assert [n for n, weight in enumerate(weights.tolist()) if weight != 1] == [300, 601]
+
+
+def test_bmc_takes_losses_of_pairs_only() -> None:
+    with pytest.raises(ValueError, match="compares the two responses of a pair, which KTOLoss does not take"):
+        TokenWeightedLoss(KTOLoss(), DifferenceWeighted())
+    with pytest.raises(ValueError, match=r"loss\.weighing\.delta=0 weighs all tokens alike"):
+        DifferenceWeighted(delta=0)

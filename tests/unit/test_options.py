@@ -32,6 +32,8 @@ GIVEN = {
         for path in (CONF / "experiment").glob("*.yaml")
         if "override /data: offline" in path.read_text()
     },
+    "experiment=bmc": ["data.train=pairs.jsonl", "editor.model=toy", "editor.base_url=http://localhost:8000/v1"],
+    "editor=endpoint": ["editor.model=toy", "editor.base_url=http://localhost:8000/v1"],
     "labeler=function": ["labeler.path=toy.vowels"],
     "labeler=mine": ["labeler._target_=choosy.labeling.vader.Vader"],
     "labeler=reward_model": ["labeler.model=judge"],

@@ -19,6 +19,7 @@ from choosy.labeling.protocols import (
     LIST_AT_ONCE,
     Answer,
     ChecksPrompts,
+    Compares,
     Estimates,
     Informed,
     Labeler,
@@ -64,6 +65,7 @@ class LabelBuyer:
             ledger keeps the labeler's own score. None = no penalty.
         evaluation: Who judges held-out answers: another labeler, the training `labeler`, or `none`. `auto` = the
             training labeler, and none if people answer.
+        editor: Edits rejected responses towards chosen ones (see `edits`); None = they stay as they are.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class LabelBuyer:
         max_invalid: float | Literal["auto"] | None = "auto",
         missing_eos_penalty: float | None = None,
         evaluation: Labeler | Literal["auto", "labeler", "none"] = "auto",
+        editor: Compares | None = None,
     ) -> None:
         self.terms = terms_of(labeler)
         if not (self.terms.scores or self.terms.compares):
@@ -99,6 +102,8 @@ class LabelBuyer:
         self.limits = Budget(budget, budget_money, labeler.name, self.terms)
         self.max_invalid = max_invalid
         self.interrupted = False  # another thread sets it to end a purchase after the next answer
+        limits: dict[str, Any] = {"budget_money": budget_money, "max_invalid": max_invalid}
+        self.editor = None if editor is None else LabelBuyer(editor, ledger=ledger, evaluation="none", **limits)
         self.evaluator = self._evaluator(evaluation)  # buys the labels of held-out answers; None = they are not judged
         most = (None if self.terms.people else MAX_INVALID) if max_invalid == "auto" else max_invalid
         self._verdicts = InvalidVerdicts(labeler.name, most)
@@ -130,7 +135,8 @@ class LabelBuyer:
 
     def check_budget(self) -> None:
         """Refuse a budget of money if it is known that no label costs anything."""
-        if self.budget_money is not None and all(one.terms.price == 0 for one in (self, self.evaluator or self)):
+        buyers = (self, self.evaluator or self, self.editor or self)
+        if self.budget_money is not None and all(one.terms.price == 0 for one in buyers):
             raise ValueError(self.limits.limits_nothing())
 
     def reads(self, column: str) -> bool:
@@ -148,6 +154,8 @@ class LabelBuyer:
         self.run = run
         if isinstance(self.labeler, BuysLabels):
             self.labeler.use_buyer(self)
+        if self.editor is not None:
+            self.editor.open(run)
         if self.evaluator is not None and self.evaluator is not self:
             self.evaluator.open(run)
 
@@ -262,6 +270,17 @@ class LabelBuyer:
             groups.append([(f"question {i}", prompt, responses) for responses in asked])
         served = zip(questions, self._serve(groups, purpose), strict=True)
         return [None if labels is None else _verdict(labels, first) for (_, first, _), labels in served]
+
+    def edits(self, pairs: Sequence[ResponsePair]) -> list[str | None]:
+        """Buy edits of each pair's rejected response towards its chosen one, which comes first.
+
+        Returns:
+            The edited texts; None where the editor gave none, or the rest of the money cannot pay one.
+        """
+        assert self.editor is not None, "there is no editor"
+        asked = [[(f"edit {i}", prompt, (chosen, rejected))] for i, (prompt, chosen, rejected) in enumerate(pairs)]
+        served = self.editor._serve(asked, "train")
+        return [labels[0].raw if labels and labels[0].verdict == "first" else None for labels in served]
 
     def _serve(self, asked: Sequence[Sequence[PlacedQuestion]], purpose: Purpose) -> list[list[Label] | None]:
         """All labels of each group of questions, or None where the rest of the budget cannot pay them."""

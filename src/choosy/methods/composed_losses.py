@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Literal, get_args
 
 import torch
@@ -192,6 +193,11 @@ class TokenWeightedLoss:
 
     def __post_init__(self) -> None:
         refuse_order(self.loss)
+        if isinstance(self.weighing, DifferenceWeighted) and form_of(self.loss.needs) != "pair":
+            raise ValueError(
+                f"loss.weighing compares the two responses of a pair, which {type(self.loss).__name__} does not take; "
+                "choose another loss.loss, such as a sigmoid one."
+            )
 
     @property
     def beta(self) -> float:
@@ -237,3 +243,52 @@ class LengthDesensitized:
         )
         place_T = torch.arange(len(response_T), device=response_T.device) - torch.searchsorted(response_T, response_T)
         return torch.where(place_T < shortest_B[s.item_R][response_T], torch.ones_like(logp_T), self.alpha)
+
+
+@dataclass(frozen=True)
+class DifferenceWeighted:
+    """Token weights of BMC (arXiv 2408.07471): 1 + min(1 / pi, delta) of tokens that only one response has, else 1.
+
+    What differs is found in the tokens of the two responses alone. pi is the policy's probability of the token, without
+    gradient, for the sums under policy and reference alike: the authors' code weighs the reference's log-probs by the
+    reference's own probabilities. English stop-words, which they leave at 1, are tokens like others here.
+
+    Args:
+        delta: The largest addition.
+
+    Example:
+        >>> from choosy.methods.loss_inputs import TokenLogps
+        >>> logp_T = torch.tensor([-0.1, -2.0, -0.5, -0.1])
+        >>> tokens = TokenLogps(logp_T, logp_T, torch.tensor([7, 8, 9, 7]), torch.tensor([0, 0, 0, 1]))
+        >>> s = LossInputs(torch.tensor([-2.6, -0.1]), sizes=[2], tokens=tokens)
+        >>> DifferenceWeighted(delta=1.5).token_weights(logp_T, s)
+        tensor([1.0000, 2.5000, 2.5000, 1.0000])
+    """
+
+    delta: float = 1.5
+
+    def __post_init__(self) -> None:
+        if not self.delta > 0:
+            raise ValueError(f"loss.weighing.delta={self.delta} weighs all tokens alike; choose more than 0.")
+
+    def token_weights(self, logp_T: Tensor, s: LossInputs) -> Tensor:
+        assert s.tokens is not None
+        length_R = torch.bincount(s.tokens.response_T, minlength=2 * len(s))
+        ids = [of_response.tolist() for of_response in torch.split(s.tokens.id_T, length_R.tolist())]
+        pairs = zip(ids[::2], ids[1::2], strict=True)
+        differs_T = torch.tensor([differs for pair in pairs for of in different(*pair) for differs in of])
+        addition_T = torch.exp(-s.tokens.logp_T.detach()).clamp(max=self.delta)
+        return 1 + addition_T * differs_T.to(addition_T)
+
+
+def different(one: Sequence[int], other: Sequence[int]) -> tuple[list[bool], list[bool]]:
+    """Whether each token of two responses is outside of what the longest matching blocks have in common.
+
+    Example:
+        >>> different([1, 2, 3], [1, 3, 4])
+        ([False, True, False], [False, False, True])
+    """
+    in_one, in_other = [True] * len(one), [True] * len(other)
+    for i, j, n in SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks():
+        in_one[i : i + n] = in_other[j : j + n] = [False] * n
+    return in_one, in_other

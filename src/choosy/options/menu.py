@@ -15,6 +15,7 @@ WIRES = (
     "${run}",
     "${run_dir}",
     "${labeler}",
+    "${editor}",
     "${oc.dict.values:callbacks}",
     "${oc.dict.values:logger}",
 )  # nothing to choose

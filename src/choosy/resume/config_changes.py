@@ -44,6 +44,7 @@ MENU = {  # where a setting is in the composed run: what is typed for it in the 
     "data.run.weighting": "weighting",
     "data.run.labels": "labels",
     "data.run.labels.labeler": "labeler",
+    "data.run.labels.editor": "editor",
     "data.run.training": "",
     "data.run.training.batch_size": "batching.batch_size",
     "data.run.training.keep": "pool.keep",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 from choosy.labeling.buyer import Interrupted, LabelBuyer
-from choosy.labeling.protocols import Labeler
+from choosy.labeling.protocols import Labeler, ResponsePair
 from choosy.types import Candidates, Prompt, Response, Verdict
 
 POLL = 0.2  # seconds between two looks at what has been sampled
@@ -53,6 +53,14 @@ class LabelAhead:
     def compare(self, questions: Sequence[tuple[Prompt, Response, Response]]) -> list[Verdict | None]:
         self.finish()
         return self._buyer.compare(questions)
+
+    @property
+    def editor(self) -> LabelBuyer | None:
+        return self._buyer.editor
+
+    def edits(self, pairs: Sequence[ResponsePair]) -> list[str | None]:
+        self.finish()
+        return self._buyer.edits(pairs)
 
     def start(self, feed: Iterator[list[Candidates]], *, prompts: int, responses: int) -> None:
         """Start to buy, if the labeler runs remotely and the budgets certainly pay for the whole round.

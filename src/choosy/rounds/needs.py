@@ -34,6 +34,8 @@ def check_needs(run: Run, loss: Loss, *, responses: Collection[int], source: str
             f"{type(weighting).__name__} weighs a pair by its rewards' gap, and {lacks}. "
             f"Choose weighting=uniform, or {'pairs' if lone else f'reward_gap=predicted, or {scorers}'}."
         )
+    if labels.editor is not None and form_of(loss.needs) == "list":
+        raise ValueError(f"{name} ranks all responses to a prompt, and an editor edits a pair; type editor=null.")
     if lone and not labels.scores:
         raise ValueError(
             f"{singles}, and labeler {labeler} only compares two. Choose {scorers}, or at least two responses "

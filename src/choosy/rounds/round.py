@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from choosy.data.pool import Pool
 from choosy.rounds.choose import choose_pairs, choose_prompts
 from choosy.rounds.context import Parts, Round
+from choosy.rounds.edit import edit_pairs
 from choosy.rounds.label import label
 from choosy.rounds.score import score_reference
 from choosy.rounds.weigh import weigh
@@ -29,4 +30,5 @@ def play_round(at: Round, prompts: Sequence[Prompt], parts: Parts) -> Pool:
     pairs = choose_pairs(at, fresh, parts.pair_selector)  # slot 2: certainty, dissimilarity
     labeled = label(at, fresh, pairs, parts.labels)  # ties and invalid verdicts make no pair
     weighed = weigh(at, labeled, parts.weighting, parts.reward_gap)
-    return at.pool.put(weighed, round=at.number, keep=parts.keep)
+    edited = edit_pairs(at, weighed, parts.labels)  # only with an editor: BMC
+    return at.pool.put(edited, round=at.number, keep=parts.keep)

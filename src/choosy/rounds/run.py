@@ -157,6 +157,12 @@ class Run:
                 f"{type(self.pair_selector).__name__} chooses pairs of responses, and every prompt has one response; "
                 "type a selector of prompts, such as selector=optune, or selector=none."
             )
+        several = self.training.pairing == "all" or (self.pair_selector and self.pair_selector.per_prompt != 1)
+        if self.labels.editor is not None and several and responses > 2:
+            raise ValueError(
+                f"{self.labels.editor.labeler.name} edits one pair of a prompt, and {responses} responses to each may "
+                "make several; type pairing=best_worst, per_prompt=1 of the selector, or editor=null."
+            )
 
     def open(self, policy: Policy, loss: Loss, prompts: Sequence[Prompt], read: Mapping[str, str]) -> None:
         """Open the run's folder and its ledger once all ranks have met; the policy's weights may not be loaded yet.

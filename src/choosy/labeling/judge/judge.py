@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from queue import SimpleQueue
 from string import Template
 from typing import cast
 
-from anyio.from_thread import start_blocking_portal
-
-from choosy.labeling.judge.endpoint import Endpoint, Refused, Session, SessionStopped, Unanswered
+from choosy.labeling.judge.endpoint import Endpoint, Session
+from choosy.labeling.judge.requests import answers, completed
 from choosy.labeling.judge.settings import EndpointSettings, Prices, RequestSettings
-from choosy.labeling.protocols import Answer, ItemFailed, ResponsePair, Terms
+from choosy.labeling.protocols import Answer, ResponsePair, Terms
 from choosy.types import MIRRORED, Prompt, Verdict, content_id
 
 TEMPLATE = Path(__file__).with_name("template.txt")
+ENDING = "the last line of the judge's reply must be 'Verdict $code: first', second or tie"
 BLANKS = {"prompt", "first", "second", "fence", "code"}
 MARKUP = " \t\r\xa0.#>~\"'"  # what models write around a line
 
@@ -83,78 +81,21 @@ class Judge:
 
     def compare(self, items: Sequence[ResponsePair]) -> Iterable[Verdict | Answer]:
         """Yield each verdict as soon as it is there; if the caller leaves, requests in flight are cancelled."""
-        arrived: SimpleQueue[Answer | None] = SimpleQueue()
-        # An item gives up its place only when the caller asks for the next answer, so once it is in the ledger:
-        # however slow the disk, no more paid answers wait in memory than there are places.
-        places = asyncio.Semaphore(self.endpoint.settings.concurrency)
-        with start_blocking_portal() as portal:  # a thread with an event loop, where the requests are sent
-            asking = portal.start_task_soon(self._ask_all, items, places, arrived.put)
-            asking.add_done_callback(lambda _: arrived.put(None))
-            while answer := arrived.get():
-                yield answer
-                portal.call(places.release)
-            asking.result()
-
-    async def _ask_all(
-        self, items: Sequence[ResponsePair], places: asyncio.Semaphore, arrived: Callable[[Answer], None]
-    ) -> None:
-        """Ask about each item in turn; after a failure, let requests in flight end before raising it."""
-        answered = 0
-        failures: list[Exception] = []
-        async with self.endpoint.session() as session, asyncio.TaskGroup() as requests:
-
-            async def ask(at: int) -> None:
-                nonlocal answered
-                try:
-                    answer = await self._verdict(at, items[at], session)
-                except Exception as error:  # raised later, so that the other answers arrive first
-                    failures.append(error)
-                    session.stopping.set()
-                    places.release()
-                else:
-                    answered += 1
-                    arrived(answer)
-
-            for at in range(len(items)):
-                await places.acquire()
-                if session.stopping.is_set():
-                    break
-                requests.create_task(ask(at))
-        for error in failures:
-            if isinstance(error, ItemFailed):
-                counts = f"{answered} of the {len(items)} pairs asked about were answered, and a resume continues there"
-                raise ItemFailed(f"{error}. {counts}", error.at) from None
-            if not isinstance(error, SessionStopped):
-                raise error
+        return answers(self.endpoint, items, self._verdict)
 
     async def _verdict(self, at: int, item: ResponsePair, session: Session) -> Answer:
         """Return the judge's verdict on an item, from one order or from both."""
         prompt, first, second = item
-        try:
-            one = await self._ask(at, (prompt, first, second), session)
-            if not self.both_orders:
-                return one
-            return combine_orders(one, await self._ask(at, (prompt, second, first), session))
-        except Unanswered as error:
-            raise ItemFailed(str(error), at) from error
+        one = await self._ask(at, (prompt, first, second), session)
+        if not self.both_orders:
+            return one
+        return combine_orders(one, await self._ask(at, (prompt, second, first), session))
 
     async def _ask(self, at: int, item: ResponsePair, session: Session) -> Answer:
         prompt, first, second = item
         code, messages = filled(self.template, prompt.text, first.text, second.text)
-        try:
-            reply = await session.ask(messages)
-        except Refused as refusal:
-            if not await session.takes_another():
-                raise
-            return Answer(at, "invalid", str(refusal), 0.0, self.model)
-        if reply.text is None:
-            if not await session.speaks():
-                raise Unanswered(
-                    f"{self.endpoint.address} answers, but with no chat completion ({reply.why}); "
-                    "check base_url, which usually ends with /v1"
-                )
-            return Answer(at, "invalid", reply.why, reply.cost, self.model)
-        verdict = parse_verdict(reply.text, code) if reply.complete else "invalid"
+        reply = await completed(self.endpoint, session, messages)
+        verdict = parse_verdict(reply.text or "", code) if reply.complete else "invalid"
         return Answer(at, verdict, reply.text or reply.why or "(an empty reply)", reply.cost, self.model)
 
 
@@ -173,9 +114,15 @@ def combine_orders(one: Answer, turned: Answer) -> Answer:
     return one._replace(value=value, raw=raw, cost=one.cost + turned.cost)
 
 
-def read_template(path: str | None) -> dict[str, str]:
-    """Read the text below the line [system], if there is one, and the text below [user], by role."""
-    place = Path(path).expanduser() if path else TEMPLATE
+def read_template(path: str | None, own: Path = TEMPLATE, ending: str = ENDING) -> dict[str, str]:
+    """Read the text below the line [system], if there is one, and the text below [user], by role.
+
+    Args:
+        path: The user's template; None takes our own.
+        own: Our own.
+        ending: What the template has to ask the reply for, for error messages.
+    """
+    place = Path(path).expanduser() if path else own
     try:
         text = place.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -195,8 +142,8 @@ def read_template(path: str | None) -> dict[str, str]:
     if (found := set(whole.get_identifiers())) != BLANKS:
         wrong = [f"lacks ${name}" for name in sorted(BLANKS - found)] + [f"has ${name}" for name in found - BLANKS]
         raise ValueError(
-            f"{place} {' and '.join(wrong)}; its blanks are ${', $'.join(sorted(BLANKS))}: the last line of the "
-            "judge's reply must be 'Verdict $code: first', second or tie, and marks with $fence enclose the texts"
+            f"{place} {' and '.join(wrong)}; its blanks are ${', $'.join(sorted(BLANKS))}: {ending}, and "
+            "marks with $fence enclose the texts"
         )
     return template
 
