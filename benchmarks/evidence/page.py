@@ -49,7 +49,10 @@ def of_task(name: str, task: Mapping[str, Any]) -> str:
         f"{task['seeds']} seeds, {task['comparisons']} comparisons; learning rate and beta chosen on seeds {others}."
     )
     picture = f"![reward against costs](images/evidence_{name}.png)"
-    return "\n\n".join([f"## {name}", ABOUT[name], picture, table, rests, fill(task["sentence"], 120)])
+    typed = "\n".join(f"- {arm}: `{' '.join(words)}`" for arm, words in task["typed"].items())
+    return "\n\n".join(
+        [f"## {name}", ABOUT[name], picture, table, rests, fill(task["sentence"], 120), "What is typed for each:", typed]
+    )
 
 
 def share(ratio: float | None) -> str:

@@ -32,8 +32,10 @@ def sentence(task: Mapping[str, Any]) -> str:
     found = task["beside_random"][best]["labels"]
     ratio, low, high = map(share, found["ratio"])
     rests = f"95 % interval {low} to {high}, p = {found['p']:.2g}, {task['seeds']} seeds"
+    kept = ("selector", "pairing", "learned_reward.embedder")
+    typed = " ".join(word for word in task["typed"][best] if word.partition("=")[0] in kept)
     return (
-        f"On short film reviews, with a classifier of sentiment as the labeler, `selector={best}` reaches random\n"
+        f"On short film reviews, with a classifier of sentiment as the labeler, `{typed}` reaches random\n"
         f"choice's final reward with {ratio} of its labels ({rests}; [all selectors](docs/evidence.md))."
     )
 

@@ -124,6 +124,7 @@ def evidence(task: Task, settings: Settings, name: str, seeds: int, store: Store
         "baseline": task.baseline,
         "seeds": min(map(len, arms.values())),
         "tuned_on": TUNED,
+        "typed": {arm: list(task.arms[arm]) for arm in arms},
         "settings": {arm: settings[arm] for arm in arms},
         "comparisons": len(found.beside),
         "best": found.best,

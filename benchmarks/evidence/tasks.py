@@ -40,7 +40,7 @@ def settings(rates: Sequence[float], betas: Sequence[float]) -> list[list[str]]:
 
 
 OWN = "learned_reward.embedder=policy"
-ALL = ("pairing=all", "batching.batch_size=48")  # as many responses a step as in 16 pairs without one in common
+ALL = "pairing=all"
 
 
 def count(callback: str, number: int) -> list[str]:
@@ -65,11 +65,11 @@ def score_prompts(prompts: int) -> dict[str, list[str]]:
         "spread_oversampled": oversampled,
         "spread_policy": [*spread, OWN],
         "spread_oversampled_policy": [*oversampled, OWN],
-        "random_all": [*by_chance, *ALL],
-        "spread_all": [*spread, *ALL],
-        "spread_oversampled_all": [*oversampled, *ALL],
-        "spread_policy_all": [*spread, OWN, *ALL],
-        "spread_oversampled_policy_all": [*oversampled, OWN, *ALL],
+        "random_all": [*by_chance, ALL],
+        "spread_all": [*spread, ALL],
+        "spread_oversampled_all": [*oversampled, ALL],
+        "spread_policy_all": [*spread, OWN, ALL],
+        "spread_oversampled_policy_all": [*oversampled, OWN, ALL],
     }
 
 
