@@ -47,6 +47,8 @@ def summary() -> dict[str, float]:
     if choosing := found("choosing"):
         ratios["selection_share"] = max(v["share"] for k, v in choosing.items() if k not in ("machine", "entropy"))
         ratios["selection_share_entropy"] = choosing["entropy"]["share"]
+    if all_pairs := found("all_pairs"):
+        ratios["all_pairs"] = all_pairs["ratio"]
     if top_p := found("top_p"):
         ratios["top_p"] = top_p["price"]
     if (pool := found("pool_size")) and "1000000" in pool:
@@ -80,6 +82,7 @@ GOALS = {
     "online_round_optune03": ("the same with OPTune at 0.3, rounds after the first", ">= 7", lambda x: x >= 7),
     "selection_share": ("choosing's share of a round, the largest but entropy's", "<= 0.05", lambda x: x <= 0.05),
     "selection_share_entropy": ("the same for the entropy filter: 8 samples a prompt", "<= 0.05", lambda x: x <= 0.05),
+    "all_pairs": ("time of all pairs of four responses, over that of as many apart", "<= 0.4", lambda x: x <= 0.4),
     "labels_ratio_film": ("labels of the best selector over random choice's, on film", "<= 0.4", lambda x: x <= 0.4),
     "labels_ratio_chat": ("the same on chat", "<= 0.6", lambda x: x <= 0.6),
     "labels_ratio_pools": ("the same on pools", "<= 0.6", lambda x: x <= 0.6),

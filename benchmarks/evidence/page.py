@@ -51,7 +51,16 @@ def of_task(name: str, task: Mapping[str, Any]) -> str:
     picture = f"![reward against costs](images/evidence_{name}.png)"
     typed = "\n".join(f"- {arm}: `{' '.join(words)}`" for arm, words in task["typed"].items())
     return "\n\n".join(
-        [f"## {name}", ABOUT[name], picture, table, rests, fill(task["sentence"], 120), "What is typed for each:", typed]
+        [
+            f"## {name}",
+            ABOUT[name],
+            picture,
+            table,
+            rests,
+            fill(task["sentence"], 120),
+            "What is typed for each:",
+            typed,
+        ]
     )
 
 
