@@ -18,13 +18,13 @@ class Spread(PredictedGap):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.per_prompt != 1:
-            raise ValueError(f"per_prompt={self.per_prompt}: best and worst make one pair; choose per_prompt=1.")
+            raise ValueError(f"per_prompt={self.per_prompt}: all its responses are scored; choose per_prompt=1.")
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if not (labels := trainer.datamodule.run.labels).scores:
             raise ValueError(
-                "The selector (spread_oversampled is the default) buys a score of every response, and labeler "
+                "selector=spread buys a score of every response, and labeler "
                 f"{labels.labeler.name} only compares: type selector=predicted_gap or selector=certainty "
                 "(in a comparison selector=predicted_gap,dissimilarity,random_pairs), or another labeler: "
                 f"{labelers_able_to('score')}."

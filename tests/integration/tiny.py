@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 
-PLAIN = ["selector=optune", "weighting=wdpo", "data.responses=2"]  # whatever the defaults are
+PLAIN = ["selector=optune", "weighting=wdpo", "data.responses=2", "pairing=best_worst"]  # whatever the defaults are
 TOY = '''
 def vowels(prompt, response):
     return float(sum(map(ord, response)) % 7)

@@ -25,7 +25,7 @@ class Compares:
 @pytest.mark.parametrize(
     ("labeler", "evaluation", "words", "line"),
     [
-        (Vader(), "auto", [], "labeler=vader scores the responses; selector=spread_oversampled weighting="),
+        (Vader(), "auto", [], "labeler=vader scores the responses; selector=few_prompts weighting="),
         (Compares(), Vader(), ["selector=predicted_gap"], f"the responses; {Vader().name} judges held-out ones; sel"),
         (Compares(), "none", ["selector=[optune,certainty]"], "compares the responses; selector=optune_certainty w"),
     ],

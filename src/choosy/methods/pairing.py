@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-PairingRule = Literal["best_worst", "sweet_spot", "all"]
+PairingRule = Literal["all", "best_worst", "sweet_spot"]
 Positions = list[tuple[int, int]]  # of the chosen and the rejected response of each pair
 
 

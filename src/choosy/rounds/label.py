@@ -124,7 +124,8 @@ def refuse_many(responses: int, labeler: str) -> None:
     if responses > 2:
         raise ValueError(
             f"labeler {labeler} only compares, and {responses} responses to a prompt make many pairs; "
-            "choose which to compare with a pair selector such as selector=certainty, or data.responses=2."
+            "choose which to compare with a pair selector such as selector=predicted_gap or selector=certainty, or "
+            "data.responses=2."
         )
 
 

@@ -46,6 +46,11 @@ def check_needs(run: Run, loss: Loss, *, responses: Collection[int], source: str
             f"{name} needs the rewards of a prompt's responses, and labeler {labeler} gives none: it only compares. "
             f"Choose loss=sigmoid, or {'' if form_of(loss.needs) == 'list' else 'reward_gap=predicted, or '}{scorers}."
         )
+    if form_of(loss.needs) == "single" and run.training.pairing == "all":
+        raise ValueError(
+            f"{name} trains on single responses, and pairing=all would make most of them both good and bad. "
+            "Choose pairing=best_worst, or a loss on pairs (loss=sigmoid)."
+        )
     sampler = run.sampler
     if "own" in loss.needs and (sampler.temperature, sampler.top_p, sampler.top_k) != (1, 1, 0):
         raise ValueError(

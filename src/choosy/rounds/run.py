@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from choosy.data.batches import ItemBatches, PoolItems
 from choosy.data.pool import Keep, Pool, round_file
@@ -55,7 +55,8 @@ class Training:
         epochs_per_round: Passes over the pairs in each round.
         train_on: All labeled pairs of the `pool`, or those labeled in this `round`.
         keep: Which labeled responses of a prompt stay in the pool: the `newest`, or `all`.
-        pairing: Which responses make pairs where all of a prompt are scored (see `methods/pairing.py`).
+        pairing: Which responses make pairs where all of a prompt are scored (see `methods/pairing.py`); `auto` is `all`
+            for a loss on pairs, and `best_worst` for one on lists or single responses.
         reward_gap: Whether weights and margins read the gap of `bought` rewards, the one that the learned reward has
             `predicted` from the labels of earlier rounds, or the `difference` that the verdicts on all other pairs
             predict (RDO, 2408.09385). The latter two serve labelers that only compare.
@@ -65,7 +66,7 @@ class Training:
     epochs_per_round: int = 1
     train_on: TrainOn = "pool"
     keep: Keep = "newest"
-    pairing: PairingRule = "best_worst"
+    pairing: PairingRule | Literal["auto"] = "auto"
     reward_gap: GapSource = "bought"
 
     def __post_init__(self) -> None:
@@ -74,7 +75,13 @@ class Training:
         refuse_unknown("train_on", self.train_on, get_args(TrainOn))
         refuse_unknown("pool.keep", self.keep, get_args(Keep))
         refuse_unknown("reward_gap", self.reward_gap, get_args(GapSource))
-        refuse_unknown("pairing", self.pairing, get_args(PairingRule))
+        refuse_unknown("pairing", self.pairing, ("auto", *get_args(PairingRule)))
+
+    def pairing_for(self, loss: Loss) -> PairingRule:
+        """The pairing rule of a run with this loss."""
+        if self.pairing != "auto":
+            return self.pairing
+        return "all" if form_of(loss.needs) == "pair" else "best_worst"
 
 
 class Run:
@@ -253,7 +260,7 @@ class Run:
             scores_reference=scored,
             rounds=self.rounds,
             folder=self.rounds_folder,
-            pairing=self.training.pairing,
+            pairing=self.training.pairing_for(self.loss),
         )
 
     def _played(self, at: Round, prompts: Sequence[Prompt], sample: Sample) -> Pool:
