@@ -127,12 +127,17 @@ def test_labelers_inside_a_labeler_are_chosen_by_name(parse):
 
 def test_the_default_is_what_paid_most_in_the_evidence_and_recipes_say_their_own():
     default = compose([])
-    assert {"spread", "random_prompts"} <= default.callbacks.keys()
+    assert default.callbacks.random_prompts == {
+        **default.callbacks.random_prompts,
+        "fraction": 0.25,
+        "warmup_rounds": 0,
+    }
+    assert default.pairing == "auto"
     assert default.data.responses == 4
     assert default.run.weighting["_target_"].endswith("Uniform")
     for experiment in ("apl", "optune", "real"):
         given = ["data.train=rows.jsonl", "model.name=some/model"]
-        assert "spread" not in compose([f"experiment={experiment}", *given]).callbacks
+        assert "random_prompts" not in compose([f"experiment={experiment}", *given]).callbacks
 
 
 def test_two_selectors_in_one_line_compose_both():
@@ -145,7 +150,7 @@ def test_two_selectors_in_one_line_compose_both():
         ("loss.beta=hot", ("beta", "float", "hot")),
         ("rounds=many", ("rounds", "int", "many")),
         ("reset_policy=sometimes", ("reset_policy", "each_round", "sometimes")),
-        ("callbacks.spread.fraction=much", ("fraction", "float", "much")),
+        ("callbacks.random_prompts.fraction=much", ("fraction", "float", "much")),
         ("+loss.betta=1", ("betta",)),
     ],
 )

@@ -43,7 +43,7 @@ REFUSED = {  # by the parts of a run themselves, which import torch: what the se
     "selector=random_pairs data.responses=1 loss=kto loss.reference_point=zero": "every prompt has one response",
     "selector=dissimilarity callbacks.dissimilarity.embedder=/none": "there is no folder '/none'",
     "callbacks.win_rate.every=0": "callbacks.win_rate.every=0 never evaluates",
-    "callbacks.spread.count=null": "multiplies the pairs of a round",
+    "selector=spread_oversampled callbacks.spread.count=null": "multiplies the pairs of a round",
     "trainer.devices=0": "trainer.devices wants a number of 1 or more",
     "optimizer.weight_decay=-1": "optimizer.weight_decay wants a number of 0 or more",
     "name=done": "already holds a finished run",

@@ -818,3 +818,11 @@ def test_a_response_in_many_pairs_is_computed_once(load_policy):
     assert given[0] == 2 + (2 + 1 + 0 + 1)
     assert sum(given[1:]) == 6 * 2 + 3 * (2 + 1 + 0 + 1)
     assert_close(together, apart, rtol=1e-4, atol=1e-4)
+
+
+def test_pairing_is_all_for_a_loss_on_pairs_and_best_against_worst_for_others(play):
+    few = ["selector=none", "data.responses=3", "rounds=1", "data.heldout=null", "pairing=auto"]
+    pairs = play(*few, name="pairs").pool.pairs
+    assert max(map(len, pairs)) == 3
+    lists = play(*few, "loss=pro", name="lists").pool.pairs
+    assert set(map(len, lists)) <= {0, 1}
