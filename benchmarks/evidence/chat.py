@@ -15,6 +15,7 @@ LINES = (
     "data.limit=128",
     "labeler=vader",
     "weighting=uniform",
+    "pairing=best_worst",
     "loss=sigmoid",
     "sampler=generate",
     "sampler.temperature=0.8",

@@ -166,6 +166,7 @@ PAIRS = (  # each round labels pairs, and trains the start's weights on all labe
     *LINES,
     "weighting=uniform",
     "data.responses=4",
+    "pairing=best_worst",
     "rounds=4",
     "epochs_per_round=8",
     "reset_policy=each_round",

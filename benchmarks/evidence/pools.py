@@ -61,6 +61,7 @@ LINES = (
     "data.train={made}/train.jsonl",
     "data.heldout_pairs={made}/pairs.jsonl",
     "weighting=uniform",
+    "pairing=best_worst",
     "loss=sigmoid",
     "rounds=4",
     "epochs_per_round=4",

@@ -56,7 +56,7 @@ def choose_pairs(pairs: int, *names: str) -> dict[str, list[str]]:
 def score_prompts(prompts: int) -> dict[str, list[str]]:
     """Those that score all responses to so many prompts a round, and train on best against worst or on all pairs."""
     first = "callbacks.spread.cold=random"
-    by_chance = ["selector=random", *count("random_prompts", prompts), "callbacks.random_prompts.warmup_rounds=0"]
+    by_chance = ["selector=few_prompts", *count("random_prompts", prompts)]
     spread = ["selector=spread", *count("spread", prompts), first]
     oversampled = ["selector=spread_oversampled", *count("spread", prompts), first]
     return {
@@ -65,7 +65,7 @@ def score_prompts(prompts: int) -> dict[str, list[str]]:
         "spread_oversampled": oversampled,
         "spread_policy": [*spread, OWN],
         "spread_oversampled_policy": [*oversampled, OWN],
-        "random_all": [*by_chance, ALL],
+        "few_prompts": [*by_chance, ALL],
         "spread_all": [*spread, ALL],
         "spread_oversampled_all": [*oversampled, ALL],
         "spread_policy_all": [*spread, OWN, ALL],
@@ -107,9 +107,9 @@ def pair_arms(pairs: int, responses: int) -> dict[str, list[str]]:
 
 def chat_arms(pairs: int, responses: int) -> dict[str, list[str]]:
     """Those of `pair_arms` that a run of minutes can afford; random pairs are sampled for the prompts labeled alone."""
-    alone = ["selector=random", *count("random_prompts", pairs), "callbacks.random_prompts.warmup_rounds=0"]
+    alone = ["selector=few_prompts", *count("random_prompts", pairs)]
     arms = pair_arms(pairs, responses)
-    kept = ("best_against_worst", "spread_oversampled", "spread", "predicted_gap", "dissimilarity", "certainty")
+    kept = ("few_prompts", "best_against_worst", "spread_policy_all", "predicted_gap", "dissimilarity", "certainty")
     return {
         "random": [*alone, "data.responses=2"],
         **{name: [*arms[name], f"data.responses={responses}"] for name in kept},

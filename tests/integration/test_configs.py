@@ -127,11 +127,8 @@ def test_labelers_inside_a_labeler_are_chosen_by_name(parse):
 
 def test_the_default_is_what_paid_most_in_the_evidence_and_recipes_say_their_own():
     default = compose([])
-    assert default.callbacks.random_prompts == {
-        **default.callbacks.random_prompts,
-        "fraction": 0.25,
-        "warmup_rounds": 0,
-    }
+    chosen = default.callbacks.random_prompts
+    assert (chosen.fraction, chosen.warmup_rounds) == (0.25, 0)
     assert default.pairing == "auto"
     assert default.data.responses == 4
     assert default.run.weighting["_target_"].endswith("Uniform")
