@@ -34,6 +34,7 @@ from choosy.options.check import options
 from choosy.options.fit_words import START
 from choosy.options.menu import help_text, menu
 from choosy.options.names import meant
+from choosy.options.signatures import not_taken
 from choosy.options.typed import NO_GROUP, not_composed, quoted, unreadable
 from choosy.parallel.launch import join_tasks, refuse_relaunching_sweep
 from choosy.resume.failed_starts import is_first_process, leaving_no_failed_start
@@ -171,7 +172,6 @@ def restore_stacks() -> None:
 @hydra.main(version_base="1.3", config_path="pkg://choosy.conf", config_name="train")
 def _main(cfg: DictConfig) -> float | None:
     """Train as composed and return the objective, for sweepers."""
-    from choosy.reporting.index import read_index, write_index
     from choosy.reporting.summary import read_run
 
     restore_stacks()
@@ -196,6 +196,8 @@ def _main(cfg: DictConfig) -> float | None:
             return None
     run = read_run(run_dir)
     if multirun:
+        from choosy.reporting.index import read_index, write_index
+
         write_index(index := read_index(HydraConfig.get().sweep.dir))
         SWEEPS[str(index.folder)] = index
         if not finished:
@@ -261,9 +263,23 @@ def check(cfg: DictConfig) -> None:
 
 
 def without_nulls(cfg: DictConfig) -> None:
-    """Take away the callbacks and loggers that were set to null."""
+    """Take away the callbacks and loggers that were set to null, and what a class that was typed does not take."""
     with open_dict(cfg):
         start.without_nulls(cfg)
+        without_replaced(cfg)
+
+
+def without_replaced(cfg: DictConfig) -> None:
+    """Take away what a group gives to its class where another class was typed that does not take it."""
+    words = dict(word.lstrip("+").partition("=")[::2] for word in typed_words()) if HydraConfig.initialized() else {}
+    for name, path in words.items():
+        place, _, last = name.rpartition(".")
+        node = OmegaConf.select(cfg, place) if place and last == "_target_" else None
+        if not isinstance(node, DictConfig):
+            continue
+        for key in not_taken(path, [*map(str, node)]):
+            if not any(f"{word}.".startswith(f"{place}.{key}.") for word in words):
+                del node[key]
 
 
 def objective(cfg: DictConfig, run: RunSummary) -> float | None:

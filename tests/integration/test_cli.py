@@ -142,7 +142,7 @@ def test_fit_checks_what_is_configured_before_it_builds(lines, choosy, tmp_path)
         "--lr_scheduler=CosineAnnealingLR": "lr_scheduler is called schedule (constant, linear or cosine) here",
         "--learning_rate=3": "learning_rate is called lr here",
         "--lr=abc": "lr wants a number, found 'abc'",
-        "--model.lr=3": "There is no option model.lr",
+        "--model.lr=3": "There is no option model.lr. Did you mean lr?",
         "--model.optimizer.lr=abc": "lr wants a number, found 'abc'",
         "--trainer.max_epoch=3": "Did you mean trainer.max_epochs?",
         "--trainer.max_epochs=5": "type --rounds=5",

@@ -101,6 +101,9 @@ TYPED = {  # what is typed: what the sentence says
     "labeler.path=f.py:f": "There is no option labeler.path: it belongs to labeler=function.",
     "+labeler.weights=[1]": "it belongs to labeler=contrastive or labeler=function.",
     "callbacks.d_optimal.fraction=0.5": "it belongs to selector=d_optimal.",
+    "optimizer._target_=torch.optim.Adafactor lr=abc": "lr wants a number, found 'abc'.",  # it takes no optimizer.fused
+    "labeler=function labeler._target_=mine.Lists lr=abc": "lr wants a number, found 'abc'.",  # nor this a path
+    "labeler=function labeler._target_=mine.Lists labeler.price=1": "There is no option labeler.price: it belongs to",
     "labeler=function labeler.path=null": "labeler.path wants text or a list, found null.",
     "~data data.train=rows.jsonl": "~data takes data away, and data.train is typed too; leave out one of them.",
     "labeler=judge": "labeler.model and labeler.base_url must be given",
@@ -127,7 +130,7 @@ TYPED = {  # what is typed: what the sentence says
 def test_help_and_typos_are_answered_in_a_sentence_without_torch(tmp_path):
     (tmp_path / "tiny").mkdir()
     (tmp_path / "prompts.csv").write_text("prompt\nWhy?\n")
-    (tmp_path / "mine.py").write_text("import torch\nkeywords = [len][0]\n")
+    (tmp_path / "mine.py").write_text("import torch\nkeywords = [len][0]\nclass Lists: name = 'lists'\n")
     found = answers([f"train {typed}" for typed in TYPED], tmp_path)
     for typed, words in TYPED.items():
         said = found["said"][f"train {typed}"]

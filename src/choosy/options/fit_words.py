@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from choosy.options.check import REFERENCE, options, unknown
 from choosy.options.menu import menu
-from choosy.options.signatures import Missing, Signature, signature
+from choosy.options.signatures import not_taken
 
 HELP = """usage: choosy fit --config run.yaml [--NAME=VALUE ...]
 
@@ -251,14 +251,10 @@ def _set(config: dict[str, Any], name: str, value: str | None) -> bool | None:
     node = _node(config, ["module" if top == "model" else top, *path[:-1]])
     if not isinstance(node, dict):
         return None if isinstance(node, list | str) else False  # an item of a list
-    is_class = path[-1] == "_target_"
-    trainer = "lightning.Trainer" if top == "trainer" and len(path) == 1 else ""
-    takes = _signature(value if is_class else node.get("_target_", trainer))
-    known = None if takes is None or takes.takes_others else takes.arguments
-    if is_class and known is not None:
-        for key in [key for key in node if not key.startswith("_") and key not in known]:
+    if path[-1] == "_target_":
+        for key in not_taken(str(value), node):
             del node[key]  # an argument of the class before
-    elif known is not None and path[-1] not in known:
+    elif not_taken(node.get("_target_", "lightning.Trainer" if top == "trainer" and len(path) == 1 else ""), path[-1:]):
         return False
     while (link := REFERENCE.match(str(node.get(path[-1])))) is not None:
         path = link[1].split(".")
@@ -275,11 +271,3 @@ def _node(config: Mapping[str, Any], places: list[str]) -> Any:
         if isinstance(node, str) and (link := REFERENCE.match(node)):
             places[:0], node = link[1].split("."), config
     return node
-
-
-def _signature(path: str | None) -> Signature | None:
-    """Return the arguments of a class; None if there is none, of which `refuse_mistakes` will speak."""
-    try:
-        return signature(str(path))
-    except Missing:
-        return None

@@ -175,6 +175,8 @@ def meant(typed: str, options: Collection[str], value: str = "") -> str:
         'loss_type is called loss here: type loss=sigmoid.'
         >>> meant("loss.beta", ["loss.parts.own.beta", "lr"])
         'Did you mean loss.parts.own.beta?'
+        >>> meant("model.lr", ["model.lora", "lr"])
+        'Did you mean lr?'
     """
     last = typed.rpartition(".")[2]
     if last in WHY_NONE:
@@ -182,6 +184,8 @@ def meant(typed: str, options: Collection[str], value: str = "") -> str:
     if last in OURS and OURS[last] != typed:
         return f"{last} is called {OURS[last]} here{to_type(OURS[last], value)}."
     place = typed.rpartition(".")[0]
+    if place and last in options:
+        return f"Did you mean {last}?"
     beside = [option for option in options if option.rpartition(".")[0] == place]
     if place and (near := get_close_matches(typed, beside, n=1, cutoff=max(0.8, 1 - 2 / len(typed)))):
         return f"Did you mean {near[0]}?"

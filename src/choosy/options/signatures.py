@@ -7,7 +7,7 @@ milliseconds. What the source does not say plainly, such as a class made by a fu
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from functools import cache
 from importlib.machinery import PathFinder
@@ -129,6 +129,21 @@ def signature(path: str) -> Signature | None:
             raise Missing(path, known=[known for known, s in module.names.items() if isinstance(s, ast.ClassDef)])
         return None
     return _arguments(find(module, name))
+
+
+def not_taken(path: str, names: Iterable[str]) -> list[str]:
+    """Return the names that are no arguments of the class at a dotted path; none of them if it cannot be known.
+
+    Example:
+        >>> not_taken("choosy.sampling.settings.SamplingSettings", ["_target_", "top_p", "fused"])
+        ['fused']
+    """
+    try:
+        takes = signature(path)
+    except Missing:  # of which `refuse_mistakes` speaks
+        return []
+    known = None if takes is None or takes.takes_others else takes.arguments
+    return [] if known is None else [name for name in names if not name.startswith("_") and name not in known]
 
 
 def bare_function(path: str) -> Callable[..., None] | None:
