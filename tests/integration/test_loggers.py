@@ -29,6 +29,11 @@ def test_weights_and_biases(lines, tmp_path, monkeypatch):
     kept = file.read_bytes()
     for words in (b"plum", b"loss.beta", b"0.00123", b"rewards/accuracies", b"labels/spent"):
         assert words in kept, words
+    again = [*lines, "logger=wandb", "run_dir=runs/plum", "rounds=2", "ckpt_path=last"]
+    resumed = command(ROOT / "train.py", *again, folder=tmp_path, fresh=True)
+    assert resumed.returncode == 0, resumed.stderr
+    found = {path.name.rpartition("-")[2] for path in (tmp_path / "runs/plum/wandb").glob("offline-run-*")}
+    assert found == {file.stem.removeprefix("run-")}, "a resumed run continues its W&B run"
 
 
 @needs("mlflow")

@@ -13,7 +13,18 @@ from choosy.labeling.protocols import Postponed
 
 MARK = "failed_start"  # a file: the run failed before it had trained a round
 OURS = (
-    *(MARK, "rounds", "checkpoints", "tensorboard", "adapter", "model", "metrics.csv", "config.yaml", ".hydra"),
+    *(
+        MARK,
+        "rounds",
+        "checkpoints",
+        "tensorboard",
+        "wandb",
+        "adapter",
+        "model",
+        "metrics.csv",
+        "config.yaml",
+        ".hydra",
+    ),
     *("summary.json", "report.html", "curves.png", "ledger.copy.sqlite"),
 )
 REPLACED = (*OURS, "run_id", "data.json")  # what a new run must not find
