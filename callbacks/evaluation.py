@@ -44,7 +44,10 @@ class Evaluator(Callback):
 
 
 class HeldoutPairs(Evaluator):
-    """Logs loss, accuracy and margin of `data.heldout_pairs`: does the policy rank them as their labels do?"""
+    """Logs loss, accuracy and margin of `data.heldout_pairs`: does the policy rank them as their labels do?
+
+    Single responses, good or bad, are ranked against each other.
+    """
 
     name = "heldout_pairs"
 
@@ -62,7 +65,7 @@ class HeldoutPairs(Evaluator):
         with at.phases("evaluate", total=len(pairs), unit="pairs") as tick:
             metrics = evaluate_pairs(at, pairs)
             tick(len(pairs))
-        return Evaluation({**metrics, "pairs": len(pairs)})
+        return Evaluation(metrics)
 
 
 class WinRate(Evaluator):

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from choosy.main import compose, train
+from choosy.reporting.summary import read_run
 
 Row = dict[str, Any]
 OFFLINE = ["data=offline", "data.heldout=null", "labeler=dataset"]
@@ -333,6 +334,18 @@ def test_heldout_pairs_are_ranked_by_the_implicit_reward(play, rows_file):
     assert found["loss"] == pytest.approx({"initial": math.log(2), "final": loss.iloc[-1]})
     assert run.summary["labels"]["spent"] == 10
     assert run.summary["labels"]["evaluation"] == 0
+
+
+def test_heldout_responses_that_are_good_or_bad_are_ranked_against_each_other(play, rows_file):
+    heldout = rows_file(UNPAIRED, "heldout.jsonl").replace("data.train", "data.heldout_pairs")
+    single = ["loss=kto", "loss.reference_point=zero", "weighting=uniform", "selector=none"]
+    more = ["data.heldout_limit=null", "lr=0.01", "rounds=2", "epochs_per_round=4"]
+    run = play(*OFFLINE, rows_file(UNPAIRED), heldout, *single, *more)
+    found = run.summary["heldout_pairs"]
+    assert found["accuracy"]["initial"] == 0.5, "the policy is its reference"
+    assert found["accuracy"]["final"] > 0.75, "the responses that it was trained on"
+    assert found["margin"]["final"] > 0
+    assert "of 24 pairs" in read_run(run.run_dir).headline
 
 
 def test_the_loss_of_heldout_pairs_is_that_of_training(play, rows_file):

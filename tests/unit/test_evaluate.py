@@ -82,9 +82,9 @@ def test_heldout_pairs_are_the_best_and_the_worst_of_each_prompt() -> None:
 
     (pair,) = as_pairs([given(2.0, 3.0, None, 1.0), given(1.0, 1.0), given(1.0)], "rows.jsonl")
     assert [r.gold for r in pair.responses] == [3.0, 1.0]
-    with pytest.raises(ValueError, match=r"heldout_pairs=rows.jsonl has no prompt with two responses of different"):
+    with pytest.raises(ValueError, match=r"heldout_pairs=rows.jsonl has no two responses of different"):
         as_pairs([given(1.0, 1.0)], "rows.jsonl")
-    with pytest.raises(
-        ValueError, match=r"one labeled response each. Type data.heldout=rows.jsonl labels.evaluation=n"
-    ):
-        as_pairs([given(1.0), given(-1.0)], "rows.jsonl")
+    single = [given(1.0), given(-1.0)]
+    assert as_pairs(single, "rows.jsonl") == single
+    with pytest.raises(ValueError, match="give rows with good responses as well as bad ones"):
+        as_pairs([given(1.0), given(1.0)], "rows.jsonl")

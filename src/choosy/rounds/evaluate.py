@@ -229,7 +229,10 @@ def labels_until(looks: Sequence[tuple[int, float, int]], target: float) -> floa
 
 
 def as_pairs(candidates: Sequence[Candidates], source: str) -> list[Candidates]:
-    """Reduce given responses to the best and the worst of each prompt, by the scores that came with them."""
+    """Reduce given responses to the best and the worst of each prompt, by the scores that came with them.
+
+    Prompts with one response each, good or bad, are returned as they are: `evaluate_pairs` pairs them.
+    """
     pairs = []
     for c in candidates:
         scored = sorted((r for r in c.responses if r.gold is not None), key=lambda r: -(r.gold or 0.0))
@@ -237,23 +240,24 @@ def as_pairs(candidates: Sequence[Candidates], source: str) -> list[Candidates]:
             pairs.append(replace(c, responses=(scored[0], scored[-1])))
     if not pairs:
         lone = all(len(c.responses) == 1 for c in candidates)
-        advice = (
-            f"its rows have one labeled response each. Type data.heldout={source} labels.evaluation=none instead, "
-            "which measures KL and length on its prompts"
-            if lone
-            else "give rows with chosen and rejected, or with scored responses"
+        if lone and {True, False} <= {(c.responses[0].gold or 0) > 0 for c in candidates}:
+            return [*candidates]
+        advice = "good responses as well as bad ones" if lone else "chosen and rejected, or with scored responses"
+        raise ValueError(
+            f"data.heldout_pairs={source} has no two responses of different scores to compare; give rows with {advice}."
         )
-        raise ValueError(f"data.heldout_pairs={source} has no prompt with two responses of different scores; {advice}.")
     return pairs
 
 
 def evaluate_pairs(at: Round, pairs: Sequence[Candidates]) -> dict[str, float | None]:
     """Measure how the policy ranks held-out pairs, the chosen response first, by its implicit reward.
 
+    Of single responses each good one makes a pair with each bad one, of whatever prompts.
+
     Returns:
         `loss`, the mean of the training loss (None if it is no loss of single pairs, or needs tokens); `accuracy`, the
         share of pairs whose chosen response has the higher implicit reward (equal ones count half); `margin`, the mean
-        difference of the implicit rewards.
+        difference of the implicit rewards; and the number of `pairs`.
     """
     loss, mine = at.loss, shard(pairs, at.ranks)
     if "reference" in loss.needs:
@@ -264,7 +268,12 @@ def evaluate_pairs(at: Round, pairs: Sequence[Candidates]) -> dict[str, float | 
         for logp, r in zip(logps, c.responses, strict=True)
     ]
     logp_R, ref_R, length_R, gold_R = torch.tensor(scored, dtype=torch.float64).view(-1, 4).unbind(1)
-    s = LossInputs(logp_R, ref_R, sizes=[2] * len(mine), length_R=length_R, reward_R=gold_R)
+    lone = len(pairs[0].responses) == 1
+    sizes = [len(c.responses) for c in mine]
+    s = LossInputs(logp_R, ref_R, sizes=sizes, length_R=length_R, reward_R=gold_R, good_R=gold_R > 0 if lone else None)
+    if lone:
+        labeled = zip(loss.rewards(s).tolist(), gold_R.tolist(), strict=True)
+        return {"loss": None, **good_against_bad(at.ranks.gather([*labeled]))}
     margin_B = -loss.rewards(s).view(-1, 2).diff().flatten()
     values = {"accuracy": margin_B.sign() / 2 + 0.5, "margin": margin_B}
     if form_of(loss.needs) == "pair" and not loss.needs & {"tokens", "step"}:
@@ -272,7 +281,24 @@ def evaluate_pairs(at: Round, pairs: Sequence[Candidates]) -> dict[str, float | 
     means = {name: MeanMetric(nan_strategy="disable", process_group=at.ranks.group) for name in values}
     for name, mean in means.items():
         mean.set_dtype(torch.float64).update(values[name])
-    return {"loss": None, **{name: mean.compute().item() for name, mean in means.items()}}
+    return {"loss": None, **{name: mean.compute().item() for name, mean in means.items()}, "pairs": len(pairs)}
+
+
+def good_against_bad(rewards: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Measure how implicit rewards rank each good response against each bad one; the accuracy is the ROC's area.
+
+    Args:
+        rewards: The implicit reward of each response, and its label: above 0 if it is good.
+
+    Example:
+        >>> good_against_bad([(2.0, 1), (0.0, 1), (1.0, -1), (0.0, -1)])  # won, won, lost, tied
+        {'accuracy': 0.625, 'margin': 0.5, 'pairs': 4}
+    """
+    good_G, bad_B = (torch.tensor([r for r, label in rewards if (label > 0) is one]).double() for one in (True, False))
+    sorted_B = bad_B.sort().values
+    below_G = (torch.searchsorted(sorted_B, good_G) + torch.searchsorted(sorted_B, good_G, right=True)) / 2
+    accuracy, margin = below_G.double().mean() / len(bad_B), good_G.mean() - bad_B.mean()
+    return {"accuracy": accuracy.item(), "margin": margin.item(), "pairs": len(good_G) * len(bad_B)}
 
 
 # -- the start policy's answers --------------------------------------------------------------------------------
