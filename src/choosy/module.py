@@ -18,8 +18,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from choosy.data.batches import Batch, ItemKey
-from choosy.methods.loss_inputs import NO_STEPS_YET, Facts, Loss
+from choosy.methods.degree_aware import DegreeAwareLoss
+from choosy.methods.loss_inputs import NO_STEPS_YET, Degrees, Facts, Loss
 from choosy.methods.schedule import Schedule, share_of_lr
+from choosy.models.degree_head import DegreeHead
 from choosy.models.policy import Policy
 from choosy.models.rows import Group
 from choosy.parallel.ranks import current_ranks
@@ -69,12 +71,17 @@ class WeightedDPO(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if "degrees" in loss.needs and not isinstance(loss, DegreeAwareLoss):
+            raise ValueError(
+                "A DegreeAwareLoss is no part of another loss: type loss=spo, and the other one as loss.loss."
+            )
         refuse_unknown("reset_policy", reset_policy, get_args(ResetPolicy))
         refuse_unknown("schedule", schedule, get_args(Schedule))
         self.automatic_optimization = False  # a step is a batch of items, in as many parts as its tokens need
         self.strict_loading = False  # frozen weights are not in the checkpoint
         self.policy = policy
         self.loss = loss
+        self.degree_head: DegreeHead | None = None
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
         self.schedule = schedule
@@ -93,10 +100,19 @@ class WeightedDPO(LightningModule):
         sharded = isinstance(strategy, ModelParallelStrategy)
         if isinstance(strategy, ModelParallelStrategy):
             refuse_tensor_parallel(strategy.device_mesh.shape, self.trainer.num_nodes)
+        if sharded and "degrees" in self.loss.needs:
+            raise ValueError("loss=spo trains a head that trainer=fsdp does not shard; choose trainer=ddp.")
         self.policy.load(device=strategy.root_device, seed=self.seed, sharded=sharded)
+        if isinstance(self.loss, DegreeAwareLoss) and self.degree_head is None:
+            self.degree_head = DegreeHead(self.policy, self.loss.degrees)
+
+    def trained(self) -> list[Parameter]:
+        """The parameters that are trained: the policy's, and those of the head that tells degrees, if there is one."""
+        head = () if self.degree_head is None else self.degree_head.parameters()
+        return [*(p for _, p in self.policy.trainable()), *head]
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer([p for _, p in self.policy.trainable()])
+        optimizer = self.optimizer(self.trained())
         self.configured_groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         warmup = LambdaLR(optimizer, self.share_of_lr)
         return {"optimizer": optimizer, "lr_scheduler": warmup}
@@ -135,6 +151,8 @@ class WeightedDPO(LightningModule):
         self.warn_of_endless_warmup()
         if self.reset_policy == "each_round" and self.current_epoch > 0:
             self.policy.states.restore_start()
+            if self.degree_head is not None:
+                self.degree_head.reset()
             optimizer, warmup = self.optimizer_and_warmup()
             optimizer.state.clear()
             warmup.last_epoch = -1
@@ -159,6 +177,7 @@ class WeightedDPO(LightningModule):
 
         def part_loss(part: Batch) -> tuple[Tensor, StepStats]:
             s = part.loss_inputs(self.policy.token_logps(part.groups), self.facts, partners)
+            s.degrees = self.tell_degrees(part.groups)
             loss_B = part.weight_B.to(s.logp_R.device) * self.loss.items(s)
             loss = loss_B.sum() / batch.total
             bad = [part.items[n].key for n in (~torch.isfinite(loss_B)).nonzero().flatten().tolist()]
@@ -171,6 +190,20 @@ class WeightedDPO(LightningModule):
             self.rounds_trained = self.current_epoch + (batch_idx + 1) / self.trainer.num_training_batches
             norm = self.take_step(stats)
             self.log_step(stats, norm, batch.total, lr)
+
+    def tell_degrees(self, groups: Sequence[Group]) -> Degrees | None:
+        """What the head says of the groups' best responses at all degrees; None for a loss that has no head."""
+        if self.degree_head is None:
+            return None
+        assert isinstance(self.loss, DegreeAwareLoss)
+        variants = [
+            {}
+            if any(map(any, group.masks[:1]))
+            else self.loss.variants(self.policy.tokens.decode(group.response_ids[0]))
+            for group in groups
+        ]  # an answer of several turns stays as it is
+        told: Degrees = self.degree_head(self.policy, groups, variants)
+        return told
 
     def accumulate_gradients(self, batch: Batch, part_loss: Callable[[Batch], tuple[Tensor, StepStats]]) -> StepStats:
         """Accumulate the step's gradients without items whose loss is not finite, and return the stats of all ranks."""
@@ -230,7 +263,9 @@ class WeightedDPO(LightningModule):
 
     def no_loss(self) -> tuple[Tensor, StepStats]:
         """A loss of 0 that has gradients, for a rank without an item of the step."""
-        return self.policy.token_logps(FILLER).sum() * 0, StepStats.sum([])
+        told = self.tell_degrees(FILLER)
+        nothing = self.policy.token_logps(FILLER).sum() * 0
+        return nothing if told is None else nothing + told.logits_VC.sum(), StepStats.sum([])
 
     def no_sync(self) -> AbstractContextManager[Any]:
         """Leave out the averaging over ranks: they may cut a step into different numbers of parts."""
@@ -240,8 +275,7 @@ class WeightedDPO(LightningModule):
     def take_step(self, stats: StepStats) -> Tensor:
         """Clip the gradient, step unless it is not finite, and give its norm."""
         optimizer = self.optimizers()
-        params = [p for _, p in self.policy.trainable()]
-        norm = full_tensor(torch.nn.utils.clip_grad_norm_(params, self.max_grad_norm or torch.inf))
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.trained(), self.max_grad_norm or torch.inf))
         if not torch.isfinite(norm):
             self.bad_losses.report_gradient(self.trainer.global_step, norm.item())
         if not torch.isfinite(norm) or not len(stats.first_R):  # gradients of 0 would still move the momentum
@@ -274,7 +308,7 @@ class WeightedDPO(LightningModule):
         full = super().state_dict(*args, **kwargs)
         loaded = self.policy.model is not None
         trained = {f"policy.model.{name}" for name, _ in self.policy.trainable()} if loaded else set()
-        return {name: value for name, value in full.items() if name in trained}
+        return {name: value for name, value in full.items() if name in trained or name.startswith("degree_head.")}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         start, reference = self.policy.states.to_save(with_start=self.policy.lora is not None)

@@ -111,6 +111,7 @@ WAYS = {
     "ddp, two, singles with own samples": ("ddp", 2, [*UNEVEN, "loss=kto", "selector=certainty", "data.responses=4"]),
     "ddp, two, singles with a running shift": ("ddp", 2, [*UNEVEN, "loss=bco", "lr=1e-3"]),
     "fsdp, two, pairs in the step's order": ("fsdp", 2, [*UNEVEN, "loss=aot", "lr=1e-3"]),
+    "ddp, three, a head, idle rank": ("ddp", 3, [*IDLE, *UNEVEN, "loss=spo", "lr=1e-3"]),
     "ddp, three, lists": ("ddp", 3, ["loss=pro", "selector=none", "data.responses=4"]),
     "fsdp, two, weighted tokens": ("fsdp", 2, [*CERTAINTY, *UNEVEN, "loss=ld_dpo"]),
     "fsdp, two, budget, embedded, recomputing": (

@@ -223,7 +223,7 @@ def sizes() -> list[str]:
     return ["=".join(map(str, size)) for size in SMALL.items()]
 
 
-OFFLINE = ("ld_dpo", "orpo", "cpo", "kto", "bco", "ada_dpo", "hypo")
+OFFLINE = ("ld_dpo", "orpo", "cpo", "kto", "bco", "ada_dpo", "hypo", "spo")
 ONLINE = ("wpo", "simpo", "rpo", "tr_dpo", "selm", "xpo", "pro")
 
 
@@ -251,6 +251,7 @@ def test_a_recipe_of_given_pairs_trains_on_them(name, recipe, write):
             "bco": ("BCOLoss", 0.01, 5e-7),
             "ada_dpo": ("AdaDPOLoss", 1.0, 5e-5),
             "hypo": ("LossSum", 0.05, 3e-6),
+            "spo": ("DegreeAwareLoss", 0.1, 5e-6),
         }[name]
     )
     assert trained_finitely(run)

@@ -86,6 +86,7 @@ SETTINGS = {
     "reset": ["reset_policy=each_round", "warmup_steps=3", "labels.budget=40"],
     "kl of the last step": ["loss=kto", "data.responses=3", "lr=1e-2"],
     "mean reward of the steps": ["loss=bco", "lr=1e-2"],
+    "a head that tells degrees": ["loss=spo", "loss.share=1.0", "lr=1e-2", "sampler.max_new_tokens=24"],
     "stale own samples": ["loss=hypo", "loss.shares.kl=1.0", "data.responses=3", "lr=1e-2", "epochs_per_round=2"],
 }
 

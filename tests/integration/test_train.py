@@ -18,14 +18,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from lightning.pytorch import Callback
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
 from choosy.labeling.protocols import SCORE
+from choosy.methods.composed_losses import LossSum
+from choosy.methods.degree_aware import DegreeAwareLoss
+from choosy.methods.losses import SigmoidLoss
 from choosy.methods.pairing import all_unequal, best_and_worst, sweet_spot
 from choosy.methods.selection import quota
 from choosy.models.policy import Policy
 from choosy.models.rows import Group
+from choosy.module import WeightedDPO
 from choosy.sampling.generate import Generate
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -153,6 +158,7 @@ class Seen(NamedTuple):
     tokens: int
     reward: float
     good: bool
+    text: str
 
     @property
     def mean(self) -> float:
@@ -173,6 +179,7 @@ def log_odds(mean: float) -> float:
     return mean - math.log(1 - math.exp(mean))
 
 
+KEYS = DegreeAwareLoss(SigmoidLoss())
 FIRST_LOSS: dict[str, Callable[..., float]] = {  # of an item whose policy is its reference; beta 0.1
     "sigmoid": lambda one, other: math.log(2),
     "ld_dpo": lambda one, other: math.log(2),
@@ -203,6 +210,7 @@ FIRST_LOSS: dict[str, Callable[..., float]] = {  # of an item whose policy is it
     "wpo": lambda one, other: math.log(2) * math.exp(one.mean + other.mean),
     "selm": lambda one, other: math.log(2),
     "hypo": lambda one, other: math.log(2),
+    "spo": lambda one, other: math.log(2) + 0.1 * math.log(4) * (len(KEYS.variants(one.text)) > 1),
     "xpo": lambda one, other: math.log(2) + 5e-6 * (one.logp + other.logp) / 2,
     "ada_dpo": lambda one, other: 0.01,  # at the lowest scale, 0.1 * (log 2 + 0.1 - log 2)
 }
@@ -214,10 +222,10 @@ def first_items(run: Any) -> list[list[Seen]]:
     known = {}
     for row in run.pool.to_dict("records"):
         chosen = {pair["chosen"] for pair in row["pairs"]}
-        columns = zip(row["response_ids"], row["logps"], row["rewards"], strict=True)
+        columns = zip(row["response_ids"], row["logps"], row["rewards"], row["responses"], strict=True)
         known |= {
-            (row["prompt_id"], *ids): Seen(logp, len(ids), reward, n in chosen)
-            for n, (ids, logp, reward) in enumerate(columns)
+            (row["prompt_id"], *ids): Seen(logp, len(ids), reward, n in chosen, text)
+            for n, (ids, logp, reward, text) in enumerate(columns)
         }
     return [[known[name, *ids] for ids in responses] for name, *responses in run.witness.pairs[0][:4]]
 
@@ -268,12 +276,38 @@ def test_log_probs_of_single_tokens_are_kept_only_for_a_loss_that_needs_them(pla
 
 
 @pytest.mark.parametrize(
-    "loss", ["ld_dpo", "bmc", "pro", "kto", "selm", "hypo"]
+    "loss", ["ld_dpo", "bmc", "pro", "kto", "selm", "hypo", "spo"]
 )  # of tokens, of lists, of single responses, of own samples
 def test_a_prompt_that_is_computed_once_for_its_responses_changes_no_loss(loss, play):
     few = [f"loss={loss}", *MORE.get(loss, []), "rounds=1", "lr=1e-3", "data.heldout=null"]
     shared, apart = (play(*few, f"model.compute.share_prompt={on}", name=on) for on in ("true", "false"))
     assert shared.losses == pytest.approx(apart.losses, rel=1e-4)
+
+
+def test_a_head_learns_degrees_and_stays_out_of_what_is_left_behind(play, tmp_path):
+    """The cross-entropy falls below log 4, which not knowing costs; the adapter for others has no such head."""
+    rows = [
+        {"prompt": f"Name {n}.", "chosen": f"green hills {n}, old {'ab'[n % 2]} towns. Cold beer!", "rejected": "No."}
+        for n in range(12)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["data=offline", "labeler=dataset", f"data.train={tmp_path / 'rows.jsonl'}", "data.heldout=null"]
+    given += ["rounds=1", "epochs_per_round=16", "lr=5e-3", "loss.share=1.0", "loss.loss.beta=1e-6"]
+    run = play("loss=spo", *given, f"data.heldout_pairs={tmp_path / 'rows.jsonl'}")
+    assert run.losses[0] == pytest.approx(math.log(2) + math.log(4), rel=1e-5)
+    assert run.losses[-1] < math.log(2) + math.log(4) / 2
+    kept = torch.load(run.run_dir / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert {name for name in kept if "policy" not in name} == {"degree_head.linear.weight", "degree_head.linear.bias"}
+    assert kept["degree_head.linear.weight"].abs().max() > 0
+    trains_only_what_it_may(run)
+    assert all("lora" in name for name in load_file(run.run_dir / "adapter" / "adapter_model.safetensors"))
+    parts = play("loss=spo", *given, "batching.tokens_per_step=1", name="parts")
+    assert parts.losses[:3] == pytest.approx(run.losses[:3], rel=1e-3)
+
+
+def test_a_loss_with_a_head_is_no_part_of_another():
+    with pytest.raises(ValueError, match=r"DegreeAwareLoss is no part of another loss"):
+        WeightedDPO(None, loss=LossSum({"spo": KEYS}, {"spo": 1.0}), optimizer=torch.optim.Adam)
 
 
 def test_aot_sorts_the_step_and_not_its_parts(play):

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from choosy.methods.loss_inputs import Facts, Loss, LossInputs, TokenLogps, form_of
+from choosy.methods.loss_inputs import Degrees, Facts, Loss, LossInputs, TokenLogps, form_of
 
 MENU = sorted((Path(__file__).resolve().parents[2] / "conf" / "loss").glob("*.yaml"))
 SIZES = {"pair": [2, 2, 2], "list": [3, 1, 2], "single": [1] * 6}
@@ -45,6 +45,7 @@ AT_REFERENCE = {
     "wpo": math.log(2) * math.exp(MEAN + OTHER),
     "selm": math.log(2),
     "hypo": math.log(2),
+    "spo": math.log(2) + 0.1 * math.log(4),  # the head knows nothing yet
     "xpo": math.log(2) + 5e-6 * LOGP_R[0],  # one own sample
     "ada_dpo": 0.1 * 0.1,  # tau (log 2 + rho - log 2) at the lowest tau
     "pro": math.log(1 + math.exp(OTHER * 2 - MEAN * 3.5) + math.exp(-0.75 * 3.5 - MEAN * 3.5))
@@ -74,6 +75,7 @@ def inputs(loss: Loss, logp_R: Tensor, ref_R: Tensor | None = None, **more: Any)
         "own": (logp_R[:3], OWN_REF_K.to(logp_R.dtype), OWN_ITEM_K, OWN_SAMPLED_K.to(logp_R.dtype)),
         "facts": Facts(kl=0.3, reward=0.2, steps=1, partner_B=torch.tensor([-2.0, 1.5, 0.5])),
         "reward_R": REWARD_R,
+        "degrees": Degrees(logp_R.new_zeros(2, 4), torch.tensor([0, 3]), torch.tensor([0, 0])),
         "tokens": TokenLogps(logp_T, ref_T, torch.arange(len(response_T)), response_T),
     }
     sizes = SIZES[form_of(loss.needs)]

@@ -17,6 +17,7 @@ from choosy.models.fast import tree_attention as attention
 from choosy.models.logprobs import (
     can_share_prompt,
     chosen_token_logps,
+    final_states,
     group_logps,
     padded_token_logps,
     sum_by_response,
@@ -187,6 +188,21 @@ def test_tokens_that_others_say_are_read_and_not_learned(implementation: str) ->
 @pytest.mark.parametrize("responses", range(1, 9))
 def test_any_number_of_responses_can_share_a_prompt(responses: int) -> None:
     assert_paths_agree(tiny("llama", "grouped"), [ONE_TO_EIGHT[responses - 1]])
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped"])
+@pytest.mark.parametrize("share", [True, False])
+def test_final_states_are_those_before_the_last_token(implementation: str, share: bool) -> None:
+    """The state that predicts a response's last token has seen all the others; a lone token leaves the prompt's."""
+    model = tiny("llama", implementation)
+    groups = [group(5, 3, 1), group(7, 4, seed=1)]
+    with torch.no_grad():
+        found_SD = final_states(model, groups, share=share)
+        for state_D, ids in zip(
+            found_SD, [[*g.prompt_ids, *r[:-1]] for g in groups for r in g.response_ids], strict=True
+        ):
+            alone_LD = tiny("llama").get_decoder()(input_ids=torch.tensor([ids])).last_hidden_state[0]
+            torch.testing.assert_close(state_D, alone_LD[-1], rtol=1e-4, atol=1e-5)
 
 
 def test_only_trained_parameters_get_gradients() -> None:

@@ -22,6 +22,7 @@ Need = Literal[
     "own",  # samples of the present policy
     "tokens",  # log-probs of single tokens, not only their sums
     "step",  # the order of the step's pairs, which takes a second forward pass
+    "degrees",  # what a head on the policy says of responses without some of their key phrases
 ]
 FORMS: tuple[Need, ...] = ("pair", "list", "single")
 
@@ -40,6 +41,20 @@ class TokenLogps(NamedTuple):
     ref_T: Tensor
     id_T: Tensor
     response_T: Tensor
+
+
+class Degrees(NamedTuple):
+    """V variants of items' best responses, and what a head on the policy's hidden state takes their degrees to be.
+
+    Attributes:
+        logits_VC: Of the C degrees, with gradient.
+        degree_V: The degrees: 0 = the whole response, the larger the more of its key phrases are left out.
+        item_V: The item whose response it is.
+    """
+
+    logits_VC: Tensor
+    degree_V: Tensor
+    item_V: Tensor
 
 
 class Facts(NamedTuple):
@@ -92,6 +107,7 @@ class LossInputs:
         own_sampled_K: Log-probability under the policy as it was when it sampled them, at the start of the round.
         facts: What no part of a step shows by itself.
         tokens: Log-probs of single tokens, for a loss that needs them.
+        degrees: Variants of the best responses, for a loss that needs them.
 
     Example:
         >>> s = LossInputs(torch.tensor([-1.0, -2.0, -3.0, -4.0]), sizes=[3, 1])
@@ -111,6 +127,7 @@ class LossInputs:
         own: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
         facts: Facts = NO_STEPS_YET,
         tokens: TokenLogps | None = None,
+        degrees: Degrees | None = None,
     ) -> None:
         item_R = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.long))
         nan_R = torch.full_like(logp_R, torch.nan, requires_grad=False)
@@ -125,6 +142,7 @@ class LossInputs:
         self.own_K, self.own_ref_K, self.own_item_K, self.own_sampled_K = own
         self.facts = facts
         self.tokens = tokens
+        self.degrees = degrees
 
     def __len__(self) -> int:
         return int(self.item_R[-1]) + 1 if len(self.item_R) else 0

@@ -163,6 +163,23 @@ def group_logps(model: nn.Module, groups: Sequence[Group], *, share: bool) -> Te
     return token_logps(model, rows.to(next(model.parameters()).device))
 
 
+def final_states(model: nn.Module, groups: Sequence[Group], *, share: bool) -> Tensor:
+    """Last hidden state (S, D) of every response of the groups at the place that predicts its last token."""
+    device = next(model.parameters()).device
+    if share:
+        rows = share_prompt(groups, one_row=takes_one_row(model)).to(device)
+        last_S = torch.tensor([len(places) for group in groups for places in group.places]).cumsum(0) - 1
+        return last_hidden(model, rows)[rows.row_T[last_S], rows.column_T[last_S]]
+    alone = [torch.tensor([*group.prompt_ids, *ids[:-1]]) for group in groups for ids in group.response_ids]
+    end_S = torch.tensor([len(ids) for ids in alone])
+    ids_SL = nn.utils.rnn.pad_sequence(alone, batch_first=True)
+    real_SL = (torch.arange(ids_SL.shape[1]) < end_S[:, None]).long()
+    hidden_SLD: Tensor = model.get_decoder()(  # type: ignore[operator]
+        input_ids=ids_SL.to(device), attention_mask=real_SL.to(device), use_cache=False
+    ).last_hidden_state
+    return hidden_SLD[torch.arange(len(alone)), end_S - 1]
+
+
 def sum_by_response(logp_T: Tensor, groups: Sequence[Group]) -> Tensor:
     """Summed log-probability (S,) of every response of the groups, from those of its tokens.
 

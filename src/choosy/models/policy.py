@@ -25,7 +25,7 @@ from choosy.models.compute import Compute, free_memory, keep_freed_memory
 from choosy.models.fast.fused import fuse
 from choosy.models.loading import Dtype, add_adapter, auto_dtype, load_weights, switch_off_dropout
 from choosy.models.locate import ModelSource
-from choosy.models.logprobs import can_share_prompt, group_logps, sum_by_response, takes_one_row
+from choosy.models.logprobs import can_share_prompt, final_states, group_logps, sum_by_response, takes_one_row
 from choosy.models.rows import Group, deduplicated, packed
 from choosy.models.states import States, can_merge, merged, on_rank_0, swapped_in, trainable
 from choosy.models.tokens import Tokens
@@ -285,6 +285,14 @@ class Policy(nn.Module):
         with self.precision():
             logp_T = group_logps(self.causal_lm, distinct, share=self.shares(distinct))
         return logp_T[place_T.to(logp_T.device)]
+
+    def final_states(self, groups: Sequence[Group]) -> Tensor:
+        """Last hidden state (S, D) of every response at the place that predicts its last token, with gradients."""
+        return cast(Tensor, self(lambda: self._final_states(groups)))
+
+    def _final_states(self, groups: Sequence[Group]) -> Tensor:
+        with self.precision():
+            return final_states(self.causal_lm, groups, share=self.shares(groups))
 
     def score(self, candidates: Sequence[Candidates], tick: Tick = lambda n: None) -> list[list[float]]:
         """Summed log-probability of each response of each candidate, in their order, without gradients."""
