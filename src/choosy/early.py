@@ -118,7 +118,8 @@ def refuse_early(config: Mapping[str, Any], *, typed: Collection[str] = ()) -> N
 def _other_models(node: Any) -> Iterator[str]:
     """Yield the names of the models of a configuration that judge or embed."""
     if isinstance(node, Mapping):
-        named = [node.get("embedder"), node.get("encoder")]
+        encoder = node.get("encoder")
+        named = [node.get("embedder"), *(encoder if isinstance(encoder, list) else [encoder])]
         named += [node.get("model")] if node.get("_target_") == "choosy.labeling.reward_model.RewardModel" else []
         yield from (name.removeprefix("lm:") for name in named if isinstance(name, str) and name not in OWN_EMBEDDERS)
         node = [*node.values()]

@@ -137,6 +137,24 @@ def test_real_labels_the_half_that_its_base_model_finds_most_dissimilar(recipe, 
     assert len(metrics["heldout/accuracy"].dropna()) == 1
 
 
+def test_lora_litee_answers_with_a_blend_and_reports_its_accuracy(recipe, prompts_file, tiny_policy_dir):
+    few = [f"data.train={prompts_file}", "data.heldout=null", *sizes(), "sampler.max_new_tokens=8", "rounds=2"]
+    paid = ["labeler@labeler.paid=vader", "labeler.paid._target_=labelers.Undecided", "labels.max_invalid=null"]
+    small = [f"labeler.model.encoder=[{tiny_policy_dir},{tiny_policy_dir}]", "labeler.model.max_length=32"]
+    run = recipe("lora_litee", *few, *paid, *small, "labeler.min_labels=6", "labeler.max_error=0.95")
+    predictor = run.datamodule.run.labels.labeler
+    assert predictor.model.shares == [0.7, 0.3]
+    metrics = pd.read_csv(Path(run.default_root_dir) / "metrics.csv")
+    reported = metrics[["labeler/heldout_accuracy", "labeler/heldout", "labeler/preferences"]].dropna().iloc[-1]
+    assert dict(zip(("heldout_accuracy", "heldout", "preferences"), reported, strict=True)) == {
+        name: predictor.knowledge[name] for name in ("heldout_accuracy", "heldout", "preferences")
+    }
+    assert 0 <= reported.iloc[0] <= 1
+    assert reported.iloc[1] > 0
+    assert predictor.savings.answered > 0
+    assert trained_finitely(run)
+
+
 def edits(asked: Asked) -> str:
     """An editor that puts the first word of the good response before the worse one; it edits nothing about 3."""
     code = re.findall(r"lines that hold only (\w+)", asked.user)[-1]

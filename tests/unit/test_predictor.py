@@ -14,7 +14,7 @@ from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.ledger import Label
 from choosy.labeling.nested import audit_draw
 from choosy.labeling.predictor.labeler import Predictor, earlier_preferences, preferences_in
-from choosy.labeling.predictor.preference_model import Preference, PreferenceModel
+from choosy.labeling.predictor.preference_model import Choice, Preference, PreferenceModel
 from choosy.labeling.protocols import Compares, Terms
 from choosy.types import MIRRORED, Prompt, Response
 
@@ -81,15 +81,45 @@ def truth(pairs: Any = PAIRS) -> list[str]:
 def test_the_model_learns_preferences_and_is_reproducible(tiny_policy_dir: Path) -> None:
     examples = [Preference(p.text, *sorted((one.text, other.text))) for p, one, other in PAIRS[:40]]
 
-    def ratings() -> list[float]:
+    def choices() -> list[Choice]:
         model = PreferenceModel(str(tiny_policy_dir), lr=1e-2, max_length=32, device="cpu")
         model.fit(examples)
-        return model.ratings([("new", text) for text in ("aaaa 1", "zzzz 1", "aaaa 2 and so on", "zzzz 5")])
+        return model.choices([("new", "aaaa 1", "zzzz 1"), ("new", "zzzz 5", "aaaa 2 and so on")])
 
-    first = ratings()
-    assert first[0] > first[1]
-    assert first[2] > first[3]
-    assert ratings() == first
+    first = choices()
+    assert [choice.verdict for choice in first] == ["first", "second"]
+    assert [choice.tie for choice in first] == [0.0, 0.0], "no example was a tie"
+    assert choices() == first
+
+
+def test_a_blend_learns_ties_too_and_means_the_probabilities_of_its_encoders(tiny_policy_dir: Path) -> None:
+    """Two that begin alike tie; swapping them mirrors the choice, and the blend's is .7 of one and .3 of the other."""
+    like = [Preference(f"q{n}", f"{'az'[n % 2] * 4} {n}", f"{'az'[n % 2] * 4} {n + 1}", tie=True) for n in range(20)]
+    wins = [Preference(f"q{n}", f"aaaa {n}", f"zzzz {n}") for n in range(20)]
+    asked = [("new", "aaaa 3", "zzzz 5"), ("new", "zzzz 3", "zzzz 5"), ("new", "zzzz 5", "aaaa 3")]
+
+    def choices(encoder: Any, **settings: Any) -> list[Choice]:
+        model = PreferenceModel(encoder, lr=1e-2, max_length=32, epochs=8, device="cpu", **settings)
+        model.fit([*like, *wins])
+        return model.choices(asked)
+
+    one, tiny = choices(str(tiny_policy_dir)), str(tiny_policy_dir)
+    assert [choice.verdict for choice in one] == ["first", "tie", "second"]
+    assert [sum(choice) for choice in one] == pytest.approx([1.0] * 3)
+    assert one[2] == pytest.approx(one[0][::-1])
+    blend = PreferenceModel([tiny, tiny], shares=[7, 3], lr=1e-2, max_length=32, device="cpu")
+    blend.fit(wins)
+    for rater, tie in zip(blend._raters, (0.0, 2.0), strict=True):
+        rater.tie = tie
+    apart = [rater.choices(asked) for rater in blend._raters]
+    for choice, first, other in zip(blend.choices(asked), *apart, strict=True):
+        assert choice == pytest.approx([0.7 * a + 0.3 * b for a, b in zip(first, other, strict=True)])
+
+
+@pytest.mark.parametrize("shares", [[1.0], [1.0, 0.0], [1.0, 1.0, 1.0]])
+def test_a_blend_needs_a_share_for_each_encoder(shares: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"shares=.*each of 2 encoders; type one number for each"):
+        PreferenceModel(["one", "two"], shares=shares)
 
 
 def test_pairs_with_a_sure_prediction_are_not_bought(at, tmp_path: Path) -> None:
@@ -203,6 +233,7 @@ def test_earlier_preferences() -> None:
     ]
     assert earlier_preferences(labels, "mine") == [
         Preference("q", "y", "x"),
+        Preference("q", "x", "z", tie=True),
         Preference("q", "d", "e"),
         Preference("q", "b", "f"),
     ]

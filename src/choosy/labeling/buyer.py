@@ -23,6 +23,7 @@ from choosy.labeling.protocols import (
     Estimates,
     Informed,
     Labeler,
+    Measures,
     NeedsPolicy,
     Postponed,
     Purpose,
@@ -184,6 +185,11 @@ class LabelBuyer:
     def spent(self) -> int:
         """Labels that the run has bought to train on."""
         return self.counts.spent
+
+    @property
+    def knowledge(self) -> dict[str, float]:
+        """What the labeler has measured about itself; empty if it measures nothing."""
+        return self.labeler.knowledge if isinstance(self.labeler, Measures) else {}
 
     @property
     def exhausted(self) -> bool:

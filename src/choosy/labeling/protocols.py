@@ -145,6 +145,13 @@ class NeedsPolicy(Protocol):
         """Judge with this policy, whose weights may not be loaded yet; called before the first question."""
 
 
+@runtime_checkable
+class Measures(Protocol):
+    """A labeler that measures itself; what it finds is logged each round as `labeler/NAME`."""
+
+    knowledge: dict[str, float]
+
+
 # -- what a labeler declares --------------------------------------------------------------------------------------
 
 ALL = sys.maxsize

@@ -43,7 +43,7 @@ def cost_metrics(about: Mapping[str, Any]) -> dict[str, float]:
         **{f"responses/{name}": about[f"responses_{name}"] for name in ("cut", "empty")},
         **({} if cut_share is None else {"responses/cut_share": cut_share}),
         "seconds/sync": about["sync_milliseconds"] / 1000,
-        **{f"learned_reward/{name}": value for name, value in about["learned_reward"].items()},
+        **{f"{of}/{name}": value for of in ("learned_reward", "labeler") for name, value in about[of].items()},
         **{f"seconds/{phase}": seconds for phase, seconds in about["seconds"].items()},
     }
 

@@ -345,6 +345,7 @@ class Run:
             "responses_cut_share": self.cut_share,
             "seconds": dict(self.phases.seconds),
             "learned_reward": self.learned_reward.knowledge,
+            "labeler": labels.knowledge,
             "evaluation": self.evaluation,
             "start_pairs": self.start_pairs,
         }

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.ledger import Label
 from choosy.labeling.nested import OuterLabeler, audit_draw
-from choosy.labeling.predictor.preference_model import Preference, PreferenceModel
+from choosy.labeling.predictor.preference_model import Choice, Preference, PreferenceModel
 from choosy.labeling.protocols import Answer, Labeler, ResponsePair, fingerprint_of
 from choosy.types import Verdict, content_id, seed_of
 
@@ -33,7 +33,7 @@ class Savings:
     answered: int = 0  # by the model
     paid: int = 0  # bought because the model was not sure
     audited: int = 0  # bought although the model was sure
-    disagreed: int = 0  # audited pairs on which the paid verdict was the opposite; its ties do not count
+    disagreed: int = 0  # audited pairs on which the paid verdict was another
 
     def __str__(self) -> str:
         return (
@@ -43,12 +43,12 @@ class Savings:
 
 
 class Predictor(OuterLabeler):
-    """Answers for another labeler where a model of its preferences is sure enough (as LoRA-LiteE, arXiv 2411.09947).
+    """Answers for another labeler where a model of its preferences is sure enough (LoRA-LiteE, arXiv 2411.09947).
 
     The model is trained on every preference of the paid labeler in the ledger: those of earlier runs, then this run's.
     It is trained first on `min_labels`, and again each time there are half as many more. The preferences of a third
-    of the prompts are held out to find the margin from which at most `max_error` of its answers are wrong; if there is
-    no such margin, every pair is bought.
+    of the prompts are held out to find the confidence from which at most `max_error` of its answers are wrong; if there
+    is no such confidence, every pair is bought. The paid labeler's ties are learned and answered too.
 
     The model's answers take no label of the budget. A share of them is bought as well: there the paid verdict counts,
     and the log says how often the two disagree. A label's `annotator` and `raw` say who answered and why.
@@ -88,7 +88,8 @@ class Predictor(OuterLabeler):
         self.savings = Savings()
         self._preferences: dict[Preference, None] = {}  # in the order in which they came, each once
         self._trained_on = 0
-        self._threshold = math.inf  # the margin from which the model is sure
+        self._threshold = math.inf  # the confidence from which the model is sure
+        self.knowledge: dict[str, float] = {}
         of_paid = buyer.ledger.labels_of(self.paid.name, fingerprint=fingerprint_of(self.paid))
         self._add(earlier_preferences(of_paid, self.buyers["paid"].run))
         for label in self.earlier_answers():
@@ -104,29 +105,29 @@ class Predictor(OuterLabeler):
         while todo:
             self._train_if_due()
             texts = [(prompt.text, first.text, second.text) for _, (prompt, first, second) in todo]
-            gaps = [None] * len(todo) if math.isinf(self._threshold) else self.model.gaps(texts)
+            guesses = [None] * len(todo) if math.isinf(self._threshold) else self.model.choices(texts)
             drawn = [audit_draw("predictor", item) < self.audit for _, item in todo]
-            paid = [n for n, gap in enumerate(gaps) if drawn[n] or not self._is_sure(gap)]
+            paid = [n for n, guess in enumerate(guesses) if drawn[n] or not self._is_sure(guess)]
             _, due = training_sizes(self._trained_on, first=self.min_labels)
             room = max(due - len(self._preferences), 1)
             stretch = paid[room - 1] + 1 if len(paid) >= room else len(todo)
-            yield from self._answers(todo[:stretch], gaps, [n for n in paid if n < stretch])
+            yield from self._answers(todo[:stretch], guesses, [n for n in paid if n < stretch])
             todo = todo[stretch:]
         log.info("%s: %s", self.name, self.savings)
 
-    def _is_sure(self, gap: float | None) -> bool:
-        return gap is not None and abs(gap) >= self._threshold
+    def _is_sure(self, guess: Choice | None) -> bool:
+        return guess is not None and guess.confidence >= self._threshold
 
     def _answers(
-        self, asked: Sequence[tuple[int, ResponsePair]], gaps: Sequence[float | None], paid: Sequence[int]
+        self, asked: Sequence[tuple[int, ResponsePair]], guesses: Sequence[Choice | None], paid: Sequence[int]
     ) -> Iterator[Answer]:
         bought = dict(zip(paid, self.buyers["paid"].compare([asked[n][1] for n in paid]), strict=True))
         charges = iter(self.charges(len(paid)) if paid else [])
         for n, (at, item) in enumerate(asked):
-            gap, verdict = gaps[n], bought.get(n)
-            details: dict[str, Any] = {"trained_on": self._trained_on, "sure": self._is_sure(gap)}
-            if gap is not None:
-                details |= {"verdict": "first" if gap > 0 else "second" if gap < 0 else "tie", "margin": abs(gap)}
+            guess, verdict = guesses[n], bought.get(n)
+            details: dict[str, Any] = {"trained_on": self._trained_on, "sure": self._is_sure(guess)}
+            if guess is not None:
+                details |= {"verdict": guess.verdict, "confidence": guess.confidence}
             if verdict is None:
                 answer = Answer(at, details["verdict"], json.dumps(details), 0.0, ANNOTATOR, 0)
             else:
@@ -144,7 +145,7 @@ class Predictor(OuterLabeler):
             self.savings.paid += 1
         else:
             self.savings.audited += 1
-            self.savings.disagreed += {details["verdict"], details["paid"]} == {"first", "second"}
+            self.savings.disagreed += details["paid"] not in (details["verdict"], "invalid")
 
     def _add(self, preferences: Sequence[Preference]) -> None:
         self._preferences.update(dict.fromkeys(preferences))
@@ -156,11 +157,16 @@ class Predictor(OuterLabeler):
             return
         preferences = list(self._preferences)[:size]
         self.model.fit([p for p in preferences if seed_of("held out", p.prompt) % HELD_OUT])
-        gaps = self.model.gaps([p for p in preferences if seed_of("held out", p.prompt) % HELD_OUT == 0])
-        correct = [gap > 0 for gap in gaps]
+        held = [p for p in preferences if seed_of("held out", p.prompt) % HELD_OUT == 0]
+        guesses = self.model.choices([(p.prompt, p.better, p.worse) for p in held])
+        correct = [guess.verdict == ("tie" if p.tie else "first") for guess, p in zip(guesses, held, strict=True)]
+        confidences = [guess.confidence for guess in guesses]
         self._trained_on = size
-        self._threshold = answer_threshold([abs(gap) for gap in gaps], correct, max_error=self.max_error)
-        sure = [ok for gap, ok in zip(gaps, correct, strict=True) if abs(gap) >= self._threshold]
+        self._threshold = answer_threshold(confidences, correct, max_error=self.max_error)
+        sure = [ok for confidence, ok in zip(confidences, correct, strict=True) if confidence >= self._threshold]
+        self.knowledge = {"preferences": float(size), "heldout": float(len(held)), "sure": float(len(sure))}
+        if held:
+            self.knowledge["heldout_accuracy"] = sum(correct) / len(held)
         log.info(
             "%s: trained on %d preferences; right on %d of %d held out, sure of %d and right on %d of these",
             *(self.name, size, sum(correct), len(correct), len(sure), sum(sure)),
@@ -181,14 +187,16 @@ def training_sizes(preferences: int, *, first: int) -> tuple[int, int]:
 
 
 def preferences_in(prompt: str, first: str, second: str, verdict: Verdict) -> list[Preference]:
-    """Return the preference in a verdict; a tie or an invalid verdict holds none.
+    """Return the preference in a verdict, which may be a tie; an invalid verdict holds none.
 
     Example:
         >>> preferences_in("2+2?", "5", "4", "second")
-        [Preference(prompt='2+2?', better='4', worse='5')]
+        [Preference(prompt='2+2?', better='4', worse='5', tie=False)]
     """
-    if verdict not in ("first", "second"):
+    if verdict == "invalid":
         return []
+    if verdict == "tie":
+        return [Preference(prompt, min(first, second), max(first, second), tie=True)]
     return [Preference(prompt, first, second) if verdict == "first" else Preference(prompt, second, first)]
 
 
@@ -228,12 +236,12 @@ def error_rate_bound(wrong: int, answers: int, *, confidence: float) -> float:
 def answer_threshold(
     margins: Sequence[float], correct: Sequence[bool], *, max_error: float, confidence: float = 0.9, steps: int = 4
 ) -> float:
-    """Return the lowest margin from which the error rate is at most `max_error`, or infinity if none can be shown.
+    """Return the lowest confidence from which the error rate is at most `max_error`, or infinity if none can be shown.
 
-    The 1/steps, 2/steps, ... of the answers with the largest margins are tried (with Bonferroni's correction).
+    The 1/steps, 2/steps, ... of the answers with the largest confidence are tried (with Bonferroni's correction).
 
     Args:
-        margins: Of held-out answers; larger is surer.
+        margins: Confidences of held-out answers; larger is surer.
         correct: Whether each was right.
         max_error: Share of answers that may be wrong, at this confidence.
 
