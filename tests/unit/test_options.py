@@ -367,7 +367,18 @@ def test_help_shows_comments_and_choices_of_what_is_chosen():
     assert "trainer.enable_progress_bar=false  # callbacks.progress shows" in said
     assert "${oc.dict" not in said
     names = {line.split("=")[0].split("  #")[0] for line in said.splitlines()}
-    plumbing = ("run", "run_dir", "folder", "ledger", "callbacks", "logger", "labeler", "default_root_dir", "save_dir")
+    plumbing = (
+        "run",
+        "run_dir",
+        "folder",
+        "ledger",
+        "callbacks",
+        "logger",
+        "labeler",
+        "editor",
+        "default_root_dir",
+        "save_dir",
+    )
     missing = [
         o
         for o in options(OmegaConf.to_container(compose(["labeler=judge", "selector=certainty"]), resolve=False))
