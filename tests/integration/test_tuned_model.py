@@ -43,11 +43,17 @@ def test_eval_after_a_run_on_given_scores_compares_without_them(play, tmp_path, 
     assert all(row["tuned"] and row["start"] and row["outcome"] is None for row in rows)
 
 
-def test_merge_writes_a_model_that_computes_the_same(tuned, tmp_path):
+def test_merge_writes_a_model_that_computes_the_same(tuned, tmp_path, capfd):
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    capfd.readouterr()
     tuned_model.merge([str(tuned.run_dir), str(tmp_path / "merged")])
+    assert capfd.readouterr().err == "", "no progress bars"
+    with pytest.raises(
+        ValueError, match=r"choosy merge lacks DIR, a new folder for the model\. Type choosy merge RUN DIR"
+    ):
+        tuned_model.merge([str(tuned.run_dir)])
     ids = AutoTokenizer.from_pretrained(tmp_path / "merged")("Hello there", return_tensors="pt").input_ids
     with torch.no_grad():
         whole = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids).logits
