@@ -36,6 +36,11 @@ def check_needs(run: Run, loss: Loss, *, responses: Collection[int], source: str
         )
     if labels.editor is not None and form_of(loss.needs) == "list":
         raise ValueError(f"{name} ranks all responses to a prompt, and an editor edits a pair; type editor=null.")
+    if labels.editor is not None and run.training.pairing_for(loss) == "all" and max(responses) > 2:
+        raise ValueError(
+            "An editor replaces the chosen response of a pair, which is in several pairs with pairing=all; type "
+            "pairing=best_worst, or editor=null."
+        )
     if lone and not labels.scores:
         raise ValueError(
             f"{singles}, and labeler {labeler} only compares two. Choose {scorers}, or at least two responses "
