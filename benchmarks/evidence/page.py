@@ -22,7 +22,9 @@ ABOUT = {
     "film": """\
 A Llama of 1.2 million parameters, trained from scratch on sentences of film reviews, continues the first words of a
 review; a classifier of sentiment (tf-idf, logistic regression) gives the reward. Four responses to each of 512 prompts,
-64 pairs labeled in each of four rounds, trained from the start's weights on all labels; 512 held-out prompts.""",
+64 pairs labeled in each of four rounds, or all responses to 32 prompts, trained from the start's weights on all labels;
+512 held-out prompts. `few_prompts` trains on all pairs of unequal scores, `best_against_worst` and `spread` on one a
+prompt. The runs were made on more than one machine, so that their shares of seconds are rough.""",
     "film_prompts": """\
 The same policy and labeler, where prompts are chosen instead of pairs: the first of eight rounds samples two responses
 to all 512 prompts, each later one to 30 % of them (`full`: to all), and trains on each prompt's newest pair. Shares are
