@@ -330,7 +330,7 @@ def test_ra_dpo_asks_for_the_score_of_either_response(place, recipe, write, tmp_
         better, worse = f"{name[1:]} is.", "Never, never."
         assert (row["chosen"], row["rejected"]) == ((better, worse) if goal == "8.5" else (worse, better))
         prompt = policy.tokens.decode(row["prompt_ids"])
-        assert prompt.count(f"Overall score: {goal}.") == prompt.count(f"Is {name[1:]} odd?") == 1
+        assert prompt.count(f"overall score {goal}, on") == prompt.count(f"Is {name[1:]} odd?") == 1
         assert prompt.startswith(place)
     stored = run.datamodule.run.pool.candidates()
     with policy.states.as_reference():
@@ -338,7 +338,7 @@ def test_ra_dpo_asks_for_the_score_of_either_response(place, recipe, write, tmp_
     assert [r.logp_ref for c in stored for r in c.responses] == pytest.approx([x for of in again for x in of], rel=1e-4)
     evaluated = [*run.datamodule.heldout_prompts, *(c.prompt for c in run.datamodule.labeled_pairs)]
     assert len(evaluated) == 4
-    assert all("Overall score: 10." in policy.tokens.decode(policy.tokens.encode_prompt(p)) for p in evaluated)
+    assert all("overall score 10, on" in policy.tokens.decode(policy.tokens.encode_prompt(p)) for p in evaluated)
     seen = sys.modules["seen"].ALL
     assert seen
     assert set(seen) <= set(asked), "who judges is not told of the score"
