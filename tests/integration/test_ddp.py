@@ -245,6 +245,15 @@ def test_a_sharded_run_goes_on_where_it_stood_on_any_number_of_processes(
     assert set(ours["key"]) == set(theirs["key"])
 
 
+def test_a_head_that_is_not_sharded_is_refused(tmp_path, tiny_policy_dir, prompts_file):
+    lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "loss=spo", "trainer=fsdp", "trainer.accelerator=cpu"]
+    words = [ROOT / "train.py", *lines, "trainer.devices=2", f"run_dir={tmp_path / 'run'}"]
+    run = command(*words, folder=tmp_path, ranks=2)
+    assert run.returncode != 0
+    assert "loss=spo trains a head that trainer=fsdp does not shard; choose trainer=ddp." in run.stderr
+    assert labels(tmp_path / "run" / "ledger.sqlite").empty
+
+
 def test_labels_may_take_longer_than_the_strategy_waits(tmp_path, tiny_policy_dir, prompts_file):
     lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "rounds=1", "data.heldout=null"]
     with (tmp_path / "toy.py").open("a") as toy:
