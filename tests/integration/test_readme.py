@@ -88,9 +88,14 @@ def mentioned() -> set[str]:
     return {one for word in found for one in alternatives(word)}
 
 
+SWEEPS = {
+    f"experiment={path.stem}" for path in (ROOT / "conf/experiment").glob("*.yaml") if "\nhydra:" in path.read_text()
+}
+
+
 def single(overrides: list[str]) -> list[str]:
     """The overrides of one job of a sweep, with a value for those that are left open, and without what is Hydra's."""
-    rest = (word for word in overrides if not word.startswith(("hydra", "experiment=")))
+    rest = (word for word in overrides if not word.startswith("hydra") and word not in SWEEPS)
     return [re.sub(r"\.\.\.|\b[A-Z]{3,}\b", "x", word.split(",")[0]) for word in rest]
 
 
