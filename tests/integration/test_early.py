@@ -38,6 +38,7 @@ REFUSED = {  # by the parts of a run themselves, which import torch: what the se
     "selector=[certainty,dissimilarity]": "both choose pairs",
     "selector=spread labeler=human": "selector=spread buys a score of every response",
     SERVED: "4 responses to a prompt make many pairs",
+    "loss=selm pairing=all sampler.temperature=1": "would count some of them more often",
     "loss=kto pairing=all sampler.temperature=1": "would make most of them both good and bad",
     "selector=none labeler=human": "4 responses to a prompt make many pairs",
     "selector=random_pairs data.responses=1 loss=kto loss.reference_point=zero": "every prompt has one response",

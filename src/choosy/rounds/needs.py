@@ -56,6 +56,11 @@ def check_needs(run: Run, loss: Loss, *, responses: Collection[int], source: str
             f"{name} trains on single responses, and pairing=all would make most of them both good and bad. "
             "Choose pairing=best_worst, or a loss on pairs (loss=sigmoid)."
         )
+    if "own" in loss.needs and run.training.pairing == "all":
+        raise ValueError(
+            f"{name} adds a term of the policy's own samples to each pair, and pairing=all would count some of them "
+            "more often than others. Choose pairing=best_worst, or loss=sigmoid."
+        )
     sampler = run.sampler
     if "own" in loss.needs and (sampler.temperature, sampler.top_p, sampler.top_k) != (1, 1, 0):
         raise ValueError(

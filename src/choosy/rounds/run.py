@@ -56,7 +56,7 @@ class Training:
         train_on: All labeled pairs of the `pool`, or those labeled in this `round`.
         keep: Which labeled responses of a prompt stay in the pool: the `newest`, or `all`.
         pairing: Which responses make pairs where all of a prompt are scored (see `methods/pairing.py`); `auto` is `all`
-            for a loss on pairs, and `best_worst` for one on lists or single responses.
+            for a loss on pairs, and `best_worst` for one on lists or single responses or with a term of own samples.
         reward_gap: Whether weights and margins read the gap of `bought` rewards, the one that the learned reward has
             `predicted` from the labels of earlier rounds, or the `difference` that the verdicts on all other pairs
             predict (RDO, 2408.09385). The latter two serve labelers that only compare.
@@ -81,7 +81,7 @@ class Training:
         """The pairing rule of a run with this loss."""
         if self.pairing != "auto":
             return self.pairing
-        return "all" if form_of(loss.needs) == "pair" else "best_worst"
+        return "all" if form_of(loss.needs) == "pair" and "own" not in loss.needs else "best_worst"
 
 
 class Run:
