@@ -34,7 +34,8 @@ class OPTune(PromptChooser):
         if not (labels := trainer.datamodule.run.labels).scores:
             raise ValueError(
                 f"OPTune ranks prompts by their rewards, and labeler {labels.labeler.name} gives none; it only "
-                f"compares. Type {labelers_able_to('score')}, or another selector: entropy, certainty, random."
+                f"compares. Type selector=certainty, selector=entropy or selector=random, or another labeler: "
+                f"{labelers_able_to('score')}."
             )
 
     def prompt_utilities(self, prompts: Sequence[Prompt], at: Round) -> list[float]:

@@ -34,6 +34,11 @@ class OfflineData(RoundData):
 
     own_samples: int = 1
 
+    @property
+    def responses(self) -> int:
+        """The most responses that a prompt has."""
+        return GivenResponses(self.given).responses
+
     def read_train(self, module: WeightedDPO) -> list[Prompt]:
         if self.reader.asked_score is not None and not self.run.labels.terms.given_only:
             raise ValueError(

@@ -155,7 +155,8 @@ def _set_up(config: Mapping[str, Any]) -> None:
     if module is HOLLOW or data is HOLLOW:
         return
     run = data.run
-    data.trainer = trainer = SimpleNamespace(**settings, is_global_zero=False, datamodule=data, lightning_module=module)
+    trainer = SimpleNamespace(**settings, is_global_zero=False, datamodule=data, lightning_module=module)
+    data.trainer = module.trainer = trainer
     data.limit, data.heldout_limit = (min(limit or ROWS, ROWS) for limit in (data.limit, data.heldout_limit))
     module.policy.tokens = SimpleNamespace(
         encode_prompt=lambda *_: (0,),
@@ -166,12 +167,13 @@ def _set_up(config: Mapping[str, Any]) -> None:
     )
     run.open = lambda policy, loss, prompts, read: run.labels.check_prompts(prompts)
     run.labels.ledger = HOLLOW  # which may be there already, and know what answers have cost
-    _known(data.setup, "fit")
+    is_read = _known(data.setup, "fit") is not HOLLOW
     for callback in settings.get("callbacks") or ():
         _known(lambda its=callback: its.setup(trainer, module, "fit"))
     for callback in settings.get("callbacks") or ():
         _known(lambda its=callback: its.on_fit_start(trainer, module))
-    _known(lambda: run.refuse_slots(data.responses))
+    if is_read:
+        _known(lambda: run.refuse_slots(data.responses))
 
 
 def _built(node: Any) -> Any:

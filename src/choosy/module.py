@@ -95,6 +95,12 @@ class WeightedDPO(LightningModule):
         self.rounds_trained = 0.0  # with the share of the present round that is done
         self.configured_groups: list[dict[str, Any]] = []
 
+    def setup(self, stage: str) -> None:
+        """Refuse selectors that do not suit the data; Lightning calls this after the setup of all callbacks."""
+        data = getattr(self.trainer, "datamodule", None)  # none where plain batches are trained on
+        if data is not None:
+            data.run.refuse_slots(data.responses)
+
     def configure_model(self) -> None:
         strategy = self.trainer.strategy
         sharded = isinstance(strategy, ModelParallelStrategy)

@@ -216,5 +216,9 @@ COMPARE = ("crowd", "human", "judge", "predictor", "queue")
 
 
 def labelers_able_to(method: Literal["score", "compare"]) -> str:
-    """The labelers of `conf/labeler/` that have this method, as they are typed, for error messages."""
-    return ", ".join(f"labeler={name}" for name in (SCORE if method == "score" else COMPARE))
+    """The labelers of `conf/labeler/` that have this method, as they are typed, for error messages.
+
+    `dataset` is left out: it judges no sampled response.
+    """
+    able = SCORE if method == "score" else COMPARE
+    return ", ".join(f"labeler={name}" for name in able if name != "dataset")

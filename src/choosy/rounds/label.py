@@ -125,7 +125,7 @@ def refuse_many(responses: int, labeler: str) -> None:
         raise ValueError(
             f"labeler {labeler} only compares, and {responses} responses to a prompt make many pairs; "
             "choose which to compare with a pair selector such as selector=predicted_gap or selector=certainty, or "
-            "data.responses=2."
+            "data.responses=2 where they are sampled."
         )
 
 

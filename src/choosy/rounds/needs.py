@@ -22,17 +22,15 @@ def check_needs(run: Run, loss: Loss, *, responses: Collection[int], source: str
     name, labeler, lone = type(loss).__name__, labels.labeler.name, min(responses) == 1
     scorers = f"a labeler that scores: {labelers_able_to('score')}"
     singles = f"{source} gives some prompts a single response"
+    two = "at least two responses to each prompt (data.responses=2 where they are sampled)"
     if form_of(loss.needs) != "single" and lone:
-        raise ValueError(
-            f"{name} compares responses to one prompt, and {singles}; choose loss=kto, or at least two responses "
-            "to each prompt."
-        )
+        raise ValueError(f"{name} compares responses to one prompt, and {singles}; choose loss=kto, or {two}.")
     gaps = labels.scores or run.training.reward_gap != "bought"
     if weighting.needs == "gap" and (lone or not gaps):
         lacks = singles if lone else f"labeler {labeler} gives none: it only compares"
         raise ValueError(
             f"{type(weighting).__name__} weighs a pair by its rewards' gap, and {lacks}. "
-            f"Choose weighting=uniform, or {'pairs' if lone else f'reward_gap=predicted, or {scorers}'}."
+            f"Choose weighting=uniform, or {two if lone else f'reward_gap=predicted, or {scorers}'}."
         )
     if labels.editor is not None and form_of(loss.needs) == "list":
         raise ValueError(f"{name} ranks all responses to a prompt, and an editor edits a pair; type editor=null.")
@@ -42,10 +40,7 @@ def check_needs(run: Run, loss: Loss, *, responses: Collection[int], source: str
             "pairing=best_worst, or editor=null."
         )
     if lone and not labels.scores:
-        raise ValueError(
-            f"{singles}, and labeler {labeler} only compares two. Choose {scorers}, or at least two responses "
-            "to each prompt."
-        )
+        raise ValueError(f"{singles}, and labeler {labeler} only compares two. Choose {scorers}, or {two}.")
     if "reward" in loss.needs and not (gaps if form_of(loss.needs) == "pair" else labels.scores):
         raise ValueError(
             f"{name} needs the rewards of a prompt's responses, and labeler {labeler} gives none: it only compares. "

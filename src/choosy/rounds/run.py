@@ -185,7 +185,6 @@ class Run:
 
     def play(self, number: int, prompts: Sequence[Prompt], sample: Sample) -> None:
         """Play a round, unless the pool has it or its file is there from before an interruption."""
-        self.refuse_slots(sample.responses)
         if self.pool.round >= number:
             return
         self.phases.round(number, self.rounds)
