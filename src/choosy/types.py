@@ -162,6 +162,7 @@ class Candidates:
         undecided: Pairs i < j whose verdict was a tie or invalid.
         earlier: Moments of the rewards that the prompt's responses had in earlier rounds.
         own: Samples of the present policy beside given responses, for a loss that needs them; they are never labeled.
+        threshold: The reward above which a lone response is good, and below which it is bad.
     """
 
     prompt: Prompt
@@ -174,11 +175,12 @@ class Candidates:
     undecided: tuple[tuple[int, int], ...] = ()
     earlier: Moments = field(default_factory=Moments)
     own: tuple[Response, ...] = ()
+    threshold: float = 0.0
 
     @property
     def labeled(self) -> bool:
-        """Whether there is a label to train on: a pair, or the reward of a lone response, good above 0, bad below."""
-        return bool(self.pairs) or (len(self.responses) == 1 and bool(self.responses[0].reward))
+        """Whether there is a label to train on: a pair, or a lone response whose reward is not at the threshold."""
+        return bool(self.pairs) or (len(self.responses) == 1 and self.responses[0].reward not in (None, self.threshold))
 
 
 def content_id(*parts: str) -> str:

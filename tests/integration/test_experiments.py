@@ -352,6 +352,22 @@ def test_ra_dpo_names_the_place_that_a_chat_template_has(recipe, write, tmp_path
         recipe("ra_dpo", *few)
 
 
+@pytest.mark.parametrize("name", ["kto", "bco"])
+def test_a_recipe_of_single_responses_trains_on_those_that_are_sampled(name, recipe, prompts_file):
+    """Those above the round's median reward are good, the others bad."""
+    few = ["data=on_policy", f"data.train={prompts_file}", "data.responses=1", "threshold=median", "rounds=1"]
+    few += ["labeler=function", "labeler.path=labelers.reward", "data.heldout=null", "sampler.max_new_tokens=6"]
+    run = recipe(name, *few, "batching.batch_size=4")
+    assert trained_finitely(run)
+    rows = table(run, 0)
+    rewards = rows["rewards"].map(lambda of_prompt: of_prompt[0])
+    assert set(rows["threshold"].fillna(0)) == {rewards.median()}
+    items = run.datamodule.run._items(0)
+    assert [items[n].good for n in range(len(items))] == [
+        r > rewards.median() for r in rewards if r != rewards.median()
+    ]
+
+
 def trained_finitely(run: Any, *, steps: int = 2) -> bool:
     """Whether the run took steps, and each had a loss that is a number and a gradient that is not 0."""
     taken = pd.read_csv(Path(run.default_root_dir) / "metrics.csv").dropna(subset="loss_step")

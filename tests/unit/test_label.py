@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from choosy.data.batches import PoolItems
 from choosy.data.pool import Pool
 from choosy.labeling.buyer import LabelBuyer
 from choosy.methods.selection import ChosenPair, PairChoice
@@ -156,3 +157,23 @@ def test_the_order_in_which_a_pair_is_shown_changes_no_verdict(buy: Any) -> None
     fresh = candidates(*["ab"] * 20, *["ba"] * 20)
     labeled, _ = buy(FirstLetter(), fresh, every_pair(fresh, 40))
     assert [c.pairs[0].chosen for c in labeled] == [1] * 20 + [0] * 20
+
+
+@pytest.mark.parametrize(
+    ("threshold", "value", "good"),
+    [
+        ("mean", 100.0, [False, False, False, True]),
+        ("median", 98.5, [False, False, True, True]),
+        (98, 98.0, [False, True, True]),
+    ],
+)
+def test_single_responses_are_good_above_the_threshold_of_the_round(tmp_path, threshold, value, good):
+    """Scores 97, 98, 99, 106; one that equals the threshold is neither good nor bad."""
+    labels = LabelBuyer(Score(), ledger=str(tmp_path / "ledger.sqlite"))
+    labels.open("run")
+    at = Round(0, 0, None, None, Pool(), OneRank(), Phases(), None, None, threshold=threshold)  # type: ignore[arg-type]
+    pool = Pool().put(label(at, candidates("a", "b", "c", "j"), None, labels), round=0)
+    assert {c.threshold for c in pool.candidates()} == {value}
+    items = PoolItems(pool, {"single"}, round=0)
+    assert [items[n].good for n in range(len(items))] == good
+    assert [c.responses[0].reward for c in pool.candidates()] == [97, 98, 99, 106]

@@ -135,7 +135,7 @@ def _order(c: Candidates, form: Need, position: int) -> tuple[Sequence[int], boo
     if form == "list":
         return ranked([r.reward for r in c.responses]), True
     if not c.pairs:
-        return (0,), (c.responses[0].reward or 0.0) > 0
+        return (0,), (c.responses[0].reward or 0.0) > c.threshold
     if form == "pair":
         return (c.pairs[position].chosen, c.pairs[position].rejected), True
     pair, bad = c.pairs[position // 2], position % 2 == 1

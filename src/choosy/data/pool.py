@@ -54,6 +54,7 @@ POOL_SCHEMA = pa.schema(
         "own_logps": pa.list_(pa.float64()),
         "own_ref_logps": pa.list_(pa.float64()),
         "given_weight": pa.float64(),
+        "threshold": pa.float64(),  # above which the reward of a lone response is good; null for 0
         "pairs": pa.list_(_struct_of(Pair)),
         "undecided": pa.list_(pa.list_(pa.int32())),  # pairs whose verdict was a tie or invalid
         "earlier_rewards": _struct_of(Moments),  # of the prompt's responses in earlier rounds
@@ -108,6 +109,7 @@ def to_row(c: Candidates, *, origin: str, split: str = "train", outcome: float |
         "own_logps": [_null(r.logp) for r in c.own] or None,
         "own_ref_logps": [_null(r.logp_ref) for r in c.own] or None,
         "given_weight": c.weight,
+        "threshold": c.threshold or None,
         "pairs": [_pair_row(pair) for pair in c.pairs],
         "undecided": c.undecided,
         "earlier_rewards": asdict(c.earlier),
@@ -144,6 +146,7 @@ def from_row(row: Mapping[str, Any]) -> Candidates:
             Response("", tuple(ids), logp=_nan(logp), logp_ref=_nan(logp_ref))
             for ids, logp, logp_ref in zip_longest(*(row[name] or () for name in OWN))
         ),
+        row["threshold"] or 0.0,
     )
 
 
@@ -274,10 +277,11 @@ class Pool:
         return list(zip(row_X.to_pylist(), weights, strict=True))
 
     def _lone_rows(self) -> pa.Array:
-        """Rows with one response that has a reward other than 0."""
+        """Rows with one response whose reward is above or below the threshold."""
         row_X = pc.indices_nonzero(pc.equal(pc.list_value_length(self.table["responses"]), 1))
         reward_X = pc.list_flatten(self.table["rewards"].combine_chunks().take(row_X))
-        return row_X.filter(pc.fill_null(pc.not_equal(reward_X, 0.0), False))
+        threshold_X = pc.fill_null(self.table["threshold"].combine_chunks().take(row_X), 0.0)
+        return row_X.filter(pc.fill_null(pc.not_equal(reward_X, threshold_X), False))
 
     def _labeled(self) -> pa.Array:
         """Whether there is a label to train on in each row (see `Candidates.labeled`)."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, median
 from typing import Literal
 
 PairingRule = Literal["all", "best_worst", "sweet_spot"]
+Threshold = float | Literal["mean", "median"]
 Positions = list[tuple[int, int]]  # of the chosen and the rejected response of each pair
 
 
@@ -63,6 +65,22 @@ PAIRINGS: Mapping[PairingRule, Callable[[Sequence[float]], Positions]] = {
     "sweet_spot": sweet_spot,
     "all": all_unequal,
 }
+
+
+def good_above(rewards: Sequence[float], threshold: Threshold) -> float:
+    """The reward above which a single response is good, and below which it is bad.
+
+    Args:
+        rewards: Of the round's single responses, which set the mean or the median.
+        threshold: A reward, or which statistic of the rewards it is.
+
+    Example:
+        >>> good_above([0.0, 1.0, 5.0], "mean"), good_above([0.0, 1.0, 5.0], "median"), good_above([], 3.5)
+        (2.0, 1.0, 3.5)
+    """
+    if not isinstance(threshold, str):
+        return float(threshold)
+    return {"mean": fmean, "median": median}[threshold](rewards) if rewards else 0.0
 
 
 def ranked(rewards: Sequence[float | None]) -> list[int]:

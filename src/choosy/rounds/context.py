@@ -14,7 +14,7 @@ from torch import Tensor
 from choosy.data.pool import Keep, Pool
 from choosy.labeling.buyer import LabelBuyer
 from choosy.methods.loss_inputs import Loss
-from choosy.methods.pairing import PairingRule
+from choosy.methods.pairing import PairingRule, Threshold
 from choosy.methods.predicted import explored
 from choosy.methods.reward_head import RewardHead
 from choosy.methods.selection import Direction
@@ -54,6 +54,7 @@ class Round:
         counts: This rank's tokens and the like, summed over ranks at the end of the round.
         folder: Where the rounds' files are.
         pairing: Which responses make pairs where all of a prompt are scored.
+        threshold: The reward above which a prompt's single response is good, and below which it is bad.
     """
 
     number: int
@@ -71,6 +72,7 @@ class Round:
     counts: Counter[str] = field(default_factory=Counter)
     folder: Path = Path()
     pairing: PairingRule = "best_worst"
+    threshold: Threshold = 0.0
 
     def each_on_one_rank(self, prompts: Sequence[Prompt], numbers_of: Callable[[list[Prompt]], list[T]]) -> list[T]:
         """Compute what is expensive for each prompt on one rank only; every rank returns all of it."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from choosy.data.pool import with_rewards
 from choosy.labeling import statistics
-from choosy.methods.pairing import PAIRINGS
+from choosy.methods.pairing import PAIRINGS, good_above
 from choosy.methods.selection import ChosenPair, PairChoice, pair_positions, top_pairs
 from choosy.rounds.choose import excluded_pairs
 from choosy.rounds.context import Labels, Round
@@ -82,7 +82,15 @@ def winners(candidates: Sequence[Candidates], choice: PairChoice) -> dict[int, i
 def all_scored(at: Round, fresh: Sequence[Candidates], labels: Labels) -> Bought:
     """Buy a score for every response; the seed decides which prompts are scored first."""
     order = sorted(range(len(fresh)), key=lambda i: seed_of(at.seed, "label", at.number, fresh[i].prompt.id))
-    return scored_prompts(at, fresh, [ChosenPair(i, 0, 0, math.nan) for i in order], labels)
+    bought = scored_prompts(at, fresh, [ChosenPair(i, 0, 0, math.nan) for i in order], labels)
+    return bought._replace(labeled=with_thresholds(bought.labeled, at))
+
+
+def with_thresholds(candidates: Sequence[Candidates], at: Round) -> list[Candidates]:
+    """Write the reward that parts good lone responses from bad ones."""
+    alone = [c.responses[0].reward for c in candidates if len(c.responses) == 1]
+    threshold = good_above([reward for reward in alone if reward is not None], at.threshold)
+    return [replace(c, threshold=threshold) if len(c.responses) == 1 else c for c in candidates]
 
 
 def scored_prompts(at: Round, fresh: Sequence[Candidates], asked: Sequence[ChosenPair], labels: Labels) -> Bought:

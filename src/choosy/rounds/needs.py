@@ -25,6 +25,11 @@ def check_needs(run: Run, loss: Loss, *, responses: Collection[int], source: str
     two = "at least two responses to each prompt (data.responses=2 where they are sampled)"
     if form_of(loss.needs) != "single" and lone:
         raise ValueError(f"{name} compares responses to one prompt, and {singles}; choose loss=kto, or {two}.")
+    if run.training.threshold != 0 and not lone:
+        raise ValueError(
+            f"threshold={run.training.threshold} says which single responses are good, and {source} gives every prompt "
+            "several; type data.responses=1 and loss=kto, or threshold=0."
+        )
     gaps = labels.scores or run.training.reward_gap != "bought"
     if weighting.needs == "gap" and (lone or not gaps):
         lacks = singles if lone else f"labeler {labeler} gives none: it only compares"

@@ -15,7 +15,7 @@ from choosy.data.table_files import damage
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.statistics import COUNTED
 from choosy.methods.loss_inputs import Loss, form_of
-from choosy.methods.pairing import PairingRule
+from choosy.methods.pairing import PairingRule, Threshold
 from choosy.methods.weighting import GapSource, Weighting
 from choosy.models.policy import Policy
 from choosy.parallel.ranks import OneRank, Ranks, current_ranks
@@ -57,6 +57,8 @@ class Training:
         keep: Which labeled responses of a prompt stay in the pool: the `newest`, or `all`.
         pairing: Which responses make pairs where all of a prompt are scored (see `methods/pairing.py`); `auto` is `all`
             for a loss on pairs, and `best_worst` for one on lists or single responses or with a term of own samples.
+        threshold: The reward above which a prompt's single response is good, and below which it is bad: a number, or
+            the `mean` or `median` of the rewards of the round's single responses.
         reward_gap: Whether weights and margins read the gap of `bought` rewards, the one that the learned reward has
             `predicted` from the labels of earlier rounds, or the `difference` that the verdicts on all other pairs
             predict (RDO, 2408.09385). The latter two serve labelers that only compare.
@@ -67,6 +69,7 @@ class Training:
     train_on: TrainOn = "pool"
     keep: Keep = "newest"
     pairing: PairingRule | Literal["auto"] = "auto"
+    threshold: Threshold = 0.0
     reward_gap: GapSource = "bought"
 
     def __post_init__(self) -> None:
@@ -76,6 +79,8 @@ class Training:
         refuse_unknown("pool.keep", self.keep, get_args(Keep))
         refuse_unknown("reward_gap", self.reward_gap, get_args(GapSource))
         refuse_unknown("pairing", self.pairing, ("auto", *get_args(PairingRule)))
+        if isinstance(self.threshold, str):
+            refuse_unknown("threshold", self.threshold, ("a number", "mean", "median"))
 
     def pairing_for(self, loss: Loss) -> PairingRule:
         """The pairing rule of a run with this loss."""
@@ -260,6 +265,7 @@ class Run:
             rounds=self.rounds,
             folder=self.rounds_folder,
             pairing=self.training.pairing_for(self.loss),
+            threshold=self.training.threshold,
         )
 
     def _played(self, at: Round, prompts: Sequence[Prompt], sample: Sample) -> Pool:
