@@ -20,7 +20,7 @@ from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-TEXT = re.compile(r"<<(\w+) (prompt|first response|second response)>>\n(.*?)\n<<\1 end of the \2>>", re.DOTALL)
+TEXT = re.compile(r"<<(\w+) (prompt|response|first response|second response)>>\n(.*?)\n<<\1 end of the \2>>", re.DOTALL)
 
 
 @dataclass(frozen=True)

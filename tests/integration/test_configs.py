@@ -26,6 +26,7 @@ LABELER = {
     "function": ["labeler.path=toy.vowels"],
     "reward_model": ["labeler.model=judge"],
     "judge": ["labeler.model=toy", "labeler.base_url=http://localhost:8000/v1"],
+    "thumbs_judge": ["labeler.model=toy", "labeler.base_url=http://localhost:8000/v1"],
     "dataset": [],
     "human": [],
     "queue": [],

@@ -52,6 +52,28 @@ def lines(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path, monkeypatch
     ]
 
 
+def test_single_responses_are_trained_on_as_a_judge_calls_them(
+    lines: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KTO on the policy's own responses: the ledger has a score of 1 or -1 of each, and no other item is trained on."""
+    monkeypatch.chdir(tmp_path)
+
+    def mind(asked: Asked) -> str:
+        return asked.verdict("good" if sum(map(ord, asked.texts["response"])) % 2 else "bad")
+
+    given = [line for line in lines if not line.startswith(("labeler=", "name=", "data.responses", "data.heldout"))]
+    single = ["labeler=thumbs_judge", "loss=kto", "data.responses=1", "data.heldout=null", "rounds=1"]
+    with FaultyJudge(mind) as server:
+        run = train(compose([*given, *single, f"labeler.base_url={server.url}"]), tmp_path / "thumbs").datamodule.run
+    bought = labels(tmp_path / "thumbs" / "ledger.sqlite")
+    assert {*bought["score"]} == {1.0, -1.0}
+    good = dict(zip(bought["response_first"], bought["score"] > 0, strict=True))
+    items = [run._items(0)[n] for n in range(len(run._items(0)))]
+    texts = {c.prompt.id: c.responses[0].text for c in run.pool.candidates()}
+    assert [item.good for item in items] == [good[texts[item.prompt_id]] for item in items]
+    assert len(items) == len(texts) == 8
+
+
 def keyless(folder: Path, *outputs: str) -> None:
     """The key is in no file below the folder, and in none of these outputs."""
     assert not [name for name, held in contents(folder).items() if KEY.encode() in held]
@@ -98,7 +120,7 @@ def test_a_judge_that_goes_down_stops_the_run_and_a_resume_pays_nothing_twice(li
     with FaultyJudge(prefers_more_vowels, fault) as server:
         few = ["labeler.endpoint.retries.count=1", "labeler.endpoint.concurrency=2", "rounds=1", "data.heldout=null"]
         typed = [*lines, *few, f"labeler.base_url={server.url}"]
-        with pytest.raises(ValueError, match=r"status 503.* of the 8 pairs asked about were answered, and"):
+        with pytest.raises(ValueError, match=r"status 503.* of the 8 questions were answered, and"):
             train(compose(typed), run)
         before = labels(run / "ledger.sqlite")
         assert len(before) >= 2

@@ -427,7 +427,7 @@ def test_a_refusal_stops_the_run_at_once_and_says_what_to_check(
     message = str(caught.value)
     assert message.startswith(server.url)
     assert "model 'toy'" in message
-    assert "1 of the 5 pairs asked about were answered, and a resume continues there" in message
+    assert "1 of the 5 questions were answered, and a resume continues there" in message
     assert caught.value.at == 1
     assert KEY not in message
 
@@ -443,7 +443,7 @@ def test_a_judge_that_stays_down_stops_the_run_and_keeps_what_it_said(fault: str
             answers.extend(judge(server, concurrency=1, retries=quick(1), timeouts=timeouts).compare(items(5)))
         assert server.done["answered"] == 4
     assert caught.value.at == 2
-    assert "2 of the 5 pairs asked about were answered, and a resume continues there" in str(caught.value)
+    assert "2 of the 5 questions were answered, and a resume continues there" in str(caught.value)
     assert [(answer.at, answer.value) for answer in answers] == [(0, "second"), (1, "first")]
 
 

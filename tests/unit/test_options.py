@@ -38,6 +38,7 @@ GIVEN = {
     "labeler=mine": ["labeler._target_=choosy.labeling.vader.Vader"],
     "labeler=reward_model": ["labeler.model=judge"],
     "labeler=judge": ["labeler.model=toy", "labeler.base_url=http://localhost:8000/v1"],
+    "labeler=thumbs_judge": ["labeler.model=toy", "labeler.base_url=http://localhost:8000/v1"],
     "labeler=crowd": ["+labeler@labeler.members.one=vader", "+labeler@labeler.members.two=contrastive"],
 }
 

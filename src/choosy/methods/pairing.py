@@ -80,7 +80,9 @@ def good_above(rewards: Sequence[float], threshold: Threshold) -> float:
     """
     if not isinstance(threshold, str):
         return float(threshold)
-    return {"mean": fmean, "median": median}[threshold](rewards) if rewards else 0.0
+    if not rewards:
+        return 0.0
+    return fmean(rewards) if threshold == "mean" else float(median(rewards))
 
 
 def ranked(rewards: Sequence[float | None]) -> list[int]:

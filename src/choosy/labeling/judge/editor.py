@@ -71,7 +71,7 @@ class Editor:
 
     async def _edit(self, at: int, item: ResponsePair, session: Session) -> Answer:
         prompt, chosen, rejected = item
-        code, messages = filled(self.template, prompt.text, chosen.text, rejected.text)
+        code, messages = filled(self.template, prompt=prompt.text, first=chosen.text, second=rejected.text)
         reply = await completed(self.endpoint, session, messages)
         edit = parse_edit(reply.text or "", code) if reply.complete else None
         said = edit or reply.text or reply.why or "(an empty reply)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from string import Template
 from typing import cast
@@ -93,7 +93,7 @@ class Judge:
 
     async def _ask(self, at: int, item: ResponsePair, session: Session) -> Answer:
         prompt, first, second = item
-        code, messages = filled(self.template, prompt.text, first.text, second.text)
+        code, messages = filled(self.template, prompt=prompt.text, first=first.text, second=second.text)
         reply = await completed(self.endpoint, session, messages)
         verdict = parse_verdict(reply.text or "", code) if reply.complete else "invalid"
         return Answer(at, verdict, reply.text or reply.why or "(an empty reply)", reply.cost, self.model)
@@ -114,13 +114,16 @@ def combine_orders(one: Answer, turned: Answer) -> Answer:
     return one._replace(value=value, raw=raw, cost=one.cost + turned.cost)
 
 
-def read_template(path: str | None, own: Path = TEMPLATE, ending: str = ENDING) -> dict[str, str]:
+def read_template(
+    path: str | None, own: Path = TEMPLATE, ending: str = ENDING, blanks: Set[str] = frozenset(BLANKS)
+) -> dict[str, str]:
     """Read the text below the line [system], if there is one, and the text below [user], by role.
 
     Args:
         path: The user's template; None takes our own.
         own: Our own.
         ending: What the template has to ask the reply for, for error messages.
+        blanks: The names that the template has to hold.
     """
     place = Path(path).expanduser() if path else own
     try:
@@ -139,20 +142,19 @@ def read_template(path: str | None, own: Path = TEMPLATE, ending: str = ENDING) 
         raise ValueError(f"{place}: wanted one line [user], with at most a line [system] and its text before it")
     if not whole.is_valid():
         raise ValueError(f"{place}: a dollar that begins no blank is written twice, as in $$5")
-    if (found := set(whole.get_identifiers())) != BLANKS:
-        wrong = [f"lacks ${name}" for name in sorted(BLANKS - found)] + [f"has ${name}" for name in found - BLANKS]
+    if (found := set(whole.get_identifiers())) != blanks:
+        wrong = [f"lacks ${name}" for name in sorted(blanks - found)] + [f"has ${name}" for name in found - blanks]
         raise ValueError(
-            f"{place} {' and '.join(wrong)}; its blanks are ${', $'.join(sorted(BLANKS))}: {ending}, and "
+            f"{place} {' and '.join(wrong)}; its blanks are ${', $'.join(sorted(blanks))}: {ending}, and "
             "marks with $fence enclose the texts"
         )
     return template
 
 
-def filled(template: dict[str, str], prompt: str, first: str, second: str) -> tuple[str, list[dict[str, str]]]:
+def filled(template: dict[str, str], **texts: str) -> tuple[str, list[dict[str, str]]]:
     """Fill in a template's blanks; return the code that the verdict must carry, and the messages to send."""
-    code = random_word(prompt, first, second)
-    fence = random_word(prompt, first, second, code)
-    texts = {"prompt": prompt, "first": first, "second": second, "code": code, "fence": fence}
+    code = random_word(*texts.values())
+    texts |= {"code": code, "fence": random_word(*texts.values(), code)}
     return code, [{"role": role, "content": Template(text).substitute(texts)} for role, text in template.items()]
 
 
@@ -173,9 +175,19 @@ def parse_verdict(reply: str, code: str) -> Verdict:
         >>> parse_verdict("Verdict 1f00: second, I think", "1f00")
         'invalid'
     """
+    return cast(Verdict, parse_word(reply, code, ("first", "second", "tie")) or "invalid")
+
+
+def parse_word(reply: str, code: str, words: Sequence[str]) -> str:
+    """Return the word in the last line of a reply, which carries the code; "" where the line is another one.
+
+    Example:
+        >>> parse_word("It is rude.\\nVerdict 1f00: Bad.", "1f00", ("good", "bad"))
+        'bad'
+    """
     lines = (re.sub(r"[*_`]", "", line).strip(MARKUP) for line in reply.split("\n"))
     last = ([line for line in lines if line] or [""])[-1]
     space = "[ \t\xa0]*"
-    form = f"Verdict{space}{re.escape(code)}{space}:{space}[\"']?(first|second|tie)(?: response)?"
+    form = f"Verdict{space}{re.escape(code)}{space}:{space}[\"']?({'|'.join(words)})(?: response)?"
     found = re.fullmatch(form, last, re.IGNORECASE | re.ASCII)
-    return cast(Verdict, found[1].lower()) if found else "invalid"
+    return found[1].lower() if found else ""

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from queue import SimpleQueue
+from typing import TypeVar
 
 from anyio.from_thread import start_blocking_portal
 
 from choosy.labeling.judge.endpoint import ChatMessage, Endpoint, Refused, Reply, Session, SessionStopped, Unanswered
-from choosy.labeling.protocols import Answer, ItemFailed, ResponsePair
+from choosy.labeling.protocols import Answer, ItemFailed
 
-AnswerOne = Callable[[int, ResponsePair, Session], Awaitable[Answer]]
+Item = TypeVar("Item")
+AnswerOne = Callable[[int, Item, Session], Awaitable[Answer]]
 
 
-def answers(endpoint: Endpoint, items: Sequence[ResponsePair], answer: AnswerOne) -> Iterator[Answer]:
+def answers(endpoint: Endpoint, items: Sequence[Item], answer: AnswerOne[Item]) -> Iterator[Answer]:
     """Yield each answer as soon as it is there; if the caller leaves, requests in flight are cancelled."""
     arrived: SimpleQueue[Answer | None] = SimpleQueue()
     # An item gives up its place only when the caller asks for the next answer, so once it is in the ledger:
@@ -31,8 +33,8 @@ def answers(endpoint: Endpoint, items: Sequence[ResponsePair], answer: AnswerOne
 
 async def _ask_all(
     endpoint: Endpoint,
-    items: Sequence[ResponsePair],
-    answer: AnswerOne,
+    items: Sequence[Item],
+    answer: AnswerOne[Item],
     places: asyncio.Semaphore,
     arrived: Callable[[Answer], None],
 ) -> None:
@@ -60,7 +62,7 @@ async def _ask_all(
             requests.create_task(ask(at))
     for error in failures:
         if isinstance(error, ItemFailed):
-            counts = f"{answered} of the {len(items)} pairs asked about were answered, and a resume continues there"
+            counts = f"{answered} of the {len(items)} questions were answered, and a resume continues there"
             raise ItemFailed(f"{error}. {counts}", error.at) from None
         if not isinstance(error, SessionStopped):
             raise error
