@@ -28,7 +28,7 @@ class Progress(Callback):
         """Say what is played before anything is sampled; the optimiser is not made yet."""
         if trainer.is_global_zero:
             run = trainer.datamodule.run
-            run.phases.say(parts_in_a_line(run, pl_module.loss.beta))
+            run.phases.say(parts_in_a_line(run, pl_module.policy.source.name, pl_module.loss.beta))
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         run = trainer.datamodule.run
@@ -50,13 +50,14 @@ class Progress(Callback):
         self.on_train_epoch_end(trainer, pl_module)
 
 
-def parts_in_a_line(run: Run, beta: float) -> str:
-    """Say who judges, what is selected, and what is trained on, by the names of the menu."""
+def parts_in_a_line(run: Run, model: str, beta: float) -> str:
+    """Say which model is tuned, who judges, what is selected, and what is trained on, by the names of the menu."""
     labels, judge, chosen = run.labels, run.labels.evaluator, shown_settings(run.folder)
     labeler = f"labeler={chosen['labeler']}" if "labeler" in chosen else labels.labeler.name
     names = [f"{name}={chosen[name]}" for name in ("selector", "weighting", "loss", "lr") if name in chosen]
     return "; ".join(
         [
+            f"model {model}",
             f"{labeler} {'scores' if labels.scores else 'compares'} the responses",
             *([f"{judge.labeler.name} judges held-out ones"] if judge is not None and judge is not labels else []),
             f"{' '.join(names)}, beta {beta:g}",

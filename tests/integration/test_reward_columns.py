@@ -29,8 +29,8 @@ def rows(tmp_path: Path) -> str:
 
 def test_a_function_gets_the_columns_of_each_row(play, rows, capsys):
     run = play(rows, "labeler=function", "labeler.path=column_rewards.correct", "data.heldout=null", "rounds=1")
-    first = next(line for line in capsys.readouterr().err.splitlines() if line.startswith(("round", "labeler")))
-    assert first.startswith("labeler=function scores the responses; selector=none weighting=uniform loss=sigmoid lr=")
+    first = next(line for line in capsys.readouterr().err.splitlines() if line.startswith(("round", "model ")))
+    assert "; labeler=function scores the responses; selector=none weighting=uniform loss=sigmoid lr=" in first
     for row in run.pool.to_dict("records"):
         bonus = row["prompt"] in ("How many is 1?", "How many is 2?")
         assert row["rewards"].tolist() == [sum(map(ord, text)) % 7 + bonus for text in row["responses"]]

@@ -39,9 +39,10 @@ def test_a_run_begins_with_its_labeler_selector_loss_and_lr_as_they_are_typed(
     run = SimpleNamespace(labels=labels, folder=tmp_path, phases=SimpleNamespace(say=said.append))
     for is_global_zero in (True, False):
         trainer = SimpleNamespace(is_global_zero=is_global_zero, datamodule=SimpleNamespace(run=run))
-        Progress().on_fit_start(trainer, SimpleNamespace(loss=SigmoidLoss(beta=0.2)))
+        policy = SimpleNamespace(source=SimpleNamespace(name="some/model"))
+        Progress().on_fit_start(trainer, SimpleNamespace(loss=SigmoidLoss(beta=0.2), policy=policy))
     assert len(said) == 1
     assert line in said[0]
     assert said[0].endswith(" weighting=uniform loss=sigmoid lr=5e-05, beta 0.2")
     (tmp_path / "config.yaml").unlink()  # as of a script that builds its own Trainer
-    assert parts_in_a_line(run, 0.2).startswith(f"{labeler.name} ")
+    assert parts_in_a_line(run, "some/model", 0.2).startswith(f"model some/model; {labeler.name} ")
