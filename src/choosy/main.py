@@ -211,7 +211,7 @@ def of_sweep() -> str:
     number, words = f"Run {hydra_config.job.num + 1}", hydra_config.overrides.task
     if not all("hydra._internal" in str(part._target_) for part in (hydra_config.launcher, hydra_config.sweeper)):
         return f"{number}: {' '.join(words)}"
-    typed = get_args_parser().parse_args(COMMAND[2:] if COMMAND[1:2] == ["train"] else COMMAND[1:]).overrides
+    typed = [word for word in COMMAND if not word.startswith("-") and ("=" in word or word.startswith("~"))]
     given = [f"{name}={values}" for name, values in (hydra_config.sweeper.params or {}).items()]
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides([*given, *typed]), None)

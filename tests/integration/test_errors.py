@@ -270,7 +270,7 @@ def test_single_responses_for_a_labeler_that_only_compares(refused):
 
 
 def test_a_reward_gap_of_single_responses(refused):
-    message = "RewardGap weighs a pair by .*gives some prompts a single response. Choose weighting=uniform, or pairs"
+    message = "RewardGap weighs a pair by .*single response. Choose weighting=uniform, or at least two"
     refused("loss=kto", "data.responses=1", "weighting=wdpo", message=message)
 
 
@@ -309,7 +309,7 @@ def test_losses_of_different_forms(refused):
 @pytest.mark.usefixtures("only_compares")
 @pytest.mark.parametrize("selector", ["optune", "optune_certainty", "optune_dissimilarity"])
 def test_optune_with_a_labeler_that_only_compares(selector, refused):
-    message = "OPTune ranks prompts by their rewards, and labeler longer gives none.*labeler=vader.*entropy, certainty"
+    message = "OPTune ranks prompts by .*labeler longer gives none.*selector=certainty, selector=entropy.*labeler=vader"
     refused(f"selector={selector}", "weighting=uniform", message=message)
 
 

@@ -41,7 +41,7 @@ def test_the_notebook_runs_offline_and_shows_what_it_should(tmp_path, monkeypatc
         lines = data_of(tuned, "text/plain")
         assert len(tuned.outputs) == 3, "a line of progress, what the run is played with, and the result"
         assert lines[0].startswith("round 2/2  evaluate"), "one line, in which each phase takes the place of the last"
-        assert lines[1].startswith("labeler ")
+        assert lines[1].startswith("model ")
     head = data_of(first, "text/html")[-1]
     assert "Held-out reward" in head
     assert "data:image/png;base64," in head

@@ -361,7 +361,7 @@ def test_a_single_pair_without_a_completion_is_invalid_if_the_endpoint_speaks() 
 
 @pytest.mark.parametrize("fault", MALFORMED)
 def test_an_endpoint_without_completions_stops_the_run(fault: str) -> None:
-    message = r"answers, but with no chat completion \(.*\); check base_url, .* 0 of the 3 pairs"
+    message = r"answers, but with no chat completion \(.*\); check base_url, .* 0 of the 3 questions"
     with FaultyJudge(fault=lambda asked: fault) as server, pytest.raises(ItemFailed, match=message):
         list(judge(server, retries=quick(1)).compare(items(3)))
 
