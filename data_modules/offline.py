@@ -43,7 +43,7 @@ class OfflineData(RoundData):
         if self.reader.asked_score is not None and not self.run.labels.terms.given_only:
             raise ValueError(
                 f"data.reader.asked_score prefers the responses whose given scores are near those asked for, and "
-                f"labeler {self.run.labels.labeler.name} judges them anew; type labeler=dataset."
+                f"labeler {self.run.labels.labeler.name} judges them again; type labeler=dataset."
             )
         candidates = self.reader.candidates(self.train, module.policy, limit=self.limit, judge=self.run.labels)
         check_needs(self.run, module.loss, responses=[len(c.responses) for c in candidates], source=named(self.train))

@@ -183,7 +183,7 @@ class WeightedDPO(LightningModule):
 
         def part_loss(part: Batch) -> tuple[Tensor, StepStats]:
             s = part.loss_inputs(self.policy.token_logps(part.groups), self.facts, partners)
-            s.degrees = self.tell_degrees(part.groups)
+            s.degrees = self.predict_degrees(part.groups)
             loss_B = part.weight_B.to(s.logp_R.device) * self.loss.items(s)
             loss = loss_B.sum() / batch.total
             bad = [part.items[n].key for n in (~torch.isfinite(loss_B)).nonzero().flatten().tolist()]
@@ -197,7 +197,7 @@ class WeightedDPO(LightningModule):
             norm = self.take_step(stats)
             self.log_step(stats, norm, batch.total, lr)
 
-    def tell_degrees(self, groups: Sequence[Group]) -> Degrees | None:
+    def predict_degrees(self, groups: Sequence[Group]) -> Degrees | None:
         """What the head says of the groups' best responses at all degrees; None for a loss that has no head."""
         if self.degree_head is None:
             return None
@@ -208,8 +208,8 @@ class WeightedDPO(LightningModule):
             else self.loss.variants(self.policy.tokens.decode(group.response_ids[0]))
             for group in groups
         ]  # an answer of several turns stays as it is
-        told: Degrees = self.degree_head(self.policy, groups, variants)
-        return told
+        degrees: Degrees = self.degree_head(self.policy, groups, variants)
+        return degrees
 
     def accumulate_gradients(self, batch: Batch, part_loss: Callable[[Batch], tuple[Tensor, StepStats]]) -> StepStats:
         """Accumulate the step's gradients without items whose loss is not finite, and return the stats of all ranks."""
@@ -269,9 +269,9 @@ class WeightedDPO(LightningModule):
 
     def no_loss(self) -> tuple[Tensor, StepStats]:
         """A loss of 0 that has gradients, for a rank without an item of the step."""
-        told = self.tell_degrees(FILLER)
+        degrees = self.predict_degrees(FILLER)
         nothing = self.policy.token_logps(FILLER).sum() * 0
-        return nothing if told is None else nothing + told.logits_VC.sum(), StepStats.sum([])
+        return nothing if degrees is None else nothing + degrees.logits_VC.sum(), StepStats.sum([])
 
     def no_sync(self) -> AbstractContextManager[Any]:
         """Leave out the averaging over ranks: they may cut a step into different numbers of parts."""

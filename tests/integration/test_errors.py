@@ -435,7 +435,7 @@ def test_no_sample_of_the_policy_s_own(refused):
 
 def test_asked_scores_that_another_labeler_would_replace(refused):
     score = "data.reader.asked_score={_target_: choosy.data.asked_score.AskedScore, text: 'Score: {score}'}"
-    refused("data=offline", score, message="judges them anew; type labeler=dataset")
+    refused("data=offline", score, message="judges them again; type labeler=dataset")
 
 
 def test_a_failed_start_leaves_no_folder_and_its_name_is_free(lines, tmp_path):
