@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
+from callbacks.random import RandomPairs
 from choosy.labeling.protocols import SCORE
 from choosy.methods.composed_losses import LossSum
 from choosy.methods.degree_aware import DegreeAwareLoss
@@ -528,6 +529,21 @@ def test_a_warm_up_longer_than_the_run_is_named(play, caplog):
     caplog.clear()
     play("warmup_steps=1", "data.limit=8", name="shorter")
     assert "warmup_steps" not in caplog.text
+
+
+def test_only_what_is_trained_on_is_scored_where_a_selector_reads_no_log_probs(play, monkeypatch):
+    typed = ["selector=random_pairs", "callbacks.random_pairs.per_prompt=1", "data.responses=4", "data.heldout=null"]
+    few = play(*typed, name="few")
+    monkeypatch.setattr(RandomPairs, "needs_reference", True)
+    every = play(*typed, name="every")
+    for one, other in zip(few.pool.to_dict("records"), every.pool.to_dict("records"), strict=True):
+        used = {n for pair in one["pairs"] for n in (pair["chosen"], pair["rejected"])}
+        assert list(one["pairs"]) == list(other["pairs"])
+        assert [n for n, ref in enumerate(one["ref_logps"]) if not math.isnan(ref)] == sorted(used)
+        assert all(map(math.isfinite, other["ref_logps"]))
+        assert [one["ref_logps"][n] for n in used] == pytest.approx([other["ref_logps"][n] for n in used], rel=1e-5)
+    assert few.pool["pairs"].map(len).sum() == 9
+    assert few.losses == pytest.approx(every.losses, rel=1e-4)
 
 
 @pytest.mark.parametrize("reference", ["previous_round", "initial", "0.6"])

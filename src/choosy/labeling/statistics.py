@@ -6,43 +6,60 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from choosy.types import Response, Verdict
+from choosy.types import Candidates, Verdict
 
 COUNTED = ("decided", "ties", "invalid", "shown", "first_shown", "comparable", "agreed")
 
 CLEAR = 1.0  # nats; log-probs of the merged weights, which sample, are up to one nat off (docs/log.md)
 
 
-def count(judged: Sequence[tuple[Response, Response, Verdict | None]], *, shown: bool) -> Counter[str]:
+def count(judged: Sequence[Verdict | None], *, shown: bool) -> Counter[str]:
     """Count verdicts on pairs.
 
     Args:
-        judged: Two responses in the order in which they were shown, and the verdict; None = not bought, not counted.
+        judged: The verdict on each pair, in the order in which it was shown; None = not bought, not counted.
         shown: Whether the labeler saw both at once, so that it may favour a position.
 
     Returns:
         Numbers of decided verdicts, ties and invalid ones; of the decided, how many were `shown` and favour the first
-        response, and how many are `comparable` (implicit rewards clearly apart) and agree with the policy.
+        response.
 
     Example:
-        >>> a, b = Response("a", logp=-1.0, logp_ref=-4.0), Response("b", logp=-3.0, logp_ref=-3.0)
-        >>> counts = count([(a, b, "first"), (b, a, "first"), (a, b, "tie")], shown=True)
-        >>> counts["decided"], counts["ties"], counts["first_shown"], counts["agreed"]
+        >>> counts = count(["first", "second", "tie", None], shown=True)
+        >>> counts["decided"], counts["ties"], counts["shown"], counts["first_shown"]
         (2, 1, 2, 1)
     """
     counts: Counter[str] = Counter()
-    for first, second, verdict in judged:
+    for verdict in judged:
         if verdict is None:
             continue
         counts[{"tie": "ties", "invalid": "invalid"}.get(verdict, "decided")] += 1
-        if verdict not in ("first", "second"):
-            continue
-        counts["shown"] += shown
-        counts["first_shown"] += shown and verdict == "first"
-        gap = (first.logp - first.logp_ref) - (second.logp - second.logp_ref)
-        if math.isfinite(gap) and abs(gap) > CLEAR:
+        if verdict in ("first", "second"):
+            counts["shown"] += shown
+            counts["first_shown"] += shown and verdict == "first"
+    return counts
+
+
+def agreement(c: Candidates, *, round: int) -> Counter[str]:
+    """Count the pairs of a round on which labeler and policy can be compared, and those on which they agree.
+
+    Returns:
+        How many pairs are `comparable` (implicit rewards clearly apart), and how many `agreed` with the policy.
+
+    Example:
+        >>> from choosy.types import Pair, Prompt, Response
+        >>> a, b = Response("a", logp=-1.0, logp_ref=-4.0), Response("b", logp=-3.0, logp_ref=-3.0)
+        >>> pairs = (Pair(0, 1), Pair(1, 0), Pair(0, 1, round=1))
+        >>> sorted(agreement(Candidates(Prompt("p", ""), (a, b), pairs=pairs), round=0).items())
+        [('agreed', 1), ('comparable', 2)]
+    """
+    counts: Counter[str] = Counter()
+    for pair in c.pairs:
+        chosen, rejected = c.responses[pair.chosen], c.responses[pair.rejected]
+        gap = (chosen.logp - chosen.logp_ref) - (rejected.logp - rejected.logp_ref)
+        if pair.round == round and math.isfinite(gap) and abs(gap) > CLEAR:
             counts["comparable"] += 1
-            counts["agreed"] += (gap > 0) == (verdict == "first")
+            counts["agreed"] += gap > 0
     return counts
 
 

@@ -48,7 +48,6 @@ class Round:
         phases: The stopwatch.
         loss: The loss, whose beta scales implicit rewards and whose needs decide what is computed.
         learned: Predicts rewards from the labels of earlier rounds.
-        scores_reference: Whether responses need log-probs under the reference: for the loss or for a selector.
         rounds: Number of rounds that are planned.
         given: All given responses by prompt id, which compete again in every round; empty where each round samples.
         counts: This rank's tokens and the like, summed over ranks at the end of the round.
@@ -66,7 +65,6 @@ class Round:
     phases: Phases
     loss: Loss
     learned: RewardPredictor
-    scores_reference: bool = True
     rounds: int = 1
     given: Mapping[str, Candidates] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from choosy.models.tokens import Tokens
-from choosy.parallel.ranks import shard
 from choosy.rounds.context import Labels, Round
-from choosy.rounds.score import score_reference
 from choosy.types import Candidates, Pair, Response
 
 
@@ -30,16 +28,14 @@ def edit_pairs(at: Round, labeled: Sequence[Candidates], labels: Labels) -> list
     asked = [(c.prompt, c.responses[pair.chosen], c.responses[pair.rejected]) for n, pair in new for c in [labeled[n]]]
     with at.phases("label"):
         texts = at.ranks.on_rank_zero(lambda: labels.edits(asked))
-    changed = []
+    changed = 0
     for (n, pair), text in zip(new, texts, strict=True):
         if (c := with_edit(edited[n], pair, text, at.policy.tokens)) is not None:
             edited[n] = c
-            changed.append(n)
-    if len(changed) < len(new) and at.ranks.rank == 0:
-        at.phases.say(f"{len(new) - len(changed)} of {len(new)} pairs have no usable edit and stay as they are.")
-    mine = shard(changed, at.ranks)
-    scored = dict(at.ranks.gather([*zip(mine, score_reference(at, [edited[n] for n in mine]), strict=True)]))
-    return [scored.get(n, c) for n, c in enumerate(edited)]
+            changed += 1
+    if changed < len(new) and at.ranks.rank == 0:
+        at.phases.say(f"{len(new) - changed} of {len(new)} pairs have no usable edit and stay as they are.")
+    return edited
 
 
 def with_edit(c: Candidates, pair: Pair, text: str | None, tokens: Tokens) -> Candidates | None:

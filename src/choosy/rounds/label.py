@@ -14,9 +14,7 @@ from choosy.methods.pairing import PAIRINGS, good_above
 from choosy.methods.selection import ChosenPair, PairChoice, pair_positions, top_pairs
 from choosy.rounds.choose import excluded_pairs
 from choosy.rounds.context import Labels, Round
-from choosy.types import MIRRORED, Candidates, Pair, Response, Verdict, seed_of
-
-Judged = tuple[Response, Response, Verdict | None]
+from choosy.types import MIRRORED, Candidates, Pair, Verdict, seed_of
 
 
 class Bought(NamedTuple):
@@ -96,7 +94,7 @@ def with_thresholds(candidates: Sequence[Candidates], at: Round) -> list[Candida
 def scored_prompts(at: Round, fresh: Sequence[Candidates], asked: Sequence[ChosenPair], labels: Labels) -> Bought:
     """Buy a score for every response of the pairs' prompts, and make a pair of two of each prompt."""
     labeled = list(fresh)
-    verdicts: list[Judged] = []
+    verdicts: list[Verdict | None] = []
     for a, scored in zip(asked, labels.score([fresh[a.prompt] for a in asked]), strict=True):
         labeled[a.prompt], judged = with_pairs(scored, at, labels.labeler.name, a.utility)
         verdicts += judged
@@ -104,20 +102,18 @@ def scored_prompts(at: Round, fresh: Sequence[Candidates], asked: Sequence[Chose
     return Bought(labeled, unpaid, statistics.count(verdicts, shown=False))
 
 
-def with_pairs(c: Candidates, at: Round, source: str, utility: float) -> tuple[Candidates, list[Judged]]:
+def with_pairs(c: Candidates, at: Round, source: str, utility: float) -> tuple[Candidates, list[Verdict | None]]:
     """Make the pairs of the responses that the run's pairing says, with their verdicts; equals make no pair."""
     rewards = [r.reward for r in c.responses if r.reward is not None]
-    ends = c.responses[0], c.responses[-1]
     if len(rewards) < max(2, len(c.responses)):
-        return c, [(*ends, None)]
+        return c, [None]
     positions = PAIRINGS[at.pairing](rewards)
     if not positions:
-        return replace(c, undecided=tuple(pair_positions(len(rewards)))), [(*ends, "tie")]
+        return replace(c, undecided=tuple(pair_positions(len(rewards)))), ["tie"]
     known = excluded_pairs(c)
     new = [(i, j) for i, j in positions if (min(i, j), max(i, j)) not in known]
     pairs = (Pair(i, j, utility=utility, source=source, round=at.number) for i, j in new)
-    judged: list[Judged] = [(c.responses[i], c.responses[j], "first") for i, j in new]
-    return replace(c, pairs=(*c.pairs, *pairs)), judged or [(*ends, None)]
+    return replace(c, pairs=(*c.pairs, *pairs)), ["first"] * len(new) or [None]
 
 
 def the_only_pairs(fresh: Sequence[Candidates], labeler: str) -> PairChoice:
@@ -143,18 +139,16 @@ def scored_pairs(at: Round, fresh: Sequence[Candidates], asked: Sequence[ChosenP
         replace(fresh[a.prompt], responses=tuple(fresh[a.prompt].responses[n] for n in (a.i, a.j))) for a in asked
     ]
     labeled = list(fresh)
-    judged: list[Judged] = []
+    judged: list[Verdict | None] = []
     for a, half in zip(asked, labels.score(halves), strict=True):
-        one, other = half.responses
-        first, second = one.reward, other.reward
+        first, second = (r.reward for r in half.responses)
         if first is None or second is None:
-            judged.append((one, other, None))
+            judged.append(None)
             continue
-        judged.append((one, other, "tie" if first == second else "first" if first > second else "second"))
+        judged.append("tie" if first == second else "first" if first > second else "second")
         c = with_rewards(labeled[a.prompt], {a.i: first, a.j: second})
-        labeled[a.prompt] = decided(c, a, judged[-1][-1], labels.labeler.name, at.number)
-    unpaid = sum(verdict is None for *_, verdict in judged)
-    return Bought(labeled, unpaid, statistics.count(judged, shown=False))
+        labeled[a.prompt] = decided(c, a, judged[-1], labels.labeler.name, at.number)
+    return Bought(labeled, judged.count(None), statistics.count(judged, shown=False))
 
 
 def decided(c: Candidates, pair: ChosenPair, verdict: Verdict | None, source: str, number: int) -> Candidates:
@@ -180,5 +174,4 @@ def compared_pairs(at: Round, fresh: Sequence[Candidates], asked: Sequence[Chose
     for a, turn, verdict in zip(asked, turned, verdicts, strict=True):
         of_pair = MIRRORED[verdict] if turn and verdict else verdict
         labeled[a.prompt] = decided(labeled[a.prompt], a, of_pair, labels.labeler.name, at.number)
-    judged = [(one, other, verdict) for (_, one, other), verdict in zip(questions, verdicts, strict=True)]
-    return Bought(labeled, verdicts.count(None), statistics.count(judged, shown=True))
+    return Bought(labeled, verdicts.count(None), statistics.count(verdicts, shown=True))

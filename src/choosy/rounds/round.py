@@ -9,7 +9,7 @@ from choosy.rounds.choose import choose_pairs, choose_prompts
 from choosy.rounds.context import Parts, Round
 from choosy.rounds.edit import edit_pairs
 from choosy.rounds.label import label
-from choosy.rounds.score import score_reference
+from choosy.rounds.score import score_reference, score_trained, scores_first
 from choosy.rounds.weigh import weigh
 from choosy.types import Prompt
 
@@ -26,9 +26,12 @@ def play_round(at: Round, prompts: Sequence[Prompt], parts: Parts) -> Pool:
         The pool with this round's responses, rewards, labeled pairs and weights.
     """
     chosen = choose_prompts(at, prompts, parts.prompt_selector)  # slot 1: OPTune, entropy
-    fresh = score_reference(at, parts.sample(at, chosen))  # this rank's share
+    fresh = parts.sample(at, chosen)  # this rank's share
+    if scores_first(at, parts.pair_selector):
+        fresh = score_reference(at, fresh)
     pairs = choose_pairs(at, fresh, parts.pair_selector)  # slot 2: certainty, dissimilarity
     labeled = label(at, fresh, pairs, parts.labels)  # ties and invalid verdicts make no pair
     weighed = weigh(at, labeled, parts.weighting, parts.reward_gap)
     edited = edit_pairs(at, weighed, parts.labels)  # only with an editor: BMC
-    return at.pool.put(edited, round=at.number, keep=parts.keep)
+    scored = score_trained(at, edited)
+    return at.pool.put(scored, round=at.number, keep=parts.keep)

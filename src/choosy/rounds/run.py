@@ -254,14 +254,11 @@ class Run:
 
     def at(self, number: int) -> Round:
         """Return the context of a round; -1 is the start."""
-        selects_by_it = self.pair_selector is not None and self.pair_selector.needs_reference
-        scored = "reference" in self.loss.needs or selects_by_it
         parts = (self.policy, self.sampler, self.pool, self.ranks, self.phases, self.loss, self.learned_reward)
         return Round(
             number,
             self.seed,
             *parts,
-            scores_reference=scored,
             rounds=self.rounds,
             folder=self.rounds_folder,
             pairing=self.training.pairing_for(self.loss),

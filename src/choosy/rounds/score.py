@@ -3,41 +3,93 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 from choosy.data.pool import Pool
+from choosy.labeling.statistics import agreement
+from choosy.methods.loss_inputs import form_of
 from choosy.parallel.ranks import shard
-from choosy.rounds.context import Round
+from choosy.rounds.context import PairSelector, Round
 from choosy.types import Candidates, Response
+
+Positions = Sequence[int]  # of some responses in `Candidates.responses`
+
+
+def scores_first(at: Round, selector: PairSelector | None) -> bool:
+    """Whether all responses are scored before labels are bought, and not only what is then trained on.
+
+    So it is where a selector or the loss reads the log-probs of all, and where nothing is chosen: labels of all
+    responses are then bought, and a labeler on another machine answers during the scoring.
+    """
+    if selector is not None and selector.needs_reference:
+        return True
+    return "reference" in at.loss.needs and (selector is None or "own" in at.loss.needs)
 
 
 def score_reference(at: Round, candidates: Sequence[Candidates]) -> list[Candidates]:
-    """Return the candidates with the reference log-probs that the round needs; known ones are not computed again."""
-    if not at.scores_reference:
-        return list(candidates)
-    tokens = "tokens" in at.loss.needs
-
-    def lacks(r: Response) -> bool:
-        return math.isnan(r.logp_ref) or (tokens and len(r.token_logps_ref) < r.length)
-
+    """Return this rank's candidates with the reference log-probs of all responses; known ones are kept."""
     # the policy's samples beside given responses are scored as if they were candidates of their own
     every = [*candidates, *(replace(c, responses=c.own) for c in candidates)]
-    new = [i for i, c in enumerate(every) if any(map(lacks, c.responses))]
-    with at.phases("score", total=len(new), unit="prompts") as tick:
-        scored = at.policy.score_reference([every[i] for i in new], tick, tokens=tokens)
-    for i, c in zip(new, scored, strict=True):
-        every[i] = c
-    given, own = every[: len(candidates)], every[len(candidates) :]
+    scored = _scored(at, every, [_lacking(at, c, range(len(c.responses))) for c in every])
+    given, own = scored[: len(candidates)], scored[len(candidates) :]
     return [replace(c, own=beside.responses) for c, beside in zip(given, own, strict=True)]
+
+
+def score_trained(at: Round, labeled: Sequence[Candidates]) -> list[Candidates]:
+    """Return all ranks' candidates with the reference log-probs of the responses that are trained on.
+
+    Every rank must call this with the same candidates.
+    """
+    result = list(labeled)
+    if "reference" in at.loss.needs:
+        lacking = [_lacking(at, c, trained(at, c)) for c in labeled]
+        mine = shard([i for i, positions in enumerate(lacking) if positions], at.ranks)
+        if any(lacking):
+            scored = _scored(at, [labeled[i] for i in mine], [lacking[i] for i in mine])
+            for i, c in at.ranks.gather(list(zip(mine, scored, strict=True))):
+                result[i] = c
+    if at.ranks.rank == 0:  # the counts of all ranks are added up
+        at.counts.update(sum((agreement(c, round=at.number) for c in result), Counter[str]()))
+    return result
 
 
 def rescore_pool(at: Round) -> Pool:
     """Return the pool with log-probs of a reference that has changed."""
-    rows = list(range(len(at.pool)))
-    mine = shard(rows, at.ranks)
-    with at.phases("score", total=len(mine), unit="prompts") as tick:
-        tokens = "tokens" in at.loss.needs
-        scored = at.policy.score_reference(at.pool.candidates(mine), tick, tokens=tokens)
-        new = dict(at.ranks.gather(list(zip(mine, scored, strict=True))))
-    return at.pool.with_rows([new[i] for i in rows])
+
+    def forgotten(c: Candidates) -> Candidates:
+        return replace(c, responses=tuple(replace(r, logp_ref=math.nan, token_logps_ref=()) for r in c.responses))
+
+    return at.pool.with_rows(score_trained(at, [forgotten(c) for c in at.pool.candidates()]))
+
+
+def trained(at: Round, c: Candidates) -> Positions:
+    """The responses that the loss reads: all of a labeled list, those of the pairs, or a lone one."""
+    if (form_of(at.loss.needs) == "list" and c.pairs) or (len(c.responses) == 1 and c.labeled):
+        return range(len(c.responses))
+    return sorted({n for pair in c.pairs for n in (pair.chosen, pair.rejected)})
+
+
+def _lacking(at: Round, c: Candidates, positions: Positions) -> Positions:
+    """Those of some responses whose log-probs are not known."""
+
+    def lacks(r: Response) -> bool:
+        return math.isnan(r.logp_ref) or ("tokens" in at.loss.needs and len(r.token_logps_ref) < r.length)
+
+    return [n for n in positions if lacks(c.responses[n])]
+
+
+def _scored(at: Round, candidates: Sequence[Candidates], lacking: Sequence[Positions]) -> list[Candidates]:
+    """The candidates with the log-probs of those responses that lack them; every rank must call this."""
+    result = list(candidates)
+    new = [i for i, positions in enumerate(lacking) if positions]
+    asked = [replace(result[i], responses=tuple(result[i].responses[n] for n in lacking[i])) for i in new]
+    with at.phases("score", total=len(new), unit="prompts") as tick:
+        found = at.policy.score_reference(asked, tick, tokens="tokens" in at.loss.needs)
+    for i, part in zip(new, found, strict=True):
+        responses = list(result[i].responses)
+        for n, response in zip(lacking[i], part.responses, strict=True):
+            responses[n] = response
+        result[i] = replace(result[i], responses=tuple(responses))
+    return result
