@@ -309,22 +309,49 @@ def test_a_folder_named_like_markup_is_escaped(tmp_path):
 
 
 def test_the_last_words_show_answers_rounds_time_and_paths(run_dir):
-    for name in ("adapter", ".hydra"):
+    for name in ("adapter", ".hydra", "tensorboard"):
         (run_dir / name).mkdir()
+    (run_dir / "ledger.sqlite").touch()
     (run_dir / ".hydra" / "overrides.yaml").write_text("[selector=none, rounds=2, name=run]")
     (run_dir / "config.yaml").write_text("{evaluation: {}, data: {train: [a.jsonl], heldout: null}}")
     words = printed(read_run(run_dir))
     assert words.count("sunny 1") == 5
     assert "Held-out reward 0.25 → 0.75, win rate 88% against the start, 2 of 2 rounds" in words
     assert "+0.75 won" in words
-    assert "18.0 s  24 of 40 labels bought, 2 reused, 2 ties, 1.00 spent" in words
+    assert "18.0 s after start-up  24 of 40 labels bought, 2 reused, 2 ties, 1.00 spent" in words
     assert "train 3.0 s" in words
     assert str(run_dir) in words
-    assert "adapter" in words
-    assert f"Next:\n  choosy chat {run_dir}\n  choosy eval {run_dir} a.jsonl  # or another file of prompts\n" in words
+    for name in ("adapter", "tensorboard", "ledger.sqlite"):
+        assert f"\n  {name} " in words
+    other = "type a file of other prompts: this one is trained on"
+    assert f"Next:\n  choosy chat {run_dir}\n  choosy eval {run_dir} a.jsonl  # {other}\n" in words
     again = f"choosy train selector=none run_dir={run_dir} rounds=4 ckpt_path=last"
     assert words.endswith(f"  {again}  # for more rounds\n")
     assert "metrics.csv" not in words
+
+
+@pytest.mark.parametrize(
+    ("measured", "notes"),
+    [
+        ({"win_rate": 0.75, "judged": 64}, "In the win rate a tie counts as half a win."),
+        (
+            {"win_rate": 0.25, "judged": 4, "win_rate_low": 0.05, "win_rate_high": 0.7},
+            "In the win rate a tie counts as half a win. "
+            "It is of 4 held-out answers only: its 95 % interval is 5% to 70%.",
+        ),
+        ({"accuracy": 0.5, "pairs": 6}, "The accuracy is of 6 held-out pairs only, and so a rough one."),
+        ({"accuracy": 0.5, "pairs": 600}, ""),
+        ({"reward": 0.5}, ""),
+    ],
+)
+def test_the_final_figures_are_explained(measured, notes, tmp_path):
+    write_round(tmp_path, "start", [], facts(-1, rounds=1, budget=None, evaluation={"length": 3.0}))
+    write_round(tmp_path, "round_000", [], facts(0, rounds=1, budget=None, evaluation=measured))
+    run = read_run(tmp_path)
+    assert run.notes == notes
+    write_report(run)
+    assert notes in printed(run, width=132)
+    assert notes in (tmp_path / "report.html").read_text()
 
 
 def test_a_model_cannot_steer_the_terminal(tmp_path):

@@ -40,9 +40,11 @@ def print_report(run: RunSummary, out: Console | None = None) -> None:
         out.print(_answers_table(run, width))
     out.print(Text(run.headline, "bold"), soft_wrap=True)  # a table would fold it to its own width
     out.print(_rounds_table(run))
+    if run.notes:
+        out.print(Text(run.notes, "dim"), soft_wrap=True)
     seconds = run.phase_seconds()
     total = math.fsum(seconds.values())
-    out.print(Text.assemble((f"{duration(total)}  ", "bold"), run.costs))
+    out.print(Text.assemble((duration(total), "bold"), f" after start-up  {run.costs}"))
     if run.full_costs:
         out.print(run.full_costs)
     room = width - len(seconds)
@@ -65,9 +67,11 @@ def next_lines(run: RunSummary) -> Iterator[str]:
     config = yaml.safe_load(file.read_text()) if file.exists() else {}
     if run.finished and {"adapter", "model"} & run.contents.keys() and "evaluation" in config:
         yield f"choosy chat {folder}"
-        source = next(filter(None, (config["data"].get(name) for name in ("heldout", "heldout_pairs", "train"))))
+        name = next(name for name in ("heldout", "heldout_pairs", "train") if config["data"].get(name))
+        source = config["data"][name]
         one = source if isinstance(source, str) else source[0]
-        yield f"choosy eval {folder} {shlex.quote(one)}  # or another file of prompts"
+        known = "trained on" if name == "train" else "reported above"
+        yield f"choosy eval {folder} {shlex.quote(one)}  # type a file of other prompts: this one is {known}"
     why, more = ("for more rounds", [f"rounds={2 * len(run.rounds)}"]) if run.finished else ("to continue", [])
     words = words_of(run.folder)
     if words is not None:

@@ -43,7 +43,10 @@ CONTENTS = {  # what a run's folder may hold
     "adapter": "the tuned adapter in Hugging Face format",
     "model": "the tuned model in Hugging Face format",
     "checkpoints": "to resume from",
+    "ledger.sqlite": "every label that was bought; choosy labels reads it",
+    "tensorboard": "the training metrics as curves, for tensorboard --logdir",
 }
+FEW = 50  # held-out answers or pairs, below which a figure is said to be rough
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,20 @@ class RunSummary:
         if values == [None, None]:
             return ""
         return " → ".join(as_text(value, MEASURES[name][1]) for value in values)
+
+    @property
+    def notes(self) -> str:
+        """What a reader of the final figures should know, in sentences; empty if there is nothing to say."""
+        last, found = self.last, []
+        win_rate, pairs = last.get("win_rate"), last.get("pairs")
+        if win_rate is not None:
+            found.append("In the win rate a tie counts as half a win.")
+        if win_rate is not None and (judged := last.get("judged") or FEW) < FEW:
+            low, high = (as_text(last.get(f"win_rate_{end}"), ".0%") for end in ("low", "high"))
+            found.append(f"It is of {judged:.0f} held-out answers only: its 95 % interval is {low} to {high}.")
+        if pairs and pairs < FEW:
+            found.append(f"The accuracy is of {pairs:.0f} held-out pairs only, and so a rough one.")
+        return " ".join(found)
 
     @property
     def of_pairs(self) -> str:
