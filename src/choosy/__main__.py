@@ -21,7 +21,7 @@ from choosy.reporting.summary import read_run
 from choosy.resume.failed_starts import is_first_process, leaving_no_failed_start
 from choosy.start import check, is_finished, prepare, without_nulls
 
-USAGE = """choosy train selector=certainty   play a run, with -m several; `choosy train --help` lists what can be typed
+USAGE = """choosy train selector=certainty   play a run, with -m several; its --help lists every option
 choosy fit --config run.yaml      play what `choosy train ... --cfg job > run.yaml` composed
 choosy report RUN_DIR             write and print the report of a run, finished or not
 choosy index SWEEP_DIR            list the runs of a sweep, with means over seeds and the best: index.csv, index.html
@@ -29,7 +29,9 @@ choosy compare SWEEP_DIR          write compare.html, .png and .csv: which arm p
 choosy eval RUN prompts.jsonl     compare the tuned model's answers to other prompts with the start's
 choosy chat RUN                   talk to the tuned model
 choosy merge RUN DIR              write the tuned model as one model, its adapter merged in
-choosy labels stats RUN           labels, ties and money of each labeler and run; also: export, import"""
+choosy labels stats RUN           labels, ties and money of each labeler and run; also: export, import
+
+Each has a --help of its own, such as choosy eval --help."""
 
 
 def main() -> None:
