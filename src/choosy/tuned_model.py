@@ -13,6 +13,7 @@ import yaml
 from choosy.files import replacing
 from choosy.labeling.ledger import ledger_of
 from choosy.main import built
+from choosy.models.damaged import refusing_damaged
 from choosy.options.words import Words
 from choosy.reporting.summary import refuse_sweep
 from choosy.types import Candidates, Prompt, seed_of
@@ -149,7 +150,8 @@ def merge(words: list[str]) -> None:
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    merged: Any = AutoPeftModelForCausalLM.from_pretrained(run.model, dtype="auto").merge_and_unload()
+    with refusing_damaged(str(run.model)):
+        merged: Any = AutoPeftModelForCausalLM.from_pretrained(run.model, dtype="auto").merge_and_unload()
     merged.save_pretrained(folder)
     AutoTokenizer.from_pretrained(run.model).save_pretrained(folder)
     print(f"{folder} holds the whole model; AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it")

@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from choosy.labeling.protocols import Terms
+from choosy.models.damaged import refusing_damaged
 from choosy.models.locate import resolve_model
 from choosy.types import Prompt, Response
 
@@ -79,9 +80,10 @@ class RewardModel:
             )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            self.model, dtype=self.dtype, output_loading_info=True
-        )
+        with refusing_damaged(self.model):
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                self.model, dtype=self.dtype, output_loading_info=True
+            )
         if report["missing_keys"]:  # transformers would use a random head
             raise ValueError(
                 f"reward model {self.model}: its weights lack {sorted(report['missing_keys'])}, so its "

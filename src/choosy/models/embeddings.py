@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from choosy.models.damaged import refusing_damaged
 from choosy.models.locate import resolve_model
 from choosy.models.logprobs import last_hidden
 from choosy.models.policy import Policy
@@ -46,9 +47,9 @@ def refuse_embedder(name: str) -> None:
 def _encoder(name: str, device: str) -> Any:
     from sentence_transformers import SentenceTransformer  # seconds to import, and only some selectors embed
 
-    return SentenceTransformer(
-        resolve_model("demo:minilm" if name == "minilm" else name, demo="demo:minilm"), device=device
-    )
+    source = resolve_model("demo:minilm" if name == "minilm" else name, demo="demo:minilm")
+    with refusing_damaged(source):
+        return SentenceTransformer(source, device=device)
 
 
 def sentence_embeddings(responses: Sequence[Response], name: str) -> Tensor:
@@ -94,7 +95,9 @@ def _means(
 def _language_model(name: str, device: str) -> tuple[Any, Any]:
     source = resolve_model(name)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    return AutoTokenizer.from_pretrained(source), AutoModel.from_pretrained(source, dtype=dtype).eval().to(device)
+    with refusing_damaged(source):
+        model = AutoModel.from_pretrained(source, dtype=dtype)
+    return AutoTokenizer.from_pretrained(source), model.eval().to(device)
 
 
 @torch.no_grad()

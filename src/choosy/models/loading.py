@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as hf_logging
 
 from choosy.models.adapters import Lora
+from choosy.models.damaged import refusing_damaged
 from choosy.models.fast import tree_attention
 from choosy.models.locate import ModelSource
 from choosy.options.names import meant
@@ -42,15 +43,16 @@ def load_weights(source: ModelSource, *, dtype: torch.dtype, attention: str, dev
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tree_attention.register()
     load: Callable[..., PreTrainedModel] = partial(source.load, AutoModelForCausalLM, dtype=dtype)
-    if attention != "auto" or device.type != "cpu":
-        return load(attn_implementation=None if attention == "auto" else attention)
-    try:
-        return load(attn_implementation="grouped")
-    except KeyError as error:
-        if error.args != ("grouped",):
-            raise
-        log.info("%s takes no attention but its own.", source.name)
-        return load(attn_implementation=None)
+    with refusing_damaged(source.resolved):
+        if attention != "auto" or device.type != "cpu":
+            return load(attn_implementation=None if attention == "auto" else attention)
+        try:
+            return load(attn_implementation="grouped")
+        except KeyError as error:
+            if error.args != ("grouped",):
+                raise
+            log.info("%s takes no attention but its own.", source.name)
+            return load(attn_implementation=None)
 
 
 def add_adapter(model: PreTrainedModel, lora: Lora, folder: str | None, *, seed: int) -> PeftModel:
@@ -83,7 +85,8 @@ def add_adapter(model: PreTrainedModel, lora: Lora, folder: str | None, *, seed:
 def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
     """Add a trained adapter, of any kind that works inside the model's layers; others raise a ValueError."""
     try:
-        adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=True)
+        with refusing_damaged(folder):
+            adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=True)
         adapted.eval()
         ids_1L = torch.arange(3)[None]
         works = torch.equal(adapted(input_ids=ids_1L).logits, adapted.get_base_model()(input_ids=ids_1L).logits)

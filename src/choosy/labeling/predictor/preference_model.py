@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as hf_logging
 
+from choosy.models.damaged import refusing_damaged
 from choosy.models.locate import resolve_model
 from choosy.types import Verdict
 
@@ -193,7 +194,8 @@ class Rater:
         try:
             with torch.random.fork_rng():
                 torch.manual_seed(self.settings.seed)
-                model = AutoModelForSequenceClassification.from_pretrained(where, num_labels=1, dtype=torch.float32)
+                with refusing_damaged(where):
+                    model = AutoModelForSequenceClassification.from_pretrained(where, num_labels=1, dtype=torch.float32)
                 model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
                 config = LoraConfig(
                     r=self.settings.r,
