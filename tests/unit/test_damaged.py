@@ -63,5 +63,5 @@ def test_an_adapter_that_is_none(tiny_policy_dir, tmp_path):
 
 
 def test_another_error_passes(folder):
-    with pytest.raises(RuntimeError, match="^out of memory$"), refusing_damaged(str(folder)):
+    with pytest.raises(RuntimeError, match=r"^out of memory$"), refusing_damaged(str(folder)):
         raise RuntimeError("out of memory")
