@@ -73,7 +73,7 @@ def read_words(words: list[str]) -> Typed:
     config = found if is_composed else as_composed(found)
     known = {*START, *_menu_names(config)}
     names = {name: value for name, value in START.items() if name not in config}
-    names |= {name: parsed(f"v: {value}")["v"] for name, value in pairs if name in known}
+    names |= {name: typed_value(str(value)) for name, value in pairs if name in known}
     config = applied(config, names)
     kept: list[str] = []
     for name, value in pairs:
@@ -150,6 +150,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parsed(text: str) -> Any:
     """Parse YAML with interpolations as they are written."""
     return OmegaConf.to_container(OmegaConf.create(text or "{}"))
+
+
+def typed_value(text: str) -> Any:
+    """Return the number, list or dict that is typed as YAML; whatever is none of these is text, as it is typed.
+
+    Example:
+        >>> typed_value("1e-4"), typed_value("{a: [1, null]}"), typed_value("'1'")
+        (0.0001, {'a': [1, None]}, '1')
+        >>> typed_value("Say: {answer} # briefly"), typed_value("{% for m in messages %}: {")
+        ('Say: {answer} # briefly', '{% for m in messages %}: {')
+    """
+    try:
+        found = parsed(f"v: {text}")["v"]
+    except yaml.YAMLError:
+        return text
+    return text if isinstance(found, str) and not text.startswith(("'", '"')) else found
 
 
 def resolved(composed: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,7 +275,7 @@ def _set(config: dict[str, Any], name: str, value: str | None) -> bool | None:
     while (link := REFERENCE.match(str(node.get(path[-1])))) is not None:
         path = link[1].split(".")
         node = _node(config, path[:-1])
-    node[path[-1]] = parsed(f"v: {value}")["v"]
+    node[path[-1]] = typed_value(str(value))
     return True
 
 
