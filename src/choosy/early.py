@@ -24,6 +24,7 @@ from typing import Any
 
 from choosy.data import reading
 from choosy.data.sources import Source, read_rows, refuse_missing_file
+from choosy.errors import name_typed_keys
 from choosy.labeling import function
 from choosy.models.adapters import refuse_model
 from choosy.models.locate import refuse_unreachable
@@ -150,7 +151,7 @@ def _module(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _set_up(config: Mapping[str, Any]) -> None:
     """Build a run, and let its parts meet as Lightning does before the first round."""
-    module, data = _built(_module(config)), _built(config["data"])
+    module, data = _built(_module(config)), _built(config["data"], "data")
     settings = _built({name: value for name, value in config["trainer"].items() if name != "_target_"})
     if module is HOLLOW or data is HOLLOW:
         return
@@ -176,19 +177,25 @@ def _set_up(config: Mapping[str, Any]) -> None:
         _known(lambda: run.refuse_slots(data.responses))
 
 
-def _built(node: Any) -> Any:
+def _built(node: Any, place: str = "") -> Any:
     """Build what a configuration names of Choosy's own, and everything in it; what is of others is hollow."""
     if isinstance(node, list):
-        return [_built(each) for each in node]
+        return [_built(each, f"{place}.{n}") for n, each in enumerate(node)]
     if not isinstance(node, Mapping):
         return node
-    arguments = {name: _built(value) for name, value in node.items() if not str(name).startswith("_")}
+    arguments = {
+        name: _built(value, f"{place}.{name}") for name, value in node.items() if not str(name).startswith("_")
+    }
     if "_target_" not in node:
         return arguments
     module, _, name = str(node["_target_"]).rpartition(".")
     if not f"{module}.".startswith(OURS):
         return HOLLOW
-    return _known(lambda: getattr(import_module(module), name)(**arguments))
+    try:
+        return _known(lambda: getattr(import_module(module), name)(**arguments))
+    except ValueError as error:
+        name_typed_keys(error, place)
+        raise
 
 
 def is_ours(error: BaseException) -> bool:

@@ -1,4 +1,8 @@
-"""The error of a run that can be resumed once its cause is mended."""
+"""Errors that a user can mend."""
+
+from __future__ import annotations
+
+import re
 
 
 class Stopped(ValueError):
@@ -6,3 +10,25 @@ class Stopped(ValueError):
 
     The commands print the line that resumes it below the message.
     """
+
+
+def name_typed_keys(error: ValueError, place: str) -> None:
+    """Put the keys that were typed into the message of an error about a labeler's or an editor's settings.
+
+    Settings such as those of an endpoint do not know whose they are, so that their errors say `labeler.` in each case.
+
+    Args:
+        error: What was raised.
+        place: Where the object that raised it stands in the configuration.
+
+    Example:
+        >>> error = ValueError("labeler.request.max_tokens=0: type 1 or more")
+        >>> name_typed_keys(error, "data.run.labels.editor.request")
+        >>> error
+        ValueError('editor.request.max_tokens=0: type 1 or more')
+    """
+    parts = r"(?:\.(?:request|endpoint)(?:\..+)?)?"
+    found = re.fullmatch(rf"data\.run\.(labels\.(?:labeler|editor|evaluation).*?){parts}", place)
+    if found and len(error.args) == 1:
+        group = found[1] if found[1].startswith("labels.evaluation") else found[1].removeprefix("labels.")
+        error.args = (re.sub(r"\blabeler\.", f"{group}.", str(error)),)

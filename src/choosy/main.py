@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import choosy.start as start
 from choosy.early import refuse_early
-from choosy.errors import Stopped
+from choosy.errors import Stopped, name_typed_keys
 from choosy.files import replacing
 from choosy.options.check import options
 from choosy.options.fit_words import START
@@ -323,9 +323,12 @@ def typed_words(without: Collection[str] = ()) -> list[str]:
 
 
 def innermost(error: BaseException) -> BaseException:
-    """Return the error that Hydra wrapped when it built an object."""
+    """Return the error that Hydra wrapped when it built an object; it names the key that was typed."""
+    place = re.search("^full_key: (.+)$", str(error), re.MULTILINE)
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
+    if place is not None and isinstance(error, ValueError):
+        name_typed_keys(error, place[1])
     return error
 
 

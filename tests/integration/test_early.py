@@ -26,6 +26,7 @@ FILES = {
     "runs/done/summary.json": "",
 }
 SERVED = "labeler=judge labeler.model=toy labeler.base_url=http://localhost:8000/v1"
+EDITED = "editor=endpoint editor.model=toy editor.base_url=http://localhost:8000/v1"
 REFUSED = {  # by the parts of a run themselves, which import torch: what the sentence says
     "loss.beta=0": "loss.beta=0 turns preference into nothing",
     "loss=rpo ~loss.shares.sft": "give each part a share",
@@ -57,6 +58,11 @@ REFUSED = {  # by the parts of a run themselves, which import torch: what the se
     "labels.budget_money=5 labeler=function labeler.path=mine.py:length": "limits nothing",
     f"labels.budget=1 {SERVED}": "labels.budget=1 buys nothing",
     f"{SERVED} labeler.template=none.txt": "cannot be read",
+    f"{EDITED} editor.request.max_tokens=0": "\neditor.request.max_tokens=0: type 1 or more",
+    f"{EDITED} editor.key_env=NO_SUCH_KEY": "\neditor.key_env must be the name of an environment variable",
+    "labeler@labels.evaluation=judge labels.evaluation.model=toy labels.evaluation.base_url=ftp://me": (
+        "\nlabels.evaluation.base_url='ftp://me' is no http address; type for instance labels.evaluation.base_url=http"
+    ),
     "labeler=crowd": "a crowd needs two members",
     "labeler=dataset": "choose data=offline",
     "labeler=function labeler.path=nowhere.f": "there is no module nowhere",

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from tiny import CONF, contents, labels, on_top, summary, typed
 
 from choosy.main import compose, explained, in_sentences, innermost, train
@@ -492,3 +493,12 @@ def test_fewer_rounds_than_are_played(lines, tmp_path):
     train(compose([*lines, "rounds=2"]), tmp_path / "run")
     with pytest.raises(ValueError, match=r"2 rounds of the run are played, and rounds=1 plans fewer; type rounds=3"):
         train(compose([*lines, "rounds=1", "ckpt_path=last"]), tmp_path / "run")
+
+
+def test_a_part_that_hydra_builds_is_refused_by_the_key_that_was_typed():
+    cfg = compose(
+        ["editor=endpoint", "editor.model=m", "editor.base_url=http://me/v1", "editor.endpoint.retries.count=-1"]
+    )
+    with pytest.raises(InstantiationException) as caught:
+        instantiate(cfg.data, _convert_="all")
+    assert str(innermost(caught.value)) == "editor.endpoint.retries.count=-1: type 0 or more"

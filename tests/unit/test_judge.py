@@ -406,7 +406,7 @@ def test_a_refusal_is_quoted() -> None:
     [
         (
             "400",
-            r"status 400 \(the prompt has 9000 tokens.*\): check model, the settings in labeler.request, and",
+            r"status 400 \(the prompt has 9000 tokens.*\): check model, the settings in request, and",
         ),
         ("401", r"status 401: check the key in the variable that key_env names"),
         ("404", r"status 404 \(no\): check base_url, which usually ends with /v1, and the model's name"),

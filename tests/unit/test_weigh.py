@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from fake_ranks import FakeRanks
+from rich.console import Console
 
 from choosy.data.batches import PoolItems
 from choosy.data.pool import Pool
@@ -61,10 +63,12 @@ def weighed(
     cold: bool = False,
     loss: Any = None,
     reward_gap: GapSource = "predicted",
+    number: int = 1,
+    phases: Any = None,
 ) -> list[Candidates]:
     loss = loss or SigmoidLoss()
-    parts: Any = (None, None, Pool(), ranks or OneRank(), Phases(), loss, ByLength(cold=cold))
-    return weigh(Round(1, 0, *parts), LABELED, weighting, reward_gap)
+    parts: Any = (None, None, Pool(), ranks or OneRank(), phases or Phases(), loss, ByLength(cold=cold))
+    return weigh(Round(number, 0, *parts), LABELED, weighting, reward_gap)
 
 
 def weights(made: Sequence[Candidates]) -> list[float]:
@@ -98,6 +102,22 @@ def test_two_ranks_weigh_as_one() -> None:
 def test_every_pair_counts_one_while_nothing_is_predicted() -> None:
     assert weights(weighed(RewardGap(form="linear"), cold=True)) == [1.0] * 4
     assert [pair.predicted_gap for c in weighed(RewardGap(), cold=True) for pair in c.pairs if pair.round] == [0.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("given", "effect"), [({}, "every new pair has weight 1."), ({"loss": SelfRewardLoss()}, "every new pair is 0.")]
+)
+def test_a_run_says_once_that_labels_are_too_few(given: Any, effect: str) -> None:
+    phases, paper = Phases(), io.StringIO()
+    phases.show_on(Console(file=paper, width=200))
+    few: dict[str, Any] = {"phases": phases, "reward_gap": "difference", **given}
+    weighting: Weighting = Uniform() if given else RewardGap()
+    FakeRanks.play(2, lambda ranks: weighed(weighting, cold=True, number=0, ranks=ranks, **few))
+    assert paper.getvalue().count("learned_reward.min_labels") == paper.getvalue().count(effect) == 1
+    before = paper.getvalue()
+    weighed(weighting, cold=True, **few)
+    weighed(weighting, number=0, **few)
+    assert paper.getvalue() == before
 
 
 def test_a_margin_reads_the_predicted_gap_too() -> None:

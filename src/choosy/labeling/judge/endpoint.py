@@ -28,11 +28,11 @@ WHAT_TO_CHECK = {
     401: "check the key in the variable that key_env names",
     403: "check the key in the variable that key_env names, and what it may use",
     404: "check base_url, which usually ends with /v1, and the model's name",
-    407: "check labeler.endpoint.proxy",
+    407: "check endpoint.proxy",
 }
 OF_ONE_REQUEST = frozenset({400, 403, 413, 422, 451})  # a prompt too long, or words that a filter refuses
 CHECK_REDIRECT = "it points to another address, and redirects are not followed; type the final one in base_url"
-CHECK_REQUEST = "check model, the settings in labeler.request, and that prompts are not too long"
+CHECK_REQUEST = "check model, the settings in request, and that prompts are not too long"
 MAY_REPEAT_KEY = (401, 403, 407)  # statuses whose message is not shown
 
 
@@ -219,7 +219,7 @@ class Session:
             if after > longest:
                 raise self._down(
                     f"status {status} and the request to wait {after:.0f} s, more than "
-                    f"labeler.endpoint.retries.longest_wait={longest:g}",
+                    f"endpoint.retries.longest_wait={longest:g}",
                     tries=self._settings.retries.count + 1,
                 )
             self._limiter.pause(after)
@@ -245,7 +245,7 @@ class Session:
     def _down(self, why: str, *, tries: int) -> Unanswered:
         return Unanswered(
             f"{self._endpoint.address} gives no answer: {why}, at the last of up to {tries} tries; check "
-            "that it is up, and concurrency, rate_limit and timeouts in labeler.endpoint"
+            "that it is up, and concurrency, rate_limit and timeouts in endpoint"
         )
 
     async def _sleep(self, seconds: float) -> None:
