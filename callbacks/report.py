@@ -10,10 +10,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from choosy.files import replacing
 from choosy.models.locate import shown_name
+from choosy.options.parts import typed_for
 from choosy.reporting.model_card import model_card
 from choosy.reporting.report import print_report, write_report
 from choosy.reporting.summary import RunSummary, read_run, write_summary
-from choosy.reporting.sweeps import value_of
 
 
 class Export(Callback):
@@ -63,13 +63,12 @@ def write_card(folder: Path, summary: RunSummary, trainer: Any, module: Any) -> 
         return
     policy, data = module.policy, trainer.datamodule
     run = data.run
-    chosen = [type(one).__name__ for one in (run.prompt_selector, run.pair_selector) if one is not None]
+    chosen = [name_of(one) for one in (run.prompt_selector, run.pair_selector) if one is not None]
     sources = [data.train] if isinstance(data.train, str) else data.train
     judge = run.labels.evaluator
-    loss = value_of(folder, "loss")  # a name of the menu, or the path of a class
     facts = {
-        "loss": f"{loss if loss and '.' not in loss else type(module.loss).__name__}, beta {module.loss.beta}",
-        "weights": type(run.weighting).__name__,
+        "loss": f"{name_of(module.loss)}, beta {module.loss.beta}",
+        "weights": name_of(run.weighting),
         "selectors": ", ".join(chosen) or "none",
         "labeler": run.labels.labeler.name,
         "judge of held-out answers": "" if judge is None else judge.labeler.name,
@@ -80,3 +79,8 @@ def write_card(folder: Path, summary: RunSummary, trainer: Any, module: Any) -> 
     card = model_card(summary, facts, base=shown_name(policy.source.name), folder=tuned.name, chat=chat)
     with replacing(tuned / "README.md") as unfinished:
         unfinished.write_text(card, encoding="utf-8")
+
+
+def name_of(part: object) -> str:
+    """Return the menu's name of a part, or its class if it has none."""
+    return typed_for(part).rpartition("=")[2]

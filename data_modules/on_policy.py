@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from choosy.models.instructions import Instructions
 from choosy.module import WeightedDPO
+from choosy.options.parts import typed_for
 from choosy.rounds.needs import check_needs
 from choosy.rounds.sample import FreshResponses
 from choosy.types import Prompt, seed_of
@@ -62,7 +63,7 @@ class OnPolicyData(RoundData):
         if self.instructions is not None:
             if "own" in module.loss.needs:
                 raise ValueError(
-                    f"{type(module.loss).__name__} needs samples of the policy's own distribution, and those under "
+                    f"{typed_for(module.loss)} needs samples of the policy's own distribution, and those under "
                     "data.instructions are of another; choose data.instructions=null, or loss=dlma."
                 )
             longest = max(len(ids) for under_one in self.instructions.encode(tokens, prompts) for ids in under_one)

@@ -30,8 +30,8 @@ EDITED = "editor=endpoint editor.model=toy editor.base_url=http://localhost:8000
 REFUSED = {  # by the parts of a run themselves, which import torch: what the sentence says
     "loss.beta=0": "loss.beta=0 turns preference into nothing",
     "loss=rpo ~loss.shares.sft": "give each part a share",
-    "loss=kto sampler.temperature=0.7": "KTOLoss needs samples of the policy's own distribution",
-    "loss=dlma labeler=human selector=certainty": "SelfRewardLoss needs the rewards",
+    "loss=kto sampler.temperature=0.7": "loss=kto needs samples of the policy's own distribution",
+    "loss=dlma labeler=human selector=certainty": "loss=dlma needs the rewards",
     "experiment=dlma data.responses=3": "cannot be shared evenly by 2 instructions",
     "weighting=column": "fresh responses have none",
     "selector=certainty callbacks.certainty.fraction=2": "fraction=2 is no share",
@@ -72,7 +72,7 @@ REFUSED = {  # by the parts of a run themselves, which import torch: what the se
     "data.train=rows.jsonl data.heldout=topics.jsonl": "topics.jsonl, line 1: no prompt",
     "data.heldout_pairs=rows.jsonl": "rows.jsonl, line 1: no known preference format",
     "data=offline data.train=pairs.jsonl weighting=column": "needs a weight column",
-    "data=offline data.train=single.jsonl": "SigmoidLoss compares responses",
+    "data=offline data.train=single.jsonl": "loss=sigmoid compares responses",
 }
 REFUSED_BY_FIT = {
     "--loss.beta=0": "loss.beta=0 turns preference into nothing",

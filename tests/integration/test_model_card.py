@@ -18,7 +18,13 @@ def test_the_card_says_what_the_model_is_and_its_code_runs(lora, folder, play, t
     assert yaml.safe_load(front)["pipeline_tag"] == "text-generation"
     assert "More Information Needed" not in body
     assert str(tmp_path) not in card, "no path of this machine"
-    for words in ("ipo, beta 0.1", "Certainty", "function:toy_rewards.toy", "prompts.jsonl", "win rate"):
+    for words in (
+        "| loss | ipo, beta 0.1 |",
+        "| selectors | certainty |",
+        "function:toy_rewards.toy",
+        "prompts.jsonl",
+        "win rate",
+    ):
         assert words in body
     assert f"{run.summary['labels']['spent']} labels bought" in body
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)

@@ -148,7 +148,7 @@ def trains_only_what_it_may(run: Any) -> None:
 
 
 def test_two_selectors_for_one_slot_say_what_to_type(play):
-    with pytest.raises(ValueError, match=r"Certainty and RandomPairs both choose pairs.*selector="):
+    with pytest.raises(ValueError, match=r"selector=certainty and selector=random_pairs both choose pairs.*selector="):
         play("selector=certainty", "+callbacks.other._target_=callbacks.random.RandomPairs")
 
 

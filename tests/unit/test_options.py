@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from answers import answers
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from choosy.__main__ import COMMANDS
@@ -19,6 +20,7 @@ from choosy.options.absent import refuse_absent, refuse_trainer, sources
 from choosy.options.check import options
 from choosy.options.menu import menu
 from choosy.options.names import CHOICES, COMMANDS_OF_OTHERS, ELSEWHERE, NONE, OURS, WHY_NONE, meant
+from choosy.options.parts import typed_for
 from choosy.options.signatures import Missing, signature
 from choosy.options.values import wanted
 
@@ -390,3 +392,25 @@ def test_help_shows_comments_and_choices_of_what_is_chosen():
         o for o in missing if not OmegaConf.is_config(OmegaConf.select(config, o)) and o.split(".")[-1] not in plumbing
     ]
     assert leaves == []
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        *("loss=sigmoid", "loss=ipo", "loss=rpo", "loss=orpo", "loss=dlma"),
+        *("weighting=uniform", "weighting=wdpo_linear", "selector=middle", "selector=random_pairs"),
+    ],
+)
+def test_an_object_is_named_as_it_is_typed(typed):
+    config = compose([typed, "loss.beta=0.3"] if typed == "loss=sigmoid" else [typed])
+    group, name = typed.split("=")
+    place = {"middle": "certainty", "random_pairs": "random_pairs"}
+    part = config.callbacks[place[name]] if group == "selector" else config[group]
+    assert typed_for(instantiate(part, _convert_="all")) == typed
+
+
+def test_an_object_of_ones_own_is_named_by_its_class():
+    class Mine:
+        beta = 0.1
+
+    assert typed_for(Mine()) == "Mine"

@@ -103,6 +103,37 @@ def choices_with(name: str) -> list[str]:
     return [f"{g}={c}" for g, c in choices if any(f"{each}.".startswith(f"{option}.") for each in options_of(g)[c])]
 
 
+def typed_for(part: object) -> str:
+    """Return what is typed for a loss, a weighting, a selector or another part; its class if the menu has none like it.
+
+    Example:
+        >>> from choosy.methods.losses import SigmoidLoss
+        >>> typed_for(SigmoidLoss(beta=0.3)), typed_for([])
+        ('loss=sigmoid', 'list')
+    """
+    settings = dict(leaves(_built_by(part)))
+    for group in (*groups(), "selector"):
+        options = options_of(group)
+        if group in COLLECTIONS:  # an option of one part, without the name that the part has in it
+            alone = {name: option for name, option in options.items() if len(classes(option)) == 1}
+            options = {name: {key.partition(".")[2]: v for key, v in own.items()} for name, own in alone.items()}
+        if alike := {name: option for name, option in options.items() if option.get(CLASS) == settings[CLASS]}:
+            return f"{group}={_nearest(alike, settings, '').name}"
+    return type(part).__name__
+
+
+def _built_by(part: object) -> dict[str, Any]:
+    """Return the configuration that builds a part, as far as its attributes are named as its arguments are."""
+
+    def configured(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: configured(each) for name, each in value.items()}
+        return _built_by(value) if type(value).__module__.startswith("choosy.methods.") else value
+
+    cls, attributes = type(part), getattr(part, "__dict__", {})
+    return {CLASS: f"{cls.__module__}.{cls.__qualname__}", **configured(attributes)}
+
+
 def classes(settings: Settings) -> dict[str, str]:
     """The parts of a collection, each with its class.
 

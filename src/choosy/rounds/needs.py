@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from choosy.labeling.protocols import labelers_able_to
 from choosy.methods.loss_inputs import Loss, form_of
+from choosy.options.parts import typed_for
 from choosy.rounds.run import Run
 
 
@@ -19,7 +20,7 @@ def check_needs(run: Run, loss: Loss, *, responses: Collection[int], source: str
         source: Where the responses come from, as it is typed.
     """
     weighting, labels = run.weighting, run.labels
-    name, labeler, lone = type(loss).__name__, labels.labeler.name, min(responses) == 1
+    name, labeler, lone = typed_for(loss), labels.labeler.name, min(responses) == 1
     scorers = f"a labeler that scores: {labelers_able_to('score')}"
     singles = f"{source} gives some prompts a single response"
     two = "at least two responses to each prompt (data.responses=2 where they are sampled)"
@@ -34,7 +35,7 @@ def check_needs(run: Run, loss: Loss, *, responses: Collection[int], source: str
     if weighting.needs == "gap" and (lone or not gaps):
         lacks = singles if lone else f"labeler {labeler} gives none: it only compares"
         raise ValueError(
-            f"{type(weighting).__name__} weighs a pair by its rewards' gap, and {lacks}. "
+            f"{typed_for(weighting)} weighs a pair by its rewards' gap, and {lacks}. "
             f"Choose weighting=uniform, or {two if lone else f'reward_gap=predicted, or {scorers}'}."
         )
     if labels.editor is not None and form_of(loss.needs) == "list":

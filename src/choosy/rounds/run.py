@@ -18,6 +18,7 @@ from choosy.methods.loss_inputs import Loss, form_of
 from choosy.methods.pairing import PairingRule, Threshold
 from choosy.methods.weighting import GapSource, Weighting
 from choosy.models.policy import Policy
+from choosy.options.parts import typed_for
 from choosy.parallel.ranks import OneRank, Ranks, current_ranks
 from choosy.reporting.display import Phases
 from choosy.reporting.metrics import cost_metrics
@@ -166,7 +167,7 @@ class Run:
             refuse_many(responses, self.labels.labeler.name)
         if self.pair_selector is not None and responses < 2:
             raise ValueError(
-                f"{type(self.pair_selector).__name__} chooses pairs of responses, and every prompt has one response; "
+                f"{typed_for(self.pair_selector)} chooses pairs of responses, and every prompt has one response; "
                 "type a selector of prompts, such as selector=optune, or selector=none."
             )
         several = self.training.pairing == "all" or (self.pair_selector and self.pair_selector.per_prompt != 1)
@@ -410,6 +411,6 @@ def refuse_second(slot: str, one: object | None, two: object | None) -> None:
     """Refuse a second selector for a slot."""
     if one is not None and two is not None and one is not two:
         raise ValueError(
-            f"{type(one).__name__} and {type(two).__name__} both choose {slot}, and that slot takes one selector; "
+            f"{typed_for(one)} and {typed_for(two)} both choose {slot}, and that slot takes one selector; "
             "type one of them, such as selector=certainty, or a composition such as selector=optune_certainty."
         )
