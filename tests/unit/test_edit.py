@@ -44,7 +44,7 @@ def edited(ranks: Ranks, url: str, ledger: Path) -> list[Candidates]:
 
 
 def test_two_ranks_buy_each_edit_once_and_have_the_same(tmp_path: Path) -> None:
-    """Each rank has a ledger of its own, as without a shared disk, so that the ledger cannot spare the second request."""
+    """Each rank has a ledger of its own, as without a shared disk, so that no ledger can spare a second request."""
     with FaultyJudge(edits) as server:
         both = FakeRanks.play(2, lambda ranks: edited(ranks, server.url, tmp_path / f"{ranks.rank}.sqlite"))
         assert len(server.asked) == 5
