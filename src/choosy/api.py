@@ -170,7 +170,9 @@ class Tuned:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         where = next(folder for name in ("adapter", "model") if (folder := self.folder / name).exists())
-        return AutoModelForCausalLM.from_pretrained(where, dtype="auto"), AutoTokenizer.from_pretrained(where)
+        return AutoModelForCausalLM.from_pretrained(
+            where, dtype="auto", trust_remote_code=False
+        ), AutoTokenizer.from_pretrained(where, trust_remote_code=False)
 
     def _repr_html_(self) -> str:
         """The head of the report, as a notebook shows it."""

@@ -151,7 +151,9 @@ def merge(words: list[str]) -> None:
 
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with refusing_damaged(str(run.model)):
-        merged: Any = AutoPeftModelForCausalLM.from_pretrained(run.model, dtype="auto").merge_and_unload()
+        merged: Any = AutoPeftModelForCausalLM.from_pretrained(
+            run.model, dtype="auto", trust_remote_code=False
+        ).merge_and_unload()
     merged.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(run.model).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(run.model, trust_remote_code=False).save_pretrained(folder)
     print(f"{folder} holds the whole model; AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it")

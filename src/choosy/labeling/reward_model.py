@@ -72,7 +72,9 @@ class RewardModel:
     def _loaded(self) -> tuple[Any, Any, int]:
         """The model, its tokenizer and the most tokens that it reads."""
         hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        tokenizer = AutoTokenizer.from_pretrained(self.model, padding_side="right", truncation_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(
+            self.model, padding_side="right", truncation_side="left", trust_remote_code=False
+        )
         if tokenizer.pad_token is None and tokenizer.eos_token is None:
             raise ValueError(
                 f"reward model {self.model}: its tokenizer has neither a pad token nor an end-of-sequence "
@@ -82,7 +84,7 @@ class RewardModel:
             tokenizer.pad_token = tokenizer.eos_token
         with refusing_damaged(self.model):
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                self.model, dtype=self.dtype, output_loading_info=True
+                self.model, dtype=self.dtype, output_loading_info=True, trust_remote_code=False
             )
         if report["missing_keys"]:  # transformers would use a random head
             raise ValueError(

@@ -49,7 +49,7 @@ def _encoder(name: str, device: str) -> Any:
 
     source = resolve_model("demo:minilm" if name == "minilm" else name, demo="demo:minilm")
     with refusing_damaged(source):
-        return SentenceTransformer(source, device=device)
+        return SentenceTransformer(source, device=device, trust_remote_code=False)
 
 
 def sentence_embeddings(responses: Sequence[Response], name: str) -> Tensor:
@@ -96,8 +96,8 @@ def _language_model(name: str, device: str) -> tuple[Any, Any]:
     source = resolve_model(name)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     with refusing_damaged(source):
-        model = AutoModel.from_pretrained(source, dtype=dtype)
-    return AutoTokenizer.from_pretrained(source), model.eval().to(device)
+        model = AutoModel.from_pretrained(source, dtype=dtype, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False), model.eval().to(device)
 
 
 @torch.no_grad()

@@ -41,8 +41,8 @@ class ModelSource:
 
     def load(self, kind: Any, **options: Any) -> Any:
         """Load something of this model by a class of transformers, such as `AutoTokenizer`."""
-        own = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-        return kind.from_pretrained(self.resolved, **own, **options)
+        trusted = self.trust_remote_code
+        return kind.from_pretrained(self.resolved, revision=self.revision, trust_remote_code=trusted, **options)
 
 
 def resolve_model(name: str, *, demo: Literal["demo:smollm2", "demo:minilm"] = "demo:smollm2") -> str:
@@ -166,8 +166,10 @@ def _convert(package: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer  # seconds to import
 
     gguf = f"{MODEL}.Q4_1.gguf"
-    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=gguf)
-    model: Any = AutoModelForCausalLM.from_pretrained(package, gguf_file=gguf, dtype="bfloat16")
+    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=gguf, trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        package, gguf_file=gguf, dtype="bfloat16", trust_remote_code=False
+    )
     # the weights are plain numbers by now, but save_pretrained refuses what still says that it is quantized
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import pickle
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
+
+METADATA = {  # the globals that torch.distributed.checkpoint names in a sharded checkpoint's .metadata, besides dtypes
+    ("pathlib", "PosixPath"),
+    ("pathlib", "WindowsPath"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    *(("torch.distributed.checkpoint.filesystem", name) for name in ("_StorageInfo", "_StoragePrefix")),
+    *(
+        ("torch.distributed.checkpoint.metadata", name)
+        for name in (
+            *("Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "BytesStorageMetadata"),
+            *("ChunkStorageMetadata", "TensorProperties", "_MEM_FORMAT_ENCODING"),
+        )
+    ),
+}
+DTYPES = {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"}
 
 
 def checkpoints_folder(run_dir: Path) -> Path:
@@ -20,13 +38,44 @@ def last_checkpoint(run_dir: Path) -> Path:
 def checkpoint_damage(path: Path) -> str | None:
     """Read a checkpoint to its last byte and return what is wrong with it; None if nothing is."""
     if path.is_dir():  # a sharded checkpoint, which torch.distributed finishes with its .metadata
-        return None if (path / ".metadata").exists() else "its .metadata is missing"
+        return _metadata_fault(path / ".metadata")
     try:
         with zipfile.ZipFile(path) as file:
             bad = file.testzip()
     except (OSError, zipfile.BadZipFile, ValueError, RuntimeError, EOFError, struct.error) as error:
         return str(error)  # zipfile believes the names, sizes and flags that it reads
     return None if bad is None else f"the part {bad} is not what was written"
+
+
+class _Blank:
+    """Takes the place of whatever a pickle builds."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _Reader(pickle.Unpickler):
+    """Reads a pickle without importing or calling anything that it names."""
+
+    def find_class(self, module: str, name: str) -> type[_Blank]:
+        if (module, name) in METADATA or (module == "torch" and name in DTYPES):
+            return _Blank
+        raise pickle.UnpicklingError(f"it would run {module}.{name}, which no checkpoint needs")
+
+
+def _metadata_fault(file: Path) -> str | None:
+    """Return why a sharded checkpoint's .metadata must not be unpickled, which torch does whatever it holds."""
+    if not file.exists():
+        return "its .metadata is missing"
+    try:
+        with file.open("rb") as opened:
+            _Reader(opened).load()
+    except Exception as error:  # a damaged pickle fails in any way
+        return f"its .metadata: {error}"
+    return None
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from choosy.data.table_files import damage, read_about
 from choosy.files import remove_unfinished, replacing
 from choosy.labeling.ledger import fault
-from choosy.resume.checkpoint_files import newest_checkpoint
+from choosy.resume.checkpoint_files import checkpoint_damage, newest_checkpoint
 from choosy.resume.config_changes import report_changes
 from choosy.resume.failed_starts import MARK, is_first_process, overwrite, replace_failed_start
 
@@ -186,6 +186,8 @@ def _checkpoint(folder: Path, wanted: str | None) -> str | None:
     if wanted not in ("last", "start"):
         if wanted is not None and not Path(wanted).exists():
             raise ValueError(f"ckpt_path={wanted} does not exist; give a file, or `last` with the name of the run.")
+        if wanted is not None and (why := checkpoint_damage(Path(wanted))):
+            raise ValueError(f"The checkpoint {wanted} is damaged ({why}); give another one, or ckpt_path=last.")
         return wanted
     found = newest_checkpoint(folder) if wanted == "last" else None
     if found is None and not _holds_run(folder):

@@ -186,7 +186,9 @@ class Rater:
     def _load(self) -> None:
         hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         where = resolve_model(self.encoder, demo="demo:minilm")
-        self._tokenizer = AutoTokenizer.from_pretrained(where, padding_side="right", truncation_side="left")
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            where, padding_side="right", truncation_side="left", trust_remote_code=False
+        )
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         verbosity = hf_logging.get_verbosity()
@@ -195,7 +197,9 @@ class Rater:
             with torch.random.fork_rng():
                 torch.manual_seed(self.settings.seed)
                 with refusing_damaged(where):
-                    model = AutoModelForSequenceClassification.from_pretrained(where, num_labels=1, dtype=torch.float32)
+                    model = AutoModelForSequenceClassification.from_pretrained(
+                        where, num_labels=1, dtype=torch.float32, trust_remote_code=False
+                    )
                 model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
                 config = LoraConfig(
                     r=self.settings.r,
