@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,16 @@ def test_a_round_is_written_and_counted_without_callbacks(lines, tmp_path):
     assert 0 < pairs[0] < pairs[1] == trainer.datamodule.run.counts["pairs_trained"]
     assert facts[1]["evaluation"] is None
     assert "seconds/sync" in (tmp_path / "run" / "metrics.csv").read_text()
+
+
+def test_each_round_says_of_which_labels_its_pairs_are_made(lines, tmp_path, capsys):
+    few = ["selector=none", "pairing=all", "epochs_per_round=2", "callbacks.win_rate=null"]
+    trainer = train(compose([*lines, *few]), tmp_path / "run")
+    said = [line for line in capsys.readouterr().err.splitlines() if "to train on" in line]
+    counts = re.findall(
+        r"(\d+) pairs to train on, 2 times each: (\d+) from 12 labels bought \(a score serves", "".join(said)
+    )
+    (first, new), (later, newer) = [[*map(int, each)] for each in counts]
+    assert first == new
+    assert said[1].endswith(f", {later - newer} from earlier rounds") == (later > newer)
+    assert 2 * (first + later) == trainer.datamodule.run.counts["pairs_trained"]

@@ -437,7 +437,7 @@ def test_labeled_answers_that_a_run_does_not_train_on_are_reported(tmp_path, cap
     assert "NOT trained on" not in caplog.text
 
 
-def test_a_clean_file_logs_nothing_and_limit_is_how_many_are_kept(
+def test_of_a_clean_file_only_the_limit_is_said_which_is_how_many_are_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="choosy.data.reading")
@@ -446,7 +446,7 @@ def test_a_clean_file_logs_nothing_and_limit_is_how_many_are_kept(
         ("a", ()),
         ("b", ()),
     ]
-    assert caplog.messages == []
+    assert caplog.messages == [f"{file}: 2 of its 3 rows are used, the first ones: limit=2."]
     with pytest.raises(ValueError, match=r"limit=0 reads nothing; type a number >= 1"):
         read_prompts(file, limit=0)
 

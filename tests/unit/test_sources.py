@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from choosy.data.reading import placed_candidates, placed_prompts, read_candidates
+from choosy.data.reading import placed_candidates, placed_prompts, read_candidates, read_prompts
 from choosy.data.sources import READERS, read_rows
 
 ask, yes = {"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes."}
@@ -318,3 +318,15 @@ def test_whatever_stands_in_a_file_is_read_or_refused(tmp_path: Path, suffix: st
             file.write_bytes(written_as)
             with suppress(ValueError):
                 read_candidates(str(file))
+
+
+def test_a_limit_says_how_many_rows_it_leaves_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [json.dumps({"prompt": f"{n}?"}) for n in (0, 0, 1, 2, 3, 4)]
+    (file := tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    for limit, words in {2: f"{file}: 2 of its 6 rows are used, the first ones: limit=2.", 5: None, None: None}.items():
+        caplog.clear()
+        read_prompts(str(file), limit=limit)
+        said = [line for line in caplog.messages if "the first ones" in line]
+        assert said == ([words] if words else [])
+    file.write_text("\n".join([*lines, "no JSON", *lines]))
+    assert len(read_prompts(str(file), limit=2)) == 2, "what is wrong beyond the limit does not matter"

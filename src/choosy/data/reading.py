@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 from choosy.data.formats import PROMPTS, Cells, Row, Untrainable, format_of, to_candidates, to_prompt
@@ -14,6 +16,8 @@ from choosy.types import Candidates, Prompt, content_id
 Promptlike = TypeVar("Promptlike", Prompt, Candidates)
 
 log = logging.getLogger(__name__)
+
+MANY = 10_000  # rows beyond a limit, which are counted no further
 
 
 class Lost(NamedTuple):
@@ -140,7 +144,7 @@ def _read(
     def lose(why: str, where: str) -> None:
         lost[why] = Lost(lost[why].rows + 1, lost[why].first) if why in lost else Lost(1, where)
 
-    for where, row in read_rows(source):
+    for where, row in (rows := read_rows(source)):
         cells = Cells({columns.get(column, column): cell for column, cell in row.items()})
         try:
             item = convert(cells)
@@ -163,9 +167,22 @@ def _read(
         elif first != where:
             raise ValueError(f"{where}: id {name} is taken by {first}, which differs; rename one.")
         if len(kept) == limit:
+            if log.isEnabledFor(logging.WARNING) and (rest := _count(rows)):
+                all_rows = limit + sum(each.rows for each in lost.values()) + rest
+                total = f"more than {all_rows - 1:,}" if rest > MANY else f"{all_rows:,}"
+                log.warning(f"{named(source)}: {limit:,} of its {total} rows are used, the first ones: limit={limit}.")
             break
     _report(named(source), kept=len(kept), lost=lost, unused=unused)
     return dict(kept.values())
+
+
+def _count(rows: Iterator[object]) -> int:
+    """Count the rows that a limit leaves out, up to one more than `MANY`; what is wrong with them does not matter."""
+    count = 0
+    with suppress(ValueError):
+        for _ in islice(rows, MANY + 1):
+            count += 1
+    return count
 
 
 def _report(name: str, *, kept: int, lost: Mapping[str, Lost], unused: Mapping[str, str]) -> None:

@@ -25,7 +25,7 @@ from choosy.reporting.metrics import cost_metrics
 from choosy.resume.partial_rounds import files_of, forget
 from choosy.resume.run_folder import ledger_copy, open_folder, refuse_edited
 from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample, TrainOn
-from choosy.rounds.label import buy_labels, refuse_many
+from choosy.rounds.label import buy_labels, made_of, refuse_many
 from choosy.rounds.label_ahead import LabelAhead
 from choosy.rounds.learned_reward import LearnedReward
 from choosy.rounds.reference import Reference, policy_share
@@ -148,6 +148,7 @@ class Run:
         self.start_pairs: Mapping[str, float | None] = {}  # how the start policy ranks held-out pairs
         self.read: dict[str, str] = {}  # the fingerprints of the data
         self.empty_rounds = 0  # in a row
+        self.labels_before = 0, 0  # bought and reused in earlier rounds
 
     @property
     def rounds_folder(self) -> Path:
@@ -210,11 +211,25 @@ class Run:
             self.counts["full_responses"] += len(prompts) * sample.responses
             self.counts["full_labels"] += len(prompts) * (sample.responses if self.labels.scores else 1)
         self.write()
+        self._report_items(number)
         self._report_empty(number)
 
-    def _items(self, number: int) -> PoolItems:
+    def _items(self, number: int, *, only_round: bool | None = None) -> PoolItems:
         """The items that a round trains on."""
-        return PoolItems(self.pool, self.loss.needs, round=number, only_round=self.training.train_on == "round")
+        only = self.training.train_on == "round" if only_round is None else only_round
+        return PoolItems(self.pool, self.loss.needs, round=number, only_round=only)
+
+    def _report_items(self, number: int) -> None:
+        """Say of which labels the round's items are made."""
+        if self.ranks.rank > 0:
+            return
+        (spent, reused), now = self.labels_before, self.labels.counts
+        self.labels_before = now.spent, now.reused
+        items, new = (len(self._items(number, only_round=only)) for only in (None, True))
+        if items:
+            form, scored, passes = form_of(self.loss.needs), self.labels.scores, self.training.epochs_per_round
+            bought, reused = now.spent - spent, now.reused - reused
+            self.phases.say(made_of(items, new, form, bought=bought, reused=reused, scored=scored, passes=passes))
 
     def _report_empty(self, number: int) -> None:
         """Say that a round has nothing to train on; stop after several in a row, and where no round had anything."""
@@ -302,6 +317,7 @@ class Run:
         self.judged = Counter(judged["round"])
         self.cut_share = about["responses_cut_share"]
         self.learned_reward.knowledge = about["learned_reward"]
+        self.labels_before = about["labels"]["spent"], about["labels"]["reused"]
         self.start_pairs = about.get("start_pairs") or self.start_pairs  # a file of an earlier version has none
         self.phases.resume(about["seconds"])
 
