@@ -534,7 +534,7 @@ def test_every_request_obeys_retry_after(fault: str) -> None:
 
 
 def test_a_retry_after_beyond_the_longest_wait_stops_the_run() -> None:
-    message = r"status 429 and the request to wait 3600 s, more than labeler.endpoint.retries.longest_wait=2"
+    message = r"status 429 and the request to wait 3600 s, more than endpoint.retries.longest_wait=2"
     with FaultyJudge(fault=lambda asked: "429", retry_after="3600") as server:
         start = time.monotonic()
         with pytest.raises(ItemFailed, match=message):
