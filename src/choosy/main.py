@@ -37,6 +37,7 @@ from choosy.options.names import meant
 from choosy.options.signatures import not_taken
 from choosy.options.typed import NO_GROUP, not_composed, quoted, unreadable
 from choosy.parallel.launch import join_tasks, refuse_relaunching_sweep
+from choosy.redaction import refuse_secrets
 from choosy.resume.failed_starts import is_first_process, leaving_no_failed_start
 
 # Torch, Lightning and transformers take seconds to import: functions import them once nothing is left to refuse.
@@ -126,6 +127,7 @@ def main() -> None:
     words = sys.argv[1:]
     see_current_folder()
     with in_sentences(lambda: ""):
+        refuse_secret_words(words)
         refuse_dashes(words)
         if {"-h", "--help"} & {*words}:
             print(train_help([word for word in words if not word.startswith("-")]))
@@ -369,6 +371,13 @@ def train_help(overrides: list[str]) -> str:
     hidden = config.pop("hydra")
     ours = {name: names for name, names in groups.items() if name != "hydra" and names}
     return f"{hidden['help']['header']}\n{help_text(config, hidden['runtime']['choices'], ours)}"
+
+
+def refuse_secret_words(words: Sequence[str]) -> None:
+    """Refuse a secret that is typed, before Hydra writes the words of a sweep into its folder."""
+    for word in words:
+        name, equals, value = word.lstrip("+~").partition("=")
+        refuse_secrets({name: value} if equals else {"a word that is typed": word})
 
 
 def refuse_dashes(words: Sequence[str]) -> None:

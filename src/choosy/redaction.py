@@ -9,6 +9,7 @@ from typing import Any
 
 VARIABLE = re.compile(r"(^|_)(KEY|APIKEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 ENTRY = re.compile(r"(api_?key|access_?key|secret|password|passwd|(api|auth|access|hf)_?token)$", re.IGNORECASE)
+USER_INFO = re.compile(r"://[^/\s@]*:[^/\s@]+@")  # a password in an address
 SHORTEST = 8  # a shorter value, such as EMPTY, is a word that may stand in any text
 
 
@@ -31,7 +32,7 @@ def refuse_secrets(config: Any) -> None:
     """Refuse a configuration that holds a secret's value or name: it is written into the run's folder."""
     for name, value in texts(config):
         named = ENTRY.search(name.rpartition(".")[2])
-        if scrub(value) != value or (named and len(value) >= SHORTEST):
+        if scrub(value) != value or USER_INFO.search(value) or (named and len(value) >= SHORTEST):
             raise ValueError(
                 f"{name} holds a secret, and the configuration is written into the run's folder; keep it in an "
                 "environment variable instead, and give the name of that where the labeler asks for it, as in "
