@@ -8,6 +8,7 @@ import sqlite3
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -127,6 +128,21 @@ def test_a_name_is_cleaned_and_required(client):
     assert len(client.get("/screen", params={"annotator": "x" * 99}).json()["annotator"]) == 40
     assert client.get("/screen", params={"annotator": "  "}).status_code == 400
     assert client.get("/screen").status_code == 400
+
+
+def test_a_name_has_no_control_characters(client):
+    shown = client.get("/screen", params={"annotator": "A\x1b]52;c\x07da\u202e"}).json()["annotator"]
+    assert shown == "A ]52;c da"
+
+
+def test_the_address_opens_whatever_the_token_holds():
+    token = "q+R/abc&def;ghi#jkl"
+    address = serve("", lambda: None, token=token, host="127.0.0.1", port=0)
+    assert parse_qs(urlsplit(address).query) == {"token": [token]}
+
+
+def test_no_page_of_another_site_frames_it(client):
+    assert client.get("/").headers["X-Frame-Options"] == "DENY"
 
 
 def test_a_click_judges_the_question_that_was_on_the_screen(client, human):

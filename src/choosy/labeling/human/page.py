@@ -11,6 +11,7 @@ from concurrent.futures import CancelledError
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import uvicorn
 from jinja2 import Template
@@ -36,6 +37,7 @@ HEADERS = {
     ),
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
+    "X-Frame-Options": "DENY",
     "X-Content-Type-Options": "nosniff",
 }
 
@@ -55,7 +57,7 @@ def serve(instruction: str, sitting: SittingNow, *, token: str, host: str, port:
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="labeling page", daemon=True).start()
     name = socket.gethostname() if host in ("0.0.0.0", "::") else host
-    return f"http://{f'[{name}]' if ':' in name else name}:{port}/?token={token}"
+    return f"http://{f'[{name}]' if ':' in name else name}:{port}/?token={quote(token, safe='')}"
 
 
 def application(instruction: str, sitting: SittingNow, *, token: str, port: int) -> Starlette:
@@ -118,7 +120,8 @@ def same(given: str, token: str) -> bool:
 
 
 def cleaned(name: str) -> str:
-    """Return an annotator's name with single spaces, cut to its greatest length; refuse an empty one."""
+    """Return a name with single spaces and no control characters, cut to its greatest length; refuse an empty one."""
+    name = "".join(letter if letter.isprintable() else " " for letter in name)
     if name := " ".join(name.split())[:LONGEST_NAME].rstrip():
         return name
     raise HTTPException(400, "Wanted a name.")
