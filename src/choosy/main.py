@@ -95,7 +95,7 @@ def in_sentences(again: Callable[[], str], put: Callable[[str], str] = str) -> I
         by_hand = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
         status = stop.code if isinstance(stop, SystemExit) else None
         by_signal = status in BY_SIGNALS and is_first_process()
-        if not ((by_hand or by_signal) and (command := again())):
+        if isinstance(status, str) or not ((by_hand or by_signal) and (command := again())):
             raise
         print(
             f"\nStopped; what was sampled, labeled and trained is kept. To continue type\n  {command}", file=sys.stderr

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sqlite3
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from choosy.labeling.protocols import Postponed
@@ -38,9 +40,10 @@ def leaving_no_failed_start(folder: Path) -> Iterator[None]:
     """Remove a run's folder if the run fails before it has sampled anything, and mark it if before it has trained.
 
     A folder that held anything before is not removed, and one that held another run's rounds is not marked. A run that
-    was to be replaced is put back if the new one has sampled nothing, and removed, but for its labels, at its end.
+    was to be replaced is put back if the new one fails, or is stopped by Ctrl-C, before it has sampled anything, and is
+    removed, but for its labels, at the new one's end.
     """
-    new, aside_before = not any(_inside(folder)), _aside(folder)
+    new, is_back = not any(_inside(folder)), False
     others = any(folder.glob("rounds/*.parquet")) and not (folder / MARK).exists()
     try:
         yield
@@ -48,14 +51,23 @@ def leaving_no_failed_start(folder: Path) -> Iterator[None]:
         raise
     except Exception:
         if is_first_process() and not any(folder.glob("checkpoints/*")):
-            if any(folder.glob("rounds/*.parquet")):
+            if not _is_empty(folder):
                 if not others:
                     (folder / MARK).touch()
-            elif replaced := _aside(folder)[len(aside_before) :]:
-                _put_back(folder, *replaced)
+            elif (replaced := _replaced(folder)) is not None:
+                _put_back(folder, replaced)
             elif new:
                 shutil.rmtree(folder, ignore_errors=True)
         raise
+    except (KeyboardInterrupt, SystemExit) as stop:
+        by_hand = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
+        replaced = _replaced(folder)
+        if not (by_hand and is_first_process() and replaced is not None and _is_empty(folder)):
+            raise
+        _put_back(folder, replaced)
+        is_back = True
+    if is_back:
+        sys.exit(f"\nStopped before anything was sampled; the run that was in {folder} is there as before.")
     if is_first_process():
         for aside in _aside(folder):
             _remove(aside, REPLACED)
@@ -79,6 +91,8 @@ def replace_failed_start(folder: Path) -> None:
 
 def overwrite(folder: Path) -> None:
     """Move what an earlier run has left aside; `leaving_no_failed_start` decides what becomes of it."""
+    if (before := _replaced(folder)) is not None and _is_empty(folder):
+        _put_back(folder, before)  # the run that replaced it was killed before it had sampled anything
     paid = [path for name in PAID for path in folder.glob(f"{name}*") if "-buyer-" not in path.name]
     if not (left := [*(path for name in REPLACED if (path := folder / name).exists()), *paid]):
         return
@@ -95,6 +109,25 @@ def _put_back(folder: Path, aside: Path) -> None:
     for path in _inside(aside):
         path.rename(folder / path.name)
     aside.rmdir()
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether the run in a folder has sampled nothing and bought no label."""
+    if any(folder.glob("rounds/*.parquet")) or any(folder.glob("clicks.sqlite*")):
+        return False
+    if not (ledger := folder / "ledger.sqlite").exists():
+        return True
+    try:
+        with closing(sqlite3.connect(ledger)) as db:
+            return not any(db.execute("SELECT 1 FROM labels LIMIT 1"))
+    except sqlite3.Error:  # a damaged ledger may hold labels
+        return False
+
+
+def _replaced(folder: Path) -> Path | None:
+    """The folder of the newest replaced run that holds more than its labels; None if there is none."""
+    whole = [aside for aside in _aside(folder) if any((aside / name).exists() for name in REPLACED)]
+    return whole[-1] if whole else None
 
 
 def _aside(folder: Path) -> list[Path]:
