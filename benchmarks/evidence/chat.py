@@ -12,7 +12,7 @@ def prepare() -> Path:
 
 LINES = (
     "trainer=cpu",
-    "data.limit=128",
+    "data.limit=64",
     "labeler=vader",
     "weighting=uniform",
     "pairing=best_worst",
@@ -20,8 +20,8 @@ LINES = (
     "sampler=generate",
     "sampler.temperature=0.8",
     "sampler.top_p=1.0",
-    "sampler.max_new_tokens=40",
-    "rounds=4",
+    "sampler.max_new_tokens=24",
+    "rounds=3",
     "epochs_per_round=4",
     "reset_policy=each_round",
     "pool.keep=all",

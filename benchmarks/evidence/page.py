@@ -11,13 +11,12 @@ from choosy.reporting.compare import as_share
 
 INTRO = """\
 Written by `make evidence` from the finished runs in `benchmarks/results/evidence/`. Every arm buys the same number of
-labels, has the learning rate and the beta that were best for it on other seeds, and sees the same prompts with the same
-seed. *Labels* is the share
-of random choice's labels at which the arm has random choice's final reward, *seconds* and *tokens* the same for these
-costs (seconds of the processor, on one thread, for choosing, sampling, scoring and training); *area* is the
-difference of the mean reward over all labels, *at equal KL* the difference of the rewards at random choice's final
-distance from the start; intervals are 95 %, by a bootstrap over seeds and held-out
-prompts; p is a sign-flip test of the final rewards."""
+labels and sees the same prompts with the same seed; unless it says otherwise below, it has the learning rate and the
+beta that were best for it on other seeds. *Labels* is the share of random choice's labels at which the arm has random
+choice's final reward, *seconds* and *tokens* the same for these costs (seconds of the processor, on one thread, for
+choosing, sampling, scoring and training); *area* is the difference of the mean reward over all labels, *at equal KL*
+the difference of the rewards at random choice's final distance from the start; intervals are 95 %, by a bootstrap over
+seeds and held-out prompts; p is a sign-flip test of the final rewards."""
 ABOUT = {
     "film": """\
 A Llama of 1.2 million parameters, trained from scratch on sentences of film reviews, continues the first words of a
@@ -29,6 +28,14 @@ prompt. The runs were made on more than one machine, so that their shares of sec
 The same policy and labeler, where prompts are chosen instead of pairs: the first of eight rounds samples two responses
 to all 512 prompts, each later one to 30 % of them (`full`: to all), and trains on each prompt's newest pair. Shares are
 of what `full` pays for its final reward.""",
+    "chat": """\
+SmolLM2-135M-Instruct with LoRA answers 64 of the prompts that come with Choosy in up to 24 tokens; VADER's sentiment is
+the reward. Four responses a prompt, 16 pairs labeled in each of three rounds, or all responses to 8 prompts, trained
+from the start's weights on all labels; 64 held-out prompts. `random` samples only the prompts that it labels. The task
+is a tenth of what a user would run, so that a run takes minutes, and all arms have the same learning rate and beta.""",
+    "pools": """\
+SmolLM2-135M-Instruct with LoRA learns from other models' answers to instructions, scored by GPT-4; the quality is the
+share of held-out pairs in which it prefers the answer that GPT-4 prefers.""",
 }
 HEAD = """\
 | arm | lr, beta | labels | 95 % interval | final reward, difference | p | area | at equal KL | seconds | tokens |
@@ -46,10 +53,8 @@ def of_task(name: str, task: Mapping[str, Any]) -> str:
     ranked = sorted(task["beside_random"].items(), key=lambda arm: arm[1]["labels"]["ratio"][0] or math.inf)
     rows = [row(arm, task["settings"][arm], costs) for arm, costs in ranked]
     table = "\n".join([HEAD, f"| {first} | {tuned(task['settings'][first])} | 100% | | | | | | 100% | 100% |", *rows])
-    others = ", ".join(map(str, task["tuned_on"]))
-    rests = (
-        f"{task['seeds']} seeds, {task['comparisons']} comparisons; learning rate and beta chosen on seeds {others}."
-    )
+    on = f"chosen on seeds {', '.join(map(str, task['tuned_on']))}" if task["tuned_on"] else "the same for all"
+    rests = f"{task['seeds']} seeds, {task['comparisons']} comparisons; learning rate and beta {on}."
     picture = f"![reward against costs](images/evidence_{name}.png)"
     typed = "\n".join(f"- {arm}: `{' '.join(words)}`" for arm, words in task["typed"].items())
     return "\n\n".join(

@@ -80,9 +80,14 @@ def jobs_of(task: Task, arm: str, seeds: Sequence[int], more: Sequence[str]) -> 
     return [Job(arm, [*task.lines, *task.arms[arm], *more], seed) for seed in seeds]
 
 
+def tuned_on(task: Task) -> Sequence[int]:
+    """The seeds on which a grid of several points is tried."""
+    return TUNED if len(task.grid) > 1 else ()
+
+
 def tuning(task: Task, arm: str) -> list[list[Job]]:
     """The runs with each point of the grid."""
-    return [jobs_of(task, arm, TUNED, point) for point in task.grid]
+    return [jobs_of(task, arm, tuned_on(task), point) for point in task.grid]
 
 
 def best(task: Task, arm: str, store: Store) -> Sequence[str]:
@@ -123,7 +128,7 @@ def evidence(task: Task, settings: Settings, name: str, seeds: int, store: Store
     return {
         "baseline": task.baseline,
         "seeds": min(map(len, arms.values())),
-        "tuned_on": TUNED,
+        "tuned_on": tuned_on(task),
         "typed": {arm: list(task.arms[arm]) for arm in arms},
         "settings": {arm: settings[arm] for arm in arms},
         "comparisons": len(found.beside),
