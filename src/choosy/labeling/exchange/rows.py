@@ -25,6 +25,16 @@ LABEL_COLUMNS = (
 )
 SHOWN = ("prompt", "response_first", "response_second")  # what an annotator reads
 TEXTS = (*SHOWN, "labeler", "fingerprint", "stamp", "prompt_id", "raw", "annotator", "run")
+FORMULA = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t",
+    "\r",
+    "\n",
+    "'",
+)  # what a cell begins with that a spreadsheet does not show as it is
 INTERFACE = """<View>
   <Header value="$prompt"/>
   <Pairwise name="verdict" toName="response_first,response_second"/>
@@ -59,10 +69,17 @@ def to_jsonl(rows: Iterable[LabelRow]) -> str:
 def to_csv(rows: Iterable[LabelRow], columns: Sequence[str] = LABEL_COLUMNS) -> str:
     """Write a table with a line of column names; the conversation is a field of JSON."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # a lone \r too
     writer.writeheader()
-    writer.writerows({**row, "messages": json_text(row["messages"])} for row in rows)
+    for row in rows:
+        texts = {name: _inert(value) for name, value in row.items() if isinstance(value, str)}
+        writer.writerow({**row, **texts, "messages": json_text(row["messages"])})
     return buffer.getvalue()
+
+
+def _inert(text: str) -> str:
+    """Put an apostrophe before a text that a spreadsheet would run as a formula, and before one that begins with it."""
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def from_jsonl(text: str) -> RowReaders:
@@ -113,6 +130,9 @@ def from_fields(fields: Mapping[str | None, Any], width: int) -> LabelRow:
             row[name] = int(row[name]) if name == "judgements" else float(row[name])
         except ValueError:
             raise ValueError(f"{name} must be a number, found {row[name]!r}") from None
+    for name in row.keys() & set(TEXTS):
+        if row[name].startswith("'") and row[name][1:].startswith(FORMULA):
+            row[name] = row[name][1:]
     if "messages" in row:
         row["messages"] = parse_json(row["messages"], "messages must be JSON")
     if "kind" in row:  # tells an empty response from a missing one
