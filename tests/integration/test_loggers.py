@@ -47,3 +47,14 @@ def test_mlflow(lines, tmp_path):
     assert params["lr"] == "0.00123"
     assert params["loss.beta"] == "0.1"
     assert {"rewards/accuracies", "labels/spent", "loss_step"} <= metrics
+    again = [*lines, "logger=mlflow", "run_dir=runs/plum", "rounds=2", "ckpt_path=last"]
+    resumed = command(ROOT / "train.py", *again, folder=tmp_path, fresh=True)
+    assert resumed.returncode == 0, resumed.stderr
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as db:
+        assert db.execute("SELECT name, status FROM runs").fetchall() == [("plum", "FINISHED")], "it continues its run"
+        tags = dict(db.execute("SELECT key, value FROM tags"))
+    assert tags["resumed with rounds"] == "2"
+    lost = command(
+        ROOT / "train.py", *again, "logger.mlflow.tracking_uri=sqlite:///other.db", folder=tmp_path, fresh=True
+    )
+    assert "names an MLflow run that sqlite:///other.db does not have" in lost.stderr

@@ -21,6 +21,7 @@ OURS = (
         "checkpoints",
         "tensorboard",
         "wandb",
+        "mlflow_run_id",
         "adapter",
         "model",
         "metrics.csv",
