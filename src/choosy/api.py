@@ -169,10 +169,12 @@ class Tuned:
         """The tuned model and its tokenizer, loaded from the folder at first use, ready to generate."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        where = next(folder for name in ("adapter", "model") if (folder := self.folder / name).exists())
+        from choosy.tuned_model import TunedRun
+
+        run = TunedRun.open(str(self.folder))
         return AutoModelForCausalLM.from_pretrained(
-            where, dtype="auto", trust_remote_code=False
-        ), AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+            run.model, dtype="auto", trust_remote_code=run.trusted
+        ), AutoTokenizer.from_pretrained(run.model, trust_remote_code=run.trusted)
 
     def _repr_html_(self) -> str:
         """The head of the report, as a notebook shows it."""

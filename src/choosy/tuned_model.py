@@ -54,6 +54,11 @@ class TunedRun:
         return cls(path, config, model)
 
     @property
+    def trusted(self) -> bool:
+        """Whether the run was allowed to run code that comes with its model."""
+        return bool(self.config["module"]["policy"].get("trust_remote_code", False))
+
+    @property
     def sampler(self) -> Generate:
         """The sampler of held-out answers."""
         from choosy.sampling.generate import Generate
@@ -152,8 +157,8 @@ def merge(words: list[str]) -> None:
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with refusing_damaged(str(run.model)):
         merged: Any = AutoPeftModelForCausalLM.from_pretrained(
-            run.model, dtype="auto", trust_remote_code=False
+            run.model, dtype="auto", trust_remote_code=run.trusted
         ).merge_and_unload()
     merged.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(run.model, trust_remote_code=False).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(run.model, trust_remote_code=run.trusted).save_pretrained(folder)
     print(f"{folder} holds the whole model; AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it")
