@@ -73,7 +73,7 @@ def _metadata_fault(file: Path) -> str | None:
     try:
         with file.open("rb") as opened:
             _Reader(opened).load()
-    except Exception as error:  # a damaged pickle fails in any way
+    except Exception as error:  # unpickling damaged data may raise any error
         return f"its .metadata: {error}"
     return None
 

@@ -9,7 +9,7 @@ from choosy.rounds.choose import choose_pairs, choose_prompts
 from choosy.rounds.context import Parts, Round
 from choosy.rounds.edit import edit_pairs
 from choosy.rounds.label import label
-from choosy.rounds.score import score_reference, score_trained, scores_first
+from choosy.rounds.score import count_agreement, score_reference, score_trained, scores_first
 from choosy.rounds.weigh import weigh
 from choosy.types import Prompt
 
@@ -34,4 +34,5 @@ def play_round(at: Round, prompts: Sequence[Prompt], parts: Parts) -> Pool:
     weighed = weigh(at, labeled, parts.weighting, parts.reward_gap)
     edited = edit_pairs(at, weighed, parts.labels)  # only with an editor: BMC
     scored = score_trained(at, edited)
+    count_agreement(at, scored)
     return at.pool.put(scored, round=at.number, keep=parts.keep)

@@ -50,9 +50,13 @@ def score_trained(at: Round, labeled: Sequence[Candidates]) -> list[Candidates]:
             scored = _scored(at, [labeled[i] for i in mine], [lacking[i] for i in mine])
             for i, c in at.ranks.gather(list(zip(mine, scored, strict=True))):
                 result[i] = c
-    if at.ranks.rank == 0:  # the counts of all ranks are added up
-        at.counts.update(sum((agreement(c, round=at.number) for c in result), Counter[str]()))
     return result
+
+
+def count_agreement(at: Round, scored: Sequence[Candidates]) -> None:
+    """Count how often the verdicts of this round agree with the policy."""
+    if at.ranks.rank == 0:  # the counts of all ranks are added up
+        at.counts.update(sum((agreement(c, round=at.number) for c in scored), Counter[str]()))
 
 
 def rescore_pool(at: Round) -> Pool:

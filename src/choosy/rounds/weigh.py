@@ -27,7 +27,7 @@ def weigh(at: Round, labeled: Sequence[Candidates], weighting: Weighting, reward
             known = predicted_gaps(at, labeled) if reward_gap == "predicted" else at.learned.differences(labeled, at)
         if known is None and at.number == 0 and at.ranks.rank == 0:  # once, for the labels only become more
             effect = "every new pair has weight 1" if weighting.needs == "gap" else "the gap of every new pair is 0"
-            at.phases.say(f"There are too few labels to tell reward gaps by, see learned_reward.min_labels: {effect}.")
+            at.phases.say(f"There are too few labels to predict reward gaps (learned_reward.min_labels): {effect}.")
         labeled = [with_gaps(c, known or {}, at.number) for c in labeled]
         if known is None and weighting.needs == "gap":
             return list(labeled)

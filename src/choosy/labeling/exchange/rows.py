@@ -25,16 +25,7 @@ LABEL_COLUMNS = (
 )
 SHOWN = ("prompt", "response_first", "response_second")  # what an annotator reads
 TEXTS = (*SHOWN, "labeler", "fingerprint", "stamp", "prompt_id", "raw", "annotator", "run")
-FORMULA = (
-    "=",
-    "+",
-    "-",
-    "@",
-    "\t",
-    "\r",
-    "\n",
-    "'",
-)  # what a cell begins with that a spreadsheet does not show as it is
+FORMULA = tuple("=+-@\t\r\n'")  # what a cell begins with that a spreadsheet does not show as it is
 INTERFACE = """<View>
   <Header value="$prompt"/>
   <Pairwise name="verdict" toName="response_first,response_second"/>
