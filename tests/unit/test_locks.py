@@ -146,6 +146,24 @@ def test_a_buyer_waits_for_a_label_that_another_is_buying(path: Path, diary: Pat
     assert (buyer.spent, buyer.counts.reused) == (1, 2), "the label that came free left room in the budget"
 
 
+@pytest.mark.parametrize("budgets", [{"budget": 20}, {"budget_money": 10.0}], ids=["labels", "money"])
+def test_two_buyers_of_one_run_keep_its_budget(path: Path, diary: Path, budgets: dict[str, float]) -> None:
+    def buy(half: int) -> None:
+        buyer = opened(path, Yielding(diary, 0.01), "a", **budgets)
+        start.wait()
+        buyer.compare([pair(n) for n in range(half, 60, 2)])
+
+    start = FORK.Barrier(2)
+    processes = [FORK.Process(target=buy, args=(half,)) for half in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(paid(diary)) == len(rows(path, "SELECT key FROM labels")) == 20
+    assert left_behind(path) == []
+
+
 # --- kill -9 ---
 
 
@@ -163,7 +181,7 @@ def test_a_killed_buyer_loses_no_label_and_blocks_no_other(path: Path, diary: Pa
     in_flight = set(paid(diary)) - before
     assert len(before) >= 12
     assert len(in_flight) <= (4 if kind is Recorder else 1), "at most what was asked at once is not in the ledger"
-    assert len(left_behind(path)) == 1
+    assert len(left_behind(path)) == 2, "the buyer's and the run's"
     buyer = opened(path, kind(diary), "a")
     assert left_behind(path) == [], "opening the ledger deletes stale lock files"
     assert buyer.compare(everything) == ["first"] * 30

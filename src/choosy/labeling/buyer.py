@@ -296,18 +296,19 @@ class LabelBuyer:
         train = purpose == "train"
         pause = 0.05
         while True:  # more than once if only an answer that is bought shows what the next one may cost
-            known = self.ledger.find(q.key for group in groups for q in group)
-            owed = {key for key, label in known.items() if label.run == self.run and label.purpose == "evaluate"}
-            free = known.keys() - owed if train else known.keys()
-            left, at_once = self._affordable(purpose)
-            served = affordable_groups(groups, free, left, at_once=at_once, pair_is_one=self.terms.given_only)
-            wanted: dict[str, Question] = {}
-            for question in (q for group in served for q in group or ()):
-                wanted.setdefault(question.key, question)  # of two equal questions, the first is asked
-            missing = [q for key, q in wanted.items() if key not in known]
-            bought = self._buy(missing, purpose)
-            if train:
-                self.ledger.train_on(wanted, run=self.run)
+            with self.ledger.turn(self.run):
+                known = self.ledger.find(q.key for group in groups for q in group)
+                owed = {key for key, label in known.items() if label.run == self.run and label.purpose == "evaluate"}
+                free = known.keys() - owed if train else known.keys()
+                left, at_once = self._affordable(purpose)
+                served = affordable_groups(groups, free, left, at_once=at_once, pair_is_one=self.terms.given_only)
+                wanted: dict[str, Question] = {}
+                for question in (q for group in served for q in group or ()):
+                    wanted.setdefault(question.key, question)  # of two equal questions, the first is asked
+                missing = [q for key, q in wanted.items() if key not in known]
+                bought = self._buy(missing, purpose)
+                if train:
+                    self.ledger.train_on(wanted, run=self.run)
             if wanted.keys() <= free:
                 break
             if missing and not bought:

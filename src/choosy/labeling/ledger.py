@@ -18,7 +18,7 @@ from tenacity import retry, retry_if_exception_message, retry_if_exception_type,
 
 from choosy.errors import Stopped
 from choosy.files import replacing
-from choosy.labeling.locks import PurchaseLock, is_alive, remove_stale
+from choosy.labeling.locks import PurchaseLock, is_alive, remove_stale, turn_of
 from choosy.labeling.protocols import Answer, Purpose
 from choosy.redaction import scrub
 from choosy.types import Prompt, Response, Verdict, content_id
@@ -154,6 +154,16 @@ class Ledger:
         with self._transaction() as db:
             rows = {key: db.execute(f"{LABEL} FROM labels WHERE key = ?", (key,)).fetchone() for key in keys}
         return {key: Label(*row) for key, row in rows.items() if row}
+
+    @contextmanager
+    def turn(self, run: str) -> Iterator[None]:
+        """Let one process at a time buy labels of a run: two would each spend what its budget has left."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(turn_of(self.path, run))
+            except OSError as error:
+                raise self._unusable(error) from error
+            yield
 
     @contextmanager
     def buying(self, keys: Sequence[str]) -> Iterator[Set[str]]:

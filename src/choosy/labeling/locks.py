@@ -1,8 +1,9 @@
-"""Locks by which processes that buy labels see whether another buyer is still alive."""
+"""Locks of processes that buy labels: whether another buyer is alive, and which one buys for a run."""
 
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +12,13 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
+from choosy.types import content_id
+
 RESERVE = 1 << 20  # bytes that each buyer reserves, so that a full disk still has room for labels just paid for
+
+PATIENCE = 2.0  # seconds of waiting, after which it is reported
+
+log = logging.getLogger(__name__)
 
 
 class PurchaseLock:
@@ -39,6 +46,23 @@ class PurchaseLock:
                 os.truncate(self._file, 0)
                 return True
         return False
+
+
+@contextmanager
+def turn_of(ledger: str, run: str) -> Iterator[None]:
+    """Hold the lock of a run, and wait for it where another process or thread buys labels of the same run."""
+    file = _lock_file(ledger, content_id(run))
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        log.warning("Waiting for another process that buys labels of the run %s into %s.", run, ledger)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # who waits for this file sees that it is gone, and makes another
+        lock.release()
 
 
 def is_alive(ledger: str, name: str) -> bool:
