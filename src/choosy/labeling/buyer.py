@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from choosy.labeling.asking import LabelerCall
 from choosy.labeling.ledger import Counts, Label, Ledger, Question
 from choosy.labeling.limits import MAX_INVALID, Budget, EvaluationPlan, InvalidVerdicts, affordable_groups
+from choosy.labeling.outcomes import rewarded, verdict_of
 from choosy.labeling.protocols import (
     ALL,
     LIST_AT_ONCE,
@@ -37,7 +38,7 @@ from choosy.labeling.protocols import (
 )
 from choosy.labeling.statistics import as_money
 from choosy.models.policy import Policy
-from choosy.types import MIRRORED, Candidates, Prompt, Response, Verdict
+from choosy.types import Candidates, Prompt, Response, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -260,7 +261,7 @@ class LabelBuyer:
         groups = [[(f"response {i}", c.prompt, (one,)) for i, one in enumerate(c.responses)] for c in candidates]
         served = zip(candidates, self._serve(groups, purpose), strict=True)
         penalty = (self.missing_eos_penalty or 0.0) if purpose == "train" else 0.0
-        return [c if labels is None else _rewarded(c, labels, penalty) for c, labels in served]
+        return [c if labels is None else rewarded(c, labels, penalty) for c, labels in served]
 
     def compare(self, questions: Sequence[ResponsePair], *, purpose: Purpose = "train") -> list[Verdict | None]:
         """Buy a verdict on each pair, in the order given (most useful first).
@@ -275,7 +276,7 @@ class LabelBuyer:
             asked = [tuple(both)] if self.terms.compares else [(response,) for response in both]
             groups.append([(f"question {i}", prompt, responses) for responses in asked])
         served = zip(questions, self._serve(groups, purpose), strict=True)
-        return [None if labels is None else _verdict(labels, first) for (_, first, _), labels in served]
+        return [None if labels is None else verdict_of(labels, first) for (_, first, _), labels in served]
 
     def edits(self, pairs: Sequence[ResponsePair]) -> list[str | None]:
         """Buy edits of each pair's rejected response towards its chosen one, which comes first.
@@ -393,24 +394,3 @@ class BuysLabels(Protocol):
 def chunks(questions: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
     """The questions in portions of this size, the last one smaller."""
     return (questions[start : start + size] for start in range(0, len(questions), size))
-
-
-def _rewarded(candidates: Candidates, labels: Sequence[Label], penalty: float) -> Candidates:
-    """The candidates with their scores, less the penalty where a response was cut."""
-    rewarded = []
-    for response, label in zip(candidates.responses, labels, strict=True):
-        assert label.score is not None
-        rewarded.append(replace(response, reward=label.score - (0.0 if response.finished else penalty)))
-    return replace(candidates, responses=tuple(rewarded))
-
-
-def _verdict(labels: Sequence[Label], first: Response) -> Verdict:
-    """The verdict of a comparison, with `first` as the first response, or of two scores."""
-    if len(labels) == 1:
-        verdict = labels[0].verdict
-        assert verdict
-        return verdict if labels[0].first == first.text else MIRRORED[verdict]
-    one, two = (label.score for label in labels)
-    assert one is not None
-    assert two is not None
-    return "tie" if one == two else "first" if one > two else "second"

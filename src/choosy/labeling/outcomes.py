@@ -1,0 +1,30 @@
+"""What labels of the ledger say: rewards of candidates, verdicts on pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from choosy.labeling.ledger import Label
+from choosy.types import MIRRORED, Candidates, Response, Verdict
+
+
+def rewarded(candidates: Candidates, labels: Sequence[Label], penalty: float) -> Candidates:
+    """The candidates with their scores, less the penalty where a response was cut."""
+    scored = []
+    for response, label in zip(candidates.responses, labels, strict=True):
+        assert label.score is not None
+        scored.append(replace(response, reward=label.score - (0.0 if response.finished else penalty)))
+    return replace(candidates, responses=tuple(scored))
+
+
+def verdict_of(labels: Sequence[Label], first: Response) -> Verdict:
+    """The verdict of a comparison, with `first` as the first response, or of two scores."""
+    if len(labels) == 1:
+        verdict = labels[0].verdict
+        assert verdict
+        return verdict if labels[0].first == first.text else MIRRORED[verdict]
+    one, two = (label.score for label in labels)
+    assert one is not None
+    assert two is not None
+    return "tie" if one == two else "first" if one > two else "second"
