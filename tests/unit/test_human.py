@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.human.assignment import Assignment, Click, PairQuestion, first_on_the_left, majority
+from choosy.labeling.human.assignment import Assignment, Click, majority
 from choosy.labeling.human.labeler import Human, token_from
 from choosy.labeling.human.page import same
+from choosy.labeling.human.questions import PairQuestion, first_on_the_left
 from choosy.labeling.human.sitting import Clicks, Sitting
 from choosy.labeling.protocols import Answer, TakenBack
 from choosy.rounds.evaluate import evaluate

@@ -17,9 +17,9 @@ pytest.importorskip("uvicorn", reason="the page for labeling is an extra: pip in
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from choosy.labeling.human.assignment import PairQuestion
 from choosy.labeling.human.labeler import Human
 from choosy.labeling.human.page import application, facts_line, serve, waiting_line
+from choosy.labeling.human.questions import PairQuestion
 from choosy.labeling.human.sitting import Clicks, Screen, Sitting
 
 PATHS = ("/", "/page.js", "/page.css", "/screen", "/screen?annotator=ann", "/act", "/nothing", "/docs", "/openapi.json")

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from choosy.labeling.human.assignment import PairQuestion
+from choosy.labeling.human.questions import PairQuestion
 from choosy.labeling.human.sitting import Clicks, Sitting
 from choosy.labeling.protocols import Answer, Purpose, ResponsePair, Terms
 from choosy.types import content_id

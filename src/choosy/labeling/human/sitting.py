@@ -13,7 +13,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from choosy.labeling.human.assignment import Assignment, Click, PairQuestion, first_on_the_left, majority, swap_sides
+from choosy.labeling.human.assignment import Assignment, Click, majority
+from choosy.labeling.human.questions import PairQuestion, first_on_the_left, swap_sides
 from choosy.labeling.protocols import Answer, Purpose, TakenBack
 from choosy.types import Verdict
 
