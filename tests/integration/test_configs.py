@@ -29,6 +29,7 @@ LABELER = {
     "thumbs_judge": ["labeler.model=toy", "labeler.base_url=http://localhost:8000/v1"],
     "dataset": [],
     "human": [],
+    "thumbs_human": [],
     "queue": [],
     "vader": [],
     "noisy": [],

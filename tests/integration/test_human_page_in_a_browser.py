@@ -92,7 +92,11 @@ class Page:
     def enter(self, name: str) -> None:
         until(lambda: self.visible("#name"), "name field")
         self.all("#name")[0].send_keys(name, Keys.ENTER)
-        self.shown()
+        until(lambda: self.visible("#question"), "question")
+
+    def widen(self, width: int) -> None:
+        sizes = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sizes)
 
     def all(self, selector: str) -> list[Any]:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
@@ -243,6 +247,44 @@ def test_ten_pairs_a_kill_and_the_rest(run, page, port, tmp_path):
     assert all(TOKEN not in path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file())
 
 
+def test_thumbs_on_single_answers_are_what_kto_trains_on(run, page, port, tmp_path):
+    """A picture of each width goes to the folder that CHOOSY_PICTURES names."""
+    home, folder = f"http://127.0.0.1:{port}/", tmp_path / "runs" / "labeled"
+    single = ["loss=kto", "loss.reference_point=zero", "data.responses=1", "data.limit=5", "data.heldout=null"]
+    running = run("labeler=thumbs_human", *single)
+    running.says(f"5 responses to label at {home}?token={TOKEN} (training waits)")
+    page.open(f"{home}?token={TOKEN}")
+    page.enter("Ada")
+    for width in (400, 1200):
+        page.widen(width)
+        assert page.visible("#response")
+        found = page.driver.execute_script(FITS)
+        assert found["scroll"] <= found["window"], "nothing is cut off at the right"
+        assert found["response"] == found["prompt"] == found["nav"]
+        assert all(found["buttons"])
+        if pictures := os.environ.get("CHOOSY_PICTURES"):
+            page.driver.save_screenshot(f"{pictures}/thumbs-{width}.png")
+    said: dict[str, tuple[str, float]] = {}  # of each prompt: the answer, and its score
+
+    def judge(key: str, score: float) -> None:
+        until(lambda: page.visible("#question"), "question")
+        said[page.field("prompt")] = page.field("response"), score
+        page.press(key, f"{len(said)} of 5")
+
+    judge(Keys.ARROW_RIGHT, -1.0)
+    page.press("u", "0 of 5")
+    said.clear()
+    for key, score in ((Keys.ARROW_LEFT, 1.0), (Keys.ARROW_RIGHT, -1.0), ("s", 0.0), ("g", 1.0), ("2", -1.0)):
+        judge(key, score)
+    assert running.process.wait(PATIENCE) == 0, running.log.read_text()
+    found = labels(folder / "ledger.sqlite").set_index("prompt")
+    assert {prompt: (row["response_first"], row["score"]) for prompt, row in found.iterrows()} == said
+    assert set(found["annotator"]) == {"Ada"}
+    trained = pd.read_parquet(folder / "rounds" / "round_000.parquet")
+    assert sorted(reward for of_prompt in trained["rewards"] for reward in of_prompt) == [-1.0, -1.0, 0.0, 1.0, 1.0]
+    assert "4 single responses to train on" in running.log.read_text(), "a skipped answer trains nothing"
+
+
 def clicks(folder: Path) -> list[tuple[str, int]]:
     with closing(sqlite3.connect(folder / "clicks.sqlite")) as db:
         rows = db.execute("SELECT verdict, undone FROM clicks").fetchall()
@@ -290,6 +332,14 @@ def test_what_a_model_wrote_is_text_and_nothing_else(page, port, tmp_path):
     assert not [entry for entry in page.log("browser") if "Content Security Policy" in entry["message"]]
 
 
+FITS = """
+const width = (selector) => document.querySelector(selector).getBoundingClientRect().width;
+return {
+  window: document.documentElement.clientWidth, scroll: document.documentElement.scrollWidth,
+  prompt: width("#prompt"), response: width("#response"), nav: width("nav"),
+  buttons: [...document.querySelectorAll("nav button")].map((button) => button.scrollWidth <= button.clientWidth),
+}
+"""
 WIDTHS, WORDS = (400, 800, 1200, 1920), (1, 100, 5000)
 MEASURE = """
 const box = (selector) => document.querySelector(selector).getBoundingClientRect();
@@ -322,10 +372,7 @@ def test_the_page_fills_its_width_whatever_the_answers(page, port, tmp_path):
         prompt, left, _ = page.shown()
         assert len(left.split()) == words == int(prompt.removeprefix("What of ").rstrip("?"))
         for width in WIDTHS:
-            page.driver.execute_cdp_cmd(
-                "Emulation.setDeviceMetricsOverride",
-                {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
-            )
+            page.widen(width)
             found = until(lambda: page.driver.execute_script(MEASURE), "measure")
             if folder := os.environ.get("CHOOSY_PICTURES"):
                 page.driver.save_screenshot(f"{folder}/{words:04d}-words-{width}.png")

@@ -403,8 +403,8 @@ def labeler_lines(tmp_path: Path, tiny_policy_dir: Path) -> dict[str, list[str]]
 
 
 @pytest.mark.parametrize(
-    "labeler", sorted({*SCORE, "noisy"} - {"thumbs_judge"})
-)  # which needs a server, in test_judge_run
+    "labeler", sorted({*SCORE, "noisy"} - {"thumbs_human", "thumbs_judge"})
+)  # which need a person or a server
 def test_a_labeler_scores_what_is_trained_on(labeler, play, labeler_lines):
     run = play(f"labeler={labeler}", *labeler_lines[labeler], "rounds=1")
     each = 2 if labeler == "dataset" else 1  # a given pair is one label

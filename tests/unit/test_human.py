@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.human.assignment import Assignment, Click, majority
-from choosy.labeling.human.labeler import Human, token_from
+from choosy.labeling.human.assignment import Assignment
+from choosy.labeling.human.labeler import Human, ThumbsHuman, token_from
 from choosy.labeling.human.page import same
-from choosy.labeling.human.questions import PairQuestion, first_on_the_left
+from choosy.labeling.human.questions import Click, PairQuestion, ResponseQuestion, first_on_the_left, majority
 from choosy.labeling.human.sitting import Clicks, Sitting
 from choosy.labeling.protocols import Answer, TakenBack
 from choosy.rounds.evaluate import evaluate
@@ -186,7 +186,7 @@ def page() -> Iterator[ThreadPoolExecutor]:
 
 def side_of(sitting: Sitting, annotator: str, text: str) -> str:
     screen = sitting.screen(annotator)
-    return "left" if screen.left.startswith(text) else "right"
+    return "left" if screen.texts["left"].startswith(text) else "right"
 
 
 def test_a_click_returns_only_when_its_label_is_written(sit, page):
@@ -326,7 +326,7 @@ def test_a_saved_click_is_in_the_ledger_and_an_undone_one_is_not(human, buyer, p
     assert human.sitting.screen("ann").budget_left == 9
     assert human.sitting.undo("ann")
     assert rows(tmp_path / "ledger.sqlite") == []
-    assert human.sitting.screen("ann").prompt == "prompt 0"
+    assert human.sitting.screen("ann").texts["prompt"] == "prompt 0"
     for _ in range(2):
         assert human.sitting.click("ann", human.sitting.screen("ann").question, "skip")
     assert verdicts.result(5) == ["invalid", "invalid"]
@@ -334,6 +334,39 @@ def test_a_saved_click_is_in_the_ledger_and_an_undone_one_is_not(human, buyer, p
     assert not human.sitting.screen("ann").question
     printed = capsys.readouterr().err
     assert "2 pairs to label at http://127.0.0.1:1/?token=secret (training waits)" in printed
+
+
+def test_a_thumb_is_a_score_in_the_ledger_until_it_is_undone(page, tmp_path, monkeypatch, capsys):
+    human = ThumbsHuman(str(tmp_path), grace=0.5)
+    monkeypatch.setattr(human, "_listen", lambda: "http://127.0.0.1:1/")
+    buyer = LabelBuyer(human, ledger=str(tmp_path / "ledger.sqlite"), budget=10)
+    buyer.open("run")
+    candidates = [Candidates(prompt, (response,)) for prompt, response, _ in asked(3)]
+    scored = page.submit(buyer.score, candidates)
+    assert wait_until(lambda: bool(human.sitting and human.sitting.screen("ann").question))
+    assert human.sitting.screen("ann").texts == {"prompt": "prompt 0", "response": "first 0"}
+    assert human.sitting.click("ann", human.sitting.screen("ann").question, "bad")
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
+        assert db.execute("SELECT score, annotator FROM labels").fetchall() == [(-1.0, "ann")]
+        assert human.sitting.undo("ann")
+        assert db.execute("SELECT score, annotator FROM labels").fetchall() == []
+    for action in ("good", "bad", "skip"):
+        assert human.sitting.click("ann", human.sitting.screen("ann").question, action)
+    assert [c.responses[0].reward for c in scored.result(5)] == [1.0, -1.0, 0.0]
+    assert "3 responses to label at http://127.0.0.1:1/ (training waits)" in capsys.readouterr().err
+    assert (buyer.scores, buyer.evaluator, buyer.spent) == (True, None, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "score"),
+    [("good good bad", 1.0), ("good bad", 0.0), ("bad invalid", -1.0), ("invalid invalid", 0.0)],
+)
+def test_the_votes_on_a_response_make_its_score(words, score):
+    question = ResponseQuestion("q0", "prompt", "response")
+    clicks = [Click("q0", f"a{i}", word) for i, word in enumerate(words.split())]
+    assert question.label(clicks) == score
+    clicked = [question.detail(click)["clicked"] for click in clicks]
+    assert clicked == [word.replace("invalid", "skip") for word in words.split()]
 
 
 def test_instruction_and_overlap_change_the_fingerprint(tmp_path):

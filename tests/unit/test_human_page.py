@@ -17,10 +17,11 @@ pytest.importorskip("uvicorn", reason="the page for labeling is an extra: pip in
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from choosy.labeling.human.labeler import Human
+from choosy.labeling.human.labeler import Human, ThumbsHuman
 from choosy.labeling.human.page import application, facts_line, serve, waiting_line
-from choosy.labeling.human.questions import PairQuestion
+from choosy.labeling.human.questions import PairQuestion, ResponseQuestion
 from choosy.labeling.human.sitting import Clicks, Screen, Sitting
+from choosy.types import Prompt, Response
 
 PATHS = ("/", "/page.js", "/page.css", "/screen", "/screen?annotator=ann", "/act", "/nothing", "/docs", "/openapi.json")
 MORE = ("/page.html.j2", "/../labeler.py", "/static/x", "/%2e%2e/labeler.py")
@@ -36,7 +37,7 @@ def human(tmp_path: Path) -> Human:
 
 @pytest.fixture
 def stranger(human: Human) -> TestClient:
-    app = application(human.instruction, lambda: human.sitting, token=human.token, port=7860)
+    app = application(human.instruction, human.asks, lambda: human.sitting, token=human.token, port=7860)
     return TestClient(app, base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
 
 
@@ -117,7 +118,7 @@ def test_a_taken_port_is_named_with_what_to_type(human):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=rf"127.0.0.1 port {port} .*labeler.port=0 for any that is free"):
-            serve("", lambda: None, token=human.token, host="127.0.0.1", port=port)
+            serve("", PairQuestion, lambda: None, token=human.token, host="127.0.0.1", port=port)
 
 
 # -- requests of the page's script -----------------------------------------------------------------------------
@@ -137,7 +138,7 @@ def test_a_name_has_no_control_characters(client):
 
 def test_the_address_opens_whatever_the_token_holds():
     token = "q+R/abc&def;ghi#jkl"
-    address = serve("", lambda: None, token=token, host="127.0.0.1", port=0)
+    address = serve("", PairQuestion, lambda: None, token=token, host="127.0.0.1", port=0)
     assert parse_qs(urlsplit(address).query) == {"token": [token]}
 
 
@@ -175,6 +176,20 @@ def test_a_malformed_request_is_refused_and_judges_nothing(status, request_, cli
     assert not human.sitting.screen("ann").can_undo
 
 
+def test_a_page_for_single_answers_takes_thumbs_and_no_sides(tmp_path):
+    human = ThumbsHuman(str(tmp_path))
+    asked = ResponseQuestion.of(Prompt("p", "How was it?"), Response("Good fun."))
+    human.sitting = Sitting([asked], Clicks(tmp_path / "clicks.sqlite", "human"), overlap=2, hold=60, grace=1)
+    client = TestClient(application(human.instruction, human.asks, lambda: human.sitting, token="t" * 16, port=1))
+    page = client.get(f"/?token={'t' * 16}").text
+    assert re.findall(r'data-action="(\w+)"', page) == ["good", "bad", "skip", "undo"]
+    assert re.findall(r'<article id="(\w+)"', page) == ["prompt", "response"]
+    assert client.get("/screen?annotator=ann").json()["texts"] == {"prompt": "How was it?", "response": "Good fun."}
+    refused = client.post("/act", json={"annotator": "ann", "question": asked.id, "action": "left"})
+    assert refused.status_code == 400
+    assert act(client, "good", asked.id)["note"] == "Saved."
+
+
 @pytest.mark.parametrize(
     ("error", "note"),
     [(CancelledError(), "counts when the run is resumed"), (sqlite3.OperationalError("full"), "Not saved: full")],
@@ -190,7 +205,7 @@ def test_the_note_says_when_a_click_was_not_written(error, note):
         def undo(self, annotator: str) -> bool:
             raise error
 
-    client = TestClient(application("", Failing, token="t" * 16, port=1))
+    client = TestClient(application("", PairQuestion, Failing, token="t" * 16, port=1))
     client.get(f"/?token={'t' * 16}")
     assert note in act(client, "left")["note"]
     assert note in act(client, "undo")["note"]

@@ -211,7 +211,7 @@ def fingerprint_of(labeler: Labeler) -> str:
 
 
 # The files of `conf/labeler/`, which a test compares. `noisy` can do what the labeler inside it can.
-SCORE = ("contrastive", "dataset", "function", "reward_model", "thumbs_judge", "vader")
+SCORE = ("contrastive", "dataset", "function", "reward_model", "thumbs_human", "thumbs_judge", "vader")
 COMPARE = ("crowd", "human", "judge", "predictor", "queue")
 
 

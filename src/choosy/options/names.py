@@ -117,6 +117,7 @@ CHOICES = {  # what others call a choice of a group: what Choosy calls it
         **dict.fromkeys(("rm", "reward", "pairrm", "classifier"), "reward_model"),
         **dict.fromkeys(("reward_function", "reward_func", "reward_fn", "python", "custom", "rule"), "function"),
         **dict.fromkeys(("people", "person", "annotators", "web"), "human"),
+        **{"thumbs": "thumbs_human", "human_thumbs": "thumbs_human"},
         **dict.fromkeys(("gold", "given", "data", "file", "ground_truth", "none"), "dataset"),
         **{"self": "contrastive", "self_reward": "contrastive", "dlma": "contrastive", "sentiment": "vader"},
     },

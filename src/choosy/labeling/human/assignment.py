@@ -1,35 +1,11 @@
-"""Assign pairs to annotators."""
+"""Assign questions to annotators."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
-from choosy.labeling.human.questions import PairQuestion
-from choosy.types import Verdict
-
-
-class Click(NamedTuple):
-    """One annotator's verdict on one question, about its first and second answer wherever they stood."""
-
-    question: str
-    annotator: str
-    verdict: Verdict
-
-
-def majority(clicks: Iterable[Click]) -> Verdict:
-    """Return the verdict with the most votes: a tie if two lead equally, invalid if everybody skipped.
-
-    Example:
-        >>> majority([Click("q", "ann", "first"), Click("q", "bob", "second")])
-        'tie'
-    """
-    votes = Counter(click.verdict for click in clicks if click.verdict != "invalid").most_common(2)
-    if not votes:
-        return "invalid"
-    return "tie" if len(votes) == 2 and votes[0][1] == votes[1][1] else votes[0][0]
+from choosy.labeling.human.questions import Click, Question
 
 
 class Assignment:
@@ -42,7 +18,7 @@ class Assignment:
 
     def __init__(
         self,
-        questions: Sequence[PairQuestion],
+        questions: Sequence[Question],
         clicks: Iterable[Click] = (),
         *,
         overlap: int = 1,
@@ -69,7 +45,7 @@ class Assignment:
         """Number of questions that are not complete."""
         return sum(not self.complete(name) for name in self.questions)
 
-    def show(self, annotator: str) -> PairQuestion | None:
+    def show(self, annotator: str) -> Question | None:
         """Return the annotator's current or next question; None if others are judging all that is left."""
         shown = self._screens.get(annotator)
         if shown is None or not self.wants(shown[0], annotator):

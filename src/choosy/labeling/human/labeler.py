@@ -1,4 +1,4 @@
-"""Ask people to compare two answers on a web page."""
+"""Ask people on a web page."""
 
 from __future__ import annotations
 
@@ -11,38 +11,43 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import urlsplit
 
-from choosy.labeling.human.questions import PairQuestion
+from choosy.labeling.human.questions import PairQuestion, Question, ResponseQuestion
 from choosy.labeling.human.sitting import Clicks, Sitting
 from choosy.labeling.protocols import Answer, Purpose, ResponsePair, Terms
-from choosy.types import content_id
+from choosy.types import Prompt, Response, content_id
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TOKEN = "CHOOSY_LABELING_TOKEN"
 REMIND = 15  # seconds between two lines on the terminal about what is left
 
 
-class Human:
+class People:
     """Asks people on a web page of its own, which several of them may open at once; training waits for them.
 
     Args:
         folder: The run's folder; the file of all clicks, `clicks.sqlite`, is written there.
         name: The labeler's name in the ledger: change it when other people judge.
-        instruction: The question above the answers; labels given under another one are not reused.
-        overlap: How many annotators judge each pair; the label is the majority's verdict.
-        hold: Seconds after which a pair on an idle screen may go to another annotator, if no other pair is left.
+        instruction: The question above what is judged; None takes the usual one. Labels given under another one are not
+            reused.
+        overlap: How many annotators judge each question; the label is the majority's verdict.
+        hold: Seconds after which a question on an idle screen may go to another annotator, if no other is left.
         grace: Seconds to undo the very last click before training starts.
         host: Address to listen on; only this machine by default.
         port: Port to listen on; 0 takes any free one.
     """
+
+    asks: ClassVar[type[Question]]
+    usually: ClassVar[str]  # the instruction
 
     def __init__(
         self,
         folder: str,
         *,
         name: str = "human",
-        instruction: str = "Which answer is better?",
+        instruction: str | None = None,
         overlap: int = 1,
         hold: float = 600.0,
         grace: float = 5.0,
@@ -54,14 +59,14 @@ class Human:
                 raise ValueError(f"labeler.{option}={value} is too small; type {least} or more")
         if missing := [package for package in ("starlette", "uvicorn") if find_spec(package) is None]:
             raise ValueError(
-                f"labeler=human serves its page with {' and '.join(missing)}, which is not installed; "
+                f"The page for labeling is served with {' and '.join(missing)}, which is not installed; "
                 "type pip install 'choosy[human]'"
             )
         self.name = name
-        fingerprint = content_id(instruction, str(overlap))
+        self.instruction = self.usually if instruction is None else instruction
+        fingerprint = content_id(self.instruction, str(overlap))
         self.terms = Terms(fingerprint=fingerprint, price=0.0, runs_remotely=True, people=True)
         self.folder = Path(folder)
-        self.instruction = instruction
         self.overlap = overlap
         self.hold = hold
         self.grace = grace
@@ -78,28 +83,28 @@ class Human:
         self._purpose = purpose
         self._budget_left = None if budget is None or purpose == "evaluate" else budget - spent
 
-    def compare(self, items: Sequence[ResponsePair]) -> Generator[Answer]:
-        """Yield each verdict as soon as it is clicked; a skipped pair gets an invalid one."""
+    def ask(self, questions: Sequence[Question]) -> Generator[Answer]:
+        """Yield each answer as soon as it is clicked."""
         self.sitting = Sitting(
-            [PairQuestion.of(*item) for item in items],
+            questions,
             Clicks(self.folder / "clicks.sqlite", self.name),
             purpose=self._purpose,
-            budget_left=None if self._budget_left is None else self._budget_left - len(items),
+            budget_left=None if self._budget_left is None else self._budget_left - len(questions),
             overlap=self.overlap,
             hold=self.hold,
             grace=self.grace,
         )
-        address = self._listen()
+        address, what = self._listen(), f"{len(questions)} {self.asks.noun}"
         waits = "training waits" if self._purpose == "train" else "held-out answers, not trained on"
-        tell(f"{len(items)} pairs to label at {address} ({waits})")
+        tell(f"{what} to label at {address} ({waits})")
         reminded = time.monotonic()
         with closing(self.sitting.answers()) as answers:
             for answer in answers:
                 yield answer
                 if self.sitting.left and time.monotonic() - reminded > REMIND:
-                    tell(f"{self.sitting.left} of {len(items)} pairs left to label at {address}")
+                    tell(f"{self.sitting.left} of {what} left to label at {address}")
                     reminded = time.monotonic()
-        tell(f"All {len(items)} pairs are labeled; thank you. The page stays open for the next ones")
+        tell(f"All {what} are labeled; thank you. The page stays open for the next ones")
 
     def _listen(self) -> str:
         """Serve the page, once, and return its address."""
@@ -107,7 +112,7 @@ class Human:
             from choosy.labeling.human.page import serve  # needs packages that only this labeler needs
 
             self._address = serve(
-                self.instruction, lambda: self.sitting, token=self.token, host=self.host, port=self.port
+                self.instruction, self.asks, lambda: self.sitting, token=self.token, host=self.host, port=self.port
             )
             if self.host not in LOOPBACK:
                 port = urlsplit(self._address).port
@@ -116,6 +121,28 @@ class Human:
                     f"unencrypted; safer is the default with a tunnel: ssh -L {port}:127.0.0.1:{port} THIS_MACHINE"
                 )
         return self._address
+
+
+class Human(People):
+    """Asks people which of two answers is better (see `People`)."""
+
+    asks = PairQuestion
+    usually = "Which answer is better?"
+
+    def compare(self, items: Sequence[ResponsePair]) -> Generator[Answer]:
+        """Yield each verdict as soon as it is clicked; a skipped pair gets an invalid one."""
+        yield from self.ask([PairQuestion.of(*item) for item in items])
+
+
+class ThumbsHuman(People):
+    """Asks people whether an answer is good: 1 if it is, -1 if it is bad, 0 if it was skipped (see `People`)."""
+
+    asks = ResponseQuestion
+    usually = "Is this answer good?"
+
+    def score(self, items: Sequence[tuple[Prompt, Response]]) -> Generator[Answer]:
+        """Yield each score as soon as it is clicked."""
+        yield from self.ask([ResponseQuestion.of(*item) for item in items])
 
 
 def token_from(environ: Mapping[str, str]) -> str:

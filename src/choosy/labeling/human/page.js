@@ -1,14 +1,14 @@
-// Show the annotator's pair, send what they press, and ask for news every 1.5 seconds.
+// Show what the annotator judges, send what they press, and ask for news every 1.5 seconds.
 "use strict";
 
-const KEYS = { ArrowLeft: "left", 1: "left", ArrowRight: "right", 2: "right", t: "tie", 3: "tie", s: "skip", u: "undo" };
-const BOUNCE = 250; // milliseconds for which a new pair takes no verdict, so that a double press judges nothing unread
+const BOUNCE = 250; // milliseconds for which a new question takes no verdict, so that a double press judges nothing unread
 const element = (id) => document.getElementById(id);
 const buttons = new Map([...document.querySelectorAll("[data-action]")].map((button) => [button.dataset.action, button]));
+const actions = new Map([...buttons].flatMap(([action, button]) => button.dataset.keys.split(" ").map((key) => [key, action])));
 
 let annotator = localStorage.getItem("choosy-annotator") ?? "";
 let question = "";
-let appeared = 0; // when the pair on the screen appeared
+let appeared = 0; // when the question on the screen appeared
 let requests = 0;
 let acting = false;
 
@@ -32,11 +32,11 @@ function draw(screen) {
   element("rename").textContent = annotator;
   const asks = screen.question !== "";
   if (screen.question !== question) {
-    if (screen.note === null) element("note").textContent = ""; // what was said is about an earlier pair
+    if (screen.note === null) element("note").textContent = ""; // what was said is about an earlier question
     question = screen.question;
-    for (const part of ["prompt", "left", "right"]) {
-      element(part).querySelector(".text").textContent = screen[part];
-      element(part).scrollTop = 0;
+    for (const part of document.querySelectorAll("#question article")) {
+      part.querySelector(".text").textContent = screen.texts[part.id] ?? "";
+      part.scrollTop = 0;
     }
     scrollTo(0, 0);
     appeared = performance.now();
@@ -72,7 +72,7 @@ function askName() {
 
 for (const [action, button] of buttons) button.addEventListener("click", (event) => act(action, event.timeStamp));
 addEventListener("keydown", (event) => {
-  const action = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  const action = actions.get(event.key.length === 1 ? event.key.toLowerCase() : event.key);
   if (!action || element("work").hidden || event.repeat || event.isComposing) return;
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   event.preventDefault();

@@ -24,7 +24,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from choosy.labeling.human.sitting import SIDES, Screen, Sitting
+from choosy.labeling.human.questions import Question
+from choosy.labeling.human.sitting import Screen, Sitting
 
 SittingNow = Callable[[], Sitting | None]  # None before the first sitting
 
@@ -42,7 +43,7 @@ HEADERS = {
 }
 
 
-def serve(instruction: str, sitting: SittingNow, *, token: str, host: str, port: int) -> str:
+def serve(instruction: str, kind: type[Question], sitting: SittingNow, *, token: str, host: str, port: int) -> str:
     """Serve the page in a thread of this process, and return its address, token included."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -53,17 +54,17 @@ def serve(instruction: str, sitting: SittingNow, *, token: str, host: str, port:
             "type another port, such as labeler.port=0 for any that is free"
         ) from error
     port = listening.getsockname()[1]
-    app = application(instruction, sitting, token=token, port=port)
+    app = application(instruction, kind, sitting, token=token, port=port)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="labeling page", daemon=True).start()
     name = socket.gethostname() if host in ("0.0.0.0", "::") else host
     return f"http://{f'[{name}]' if ':' in name else name}:{port}/?token={quote(token, safe='')}"
 
 
-def application(instruction: str, sitting: SittingNow, *, token: str, port: int) -> Starlette:
+def application(instruction: str, kind: type[Question], sitting: SittingNow, *, token: str, port: int) -> Starlette:
     """Build the web application: the page, its two files, and the requests that its script sends."""
     template = Template((FOLDER / "page.html.j2").read_text(encoding="utf-8"), autoescape=True)
-    page = template.render(instruction=instruction)
+    page = template.render(instruction=instruction, form=kind.form)
 
     def screen(request: Request) -> Response:
         annotator = cleaned(request.query_params.get("annotator", ""))
@@ -78,7 +79,7 @@ def application(instruction: str, sitting: SittingNow, *, token: str, port: int)
             asked = None
         match asked:
             case {"annotator": str(name), "question": str(question), "action": str(action)}:
-                if action == "undo" or action in SIDES:
+                if action == "undo" or action in kind.actions:
                     return JSONResponse(await run_in_threadpool(act_for, sitting(), cleaned(name), question, action))
         raise HTTPException(400, "Wanted an annotator, a question and an action.")
 

@@ -7,19 +7,16 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from choosy.labeling.human.assignment import Assignment, Click, majority
-from choosy.labeling.human.questions import PairQuestion, first_on_the_left, swap_sides
+from choosy.labeling.human.assignment import Assignment
+from choosy.labeling.human.questions import Click, Question
 from choosy.labeling.protocols import Answer, Purpose, TakenBack
-from choosy.types import Verdict
 
-SIDES: dict[str, Verdict] = {"left": "first", "right": "second", "tie": "tie", "skip": "invalid"}
-SIDE_OF = {verdict: side for side, verdict in SIDES.items()}
 CLICKS_SCHEMA = """CREATE TABLE IF NOT EXISTS clicks (
     id INTEGER PRIMARY KEY, labeler TEXT NOT NULL, question TEXT NOT NULL, annotator TEXT NOT NULL,
     verdict TEXT NOT NULL, time REAL NOT NULL, undone REAL);
@@ -72,9 +69,7 @@ class Screen:
     """What one annotator sees."""
 
     question: str = ""  # its id; empty if there is none for this annotator now
-    prompt: str = ""
-    left: str = ""
-    right: str = ""
+    texts: Mapping[str, str] = field(default_factory=dict)  # by their places on the page, such as `prompt` and `left`
     done: int = 0  # questions of this sitting that are judged
     asked: int = 0  # questions of this sitting
     budget_left: int | None = None  # labels that the run may still buy; None if there is no limit
@@ -97,7 +92,7 @@ class Sitting:
 
     def __init__(
         self,
-        questions: Sequence[PairQuestion],
+        questions: Sequence[Question],
         clicks: Clicks,
         *,
         purpose: Purpose = "train",
@@ -143,11 +138,9 @@ class Sitting:
             )
         if question is None:
             return screen
-        left_first = first_on_the_left(question.id, annotator)
-        sides = (question.first, question.second) if left_first else (question.second, question.first)
-        return replace(screen, question=question.id, prompt=question.prompt, left=sides[0], right=sides[1])
+        return replace(screen, question=question.id, texts=question.shown(annotator))
 
-    def click(self, annotator: str, question: str, side: str) -> bool:
+    def click(self, annotator: str, question: str, action: str) -> bool:
         """Write an annotator's verdict; returns False if the question needs no click from this annotator.
 
         Raises:
@@ -156,7 +149,8 @@ class Sitting:
         with self._lock:
             if self.over or not self._assignment.wants(question, annotator):
                 return False
-            click = Click(question, annotator, swap_sides(SIDES[side], question, annotator))
+            meaning = self._assignment.questions[question].meaning(action, annotator)
+            click = Click(question, annotator, meaning)
             self._clicks.write(click)  # first, as a click that is not on the disk does not count
             self._assignment.click(click)
             written = self._send(self._answer(question)) if self._assignment.complete(question) else None
@@ -220,15 +214,7 @@ class Sitting:
     def _set_end(self) -> None:
         self._ends = None if self._assignment.left else time.monotonic() + self._grace
 
-    def _answer(self, question: str) -> Answer:
-        clicks = self._assignment.clicks[question]
-        details = [
-            {
-                "annotator": click.annotator,
-                "clicked": SIDE_OF[swap_sides(click.verdict, question, click.annotator)],
-                "left": "first" if first_on_the_left(question, click.annotator) else "second",
-            }
-            for click in clicks
-        ]
-        raw = json.dumps(details, ensure_ascii=False)
-        return Answer(self._places[question], majority(clicks), raw, annotator=", ".join(c.annotator for c in clicks))
+    def _answer(self, name: str) -> Answer:
+        question, clicks = self._assignment.questions[name], self._assignment.clicks[name]
+        raw = json.dumps([question.detail(click) for click in clicks], ensure_ascii=False)
+        return Answer(self._places[name], question.label(clicks), raw, annotator=", ".join(c.annotator for c in clicks))
