@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, get_args
 
 from callbacks.selector import PairChooser
+from choosy.errors import refuse_unknown
 from choosy.methods import selection
 from choosy.models.rounding import Rescore, log_ratios
 from choosy.rounds.context import Round
-from choosy.rounds.run import refuse_unknown
 from choosy.types import Candidates
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 
 class Stopped(ValueError):
@@ -32,3 +33,15 @@ def name_typed_keys(error: ValueError, place: str) -> None:
     if found and len(error.args) == 1:
         group = found[1] if found[1].startswith("labels.evaluation") else found[1].removeprefix("labels.")
         error.args = (re.sub(r"\blabeler\.", f"{group}.", str(error)),)
+
+
+def refuse_none(name: str, value: int) -> None:
+    """Refuse a number below 1."""
+    if value < 1:
+        raise ValueError(f"{name}={value} trains nothing; choose {name} >= 1.")
+
+
+def refuse_unknown(name: str, value: str, known: Sequence[str]) -> None:
+    """Refuse a word that is not one of those known."""
+    if value not in known:
+        raise ValueError(f"{name}={value} is none of {', '.join(known)}.")

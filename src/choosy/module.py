@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from choosy.data.batches import Batch, ItemKey
+from choosy.errors import refuse_unknown
 from choosy.methods.degree_aware import DegreeAwareLoss
 from choosy.methods.loss_inputs import NO_STEPS_YET, Degrees, Facts, Loss
 from choosy.methods.schedule import Schedule, share_of_lr
@@ -28,7 +29,6 @@ from choosy.parallel.ranks import current_ranks
 from choosy.parallel.sharding import full_tensor, is_sharded
 from choosy.reporting.metrics import StepStats, log_at_once
 from choosy.rounds.bad_losses import BadLosses, OnBadLoss
-from choosy.rounds.run import refuse_unknown
 
 log = logging.getLogger(__name__)
 

@@ -38,7 +38,7 @@ HYDRA: dict[str, Any] = {
                 "ledger": "runs/a/ledger.sqlite",
                 "budget": None,
             },
-            "training": {"_target_": "choosy.rounds.run.Training", "batch_size": 4},
+            "training": {"_target_": "choosy.rounds.training.Training", "batch_size": 4},
         },
     },
     "trainer": {"devices": 1, "max_epochs": 2, "callbacks": [{"_target_": "callbacks.optune.OPTune", "fraction": 0.3}]},
@@ -123,6 +123,11 @@ def test_loggers_have_the_options_by_name():
 def test_a_folder_that_was_moved_is_no_change():
     moved = changed(run_dir="runs/b", data__run__folder="runs/b", data__run__labels__ledger="runs/b/ledger.sqlite")
     assert changes(HYDRA, moved) == {}
+
+
+def test_the_place_of_the_only_class_that_there_is_is_no_change():
+    before = changed(data__run__training={"_target_": "choosy.rounds.run.Training", "batch_size": 4})
+    assert changes(before, HYDRA) == {}
 
 
 def test_lightning_cli_and_hydra_write_the_same_configuration():

@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from choosy.data.batches import ItemBatches, PoolItems
-from choosy.data.pool import Keep, Pool, round_file
+from choosy.data.pool import Pool, round_file
 from choosy.data.table_files import damage
+from choosy.errors import refuse_none
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.statistics import COUNTED
 from choosy.methods.loss_inputs import Loss, form_of
-from choosy.methods.pairing import PairingRule, Threshold
-from choosy.methods.weighting import GapSource, Weighting
+from choosy.methods.weighting import Weighting
 from choosy.models.policy import Policy
 from choosy.options.parts import typed_for
 from choosy.parallel.ranks import OneRank, Ranks, current_ranks
@@ -24,7 +24,7 @@ from choosy.reporting.display import Phases
 from choosy.reporting.metrics import cost_metrics
 from choosy.resume.partial_rounds import files_of, forget
 from choosy.resume.run_folder import ledger_copy, open_folder, refuse_edited
-from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample, TrainOn
+from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample
 from choosy.rounds.label import buy_labels, made_of, refuse_many
 from choosy.rounds.label_ahead import LabelAhead
 from choosy.rounds.learned_reward import LearnedReward
@@ -32,6 +32,7 @@ from choosy.rounds.reference import Reference, policy_share
 from choosy.rounds.round import play_round
 from choosy.rounds.sample import Resumable
 from choosy.rounds.score import rescore_pool
+from choosy.rounds.training import Training
 from choosy.sampling.protocol import Sampler
 from choosy.types import Prompt
 
@@ -45,49 +46,6 @@ SAMPLED = (
 
 MANY = 0.5  # share of responses that were cut, above which the run says so
 EMPTY_ROUNDS = 3  # rounds in a row with nothing to train on, after which the run stops
-
-
-@dataclass(frozen=True)
-class Training:
-    """Which pairs each round trains on, in which batches.
-
-    Attributes:
-        batch_size: Pairs of one optimiser step, over all ranks.
-        epochs_per_round: Passes over the pairs in each round.
-        train_on: All labeled pairs of the `pool`, or those labeled in this `round`.
-        keep: Which labeled responses of a prompt stay in the pool: the `newest`, or `all`.
-        pairing: Which responses make pairs where all of a prompt are scored (see `methods/pairing.py`); `auto` is `all`
-            for a loss on pairs, and `best_worst` for one on lists or single responses or with a term of own samples.
-        threshold: The reward above which a prompt's single response is good, and below which it is bad: a number, or
-            the `mean` or `median` of the rewards of the round's single responses.
-        reward_gap: Whether weights and margins read the gap of `bought` rewards, the one that the learned reward has
-            `predicted` from the labels of earlier rounds, or the `difference` that the verdicts on all other pairs
-            predict (RDO, 2408.09385). The latter two serve labelers that only compare.
-    """
-
-    batch_size: int = 16
-    epochs_per_round: int = 1
-    train_on: TrainOn = "pool"
-    keep: Keep = "newest"
-    pairing: PairingRule | Literal["auto"] = "auto"
-    threshold: Threshold = 0.0
-    reward_gap: GapSource = "bought"
-
-    def __post_init__(self) -> None:
-        refuse_none("batching.batch_size", self.batch_size)
-        refuse_none("epochs_per_round", self.epochs_per_round)
-        refuse_unknown("train_on", self.train_on, get_args(TrainOn))
-        refuse_unknown("pool.keep", self.keep, get_args(Keep))
-        refuse_unknown("reward_gap", self.reward_gap, get_args(GapSource))
-        refuse_unknown("pairing", self.pairing, ("auto", *get_args(PairingRule)))
-        if isinstance(self.threshold, str):
-            refuse_unknown("threshold", self.threshold, ("a number", "mean", "median"))
-
-    def pairing_for(self, loss: Loss) -> PairingRule:
-        """The pairing rule of a run with this loss."""
-        if self.pairing != "auto":
-            return self.pairing
-        return "all" if form_of(loss.needs) == "pair" and "own" not in loss.needs else "best_worst"
 
 
 class Run:
@@ -409,18 +367,6 @@ class Run:
             self._adopt(state["round"])
         self.phases.resume(state["phases"])
         refuse_edited(state["data"], self.read)
-
-
-def refuse_none(name: str, value: int) -> None:
-    """Refuse a number below 1."""
-    if value < 1:
-        raise ValueError(f"{name}={value} trains nothing; choose {name} >= 1.")
-
-
-def refuse_unknown(name: str, value: str, known: Sequence[str]) -> None:
-    """Refuse a word that is not one of those known."""
-    if value not in known:
-        raise ValueError(f"{name}={value} is none of {', '.join(known)}.")
 
 
 def refuse_second(slot: str, one: object | None, two: object | None) -> None:
