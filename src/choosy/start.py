@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from choosy.early import refuse_early
+from choosy.errors import refuse_unknown
 from choosy.files import replacing
 from choosy.options.check import refuse_blanks, refuse_mistakes, refuse_removed
 from choosy.options.fit_words import START
@@ -105,8 +106,7 @@ def describe(config: Mapping[str, Any], trainer: Trainer, run_dir: Path) -> None
 def refuse_objective(config: Mapping[str, Any]) -> None:
     """Refuse an unknown objective, and one that nothing will measure."""
     objective = config.get("objective", "win_rate")
-    if objective not in (known := ("win_rate", "labels_to_win_rate")):
-        raise ValueError(f"objective={objective} is none of {', '.join(known)}.")
+    refuse_unknown("objective", objective, ("win_rate", "labels_to_win_rate"))
     measured = config["data"].get("heldout") and (config.get("callbacks") or {}).get("win_rate")
     if objective == "labels_to_win_rate" and not measured:
         raise ValueError(

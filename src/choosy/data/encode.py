@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from choosy.data.asked_score import AskedScore
 from choosy.data.reading import Promptlike, placed_candidates, placed_prompts
 from choosy.data.sources import Source, named
+from choosy.errors import refuse_unknown
 from choosy.models.policy import Policy
 from choosy.models.tokens import TemplateRefusal
 from choosy.types import Candidates, Prompt, Response
@@ -53,8 +54,7 @@ class Reader:
         for name, limit in (("prompt", self.max_prompt_tokens), ("response", self.max_response_tokens)):
             if limit < 1:
                 raise ValueError(f"data.reader.max_{name}_tokens={limit} leaves no {name}; choose at least 1.")
-        if self.too_long not in ("drop", "error"):
-            raise ValueError(f"data.reader.too_long={self.too_long} is none of drop, error.")
+        refuse_unknown("data.reader.too_long", self.too_long, get_args(TooLong))
 
     def prompts(
         self,

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
+
+from choosy.errors import refuse_unknown
 
 Gather = Literal["auto", "always", "never"]
 
@@ -47,8 +49,7 @@ class Compute:
     def __post_init__(self) -> None:
         if self.tokens_per_step < 1:
             raise ValueError(f"batching.tokens_per_step={self.tokens_per_step} holds no token; choose at least 1.")
-        if self.gather not in ("auto", "always", "never"):
-            raise ValueError(f"model.compute.gather={self.gather} is none of auto, always, never.")
+        refuse_unknown("model.compute.gather", self.gather, get_args(Gather))
 
     @contextmanager
     def explain_oom(self, device: torch.device) -> Iterator[None]:

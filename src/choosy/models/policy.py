@@ -20,6 +20,7 @@ from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from choosy.errors import refuse_unknown
 from choosy.models.adapters import Lora, starting_point, with_tokenizer
 from choosy.models.compute import Compute, free_memory, keep_freed_memory
 from choosy.models.fast.fused import fuse
@@ -70,8 +71,7 @@ class Policy(nn.Module):
         compute: Compute = Compute(),
     ) -> None:
         super().__init__()
-        if dtype not in get_args(Dtype):
-            raise ValueError(f"model.dtype={dtype} is none of {', '.join(get_args(Dtype))}.")
+        refuse_unknown("model.dtype", dtype, get_args(Dtype))
         name, adapter = starting_point(name, adapter, lora)
         if adapter is not None and lora is None:
             raise ValueError(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from choosy.data.batches import ItemKey
+from choosy.errors import refuse_unknown
 
 log = logging.getLogger(__name__)
 
@@ -18,8 +19,7 @@ class BadLosses:
     """Ends the run (`stop`), or warns and leaves what is not finite out of the step (`skip`)."""
 
     def __init__(self, on_bad_loss: OnBadLoss) -> None:
-        if on_bad_loss not in ("stop", "skip"):
-            raise ValueError(f"on_bad_loss={on_bad_loss} is none of stop, skip.")
+        refuse_unknown("on_bad_loss", on_bad_loss, get_args(OnBadLoss))
         self.on_bad_loss = on_bad_loss
 
     def report_items(self, bad: Sequence[ItemKey]) -> None:
