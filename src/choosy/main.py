@@ -11,6 +11,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -37,7 +38,7 @@ from choosy.options.names import meant
 from choosy.options.signatures import not_taken
 from choosy.options.typed import NO_GROUP, not_composed, quoted, unreadable
 from choosy.parallel.launch import join_tasks, refuse_relaunching_sweep
-from choosy.redaction import refuse_secrets
+from choosy.redaction import refuse_secret_words
 from choosy.resume.failed_starts import is_first_process, leaving_no_failed_start
 
 # Torch, Lightning and transformers take seconds to import: functions import them once nothing is left to refuse.
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
 
     from choosy.reporting.index import Index
-    from choosy.reporting.summary import RunSummary
 
 
 def started(pattern: str) -> str:
@@ -204,6 +204,8 @@ def _main(cfg: DictConfig) -> float | None:
         SWEEPS[str(index.folder)] = index
         if not finished:
             print(f"{run_dir}: {run.headline}, {run.costs}")
+    from choosy.rounds.evaluate import objective
+
     return objective(cfg, run)
 
 
@@ -284,20 +286,6 @@ def without_replaced(cfg: DictConfig) -> None:
                 del node[key]
 
 
-def objective(cfg: DictConfig, run: RunSummary) -> float | None:
-    """Return the last win rate, or the labels bought until it reached the target to stay."""
-    from choosy.rounds.evaluate import labels_until
-
-    if cfg.objective == "win_rate":
-        return run.last.get("win_rate")
-    looks = [
-        (played["labels"]["spent"], played["evaluation"]["win_rate"], int(played["evaluation"]["judged"]))
-        for played in run.evaluated
-        if played["evaluation"].get("win_rate") is not None
-    ]
-    return labels_until(looks, cfg.target_win_rate)
-
-
 def plain(cfg: DictConfig) -> Any:
     """Return the resolved configuration as dicts and lists."""
     return OmegaConf.to_container(cfg, resolve=True)
@@ -345,11 +333,7 @@ def not_built(error: BaseException) -> str:
 # -- what is typed ---------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def conf(words: Sequence[str] = ()) -> Iterator[None]:
-    """Open the folders of configurations within the block."""
-    with hydra.initialize_config_module("choosy.conf", version_base="1.3"):
-        yield
+conf = partial(hydra.initialize_config_module, "choosy.conf", version_base="1.3")  # read within a `with` block
 
 
 def compose(overrides: list[str]) -> Any:
@@ -371,13 +355,6 @@ def train_help(overrides: list[str]) -> str:
     hidden = config.pop("hydra")
     ours = {name: names for name, names in groups.items() if name != "hydra" and names}
     return f"{hidden['help']['header']}\n{help_text(config, hidden['runtime']['choices'], ours)}"
-
-
-def refuse_secret_words(words: Sequence[str]) -> None:
-    """Refuse a secret that is typed, before Hydra writes the words of a sweep into its folder."""
-    for word in words:
-        name, equals, value = word.lstrip("+~").partition("=")
-        refuse_secrets({name: value} if equals else {"a word that is typed": word})
 
 
 def refuse_dashes(words: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 VARIABLE = re.compile(r"(^|_)(KEY|APIKEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
@@ -38,6 +38,13 @@ def refuse_secrets(config: Any) -> None:
                 "environment variable instead, and give the name of that where the labeler asks for it, as in "
                 "labeler.key_env=OPENAI_API_KEY"
             )
+
+
+def refuse_secret_words(words: Sequence[str]) -> None:
+    """Refuse a secret that is typed, before Hydra writes the words of a sweep into its folder."""
+    for word in words:
+        name, equals, value = word.lstrip("+~").partition("=")
+        refuse_secrets({name: value} if equals else {"a word that is typed": word})
 
 
 def texts(node: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -16,8 +16,9 @@ from omegaconf import OmegaConf
 from programs import Program, free_port
 from tiny import ROOT, command, ending, environ, labels, summary, typed
 
-from choosy.main import compose, join_tasks, objective, train
+from choosy.main import compose, join_tasks, train
 from choosy.reporting.summary import read_run
+from choosy.rounds.evaluate import objective
 
 pytestmark = pytest.mark.slow
 

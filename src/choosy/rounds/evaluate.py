@@ -19,6 +19,7 @@ from choosy.data.table_files import write_table
 from choosy.labeling.buyer import LabelBuyer
 from choosy.methods.loss_inputs import LossInputs, form_of
 from choosy.parallel.ranks import shard
+from choosy.reporting.summary import RunSummary
 from choosy.rounds.context import Round
 from choosy.rounds.sample import sample_responses
 from choosy.sampling.settings import SamplingSettings
@@ -223,6 +224,18 @@ def labels_until(looks: Sequence[tuple[int, float, int]], target: float) -> floa
         if wilson(pooled, judged, Z90_ONE_SIDED)[0] >= target:
             return float(labels)
     return math.inf
+
+
+def objective(config: Mapping[str, Any], run: RunSummary) -> float | None:
+    """Return the last win rate, or the labels bought until it reached the target to stay."""
+    if config["objective"] == "win_rate":
+        return run.last.get("win_rate")
+    looks = [
+        (played["labels"]["spent"], played["evaluation"]["win_rate"], int(played["evaluation"]["judged"]))
+        for played in run.evaluated
+        if played["evaluation"].get("win_rate") is not None
+    ]
+    return labels_until(looks, config["target_win_rate"])
 
 
 # -- labeled pairs -----------------------------------------------------------------------------------------------
