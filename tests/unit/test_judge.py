@@ -22,7 +22,7 @@ from faulty_judge import FAULTS, Asked, FaultyJudge, prefers_longer
 
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.judge.endpoint import MOST_BYTES, completion_in, retry_after
-from choosy.labeling.judge.judge import TEMPLATE, Judge, parse_verdict, read_template
+from choosy.labeling.judge.judge import TEMPLATE, Judge, parse_verdict
 from choosy.labeling.judge.rate_limiter import RateLimiter
 from choosy.labeling.judge.settings import EndpointSettings, Prices, RateLimit, RequestSettings, Retries, Timeouts
 from choosy.labeling.protocols import Answer, Compares, ItemFailed, Scores
@@ -292,7 +292,7 @@ def test_another_template(tmp_path: Path) -> None:
 def test_a_template_with_wrong_blanks_is_refused(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "t.txt").write_text(text)
     with pytest.raises(ValueError, match=words):
-        read_template(str(tmp_path / "t.txt"))
+        Judge("toy", base_url="http://localhost/v1", template=str(tmp_path / "t.txt"))
 
 
 def test_a_missing_template_is_refused() -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from choosy.labeling.judge.endpoint import Endpoint, Session
-from choosy.labeling.judge.judge import filled, read_template
+from choosy.labeling.judge.judge import BLANKS
 from choosy.labeling.judge.requests import answers, completed
-from choosy.labeling.judge.settings import EndpointSettings, Prices, RequestSettings
-from choosy.labeling.protocols import Answer, ResponsePair, Terms
+from choosy.labeling.judge.settings import EndpointSettings, RequestSettings
+from choosy.labeling.judge.templates import filled, read_template, terms_by
+from choosy.labeling.protocols import Answer, ResponsePair
 from choosy.types import Prompt, Response, Verdict, content_id
 
 TEMPLATE = Path(__file__).with_name("edit.txt")
@@ -45,21 +45,11 @@ class Editor:
         endpoint: EndpointSettings | None = None,
         price: float | None = None,
     ) -> None:
-        if price is not None and not price > 0:
-            raise ValueError(f"editor.price={price}: type the most that one edit may cost, or null")
         self.name = f"editor:{model}"
         self.model = model
-        self.template = read_template(template, TEMPLATE, ENDING)
-        self.request = request or RequestSettings(max_tokens=2048)
-        self.endpoint = Endpoint(
-            model, base_url, key_env, request=self.request, settings=endpoint or EndpointSettings()
-        )
-        fields = json.dumps(self.request.fields(model), sort_keys=True)
-        self.terms = Terms(
-            fingerprint=content_id(*self.template.values(), fields),
-            price=0.0 if price is None and self.endpoint.settings.prices == Prices() else price,
-            runs_remotely=True,
-        )
+        self.template = read_template(template, TEMPLATE, ENDING, BLANKS)
+        self.endpoint = Endpoint(model, base_url, key_env, request or RequestSettings(max_tokens=2048), endpoint)
+        self.terms = terms_by(self.template, self.endpoint, price, of="edit")
 
     def stamp(self, prompt: Prompt, responses: Sequence[Response]) -> str:
         """The response that the other one is edited towards, since the order counts."""
@@ -74,7 +64,7 @@ class Editor:
         code, messages = filled(self.template, prompt=prompt.text, first=chosen.text, second=rejected.text)
         reply = await completed(self.endpoint, session, messages)
         edit = parse_edit(reply.text or "", code) if reply.complete else None
-        said = edit or reply.text or reply.why or "(an empty reply)"
+        said = edit or reply.said
         cost = reply.cost or self.terms.price or 0.0
         return Answer(at, "first" if edit else "invalid", said, cost, self.model, judgements=0)
 

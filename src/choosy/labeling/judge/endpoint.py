@@ -47,6 +47,11 @@ class Reply(NamedTuple):
     cost: float = 0.0
     why: str = ""  # what came instead of a completion
 
+    @property
+    def said(self) -> str:
+        """What the ledger keeps of it."""
+        return self.text or self.why or "(an empty reply)"
+
 
 class Unanswered(ValueError):
     """The endpoint does not answer, and the message says what to do about it."""
@@ -79,17 +84,22 @@ class Endpoint:
     """
 
     def __init__(
-        self, model: str, base_url: str, key_env: str | None, *, request: RequestSettings, settings: EndpointSettings
+        self,
+        model: str,
+        base_url: str,
+        key_env: str | None,
+        request: RequestSettings | None,
+        settings: EndpointSettings | None,
     ) -> None:
         self.model = model
         self.address = checked_url(base_url, "base_url").rstrip("/") + "/chat/completions"
         self.key_env = key_env
-        self.request = request
-        self.settings = settings
-        self.limiter = RateLimiter(settings.rate_limit)
+        self.request = request or RequestSettings()
+        self.settings = settings or EndpointSettings()
+        self.limiter = RateLimiter(self.settings.rate_limit)
         self.was_reached = False  # since the run was started or resumed
-        if settings.proxy:
-            checked_url(settings.proxy, "endpoint.proxy")
+        if self.settings.proxy:
+            checked_url(self.settings.proxy, "endpoint.proxy")
         key_from_environment(key_env)  # so that a missing key is reported before the first round
 
     @asynccontextmanager

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from string import Template
 from typing import cast
 
 from choosy.labeling.judge.endpoint import Endpoint, Session
 from choosy.labeling.judge.requests import answers, completed
-from choosy.labeling.judge.settings import EndpointSettings, Prices, RequestSettings
-from choosy.labeling.protocols import Answer, ResponsePair, Terms
-from choosy.types import MIRRORED, Prompt, Verdict, content_id
+from choosy.labeling.judge.settings import EndpointSettings, RequestSettings
+from choosy.labeling.judge.templates import estimated_cost, filled, read_template, terms_by
+from choosy.labeling.protocols import Answer, ResponsePair
+from choosy.types import MIRRORED, Prompt, Verdict
 
 TEMPLATE = Path(__file__).with_name("template.txt")
 ENDING = "the last line of the judge's reply must be 'Verdict $code: first', second or tie"
@@ -56,28 +55,18 @@ class Judge:
         endpoint: EndpointSettings | None = None,
         price: float | None = None,
     ) -> None:
-        if price is not None and not price > 0:
-            raise ValueError(f"labeler.price={price}: type the most that one pair may cost, or null")
         self.name = f"judge:{model}"
         self.model = model
-        self.template = read_template(template)
+        self.template = read_template(template, TEMPLATE, ENDING, BLANKS)
         self.both_orders = both_orders
-        self.request = request or RequestSettings()
-        self.endpoint = Endpoint(
-            model, base_url, key_env, request=self.request, settings=endpoint or EndpointSettings()
-        )
-        fields = json.dumps(self.request.fields(model), sort_keys=True)
-        self.terms = Terms(
-            fingerprint=content_id(*self.template.values(), fields, str(both_orders)),
-            price=0.0 if price is None and self.endpoint.settings.prices == Prices() else price,
-            labels_per_answer=2 if both_orders else 1,
-            runs_remotely=True,
-        )
+        self.endpoint = Endpoint(model, base_url, key_env, request, endpoint)
+        settings, labels = str(both_orders), 2 if both_orders else 1
+        self.terms = terms_by(self.template, self.endpoint, price, of="pair", settings=settings, labels=labels)
 
     def estimate(self, prompt: Prompt, response_tokens: int) -> float:
         """Return about what a pair costs, at four characters a token and replies as long as they may be."""
-        asked = sum(map(len, [*self.template.values(), prompt.text])) // 4 + 2 * response_tokens
-        return self.endpoint.settings.prices.cost(asked, self.request.max_tokens) * self.terms.labels_per_answer
+        each = estimated_cost(self.template, self.endpoint, prompt, 2 * response_tokens)
+        return each * self.terms.labels_per_answer
 
     def compare(self, items: Sequence[ResponsePair]) -> Iterable[Verdict | Answer]:
         """Yield each verdict as soon as it is there; if the caller leaves, requests in flight are cancelled."""
@@ -96,7 +85,7 @@ class Judge:
         code, messages = filled(self.template, prompt=prompt.text, first=first.text, second=second.text)
         reply = await completed(self.endpoint, session, messages)
         verdict = parse_verdict(reply.text or "", code) if reply.complete else "invalid"
-        return Answer(at, verdict, reply.text or reply.why or "(an empty reply)", reply.cost, self.model)
+        return Answer(at, verdict, reply.said, reply.cost, self.model)
 
 
 def combine_orders(one: Answer, turned: Answer) -> Answer:
@@ -112,58 +101,6 @@ def combine_orders(one: Answer, turned: Answer) -> Answer:
     value = "invalid" if "invalid" in verdicts else one.value if len(verdicts) == 1 else "tie"
     raw = json.dumps([one.raw or one.value, turned.raw or turned.value], ensure_ascii=False)
     return one._replace(value=value, raw=raw, cost=one.cost + turned.cost)
-
-
-def read_template(
-    path: str | None, own: Path = TEMPLATE, ending: str = ENDING, blanks: Set[str] = frozenset(BLANKS)
-) -> dict[str, str]:
-    """Read the text below the line [system], if there is one, and the text below [user], by role.
-
-    Args:
-        path: The user's template; None takes our own.
-        own: Our own.
-        ending: What the template has to ask the reply for, for error messages.
-        blanks: The names that the template has to hold.
-    """
-    place = Path(path).expanduser() if path else own
-    try:
-        text = place.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"labeler.template={path!r} cannot be read ({error}); type a text file, "
-            "or null for the template that comes with Choosy"
-        ) from error
-    if not re.search(r"^\[(system|user)\]$", text, re.MULTILINE):
-        text = f"[user]\n{text}"
-    before, *parts = re.split(r"^\[(system|user)\]\n", text, flags=re.MULTILINE)
-    template = {role: part.strip("\n") for role, part in zip(parts[::2], parts[1::2], strict=True)}
-    whole = Template("\n".join(template.values()))
-    if before.strip() or parts[::2] not in (["user"], ["system", "user"]):
-        raise ValueError(f"{place}: wanted one line [user], with at most a line [system] and its text before it")
-    if not whole.is_valid():
-        raise ValueError(f"{place}: a dollar that begins no blank is written twice, as in $$5")
-    if (found := set(whole.get_identifiers())) != blanks:
-        wrong = [f"lacks ${name}" for name in sorted(blanks - found)] + [f"has ${name}" for name in found - blanks]
-        raise ValueError(
-            f"{place} {' and '.join(wrong)}; its blanks are ${', $'.join(sorted(blanks))}: {ending}, and "
-            "marks with $fence enclose the texts"
-        )
-    return template
-
-
-def filled(template: dict[str, str], **texts: str) -> tuple[str, list[dict[str, str]]]:
-    """Fill in a template's blanks; return the code that the verdict must carry, and the messages to send."""
-    code = random_word(*texts.values())
-    texts |= {"code": code, "fence": random_word(*texts.values(), code)}
-    return code, [{"role": role, "content": Template(text).substitute(texts)} for role, text in template.items()]
-
-
-def random_word(*texts: str) -> str:
-    """Return a short random word that occurs in none of the texts."""
-    word = secrets.token_hex(4)
-    while any(word in text for text in texts):
-        word = secrets.token_hex(4)
-    return word
 
 
 def parse_verdict(reply: str, code: str) -> Verdict:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from choosy.labeling.judge.endpoint import Endpoint, Session
-from choosy.labeling.judge.judge import filled, parse_word, read_template
+from choosy.labeling.judge.judge import parse_word
 from choosy.labeling.judge.requests import answers, completed
-from choosy.labeling.judge.settings import EndpointSettings, Prices, RequestSettings
-from choosy.labeling.protocols import Answer, Terms
-from choosy.types import Prompt, Response, content_id
+from choosy.labeling.judge.settings import EndpointSettings, RequestSettings
+from choosy.labeling.judge.templates import estimated_cost, filled, read_template, terms_by
+from choosy.labeling.protocols import Answer
+from choosy.types import Prompt, Response
 
 TEMPLATE = Path(__file__).with_name("thumbs.txt")
 BLANKS = {"prompt", "response", "fence", "code"}
@@ -45,26 +45,15 @@ class ThumbsJudge:
         endpoint: EndpointSettings | None = None,
         price: float | None = None,
     ) -> None:
-        if price is not None and not price > 0:
-            raise ValueError(f"labeler.price={price}: type the most that one response may cost, or null")
         self.name = f"thumbs:{model}"
         self.model = model
         self.template = read_template(template, TEMPLATE, ENDING, BLANKS)
-        self.request = request or RequestSettings()
-        self.endpoint = Endpoint(
-            model, base_url, key_env, request=self.request, settings=endpoint or EndpointSettings()
-        )
-        fields = json.dumps(self.request.fields(model), sort_keys=True)
-        self.terms = Terms(
-            fingerprint=content_id(*self.template.values(), fields),
-            price=0.0 if price is None and self.endpoint.settings.prices == Prices() else price,
-            runs_remotely=True,
-        )
+        self.endpoint = Endpoint(model, base_url, key_env, request, endpoint)
+        self.terms = terms_by(self.template, self.endpoint, price, of="response")
 
     def estimate(self, prompt: Prompt, response_tokens: int) -> float:
         """Return about what a response costs, at four characters a token and replies as long as they may be."""
-        asked = sum(map(len, [*self.template.values(), prompt.text])) // 4 + response_tokens
-        return self.endpoint.settings.prices.cost(asked, self.request.max_tokens)
+        return estimated_cost(self.template, self.endpoint, prompt, response_tokens)
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> Iterable[float | Answer]:
         """Yield each score as soon as it is there; if the caller leaves, requests in flight are cancelled."""
@@ -75,5 +64,4 @@ class ThumbsJudge:
         code, messages = filled(self.template, prompt=prompt.text, response=response.text)
         reply = await completed(self.endpoint, session, messages)
         word = parse_word(reply.text or "", code, tuple(SCORE_OF)) if reply.complete else ""
-        said = reply.text or reply.why or "(an empty reply)"
-        return Answer(at, SCORE_OF.get(word, 0.0), said, reply.cost, self.model)
+        return Answer(at, SCORE_OF.get(word, 0.0), reply.said, reply.cost, self.model)
