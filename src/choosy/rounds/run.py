@@ -124,11 +124,6 @@ class Run:
         """Refuse a selector of pairs, or none, that does not suit the most responses that a prompt has."""
         if self.pair_selector is None and not self.labels.scores:
             refuse_many(responses, self.labels.labeler.name)
-        if self.pair_selector is not None and responses < 2:
-            raise ValueError(
-                f"{typed_for(self.pair_selector)} chooses pairs of responses, and every prompt has one response; "
-                "type a selector of prompts, such as selector=optune, or selector=none."
-            )
         several = self.training.pairing == "all" or (self.pair_selector and self.pair_selector.per_prompt != 1)
         if self.labels.editor is not None and several and responses > 2:
             raise ValueError(
