@@ -173,7 +173,7 @@ class Kitchen:
         for words in typed_in(sentence):
             named = dict(AS_DATA.get(word) or word.split("=") for word in words.split())
             changed = {group: name for group, name in named.items() if name in self.choices.get(group, ())}
-            if any(not getattr(chosen, group).startswith(name) for group, name in changed.items()):
+            if any(name not in getattr(chosen, group) for group, name in changed.items()):
                 found.append(chosen._replace(**changed))
         return found
 
