@@ -27,8 +27,8 @@ class RoundData(LightningDataModule, ABC):
     """Reads the data of a run, and gives each epoch the batches of its round.
 
     Args:
-        train: What to train on: a file (JSONL, JSON, CSV, TSV, Parquet), a pattern of files, a `datasets` folder, a hub
-            id, `choosy:prompts/...`, or a list of these.
+        train: What to train on: a file (JSONL, JSON, CSV, TSV, TXT, Parquet), a pattern of files, a `datasets` folder,
+            a hub id, `choosy:prompts/...`, or a list of these.
         run: Plays the rounds.
         reader: Reads the data.
         heldout: Prompts to evaluate on; None = no evaluation.

@@ -36,7 +36,7 @@ from choosy.options.fit_words import START
 from choosy.options.menu import help_text, menu
 from choosy.options.names import meant
 from choosy.options.signatures import not_taken
-from choosy.options.typed import NO_GROUP, not_composed, quoted, unreadable
+from choosy.options.typed import NO_GROUP, at_home, not_composed, quoted, unreadable
 from choosy.parallel.launch import join_tasks, refuse_relaunching_sweep
 from choosy.redaction import refuse_secret_words
 from choosy.resume.failed_starts import is_first_process, leaving_no_failed_start
@@ -68,7 +68,7 @@ OmegaConf.register_new_resolver("started", started, use_cache=True, replace=True
 OmegaConf.register_new_resolver("arm", arm, replace=True)
 
 SWEEPS: dict[str, Index] = {}  # whose jobs this process has played, by their folders
-COMMAND = list(sys.argv)  # as typed, `choosy train ...` or `python train.py ...`
+COMMAND = [at_home(word) for word in sys.argv]  # as typed, `choosy train ...` or `python train.py ...`
 STACKS = "HYDRA_FULL_ERROR"
 PATHS = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)  # of a path that was typed
 BY_SIGNALS = [128 + number for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)]  # callbacks/preemption.py
@@ -124,7 +124,7 @@ def main() -> None:
 
     A mistake that the user can correct ends the process with a sentence; HYDRA_FULL_ERROR=1 shows the stack.
     """
-    words = sys.argv[1:]
+    words = sys.argv[1:] = [at_home(word) for word in sys.argv[1:]]
     see_current_folder()
     with in_sentences(lambda: ""):
         refuse_secret_words(words)
@@ -340,7 +340,7 @@ def compose(overrides: list[str]) -> Any:
     """Return the configuration that these overrides give, for tools and tests; a ValueError if they cannot be read."""
     with conf():
         try:
-            return hydra.compose("train", overrides=overrides)
+            return hydra.compose("train", overrides=[*map(at_home, overrides)])
         except (HydraException, ValueError) as error:
             raise ValueError(explained(error, overrides)) from None
 
