@@ -98,7 +98,7 @@ class RoundData(LightningDataModule, ABC):
         return self.run.loader(number)
 
     def teardown(self, stage: str) -> None:
-        self.run.sampler.close()
+        self.run.close()
 
     def state_dict(self) -> dict[str, Any]:
         return self.run.state_dict()

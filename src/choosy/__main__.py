@@ -20,6 +20,7 @@ from choosy.reporting.index import read_index, write_index
 from choosy.reporting.report import print_report, write_report
 from choosy.reporting.summary import read_run
 from choosy.resume.failed_starts import is_first_process, leaving_no_failed_start
+from choosy.resume.run_lock import holding
 from choosy.start import check, is_finished, prepare, without_nulls
 
 USAGE = """choosy train selector=certainty   play a run, with -m several; its --help lists every option
@@ -90,7 +91,8 @@ def fit(words: list[str]) -> None:
         if is_first_process():
             print(f"{run_dir} is finished: {read_run(run_dir).headline}")
         return
-    with in_sentences(lambda: again(words, str(run_dir)), with_dashes), leaving_no_failed_start(run_dir):
+    in_words = in_sentences(lambda: again(words, str(run_dir)), with_dashes)
+    with in_words, holding(run_dir), leaving_no_failed_start(run_dir):
         start = None
         if not any(word.startswith("--print_config") for word in words):
             if typed.is_composed:

@@ -23,6 +23,7 @@ from choosy.reporting.report import filled
 from choosy.reporting.summary import RunSummary, costs_of, read_run
 from choosy.resume.failed_starts import MARK, leaving_no_failed_start
 from choosy.resume.run_folder import refuse_used_folder
+from choosy.resume.run_lock import holding
 from choosy.start import is_finished
 from choosy.types import content_id
 
@@ -121,7 +122,7 @@ def tune(
     replaced = cfg.overwrite or (run_dir / MARK).exists()
     refuse_used_folder(run_dir, resuming=cfg.ckpt_path is not None or replaced)
     try:
-        with leaving_no_failed_start(run_dir):
+        with holding(run_dir), leaving_no_failed_start(run_dir):
             for path, lines in files.items():
                 write(path, lines)
             if model is not None and not isinstance(model, str):

@@ -7,7 +7,6 @@ import re
 import shlex
 import signal
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -32,7 +31,7 @@ from choosy.early import refuse_early
 from choosy.errors import Stopped, name_typed_keys
 from choosy.files import replacing
 from choosy.options.check import options
-from choosy.options.fit_words import START
+from choosy.options.fit_words import START, time_name
 from choosy.options.menu import help_text, menu
 from choosy.options.names import meant
 from choosy.options.signatures import not_taken
@@ -40,6 +39,7 @@ from choosy.options.typed import NO_GROUP, at_home, not_composed, quoted, unread
 from choosy.parallel.launch import join_tasks, refuse_relaunching_sweep
 from choosy.redaction import refuse_secret_words
 from choosy.resume.failed_starts import is_first_process, leaving_no_failed_start
+from choosy.resume.run_lock import holding
 
 # Torch, Lightning and transformers take seconds to import: functions import them once nothing is left to refuse.
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ if TYPE_CHECKING:
 
 
 def started(pattern: str) -> str:
-    """Return the time at which a run started; torchrun's processes agree on it."""
+    """Name a run by the time at which it started; torchrun's processes agree on it."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return time.strftime(pattern)
+        return time_name(pattern)
     from choosy.parallel.ranks import first_writer
 
-    return first_writer(pattern, time.strftime(pattern))
+    return first_writer(pattern, time_name(pattern))
 
 
 def arm(words: list[str]) -> str:
@@ -228,7 +228,7 @@ def train(cfg: DictConfig, run_dir: Path, *, callbacks: Sequence[Callback] = ())
 
     Further callbacks are called before those of the configuration.
     """
-    with leaving_no_failed_start(run_dir):
+    with holding(run_dir), leaving_no_failed_start(run_dir):
         return play(cfg, run_dir, callbacks)
 
 

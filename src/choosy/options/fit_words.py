@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
@@ -168,10 +169,15 @@ def typed_value(text: str) -> Any:
     return text if isinstance(found, str) and not text.startswith(("'", '"')) else found
 
 
+def time_name(pattern: str) -> str:
+    """Return a name made of the time, with letters that no other run of the same moment has."""
+    return f"{time.strftime(pattern)}-{uuid.uuid4().hex[:6]}"
+
+
 def resolved(composed: Mapping[str, Any]) -> dict[str, Any]:
     """Return a composed configuration with the values of its interpolations."""
     if not OmegaConf.has_resolver("started"):
-        OmegaConf.register_new_resolver("started", time.strftime, use_cache=True)
+        OmegaConf.register_new_resolver("started", time_name, use_cache=True)
     try:
         return OmegaConf.to_container(OmegaConf.create(dict(composed)), resolve=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:

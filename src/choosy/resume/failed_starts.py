@@ -13,6 +13,7 @@ from pathlib import Path
 
 from choosy.labeling.protocols import Postponed
 
+LOCK = "run.lock"  # a file, while a run is played
 MARK = "failed_start"  # a file: the run failed before it had trained a round
 OURS = (
     *(
@@ -78,8 +79,10 @@ def leaving_no_failed_start(folder: Path) -> Iterator[None]:
 
 def is_first_process() -> bool:
     """Whether this process is the first of those that play a run together, as far as the environment says."""
-    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
-    return next((int(rank) for rank in ranks if rank), 0) == 0
+    for names in (("RANK",), ("SLURM_PROCID",), ("OMPI_COMM_WORLD_RANK",), ("PMI_RANK",), ("NODE_RANK", "LOCAL_RANK")):
+        if found := [rank for name in names if (rank := os.environ.get(name))]:
+            return {*map(int, found)} == {0}
+    return True
 
 
 def replace_failed_start(folder: Path) -> None:
@@ -141,7 +144,7 @@ def _number(aside: Path) -> int:
 
 
 def _inside(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in folder.iterdir() if path.name != LOCK] if folder.is_dir() else []
 
 
 def _remove(folder: Path, names: Iterable[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from choosy.labeling.ledger import fault
 from choosy.resume.checkpoint_files import checkpoint_damage, newest_checkpoint
 from choosy.resume.config_changes import report_changes
 from choosy.resume.failed_starts import MARK, is_first_process, overwrite, replace_failed_start
+from choosy.resume.run_lock import hold, refuse_unwritable
 
 if TYPE_CHECKING:  # they import torch, and a folder is refused before
     from choosy.labeling.buyer import LabelBuyer
@@ -72,15 +72,21 @@ def prepare_folder(
     return start
 
 
-def open_folder(folder: Path, labels: LabelBuyer, ranks: Ranks, read: Mapping[str, str], *, resuming: bool) -> None:
+def open_folder(folder: Path, labels: LabelBuyer, ranks: Ranks, read: Mapping[str, str], *, resuming: bool) -> bool:
     """Take possession of a run's folder once all processes have met, and open its ledger on each of them.
 
     `read` has the fingerprints of the data, which are those of the run's beginning if it resumes.
+
+    Returns:
+        Whether this process has locked the folder, and had not before.
     """
     refuse_different_folders(folder, ranks)
+    taken = False
 
     def take() -> str:
-        refuse_used_folder(folder, resuming=resuming)  # scripts that build their own Trainer do not prepare
+        nonlocal taken
+        taken = hold(folder)  # scripts that build their own Trainer do not prepare
+        refuse_used_folder(folder, resuming=resuming)
         file = folder / "data.json"
         if resuming and file.exists():
             refuse_edited(json.loads(file.read_text()), read)
@@ -95,6 +101,7 @@ def open_folder(folder: Path, labels: LabelBuyer, ranks: Ranks, read: Mapping[st
     name = ranks.on_rank_zero(take)
     if ranks.rank > 0:
         labels.open(name)
+    return taken
 
 
 def run_id(folder: Path) -> str:
@@ -128,17 +135,6 @@ def refuse_edited(then: Mapping[str, str], now: Mapping[str, str]) -> None:
             f"The rows of {' and '.join(edited)} are others than when this run began, and its pool, its labels and its "
             "evaluations belong to those: put the old rows back, or choose another name=... for a new run."
         )
-
-
-def refuse_unwritable(folder: Path) -> None:
-    """Make the folder of a run, and refuse one that nothing can be written into."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ValueError(
-            f"The run folder {folder} cannot be written to ({error}); choose another run_dir=..."
-        ) from error
 
 
 def refuse_different_folders(folder: Path, ranks: Ranks) -> None:

@@ -24,6 +24,7 @@ from choosy.reporting.display import Phases
 from choosy.reporting.metrics import cost_metrics
 from choosy.resume.partial_rounds import files_of, forget
 from choosy.resume.run_folder import ledger_copy, open_folder, refuse_edited
+from choosy.resume.run_lock import release
 from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample
 from choosy.rounds.label import buy_labels, made_of, refuse_many
 from choosy.rounds.label_ahead import LabelAhead
@@ -92,6 +93,7 @@ class Run:
                 f"learned_reward.embedder=policy embeds with the reference, which reference={reference} moves: type "
                 "reference=initial, or learned_reward.embedder=minilm."
             )
+        self.holds_folder = False  # locked by this run, and by no command that plays it
         self.resuming = False  # set before the run is opened, where it continues an earlier one
         self.prompt_selector: PromptSelector | None = None
         self.pair_selector: PairSelector | None = None
@@ -141,7 +143,14 @@ class Run:
         self.labels.check_prompts(prompts)
         self.ranks = current_ranks()
         self.read = dict(read)
-        open_folder(self.folder, self.labels, self.ranks, self.read, resuming=self.resuming)
+        self.holds_folder = open_folder(self.folder, self.labels, self.ranks, self.read, resuming=self.resuming)
+
+    def close(self) -> None:
+        """End the sampler, and give the folder free."""
+        self.sampler.close()
+        if self.holds_folder:
+            release(self.folder)
+            self.holds_folder = False
 
     def play(self, number: int, prompts: Sequence[Prompt], sample: Sample) -> None:
         """Play a round, unless the pool has it or its file is there from before an interruption."""
