@@ -20,7 +20,7 @@ from torchmetrics import MeanMetric
 from choosy.data.batches import Batch, ItemKey
 from choosy.errors import refuse_unknown
 from choosy.methods.degree_aware import DegreeAwareLoss
-from choosy.methods.loss_inputs import NO_STEPS_YET, Degrees, Facts, Loss
+from choosy.methods.loss_inputs import NO_STEPS_YET, Degrees, Facts, Loss, item_losses, refuse_no_loss
 from choosy.methods.schedule import Schedule, share_of_lr
 from choosy.models.degree_head import DegreeHead
 from choosy.models.policy import Policy
@@ -71,6 +71,7 @@ class WeightedDPO(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        refuse_no_loss(loss)
         if "degrees" in loss.needs and not isinstance(loss, DegreeAwareLoss):
             raise ValueError(
                 "A DegreeAwareLoss is no part of another loss: type loss=spo, and the other one as loss.loss."
@@ -184,7 +185,7 @@ class WeightedDPO(LightningModule):
         def part_loss(part: Batch) -> tuple[Tensor, StepStats]:
             s = part.loss_inputs(self.policy.token_logps(part.groups), self.facts, partners)
             s.degrees = self.predict_degrees(part.groups)
-            loss_B = part.weight_B.to(s.logp_R.device) * self.loss.items(s)
+            loss_B = part.weight_B.to(s.logp_R.device) * item_losses(self.loss, s, len(part.weight_B))
             loss = loss_B.sum() / batch.total
             bad = [part.items[n].key for n in (~torch.isfinite(loss_B)).nonzero().flatten().tolist()]
             return loss, StepStats.of(s, loss, self.loss.rewards(s), bad)

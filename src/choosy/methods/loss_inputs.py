@@ -212,6 +212,33 @@ class LossInputs:
         return weighted
 
 
+def refuse_no_loss(loss: object) -> None:
+    """Refuse an object that lacks what a loss has."""
+    if lacks := [name for name in ("beta", "needs", "items", "rewards") if not hasattr(loss, name)]:
+        raise ValueError(
+            f"loss={type(loss).__name__} has no {lacks[0]}; a loss has beta, needs, items(s) and rewards(s), as in "
+            "docs/python.md."
+        )
+
+
+def item_losses(loss: Loss, s: LossInputs, count: int) -> Tensor:
+    """Return the loss (B,) of each of `count` items; refuse any other shape, which would be broadcast.
+
+    Example:
+        >>> from choosy.methods.losses import SigmoidLoss
+        >>> s = LossInputs(torch.tensor([-40.0, -55.0]), torch.tensor([-42.0, -50.0]), sizes=[2])
+        >>> item_losses(SigmoidLoss(), s, 1).shape
+        torch.Size([1])
+    """
+    loss_B = loss.items(s)
+    if loss_B.shape != (count,):
+        raise ValueError(
+            f"{type(loss).__name__}.items returned a tensor of shape {tuple(loss_B.shape)} for {count} items; it must "
+            f"return one value for each, of shape ({count},), without a mean or a sum over them."
+        )
+    return loss_B
+
+
 def check_beta(beta: float) -> None:
     """Refuse a beta that is not positive."""
     if not beta > 0:

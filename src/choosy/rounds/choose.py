@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
 
 from choosy.methods import selection
 from choosy.methods.selection import PairChoice
+from choosy.options.parts import typed_for
 from choosy.rounds.context import ChosenPrompt, PairSelector, PromptSelector, Round
 from choosy.types import Candidates, Prompt, seed_of
 
@@ -20,7 +23,7 @@ def choose_prompts(at: Round, prompts: Sequence[Prompt], selector: PromptSelecto
     with at.phases("select"):
         if selector is None or at.number < selector.warmup_rounds:
             return [ChosenPrompt(p) for p in sorted(prompts, key=lambda p: p.id)]
-        utilities = selector.prompt_utilities(prompts, at)
+        utilities = as_floats(selector, selector.prompt_utilities(prompts, at), len(prompts), "prompts")
         k = selection.quota(len(at.given) or len(prompts), fraction=selector.fraction, count=selector.count)
         names = [p.id for p in prompts]
         oriented = selection.orient(utilities, selector.direction)
@@ -38,7 +41,9 @@ def choose_pairs(at: Round, mine: Sequence[Candidates], selector: PairSelector |
     if selector is None:
         return None
     with at.phases("select"):
-        utilities = selector.pair_utilities(mine, at)
+        found = as_list(selector, selector.pair_utilities(mine, at), len(mine), "prompts")
+        pairs = [len(selection.pair_positions(len(c.responses))) for c in mine]
+        utilities = [as_floats(selector, u, n, "pairs of a prompt") for u, n in zip(found, pairs, strict=True)]
         competing = at.ranks.gather([(c.prompt.id, u, excluded_pairs(c)) for c, u in zip(mine, utilities, strict=True)])
         competing.sort(key=lambda c: c[0])
         ranked = selection.rank_pairs(
@@ -50,6 +55,38 @@ def choose_pairs(at: Round, mine: Sequence[Candidates], selector: PairSelector |
         )
         wanted = wanted_pairs(at, Counter(pair.prompt for pair in ranked), selector)
         return PairChoice(ranked, wanted, selector.per_prompt, selector.count is not None, selector.score_all)
+
+
+def as_list(selector: object, utilities: Any, count: int, what: str) -> list[Any]:
+    """Return what a selector gives for so many things as a list; refuse any other number.
+
+    Example:
+        >>> import torch
+        >>> as_list(object(), torch.tensor([1.0, 2.0]), 2, "prompts")
+        [1.0, 2.0]
+        >>> as_list(object(), [1.0], 2, "prompts")
+        Traceback (most recent call last):
+        ValueError: object gave 1 utilities for 2 prompts; it must give one for each, in their order.
+    """
+    found = utilities.tolist() if hasattr(utilities, "tolist") else utilities
+    if not isinstance(found, list | tuple):
+        raise ValueError(
+            f"{typed_for(selector)} gave {found!r:.40} as utilities of {count} {what}; it must give a list."
+        )
+    if len(found) != count:
+        raise ValueError(
+            f"{typed_for(selector)} gave {len(found)} utilities for {count} {what}; it must give one for each, in "
+            "their order."
+        )
+    return [*found]
+
+
+def as_floats(selector: object, utilities: Any, count: int, what: str) -> list[float]:
+    """Return what a selector gives for so many things as floats; refuse what is no number."""
+    found = as_list(selector, utilities, count, what)
+    if wrong := [one for one in found if not isinstance(one, Real) and not hasattr(one, "item")]:
+        raise ValueError(f"{typed_for(selector)} gave {wrong[0]!r:.40} as a utility; it must be a number.")
+    return [float(one) for one in found]
 
 
 def wanted_pairs(at: Round, competing: Mapping[int, int], selector: PairSelector) -> int:

@@ -117,6 +117,8 @@ class Run:
 
     def use(self, *, prompts: PromptSelector | None = None, pairs: PairSelector | None = None) -> None:
         """Give a slot its selector; a slot that has another one refuses it."""
+        refuse_without("prompt_utilities", prompts)
+        refuse_without("pair_utilities", pairs)
         refuse_second("prompts", self.prompt_selector, prompts)
         refuse_second("pairs", self.pair_selector, pairs)
         self.prompt_selector = prompts or self.prompt_selector
@@ -126,6 +128,11 @@ class Run:
         """Refuse a selector of pairs, or none, that does not suit the most responses that a prompt has."""
         if self.pair_selector is None and not self.labels.scores:
             refuse_many(responses, self.labels.labeler.name)
+        if self.pair_selector is not None and responses < 2:
+            raise ValueError(
+                f"{typed_for(self.pair_selector)} chooses pairs of responses, and every prompt has one response; "
+                "type a selector of prompts, such as selector=optune, or selector=none."
+            )
         several = self.training.pairing == "all" or (self.pair_selector and self.pair_selector.per_prompt != 1)
         if self.labels.editor is not None and several and responses > 2:
             raise ValueError(
@@ -371,6 +378,14 @@ class Run:
             self._adopt(state["round"])
         self.phases.resume(state["phases"])
         refuse_edited(state["data"], self.read)
+
+
+def refuse_without(method: str, selector: object | None) -> None:
+    """Refuse a selector that lacks the method by which it chooses."""
+    if selector is not None and not hasattr(selector, method):
+        raise ValueError(
+            f"{typed_for(selector)} is a selector without {method}, by which it chooses; docs/python.md shows one."
+        )
 
 
 def refuse_second(slot: str, one: object | None, two: object | None) -> None:
