@@ -12,7 +12,7 @@ from choosy.files import replacing
 from choosy.models.locate import shown_name
 from choosy.options.parts import typed_for
 from choosy.reporting.model_card import model_card
-from choosy.reporting.report import print_report, write_report
+from choosy.reporting.report import print_report, shown_settings, write_report
 from choosy.reporting.summary import RunSummary, read_run, write_summary
 
 
@@ -62,15 +62,16 @@ def write_card(folder: Path, summary: RunSummary, trainer: Any, module: Any) -> 
     if tuned is None:
         return
     policy, data = module.policy, trainer.datamodule
-    run = data.run
-    chosen = [name_of(one) for one in (run.prompt_selector, run.pair_selector) if one is not None]
+    run, chosen = data.run, shown_settings(folder)
+    selectors = [name_of(one) for one in (run.prompt_selector, run.pair_selector) if one is not None]
     sources = [data.train] if isinstance(data.train, str) else data.train
     judge = run.labels.evaluator
+    who, judged_as = run.labels.labeler.name, chosen.get("labeler", "")
     facts = {
-        "loss": f"{name_of(module.loss)}, beta {module.loss.beta}",
-        "weights": name_of(run.weighting),
-        "selectors": ", ".join(chosen) or "none",
-        "labeler": run.labels.labeler.name,
+        "loss": f"{chosen.get('loss') or name_of(module.loss)}, beta {module.loss.beta}",
+        "weighting": chosen.get("weighting") or name_of(run.weighting),
+        "selector": chosen.get("selector") or ", ".join(selectors) or "none",
+        "labeler": who if not judged_as or who.startswith(judged_as) else f"{judged_as} ({who})",
         "judge of held-out answers": "" if judge is None else judge.labeler.name,
         "data": ", ".join(Path(source).name for source in sources),
         "rounds": f"{len(summary.rounds)} of {run.rounds}, seed {run.seed}",

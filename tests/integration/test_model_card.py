@@ -20,7 +20,7 @@ def test_the_card_says_what_the_model_is_and_its_code_runs(lora, folder, play, t
     assert str(tmp_path) not in card, "no path of this machine"
     for words in (
         "| loss | ipo, beta 0.1 |",
-        "| selectors | certainty |",
+        "| selector | certainty |",
         "function:toy_rewards.toy",
         "prompts.jsonl",
         "win rate",

@@ -105,6 +105,7 @@ def test_a_menu_of_ones_own_is_proposed_with_more_rounds(tmp_path, tiny_policy_d
     run = command("type.py", "train", "--config-dir", "menu", *lines, folder=tmp_path)
     assert run.returncode == 0, run.stderr
     _, *again = shlex.split(next_lines(run.stdout)[-1], comments=True)
+    assert again[:3] == ["train", "--config-dir", "menu"]
     done = command("type.py", *again, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert summary(tmp_path / "runs" / "my run")["rounds"] == 2

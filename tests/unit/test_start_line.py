@@ -13,6 +13,8 @@ from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.vader import Vader
 from choosy.main import compose
 from choosy.methods.losses import SigmoidLoss
+from choosy.options.typed import own_menu
+from choosy.reporting.report import shown_settings
 
 
 class Compares:
@@ -46,3 +48,53 @@ def test_a_run_begins_with_its_labeler_selector_loss_and_lr_as_they_are_typed(
     assert said[0].endswith(" weighting=uniform loss=sigmoid lr=5e-05, beta 0.2")
     (tmp_path / "config.yaml").unlink()  # as of a script that builds its own Trainer
     assert parts_in_a_line(run, "some/model", 0.2).startswith(f"model some/model; {labeler.name} ")
+
+
+OWN = """from callbacks.certainty import Certainty
+from callbacks.selector import PairChooser
+from lightning.pytorch import Callback
+
+class Longest(PairChooser):
+    def pair_utilities(self, candidates, at):
+        return []
+
+class Surest(Certainty):
+    pass
+
+class Counts(Callback):
+    pass
+"""
+MENU = {
+    "selector/longest.yaml": "# @package callbacks\nlongest_pairs:\n  _target_: my_selectors.Longest\n",
+    "loss/squared.yaml": "_target_: my_losses.Squared\nbeta: 0.2\n",
+}
+GIVEN = {"_target_": "choosy.api.given", "name": "selector", "shown": "Mine"}
+
+
+@pytest.mark.parametrize(
+    ("words", "typed", "selector"),
+    [
+        (["selector=longest"], ["selector=longest", "loss=squared"], "longest"),
+        (["selector=longest"], None, "longest_pairs"),  # as the menu's file calls it: what was typed is not known
+        (["selector=none", "+callbacks.sure._target_=my_selectors.Surest"], [], "sure"),
+        (["selector=none", "+callbacks.counts._target_=my_selectors.Counts"], [], "none"),
+        (["selector=certainty", "+callbacks.counts._target_=my_selectors.Counts"], [], "certainty"),
+        (["selector=none", f"+callbacks.Mine={GIVEN}".replace("'", "")], [], "Mine"),
+    ],
+)
+def test_parts_of_ones_own_go_by_what_is_typed_for_them(tmp_path, monkeypatch, words, typed, selector):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_selectors.py").write_text(OWN)
+    for name, text in MENU.items():
+        (tmp_path / "menu" / name).parent.mkdir(parents=True)
+        (tmp_path / "menu" / name).write_text(text)
+    config = compose([own_menu("menu"), "loss=squared", *words])
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+    if typed is not None:
+        (tmp_path / ".hydra").mkdir()
+        (tmp_path / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(typed))
+    shown = shown_settings(tmp_path)
+    assert shown["selector"] == selector
+    assert shown["loss"] == ("squared" if typed and len(typed) > 1 else "my_losses.Squared")
+    assert shown["weighting"] == "uniform"

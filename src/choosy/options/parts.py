@@ -10,10 +10,13 @@ from typing import Any, NamedTuple
 import yaml
 
 from choosy.options.menu import chosen
+from choosy.options.signatures import has_method
 
 CLASS = "_target_"  # how the setting of a part that is its class ends
 COLLECTIONS = {"selector": "callbacks", "logger": "logger"}  # groups whose options are several parts, and their place
 PARTS = (*COLLECTIONS, "callbacks")
+OBJECT = "choosy.api.given"  # stands for an object that choosy.tune was given, and has its name as `shown`
+CHOOSES = ("prompt_utilities", "pair_utilities")  # methods of a selector
 ONLY = (".lora", ".training", ".reader")  # settings of the only class that there is
 
 Settings = Mapping[str, Any]
@@ -152,6 +155,8 @@ def option_of_part(settings: Settings) -> Option:
         'ipo'
     """
     cls = settings.get(CLASS)
+    if cls == OBJECT:
+        return Option(str(settings.get("shown")), {})
     alike = {n: o for group in groups() for n, o in options_of(group).items() if o.get(CLASS) == cls}
     return _nearest(alike, settings, str(cls))
 
@@ -169,11 +174,16 @@ def option_of_collection(group: str, settings: Settings) -> Option:
 
 
 def collection(group: str, settings: Settings) -> Settings:
-    """The settings of those callbacks, or loggers, that options of a group have."""
-    own = within(COLLECTIONS[group], settings)
+    """The settings of those callbacks, or loggers, that options of a group have; of a selector of the user's too."""
+    inside = within(COLLECTIONS[group], settings)
     known = {cls for option in options_of(group).values() for cls in classes(option).values()}
-    ours = tuple(name.removesuffix(CLASS) for name, cls in classes(own).items() if cls in known)
-    return {name: value for name, value in own.items() if name.startswith(ours)} if ours else {}
+
+    def belongs(cls: str) -> bool:
+        is_own = cls not in part_names() and group == "selector"
+        return cls in known or (is_own and (cls == OBJECT or has_method(cls, CHOOSES)))
+
+    names = tuple(name.removesuffix(CLASS) for name, cls in classes(inside).items() if belongs(cls))
+    return {name: value for name, value in inside.items() if name.startswith(names)} if names else {}
 
 
 def within(part: str, settings: Settings) -> Settings:

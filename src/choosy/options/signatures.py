@@ -7,7 +7,7 @@ milliseconds. What the source does not say plainly, such as a class made by a fu
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from copy import deepcopy
 from functools import cache
 from importlib.machinery import PathFinder
@@ -144,6 +144,29 @@ def not_taken(path: str, names: Iterable[str]) -> list[str]:
         return []
     known = None if takes is None or takes.takes_others else takes.arguments
     return [] if known is None else [name for name in names if not name.startswith("_") and name not in known]
+
+
+def has_method(path: str, names: Collection[str]) -> bool:
+    """Whether the source of a class, or of one that it is derived from, defines one of these methods.
+
+    Example:
+        >>> has_method("callbacks.random.LengthMatched", ["pair_utilities"]), has_method("nowhere.Mine", ["f"])
+        (True, False)
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return _defines(find(read_module(module), name), names)
+    except (Missing, ValueError, SyntaxError):  # it is not there any more, or is of no file
+        return False
+
+
+def _defines(found: tuple[Module, ast.stmt] | None, names: Collection[str]) -> bool:
+    match found:
+        case (module, ast.ClassDef() as cls):
+            own = (statement.name for statement in cls.body if isinstance(statement, ast.FunctionDef))
+            bases = (find(module, base.id) for base in cls.bases if isinstance(base, ast.Name))
+            return any(name in names for name in own) or any(_defines(base, names) for base in bases)
+    return False
 
 
 def bare_function(path: str) -> Callable[..., None] | None:

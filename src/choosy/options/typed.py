@@ -25,7 +25,7 @@ def unreadable(word: str, options: Options) -> str:
         return f"{word} has no value: an option is typed as NAME=VALUE. {near}".rstrip()
     if "'" in value or '"' in value:
         return f"{word} cannot be read: its quotes do not match. A text is typed as {in_shell(name, 'a text')}."
-    return f"{word} cannot be read; a value with = ~ or brackets in it needs quotes: {in_shell(name, value)}"
+    return f"{word} cannot be read; a value with = or brackets in it needs quotes: {in_shell(name, value)}"
 
 
 def not_composed(text: str, options: Options, words: Collection[str]) -> str:
@@ -88,6 +88,29 @@ def of_some_arms(name: str, words: Collection[str]) -> str:
     return ""
 
 
+def own_menu(folder: str | Path) -> str:
+    """Return the option that Hydra has for a folder of the user's own menu, wherever it is read."""
+    return f"hydra.searchpath=['file://{Path(folder).resolve()}']"
+
+
+def in_the_shell(words: Collection[str]) -> list[str]:
+    """Return the words of a run as they are typed, with --config-dir for a folder of the user's own menu.
+
+    Example:
+        >>> in_the_shell([own_menu("menu"), "lr=1"]), in_the_shell([own_menu("/else/where")])
+        (['--config-dir', 'menu', 'lr=1'], ['--config-dir', '/else/where'])
+    """
+    typed: list[str] = []
+    for word in words:
+        folder = re.fullmatch(r"hydra\.searchpath=\['file://(.*)'\]", word)
+        if folder is None:
+            typed.append(word)
+        else:
+            path = Path(folder[1])
+            typed += ["--config-dir", os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)]
+    return typed
+
+
 def quoted(value: str) -> str:
     r"""Return a text as Hydra's command line takes it.
 
@@ -98,26 +121,6 @@ def quoted(value: str) -> str:
     if re.fullmatch(r"[\w/.+-]+", value, re.ASCII):
         return value
     return "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
-
-
-def at_home(word: str) -> str:
-    """Return a word of the command line, with the home folder in its values that begin with a tilde.
-
-    A shell replaces a tilde only where the word itself begins with it.
-
-    Example:
-        >>> home = os.path.expanduser("~")
-        >>> at_home("data.train=[~/a.jsonl,b.jsonl]") == f"data.train=[{home}/a.jsonl,b.jsonl]"
-        True
-        >>> at_home("~logger"), at_home("name=a~b")
-        ('~logger', 'name=a~b')
-    """
-
-    def expanded(found: re.Match[str]) -> str:
-        path = os.path.expanduser(found["path"])
-        return found["mark"] + path if found["mark"] or word.startswith("-") else quoted(path)
-
-    return re.sub(r"(?<=[=\[,])(?P<mark>['\"]?)(?P<path>~[\w.-]*(?:/[^,\]'\"]*)?)(?=$|[,\]'\"])", expanded, word)
 
 
 def in_shell(name: str, value: str) -> str:

@@ -21,7 +21,7 @@ from rich.text import Text
 from choosy.console import console
 from choosy.files import replacing
 from choosy.models.locate import shown_name
-from choosy.options.typed import quoted
+from choosy.options.typed import in_the_shell, quoted
 from choosy.reporting.display import PHASES, duration
 from choosy.reporting.summary import LEARNED, MEASURES, RunSummary, as_text, costs_of
 from choosy.reporting.sweeps import OF_ONE_RUN, value_of, words_of
@@ -77,7 +77,7 @@ def next_lines(run: RunSummary) -> Iterator[str]:
     if words is not None:
         own = (*OF_ONE_RUN, *(["rounds"] if run.finished else []))
         kept = [word for word in words if word.lstrip("+").split("=")[0] not in own]
-        again = ["choosy", "train", *kept, f"run_dir={quoted(str(run.folder))}", *more, "ckpt_path=last"]
+        again = ["choosy", "train", *in_the_shell(kept), f"run_dir={quoted(str(run.folder))}", *more, "ckpt_path=last"]
         yield f"{shlex.join(again)}  # {why}"
     elif "labels" in config:  # `choosy fit` has played it
         again = ["choosy", "fit", "--config", str(file), *(f"--{word}" for word in (*more, "ckpt_path=last"))]

@@ -12,7 +12,15 @@ import pyarrow.parquet as pq
 import yaml
 
 from choosy.data.pool import round_file
-from choosy.options.parts import collection, leaves, option_of_collection, option_of_part
+from choosy.options.parts import (
+    CLASS,
+    collection,
+    groups,
+    leaves,
+    option_of_collection,
+    option_of_part,
+    options_of,
+)
 from choosy.reporting.courses import Arm, Course
 from choosy.reporting.summary import RunSummary, costs_of, read_run, run_folders
 from choosy.types import content_id
@@ -77,8 +85,15 @@ def judged_by(run_dir: Path) -> str:
 
 
 def value_of(run_dir: Path, name: str) -> str:
-    """The value of an option, or a group's choice, as a run's config.yaml has it; "" where it has none."""
-    return value_in(config_of(run_dir), name)
+    """The value of an option, or a group's choice, as a run's config.yaml has it; "" where it has none.
+
+    A choice of the user's own menu goes by what was typed for it.
+    """
+    found = value_in(config_of(run_dir), name)
+    if name not in (*groups(), "selector") or found in options_of(name):
+        return found
+    words = dict(word.lstrip("+").partition("=")[::2] for word in words_of(run_dir) or ())
+    return found if f"{name}.{CLASS}" in words else words.get(name, found)
 
 
 def value_in(config: Mapping[str, Any], name: str) -> str:
