@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from choosy.options.names import file_meant
+from choosy.options.names import any_of, file_meant
 
 LOGGERS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "CometLogger": "comet_ml", "NeptuneLogger": "neptune"}
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
@@ -97,6 +97,8 @@ def _lacks(path: str) -> str | None:
         place = Path(file)
         if not place.is_file():
             return f"there is no file {file} in {Path.cwd()}; {file_meant(place)}".removesuffix("; ")
+    elif path.endswith(".py") and Path(path).is_file():
+        return f"it names a file and no function of it; it has {_functions_in(Path(path)) or 'none'}"
     else:
         module, _, name = path.rpartition(".")
         top = module.split(".")[0]
@@ -115,7 +117,19 @@ def _lacks(path: str) -> str | None:
     if known is None or name in known:
         return None
     meant = get_close_matches(name, known, n=1)
-    return f"{place} has no {name}" + (f"; did you mean {meant[0]}?" if meant else "")
+    hint = f"did you mean {meant[0]}?" if meant else f"it has {_functions_in(place) or 'no function'}"
+    return f"{place} has no {name}; {hint}"
+
+
+def _functions_in(file: Path) -> str:
+    """Return the functions of a Python file as they are typed; "" if it has none."""
+    try:
+        body = ast.parse(file.read_bytes()).body
+    except (SyntaxError, ValueError):
+        return ""
+    names = [one.name for one in body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+    typed = [f"{file}:{name}" for name in names if not name.startswith("_")]
+    return any_of(typed) if typed else ""
 
 
 def _names(file: Path) -> set[str] | None:

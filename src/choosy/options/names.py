@@ -62,7 +62,7 @@ ELSEWHERE = {  # what TRL, PEFT, transformers, LLaMA-Factory and Lightning call 
     "labeler": "reward judge judges annotator",
     "labeler.weights": "reward_weights",
     "labeler=reward_model labeler.model": "reward_model_path reward_model reward_model_name",
-    "labeler=function labeler.path": "reward_function reward_func reward_fn reward_funcs",
+    "labeler=function labeler.path": "reward_function reward_func reward_fn reward_funcs function",
     "labels.budget": "label_budget budget max_labels",
     "labels.missing_eos_penalty": "missing_eos_penalty",
     "callbacks.win_rate.every": "eval_steps eval_strategy evaluation_strategy",
