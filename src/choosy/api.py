@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property, wraps
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +15,14 @@ from typing import Any, ParamSpec, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from choosy.early import is_ours
+from choosy.errors import is_ours, raised_at
 from choosy.files import replacing
-from choosy.main import SHOWS_STACKS, check, compose, innermost, plain, train
+from choosy.labeling.protocols import Postponed
+from choosy.main import SHOWS_STACKS, check, compose, innermost, plain, sentence_on, train
+from choosy.options.menu import menu
 from choosy.options.names import OURS
-from choosy.options.typed import quoted
+from choosy.options.parts import typed_for
+from choosy.options.typed import own_menu, quoted
 from choosy.reporting.report import filled
 from choosy.reporting.summary import RunSummary, costs_of, read_run
 from choosy.resume.failed_starts import MARK, leaving_no_failed_start
@@ -37,16 +41,20 @@ ARGUMENTS = {  # options of the command line that are arguments of `tune`, which
 
 
 def in_a_sentence(play: Callable[P, R]) -> Callable[P, R]:
-    """Raise a mistake that Choosy explains without the stack of its own functions."""
+    """Raise a mistake that Choosy explains, or one in code of the user's, without the stack of its own functions."""
 
     @wraps(play)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return play(*args, **kwargs)
-        except ValueError as error:
-            if SHOWS_STACKS or error.__cause__ is not None or not is_ours(error):
+        except Exception as error:
+            if SHOWS_STACKS or isinstance(error, Postponed):
                 raise
-            raise error.with_traceback(None) from None
+            if isinstance(error, ValueError) and is_ours(error):
+                raise error.with_traceback(None) from None
+            if not raised_at(error):
+                raise
+            raise ValueError(sentence_on(error)) from None
 
     return call
 
@@ -91,7 +99,7 @@ def tune(
     if config_dir is not None:
         if not Path(config_dir).is_dir():
             raise ValueError(f"config_dir={config_dir}: there is no such folder.")
-        typed.append(f"hydra.searchpath=['file://{Path(config_dir).resolve()}']")
+        typed.append(own_menu(config_dir))
     named = {"model.name": model, "data.train": prompts, "data.heldout": heldout, "loss": loss, "selector": selector}
     typed += as_typed({name: value for name, value in named.items() if isinstance(value, str)})
     typed += reward_words(reward)
@@ -103,20 +111,24 @@ def tune(
             raise ValueError(f"selector={chooses!r:.80}: give a name of the menu, or a callback such as RandomPairs().")
         typed.append("selector=none")
     cfg = compose(typed)
+    if chooses is not None:
+        put(cfg, "selector", chooses, among="callbacks")
     for name, value in groups.items():  # `check` refuses what is no option
         OmegaConf.update(cfg, name, json.loads(json.dumps(value, default=str)), merge=True, force_add=True)
     run_dir = Path(cfg.run_dir)
-    files = {}
-    for name, rows in (("train", prompts), ("heldout", heldout)):
+    files: dict[Path, str] = {}
+    arguments: dict[Path, str] = {}  # whose rows a file holds
+    for name, argument, rows in (("train", "prompts", prompts), ("heldout", "heldout", heldout)):
         if rows is not None and not isinstance(rows, str):
             lines = as_lines(rows)
-            cfg.data[name] = str(run_dir / "given" / f"{name}-{content_id(lines)[:8]}.jsonl")
-            files[Path(cfg.data[name])] = lines
+            path = run_dir / "given" / f"{name}-{content_id(lines)[:8]}.jsonl"
+            cfg.data[name], files[path], arguments[path] = str(path), lines, argument
     if is_labeler(reward):
         put(cfg, "labeler", reward)
     if loss is not None and not isinstance(loss, str):
-        if lacks := [name for name in ("beta", "needs", "items", "rewards") if not hasattr(loss, name)]:
-            raise ValueError(f"loss={loss!r:.80} has no {lacks[0]}, which a loss has; see docs/losses.md.")
+        from choosy.methods.loss_inputs import refuse_no_loss
+
+        refuse_no_loss(loss)
         put(cfg, "loss", loss)
     check(cfg)  # before anything is written
     replaced = cfg.overwrite or (run_dir / MARK).exists()
@@ -128,9 +140,11 @@ def tune(
             if model is not None and not isinstance(model, str):
                 cfg.model.name = str(save_model(model, run_dir / "given" / "model"))
             if cfg.ckpt_path != "auto" or not is_finished(plain(cfg), run_dir):
-                train(cfg, run_dir, callbacks=[chooses] if chooses else [])
+                train(cfg, run_dir)
     except Exception as error:
-        if (cause := innermost(error)) is error:
+        cause = innermost(error)
+        name_arguments(cause, arguments)
+        if cause is error:
             raise
         raise cause from None
     return Tuned(run_dir)
@@ -183,12 +197,34 @@ class Tuned:
 
 
 def refuse_names_of_others(options: Mapping[str, Any]) -> None:
-    """Refuse what is an argument of `tune` by another name, such as TRL's or the command line's."""
+    """Refuse what is an argument of `tune` by another name, such as TRL's or the command line's, or with a typo."""
     for name, value in flat(options):
-        ours = OURS.get(name, name)
+        known_as = OURS.get(name, name)
         is_text = value is None or all(isinstance(one, str) for one in (value if isinstance(value, list) else [value]))
-        if (here := ARGUMENTS.get(ours)) and (name != ours or not is_text):
+        if (here := ARGUMENTS.get(known_as)) and (name != known_as or not is_text):
             raise ValueError(f"{name} is called {here} here: type choosy.tune({here}=...).")
+    ours = [name for name, one in inspect.signature(tune).parameters.items() if one.kind is one.KEYWORD_ONLY]
+    known = menu()
+    for name in options:
+        near = get_close_matches(name, ours, n=1, cutoff=0.75)
+        if near and name.lstrip("+") not in {*known, *known["defaults"]}:
+            raise ValueError(f"choosy.tune has no argument {name}. Did you mean {near[0]}?")
+
+
+def name_arguments(error: BaseException, arguments: Mapping[Path, str]) -> None:
+    """Put the arguments that were given into the message of an error about the files that hold their rows.
+
+    Example:
+        >>> error = ValueError("runs/one/given/train-1.jsonl has no rows.")
+        >>> name_arguments(error, {Path("runs/one/given/train-1.jsonl"): "prompts"})
+        >>> error
+        ValueError('prompts has no rows.')
+    """
+    if isinstance(error, ValueError) and len(error.args) == 1:
+        text = str(error)
+        for path, argument in arguments.items():
+            text = re.sub(rf"(data\.\w+=)?{re.escape(str(path))}", argument, text)
+        error.args = (text,)
 
 
 def flat(options: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
@@ -230,7 +266,7 @@ def is_labeler(reward: Any) -> bool:
 
 
 def reward_words(reward: Any) -> list[str]:
-    """Return what is typed for a reward; a function goes by its name, and its labels also by its source."""
+    """Return what is typed for a reward; a function goes by its name."""
     if reward is None or is_labeler(reward):
         return []
     if isinstance(reward, str) and not re.search("[:.]", reward):
@@ -248,27 +284,21 @@ def reward_words(reward: Any) -> list[str]:
         kept = f"{name}_{place}" if len(several) > 1 else name  # two lambdas have one name
         setattr(GIVEN, kept, one)
         paths.append(f"{__name__}.GIVEN.{kept}")
-        names.append(f"{name}:{source_id(one)}")
+        names.append(name)
     words = ["labeler=function", f"labeler.path={value_as_typed(paths if len(paths) > 1 else paths[0])}"]
     return words if names == paths else [*words, f"labeler.name={value_as_typed('function:' + '+'.join(names))}"]
 
 
-def source_id(function: Callable[..., Any]) -> str:
-    """Name the source of a function, so that labels of another function of the same name are not reused."""
-    try:
-        return content_id(inspect.getsource(function))[:8]
-    except (OSError, TypeError):  # typed into an interpreter, or no function of Python
-        return content_id(repr(getattr(function, "__code__", function)))[:8]
-
-
-def put(cfg: DictConfig, name: str, value: Any) -> None:
-    """Put an object of this process into a configuration, by a name that `given` finds again."""
+def put(cfg: DictConfig, name: str, value: Any, *, among: str = "") -> None:
+    """Put an object of this process into a configuration, or among callbacks, by a name that `given` finds again."""
     setattr(GIVEN, name, value)
-    OmegaConf.update(cfg, name, {"_target_": f"{__name__}.given", "name": name}, merge=False, force_add=True)
+    shown = typed_for(value).rpartition("=")[2]
+    node = {"_target_": f"{__name__}.given", "name": name, "shown": shown}
+    OmegaConf.update(cfg, f"{among}.{shown}" if among else name, node, merge=False, force_add=True)
 
 
-def given(name: str) -> Any:
-    """Return an object that was put into a configuration.
+def given(name: str, *, shown: str = "") -> Any:
+    """Return an object that was put into a configuration; `shown` is its name there, for readers.
 
     Raises:
         ValueError: It was put there in another process.

@@ -15,6 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from choosy.errors import in_a_line, raised_at
 from choosy.options.fit_words import START, as_composed, parsed, resolved
 from choosy.reporting.display import quiet
 from choosy.resume.run_folder import Start
@@ -72,8 +73,9 @@ class ChoosyCLI(LightningCLI):
         except (ValueError, MisconfigurationException):
             raise
         except Exception as error:  # a class of the user's may raise anything
-            said = f"{type(error).__name__}: {error}".rstrip(".")
-            raise ValueError(f"The run cannot be built: {said}. HYDRA_FULL_ERROR=1 shows the stack.") from error
+            raise ValueError(
+                f"The run cannot be built: {in_a_line(error)}. HYDRA_FULL_ERROR=1 shows the stack.{raised_at(error)}"
+            ) from error
 
     def before_fit(self) -> None:
         """Resume as the start says, and write down what is played."""

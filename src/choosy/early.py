@@ -24,7 +24,7 @@ from typing import Any
 
 from choosy.data import reading
 from choosy.data.sources import Source, read_rows, refuse_missing_file
-from choosy.errors import name_typed_keys
+from choosy.errors import is_ours, name_typed_keys
 from choosy.labeling import function
 from choosy.models.adapters import refuse_model
 from choosy.models.locate import refuse_unreachable
@@ -155,10 +155,8 @@ def _set_up(config: Mapping[str, Any]) -> None:
     settings = _built({name: value for name, value in config["trainer"].items() if name != "_target_"})
     if module is HOLLOW or data is HOLLOW:
         return
-    run, callbacks = data.run, settings.pop("callbacks", None) or []
-    trainer = SimpleNamespace(
-        **settings, callbacks=callbacks, is_global_zero=False, datamodule=data, lightning_module=module
-    )
+    run = data.run
+    trainer = SimpleNamespace(**settings, is_global_zero=False, datamodule=data, lightning_module=module)
     data.trainer = module.trainer = trainer
     data.limit, data.heldout_limit = (min(limit or ROWS, ROWS) for limit in (data.limit, data.heldout_limit))
     module.policy.tokens = SimpleNamespace(
@@ -171,9 +169,9 @@ def _set_up(config: Mapping[str, Any]) -> None:
     run.open = lambda policy, loss, prompts, read: run.labels.check_prompts(prompts)
     run.labels.ledger = HOLLOW  # which may be there already, and know what answers have cost
     is_read = _known(data.setup, "fit") is not HOLLOW
-    for callback in callbacks:
+    for callback in settings.get("callbacks") or ():
         _known(lambda its=callback: its.setup(trainer, module, "fit"))
-    for callback in callbacks:
+    for callback in settings.get("callbacks") or ():
         _known(lambda its=callback: its.on_fit_start(trainer, module))
     if is_read:
         _known(lambda: run.refuse_slots(data.responses))
@@ -198,14 +196,6 @@ def _built(node: Any, place: str = "") -> Any:
     except ValueError as error:
         name_typed_keys(error, place)
         raise
-
-
-def is_ours(error: BaseException) -> bool:
-    """Whether Choosy's own code has raised an error, and no library or function of the user's."""
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    return place is not None and str(place.tb_frame.f_globals.get("__name__")).startswith(OURS)
 
 
 def _known(call: Callable[..., Any], *args: Any) -> Any:

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import linecache
+import os
 import re
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
-
-def json_fault(error: ValueError | RecursionError) -> str:
-    """Return what is wrong with a text of JSON and where; the text of one line needs no number of the line.
-
-    Example:
-        >>> for text in ('{"a": 1,}', '[1,\\n2'):
-        ...     try:
-        ...         json.loads(text)
-        ...     except json.JSONDecodeError as error:
-        ...         print(json_fault(error))
-        Expecting property name enclosed in double quotes at column 9
-        Expecting ',' delimiter at line 2, column 2
-    """
-    if not isinstance(error, json.JSONDecodeError):
-        return str(error)
-    line = f"line {error.lineno}, " if "\n" in error.doc else ""
-    return f"{error.msg} at {line}column {error.colno}"
+from choosy.own_code import OURS, is_own
+from choosy.redaction import scrub
 
 
 class Stopped(ValueError):
@@ -64,3 +52,41 @@ def refuse_unknown(name: str, value: str, known: Sequence[str]) -> None:
     """Refuse a word that is not one of those known."""
     if value not in known:
         raise ValueError(f"{name}={value} is none of {', '.join(known)}.")
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether Choosy's own code has raised an error, and no library or code of the user's."""
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(modules) and modules[-1].partition(".")[0] in OURS
+
+
+def raised_at(error: BaseException) -> str:
+    """Return the place in code of the user's at which an error was raised, or where what raised it was called.
+
+    Returns:
+        Two lines, each behind a line break: the file with the line's number and the function, and the line. "" if no
+        code of the user's was called.
+    """
+    places = [
+        (frame.f_code.co_filename, number, frame.f_code.co_name)
+        for frame, number in traceback.walk_tb(error.__traceback__)
+        if is_own(str(frame.f_globals.get("__name__")), frame.f_code.co_filename)
+    ]
+    if isinstance(error, SyntaxError) and error.filename and is_own("", error.filename):
+        places.append((error.filename, error.lineno or 0, ""))
+    for file, number, function in reversed(places):
+        if line := linecache.getline(file, number).strip():  # code that a dataclass has made has none
+            shown = os.path.relpath(file) if Path(file).is_relative_to(Path.cwd()) else file
+            within = f", in {function}" if function not in ("", "<module>") else ""
+            return scrub(f"\n  {shown}, line {number}{within}\n    {line}")
+    return ""
+
+
+def in_a_line(error: BaseException) -> str:
+    """Return an error of any kind in one line, with its kind.
+
+    Example:
+        >>> in_a_line(KeyError("tea")), in_a_line(RuntimeError("The board is broken."))
+        ("KeyError: 'tea'", 'RuntimeError: The board is broken')
+    """
+    return scrub(f"{type(error).__name__}: {error}").rstrip(". ").removesuffix(":")

@@ -11,6 +11,7 @@ from argparse import Namespace
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,14 +29,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 import choosy.start as start
 from choosy.early import refuse_early
-from choosy.errors import Stopped, name_typed_keys
+from choosy.errors import Stopped, in_a_line, is_ours, name_typed_keys, raised_at
 from choosy.files import replacing
 from choosy.options.check import options
 from choosy.options.fit_words import START, time_name
 from choosy.options.menu import help_text, menu
 from choosy.options.names import meant
 from choosy.options.signatures import not_taken
-from choosy.options.typed import NO_GROUP, at_home, not_composed, quoted, unreadable
+from choosy.options.typed import NO_GROUP, in_the_shell, not_composed, own_menu, quoted, unreadable
 from choosy.parallel.launch import join_tasks, refuse_relaunching_sweep
 from choosy.redaction import refuse_secret_words
 from choosy.resume.failed_starts import is_first_process, leaving_no_failed_start
@@ -68,7 +69,7 @@ OmegaConf.register_new_resolver("started", started, use_cache=True, replace=True
 OmegaConf.register_new_resolver("arm", arm, replace=True)
 
 SWEEPS: dict[str, Index] = {}  # whose jobs this process has played, by their folders
-COMMAND = [at_home(word) for word in sys.argv]  # as typed, `choosy train ...` or `python train.py ...`
+COMMAND = list(sys.argv)  # as typed, `choosy train ...` or `python train.py ...`
 STACKS = "HYDRA_FULL_ERROR"
 PATHS = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)  # of a path that was typed
 BY_SIGNALS = [128 + number for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)]  # callbacks/preemption.py
@@ -87,10 +88,10 @@ def in_sentences(again: Callable[[], str], put: Callable[[str], str] = str) -> I
         yield
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         cause = innermost(error)
-        if SHOWS_STACKS or not (sentence := explained(cause) or not_built(error)):
+        if SHOWS_STACKS or not (sentence := sentence_on(error, put)):
             raise
         resume = f"; type\n  {command}" if isinstance(cause, Stopped) and (command := again()) else ""
-        sys.exit(f"\n{put(sentence)}{resume}")
+        sys.exit(f"\n{sentence}{resume}")
     except (KeyboardInterrupt, SystemExit) as stop:
         by_hand = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
         status = stop.code if isinstance(stop, SystemExit) else None
@@ -104,7 +105,8 @@ def in_sentences(again: Callable[[], str], put: Callable[[str], str] = str) -> I
     except PATHS as error:
         if SHOWS_STACKS or not error.filename:
             raise
-        sys.exit(f"\n{error.filename}: {str(error.strerror).lower()}; type another path.")
+        another = f"{error.filename}: {str(error.strerror).lower()}; type another path."
+        sys.exit(f"\n{sentence_on(error, put) or another}")
     except Exception as error:  # of a run that has imported its libraries
         from choosy.labeling.protocols import Postponed
         from choosy.parallel.ranks import LOST, is_peer_failure
@@ -114,9 +116,9 @@ def in_sentences(again: Callable[[], str], put: Callable[[str], str] = str) -> I
             sys.exit(Postponed.exit_code)
         if is_peer_failure(error):
             sys.exit(f"\n{put(LOST)}")
-        if SHOWS_STACKS or not (sentence := explained(error)):
+        if SHOWS_STACKS or not (sentence := sentence_on(error, put)):
             raise
-        sys.exit(f"\n{put(sentence)}")
+        sys.exit(f"\n{sentence}")
 
 
 def main() -> None:
@@ -124,11 +126,14 @@ def main() -> None:
 
     A mistake that the user can correct ends the process with a sentence; HYDRA_FULL_ERROR=1 shows the stack.
     """
-    words = sys.argv[1:] = [at_home(word) for word in sys.argv[1:]]
+    words = sys.argv[1:]
     see_current_folder()
     with in_sentences(lambda: ""):
         refuse_secret_words(words)
         refuse_dashes(words)
+        if "--version" in words:
+            print(program_version())
+            return
         if {"-h", "--help"} & {*words}:
             print(train_help([word for word in words if not word.startswith("-")]))
             return
@@ -146,14 +151,19 @@ def main() -> None:
         index.print()
 
 
+def program_version() -> str:
+    """Return what --version prints."""
+    return f"choosy {version('choosy')}"
+
+
 def report_refusal(typed: Namespace) -> None:
     """Say what a run refuses of the configuration that --cfg has printed."""
     if typed.cfg != "job" or typed.multirun:
         return
-    own_menu = [f"hydra.searchpath=['file://{Path(typed.config_dir).resolve()}']"] if typed.config_dir else []
+    folders = [own_menu(typed.config_dir)] if typed.config_dir else []
     GlobalHydra.instance().clear()
     try:
-        check(cfg := compose([*own_menu, *typed.overrides]))
+        check(cfg := compose([*folders, *typed.overrides]))
         refuse_early(plain(cfg))
     except (ValueError, OmegaConfBaseException) as error:
         print(f"\nA run refuses this configuration: {explained(error)}", file=sys.stderr)
@@ -299,7 +309,7 @@ def unresolved(cfg: DictConfig) -> dict[str, Any]:
 def same_again(cfg: DictConfig) -> str:
     """Return the command that resumes this run."""
     program = ["choosy", "train"] if COMMAND[1:2] == ["train"] else ["python", "train.py"]
-    typed = typed_words(("name", "run_dir", *START))
+    typed = in_the_shell(typed_words(("name", "run_dir", *START)))
     return shlex.join([*program, *typed, f"run_dir={quoted(cfg.run_dir)}", "ckpt_path=last"])
 
 
@@ -307,27 +317,41 @@ def typed_words(without: Collection[str] = ()) -> list[str]:
     """Return what was typed for this run, without some options; --config-dir as an option."""
     hydra_config = HydraConfig.get()
     folders = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
-    own_menu = [f"hydra.searchpath=['file://{Path(folder).resolve()}']" for folder in folders]
     kept = [word for word in hydra_config.overrides.task if word.lstrip("+").split("=")[0] not in without]
-    return [*own_menu, *kept]
+    return [*map(own_menu, folders), *kept]
 
 
 def innermost(error: BaseException) -> BaseException:
     """Return the error that Hydra wrapped when it built an object; it names the key that was typed."""
     place = re.search("^full_key: (.+)$", str(error), re.MULTILINE)
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+    while isinstance(error, InstantiationException | ImportError) and error.__cause__ is not None:
         error = error.__cause__
     if place is not None and isinstance(error, ValueError):
         name_typed_keys(error, place[1])
     return error
 
 
+def sentence_on(error: BaseException, put: Callable[[str], str] = str) -> str:
+    """Return a sentence on a mistake that the user can correct, with the line of the user's code that made it, if any.
+
+    Args:
+        error: What was raised.
+        put: Puts the options that a sentence names as the command takes them.
+
+    Returns:
+        The sentence; "" on another error.
+    """
+    cause = innermost(error)
+    if not is_ours(cause) and (place := raised_at(cause)):
+        return f"{not_built(error) or in_a_line(cause)}{place}"
+    return put(explained(cause) or not_built(error))
+
+
 def not_built(error: BaseException) -> str:
     """Return a sentence on an object that Hydra could not build; "" for another error."""
     place = re.search("full_key: (.+)", str(error)) if isinstance(error, InstantiationException) else None
     cause = innermost(error)
-    said = f"{type(cause).__name__}: {cause}".rstrip(".")
-    return f"{place[1]} cannot be built: {said}. {STACKS}=1 shows the stack." if place else ""
+    return f"{place[1]} cannot be built: {in_a_line(cause)}. {STACKS}=1 shows the stack." if place else ""
 
 
 # -- what is typed ---------------------------------------------------------------------------------------------
@@ -340,7 +364,7 @@ def compose(overrides: list[str]) -> Any:
     """Return the configuration that these overrides give, for tools and tests; a ValueError if they cannot be read."""
     with conf():
         try:
-            return hydra.compose("train", overrides=[*map(at_home, overrides)])
+            return hydra.compose("train", overrides=overrides)
         except (HydraException, ValueError) as error:
             raise ValueError(explained(error, overrides)) from None
 

@@ -92,7 +92,7 @@ def test_a_loaded_model_rows_and_a_function_train_as_their_names_do(tune, tiny_p
     assert (tmp_path / given["data"]["train"]).read_text() == (tmp_path / "rows.jsonl").read_text()
 
 
-def test_selectors_losses_and_labelers_are_objects_too(tune):
+def test_selectors_losses_and_labelers_are_objects_too(tune, capsys):
     class Longer:
         name = "longer"
 
@@ -101,6 +101,10 @@ def test_selectors_losses_and_labelers_are_objects_too(tune):
 
     result = tune(reward=Longer(), selector=RandomPairs(fraction=0.5), loss=SigmoidLoss(beta=0.3), rounds=1)
     assert result.summary["labels"]["spent"] == 4
+    card = (result.folder / "adapter" / "README.md").read_text()
+    for row in ("loss | sigmoid, beta 0.3", "selector | random_pairs", "labeler | Longer (longer)"):
+        assert f"| {row} |" in card
+    assert "labeler=Longer compares the responses" in capsys.readouterr().err
     assert yaml.safe_load((result.folder / "config.yaml").read_text())["loss"]["name"] == "loss"
 
 
@@ -157,6 +161,10 @@ def test_a_finished_run_is_read_and_a_longer_one_continued(tune):
         ({"prompts": ["tea", 3]}, "A row of the data is 3"),
         ({"loss": object()}, "has no beta"),
         ({"config_dir": "nowhere"}, "config_dir=nowhere: there is no such folder"),
+        ({"prompts": []}, r"^prompts has no rows; give a source with at least one\.$"),
+        ({"heldout": [{"nothing": 1}]}, r"^heldout, "),
+        ({"rewrd": letters}, "choosy.tune has no argument rewrd. Did you mean reward?"),
+        ({"promts": ["tea"]}, "choosy.tune has no argument promts. Did you mean prompts?"),
         ({"rouns": 3}, "There is no option rouns. Did you mean rounds"),
         ({"data": {"responses": 0}}, "data.responses wants a number of 1 or more, found 0"),
     ],

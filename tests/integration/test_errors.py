@@ -183,7 +183,10 @@ def test_an_object_of_the_user_s_that_cannot_be_built(lines, tmp_path):
     (tmp_path / "fragile.py").write_text(
         "class Fragile:\n    def __init__(self, **given):\n        raise OSError('dry')\n"
     )
-    sentence = r"^\ndata.run.labels.labeler cannot be built: OSError: dry\. HYDRA_FULL_ERROR=1 shows the stack\.$"
+    where = r"\n  .*fragile\.py, line 3, in __init__\n    raise OSError\('dry'\)$"
+    sentence = (
+        rf"^\ndata.run.labels.labeler cannot be built: OSError: dry\. HYDRA_FULL_ERROR=1 shows the stack\.{where}"
+    )
     with pytest.raises(SystemExit, match=sentence), in_sentences(lambda: ""):
         train(compose([*lines, "labeler._target_=fragile.Fragile"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -269,12 +272,12 @@ def test_a_loss_of_the_rewards_of_a_labeler_that_only_compares(loss, refused):
 
 @pytest.mark.usefixtures("only_compares")
 def test_single_responses_for_a_labeler_that_only_compares(refused):
-    message = "data.responses=1 gives some prompts a single response, and labeler longer compares.*labeler="
+    message = "data.responses=1 gives some prompts a single response, and labeler longer only compares.*labeler="
     refused("loss=kto", "weighting=uniform", "data.responses=1", message=message)
 
 
 def test_a_reward_gap_of_single_responses(refused):
-    message = "a single response, and weighting=wdpo compares .* Type weighting=uniform, or give .* at least two"
+    message = "weighting=wdpo weighs a pair by .*single response. Choose weighting=uniform, or at least two"
     refused("loss=kto", "data.responses=1", "weighting=wdpo", message=message)
 
 
@@ -283,7 +286,7 @@ def test_pairs_of_single_responses(refused):
     refused(
         *single,
         "selector=random_pairs",
-        message="a single response, and selector=random_pairs compares .* Type selector=none, or give",
+        message="selector=random_pairs chooses pairs.*has one response; type.*selector=none",
     )
 
 
@@ -304,7 +307,7 @@ def test_unpaired_rows(refused, tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = ["data=offline", f"data.train={tmp_path / 'rows.jsonl'}", "data.heldout=null"]
     given = [*data, "weighting=uniform", "selector=none"]
-    refused(*given, message="rows.jsonl gives .* single response, and loss=sigmoid compares .* Type loss=kto,")
+    refused(*given, message="loss=sigmoid compares responses to one prompt, and .*rows.jsonl.*choose loss=kto")
 
 
 def test_losses_of_different_forms(refused):

@@ -7,13 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from toy_labelers import FIVE, Lengths, Longer, Scripted, given, rewards, rows
 
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.function import Function
 from choosy.labeling.protocols import Answer, ItemFailed, Postponed, Terms
 from choosy.main import in_sentences
+from choosy.options.fit_words import read_words
+from choosy.own_code import code_id
 from choosy.types import Candidates, Prompt, Response, Verdict
 
 # --- labelers that fail ---
@@ -45,8 +49,11 @@ def test_a_command_that_a_labeler_ends_prints_the_line_that_resumes_it(buyer: Ca
     with pytest.raises(SystemExit) as stop, in_sentences(lambda: "choosy train lr=1 ckpt_path=last"):
         buyer(Scripted(fails)).score([given("p", "a")])
     assert str(stop.value).endswith("mend the labeler and resume the run; type\n  choosy train lr=1 ckpt_path=last")
-    with pytest.raises(SystemExit, match=r"^\nno option lr$"), in_sentences(lambda: "choosy train"):
-        raise ValueError("no option lr")
+    with (
+        pytest.raises(SystemExit, match=r"^\nlr: options have dashes here: --lr=\.\.\.$"),
+        in_sentences(lambda: "again"),
+    ):
+        read_words(["lr"])
 
 
 def test_a_labeler_of_lists_that_fails_is_called_once(buyer: Callable[..., LabelBuyer]) -> None:
@@ -99,6 +106,7 @@ class Clicks:
     """Answers comparisons in a given order of positions, and reads the ledger before each."""
 
     name = "clicks"
+    terms = Terms(fingerprint="whatever its places are")
 
     def __init__(self, path: Path, places: Sequence[int], cost: float = 0.0) -> None:
         self.path, self.places, self.cost = path, places, cost
@@ -187,6 +195,11 @@ def test_a_list_may_hold_answers(buyer: Callable[..., LabelBuyer], path: Path) -
     assert rows(path, "SELECT raw, cost FROM labels") == [("two", 0.5)]
 
 
+@pytest.mark.parametrize("number", [torch.tensor(2.0), np.float32(2.0), np.array(2.0), 2, True + 1])
+def test_numbers_of_other_libraries_are_scores(buyer: Callable[..., LabelBuyer], number: Any) -> None:
+    assert rewards(buyer(Scripted(lambda text: number)).score([given("p", "a")])) == [[2.0]]
+
+
 def test_a_fingerprint_is_part_of_the_question(buyer: Callable[..., LabelBuyer], path: Path) -> None:
     labeler = Lengths()
     buyer(labeler).score([given("p", "a")])
@@ -194,7 +207,8 @@ def test_a_fingerprint_is_part_of_the_question(buyer: Callable[..., LabelBuyer],
     buyer(labeler).score([given("p", "a")])
     buyer(labeler).score([given("p", "a")])
     assert labeler.asked == ["a", "a"]
-    assert rows(path, "SELECT labeler, fingerprint FROM labels") == [("lengths", ""), ("lengths", "template 2")]
+    source = code_id(labeler)
+    assert rows(path, "SELECT labeler, fingerprint FROM labels") == [("lengths", source), ("lengths", "template 2")]
 
 
 # --- invalid verdicts ---

@@ -53,6 +53,8 @@ def test_a_resumed_run_ends_like_one_that_never_failed(tmp_path: Path, culprit: 
     asked = [given(name, *(f"{name}{i}" for i in range(size))) for name, size in sizes.items()]
 
     class OneByOne(Scripted):
+        terms = Terms(fingerprint="it judges as before it was mended")
+
         def score(self, items: Sequence[tuple[Prompt, Response]]) -> Iterator[float]:
             yield from (self.answer(response.text) for _, response in items)
 
@@ -106,7 +108,7 @@ class Paid(Lengths):
     def __init__(self, cost: Callable[[str], float], price: float | None = None) -> None:
         super().__init__()
         self.cost = cost
-        self.terms = Terms(price=price)
+        self.terms = Terms(price=price, fingerprint="whatever it costs")
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> Iterator[Answer]:  # type: ignore[override]
         for at, (_, response) in enumerate(items):

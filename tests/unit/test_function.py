@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import logging
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from choosy.data.formats import to_prompt
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.function import Function
 from choosy.labeling.noisy import Noisy
-from choosy.types import Message, Prompt, Response
+from choosy.types import Candidates, Message, Prompt, Response
 
 REWARDS = """
 import math
@@ -223,8 +227,6 @@ def test_a_column_that_the_data_lack_is_named_before_anything_is_sampled(functio
         labeler.check_prompts(prompts)
     with pytest.raises(ValueError, match=rf"wants {lacks or 'answer'}, and the row of prompt 'r' has no such column"):
         labeler.check_prompts([Prompt("r", "ab", columns={"other": 1})])
-    with pytest.raises(ValueError, match=rf"wants {lacks or 'answer'}, and that cell is empty in the row .*'r'; fill"):
-        labeler.check_prompts([to_prompt({"id": "r", "prompt": "ab", "other": 1, lacks or "answer": None})])
 
 
 @pytest.mark.parametrize("function", ["later", "later_lists", "Later"])
@@ -241,3 +243,59 @@ def test_a_column_is_read_if_a_function_names_it_or_takes_any(tmp_path: Path) ->
     assert not by_name.reads("other")
     assert Noisy(by_name).reads("answer")
     assert LabelBuyer(by_name, ledger=str(tmp_path / "ledger.sqlite")).reads("answer")
+
+
+OWN_LABELER = """
+class Mine:
+    name = "mine"
+
+    def __init__(self, factor=1):
+        self.factor = factor
+
+    def score(self, items):
+        return [self.factor * float(len(response.text)) for _, response in items]
+"""
+
+
+def _mine(**given: Any) -> Any:
+    sys.modules.pop("my_labelers", None)
+    importlib.invalidate_caches()
+    return importlib.import_module("my_labelers").Mine(**given)
+
+
+@pytest.mark.parametrize("kind", ["function", "class"])
+def test_edited_code_buys_anew_says_so_once_and_a_stated_fingerprint_keeps_the_old_labels(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / ("my_rewards.py" if kind == "function" else "my_labelers.py")
+    file.write_text(REWARDS if kind == "function" else OWN_LABELER)
+    name = "function:my_rewards.py:length" if kind == "function" else "mine"
+    runs = iter("abcdefg")
+
+    def rewards(**given: Any) -> list[float | None]:
+        labeler = Function("my_rewards.py:length", **given) if kind == "function" else _mine(**given)
+        buyer = LabelBuyer(labeler, ledger=str(tmp_path / "ledger.sqlite"))
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            buyer.open(next(runs))
+        (scored,) = buyer.score([Candidates(ITEMS[0][0], (ITEMS[0][1],))])
+        return [response.reward for response in scored.responses]
+
+    assert rewards() == [5.0]
+    assert not caplog.text
+    old, new = ("len(text)", "2 * len(text)") if kind == "function" else ("self.factor *", "2 * self.factor *")
+    file.write_text(file.read_text().replace(old, new))
+    assert rewards() == [10.0]
+    assert f"labeler {name} has changed since 2" in caplog.text
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
+        ((before,), _) = db.execute("SELECT fingerprint FROM labels ORDER BY rowid").fetchall()
+    words = f"labeler.fingerprint={before}" if kind == "function" else f"terms = Terms(fingerprint={before!r})"
+    assert f"its 1 labels in {tmp_path / 'ledger.sqlite'} are not used. Where it judges as then, {words}" in caplog.text
+    assert rewards() == [10.0]
+    assert not caplog.text, "once"
+    if kind == "function":
+        assert rewards(fingerprint=before) == [5.0]
+    else:
+        assert rewards(factor=3) == [30.0], "a setting"

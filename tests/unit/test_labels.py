@@ -396,7 +396,7 @@ def test_stats_show_each_labeler_and_run(full: Ledger) -> None:
     printed = out.export_text()
     judge = next(line for line in printed.splitlines() if "judge" in line)
     assert judge.split() == ["judge", "template", "4", "1", "1", "50%", "1", "6.4000"]
-    assert re.search(r"scorer +2 +– +– +– +0 +0.0000", printed)
+    assert re.search(r"scorer +\w{8} +2 +– +– +– +0 +0.0000", printed)
     assert re.search(r"/runs/a +evaluate +2 .*\n.*/runs/a +train +4", printed)
 
 

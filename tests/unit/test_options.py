@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -22,7 +24,6 @@ from choosy.options.menu import menu
 from choosy.options.names import CHOICES, COMMANDS_OF_OTHERS, ELSEWHERE, NONE, OURS, WHY_NONE, meant
 from choosy.options.parts import typed_for
 from choosy.options.signatures import Missing, signature
-from choosy.options.typed import at_home
 from choosy.options.values import wanted
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -102,6 +103,7 @@ TYPED = {  # what is typed: what the sentence says
     "lr": "lr has no value: an option is typed as NAME=VALUE. Type lr=...",
     "--lr=1e-4": "options have no dashes here: lr=1e-4.",
     "run_dir=${nme}": "Interpolation key 'nme' not found",
+    "labeler.function=f.py:f": "function is called labeler=function labeler.path here: type labeler=function labeler.",
     "labeler.path=f.py:f": "There is no option labeler.path: it belongs to labeler=function.",
     "+labeler.weights=[1]": "it belongs to labeler=contrastive or labeler=function.",
     "callbacks.d_optimal.fraction=0.5": "it belongs to selector=d_optimal.",
@@ -201,6 +203,11 @@ def test_a_command_s_help_imports_no_torch(words, tmp_path):
     assert run.returncode == 0, run.stderr
 
 
+def test_the_version_is_printed_by_each_program(tmp_path):
+    said = answers(["--version", "train --version", "train lr=1 --version"], tmp_path)["said"]
+    assert {*said.values()} == {f"choosy {version('choosy')}\n"}
+
+
 @pytest.mark.parametrize("line", MENU)
 def test_whatever_the_menu_composes_is_accepted(line):
     check(compose([line, "model.name=demo:smollm2", *GIVEN.get(line, [])]))
@@ -225,6 +232,19 @@ def test_what_is_no_text_is_left_to_whoever_reads_it():
     refuse_absent({"labeler": function | {"path": "__main__.f"}})  # of a script or a notebook
     with pytest.raises(ValueError, match=r"there is no file nosuch\.py"):
         refuse_absent({"labeler": {"members": {"one": function | {"path": ["nosuch.py:f"]}}}})
+
+
+def test_a_path_without_its_function_or_with_a_wrong_one_says_what_the_file_has(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("rewards.py").write_text("import math\n\ndef length(r): ...\n\ndef _inner(r): ...\n\nasync def asks(r): ...\n")
+    for path, words in {
+        "rewards.py": "it names a file and no function of it; it has rewards.py:length or rewards.py:asks; type",
+        "rewards.py:lenght": "rewards.py has no lenght; did you mean length?; type",
+        "rewards.py:correct": "rewards.py has no correct; it has rewards.py:length or rewards.py:asks; type",
+        "rewards.correct": "rewards.py has no correct; it has rewards.py:length or rewards.py:asks; type",
+    }.items():
+        with pytest.raises(ValueError, match=re.escape(f"labeler.path={path!r} names no function: {words}")):
+            refuse_absent({"labeler": {"_target_": "choosy.labeling.function.Function", "path": path}})
 
 
 @pytest.mark.parametrize(
@@ -415,20 +435,3 @@ def test_an_object_of_ones_own_is_named_by_its_class():
         beta = 0.1
 
     assert typed_for(Mine()) == "Mine"
-
-
-def test_a_tilde_in_a_value_is_the_home_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", home := f"{tmp_path}/Ana Lee")
-    words = [
-        "data.train=[~/one.jsonl,two.jsonl]",
-        "run_dir=~/runs/one",
-        "labeler=function",
-        "labeler.path='~/mine.py:f'",
-    ]
-    cfg = compose([*words, "labels.ledger=~/ledger.sqlite", "model.name=~/model", "model.chat_template=~/chat.jinja"])
-    assert [*cfg.data.train] == [f"{home}/one.jsonl", "two.jsonl"]
-    assert (cfg.run_dir, cfg.labeler.path) == (f"{home}/runs/one", f"{home}/mine.py:f")
-    assert cfg.labels.ledger == f"{home}/ledger.sqlite"
-    assert (cfg.model.name, cfg.model.chat_template) == (f"{home}/model", f"{home}/chat.jinja")
-    assert at_home("--config-dir=~/menu") == f"--config-dir={home}/menu"
-    assert (at_home("~logger"), at_home("name=a~/b")) == ("~logger", "name=a~/b")

@@ -7,7 +7,7 @@ from collections.abc import Collection, Generator, Sequence
 from numbers import Real
 from typing import Any
 
-from choosy.errors import Stopped
+from choosy.errors import Stopped, in_a_line, raised_at
 from choosy.labeling.ledger import Question
 from choosy.labeling.protocols import Answer, ItemFailed, Labeler, Postponed, TakenBack
 from choosy.redaction import scrub
@@ -71,22 +71,26 @@ class LabelerCall:
 
     def _failed(self, error: Exception) -> str:
         if isinstance(error, ItemFailed) and error.at in range(len(self.questions)):
-            return self._no_label(self.questions[error.at], str(error))
+            return self._no_label(self.questions[error.at], str(error), raised_at(error))
         first = min(self.left, default=-1)
         others = f" and {len(self.left) - 1} more" if len(self.left) > 1 else ""
-        why = str(error) if isinstance(error, ItemFailed) else f"{type(error).__name__}: {error}"
-        return self._no_label(f"{self.questions[first]}{others}", why)
+        why = str(error) if isinstance(error, ItemFailed) else in_a_line(error)
+        return self._no_label(f"{self.questions[first]}{others}", why, raised_at(error))
 
-    def _no_label(self, question: Question | str, why: str) -> str:
+    def _no_label(self, question: Question | str, why: str, place: str = "") -> str:
+        """Say why there is no label, and at which place in code of the user's."""
+        ends = f"{place}\n" if place else ". "
         return (
-            f"labeler {self.labeler.name} gave no label for {question}: {scrub(why)}. "
+            f"labeler {self.labeler.name} gave no label for {question}: {scrub(why)}{ends}"
             "The labels bought before it are in the ledger; mend the labeler and resume the run"
         )
 
 
 def as_answer(at: int, value: float | Verdict | Answer) -> Answer:
-    """What a labeler gives for the item at a position, as an answer."""
-    return value if isinstance(value, Answer) else Answer(at, value)
+    """What a labeler gives for the item at a position, as an answer; numbers of NumPy and torch as Python's."""
+    if isinstance(value, Answer):
+        return value
+    return Answer(at, value.item() if getattr(value, "shape", None) == () else value)  # type: ignore[union-attr]
 
 
 def unusable(answer: Answer, *, compared: bool) -> str | None:

@@ -12,6 +12,7 @@ from numbers import Real
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from choosy.labeling.asking import LabelerCall
+from choosy.labeling.changed import report_change
 from choosy.labeling.ledger import Counts, Label, Ledger, Question
 from choosy.labeling.limits import MAX_INVALID, Budget, EvaluationPlan, InvalidVerdicts, affordable_groups
 from choosy.labeling.outcomes import rewarded, verdict_of
@@ -154,6 +155,7 @@ class LabelBuyer:
         """Buy for this run from now on; a run that is resumed continues its counts."""
         self.ledger.create()
         self.run = run
+        report_change(self.ledger, self.labeler)
         if isinstance(self.labeler, BuysLabels):
             self.labeler.use_buyer(self)
         if self.editor is not None:

@@ -15,7 +15,9 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+from choosy.errors import raised_at
 from choosy.labeling.protocols import Terms
+from choosy.own_code import code_id
 from choosy.types import Prompt, Response, content_id
 
 FORMS = (
@@ -41,8 +43,10 @@ class Function:
             is importable. A class is called without arguments, and what it returns is called as a function.
         weights: Of several functions; the reward is the weighted sum. None = each weighs 1. A function that returns
             None for a response leaves it to the others.
-        name: Name of the labels in the ledger; None = `function:` and the path. Give a new one when the function
-            changes, so that labels under the old name are not reused.
+        name: Name of the labels in the ledger; None = `function:` and the path. Labels of other source code are not
+            reused; give a new name when something else changes, such as a model that is called.
+        fingerprint: Of the labels in the ledger; None = it follows the functions' source code (see `code_id`). That of
+            earlier labels, which the run names, states that the functions judge as they did then: these are reused.
         price: Money that one call costs, for `labels.budget_money`; None = calls are free.
     """
 
@@ -52,6 +56,7 @@ class Function:
         *,
         weights: list[float] | None = None,
         name: str | None = None,
+        fingerprint: str | None = None,
         price: float | None = None,
     ) -> None:
         if price is not None and price < 0:
@@ -62,7 +67,7 @@ class Function:
             raise ValueError(f"labeler.weights={weights}: give one weight to each of {len(self._rewards)} functions")
         self.name = name or "function:" + "+".join(reward.shown for reward in self._rewards)
         self.terms = Terms(
-            fingerprint=content_id(*map(str, weights)) if weights else "",
+            fingerprint=fingerprint or content_id(*(reward.code for reward in self._rewards), *map(str, weights or [])),
             price=price or 0.0,
             # each call may cost money: its label is written before the next
             at_once=None if all(reward.takes_lists for reward in self._rewards) else 1,
@@ -82,13 +87,7 @@ class Function:
         for reward in self._rewards:
             wanted = reward.required - (OF_TRL if reward.takes_lists else frozenset())
             for prompt in prompts:
-                lacks = sorted(wanted - prompt.columns.keys())
-                if lacks and lacks[0] in prompt.blank:
-                    raise ValueError(
-                        f"labeler.path={reward.shown!r} wants {lacks[0]}, and that cell is empty in the row of prompt "
-                        f"{prompt.id!r}; fill it in, remove the row, or give the argument a default"
-                    )
-                if lacks:
+                if lacks := sorted(wanted - prompt.columns.keys()):
                     raise ValueError(
                         f"labeler.path={reward.shown!r} wants {lacks[0]}, and the row of prompt {prompt.id!r} has no "
                         f"such column (it has {', '.join(prompt.columns) or 'none'} beside what is trained on); add "
@@ -115,6 +114,7 @@ class Reward:
     Attributes:
         call: The function.
         shown: Its name in messages and in the ledger.
+        code: The name of its source code.
         names: The arguments that it takes by name.
         required: Those of them that it cannot be called without.
         more: Whether it takes any other argument by name.
@@ -125,6 +125,7 @@ class Reward:
 
     call: Callable[..., Any]
     shown: str
+    code: str
     names: frozenset[str]
     required: frozenset[str]
     more: bool
@@ -184,12 +185,13 @@ def reward_of(function: str | Callable[..., Any]) -> Reward:
         call = _built(call, shown)
     if not callable(call):
         raise ValueError(f"labeler.path={shown!r} is a {type(call).__name__}, which cannot be called; name {FORMS}")
+    code = code_id(call)
     if inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(type(call).__call__):
         call = _awaited(call)
     try:
         parameters = inspect.signature(call).parameters
     except ValueError:  # written in C
-        return Reward(call, shown, frozenset(), frozenset(), more=False, takes_lists=False)
+        return Reward(call, shown, code, frozenset(), frozenset(), more=False, takes_lists=False)
     lists = any(name in parameters for name in LISTS)
     places = [one for one in parameters.values() if one.kind in ONE_FORM]
     positions = 0 if lists else 1 if sum(one.default is Parameter.empty for one in places) == 1 else 2
@@ -201,6 +203,7 @@ def reward_of(function: str | Callable[..., Any]) -> Reward:
     return Reward(
         call,
         shown,
+        code,
         names=frozenset(one.name for one in by_name),
         required=frozenset(one.name for one in by_name if one.default is Parameter.empty),
         more=any(one.kind is Parameter.VAR_KEYWORD for one in parameters.values()),
@@ -240,7 +243,7 @@ def _function_at(path: str) -> Any:
     except (ImportError, AttributeError, ValueError, OSError, SyntaxError) as error:
         raise ValueError(
             f"labeler.path={path!r} names no function ({error}); type file.py:function, or package.module.function "
-            "with the package in the current folder, installed or on PYTHONPATH"
+            f"with the package in the current folder, installed or on PYTHONPATH{raised_at(error)}"
         ) from error
 
 

@@ -289,6 +289,16 @@ class Ledger:
             rows = db.execute(f"{LABEL} FROM labels WHERE {these} ORDER BY rowid", (labeler, run, fingerprint))
             return [Label(*row) for row in rows]
 
+    def labels_before(self, labeler: str, fingerprint: str) -> tuple[int, float, str]:
+        """Count a labeler's labels under other fingerprints, with the time and the fingerprint of the last.
+
+        The count is 0 if the labeler has given any label under this fingerprint.
+        """
+        query = "SELECT count(*), max(time), fingerprint, total(fingerprint = ?2) FROM labels WHERE labeler = ?1"
+        with self._transaction() as db:
+            count, last, before, now = db.execute(query, (labeler, fingerprint)).fetchone()
+        return (0, 0.0, "") if now or not count else (count, last, before)
+
     def copy(self, to: Path) -> None:
         """Replace `to` by a copy of the ledger."""
         with replacing(to) as unfinished, self._transaction() as db, closing(sqlite3.connect(unfinished)) as copied:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+from choosy.own_code import OURS, code_id
 from choosy.types import Prompt, Response, Verdict, content_id
 
 if TYPE_CHECKING:
@@ -49,8 +50,11 @@ class Postponed(Exception):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later
 
 
-# What a labeler returns. They are `Any` because jsonargparse accepts a class for a protocol only if the return types
-# are equal, and a list of numbers is as good as an iterator of answers. The buyer checks every answer.
+# What a labeler is given and returns. They are `Any` because jsonargparse accepts a class for a protocol only if all
+# types are equal, and a class of the user's may have none; a list of numbers is as good as an iterator of answers. The
+# buyer checks every answer.
+ScoreItems = Any  # Sequence[tuple[Prompt, Response]]
+CompareItems = Any  # Sequence[tuple[Prompt, Response, Response]]
 Rewards = Any  # Iterable[float | Answer]
 Verdicts = Any  # Iterable[Verdict | Answer]
 
@@ -61,7 +65,7 @@ class Scores(Protocol):
 
     name: str  # of the labeler and its version: the ledger stores labels under it
 
-    def score(self, items: Sequence[tuple[Prompt, Response]]) -> Rewards:
+    def score(self, items: ScoreItems, /) -> Rewards:
         """One finite reward per item: plain numbers in the order of the items, or `Answer`s in any order.
 
         What is yielded is in the ledger before the next answer is requested, so that a labeler that yields answers as
@@ -79,7 +83,7 @@ class Compares(Protocol):
 
     name: str  # as of `Scores`
 
-    def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Verdicts:
+    def compare(self, items: CompareItems, /) -> Verdicts:
         """One verdict per item, given as rewards are in `Scores.score`."""
 
 
@@ -164,7 +168,8 @@ class Terms:
 
     Attributes:
         fingerprint: What else than its name its judgement depends on, such as the hash of a prompt template. It is part
-            of the ledger's key: labels of another fingerprint are not reused.
+            of the ledger's key: labels of another fingerprint are not reused. A class of the user's that states none
+            goes by its source code and its settings (see `code_id`).
         price: Money for one answer, or the most that one may cost if answers carry their cost; None = unknown.
         labels_per_answer: How many labels of a budget one answer takes.
         at_once: How many items it is asked in one call, `ALL` for as many as there are; None = `ALL` if its method
@@ -191,17 +196,23 @@ class Terms:
 
 
 def terms_of(labeler: Labeler) -> Terms:
-    """The terms of a labeler, without None in `scores`, `compares` and `at_once`."""
+    """The terms of a labeler, without None in `scores`, `compares` and `at_once`, and with its fingerprint."""
     terms: Terms = getattr(labeler, "terms", Terms())
     score = labeler.score if isinstance(labeler, Scores) else None
     compare = labeler.compare if isinstance(labeler, Compares) else None
     yields = all(inspect.isgeneratorfunction(method) for method in (score, compare) if method)
     return replace(
         terms,
+        fingerprint=terms.fingerprint or (code_id(labeler) if is_own_labeler(labeler) else ""),
         scores=bool(score) if terms.scores is None else terms.scores,
         compares=bool(compare) if terms.compares is None else terms.compares,
         at_once=terms.at_once or (ALL if yields else LIST_AT_ONCE),
     )
+
+
+def is_own_labeler(labeler: Labeler) -> bool:
+    """Whether a labeler is of a class of the user's, and none of Choosy's."""
+    return type(labeler).__module__.partition(".")[0] not in OURS
 
 
 def fingerprint_of(labeler: Labeler) -> str:

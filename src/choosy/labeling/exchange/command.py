@@ -81,6 +81,7 @@ def import_labels(
         skip_bad: Leave bad rows out, instead of an error that lists them all.
     """
     wanted = {row["key"]: row for row in ledger.rows("wanted")}
+    fingerprints = {row["labeler"]: row["fingerprint"] for row in wanted.values()}  # the newest of each
     good: dict[str, tuple[str, LabelRow]] = {}
     bad: list[str] = []
     total = unanswered = 0
@@ -91,7 +92,7 @@ def import_labels(
             if row.get("verdict") is None and row.get("score") is None:
                 unanswered += 1
                 continue
-            row = checked(row, wanted, labeler)
+            row = checked(row, wanted, fingerprints, labeler)
             earlier, same = good.setdefault(row["key"], (place, row))
             same_order = same["response_first"] == row["response_first"]
             verdict = same["verdict"] if same_order else MIRRORED[same["verdict"]]

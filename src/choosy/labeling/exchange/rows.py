@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from choosy.errors import json_fault
 from choosy.labeling.ledger import Question
 from choosy.types import MIRRORED, Message, Prompt, Response, content_id
 
@@ -89,9 +88,9 @@ def json_object(text: str) -> LabelRow:
 def parse_json(text: str, why: str) -> Any:
     """Parse JSON, in which pandas writes NaN for a missing value; an error begins with `why`."""
     try:
-        return json.loads(text.rstrip(), parse_constant=lambda name: None if name == "NaN" else float(name))
+        return json.loads(text, parse_constant=lambda name: None if name == "NaN" else float(name))
     except ValueError as error:
-        raise ValueError(f"{why} ({json_fault(error)})") from error
+        raise ValueError(f"{why} ({error})") from error
 
 
 def as_object(value: Any) -> LabelRow:
@@ -133,17 +132,21 @@ def from_fields(fields: Mapping[str | None, Any], width: int) -> LabelRow:
     return row
 
 
-def checked(row: LabelRow, wanted: Mapping[str, LabelRow], labeler: str | None = None) -> LabelRow:
+def checked(
+    row: LabelRow, wanted: Mapping[str, LabelRow], fingerprints: Mapping[str, str], labeler: str | None = None
+) -> LabelRow:
     """Complete and check a row of a file for the ledger.
 
     Args:
         wanted: Rows that a run waits for, by key; they complete a row that has their key.
+        fingerprints: Of labelers, for rows that have none.
         labeler: Under whose name the label is stored; None takes the row's own.
     """
     key = row.get("key")
     asked = wanted.get(key) if isinstance(key, str) else None
     full: LabelRow = {
-        **{"fingerprint": "", "stamp": "", "messages": [], "response_second": None, "score": None, "verdict": None},
+        **{"fingerprint": fingerprints.get(labeler or str(row.get("labeler")), ""), "stamp": "", "messages": []},
+        **{"response_second": None, "score": None, "verdict": None},
         **{"raw": "", "cost": 0.0, "annotator": "", "judgements": 1, "purpose": "train", "run": "import"},
         **{"time": time.time()},
         **(exported(asked) if asked else {}),
