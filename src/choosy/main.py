@@ -255,7 +255,7 @@ def play(cfg: DictConfig, run_dir: Path, callbacks: Sequence[Callback]) -> Train
     module = instantiate(cfg.module, _convert_="all")
     trainer: Trainer = instantiate(cfg.trainer, _convert_="all")
     data.run.resuming = begin.resuming
-    trainer.callbacks[:0] = callbacks  # type: ignore[attr-defined]
+    trainer.callbacks[:0] = callbacks  # type: ignore[attr-defined]  # Lightning sets it elsewhere
     if trainer.is_global_zero:
         start.describe(plain(cfg), trainer, run_dir)
         if HydraConfig.initialized():

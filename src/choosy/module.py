@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from lightning.pytorch import LightningModule
@@ -193,7 +193,7 @@ class WeightedDPO(LightningModule):
         if batch.total:
             partners = self.find_partners(batch) if "step" in self.loss.needs else None
             stats = self.accumulate_gradients(batch, part_loss)
-            lr = float(self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"])  # type: ignore[union-attr]
+            lr = float(self.optimizer_and_warmup()[0].param_groups[0]["lr"])
             self.rounds_trained = self.current_epoch + (batch_idx + 1) / self.trainer.num_training_batches
             norm = self.take_step(stats)
             self.log_step(stats, norm, batch.total, lr)
@@ -252,7 +252,8 @@ class WeightedDPO(LightningModule):
         The ranks learn of each other's losses before the last backward, which would wait for all of them.
         """
         ranks = current_ranks()
-        self.optimizers().zero_grad()  # type: ignore[union-attr]
+        optimizer, _ = self.optimizer_and_warmup()
+        optimizer.zero_grad()
         parts = self._parts(batch)
         mine: list[StepStats] = []
         for number, part in enumerate(parts, start=1):
@@ -281,14 +282,14 @@ class WeightedDPO(LightningModule):
 
     def take_step(self, stats: StepStats) -> Tensor:
         """Clip the gradient, step unless it is not finite, and give its norm."""
-        optimizer = self.optimizers()
+        optimizer, warmup = self.optimizer_and_warmup()
         norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.trained(), self.max_grad_norm or torch.inf))
         if not torch.isfinite(norm):
             self.bad_losses.report_gradient(self.trainer.global_step, norm.item())
         if not torch.isfinite(norm) or not len(stats.first_R):  # gradients of 0 would still move the momentum
-            optimizer.zero_grad()  # type: ignore[union-attr]
-        optimizer.step()  # type: ignore[union-attr]
-        self.lr_schedulers().step()  # type: ignore[union-attr]
+            optimizer.zero_grad()
+        cast(Optimizer, self.optimizers()).step()  # of Lightning's wrapper, which counts the steps
+        warmup.step()
         return norm
 
     def log_step(self, stats: StepStats, norm: Tensor, items: int, lr: float) -> None:
@@ -311,7 +312,7 @@ class WeightedDPO(LightningModule):
 
     # -- checkpoints hold what is trained, and what cannot be loaded again -------------------------------------
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # torch has overloads
         full = super().state_dict(*args, **kwargs)
         loaded = self.policy.model is not None
         trained = {f"policy.model.{name}" for name, _ in self.policy.trainable()} if loaded else set()

@@ -18,7 +18,7 @@ from functools import partial
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from choosy.options.names import file_meant
 
@@ -27,7 +27,7 @@ Rows = Iterator[tuple[str, Any]]  # each row with the place it stands at
 
 PACKAGED = "choosy:prompts/"
 UNZIPPED: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {
-    ".gz": lambda file: gzip.GzipFile(fileobj=file),  # type: ignore[dict-item, return-value]
+    ".gz": lambda file: cast(IO[bytes], gzip.GzipFile(fileobj=file)),
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
 }
@@ -148,7 +148,7 @@ def _text(file: IO[bytes]) -> io.TextIOWrapper:
 
 def _lines(file: IO[bytes], name: str) -> Rows:
     """One object a line; an array in a file of that name is read as one."""
-    if file.peek(99).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):  # type: ignore[attr-defined]
+    if file.peek(99).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):  # type: ignore[attr-defined]  # every file here is buffered
         yield from _json(file, name)
         return
     with _text(file) as lines:

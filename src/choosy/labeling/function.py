@@ -219,7 +219,7 @@ def _awaited(call: Callable[..., Any]) -> Callable[..., Any]:
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(lambda: asyncio.run(call(*args, **kwargs))).result()
 
-    plain.__signature__ = inspect.signature(call)  # type: ignore[attr-defined]
+    plain.__signature__ = inspect.signature(call)  # type: ignore[attr-defined]  # inspect reads it
     return plain
 
 

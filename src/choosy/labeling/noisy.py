@@ -73,7 +73,7 @@ class Noisy:
         for answer in map(as_answer, count(), self.wrapped.score(items)):
             prompt, _ = items[answer.at]
             reverse = self._reverses(prompt) and not isinstance(answer.value, str)
-            yield answer._replace(value=-answer.value) if reverse else answer  # type: ignore[operator]
+            yield answer._replace(value=-answer.value) if reverse else answer  # type: ignore[operator]  # a number
 
     def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer]:
         """The other labeler's verdicts, some of them reversed."""
@@ -81,7 +81,7 @@ class Noisy:
         for answer in map(as_answer, count(), self.wrapped.compare(items)):
             prompt, *responses = items[answer.at]
             reverse = answer.value in MIRRORED and self._reverses(prompt, *sorted(r.text for r in responses))
-            yield answer._replace(value=MIRRORED[answer.value]) if reverse else answer  # type: ignore[index]
+            yield answer._replace(value=MIRRORED[answer.value]) if reverse else answer  # type: ignore[index]  # a verdict
 
     def _reverses(self, prompt: Prompt, *texts: str) -> bool:
         turns = [part for message in prompt.messages for part in (message.role, message.content)]

@@ -88,7 +88,8 @@ def last_hidden(model: nn.Module, rows: Rows, cache: object = None) -> Tensor:
 
     The rows are on the model's device. An empty cache of transformers is filled with keys and values.
     """
-    hidden_BLD: Tensor = model.get_decoder()(  # type: ignore[operator]
+    get_decoder: Any = model.get_decoder
+    hidden_BLD: Tensor = get_decoder()(
         input_ids=rows.ids_BL,
         position_ids=rows.position_BL,
         past_key_values=cache,
@@ -100,16 +101,21 @@ def last_hidden(model: nn.Module, rows: Rows, cache: object = None) -> Tensor:
 
 def takes_one_row(model: nn.Module) -> bool:
     """Whether the model's attention takes a tree of segments, so that nothing is padded."""
-    return str(model.config._attn_implementation) in TREE_ATTENTION  # type: ignore[union-attr]
+    return _attention(model) in TREE_ATTENTION
 
 
 def needs_no_mask(model: nn.Module) -> bool:
     """Whether the memory for one row of segments does not grow with the row's square."""
-    return str(model.config._attn_implementation) == "grouped"  # type: ignore[union-attr]
+    return _attention(model) == "grouped"
+
+
+def _attention(model: nn.Module) -> str:
+    config: Any = model.config
+    return str(config._attn_implementation)
 
 
 def _attention_arguments(model: nn.Module, rows: Rows) -> dict[str, Any]:
-    implementation = model.config._attn_implementation  # type: ignore[union-attr]
+    implementation = _attention(model)
     if implementation == "grouped" and len(rows.segments) == 1:
         none_B1LL = torch.empty(1, 1, 0, 0, device=rows.ids_BL.device)  # an attention that does not get the tree fails
         return {"attention_mask": none_B1LL, "tree": Tree(rows.segments[0])}
@@ -126,7 +132,8 @@ def _attention_arguments(model: nn.Module, rows: Rows) -> dict[str, Any]:
 def token_logps(model: nn.Module, rows: Rows) -> Tensor:
     """Log-probability (T,) of every token that the assistant says, response by response in the order of the groups."""
     hidden_BLD = last_hidden(model, rows)
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    get_head: Any = model.get_output_embeddings
+    head = get_head()
     assert isinstance(head, nn.Linear), "a head with an adapter takes the padded path"
     assert head.bias is None, "a head with a bias takes the padded path"
     return chosen_token_logps(hidden_BLD[rows.row_T, rows.column_T], head.weight, rows.target_T)
@@ -174,7 +181,8 @@ def final_states(model: nn.Module, groups: Sequence[Group], *, share: bool) -> T
     end_S = torch.tensor([len(ids) for ids in alone])
     ids_SL = nn.utils.rnn.pad_sequence(alone, batch_first=True)
     real_SL = (torch.arange(ids_SL.shape[1]) < end_S[:, None]).long()
-    hidden_SLD: Tensor = model.get_decoder()(  # type: ignore[operator]
+    get_decoder: Any = model.get_decoder
+    hidden_SLD: Tensor = get_decoder()(
         input_ids=ids_SL.to(device), attention_mask=real_SL.to(device), use_cache=False
     ).last_hidden_state
     return hidden_SLD[torch.arange(len(alone)), end_S - 1]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import yaml
 from omegaconf import OmegaConf
@@ -179,7 +179,7 @@ def resolved(composed: Mapping[str, Any]) -> dict[str, Any]:
     if not OmegaConf.has_resolver("started"):
         OmegaConf.register_new_resolver("started", time_name, use_cache=True)
     try:
-        return OmegaConf.to_container(OmegaConf.create(dict(composed)), resolve=True)  # type: ignore[return-value]
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(dict(composed)), resolve=True))
     except OmegaConfBaseException as error:
         raise ValueError(
             f"{error.full_key}: {str(error).splitlines()[0]}; compose the file with choosy train ... --cfg job"
@@ -197,7 +197,7 @@ def applied(composed: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, 
     linked = OmegaConf.create({key: _linked(key, value, composed) for key, value in composed.items()})
     for name, value in names.items():
         OmegaConf.update(linked, name, value, merge=False)
-    return OmegaConf.to_container(linked)  # type: ignore[return-value]
+    return cast(dict[str, Any], OmegaConf.to_container(linked))
 
 
 @cache

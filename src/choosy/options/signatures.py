@@ -13,7 +13,7 @@ from functools import cache
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 PLAIN = ("ABC", "Protocol", "Generic", "object", "NamedTuple")  # base classes without arguments of their own
 
@@ -191,7 +191,7 @@ def bare_function(path: str) -> Callable[..., None] | None:
             given.kw_defaults = [default and ast.Constant(None) for default in given.kw_defaults]
             made: dict[str, Any] = {}
             exec(f"def {name}({ast.unparse(given)}): ...", made)
-            return made[name]  # type: ignore[no-any-return]
+            return cast(Callable[..., Any], made[name])
     return None
 
 

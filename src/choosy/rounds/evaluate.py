@@ -142,10 +142,10 @@ class Estimate(CatMetric):
         super().__init__(nan_strategy="disable", sync_on_compute=False)  # rank 0 judges, and has all answers
         self.set_dtype(torch.float64)
 
-    def update(self, numbers: Sequence[float]) -> None:  # type: ignore[override]
+    def update(self, numbers: Sequence[float]) -> None:  # type: ignore[override]  # torchmetrics takes tensors too
         super().update(torch.tensor(numbers, dtype=torch.float64))
 
-    def compute(self) -> tuple[float | None, float | None]:  # type: ignore[override]
+    def compute(self) -> tuple[float | None, float | None]:  # type: ignore[override]  # there a tensor
         numbers = torch.as_tensor(super().compute())
         n = len(numbers)
         mean = numbers.mean().item() if n else None

@@ -97,7 +97,7 @@ def combine_orders(one: Answer, turned: Answer) -> Answer:
         >>> combine_orders(Answer(0, "first"), Answer(0, "first")).value
         'tie'
     """
-    verdicts = {one.value, MIRRORED[turned.value]}  # type: ignore[index]
+    verdicts = {one.value, MIRRORED[turned.value]}  # type: ignore[index]  # a verdict
     value = "invalid" if "invalid" in verdicts else one.value if len(verdicts) == 1 else "tie"
     raw = json.dumps([one.raw or one.value, turned.raw or turned.value], ensure_ascii=False)
     return one._replace(value=value, raw=raw, cost=one.cost + turned.cost)

@@ -194,7 +194,7 @@ def packed_linears(model: nn.Module, rows: int) -> Iterator[None]:
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear and can_pack(layer.weight)]
     try:
         for layer in layers:
-            layer.forward = product(layer, rows)  # type: ignore[method-assign, assignment]
+            layer.forward = product(layer, rows)  # type: ignore[method-assign, assignment]  # until the block ends
         yield
     finally:
         for layer in layers:
