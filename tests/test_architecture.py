@@ -96,6 +96,7 @@ def test_no_file_reaches_torch_distributed_without_importing_it() -> None:
         ("types.py", set()),
         ("methods/selection.py", {"torch", "choosy.types"}),
         ("methods/aggregation.py", {"choosy.types"}),
+        ("methods/composed_losses.py", {"torch", "choosy.methods"}),
         ("methods/losses.py", {"torch", "choosy.methods"}),
         ("methods/loss_inputs.py", {"torch"}),
         ("methods/pairing.py", set()),

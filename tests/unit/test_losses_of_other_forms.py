@@ -317,7 +317,7 @@ def test_no_other_scale_costs_less() -> None:
         (lambda: LengthDesensitized(alpha=1.5), r"loss\.weighing\.alpha=1\.5 is no weight"),
         (
             lambda: ScoredLoss(AOTLoss(), average=True),
-            r"loss=aot orders pairs by their summed log-probs.*type loss=aot by itself",
+            r"loss\.loss \(AOTLoss\) orders pairs by their summed log-probs.*type loss=aot by itself",
         ),
         (lambda: ScoredLoss(SigmoidLoss(), divergence="kl"), r"loss\.divergence=kl is none of reverse_kl, forward_kl"),  # type: ignore[arg-type]
         (
@@ -393,7 +393,7 @@ def test_bmc_is_dpo_where_nothing_differs_and_finds_a_change_in_a_long_response(
 
 
 def test_bmc_takes_losses_of_pairs_only() -> None:
-    with pytest.raises(ValueError, match="compares the two responses of a pair, which loss=kto does not take"):
+    with pytest.raises(ValueError, match=r"a pair, which loss\.loss \(KTOLoss\) does not take"):
         TokenWeightedLoss(KTOLoss(), DifferenceWeighted())
     with pytest.raises(ValueError, match=r"loss\.weighing\.delta=0 weighs all tokens alike"):
         DifferenceWeighted(delta=0)

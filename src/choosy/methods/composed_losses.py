@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from choosy.methods.loss_inputs import Loss, LossInputs, Need, TokenWeighing, form_of
-from choosy.options.parts import typed_for
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 LARGEST = 40.0  # exponent: what a loss makes of exp(40), and its square, is finite in fp32
@@ -65,8 +64,8 @@ def refuse_order(loss: Loss) -> None:
     """Refuse other scores for a loss of the step's order, which is that of plain log-probs."""
     if "step" in loss.needs:
         raise ValueError(
-            f"{typed_for(loss)} orders pairs by their summed log-probs, and loss.loss is given other scores; type "
-            "loss=aot by itself, or another loss.loss."
+            f"loss.loss ({type(loss).__name__}) orders pairs by their summed log-probs, and is given other scores; "
+            "type loss=aot by itself, or another loss.loss."
         )
 
 
@@ -196,8 +195,8 @@ class TokenWeightedLoss:
         refuse_order(self.loss)
         if isinstance(self.weighing, DifferenceWeighted) and form_of(self.loss.needs) != "pair":
             raise ValueError(
-                f"loss.weighing compares the two responses of a pair, which {typed_for(self.loss)} does not take; "
-                "choose another loss.loss, such as a sigmoid one."
+                "loss.weighing compares the two responses of a pair, which loss.loss "
+                f"({type(self.loss).__name__}) does not take; choose another, such as a sigmoid one."
             )
 
     @property
