@@ -15,6 +15,7 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
+from small_models import SIZE
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,14 +75,8 @@ def tiny_policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = _byte_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        **SIZE,
         max_position_embeddings=1024,
-        # Ten times the default: with it every token is as likely as any other and no mistake would show.
-        initializer_range=0.2,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

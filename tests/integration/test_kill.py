@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ROOT, command, contents, ending, labels, typed
+from tiny import ROOT, command, contents, ending, labels, typed, write_prompts
 
 from choosy.main import compose, train
 
@@ -29,9 +29,7 @@ POINTS = {
 def folder(tmp_path_factory) -> Path:
     """Where the module's runs are, with their prompts and toy.py."""
     folder = tmp_path_factory.mktemp("kill")
-    things = ("tea", "rain", "bread", "snow", "music", "chess", "soup", "maps")
-    rows = [{"id": f"p{n}", "prompt": f"Tell me about {thing}."} for n, thing in enumerate(things)]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_prompts(folder / "prompts.jsonl")
     return folder
 
 

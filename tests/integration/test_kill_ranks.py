@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
-from tiny import ROOT, command, labels, summary, typed
+from tiny import ROOT, command, labels, summary, typed, write_prompts
 from torch.testing import assert_close
 
 pytestmark = pytest.mark.slow
@@ -64,9 +63,7 @@ Launch = Callable[..., Any]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the module's runs are, with their prompts and toy.py."""
     folder = tmp_path_factory.mktemp("ranks")
-    things = ("tea", "rain", "bread", "snow", "music", "chess", "soup", "maps")
-    rows = [{"id": f"p{n}", "prompt": f"Tell me about {thing}."} for n, thing in enumerate(things)]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_prompts(folder / "prompts.jsonl")
     return folder
 
 

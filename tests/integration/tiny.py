@@ -73,6 +73,13 @@ def typed(folder: Path, policy: Path, prompts: Path) -> list[str]:
     ]
 
 
+def write_prompts(path: Path) -> None:
+    """Write eight prompts."""
+    things = ("tea", "rain", "bread", "snow", "music", "chess", "soup", "maps")
+    rows = [{"id": f"p{n}", "prompt": f"Tell me about {thing}."} for n, thing in enumerate(things)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def environ(folder: Path, **more: str) -> dict[str, str]:
     """The environment of a tiny run in a process of its own, with the folder's toy.py to be found."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder), **more}

@@ -8,20 +8,12 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from small_models import SIZE
 from torch import nn
 
 from choosy.models.fast.fused import fuse
 
-SMALL = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-}
+SMALL = SIZE | {"vocab_size": 97, "pad_token_id": 0}
 CONFIGS = {
     "llama": lambda: transformers.LlamaConfig(**SMALL),
     "qwen2": lambda: transformers.Qwen2Config(**SMALL),  # with biases

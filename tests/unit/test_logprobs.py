@@ -11,6 +11,7 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from small_models import SIZE
 from torch import Tensor, nn
 
 from choosy.models.fast import tree_attention as attention
@@ -29,16 +30,8 @@ from choosy.models.rows import Group, packed, share_prompt
 attention.register()
 
 VOCABULARY = 97
-SMALL = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,  # ten times the usual: with it every token is as likely as any other
-    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
-}
+NO_SPECIALS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+SMALL = SIZE | NO_SPECIALS | {"vocab_size": VOCABULARY}
 CONFIGS: dict[str, Callable[..., Any]] = {
     "llama": lambda **more: transformers.LlamaConfig(**SMALL | more),
     "qwen2": lambda **more: transformers.Qwen2Config(**SMALL | more),

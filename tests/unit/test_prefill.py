@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from small_models import SIZE
 
 from choosy.models.compute import Compute
 from choosy.models.logprobs import padded_token_logps
@@ -56,15 +57,7 @@ def test_every_row_is_as_if_alone(prompts, share, attention, tiny_policy_dir):
             torch.testing.assert_close(seen_RV[r], wanted, rtol=1e-4, atol=1e-4)
 
 
-SMALL = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-}
+SMALL = SIZE | {"pad_token_id": 0}
 CONFIGS = {
     "qwen3": lambda n: transformers.Qwen3Config(vocab_size=n, **SMALL | {"head_dim": 8}),
     "mistral": lambda n: transformers.MistralConfig(vocab_size=n, **SMALL, sliding_window=6),
