@@ -36,6 +36,6 @@ print(json.dumps({"said": said, "took": took}))
 def answers(lines: Iterable[str], folder: Path) -> Any:
     """What each line printed, `said`, and the seconds of processors it `took`; a line that imports torch fails."""
     words = [sys.executable, "-c", PROGRAM, json.dumps([*lines])]
-    run = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])

@@ -201,21 +201,20 @@ def _main(cfg: DictConfig) -> float | None:
             if is_first_process():
                 print(f"{of_sweep()} in {run_dir}", file=sys.stderr)
         if finished := cfg.ckpt_path == "auto" and start.is_finished(plain(cfg), run_dir):
-            from lightning.pytorch.utilities import rank_zero_only
-
-            rank_zero_only(print)(f"{run_dir} is finished: {read_run(run_dir).headline}")
+            if is_first_process():
+                print(f"{run_dir} is finished: {read_run(run_dir).headline}")
         elif not train(cfg, run_dir).is_global_zero:
             return None
-    run = read_run(run_dir)
-    if multirun:
-        from choosy.reporting.index import read_index, write_index
-
-        write_index(index := read_index(HydraConfig.get().sweep.dir))
-        SWEEPS[str(index.folder)] = index
-        if not finished:
-            print(f"{run_dir}: {run.headline}, {run.costs}")
+    if not multirun:  # nothing asks for the objective
+        return None
+    from choosy.reporting.index import read_index, write_index
     from choosy.rounds.evaluate import objective
 
+    run = read_run(run_dir)
+    write_index(index := read_index(HydraConfig.get().sweep.dir))
+    SWEEPS[str(index.folder)] = index
+    if not finished:
+        print(f"{run_dir}: {run.headline}, {run.costs}")
     return objective(cfg, run)
 
 

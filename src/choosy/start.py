@@ -18,7 +18,7 @@ from choosy.options.fit_words import START
 from choosy.parallel.launch import may_have_gpu
 from choosy.redaction import refuse_secrets
 from choosy.resume.config_changes import named_settings, report_changes
-from choosy.resume.run_folder import Start, choose_start, prepare_folder
+from choosy.resume.run_folder import Start, choose_start, prepare_folder, refuse_other_run
 
 # Torch, Lightning and transformers take seconds to import: functions import them once nothing is left to refuse.
 if TYPE_CHECKING:
@@ -79,8 +79,11 @@ def prepare(config: Mapping[str, Any], run_dir: Path, *, typed: Collection[str] 
     """
     if not may_have_gpu():
         refuse_gpu(config["trainer"])
-    choose_start(run_dir, config["ckpt_path"], replace=config["overwrite"])
+    begin = choose_start(run_dir, config["ckpt_path"], replace=config["overwrite"])
+    if begin.resuming:
+        refuse_other_run(run_dir, config)
     refuse_early(config, typed=typed)
+    prepare_folder(run_dir, resuming=begin.resuming, replace=config["overwrite"])
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it speaks of fonts when it is first imported
     import torch
 
@@ -91,8 +94,7 @@ def prepare(config: Mapping[str, Any], run_dir: Path, *, typed: Collection[str] 
     if not torch.cuda.is_available():
         refuse_gpu(config["trainer"])
     quiet()
-    ledger = config["data"]["run"]["labels"]["ledger"]
-    return prepare_folder(run_dir, config["ckpt_path"], config=config, ledger=ledger, replace=config["overwrite"])
+    return begin
 
 
 def describe(config: Mapping[str, Any], trainer: Trainer, run_dir: Path) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
 from answers import answers
 from omegaconf import OmegaConf
 
-from choosy.main import compose
+from choosy.data.table_files import write_table
+from choosy.main import compose, plain
 
 OWN = """
 import torch
@@ -74,6 +80,16 @@ REFUSED = {  # by the parts of a run themselves, which import torch: what the se
     "data=offline data.train=pairs.jsonl weighting=column": "needs a weight column",
     "data=offline data.train=single.jsonl": "loss=sigmoid compares responses",
 }
+OF_A_FOLDER = {
+    "name=begun ckpt_path=runs/none.ckpt": "ckpt_path=runs/none.ckpt does not exist",
+    "name=begun ckpt_path=last seed=1": "cannot be resumed with seed: 0 -> 1",
+    "name=begun ckpt_path=last": "The ledger runs/begun/ledger.sqlite is not there, and the run has bought 3 labels",
+    "name=begun ckpt_path=auto rounds=1": "runs/begun is finished: 1 of 1 rounds",
+    "name=rows.jsonl run_dir=rows.jsonl": "cannot be written to",
+    "trainer=gpu": "torch finds no GPU",
+    "budget=-1": "type labels.budget=-1",
+    "labels.budget=-1": "labels.budget wants a number of 1 or more",
+}
 REFUSED_BY_FIT = {
     "--loss.beta=0": "loss.beta=0 turns preference into nothing",
     "--model.loss.beta=0": "loss.beta=0 turns preference into nothing",
@@ -83,23 +99,47 @@ REFUSED_BY_FIT = {
 }
 
 
-def test_what_is_refused_takes_a_sentence_no_torch_and_less_than_two_seconds(tmp_path):
+def begin_run(folder: Path) -> None:
+    """Leave what a run has after its only round, but for its ledger."""
+    about = {"round": 0, "rounds": 1, "evaluation": None, "labels": {"spent": 3}}
+    write_table(pa.table({"prompt": ["Why?"]}), folder / "rounds" / "round_000.parquet", about)
+    config = plain(compose(["model.name=model", f"name={folder.name}"]))
+    OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
+    (folder / "run_id").write_text("begun")
+    (folder / "summary.json").write_text('{"rounds": 1}')
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with files, a model and runs."""
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    OmegaConf.save(compose(["model.name=model"]), tmp_path / "run.yaml")
-    lines = {
-        **{
-            f"train {'' if 'model.name' in line else 'model.name=model '}{line}": words
-            for line, words in REFUSED.items()
-        },
-        **{f"fit --config run.yaml {line}": words for line, words in REFUSED_BY_FIT.items()},
-    }
-    found = answers(lines, tmp_path)
+    return tmp_path
+
+
+def refuses(lines: Mapping[str, str], folder: Path) -> None:
+    """Type lines in a folder, each of which is answered at once by a sentence with its words."""
+    found = answers(lines, folder)
     for line, words in lines.items():
         said = found["said"][line]
         assert words in said, (line, said)
         assert "Traceback" not in said
         assert len(said.strip().splitlines()) == 1, said
     assert max(found["took"].values()) < 2, found["took"]
-    assert not (tmp_path / "runs/done/failed_start").exists(), "a run that is there was taken for a failed start"
+
+
+def typed(lines: Mapping[str, str]) -> dict[str, str]:
+    """The lines of `choosy train`, with a model."""
+    return {f"train {'' if 'model.name' in line else 'model.name=model '}{line}": lines[line] for line in lines}
+
+
+def test_what_is_refused_takes_a_sentence_no_torch_and_less_than_two_seconds(folder):
+    OmegaConf.save(compose(["model.name=model"]), folder / "run.yaml")
+    refuses(typed(REFUSED) | {f"fit --config run.yaml {line}": words for line, words in REFUSED_BY_FIT.items()}, folder)
+    assert not (folder / "runs/done/failed_start").exists(), "a run that is there was taken for a failed start"
+
+
+def test_so_does_what_cannot_be_resumed_or_written(folder):
+    begin_run(folder / "runs" / "begun")
+    refuses(typed(OF_A_FOLDER), folder)

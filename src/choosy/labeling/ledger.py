@@ -13,13 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import yaml
 from tenacity import retry, retry_if_exception_message, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from choosy.errors import Stopped
 from choosy.files import replacing
 from choosy.labeling.locks import PurchaseLock, is_alive, remove_stale, turn_of
 from choosy.labeling.protocols import Answer, Purpose
+from choosy.options.yaml_text import read_yaml
 from choosy.redaction import scrub
 from choosy.types import Prompt, Response, Verdict, content_id
 
@@ -349,7 +349,7 @@ def ledger_of(run_dir: Path) -> Path:
     file = run_dir / "config.yaml"
     if not file.exists():
         raise ValueError(f"{run_dir} is not the folder of a run: it has no config.yaml; type one such as runs/NAME.")
-    named = Path(yaml.safe_load(file.read_text())["data"]["run"]["labels"]["ledger"])
+    named = Path(read_yaml(file.read_text())["data"]["run"]["labels"]["ledger"])
     return named if named.exists() else run_dir / "ledger.sqlite"
 
 

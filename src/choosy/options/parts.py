@@ -7,10 +7,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-import yaml
-
 from choosy.options.menu import chosen
 from choosy.options.signatures import has_method
+from choosy.options.yaml_text import read_yaml
 
 CLASS = "_target_"  # how the setting of a part that is its class ends
 COLLECTIONS = {"selector": "callbacks", "logger": "logger"}  # groups whose options are several parts, and their place
@@ -68,7 +67,7 @@ def options_of(group: str) -> dict[str, dict[str, Any]]:
 def _merged(group: str, option: str) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for text in reversed([*chosen(group, option)]):
-        for key, value in (yaml.safe_load(text) or {}).items():
+        for key, value in (read_yaml(text) or {}).items():
             both = isinstance(value, dict) and isinstance(merged.get(key), dict)
             merged[key] = {**merged[key], **value} if both else value
     merged.pop("defaults", None)

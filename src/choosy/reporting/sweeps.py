@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import yaml
 
 from choosy.data.pool import round_file
 from choosy.options.parts import (
@@ -21,6 +20,7 @@ from choosy.options.parts import (
     option_of_part,
     options_of,
 )
+from choosy.options.yaml_text import read_yaml
 from choosy.reporting.courses import Arm, Course
 from choosy.reporting.summary import RunSummary, costs_of, read_run, run_folders
 from choosy.types import content_id
@@ -65,13 +65,13 @@ def read_sweep(
 def words_of(run_dir: Path) -> list[str] | None:
     """What was typed for a run; None where that is not known."""
     path = run_dir / ".hydra" / "overrides.yaml"
-    return (yaml.safe_load(path.read_text()) or []) if path.exists() else None
+    return (read_yaml(path.read_text()) or []) if path.exists() else None
 
 
 def config_of(run_dir: Path) -> dict[str, Any]:
     """What a run's config.yaml holds; nothing where there is none."""
     file = run_dir / "config.yaml"
-    return (yaml.safe_load(file.read_text()) or {}) if file.exists() else {}
+    return (read_yaml(file.read_text()) or {}) if file.exists() else {}
 
 
 def judged_by(run_dir: Path) -> str:

@@ -8,8 +8,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from choosy.options.parts import (
     CLASS,
     COLLECTIONS,
@@ -21,6 +19,7 @@ from choosy.options.parts import (
     option_of_part,
     within,
 )
+from choosy.options.yaml_text import read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ def report_changes(folder: Path, config: Mapping[str, Any]) -> None:
     file = folder / "config.yaml"
     if not file.exists():  # the run was killed before it did anything
         return
-    found = changes(yaml.safe_load(file.read_text()), config)
+    found = changes(read_yaml(file.read_text()), config)
     if refused := [text for name, text in found.items() if is_fixed(name)]:
         raise ValueError(
             f"The run in {folder} cannot be resumed with {'; '.join(refused)}: its weights, responses and labels were "

@@ -49,27 +49,29 @@ def choose_start(folder: Path, ckpt_path: str | None, *, replace: bool = False) 
     return start
 
 
-def prepare_folder(
-    folder: Path, ckpt_path: str | None, *, config: Mapping[str, Any], ledger: str, replace: bool = False
-) -> Start:
-    """Check a run's folder before anything is spent, and choose the checkpoint; a ValueError if the run cannot start.
+def refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse to resume the run of a folder with another configuration, or without the labels that it has paid for.
 
     Args:
         folder: The run's folder.
-        ckpt_path: As of `choose_start`.
-        config: The run's configuration, as Hydra or LightningCLI composed it.
-        ledger: The ledger's file.
+        config: The configuration of the resumed run, as Hydra or LightningCLI composed it.
+    """
+    report_changes(folder, config)
+    refuse_lost_ledger(folder, config["data"]["run"]["labels"]["ledger"])
+
+
+def prepare_folder(folder: Path, *, resuming: bool, replace: bool = False) -> None:
+    """Make the folder of a run, and move away what it replaces.
+
+    Args:
+        folder: The run's folder.
+        resuming: Whether the run goes on in it.
         replace: Whether a new run replaces what an earlier one has left.
     """
-    start = choose_start(folder, ckpt_path, replace=replace)
-    if is_first_process() and ckpt_path is None:
+    if is_first_process() and not resuming:
         overwrite(folder) if replace else replace_failed_start(folder)
-        refuse_used_folder(folder, resuming=start.resuming)
+        refuse_used_folder(folder, resuming=resuming)
     refuse_unwritable(folder)
-    if start.resuming:
-        report_changes(folder, config)
-        refuse_lost_ledger(folder, ledger)
-    return start
 
 
 def open_folder(folder: Path, labels: LabelBuyer, ranks: Ranks, read: Mapping[str, str], *, resuming: bool) -> bool:
