@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from choosy.early import refuse_early
+from choosy.labeling.judge.reachable import refuse_silent_endpoints
 from choosy.main import in_sentences, program_version, see_current_folder
 from choosy.main import main as train
 from choosy.options.fit_words import HELP, again, read_words, resolved, with_dashes
@@ -100,6 +101,7 @@ def fit(words: list[str]) -> None:
                 start = prepare(config, run_dir, typed=typed.options)
             else:
                 refuse_early(config, typed=typed.options)
+                refuse_silent_endpoints(config)
         from choosy.cli import fit
 
         fit(typed.words, config, start)

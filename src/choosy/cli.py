@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from choosy.errors import in_a_line, raised_at
 from choosy.options.fit_words import START, as_composed, parsed, resolved
-from choosy.options.yaml_text import read_yaml
+from choosy.options.yaml_text import load_yaml
 from choosy.reporting.display import quiet
 from choosy.resume.run_folder import Start
 from choosy.start import describe, prepare
@@ -29,7 +29,7 @@ def from_hydra(text: str, config: Mapping[str, Any] | None = None) -> Any:
         text: The YAML.
         config: What is played in its place: with the values that were typed.
     """
-    found = read_yaml(text)
+    found = load_yaml(text)
     if not isinstance(found, dict) or not {"data", "trainer"} <= {*found}:
         return found
     config = config or resolved(parsed(text))
@@ -82,7 +82,7 @@ class ChoosyCLI(LightningCLI):
         sys.argv[:] = self.command
         run = self.datamodule.run
         if self.start is None:
-            dumped = read_yaml(self._parser("fit").dump(self.config["fit"], skip_none=False))
+            dumped = load_yaml(self._parser("fit").dump(self.config["fit"], skip_none=False))
             self.played = as_composed(dumped) | {name: self.played[name] for name in START}
             self.start = prepare(self.played, run.folder)
         run.resuming = self.start.resuming

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from choosy.early import refuse_early
 from choosy.errors import refuse_unknown
 from choosy.files import replacing
+from choosy.labeling.judge.reachable import refuse_silent_endpoints
 from choosy.options.check import refuse_blanks, refuse_mistakes, refuse_removed
 from choosy.options.fit_words import START
 from choosy.parallel.launch import may_have_gpu
@@ -83,6 +84,7 @@ def prepare(config: Mapping[str, Any], run_dir: Path, *, typed: Collection[str] 
     if begin.resuming:
         refuse_other_run(run_dir, config)
     refuse_early(config, typed=typed)
+    refuse_silent_endpoints(config)
     prepare_folder(run_dir, resuming=begin.resuming, replace=config["overwrite"])
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it speaks of fonts when it is first imported
     import torch

@@ -13,7 +13,7 @@ from choosy.labeling.ledger import ledger_of
 from choosy.main import built
 from choosy.models.damaged import refusing_damaged
 from choosy.options.words import Words
-from choosy.options.yaml_text import read_yaml
+from choosy.options.yaml_text import load_yaml
 from choosy.reporting.summary import refuse_sweep
 from choosy.types import Candidates, Prompt, seed_of
 
@@ -47,7 +47,7 @@ class TunedRun:
         model = next((path / name for name in ("adapter", "model") if (path / name).is_dir()), None)
         if model is None:
             raise ValueError(f"{folder} has no tuned model yet; resume the run with ckpt_path=last.")
-        config = read_yaml((path / "config.yaml").read_text())
+        config = load_yaml((path / "config.yaml").read_text())
         if "evaluation" not in config:
             raise ValueError(f"{folder} was composed by LightningCLI; this command reads what `choosy train` composed.")
         return cls(path, config, model)

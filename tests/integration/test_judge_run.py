@@ -135,8 +135,9 @@ def test_a_judge_that_goes_down_stops_the_run_and_a_resume_pays_nothing_twice(li
 
 def test_a_key_that_is_not_set_is_told_before_anything_is_sampled(lines: list[str], tmp_path: Path) -> None:
     lines = [line.replace("=JUDGE_KEY", "=NO_SUCH_KEY") for line in lines]
-    with pytest.raises(InstantiationException, match=r"labeler\.key_env must be the name of an environment"):
-        train(compose([*lines, "labeler.base_url=http://127.0.0.1:9/v1"]), tmp_path / "run")
+    refused = pytest.raises(InstantiationException, match=r"labeler\.key_env must be the name of an environment")
+    with FaultyJudge() as server, refused:
+        train(compose([*lines, f"labeler.base_url={server.url}"]), tmp_path / "run")
     assert not list(tmp_path.glob("run/rounds/*"))
 
 
@@ -229,7 +230,7 @@ def test_a_cap_without_prices_is_refused_before_a_model_is_loaded(
     lines: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = [line for line in lines if "prices" not in line]
-    free = ["labeler.base_url=http://127.0.0.1:9/v1", "labels.budget_money=0.05"]
     monkeypatch.setattr("choosy.models.policy.Policy.load", lambda *_, **__: pytest.fail("a model is loaded"))
-    with pytest.raises(Exception, match=r"budget_money=0.05 limits nothing.*labeler.endpoint.prices.prompt"):
-        train(compose([*lines, *free]), tmp_path / "run")
+    refused = pytest.raises(Exception, match=r"budget_money=0.05 limits nothing.*labeler.endpoint.prices.prompt")
+    with FaultyJudge() as server, refused:
+        train(compose([*lines, f"labeler.base_url={server.url}", "labels.budget_money=0.05"]), tmp_path / "run")

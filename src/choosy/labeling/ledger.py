@@ -19,7 +19,7 @@ from choosy.errors import Stopped
 from choosy.files import replacing
 from choosy.labeling.locks import PurchaseLock, is_alive, remove_stale, turn_of
 from choosy.labeling.protocols import Answer, Purpose
-from choosy.options.yaml_text import read_yaml
+from choosy.options.yaml_text import load_yaml
 from choosy.redaction import scrub
 from choosy.types import Prompt, Response, Verdict, content_id
 
@@ -349,7 +349,7 @@ def ledger_of(run_dir: Path) -> Path:
     file = run_dir / "config.yaml"
     if not file.exists():
         raise ValueError(f"{run_dir} is not the folder of a run: it has no config.yaml; type one such as runs/NAME.")
-    named = Path(read_yaml(file.read_text())["data"]["run"]["labels"]["ledger"])
+    named = Path(load_yaml(file.read_text())["data"]["run"]["labels"]["ledger"])
     return named if named.exists() else run_dir / "ledger.sqlite"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from choosy.options.signatures import signature
 from choosy.options.values import choices
-from choosy.options.yaml_text import read_yaml
+from choosy.options.yaml_text import load_yaml
 
 WIRES = (
     "${run}",
@@ -28,7 +28,7 @@ def conf_text(*path: str) -> str:
 
 def menu() -> dict[str, Any]:
     """Return conf/train.yaml; its `defaults` are the names of the groups."""
-    found: dict[str, Any] = read_yaml(conf_text("train"))
+    found: dict[str, Any] = load_yaml(conf_text("train"))
     pairs = [entry if isinstance(entry, dict) else {entry: None} for entry in found["defaults"]]
     found["defaults"] = [name.rpartition("@")[2] for pair in pairs for name in pair]
     return found
@@ -43,7 +43,7 @@ def chosen(group: str, option: str) -> Iterator[str]:
     """
     text = conf_text(group, option)
     yield text
-    for entry in (read_yaml(text) or {}).get("defaults", []) if text else []:
+    for entry in (load_yaml(text) or {}).get("defaults", []) if text else []:
         if isinstance(entry, str) and entry != "_self_":
             yield from chosen(group, entry)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from choosy.options.menu import chosen
 from choosy.options.signatures import has_method
-from choosy.options.yaml_text import read_yaml
+from choosy.options.yaml_text import load_yaml
 
 CLASS = "_target_"  # how the setting of a part that is its class ends
 COLLECTIONS = {"selector": "callbacks", "logger": "logger"}  # groups whose options are several parts, and their place
@@ -67,7 +67,7 @@ def options_of(group: str) -> dict[str, dict[str, Any]]:
 def _merged(group: str, option: str) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for text in reversed([*chosen(group, option)]):
-        for key, value in (read_yaml(text) or {}).items():
+        for key, value in (load_yaml(text) or {}).items():
             both = isinstance(value, dict) and isinstance(merged.get(key), dict)
             merged[key] = {**merged[key], **value} if both else value
     merged.pop("defaults", None)

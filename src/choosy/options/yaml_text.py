@@ -9,11 +9,11 @@ import yaml
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # some builds of PyYAML come without libyaml
 
 
-def read_yaml(text: str) -> Any:
+def load_yaml(text: str) -> Any:
     """Return what a YAML text holds; its tags build no objects.
 
     Example:
-        >>> read_yaml("rounds: 2")
+        >>> load_yaml("rounds: 2")
         {'rounds': 2}
     """
     return yaml.load(text, _LOADER)

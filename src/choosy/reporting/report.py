@@ -21,7 +21,7 @@ from choosy.console import console
 from choosy.files import replacing
 from choosy.models.locate import shown_name
 from choosy.options.typed import in_the_shell, quoted
-from choosy.options.yaml_text import read_yaml
+from choosy.options.yaml_text import load_yaml
 from choosy.reporting.display import PHASES, duration
 from choosy.reporting.summary import LEARNED, MEASURES, RunSummary, as_text, costs_of
 from choosy.reporting.sweeps import OF_ONE_RUN, value_of, words_of
@@ -64,7 +64,7 @@ def print_report(run: RunSummary, out: Console | None = None) -> None:
 def next_lines(run: RunSummary) -> Iterator[str]:
     """Yield what may be typed after a run, word for word, in the folder in which it was played."""
     file, folder = run.folder / "config.yaml", shlex.quote(str(run.folder))
-    config = read_yaml(file.read_text()) if file.exists() else {}
+    config = load_yaml(file.read_text()) if file.exists() else {}
     if run.finished and {"adapter", "model"} & run.contents.keys() and "evaluation" in config:
         yield f"choosy chat {folder}"
         name = next(name for name in ("heldout", "heldout_pairs", "train") if config["data"].get(name))

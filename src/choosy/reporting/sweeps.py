@@ -20,7 +20,7 @@ from choosy.options.parts import (
     option_of_part,
     options_of,
 )
-from choosy.options.yaml_text import read_yaml
+from choosy.options.yaml_text import load_yaml
 from choosy.reporting.courses import Arm, Course
 from choosy.reporting.summary import RunSummary, costs_of, read_run, run_folders
 from choosy.types import content_id
@@ -65,13 +65,13 @@ def read_sweep(
 def words_of(run_dir: Path) -> list[str] | None:
     """What was typed for a run; None where that is not known."""
     path = run_dir / ".hydra" / "overrides.yaml"
-    return (read_yaml(path.read_text()) or []) if path.exists() else None
+    return (load_yaml(path.read_text()) or []) if path.exists() else None
 
 
 def config_of(run_dir: Path) -> dict[str, Any]:
     """What a run's config.yaml holds; nothing where there is none."""
     file = run_dir / "config.yaml"
-    return (read_yaml(file.read_text()) or {}) if file.exists() else {}
+    return (load_yaml(file.read_text()) or {}) if file.exists() else {}
 
 
 def judged_by(run_dir: Path) -> str:

@@ -19,7 +19,7 @@ from choosy.options.parts import (
     option_of_part,
     within,
 )
-from choosy.options.yaml_text import read_yaml
+from choosy.options.yaml_text import load_yaml
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def report_changes(folder: Path, config: Mapping[str, Any]) -> None:
     file = folder / "config.yaml"
     if not file.exists():  # the run was killed before it did anything
         return
-    found = changes(read_yaml(file.read_text()), config)
+    found = changes(load_yaml(file.read_text()), config)
     if refused := [text for name, text in found.items() if is_fixed(name)]:
         raise ValueError(
             f"The run in {folder} cannot be resumed with {'; '.join(refused)}: its weights, responses and labels were "
