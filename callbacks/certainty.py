@@ -20,11 +20,11 @@ class Certainty(PairChooser):
 
     Args:
         rescore: Whether log-probs are computed again in fp32, in two passes, which a policy in bf16 needs until it has
-            moved by about a nat: `never` takes those that sampling gave, and warns when rounding is larger than the
-            gaps; `auto` computes them again in such rounds; `fp32` in all rounds.
+            moved by about a nat: `auto` computes them again in rounds in which rounding is larger than the gaps, and
+            never for a policy in fp32; `never` takes those that sampling gave, and warns; `fp32` is for all rounds.
     """
 
-    rescore: Rescore = "never"
+    rescore: Rescore = "auto"
     needs_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

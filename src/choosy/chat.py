@@ -22,8 +22,8 @@ An empty line ends the chat, Ctrl-C an answer."""
 def chat(words: list[str]) -> None:
     """Talk to the tuned model."""
     parser = Words("choosy chat", description="Talk to the tuned model of a run; an empty line ends it.")
-    parser.add_argument("run_dir", metavar="RUN", help="the folder of the run")
-    run = TunedRun.open(parser.parse_args(words).run_dir)
+    parser.add_argument("run_dir", metavar="RUN", help="the folder of the run, or of the model that choosy merge wrote")
+    run = TunedRun.open_or_merged(parser.parse_args(words).run_dir)
     from choosy.reporting.display import quiet
 
     quiet()

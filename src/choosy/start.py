@@ -52,6 +52,7 @@ def check(as_typed: dict[str, Any], resolve: Callable[[], dict[str, Any]], menu:
     refuse_secrets(resolved)
     refuse_mistakes(as_typed, resolved, menu=menu)
     refuse_objective(resolved)
+    refuse_sharded_checkpoints(resolved["trainer"])
     if not isinstance(resolved.get("overwrite", False), bool):
         raise ValueError(f"overwrite wants true or false, found {resolved['overwrite']!r}.")
     return resolved
@@ -123,4 +124,16 @@ def refuse_gpu(trainer: Mapping[str, Any]) -> None:
     if trainer.get("accelerator") in ("gpu", "cuda"):
         raise ValueError(
             "trainer.accelerator=gpu, but torch finds no GPU; choose trainer=cpu, or install a CUDA build of torch."
+        )
+
+
+def refuse_sharded_checkpoints(trainer: Mapping[str, Any]) -> None:
+    """Refuse checkpoints that each process writes a share of, which is what the strategy does unless told otherwise."""
+    strategy = trainer.get("strategy")
+    if not isinstance(strategy, Mapping) or not str(strategy.get("_target_")).endswith(".ModelParallelStrategy"):
+        return
+    if strategy.get("save_distributed_checkpoint", True):
+        raise ValueError(
+            "trainer.strategy.save_distributed_checkpoint=true writes folders, and a run resumes from files, which any "
+            "number of processes can read; type trainer.strategy.save_distributed_checkpoint=false."
         )

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from choosy.files import replacing
 from choosy.labeling.ledger import ledger_of
-from choosy.main import built
+from choosy.main import built, compose, plain
 from choosy.models.damaged import refusing_damaged
+from choosy.options.typed import quoted
 from choosy.options.words import Words
 from choosy.options.yaml_text import load_yaml
 from choosy.reporting.summary import refuse_sweep
@@ -52,6 +53,14 @@ class TunedRun:
             raise ValueError(f"{folder} was composed by LightningCLI; this command reads what `choosy train` composed.")
         return cls(path, config, model)
 
+    @classmethod
+    def open_or_merged(cls, folder: str) -> TunedRun:
+        """Find a run's tuned model, or take a model's folder such as `choosy merge` writes, with default settings."""
+        path = Path(folder)
+        if (path / "config.yaml").is_file() or not (path / "config.json").is_file():
+            return cls.open(folder)
+        return cls(path, plain(compose([f"model.name={quoted(folder)}", "model.lora=null"])), path)
+
     @property
     def trusted(self) -> bool:
         """Whether the run was allowed to run code that comes with its model."""
@@ -71,7 +80,8 @@ class TunedRun:
 
         named = dict(self.config["module"]["policy"])
         if not start:
-            named |= {"adapter": str(self.model)} if self.model.name == "adapter" else {"name": str(self.model)}
+            is_adapter = (self.model / "adapter_config.json").is_file()
+            named |= {"adapter" if is_adapter else "name": str(self.model)}
         policy: Policy = built(named)
         policy.load(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"), seed=self.config["seed"])
         return policy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import TextStreamer
 
 from choosy import chat
 from choosy.models.tokens import Tokens
+from choosy.tuned_model import merge
 
 Talk = Callable[..., list[str]]
 
@@ -44,18 +46,24 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, str]]]:
 
 
 @pytest.fixture
-def talk(play: Any, monkeypatch: pytest.MonkeyPatch) -> Talk:
+def run_dir(play: Any) -> Path:
+    """The folder of a tiny run."""
+    folder: Path = play("rounds=1", "data.heldout=null").run_dir
+    return folder
+
+
+@pytest.fixture
+def talk(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Talk:
     """A chat with a tiny model, of lines that are typed; returns the pieces that were written."""
-    run = play("rounds=1", "data.heldout=null")
     monkeypatch.setattr(chat, "LONGEST", 60)
 
-    def talked(*lines: str) -> list[str]:
+    def talked(*lines: str, to: Path = run_dir) -> list[str]:
         typed: Iterator[str] = iter([*lines, ""])
         monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
         screen = Screen()
         monkeypatch.setattr(sys, "stdout", screen)
         torch.manual_seed(0)
-        chat.chat([str(run.run_dir)])
+        chat.chat([str(to)])
         return screen.pieces
 
     return talked
@@ -105,3 +113,11 @@ def test_a_full_window_is_named_and_the_chat_goes_on(talk, asked):
     pieces = talk("x" * 2000, "Hello!")
     assert "The conversation fills the context window of 1024 tokens; type /undo or /clear." in pieces
     assert asked[1] == [("user", "Hello!")]
+
+
+def test_the_model_that_merge_wrote_is_talked_to(talk, asked, run_dir, tmp_path):
+    merge([str(run_dir), str(tmp_path / "the whole model")])
+    talk("Hello!", "And then?", to=tmp_path / "the whole model")
+    first, (asks, answers, _) = asked
+    assert first == [asks] == [("user", "Hello!")]
+    assert answers[1], "the model has said nothing"

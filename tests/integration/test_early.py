@@ -31,7 +31,7 @@ FILES = {
     "runs/done/rounds/round_000.parquet": "",
     "runs/done/summary.json": "",
 }
-SERVED = "labeler=judge labeler.model=toy labeler.base_url=http://localhost:8000/v1"
+SERVED = "labeler=judge labeler.model=toy labeler.base_url=http://localhost:9/v1"
 EDITED = "editor=endpoint editor.model=toy editor.base_url=http://localhost:8000/v1"
 REFUSED = {  # by the parts of a run themselves, which import torch: what the sentence says
     "loss.beta=0": "loss.beta=0 turns preference into nothing",
@@ -83,10 +83,14 @@ REFUSED = {  # by the parts of a run themselves, which import torch: what the se
 OF_A_FOLDER = {
     "name=begun ckpt_path=runs/none.ckpt": "ckpt_path=runs/none.ckpt does not exist",
     "name=begun ckpt_path=last seed=1": "cannot be resumed with seed: 0 -> 1",
-    "name=begun ckpt_path=last": "The ledger runs/begun/ledger.sqlite is not there, and the run has bought 3 labels",
+    "name=begun ckpt_path=last rounds=1": "ledger.sqlite is not there, and the run has bought 3 labels",
     "name=begun ckpt_path=auto rounds=1": "runs/begun is finished: 1 of 1 rounds",
-    "name=rows.jsonl run_dir=rows.jsonl": "cannot be written to",
+    "name=rows.jsonl run_dir=rows.jsonl": "rows.jsonl: file exists; type another path",
     "trainer=gpu": "torch finds no GPU",
+    "trainer=fsdp trainer.strategy.save_distributed_checkpoint=true": "save_distributed_checkpoint=false",
+    f"{SERVED} pairing=best_worst selector=random_pairs": (
+        "http://localhost:9/v1 of labeler.base_url takes no connection (connection refused)"
+    ),
     "budget=-1": "type labels.budget=-1",
     "labels.budget=-1": "labels.budget wants a number of 1 or more",
 }
@@ -103,7 +107,7 @@ def begin_run(folder: Path) -> None:
     """Leave what a run has after its only round, but for its ledger."""
     about = {"round": 0, "rounds": 1, "evaluation": None, "labels": {"spent": 3}}
     write_table(pa.table({"prompt": ["Why?"]}), folder / "rounds" / "round_000.parquet", about)
-    config = plain(compose(["model.name=model", f"name={folder.name}"]))
+    config = plain(compose(["model.name=model", f"name={folder.name}", "rounds=1"]))
     OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
     (folder / "run_id").write_text("begun")
     (folder / "summary.json").write_text('{"rounds": 1}')

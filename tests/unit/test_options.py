@@ -387,7 +387,7 @@ def test_help_shows_comments_and_choices_of_what_is_chosen():
     said = train_help(["labeler=judge", "selector=certainty"])
     assert "  * judge                     a chat model says which response is better" in said
     assert "labeler.both_orders=true  # ask about each pair twice" in said
-    assert "callbacks.certainty.rescore=never  # never | auto | fp32; " in said
+    assert "callbacks.certainty.rescore=auto  # never | auto | fp32; " in said
     assert "trainer.enable_progress_bar=false  # callbacks.progress shows" in said
     assert "${oc.dict" not in said
     names = {line.split("=")[0].split("  #")[0] for line in said.splitlines()}

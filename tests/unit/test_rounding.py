@@ -101,12 +101,13 @@ def test_every_rank_learns_the_same(policy, candidates, monkeypatch):
     assert FakeRanks.play(2, program) == [pytest.approx(alone, rel=1e-3)] * 2
 
 
-def utilities(policy: Policy, candidates: list[Candidates], rescore: Any) -> list[list[float]]:
+def utilities(policy: Policy, candidates: list[Candidates], *rescore: Any) -> list[list[float]]:
     class At:
         loss, ranks = SigmoidLoss(0.1), OneRank()
 
     At.policy = policy  # type: ignore[attr-defined]
-    return Certainty(rescore=rescore).pair_utilities(candidates, At())  # type: ignore[arg-type]
+    chosen = Certainty(rescore=rescore[0]) if rescore else Certainty()
+    return chosen.pair_utilities(candidates, At())  # type: ignore[arg-type]
 
 
 def test_certainty_warns_or_computes_again(policy, candidates, tiny_policy_dir, moved, caplog):
@@ -118,7 +119,9 @@ def test_certainty_warns_or_computes_again(policy, candidates, tiny_policy_dir, 
         warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
         assert bool(warned) == (moved < 0.01)
         assert all("are below the rounding error of bfloat16" in message for message in warned)
-        assert utilities(policy, candidates, "auto") == (exact if moved < 0.01 else rough)
+        assert all("Type callbacks.certainty.rescore=auto " in message for message in warned)
+        assert utilities(policy, candidates) == (exact if moved < 0.01 else rough), "unless told otherwise, as by auto"
+        assert utilities(policy, candidates, "auto") == utilities(policy, candidates)
         assert utilities(policy, candidates, "fp32") == exact
     precise = loaded(tiny_policy_dir, "float32", moved=moved)
     caplog.clear()

@@ -18,6 +18,7 @@ from choosy.types import Candidates
 
 log = logging.getLogger(__name__)
 
+TYPED = "callbacks.certainty.rescore=auto"
 Rescore = Literal["never", "auto", "fp32"]
 Ratios = list[list[float]]  # log pi - log ref of each response of each candidate, in nats
 
@@ -47,7 +48,7 @@ def log_ratios(policy: Policy, candidates: Sequence[Candidates], ranks: Ranks, *
     if rescore == "auto":
         log.info("%s: they are computed again in fp32.", seen)
         return log_ratios_in_fp32(policy, candidates)
-    log.warning("%s: the choice of pairs is nearly random. rescore=auto computes such gaps again in fp32.", seen)
+    log.warning("%s: the choice of pairs is nearly random. Type %s to compute such gaps again in fp32.", seen, TYPED)
     return rounded
 
 
