@@ -134,6 +134,7 @@ def refusal(config: Mapping[str, Any]) -> str:
     for stream in (1, 2):  # what is said here, the run says again
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     sys.meta_path.insert(0, HollowLibraries())
+    sys.modules["pandas"] = None  # type: ignore[assignment]  # pyarrow imports it where it is, and needs it for none of this
     vars(function)["_function_at"] = _bare_function
     vars(reading)["read_rows"] = _first_rows
     with suppress(Unknown):

@@ -118,6 +118,5 @@ def test_a_full_window_is_named_and_the_chat_goes_on(talk, asked):
 def test_the_model_that_merge_wrote_is_talked_to(talk, asked, run_dir, tmp_path):
     merge([str(run_dir), str(tmp_path / "the whole model")])
     talk("Hello!", "And then?", to=tmp_path / "the whole model")
-    first, (asks, answers, _) = asked
-    assert first == [asks] == [("user", "Hello!")]
-    assert answers[1], "the model has said nothing"
+    assert asked[0] == [("user", "Hello!")]
+    assert [role for role, _ in asked[1]] == ["user", "assistant", "user"]
