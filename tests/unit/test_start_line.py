@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from choosy.labeling.vader import Vader
 from choosy.main import compose
 from choosy.methods.losses import SigmoidLoss
 from choosy.options.typed import own_menu
+from choosy.reporting import sweeps
 from choosy.reporting.report import shown_settings
 
 
@@ -98,3 +100,12 @@ def test_parts_of_ones_own_go_by_what_is_typed_for_them(tmp_path, monkeypatch, w
     assert shown["selector"] == selector
     assert shown["loss"] == ("squared" if typed and len(typed) > 1 else "my_losses.Squared")
     assert shown["weighting"] == "uniform"
+
+
+def test_the_configuration_of_a_run_is_parsed_once_for_all_that_is_shown_of_it(tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").write_text("lr: 0.1\nmodel: {name: m}\n")
+    parsed: list[Path] = []
+    read = sweeps.config_of
+    monkeypatch.setattr(sweeps, "config_of", lambda folder: parsed.append(folder) or read(folder))
+    assert shown_settings(tmp_path) == {"model": "m", "lr": "0.1"}
+    assert parsed == [tmp_path]

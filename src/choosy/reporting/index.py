@@ -21,7 +21,7 @@ from choosy.console import console
 from choosy.files import replacing
 from choosy.reporting.report import write_page
 from choosy.reporting.summary import MEASURES, OF_PAIRS, as_spread, as_text, run_folders
-from choosy.reporting.sweeps import OF_ONE_RUN, judged_by, value_of, words_of
+from choosy.reporting.sweeps import OF_ONE_RUN, judged_by, values_of, words_of
 
 COURSES = ("reward", *OF_PAIRS)  # measured at the start too
 QUALITIES = ("reward", "win_rate", "accuracy")  # the first that was measured decides which is best
@@ -194,12 +194,13 @@ def varying_options(runs: Sequence[Path]) -> list[dict[str, str]]:
     """For each run its values of the options that differ between the runs; the seed apart."""
     typed = [typed_options(run) for run in runs]
     names = dict.fromkeys(name for words in typed for name in words if name not in ("seed", *OF_ONE_RUN))
-    values = {
-        n: [words.get(n) or value_of(run, n) for run, words in zip(runs, typed, strict=True)]
-        for n in sorted(names, key=lambda name: name != "selector")
-    }
-    varying = {name: each for name, each in values.items() if len({*each}) > 1}
-    return [{name: each[at] for name, each in varying.items()} for at in range(len(runs))]
+    found = [
+        {**words, **values_of(run, [name for name in names if not words.get(name)])}
+        for run, words in zip(runs, typed, strict=True)
+    ]
+    varying = [name for name in names if len({of_run[name] for of_run in found}) > 1]
+    varying.sort(key=lambda name: name != "selector")
+    return [{name: of_run[name] for name in varying} for of_run in found]
 
 
 def typed_options(run_dir: Path) -> dict[str, str]:

@@ -24,7 +24,7 @@ from choosy.options.typed import in_the_shell, quoted
 from choosy.options.yaml_text import load_yaml
 from choosy.reporting.display import PHASES, duration
 from choosy.reporting.summary import LEARNED, MEASURES, RunSummary, as_text, costs_of
-from choosy.reporting.sweeps import OF_ONE_RUN, value_of, words_of
+from choosy.reporting.sweeps import OF_ONE_RUN, values_of, words_of
 
 PHASE_COLORS = dict(zip(PHASES, ("#2563eb", "#0891b2", "#7c3aed", "#db2777", "#d97706", "#65a30d"), strict=True))
 GRID, FRAME, INK = "#e5e7eb", "#9ca3af", "#4b5563"
@@ -148,8 +148,8 @@ def write_report(run: RunSummary) -> None:
 
 def shown_settings(run_dir: Path) -> dict[str, str]:
     """What a reader first asks of a run: its model, what labeled, chose, weighted and trained it."""
-    found = {name: value_of(run_dir, name) for name in ("labeler", "selector", "loss", "weighting", "lr")}
-    model = value_of(run_dir, "model.name")
+    found = values_of(run_dir, ("model.name", "labeler", "selector", "loss", "weighting", "lr"))
+    model = found.pop("model.name")
     return {name: value for name, value in {"model": model and shown_name(model), **found}.items() if value}
 
 

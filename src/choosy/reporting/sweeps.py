@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,16 +84,21 @@ def judged_by(run_dir: Path) -> str:
     return " ".join(f"{name}={value}" for name, value in found.items() if value)
 
 
-def value_of(run_dir: Path, name: str) -> str:
-    """The value of an option, or a group's choice, as a run's config.yaml has it; "" where it has none.
+def values_of(run_dir: Path, names: Collection[str]) -> dict[str, str]:
+    """The values of options, or groups' choices, as a run's config.yaml has them; "" where it has none.
 
     A choice of the user's own menu goes by what was typed for it.
     """
-    found = value_in(config_of(run_dir), name)
-    if name not in (*groups(), "selector") or found in options_of(name):
-        return found
+    config = config_of(run_dir) if names else {}  # which takes long to parse
     words = dict(word.lstrip("+").partition("=")[::2] for word in words_of(run_dir) or ())
-    return found if f"{name}.{CLASS}" in words else words.get(name, found)
+
+    def value(name: str) -> str:
+        found = value_in(config, name)
+        if name not in (*groups(), "selector") or found in options_of(name) or f"{name}.{CLASS}" in words:
+            return found
+        return words.get(name, found)
+
+    return {name: value(name) for name in names}
 
 
 def value_in(config: Mapping[str, Any], name: str) -> str:
