@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
@@ -15,8 +14,9 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from choosy.resume.checkpoint_files import last_checkpoint
+from choosy.terminal import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from lightning.pytorch import Callback
-from rich.console import Console
 
+from choosy.console import Terminal
 from choosy.reporting.report import shown_settings
 from choosy.rounds.run import Run
 
@@ -22,7 +22,7 @@ class Progress(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
-            trainer.datamodule.run.phases.show_on(Console(stderr=True))
+            trainer.datamodule.run.phases.show_on(Terminal(stderr=True))
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Say what is played before anything is sampled; the optimiser is not made yet."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 
 from choosy.files import replacing
 from choosy.models.locate import shown_name
@@ -14,6 +13,9 @@ from choosy.options.parts import typed_for
 from choosy.reporting.model_card import model_card
 from choosy.reporting.report import print_report, shown_settings, write_report
 from choosy.reporting.summary import RunSummary, read_run, write_summary
+from choosy.terminal import logger
+
+log = logger(__name__)
 
 
 class Export(Callback):
@@ -45,7 +47,7 @@ class Report(Callback):
         if stage != "fit" or not trainer.is_global_zero:
             return
         if not any(self.run_dir.glob("rounds/*.parquet")):
-            rank_zero_warn(f"No report: {self.run_dir} holds no rounds/*.parquet; is callbacks.report.run_dir right?")
+            log.warning("No report: %s holds no rounds/*.parquet; is callbacks.report.run_dir right?", self.run_dir)
             return
         run = read_run(self.run_dir)
         if run.finished:

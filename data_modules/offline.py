@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,10 +14,11 @@ from choosy.rounds.choose import can_be_labeled
 from choosy.rounds.context import ChosenPrompt, OnSampled, Round
 from choosy.rounds.needs import check_needs
 from choosy.rounds.sample import sample_responses
+from choosy.terminal import logger
 from choosy.types import Candidates, Prompt
 from data_modules.round_data import RoundData
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 @dataclass(kw_only=True, eq=False)

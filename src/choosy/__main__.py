@@ -22,6 +22,7 @@ from choosy.reporting.summary import read_run
 from choosy.resume.failed_starts import is_first_process, leaving_no_failed_start
 from choosy.resume.run_lock import holding
 from choosy.start import check, is_finished, prepare, without_nulls
+from choosy.terminal import exit_with, say, show_any_letter
 
 USAGE = """choosy train selector=certainty   play a run, with -m several; its --help lists every option
 choosy fit --config run.yaml      play what `choosy train ... --cfg job > run.yaml` composed
@@ -39,11 +40,12 @@ Each has a --help of its own, such as choosy eval --help."""
 def main() -> None:
     """Run the command; a mistake that the user can correct ends it with a sentence."""
     see_current_folder()
+    show_any_letter()
     words = sys.argv[1:]
     if words in (["--help"], ["-h"]):
-        print(USAGE)
+        say(USAGE)
     elif words == ["--version"]:
-        print(program_version())
+        say(program_version())
     elif words[:1] == ["train"]:
         sys.argv = [sys.argv[0], *words[1:]]  # Hydra reads the words after `train`
         train()
@@ -51,9 +53,9 @@ def main() -> None:
         with in_sentences(lambda: "", with_dashes if words[0] == "fit" else str):
             COMMANDS[words[0]](words[1:])
     elif not words:
-        sys.exit(USAGE)
+        exit_with(USAGE)
     else:
-        sys.exit(unknown(words))
+        exit_with(unknown(words))
 
 
 def unknown(words: list[str]) -> str:
@@ -82,7 +84,7 @@ def unknown(words: list[str]) -> str:
 def fit(words: list[str]) -> None:
     """Train as LightningCLI composes it."""
     if {"-h", "--help"} & {*words}:
-        print(HELP)
+        say(HELP)
         return
     typed = read_words(words)
     if typed.is_composed:
@@ -91,7 +93,7 @@ def fit(words: list[str]) -> None:
     run_dir = Path(config["data"]["run"]["folder"])
     if typed.is_composed and config["ckpt_path"] == "auto" and is_finished(config, run_dir):
         if is_first_process():
-            print(f"{run_dir} is finished: {read_run(run_dir).headline}")
+            say(f"{run_dir} is finished: {read_run(run_dir).headline}")
         return
     in_words = in_sentences(lambda: again(words, str(run_dir)), with_dashes)
     with in_words, holding(run_dir), leaving_no_failed_start(run_dir):
@@ -164,7 +166,7 @@ def compare_arms(words: list[str]) -> None:
         left = "".join(f" {name} is left out: {why}." for name, why in comparison.skipped.items())
         raise ValueError(f"{typed.sweep_dir} holds nothing to compare. {comparison.sentence}{left}")
     print_comparison(comparison)
-    print(write_comparison(comparison, typed.sweep_dir))
+    say(write_comparison(comparison, typed.sweep_dir))
 
 
 COMMANDS: dict[str, Callable[[list[str]], object]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from choosy.options.words import Words
+from choosy.terminal import say
 from choosy.tuned_model import TunedRun
 from choosy.types import Message, Prompt
 
@@ -29,16 +30,16 @@ def chat(words: list[str]) -> None:
     quiet()
     policy, settings = run.policy(), run.sampler
     turns: list[Message] = []
-    print("Type to the tuned model; an empty line ends it, /help lists what else there is.")
+    say("Type to the tuned model; an empty line ends it, /help lists what else there is.")
     with policy.for_sampling():
         while text := read_line():
             if text.startswith("/"):
-                print(command(text, turns))
+                say(command(text, turns))
                 continue
             try:
                 turns[:] = [*turns, Message("user", text), Message("assistant", answer(policy, settings, turns, text))]
             except ValueError as error:  # the template refuses the turns, or the window is full
-                print(error)
+                say(error)
 
 
 def read_line() -> str:
@@ -46,7 +47,7 @@ def read_line() -> str:
     try:
         return input("> ").strip()
     except (EOFError, KeyboardInterrupt):
-        print()
+        say()
         return ""
 
 
@@ -91,8 +92,7 @@ def answer(policy: Policy, settings: SamplingSettings, turns: list[Message], tex
 
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             self.said += text
-            shown = "".join(letter if letter.isprintable() or letter in "\n\t" else " " for letter in text)
-            print(shown, flush=True, end="\n" if stream_end else "")  # nothing that steers the terminal
+            say(text, end="\n" if stream_end else "")
 
     tokens = policy.tokens
     asked = (*turns, Message("user", text)) if tokens.chat else ()

@@ -20,6 +20,7 @@ from choosy.options.yaml_text import load_yaml
 from choosy.reporting.display import quiet
 from choosy.resume.run_folder import Start
 from choosy.start import describe, prepare
+from choosy.terminal import exit_with
 
 
 def from_hydra(text: str, config: Mapping[str, Any] | None = None) -> Any:
@@ -125,4 +126,4 @@ def in_a_sentence(error: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit("Type choosy fit --config run.yaml, or python -m choosy fit --config run.yaml")
+    exit_with("Type choosy fit --config run.yaml, or python -m choosy fit --config run.yaml")

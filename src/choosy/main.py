@@ -41,6 +41,7 @@ from choosy.parallel.launch import join_tasks, refuse_relaunching_sweep
 from choosy.redaction import refuse_secret_words
 from choosy.resume.failed_starts import is_first_process, leaving_no_failed_start
 from choosy.resume.run_lock import holding
+from choosy.terminal import exit_with, say, show_any_letter
 
 # Torch, Lightning and transformers take seconds to import: functions import them once nothing is left to refuse.
 if TYPE_CHECKING:
@@ -91,34 +92,32 @@ def in_sentences(again: Callable[[], str], put: Callable[[str], str] = str) -> I
         if SHOWS_STACKS or not (sentence := sentence_on(error, put)):
             raise
         resume = f"; type\n  {command}" if isinstance(cause, Stopped) and (command := again()) else ""
-        sys.exit(f"\n{sentence}{resume}")
+        exit_with(f"\n{sentence}{resume}")
     except (KeyboardInterrupt, SystemExit) as stop:
         by_hand = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
         status = stop.code if isinstance(stop, SystemExit) else None
         by_signal = status in BY_SIGNALS and is_first_process()
         if isinstance(status, str) or not ((by_hand or by_signal) and (command := again())):
             raise
-        print(
-            f"\nStopped; what was sampled, labeled and trained is kept. To continue type\n  {command}", file=sys.stderr
-        )
+        say(f"\nStopped; what was sampled, labeled and trained is kept. To continue type\n  {command}", file=sys.stderr)
         sys.exit(130 if by_hand else status)  # as a shell says of a program that Ctrl-C has ended
     except PATHS as error:
         if SHOWS_STACKS or not error.filename:
             raise
         another = f"{error.filename}: {str(error.strerror).lower()}; type another path."
-        sys.exit(f"\n{sentence_on(error, put) or another}")
+        exit_with(f"\n{sentence_on(error, put) or another}")
     except Exception as error:  # of a run that has imported its libraries
         from choosy.labeling.protocols import Postponed
         from choosy.parallel.ranks import LOST, is_peer_failure
 
         if isinstance(error, Postponed):
-            print(f"\n{put(str(error))}\n  {again()}", file=sys.stderr)
+            say(f"\n{put(str(error))}\n  {again()}", file=sys.stderr)
             sys.exit(Postponed.exit_code)
         if is_peer_failure(error):
-            sys.exit(f"\n{put(LOST)}")
+            exit_with(f"\n{put(LOST)}")
         if SHOWS_STACKS or not (sentence := sentence_on(error, put)):
             raise
-        sys.exit(f"\n{sentence}")
+        exit_with(f"\n{sentence}")
 
 
 def main() -> None:
@@ -128,14 +127,15 @@ def main() -> None:
     """
     words = sys.argv[1:]
     see_current_folder()
+    show_any_letter()
     with in_sentences(lambda: ""):
         refuse_secret_words(words)
         refuse_dashes(words)
         if "--version" in words:
-            print(program_version())
+            say(program_version())
             return
         if {"-h", "--help"} & {*words}:
-            print(train_help([word for word in words if not word.startswith("-")]))
+            say(train_help([word for word in words if not word.startswith("-")]))
             return
         if "experiment=compare" in words and not any(word.startswith("-") for word in words):
             raise ValueError(
@@ -166,7 +166,7 @@ def report_refusal(typed: Namespace) -> None:
         check(cfg := compose([*folders, *typed.overrides]))
         refuse_early(plain(cfg))
     except (ValueError, OmegaConfBaseException) as error:
-        print(f"\nA run refuses this configuration: {explained(error)}", file=sys.stderr)
+        say(f"\nA run refuses this configuration: {explained(error)}", file=sys.stderr)
 
 
 def see_current_folder() -> None:
@@ -199,10 +199,10 @@ def _main(cfg: DictConfig) -> float | None:
             if "console" in cfg.callbacks.get("report", {}):
                 cfg.callbacks.report.console = False
             if is_first_process():
-                print(f"{of_sweep()} in {run_dir}", file=sys.stderr)
+                say(f"{of_sweep()} in {run_dir}", file=sys.stderr)
         if finished := cfg.ckpt_path == "auto" and start.is_finished(plain(cfg), run_dir):
             if is_first_process():
-                print(f"{run_dir} is finished: {read_run(run_dir).headline}")
+                say(f"{run_dir} is finished: {read_run(run_dir).headline}")
         elif not train(cfg, run_dir).is_global_zero:
             return None
     if not multirun:  # nothing asks for the objective
@@ -214,7 +214,7 @@ def _main(cfg: DictConfig) -> float | None:
     write_index(index := read_index(HydraConfig.get().sweep.dir))
     SWEEPS[str(index.folder)] = index
     if not finished:
-        print(f"{run_dir}: {run.headline}, {run.costs}")
+        say(f"{run_dir}: {run.headline}, {run.costs}")
     return objective(cfg, run)
 
 

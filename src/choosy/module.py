@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast, get_args
@@ -29,8 +28,9 @@ from choosy.parallel.ranks import current_ranks
 from choosy.parallel.sharding import full_tensor, is_sharded
 from choosy.reporting.metrics import StepStats, log_at_once
 from choosy.rounds.bad_losses import BadLosses, OnBadLoss
+from choosy.terminal import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 FILLER = [Group((0,), [(0,)])]  # the smallest forward there is
 

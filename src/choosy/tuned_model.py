@@ -16,6 +16,7 @@ from choosy.options.typed import quoted
 from choosy.options.words import Words
 from choosy.options.yaml_text import load_yaml
 from choosy.reporting.summary import refuse_sweep
+from choosy.terminal import say
 from choosy.types import Candidates, Prompt, seed_of
 
 if TYPE_CHECKING:  # functions import torch and transformers once the words of the command are read
@@ -142,8 +143,8 @@ def evaluate_run(words: list[str]) -> None:
         parts.append(f"mean reward {measured['reward']:.3g}")
     if judge is None:
         parts.append("not judged, as the run has no labeler for sampled answers")
-    print(", ".join(parts))
-    print(out)
+    say(", ".join(parts))
+    say(out)
 
 
 def merge(words: list[str]) -> None:
@@ -170,4 +171,4 @@ def merge(words: list[str]) -> None:
         ).merge_and_unload()
     merged.save_pretrained(folder)
     AutoTokenizer.from_pretrained(run.model, trust_remote_code=run.trusted).save_pretrained(folder)
-    print(f"{folder} holds the whole model; AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it")
+    say(f"{folder} holds the whole model; AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it")

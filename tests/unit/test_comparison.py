@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
+from choosy.console import Terminal
 from choosy.reporting.compare import UnitPrices, compared, draw, panels, print_comparison, with_money
 from choosy.reporting.courses import Arm, Course
 from choosy.reporting.summary import RunSummary
@@ -85,7 +85,7 @@ def test_arms_without_a_common_seed_are_named_and_other_measures_refused() -> No
 
 
 def test_the_cheapest_arm_is_printed_after_the_baseline() -> None:
-    console = Console(width=120, record=True, file=io.StringIO())
+    console = Terminal(width=120, record=True, file=io.StringIO())
     print_comparison(compared({"spread": arm(0.02), "certainty": arm(0.005), "random_pairs": arm(0.01)}), console)
     lines = [line.split() for line in console.export_text().splitlines() if line.split()[1:2] == ["8"]]
     assert [line[0] for line in lines] == ["random_pairs", "spread", "certainty"]

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
 from test_report import EVIL, write_run
 
+from choosy.console import Terminal
 from choosy.reporting.index import read_index, write_index
 from choosy.reporting.summary import read_run, write_summary
 
@@ -35,7 +35,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 def printed(folder: Path) -> str:
     screen = io.StringIO()
-    read_index(folder).print(Console(file=screen, width=200, markup=False))
+    read_index(folder).print(Terminal(file=screen, width=200))
     return screen.getvalue()
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
 from toy_labelers import Lengths, given
 
+from choosy.console import Terminal
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.exchange.command import (
     Imported,
@@ -391,7 +391,7 @@ def test_the_command_line(
 
 
 def test_stats_show_each_labeler_and_run(full: Ledger) -> None:
-    out = Console(width=160, record=True, file=io.StringIO())
+    out = Terminal(width=160, record=True, file=io.StringIO())
     stats(full, out)
     printed = out.export_text()
     judge = next(line for line in printed.splitlines() if "judge" in line)

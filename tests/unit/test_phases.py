@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from rich.console import Console
 
 from callbacks.progress import Progress
+from choosy.console import Terminal
 from choosy.reporting.display import PHASES, Phases
 
 
@@ -22,7 +22,7 @@ class Clock:
 def on_paper(clock: Clock) -> tuple[Phases, io.StringIO]:
     """Phases that print into a file."""
     phases, paper = Phases(clock=clock), io.StringIO()
-    phases.show_on(Console(file=paper))
+    phases.show_on(Terminal(file=paper))
     return phases, paper
 
 
@@ -129,7 +129,7 @@ def test_where_there_is_no_terminal_each_phase_leaves_one_line():
 @pytest.fixture
 def live():
     clock, screen = Clock(), io.StringIO()
-    console = Console(file=screen, width=110, force_terminal=True, color_system=None)
+    console = Terminal(file=screen, width=110, force_terminal=True, color_system=None)
     phases = Phases(clock=clock)
     phases.show_on(console)
     return SimpleNamespace(clock=clock, screen=screen, phases=phases)
@@ -137,7 +137,7 @@ def live():
 
 def drawn(live) -> list[str]:
     """The bars as they are on the terminal now."""
-    paper = Console(file=io.StringIO(), width=110)
+    paper = Terminal(file=io.StringIO(), width=110)
     paper.print(live.phases._bars.get_renderable())
     return [line.rstrip() for line in paper.file.getvalue().splitlines()]
 

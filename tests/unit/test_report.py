@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
-from rich.console import Console
 
 from callbacks.report import Report
+from choosy.console import Terminal
 from choosy.data.table_files import write_table
 from choosy.reporting.display import PHASES
 from choosy.reporting.index import read_index
@@ -89,7 +89,7 @@ def run_dir(tmp_path):
 
 def printed(run: RunSummary, width: int = 100) -> str:
     screen = io.StringIO()
-    print_report(run, Console(file=screen, width=width, highlight=False))
+    print_report(run, Terminal(file=screen, width=width))
     return screen.getvalue()
 
 
@@ -408,6 +408,6 @@ def test_the_other_ranks_write_nothing(run_dir):
     assert [path.name for path in run_dir.iterdir()] == ["rounds"]
 
 
-def test_a_run_without_rounds_is_told_so_and_not_failed(tmp_path):
-    with pytest.warns(UserWarning, match="holds no rounds.*run_dir right"):
-        Report(str(tmp_path)).teardown(RANK_0, MODULE, "fit")
+def test_a_run_without_rounds_is_told_so_and_not_failed(tmp_path, caplog):
+    Report(str(tmp_path)).teardown(RANK_0, MODULE, "fit")
+    assert f"{tmp_path} holds no rounds/*.parquet; is callbacks.report.run_dir right?" in caplog.text

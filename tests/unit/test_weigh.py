@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from fake_ranks import FakeRanks
-from rich.console import Console
 
+from choosy.console import Terminal
 from choosy.data.batches import PoolItems
 from choosy.data.pool import Pool
 from choosy.methods.losses import SelfRewardLoss, SigmoidLoss
@@ -109,7 +109,7 @@ def test_every_pair_counts_one_while_nothing_is_predicted() -> None:
 )
 def test_a_run_says_once_that_labels_are_too_few(given: Any, effect: str) -> None:
     phases, paper = Phases(), io.StringIO()
-    phases.show_on(Console(file=paper, width=200))
+    phases.show_on(Terminal(file=paper, width=200))
     few: dict[str, Any] = {"phases": phases, "reward_gap": "difference", **given}
     weighting: Weighting = Uniform() if given else RewardGap()
     FakeRanks.play(2, lambda ranks: weighed(weighting, cold=True, number=0, ranks=ranks, **few))

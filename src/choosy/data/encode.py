@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
@@ -13,9 +12,10 @@ from choosy.data.sources import Source, named
 from choosy.errors import refuse_unknown
 from choosy.models.policy import Policy
 from choosy.models.tokens import TemplateRefusal
+from choosy.terminal import logger
 from choosy.types import Candidates, Prompt, Response
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 TooLong = Literal["drop", "error"]
 

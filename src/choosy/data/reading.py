@@ -11,11 +11,12 @@ from typing import NamedTuple, TypeVar
 
 from choosy.data.formats import PROMPTS, Cells, Row, Untrainable, format_of, to_candidates, to_prompt
 from choosy.data.sources import Source, named, read_rows
+from choosy.terminal import logger
 from choosy.types import Candidates, Prompt, content_id
 
 Promptlike = TypeVar("Promptlike", Prompt, Candidates)
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 MANY = 10_000  # rows beyond a limit, which are counted no further
 

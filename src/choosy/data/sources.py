@@ -8,7 +8,6 @@ import glob
 import gzip
 import io
 import json
-import logging
 import lzma
 import re
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from choosy.options.names import file_meant
+from choosy.terminal import logger
 
 Source = str | Sequence[str]
 Rows = Iterator[tuple[str, Any]]  # each row with the place it stands at
@@ -33,7 +33,7 @@ UNZIPPED: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {
 }
 HALF = re.compile("[\ud800-\udfff]")  # of a character that was cut between its two escapes
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 def read_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:

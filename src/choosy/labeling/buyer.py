@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -39,9 +38,10 @@ from choosy.labeling.protocols import (
 )
 from choosy.labeling.statistics import as_money
 from choosy.models.policy import Policy
+from choosy.terminal import logger
 from choosy.types import Candidates, Prompt, Response, Verdict
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 PlacedQuestion = tuple[str, Prompt, tuple[Response, ...]]  # its place, for error messages, and what it is about
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -17,9 +16,10 @@ from choosy.methods.aggregation import (
     update_from_expert,
     update_from_peers,
 )
+from choosy.terminal import logger
 from choosy.types import Verdict, content_id
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 Votes = dict[str, Verdict]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
@@ -21,8 +20,9 @@ from choosy.models.damaged import refusing_damaged
 from choosy.models.fast import tree_attention
 from choosy.models.locate import ModelSource
 from choosy.options.names import meant
+from choosy.terminal import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 Dtype = Literal["auto", "bfloat16", "float32"]
 OWN = {"r": "r", "lora_alpha": "alpha", "target_modules": "targets"}  # of PEFT's arguments: options of `Lora`

@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from choosy.files import remove_unfinished, replacing
 from choosy.options.names import file_meant
+from choosy.terminal import say
 
 MODEL = "SmolLM2-135M-Instruct"
 OLD_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")  # of the hub, without an owner
@@ -152,7 +153,7 @@ def _demo_model() -> Path:
     with FileLock(home / f".{MODEL}.lock"):
         if (folder / _COMPLETE).exists():
             return folder
-        print(f"preparing {MODEL} (once, about 20 s)", file=sys.stderr, flush=True)
+        say(f"preparing {MODEL} (once, about 20 s)", file=sys.stderr)
         remove_unfinished(home)  # of a conversion that was killed: the lock is ours
         with replacing(folder) as unfinished:
             unfinished.mkdir()

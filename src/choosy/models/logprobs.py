@@ -7,7 +7,6 @@ Axes: B rows, L tokens of a row, T predicted tokens, S responses, D hidden width
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 
 from choosy.models.fast.tree_attention import Tree
 from choosy.models.rows import Group, Rows, share_prompt
+from choosy.terminal import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 TREE_ATTENTION = ("grouped", "flex_attention")  # implementations that take one row of segments
 

@@ -6,7 +6,6 @@ swaps in merged weights in the same way, so the exact weights are back afterward
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -32,9 +31,10 @@ from choosy.models.states import States, can_merge, merged, on_rank_0, swapped_i
 from choosy.models.tokens import Tokens
 from choosy.parallel.ranks import current_ranks
 from choosy.parallel.sharding import gathered, is_sharded, lockstep, shard_weights
+from choosy.terminal import logger
 from choosy.types import Candidates
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 Tick = Callable[[int], None]  # is given the number of candidates that have been scored since the last call
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import statistics
 from collections.abc import Sequence
@@ -14,9 +13,10 @@ from choosy.methods.selection import certainty
 from choosy.models.policy import Policy
 from choosy.parallel.ranks import Ranks
 from choosy.parallel.sharding import is_sharded
+from choosy.terminal import logger
 from choosy.types import Candidates
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 TYPED = "callbacks.certainty.rescore=auto"
 Rescore = Literal["never", "auto", "fp32"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from transformers.utils import logging as hf_logging
 
 from choosy.models.locate import ModelSource, why_not_loaded
 from choosy.models.rows import Ids
+from choosy.terminal import logger
 from choosy.types import Message, Prompt
 
 PROBE = "Mark4711"  # a text that stands for what somebody says
@@ -26,7 +26,7 @@ REFUSALS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)  # w
 
 THINKS = re.compile(r"\s*(<think>\s*(</think>\s*)?)?")  # what a template may ask an answer to begin with
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 class Tokens:

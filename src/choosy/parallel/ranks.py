@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is there, but not in __all__
 
+from choosy.terminal import say
+
 T = TypeVar("T")
 
 TIMEOUT = timedelta(days=365)  # people may label for days; a rank that dies is noticed by its closed socket
@@ -144,7 +146,7 @@ def end_with_launcher(every: float = 1.0) -> None:
     def watch() -> None:
         while os.getppid() == launcher:
             time.sleep(every)
-        print(f"\nRank {os.environ.get('RANK', os.environ.get('LOCAL_RANK'))}: {LOST}", file=sys.stderr, flush=True)
+        say(f"\nRank {os.environ.get('RANK', os.environ.get('LOCAL_RANK'))}: {LOST}", file=sys.stderr)
         os._exit(1)  # the main thread may hang in a collective, which no exception would reach
 
     threading.Thread(target=watch, daemon=True, name="end-with-launcher").start()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
@@ -15,11 +14,11 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from choosy.console import console
+from choosy.console import Terminal, console
 from choosy.files import replacing
+from choosy.foreign import csv_text
 from choosy.reporting.courses import Arm, Course, Interval, Versus, mean_course, versus
 from choosy.reporting.report import count_axis, write_page
 from choosy.reporting.summary import MEASURES, as_spread
@@ -268,7 +267,7 @@ def compared(
     return Comparison(arms, baseline, tuple(costs), beside, itself, {**(skipped or {}), **apart})
 
 
-def print_comparison(comparison: Comparison, out: Console | None = None) -> None:
+def print_comparison(comparison: Comparison, out: Terminal | None = None) -> None:
     """Print what each arm needs of the headline's cost for the baseline's final quality, then the sentence."""
     cost = comparison.headline_cost
     amount = partial(as_amount, cost=cost)
@@ -290,19 +289,24 @@ def print_comparison(comparison: Comparison, out: Console | None = None) -> None
     out.print(comparison.sentence, soft_wrap=True)
 
 
+def _evaluations(comparison: Comparison) -> Iterator[tuple[Any, ...]]:
+    """Yield each evaluation of each run: its arm, seed and number, what was spent so far, its KL and quality."""
+    for name, arm in comparison.arms.items():
+        for seed, run in sorted(arm.items()):
+            kl = run.kl or [None] * len(run.quality)
+            rows = zip(*(run.spent[cost] for cost in comparison.costs), kl, run.quality, strict=True)
+            yield from ((name, seed, number, *row) for number, row in enumerate(rows))
+
+
 def write_comparison(comparison: Comparison, sweep_dir: str | Path) -> Path:
     """Write `compare.csv`, `compare.png` and the returned `compare.html` into the folder of a sweep."""
     folder = Path(sweep_dir)
     with replacing(folder / "compare.png") as unfinished:
         unfinished.write_bytes(draw(comparison))
-    with replacing(folder / "compare.csv") as unfinished, unfinished.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("arm", "seed", "evaluation", *comparison.costs, "kl", "quality"))
-        for name, arm in comparison.arms.items():
-            for seed, run in sorted(arm.items()):
-                kl = run.kl or [""] * len(run.quality)
-                rows = zip(*(run.spent[cost] for cost in comparison.costs), kl, run.quality, strict=True)
-                writer.writerows((name, seed, number, *row) for number, row in enumerate(rows))
+    with replacing(folder / "compare.csv") as unfinished:
+        columns = ("arm", "seed", "evaluation", *comparison.costs, "kl", "quality")
+        rows = (dict(zip(columns, row, strict=True)) for row in _evaluations(comparison))
+        unfinished.write_text(csv_text(columns, rows), encoding="utf-8", newline="")
     write_page(
         "compare.html.j2",
         folder / "compare.html",

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from choosy.console import Terminal
 
 PHASES = ("sample", "score", "select", "label", "train", "evaluate")
 
@@ -34,9 +35,9 @@ class Phases:
         self._open: list[str] = []
         self._since = clock()
         self._round = "start"
-        self.show_on(Console(quiet=True))
+        self.show_on(Terminal(quiet=True))
 
-    def show_on(self, console: Console) -> None:
+    def show_on(self, console: Terminal) -> None:
         """Print one line for every phase that is over; on a terminal each open phase also has a bar.
 
         In a notebook there is one line, of the newest phase.
@@ -88,7 +89,7 @@ class Phases:
 
     def say(self, text: str) -> None:
         """Show one line of text."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
     def _note(self, *words: str, is_over: bool = False) -> None:
         """Show how far a phase is, or that it is over."""
@@ -116,7 +117,7 @@ class Phases:
         self._seconds.update(seconds)
 
 
-def bars(console: Console) -> Progress:
+def bars(console: Terminal) -> Progress:
     """Return a bar for each open phase, with the fields `round` and `amount`; shown on terminals only."""
     return Progress(
         TextColumn("[bold]{task.fields[round]}"),

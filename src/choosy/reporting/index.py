@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import shlex
@@ -14,11 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from choosy.console import console
+from choosy.console import Terminal, console
 from choosy.files import replacing
+from choosy.foreign import csv_text
 from choosy.reporting.report import write_page
 from choosy.reporting.summary import MEASURES, OF_PAIRS, as_spread, as_text, run_folders
 from choosy.reporting.sweeps import OF_ONE_RUN, judged_by, values_of, words_of
@@ -138,7 +137,7 @@ class Index:
         """The headings of the measures."""
         return {name: ("held-out " if name in self.arms else "") + MEASURES[name][0] for name in self.measures}
 
-    def print(self, out: Console | None = None) -> None:
+    def print(self, out: Terminal | None = None) -> None:
         """Print the mean and the standard deviation of each setting over its seeds, the best, and what to type next."""
         out = out or console()
         if self.best:
@@ -219,10 +218,9 @@ def measured(summary: Mapping[str, Any]) -> dict[str, float | None]:
 
 def write_index(index: Index) -> None:
     """Write `index.csv` and `index.html` into the folder of the sweep."""
-    with replacing(index.folder / "index.csv") as unfinished, unfinished.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(index.jobs[0]) if index.jobs else ["job"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(index.jobs)
+    with replacing(index.folder / "index.csv") as unfinished:
+        table = csv_text(list(index.jobs[0]) if index.jobs else ["job"], index.jobs)
+        unfinished.write_text(table, encoding="utf-8", newline="")
     write_page(
         "index.html.j2",
         index.folder / "index.html",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from choosy.data.batches import ItemKey
 from choosy.files import replacing
+from choosy.foreign import csv_text, from_cell
 from choosy.labeling.statistics import shares
 from choosy.methods.loss_inputs import LossInputs
 
@@ -146,22 +147,26 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         step = step or 0
-        row = {name: str(value) for name, value in metrics.items()} | {"step": str(step)}
+        row = {**metrics, "step": step}
         if row.keys() <= set(self._columns):
-            with self._file.open("a", newline="") as file:
-                csv.DictWriter(file, self._columns).writerow(row)
+            with self._file.open("a", encoding="utf-8", newline="") as file:
+                file.write(csv_text(self._columns, [row], header=False))
             return
-        now = (step, float(row.get("epoch", 0)))  # a round with nothing to train on takes no step
-        rows = [old for old in self._read() if self._columns or (int(old["step"]), float(old["epoch"])) < now]
+        now = (step, row.get("epoch", 0))  # a round with nothing to train on takes no step
+        rows = [old for old in self._read() if self._columns or (old["step"], old["epoch"]) < now]
         self._columns = sorted(set(row).union(*rows))
-        with replacing(self._file) as unfinished, unfinished.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows([*rows, row])
+        with replacing(self._file) as unfinished:
+            unfinished.write_text(csv_text(self._columns, [*rows, row]), encoding="utf-8", newline="")
 
-    def _read(self) -> list[dict[str, str]]:
+    def _read(self) -> list[dict[str, float]]:
         if not self._file.exists():
             return []
         with self._file.open(newline="") as file:
             whole = [line for line in file if line.endswith("\n")]  # the last one may have been cut short
-        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(whole)]
+        read = csv.DictReader(whole)
+        return [{from_cell(name): _number(value) for name, value in row.items() if value} for row in read]
+
+
+def _number(text: str) -> float:
+    """Read a number; a whole one as it was written, without a point."""
+    return int(text) if text.isdigit() else float(text)

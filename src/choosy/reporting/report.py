@@ -13,12 +13,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich import box
 from rich.columns import Columns
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from choosy.console import console
+from choosy.console import Terminal, console
 from choosy.files import replacing
+from choosy.foreign import visible
 from choosy.models.locate import shown_name
 from choosy.options.typed import in_the_shell, quoted
 from choosy.options.yaml_text import load_yaml
@@ -32,7 +32,7 @@ COSTS = {"labels": "labels bought", "tokens": "tokens generated", "seconds": "se
 CURVES = {"reward": "#2563eb", "win_rate": "#d97706", "accuracy": "#7c3aed"}
 
 
-def print_report(run: RunSummary, out: Console | None = None) -> None:
+def print_report(run: RunSummary, out: Terminal | None = None) -> None:
     """Print held-out answers before and after, the rounds, the time, and where everything is."""
     out = out or console()
     width = min(out.width, 132)
@@ -58,7 +58,7 @@ def print_report(run: RunSummary, out: Console | None = None) -> None:
     if lines := [*next_lines(run)]:
         out.print("Next:")
     for line in lines:
-        out.print(f"  {line}", soft_wrap=True, markup=False)
+        out.print(f"  {line}", soft_wrap=True)
 
 
 def next_lines(run: RunSummary) -> Iterator[str]:
@@ -116,10 +116,10 @@ def crop(text: str, length: int) -> str:
     r"""Return the beginning of a text on one line, cut between words, without what could steer a terminal.
 
     Example:
-        >>> crop("The film\x1b[31m was\n\nvery good indeed", 24)
-        'The film [31m was very …'
+        >>> crop("The film\x1b[31m was\n\nvery good indeed", 28)
+        'The film\\x1b[31m was very …'
     """
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    line = visible(" ".join(text.split()))
     if len(line) <= length:
         return line
     words, space, _ = line[: length - 1].rpartition(" ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,8 +19,9 @@ from choosy.options.parts import (
     within,
 )
 from choosy.options.yaml_text import load_yaml
+from choosy.terminal import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 FIXED = (  # the weights, the responses or the labels were made with these
     *("seed", "reference", "optimizer", "data"),

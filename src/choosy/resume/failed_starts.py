@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import sqlite3
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 from choosy.labeling.protocols import Postponed
+from choosy.terminal import exit_with, logger
 
 LOCK = "run.lock"  # a file, while a run is played
 MARK = "failed_start"  # a file: the run failed before it had trained a round
@@ -34,7 +33,7 @@ OURS = (
 REPLACED = (*OURS, "run_id", "data.json")  # what a new run must not find
 PAID = ("ledger.sqlite", "clicks.sqlite")  # what people or money have answered
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 @contextmanager
@@ -69,7 +68,7 @@ def leaving_no_failed_start(folder: Path) -> Iterator[None]:
         _put_back(folder, replaced)
         is_back = True
     if is_back:
-        sys.exit(f"\nStopped before anything was sampled; the run that was in {folder} is there as before.")
+        exit_with(f"\nStopped before anything was sampled; the run that was in {folder} is there as before.")
     if is_first_process():
         for aside in _aside(folder):
             _remove(aside, REPLACED)

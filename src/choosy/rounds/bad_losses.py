@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Literal, get_args
 
 from choosy.data.batches import ItemKey
 from choosy.errors import refuse_unknown
+from choosy.terminal import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 OnBadLoss = Literal["stop", "skip"]
 REMEDY = "Lower lr, or raise loss.beta, or check those prompts' responses; on_bad_loss=skip continues without them."

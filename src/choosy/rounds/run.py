@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -35,9 +34,10 @@ from choosy.rounds.sample import Resumable
 from choosy.rounds.score import rescore_pool
 from choosy.rounds.training import Training
 from choosy.sampling.protocol import Sampler
+from choosy.terminal import logger
 from choosy.types import Prompt
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 SAMPLED = (
     *("tokens_generated", "prompts_sampled", "responses_sampled", "responses_cut", "responses_empty"),

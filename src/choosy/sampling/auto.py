@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -10,9 +9,10 @@ from choosy.parallel.ranks import current_ranks
 from choosy.sampling.generate import Generate
 from choosy.sampling.protocol import OnComplete, Request, Sampler
 from choosy.sampling.vllm import Vllm, is_installed
+from choosy.terminal import logger
 from choosy.types import Response
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 Engine = Literal["generate", "vllm"]
 

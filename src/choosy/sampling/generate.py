@@ -8,7 +8,6 @@ Axes: R rows (responses in flight), V vocabulary.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -23,9 +22,10 @@ from choosy.parallel.sharding import is_sharded
 from choosy.sampling.prefill import prefill
 from choosy.sampling.protocol import OnComplete, Request, Sampler, as_response, check_engine
 from choosy.sampling.settings import SamplingSettings
+from choosy.terminal import logger
 from choosy.types import Response
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 TRIES = 4  # draws for a token, of which top_p = 0.9 needs the second in one of ten cases
 

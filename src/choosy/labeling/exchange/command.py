@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from choosy.console import console
+from choosy.console import Terminal, console
 from choosy.labeling.exchange.rows import (
     FILE_FORMATS,
     INTERFACE,
@@ -29,6 +28,7 @@ from choosy.labeling.exchange.rows import (
 )
 from choosy.labeling.ledger import Ledger, ledger_of
 from choosy.options.words import Words
+from choosy.terminal import say
 from choosy.types import MIRRORED
 
 
@@ -112,7 +112,7 @@ def import_labels(
     return Imported(added, len(good) - added, unanswered, bad)
 
 
-def stats(ledger: Ledger, out: Console | None = None) -> None:
+def stats(ledger: Ledger, out: Terminal | None = None) -> None:
     """Print the labels, ties and money of each labeler and run, and how many labels are wanted."""
     out = out or console()
     labels, wanted = ledger.rows("labels"), ledger.rows("wanted")
@@ -172,13 +172,13 @@ def labels_command(args: Sequence[str]) -> None:
         stats(ledger)
     elif typed.verb == "export":
         count = export_labels(ledger, typed.file, file_format=typed.format, wanted=typed.wanted)
-        print(f"{count:,} {'wanted' if typed.wanted else 'labels'} in {typed.file}")
+        say(f"{count:,} {'wanted' if typed.wanted else 'labels'} in {typed.file}")
         if typed.wanted and typed.format == "label-studio":
-            print(f"Labeling interface of the project:\n{INTERFACE}")
+            say(f"Labeling interface of the project:\n{INTERFACE}")
     else:
         done = import_labels(
             typed.file, ledger, file_format=typed.format, labeler=typed.labeler, skip_bad=typed.skip_bad
         )
-        print(f"{done.added:,} labels added, {done.there:,} were there, {done.unanswered:,} rows have no answer yet")
+        say(f"{done.added:,} labels added, {done.there:,} were there, {done.unanswered:,} rows have no answer yet")
         if done.bad:
-            print(f"{len(done.bad):,} bad rows left out:\n  " + "\n  ".join(done.bad))
+            say(f"{len(done.bad):,} bad rows left out:\n  " + "\n  ".join(done.bad))

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from choosy.foreign import csv_text, from_cell
 from choosy.labeling.ledger import Question
 from choosy.types import MIRRORED, Message, Prompt, Response, content_id
 
@@ -25,7 +26,6 @@ LABEL_COLUMNS = (
 )
 SHOWN = ("prompt", "response_first", "response_second")  # what an annotator reads
 TEXTS = (*SHOWN, "labeler", "fingerprint", "stamp", "prompt_id", "raw", "annotator", "run")
-FORMULA = tuple("=+-@\t\r\n'")  # what a cell begins with that a spreadsheet does not show as it is
 INTERFACE = """<View>
   <Header value="$prompt"/>
   <Pairwise name="verdict" toName="response_first,response_second"/>
@@ -59,18 +59,7 @@ def to_jsonl(rows: Iterable[LabelRow]) -> str:
 
 def to_csv(rows: Iterable[LabelRow], columns: Sequence[str] = LABEL_COLUMNS) -> str:
     """Write a table with a line of column names; the conversation is a field of JSON."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # a lone \r too
-    writer.writeheader()
-    for row in rows:
-        texts = {name: _inert(value) for name, value in row.items() if isinstance(value, str)}
-        writer.writerow({**row, **texts, "messages": json_text(row["messages"])})
-    return buffer.getvalue()
-
-
-def _inert(text: str) -> str:
-    """Put an apostrophe before a text that a spreadsheet would run as a formula, and before one that begins with it."""
-    return f"'{text}" if text.startswith(FORMULA) else text
+    return csv_text(columns, ({**row, "messages": json_text(row["messages"])} for row in rows))
 
 
 def from_jsonl(text: str) -> RowReaders:
@@ -122,8 +111,7 @@ def from_fields(fields: Mapping[str | None, Any], width: int) -> LabelRow:
         except ValueError:
             raise ValueError(f"{name} must be a number, found {row[name]!r}") from None
     for name in row.keys() & set(TEXTS):
-        if row[name].startswith("'") and row[name][1:].startswith(FORMULA):
-            row[name] = row[name][1:]
+        row[name] = from_cell(row[name])
     if "messages" in row:
         row["messages"] = parse_json(row["messages"], "messages must be JSON")
     if "kind" in row:  # tells an empty response from a missing one

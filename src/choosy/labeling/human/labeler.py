@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from choosy.labeling.human.questions import PairQuestion, Question, ResponseQuestion
 from choosy.labeling.human.sitting import Clicks, Sitting
 from choosy.labeling.protocols import Answer, Purpose, ResponsePair, Terms
+from choosy.terminal import say
 from choosy.types import Prompt, Response, content_id
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -160,4 +161,4 @@ def token_from(environ: Mapping[str, str]) -> str:
 
 def tell(text: str) -> None:
     """Print to the terminal; not through logging, which would write the token into a file."""
-    print(text, file=sys.stderr, flush=True)
+    say(text, file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,9 +16,10 @@ from choosy.labeling.ledger import Label
 from choosy.labeling.nested import OuterLabeler, audit_draw
 from choosy.labeling.predictor.preference_model import Choice, Preference, PreferenceModel
 from choosy.labeling.protocols import Answer, Labeler, ResponsePair, fingerprint_of
+from choosy.terminal import logger
 from choosy.types import Verdict, content_id, seed_of
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 HELD_OUT = 3  # the preferences of every third prompt calibrate the model and are not trained on
 GROWTH = 1.5  # the model is trained again each time the number of preferences has grown by this factor

@@ -11,7 +11,6 @@ Axes: N tokens, D features in, E features out, R rank of an adapter.
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -21,7 +20,9 @@ import torch.nn.functional as F
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
-log = logging.getLogger(__name__)
+from choosy.terminal import logger
+
+log = logger(__name__)
 
 
 class _AdaptedLinear(torch.autograd.Function):
