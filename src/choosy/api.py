@@ -19,6 +19,7 @@ from choosy.errors import is_ours, raised_at
 from choosy.files import replacing
 from choosy.labeling.protocols import Postponed
 from choosy.main import SHOWS_STACKS, check, compose, innermost, plain, sentence_on, train
+from choosy.models.trust import loaded
 from choosy.options.menu import menu
 from choosy.options.names import OURS
 from choosy.options.parts import typed_for
@@ -187,9 +188,8 @@ class Tuned:
         from choosy.tuned_model import TunedRun
 
         run = TunedRun.open(str(self.folder))
-        return AutoModelForCausalLM.from_pretrained(
-            run.model, dtype="auto", trust_remote_code=run.trusted
-        ), AutoTokenizer.from_pretrained(run.model, trust_remote_code=run.trusted)
+        model = loaded(AutoModelForCausalLM.from_pretrained, run.model, trusted=run.trusted, dtype="auto")
+        return model, loaded(AutoTokenizer.from_pretrained, run.model, trusted=run.trusted)
 
     def _repr_html_(self) -> str:
         """The head of the report, as a notebook shows it."""

@@ -14,6 +14,7 @@ from choosy.early import refuse_early
 from choosy.errors import refuse_unknown
 from choosy.files import replacing
 from choosy.labeling.judge.reachable import refuse_silent_endpoints
+from choosy.models.damaged import refuse_checkpoint
 from choosy.options.check import refuse_blanks, refuse_mistakes, refuse_removed
 from choosy.options.fit_words import START
 from choosy.parallel.launch import may_have_gpu
@@ -97,6 +98,8 @@ def prepare(config: Mapping[str, Any], run_dir: Path, *, typed: Collection[str] 
     if not torch.cuda.is_available():
         refuse_gpu(config["trainer"])
     quiet()
+    if begin.ckpt_path is not None:
+        refuse_checkpoint(begin.ckpt_path)
     return begin
 
 

@@ -12,6 +12,7 @@ from choosy.files import replacing
 from choosy.labeling.ledger import ledger_of
 from choosy.main import built, compose, plain
 from choosy.models.damaged import refusing_damaged
+from choosy.models.trust import loaded
 from choosy.options.typed import quoted
 from choosy.options.words import Words
 from choosy.options.yaml_text import load_yaml
@@ -166,9 +167,8 @@ def merge(words: list[str]) -> None:
 
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with refusing_damaged(str(run.model)):
-        merged: Any = AutoPeftModelForCausalLM.from_pretrained(
-            run.model, dtype="auto", trust_remote_code=run.trusted
-        ).merge_and_unload()
+        model = loaded(AutoPeftModelForCausalLM.from_pretrained, run.model, trusted=run.trusted, dtype="auto")
+    merged = model.merge_and_unload()
     merged.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(run.model, trust_remote_code=run.trusted).save_pretrained(folder)
+    loaded(AutoTokenizer.from_pretrained, run.model, trusted=run.trusted).save_pretrained(folder)
     say(f"{folder} holds the whole model; AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import time
 
 from choosy.labeling.function import Function
 from choosy.labeling.ledger import Ledger
 from choosy.labeling.protocols import Changes, Labeler, is_own_labeler, terms_of
+from choosy.terminal import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 def report_change(ledger: Ledger, labeler: Labeler) -> None:

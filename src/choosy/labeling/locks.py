@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,13 +11,14 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
+from choosy.terminal import logger
 from choosy.types import content_id
 
 RESERVE = 1 << 20  # bytes that each buyer reserves, so that a full disk still has room for labels just paid for
 
 PATIENCE = 2.0  # seconds of waiting, after which it is reported
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 class PurchaseLock:

@@ -15,6 +15,7 @@ from transformers.utils import logging as hf_logging
 from choosy.labeling.protocols import Terms
 from choosy.models.damaged import refusing_damaged
 from choosy.models.locate import resolve_model
+from choosy.models.trust import loaded
 from choosy.types import Prompt, Response
 
 
@@ -72,9 +73,7 @@ class RewardModel:
     def _loaded(self) -> tuple[Any, Any, int]:
         """The model, its tokenizer and the most tokens that it reads."""
         hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        tokenizer = AutoTokenizer.from_pretrained(
-            self.model, padding_side="right", truncation_side="left", trust_remote_code=False
-        )
+        tokenizer = loaded(AutoTokenizer.from_pretrained, self.model, padding_side="right", truncation_side="left")
         if tokenizer.pad_token is None and tokenizer.eos_token is None:
             raise ValueError(
                 f"reward model {self.model}: its tokenizer has neither a pad token nor an end-of-sequence "
@@ -83,8 +82,11 @@ class RewardModel:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         with refusing_damaged(self.model):
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                self.model, dtype=self.dtype, output_loading_info=True, trust_remote_code=False
+            model, report = loaded(
+                AutoModelForSequenceClassification.from_pretrained,
+                self.model,
+                dtype=self.dtype,
+                output_loading_info=True,
             )
         if report["missing_keys"]:  # transformers would use a random head
             raise ValueError(

@@ -1,11 +1,13 @@
-"""Names the file of weights that cannot be read."""
+"""Names the file of weights that cannot be read, or that would run code."""
 
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from safetensors import SafetensorError, safe_open
 
@@ -48,17 +50,32 @@ def _files(source: str) -> list[Path]:
     return sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
 
 
-def _fault(file: Path) -> str:
+def refuse_checkpoint(checkpoint: str) -> None:
+    """Refuse a checkpoint of Lightning, in one file or sharded, that cannot be read or would run code."""
+    from choosy.parallel.sharding import unpickled  # imports torch
+
+    folder = Path(checkpoint)
+    try:
+        parts: list[Path | IO[bytes]] = [folder / "meta.pt", *unpickled(folder)] if folder.is_dir() else [folder]
+        why = next(filter(None, map(_fault, parts)), "")
+    except (*ERRORS, AttributeError, KeyError, TypeError) as error:  # of a .metadata that torch did not write
+        why = _first_sentence(error)
+    if why:
+        raise ValueError(f"The checkpoint {checkpoint} is damaged ({why}); give another one, or ckpt_path=last.")
+
+
+def _fault(file: Path | IO[bytes]) -> str:
     """Return why a file of weights cannot be read; "" for one that can."""
     import torch
 
     try:
-        if file.suffix == ".safetensors":
+        if isinstance(file, Path) and file.suffix == ".safetensors":
             with safe_open(str(file), "pt"):
                 return ""
         torch.load(file, map_location="meta", weights_only=True)
     except ERRORS as error:
-        return _first_sentence(error)
+        named = re.search(r"\bGLOBAL (\S+)", str(error))
+        return f"it would run {named[1]}, which no weights need" if named else _first_sentence(error)
     return ""
 
 

@@ -15,6 +15,7 @@ from choosy.models.locate import resolve_model
 from choosy.models.logprobs import last_hidden
 from choosy.models.policy import Policy
 from choosy.models.rows import Group, Ids, Rows, packed, share_prompt
+from choosy.models.trust import loaded
 from choosy.types import Response
 
 MOST_ROWS, MOST_TOKENS = 32, 16_384  # of one forward pass of another model than the policy
@@ -49,7 +50,7 @@ def _encoder(name: str, device: str) -> Any:
 
     source = resolve_model("demo:minilm" if name == "minilm" else name, demo="demo:minilm")
     with refusing_damaged(source):
-        return SentenceTransformer(source, device=device, trust_remote_code=False)
+        return loaded(SentenceTransformer, source, device=device)
 
 
 def sentence_embeddings(responses: Sequence[Response], name: str) -> Tensor:
@@ -96,8 +97,8 @@ def _language_model(name: str, device: str) -> tuple[Any, Any]:
     source = resolve_model(name)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     with refusing_damaged(source):
-        model = AutoModel.from_pretrained(source, dtype=dtype, trust_remote_code=False)
-    return AutoTokenizer.from_pretrained(source, trust_remote_code=False), model.eval().to(device)
+        model = loaded(AutoModel.from_pretrained, source, dtype=dtype)
+    return loaded(AutoTokenizer.from_pretrained, source), model.eval().to(device)
 
 
 @torch.no_grad()

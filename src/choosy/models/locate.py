@@ -16,6 +16,7 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from choosy.files import remove_unfinished, replacing
+from choosy.models.trust import loaded
 from choosy.options.names import file_meant
 from choosy.terminal import say
 
@@ -42,8 +43,9 @@ class ModelSource:
 
     def load(self, kind: Any, **options: Any) -> Any:
         """Load something of this model by a class of transformers, such as `AutoTokenizer`."""
-        trusted = self.trust_remote_code
-        return kind.from_pretrained(self.resolved, revision=self.revision, trust_remote_code=trusted, **options)
+        trusted, option = self.trust_remote_code, "model.trust_remote_code"
+        how = {"trusted": trusted, "option": option, "revision": self.revision, **options}
+        return loaded(kind.from_pretrained, self.resolved, **how)
 
 
 def resolve_model(name: str, *, demo: Literal["demo:smollm2", "demo:minilm"] = "demo:smollm2") -> str:
@@ -167,10 +169,8 @@ def _convert(package: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer  # seconds to import
 
     gguf = f"{MODEL}.Q4_1.gguf"
-    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=gguf, trust_remote_code=False)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        package, gguf_file=gguf, dtype="bfloat16", trust_remote_code=False
-    )
+    tokenizer = loaded(AutoTokenizer.from_pretrained, package, gguf_file=gguf)
+    model = loaded(AutoModelForCausalLM.from_pretrained, package, gguf_file=gguf, dtype="bfloat16")
     # the weights are plain numbers by now, but save_pretrained refuses what still says that it is quantized
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -91,3 +93,16 @@ def lockstep(root: nn.Module, inner: nn.Module, filler: Callable[[], object], ra
     finally:
         hook.remove()
         cast(FSDPModule, root).reshard()
+
+
+def unpickled(checkpoint: Path) -> Iterator[io.BytesIO]:
+    """Yield the values of a sharded checkpoint that are no tensors, which torch unpickles whatever they hold."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader  # most runs need neither
+    from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+
+    found = FileSystemReader(checkpoint).read_metadata()
+    for index, stored in (found.storage_data or {}).items():
+        if isinstance(found.state_dict_metadata[index.fqn], BytesStorageMetadata):
+            with (checkpoint / stored.relative_path).open("rb") as file:
+                file.seek(stored.offset)
+                yield io.BytesIO(file.read(stored.length))

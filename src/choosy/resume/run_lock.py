@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import socket
 import tempfile
@@ -16,12 +15,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from choosy.resume.failed_starts import LOCK, is_first_process
+from choosy.terminal import logger
 
 UNABLE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of a file system that does not lock
 
 HELD: dict[Path, FileLock] = {}  # the locks of this process, by folder
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from choosy.models.policy import Policy
+from choosy.models.trust import loaded
 from choosy.parallel.ranks import current_ranks
 from choosy.sampling.protocol import OnComplete, Request, Sampler, as_response, check_engine
 from choosy.sampling.settings import SamplingSettings
@@ -138,10 +139,12 @@ class Vllm(Sampler):
 
             refuse_device(policy.device.type, current_platform.device_type)
             options = {} if current_platform.is_cpu() else {"gpu_memory_utilization": self.gpu_memory}
-            return LLM(
+            return loaded(
+                LLM,
                 policy.source.resolved,
+                trusted=policy.source.trust_remote_code,
+                option="model.trust_remote_code",
                 revision=policy.source.revision,
-                trust_remote_code=policy.source.trust_remote_code,
                 dtype=str(policy.compute_dtype).removeprefix("torch."),
                 max_model_len=min(self.max_prompt_tokens + self.max_new_tokens, policy.tokens.window or 1 << 30),
                 max_num_seqs=self.batch_size,

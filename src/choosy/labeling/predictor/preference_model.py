@@ -17,6 +17,7 @@ from transformers.utils import logging as hf_logging
 
 from choosy.models.damaged import refusing_damaged
 from choosy.models.locate import resolve_model
+from choosy.models.trust import loaded
 from choosy.types import Verdict
 
 TIE_LR = 0.05  # of the tie's half-width, which is one number
@@ -186,9 +187,7 @@ class Rater:
     def _load(self) -> None:
         hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         where = resolve_model(self.encoder, demo="demo:minilm")
-        self._tokenizer = AutoTokenizer.from_pretrained(
-            where, padding_side="right", truncation_side="left", trust_remote_code=False
-        )
+        self._tokenizer = loaded(AutoTokenizer.from_pretrained, where, padding_side="right", truncation_side="left")
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         verbosity = hf_logging.get_verbosity()
@@ -197,8 +196,8 @@ class Rater:
             with torch.random.fork_rng():
                 torch.manual_seed(self.settings.seed)
                 with refusing_damaged(where):
-                    model = AutoModelForSequenceClassification.from_pretrained(
-                        where, num_labels=1, dtype=torch.float32, trust_remote_code=False
+                    model = loaded(
+                        AutoModelForSequenceClassification.from_pretrained, where, num_labels=1, dtype=torch.float32
                     )
                 model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
                 config = LoraConfig(
