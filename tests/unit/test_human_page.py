@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
+import json
+import random
 import re
 import socket
 import sqlite3
+import threading
+import time
 from concurrent.futures import CancelledError
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -37,14 +43,14 @@ def human(tmp_path: Path) -> Human:
 
 @pytest.fixture
 def stranger(human: Human) -> TestClient:
-    app = application(human.instruction, human.asks, lambda: human.sitting, token=human.token, port=7860)
+    app = application(human.instruction, human.asks, lambda: human.sitting, token=human.token, host="127.0.0.1")
     return TestClient(app, base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
 
 
 @pytest.fixture
 def client(stranger: TestClient, human: Human) -> TestClient:
-    """A browser that has opened the address once, and has the token as a cookie since."""
-    assert stranger.get(f"/?token={human.token}").status_code == 200
+    """The script of the page, which has the token of the address."""
+    stranger.headers["X-Choosy-Token"] = human.token
     return stranger
 
 
@@ -66,8 +72,9 @@ def test_every_request_without_the_token_is_refused(path, stranger, human):
             assert answer.status_code == 401, (method, path, query)
             assert human.token not in answer.text
             assert "set-cookie" not in answer.headers
-    assert stranger.get(path, headers={"cookie": "choosy_labeling_7860=wrong"}).status_code == 401
-    assert stranger.get(path, headers={"cookie": 'choosy_labeling_7860="\\377'}).status_code == 401
+    assert stranger.get(path, headers={"x-choosy-token": "wrong"}).status_code == 401
+    assert stranger.get(path, headers={"x-choosy-token": b"\xff"}).status_code == 401
+    assert stranger.get(path, headers={"cookie": f"choosy_labeling_7860={human.token}"}).status_code == 401
 
 
 def test_no_websocket_opens(stranger, human):
@@ -76,17 +83,42 @@ def test_no_websocket_opens(stranger, human):
             pass
 
 
-def test_the_address_opens_the_page_and_the_cookie_the_rest(stranger, human):
+def test_the_address_opens_the_page_and_no_cookie_is_set(stranger, human):
     page = stranger.get(f"/?token={human.token}")
     assert page.status_code == 200
-    cookie = page.headers["set-cookie"]
-    assert "HttpOnly" in cookie
-    assert "samesite=lax" in cookie.lower()
-    assert human.token not in page.text
-    for path in re.findall(r'(?:src|href)="([^":]+)"', page.text):
+    assert "set-cookie" not in page.headers
+    loads = re.findall(r'(?:src|href)="([^":]+)"', page.text)
+    assert set(loads) == {f"page.css?token={human.token}", f"page.js?token={human.token}"}
+    for path in loads:
         assert stranger.get(f"/{path}").status_code == 200
-    assert set(re.findall(r'(?:src|href)="([^":]+)"', page.text)) == {"page.css", "page.js"}
-    assert stranger.get("/screen?annotator=ann").json()["question"] == "q0"
+    header = {"X-Choosy-Token": human.token}
+    assert stranger.get("/screen?annotator=ann", headers=header).json()["question"] == "q0"
+
+
+@pytest.mark.parametrize("host", ["evil.com", "evil.com:7860", "127.0.0.1.evil.com", "127.0.0.2", "", "["])
+def test_another_name_of_the_server_is_refused(host, client):
+    """As of a site of others that has given its own name the address of this machine."""
+    assert client.get("/screen?annotator=ann", headers={"host": host}).status_code == 421
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost:9000", "LOCALHOST", "[::1]:7860"])
+def test_the_names_of_this_machine_are_answered(host, client):
+    assert client.get("/screen?annotator=ann", headers={"host": host}).status_code == 200
+
+
+def test_a_server_for_others_is_called_by_any_name(human):
+    app = application("", human.asks, lambda: human.sitting, token=human.token, host="0.0.0.0")
+    assert TestClient(app, base_url="http://labels.example").get(f"/?token={human.token}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.com", "null", "http://127.0.0.1:9999", "http://localhost:7860", "http://127.0.0.1", ""]
+)
+def test_no_other_page_may_ask(origin, client):
+    ask = {"annotator": "ann", "question": "q0", "action": "left"}
+    assert client.post("/act", json=ask, headers={"origin": origin}).status_code == 403
+    assert client.get("/screen?annotator=ann", headers={"origin": origin}).status_code == 403
+    assert client.post("/act", json=ask, headers={"origin": "http://127.0.0.1:7860"}).json()["note"] == "Saved."
 
 
 def test_the_page_loads_nothing_from_elsewhere_and_runs_only_its_own_script(client):
@@ -99,7 +131,9 @@ def test_the_page_loads_nothing_from_elsewhere_and_runs_only_its_own_script(clie
         assert answer.headers["referrer-policy"] == "no-referrer"
         assert answer.headers["cache-control"] == "no-store"
     page = client.get("/").text
-    assert re.findall(r"<script[^>]*>[^<]*", page) == ['<script src="page.js" defer>']
+    assert [re.sub(r"\?token=[\w-]+", "", tag) for tag in re.findall(r"<script[^>]*>[^<]*", page)] == [
+        '<script src="page.js" defer>'
+    ]
     assert not re.search(r"\bon\w+=|\bstyle=|<style", page)
 
 
@@ -143,7 +177,76 @@ def test_the_address_opens_whatever_the_token_holds():
 
 
 def test_no_page_of_another_site_frames_it(client):
-    assert client.get("/").headers["X-Frame-Options"] == "DENY"
+    for path in ("/", "/nothing"):
+        answer = client.get(path)
+        assert answer.headers["X-Frame-Options"] == "DENY"
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+
+
+def test_a_long_body_is_refused_before_it_is_read(client, human):
+    sent = 0
+
+    def endless():
+        nonlocal sent
+        for _ in range(100_000):
+            sent += 1
+            yield b" " * 1024
+
+    answer = client.post("/act", content=endless(), headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+    for content in ("[" * 4000, '{"annotator":' * 300, "\x00", "\ud800".encode("utf-8", "surrogatepass")):
+        answer = client.post("/act", content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == 400
+    assert human.sitting.screen("ann").done == 0
+
+
+def test_a_name_is_cleaned_where_a_click_brings_it(client, tmp_path):
+    name = "A\x1b]52;c\x07da\n" + "x" * 99
+    assert act(client, "left", annotator=name)["annotator"] == "A ]52;c da " + "x" * 29
+    assert [click.annotator for click in Clicks(tmp_path / "clicks.sqlite", "human").standing()] == [
+        "A ]52;c da " + "x" * 29
+    ]
+    for empty in ("", " \x1b\n", "\u202e"):
+        ask = {"annotator": empty, "question": "q1", "action": "left"}
+        assert client.post("/act", json=ask).status_code == 400
+
+
+@pytest.mark.parametrize("clicks", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_rapid_clicks_from_eight_tabs_make_one_label_a_pair(clicks, tmp_path):
+    """Against the real server: eight tabs click all pairs again and again, each way."""
+    pairs, tabs = 40, 8
+    human = Human(str(tmp_path), port=0, grace=0)
+    items = [(Prompt(f"p{i}", f"prompt {i}"), Response(f"a {i}", (1,)), Response(f"b {i}", (2,))) for i in range(pairs)]
+    labels = []
+    run = threading.Thread(target=lambda: labels.extend(human.compare(items)), daemon=True)
+    run.start()
+    while human.sitting is None or human._address is None:
+        time.sleep(0.01)
+    address = urlsplit(human._address)
+    headers = {"X-Choosy-Token": human.token, "Content-Type": "application/json"}
+    questions = [question.id for question in (PairQuestion.of(*item) for item in items)]
+    statuses = []
+
+    def tab(number):
+        draw = random.Random(number)
+        with closing(http.client.HTTPConnection(address.hostname, address.port, timeout=60)) as browser:
+            for _ in range(clicks // tabs):
+                ask = {"annotator": f"tab {number % 4}", "action": draw.choice(["left", "right", "tie"])}
+                browser.request("POST", "/act", json.dumps({**ask, "question": draw.choice(questions)}), headers)
+                answer = browser.getresponse()
+                answer.read()
+                statuses.append(answer.status)
+
+    threads = [threading.Thread(target=tab, args=(number,)) for number in range(tabs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    run.join(60)
+    assert statuses == [200] * clicks
+    assert not run.is_alive()
+    assert sorted(answer.at for answer in labels) == list(range(pairs))
+    assert len(Clicks(tmp_path / "clicks.sqlite", human.name).standing()) == pairs
 
 
 def test_a_click_judges_the_question_that_was_on_the_screen(client, human):
@@ -180,8 +283,9 @@ def test_a_page_for_single_answers_takes_thumbs_and_no_sides(tmp_path):
     human = ThumbsHuman(str(tmp_path))
     asked = ResponseQuestion.of(Prompt("p", "How was it?"), Response("Good fun."))
     human.sitting = Sitting([asked], Clicks(tmp_path / "clicks.sqlite", "human"), overlap=2, hold=60, grace=1)
-    client = TestClient(application(human.instruction, human.asks, lambda: human.sitting, token="t" * 16, port=1))
-    page = client.get(f"/?token={'t' * 16}").text
+    app = application(human.instruction, human.asks, lambda: human.sitting, token=human.token, host=human.host)
+    client = TestClient(app, base_url="http://127.0.0.1:7860", headers={"X-Choosy-Token": human.token})
+    page = client.get("/").text
     assert re.findall(r'data-action="(\w+)"', page) == ["good", "bad", "skip", "undo"]
     assert re.findall(r'<article id="(\w+)"', page) == ["prompt", "response"]
     assert client.get("/screen?annotator=ann").json()["texts"] == {"prompt": "How was it?", "response": "Good fun."}
@@ -205,7 +309,8 @@ def test_the_note_says_when_a_click_was_not_written(error, note):
         def undo(self, annotator: str) -> bool:
             raise error
 
-    client = TestClient(application("", PairQuestion, Failing, token="t" * 16, port=1))
+    app = application("", PairQuestion, Failing, token="t" * 16, host="127.0.0.1")
+    client = TestClient(app, base_url="http://127.0.0.1:7860")
     client.get(f"/?token={'t' * 16}")
     assert note in act(client, "left")["note"]
     assert note in act(client, "undo")["note"]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hmac
+import json
 import socket
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import CancelledError
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import uvicorn
 from jinja2 import Template
@@ -31,6 +32,8 @@ SittingNow = Callable[[], Sitting | None]  # None before the first sitting
 
 FOLDER = Path(__file__).parent
 LONGEST_NAME = 40
+LARGEST_BODY = 4096  # bytes of a click
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
@@ -54,17 +57,17 @@ def serve(instruction: str, kind: type[Question], sitting: SittingNow, *, token:
             "type another port, such as labeler.port=0 for any that is free"
         ) from error
     port = listening.getsockname()[1]
-    app = application(instruction, kind, sitting, token=token, port=port)
+    app = application(instruction, kind, sitting, token=token, host=host)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="labeling page", daemon=True).start()
     name = socket.gethostname() if host in ("0.0.0.0", "::") else host
     return f"http://{f'[{name}]' if ':' in name else name}:{port}/?token={quote(token, safe='')}"
 
 
-def application(instruction: str, kind: type[Question], sitting: SittingNow, *, token: str, port: int) -> Starlette:
+def application(instruction: str, kind: type[Question], sitting: SittingNow, *, token: str, host: str) -> Starlette:
     """Build the web application: the page, its two files, and the requests that its script sends."""
     template = Template((FOLDER / "page.html.j2").read_text(encoding="utf-8"), autoescape=True)
-    page = template.render(instruction=instruction, form=kind.form)
+    page = template.render(instruction=instruction, form=kind.form, token=token)
 
     def screen(request: Request) -> Response:
         annotator = cleaned(request.query_params.get("annotator", ""))
@@ -74,8 +77,8 @@ def application(instruction: str, kind: type[Question], sitting: SittingNow, *, 
         if request.headers.get("content-type") != "application/json":  # which no other site's form can send
             raise HTTPException(415, "Wanted JSON.")
         try:
-            asked = await request.json()
-        except ValueError:
+            asked = json.loads(await body_of(request))
+        except (ValueError, RecursionError):
             asked = None
         match asked:
             case {"annotator": str(name), "question": str(question), "action": str(action)}:
@@ -91,28 +94,74 @@ def application(instruction: str, kind: type[Question], sitting: SittingNow, *, 
             Route("/screen", screen),
             Route("/act", act, methods=["POST"]),
         ],
-        middleware=[Middleware(Guard, token=token, cookie=f"choosy_labeling_{port}")],
+        middleware=[Middleware(Guard, token=token, names=names_of(host))],
     )
 
 
 class Guard(BaseHTTPMiddleware):
-    """Answers only requests that carry the token: in the address of the first visit, in a cookie afterwards."""
+    """Answers only requests that carry the token, to this server by its own name, and from its own page.
 
-    def __init__(self, app: Any, *, token: str, cookie: str) -> None:
+    The token is in the address, or in a header where the page's script asks. No cookie has it: the browser would send
+    that to whatever else listens on this machine, and with the requests of other sites.
+
+    Args:
+        app: What answers them.
+        token: The token.
+        names: What the server may be called in an address; None = anything.
+    """
+
+    def __init__(self, app: Any, *, token: str, names: Collection[str] | None) -> None:
         super().__init__(app)
         self.token = token
-        self.cookie = cookie
+        self.names = names
 
     async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
-        in_address = any(same(given, self.token) for given in request.query_params.getlist("token"))
-        if in_address or same(request.cookies.get(self.cookie, ""), self.token):
-            response = await call_next(request)
-        else:
-            response = PlainTextResponse("Open the address that the run prints, with its token.\n", 401)
-        if in_address:
-            response.set_cookie(self.cookie, self.token, httponly=True, samesite="lax")
+        response = self.refusal(request) or await call_next(request)
         response.headers.update(HEADERS)
         return response
+
+    def refusal(self, request: Request) -> Response | None:
+        """Return the answer to a request that is refused; None for one that is not."""
+        called, origin = request.headers.get("host", ""), request.headers.get("origin")
+        if self.names is not None and hostname(called) not in self.names:
+            return PlainTextResponse("Open the address that the run prints, as it is.\n", 421)
+        if origin is not None and origin not in (f"http://{called}", f"https://{called}"):
+            return PlainTextResponse("Only the page itself may ask.\n", 403)
+        given = [*request.query_params.getlist("token"), request.headers.get("x-choosy-token", "")]
+        if not any(same(each, self.token) for each in given):
+            return PlainTextResponse("Open the address that the run prints, with its token.\n", 401)
+        return None
+
+
+def names_of(host: str) -> Collection[str] | None:
+    """Return the names by which a server on this host is asked; None if they cannot be known.
+
+    A site of others may give its own name the address of this machine, to read what is here: then the name is theirs.
+    """
+    return LOOPBACK if host in LOOPBACK else None
+
+
+def hostname(called: str) -> str:
+    """Return the name in a Host header, without its port; "" if it has none.
+
+    Example:
+        >>> hostname("localhost:7860"), hostname("[::1]:7860"), hostname("evil.com"), hostname("[")
+        ('localhost', '::1', 'evil.com', '')
+    """
+    try:
+        return urlsplit(f"//{called}").hostname or ""
+    except ValueError:
+        return ""
+
+
+async def body_of(request: Request) -> bytes:
+    """Read a request's body, and refuse a long one before it fills the memory."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > LARGEST_BODY:
+            raise HTTPException(413, f"Wanted {LARGEST_BODY} bytes at most.")
+    return body
 
 
 def same(given: str, token: str) -> bool:
