@@ -310,8 +310,7 @@ def test_the_note_says_when_a_click_was_not_written(error, note):
             raise error
 
     app = application("", PairQuestion, Failing, token="t" * 16, host="127.0.0.1")
-    client = TestClient(app, base_url="http://127.0.0.1:7860")
-    client.get(f"/?token={'t' * 16}")
+    client = TestClient(app, base_url="http://127.0.0.1:7860", headers={"X-Choosy-Token": "t" * 16})
     assert note in act(client, "left")["note"]
     assert note in act(client, "undo")["note"]
 
