@@ -10,11 +10,12 @@ from typing import Any
 VARIABLE = re.compile(r"(^|_)(KEY|APIKEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 ENTRY = re.compile(r"(api_?key|access_?key|secret|password|passwd|(api|auth|access|hf)_?token)$", re.IGNORECASE)
 USER_INFO = re.compile(r"://[^/\s@]*:[^/\s@]+@")  # a password in an address
+NAMED: set[str] = set()  # variables that hold a key, whatever they are called, as a configuration has said
 SHORTEST = 8  # a shorter value, such as EMPTY, is a word that may stand in any text
 
 
 def scrub(text: str) -> str:
-    """The text without the values of environment variables that are named like a secret.
+    """The text without the values of environment variables that are named like a secret, or named as one.
 
     Example:
         >>> os.environ["DOC_API_KEY"] = "sk-0123456789"
@@ -23,13 +24,14 @@ def scrub(text: str) -> str:
         >>> del os.environ["DOC_API_KEY"]
     """
     for name, value in sorted(os.environ.items(), key=lambda item: -len(item[1])):
-        if len(value) >= SHORTEST and VARIABLE.search(name):
+        if len(value) >= SHORTEST and (name in NAMED or VARIABLE.search(name)):
             text = text.replace(value, f"[{name}]")
     return text
 
 
 def refuse_secrets(config: Any) -> None:
     """Refuse a configuration that holds a secret's value or name: it is written into the run's folder."""
+    NAMED.update(value for name, value in texts(config) if name.rpartition(".")[2] == "key_env")
     for name, value in texts(config):
         named = ENTRY.search(name.rpartition(".")[2])
         if scrub(value) != value or USER_INFO.search(value) or (named and len(value) >= SHORTEST):
@@ -42,9 +44,8 @@ def refuse_secrets(config: Any) -> None:
 
 def refuse_secret_words(words: Sequence[str]) -> None:
     """Refuse a secret that is typed, before Hydra writes the words of a sweep into its folder."""
-    for word in words:
-        name, equals, value = word.lstrip("+~").partition("=")
-        refuse_secrets({name: value} if equals else {"a word that is typed": word})
+    typed = [word.lstrip("+~").partition("=") for word in words]
+    refuse_secrets([{name: value} if equals else {"a word that is typed": name} for name, equals, value in typed])
 
 
 def texts(node: Any, name: str = "") -> Iterator[tuple[str, str]]:

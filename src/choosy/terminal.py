@@ -8,16 +8,22 @@ import sys
 from typing import NoReturn, TextIO
 
 from choosy.foreign import visible
+from choosy.redaction import scrub
 
 
-def say(text: object = "", *, file: TextIO | None = None, end: str = "\n") -> None:
-    """Print a text at once, to standard output unless a file is given."""
-    print(visible(str(text)), file=file, end=end, flush=True)
+def say(text: object = "", *, file: TextIO | None = None, end: str = "\n", with_token: bool = False) -> None:
+    """Print a text at once, to standard output unless a file is given; without secrets, unless it has to hold one."""
+    print(visible(str(text)) if with_token else shown(str(text)), file=file, end=end, flush=True)
 
 
 def exit_with(text: str) -> NoReturn:
     """End the process with code 1 and a text on standard error."""
-    sys.exit(visible(text))
+    sys.exit(shown(text))
+
+
+def shown(text: str) -> str:
+    """Return a text without secrets, in which nothing steers the terminal."""
+    return visible(scrub(text))
 
 
 def logger(name: str) -> logging.Logger:
@@ -28,7 +34,7 @@ def logger(name: str) -> logging.Logger:
 
 
 def _make_visible(record: logging.LogRecord) -> bool:
-    record.msg, record.args = visible(record.getMessage()), None
+    record.msg, record.args = shown(record.getMessage()), None
     return True
 
 

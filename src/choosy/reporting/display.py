@@ -167,7 +167,8 @@ def duration(seconds: float) -> str:
 def quiet() -> None:
     """Mute banners of libraries, and their advice that does not apply here."""
     import_module("lightning.pytorch")  # which sets the levels of its loggers
-    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "httpx2", "sentence_transformers"):
+    libraries = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "sentence_transformers")
+    for name in (*libraries, "httpx2", "httpcore2"):  # whose debug lines repeat what servers send
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*Experiment logs directory.*exists and is not empty.*",

@@ -161,4 +161,4 @@ def token_from(environ: Mapping[str, str]) -> str:
 
 def tell(text: str) -> None:
     """Print to the terminal; not through logging, which would write the token into a file."""
-    say(text, file=sys.stderr)
+    say(text, file=sys.stderr, with_token=True)

@@ -18,6 +18,7 @@ import tenacity
 
 from choosy.labeling.judge.rate_limiter import RateLimiter
 from choosy.labeling.judge.settings import EndpointSettings, RequestSettings
+from choosy.redaction import NAMED
 
 ChatMessage = dict[str, str]
 
@@ -190,11 +191,11 @@ class Session:
         self._check_status(response, content)
         reply = completion_in(content_json)
         if reply.text is None:
-            kind = response.headers.get("Content-Type", "no content type")[:60]
+            kind = self._without_key(response.headers.get("Content-Type", "no content type"))[:60]
             raise FailedAttempt(f"status {response.status_code} with {kind} that is no chat completion", answered=True)
         if not usage:  # charge the most that it can have been: a token takes at least one byte
             costs.append(self._settings.prices.cost(len(body), most))
-        return reply._replace(text=self._without_key(reply.text))
+        return reply._replace(text=self._without_key(reply.text), why=self._without_key(reply.why))
 
     async def _send(self, body: bytes) -> tuple[httpx2.Response, bytes]:
         """Send a request and read the reply, within the limits of time and size."""
@@ -213,9 +214,9 @@ class Session:
         except TimeoutError:
             raise FailedAttempt(f"no whole reply within {total:g} s") from None
         except httpx2.ConnectError as error:
-            raise NoConnection(f"{type(error).__name__} {error}".strip()) from None
+            raise NoConnection(self._without_key(f"{type(error).__name__} {error}".strip())) from None
         except httpx2.RequestError as error:  # no connection, or one that was cut, garbled or too slow
-            raise FailedAttempt(f"{type(error).__name__} {error}".strip()) from None
+            raise FailedAttempt(self._without_key(f"{type(error).__name__} {error}".strip())) from None
         return response, bytes(content)
 
     def _check_status(self, response: httpx2.Response, content: bytes) -> None:
@@ -278,6 +279,7 @@ def key_from_environment(name: str | None) -> str | None:
             "variable is set; export the key and type the variable's name (never the key itself), for instance "
             "labeler.key_env=OPENAI_API_KEY, or null for an endpoint that asks for none"
         )
+    NAMED.add(name)
     if not re.fullmatch(r"[!-~]+", key):
         raise ValueError(
             "the environment variable that labeler.key_env names holds blanks, line breaks or letters "
