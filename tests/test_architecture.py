@@ -108,7 +108,7 @@ def test_no_file_reaches_torch_distributed_without_importing_it() -> None:
         ("data/pool.py", {"numpy", "pyarrow", "choosy.data", "choosy.types"}),
         ("data/table_files.py", {"pyarrow", "choosy.files"}),
         ("models/fast/tree_attention.py", {"torch", "transformers"}),
-        ("models/fast/fused.py", {"torch", "peft"}),
+        ("models/fast/fused.py", {"torch", "peft", "choosy.terminal"}),
         ("models/logprobs.py", {"torch", "choosy.models", "choosy.terminal"}),
         ("models/rows.py", {"torch", "choosy.models"}),
     ],
