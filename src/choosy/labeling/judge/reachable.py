@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from choosy.errors import name_typed_keys
+from choosy.terminal import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 CONNECT_SECONDS = 5.0
 
