@@ -6,8 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from callbacks.selector import PairChooser
 from choosy.methods import predicted, selection
+from choosy.methods.reward_head import RewardHead
+from choosy.parallel.ranks import gather_rows
 from choosy.rounds.context import Round
 from choosy.rounds.learned_reward import without_length
 from choosy.types import Candidates, seed_of
@@ -17,7 +23,8 @@ from choosy.types import Candidates, seed_of
 class PredictedGap(PairChooser):
     """Labels the pairs with the largest predicted reward gap (see `LearnedReward`).
 
-    With `per_prompt=1` a prompt's pair is its predicted best against its predicted worst response.
+    With `per_prompt=1` a prompt's pair is its predicted best against its predicted worst response. Where every prompt
+    has a single response, the gap is that to an average one.
 
     Args:
         bonus: Standard deviations added for what is not known; above 0 it is DeltaUCB (arXiv 2603.09692).
@@ -44,7 +51,33 @@ class PredictedGap(PairChooser):
         embed_ND = at.learned.embed(candidates, at)
         if head is None:
             return [selection.dissimilarity(without_length(embed_nD)) for embed_nD in embed_ND]
-        if self.thompson:
-            head = head.drawn(seed_of(at.seed, "thompson", at.number))
+        head = self.predicting(head, at)
         gaps = [predicted.predicted_gap(head.rewards(e), head.deviations(e), self.bonus) for e in embed_ND]
         return at.partly_by_chance(candidates, gaps, self.explore)
+
+    def response_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[float]:
+        head = at.learned.head(at)
+        if head is None and self.cold == "random":
+            return [0.0] * len(candidates)
+        embed_ND = at.learned.embed(candidates, at)
+        if head is None:
+            return unlike_the_others([without_length(embed_1D) for embed_1D in embed_ND], candidates, at)
+        head = self.predicting(head, at)
+        gaps = [
+            predicted.gap_to_average(head.rewards(e), head.deviations(e), average=head.offset, bonus=self.bonus)
+            for e in embed_ND
+        ]
+        return [gap for (gap,) in at.partly_by_chance(candidates, gaps, self.explore)]
+
+    def predicting(self, head: RewardHead, at: Round) -> RewardHead:
+        """The head that predicts: the fitted one, or a draw from its posterior."""
+        return head.drawn(seed_of(at.seed, "thompson", at.number)) if self.thompson else head
+
+
+def unlike_the_others(embed_1D: Sequence[Tensor], candidates: Sequence[Candidates], at: Round) -> list[float]:
+    """How different each embedding is from the mean of all ranks': minus their cosine. Every rank must call this."""
+    every_XD = gather_rows(torch.cat([torch.zeros(0), *embed_1D]), at.ranks)
+    names = at.ranks.gather([c.prompt.id for c in candidates])
+    order = sorted(range(len(names)), key=names.__getitem__)  # so that the sum is the same on any number of ranks
+    mean_D = every_XD[order].double().mean(0)
+    return [-F.cosine_similarity(one.double(), mean_D[None]).item() for one in embed_1D]

@@ -25,16 +25,19 @@ class RandomPrompts(PromptChooser):
 
 @dataclass(kw_only=True, eq=False)
 class RandomPairs(PairChooser):
-    """Labels a random share of the pairs."""
+    """Labels a random share of the pairs, or of single responses."""
 
     direction: Direction = field(default="largest", init=False)
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
         return [[0.0] * len(pair_positions(len(c.responses))) for c in candidates]
 
+    def response_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[float]:
+        return [0.0] * len(candidates)
+
 
 @dataclass(kw_only=True, eq=False)
-class LengthMatched(RandomPairs):
+class LengthMatched(PairChooser):
     """Labels a random share of the pairs whose two responses have nearly the same number of tokens.
 
     Args:
@@ -42,6 +45,7 @@ class LengthMatched(RandomPairs):
             next most alike follow.
     """
 
+    direction: Direction = field(default="largest", init=False)
     tolerance: float = 0.1
 
     def __post_init__(self) -> None:

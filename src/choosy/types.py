@@ -156,7 +156,7 @@ class Candidates:
 
     Attributes:
         prompt_ids: The prompt's token ids, chat template applied.
-        round: The round in which the responses were sampled (0 for given data).
+        round: The round in which the responses were sampled (0 for given data), or a lone one was scored.
         utility: How much the prompt selector expected fresh responses to teach; nan without a selector.
         weight: The weight that came with the data's row, if any; of a lone response the factor on its loss.
         undecided: Pairs i < j whose verdict was a tie or invalid.

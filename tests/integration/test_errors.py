@@ -285,8 +285,8 @@ def test_pairs_of_single_responses(refused):
     single = ["loss=kto", "data.responses=1", "weighting=uniform"]
     refused(
         *single,
-        "selector=random_pairs",
-        message="selector=random_pairs chooses pairs.*has one response; type.*selector=none",
+        "selector=certainty",
+        message="selector=certainty chooses pairs.*has one response; type selector=predicted_gap.*selector=none",
     )
 
 

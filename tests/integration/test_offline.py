@@ -162,6 +162,17 @@ def test_unpaired_rows_train_good_and_bad_responses(weighting, rounds, play, row
     assert first["rewards/chosen"] == first["rewards/rejected"] == 0.0
 
 
+@pytest.mark.parametrize("selector", ["predicted_gap", "spread", "random_pairs"])
+def test_a_selector_chooses_half_of_the_single_responses_in_equal_parts(selector, play, rows_file):
+    learned = ["learned_reward.embedder=policy", "learned_reward.min_labels=2"]
+    half = [f"selector={selector}", f"callbacks.{selector}.fraction=0.5", "loss=kto", "loss.reference_point=zero"]
+    run = play(*OFFLINE, rows_file(UNPAIRED), *half, *learned, "train_on=round")
+    scored = [sum(pd.notna(of_row[0]) for of_row in run.round(number)["rewards"]) for number in range(2)]
+    assert scored == [3, 5]
+    assert run.summary["labels"]["spent"] == 5
+    assert [len(items) for items in run.witness.pairs] == [3, 2], "each round trains on those that it labels"
+
+
 def test_kto_samples_one_response_beside_given_ones(play, rows_file):
     """Fresh ones in each round, that are neither labeled nor offered to a selector, and whose KL is logged."""
     run = play(*OFFLINE, rows_file(UNPAIRED), "loss=kto", "rounds=2", "lr=1e-2")

@@ -124,6 +124,20 @@ def test_a_selector_plays_two_rounds(overrides, play):
     trains_only_what_it_may(run)
 
 
+def test_a_selector_chooses_which_of_the_policy_s_single_responses_are_scored(play):
+    single = ["loss=kto", "data.responses=1", "sampler.temperature=1.0", "sampler.top_p=1.0", "threshold=3"]
+    learned = ["learned_reward.embedder=policy", "learned_reward.min_labels=3"]
+    chosen = ["selector=predicted_gap", "callbacks.predicted_gap.fraction=null", "callbacks.predicted_gap.count=4"]
+    run = play(*single, *chosen, *learned, "data.heldout=null")
+    for number in range(2):
+        table = run.round(number)
+        fresh = table[table["sampled_in"] == number]
+        rewards = [of_row[0] for of_row in fresh["rewards"] if pd.notna(of_row[0])]
+        assert sum(reward != 3 for reward in rewards) == 4, "one at the threshold is replaced"
+        assert len(fresh) > len(rewards)
+    assert run.summary["labels"]["spent"] == labels_in(run.run_dir / "ledger.sqlite")
+
+
 def leaves_what_is_promised(run: Any) -> None:
     summary = run.summary
     assert summary.keys() == SUMMARY

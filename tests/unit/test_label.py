@@ -57,11 +57,17 @@ def buy(tmp_path: Path) -> Callable[..., tuple[list[Candidates], LabelBuyer]]:
     """Label candidates with a choice of pairs: buy(FirstLetter(), candidates, choice, budget=3)."""
 
     def bought(
-        labeler: Any, fresh: list[Candidates], choice: PairChoice, pairing: Any = "best_worst", **budgets: Any
+        labeler: Any,
+        fresh: list[Candidates],
+        choice: PairChoice,
+        pairing: Any = "best_worst",
+        threshold: float = 0.0,
+        **budgets: Any,
     ) -> Any:
         buyer = LabelBuyer(labeler, ledger=str(tmp_path / "ledger.sqlite"), max_invalid=None, **budgets)
         buyer.open("run")
-        at = Round(0, 0, None, None, Pool(), OneRank(), Phases(), None, None, pairing=pairing)  # type: ignore[arg-type]
+        parts: Any = (None, None, Pool(), OneRank(), Phases(), None, None)
+        at = Round(0, 0, *parts, pairing=pairing, threshold=threshold)
         return label(at, fresh, choice, buyer), buyer
 
     return bought
@@ -107,6 +113,19 @@ def test_with_all_pairs_a_prompt_with_a_winner_counts_once(buy: Any) -> None:
     labeled, _ = buy(Score(), fresh, every_pair(fresh, 3, per_prompt=1, top_up=True, score_all=True), pairing="all")
     made = [[(pair.chosen, pair.rejected) for pair in c.pairs] for c in labeled]
     assert made == [[(1, 0), (2, 0), (2, 1)], [], [(2, 0), (2, 1)], [(1, 0)], []]
+
+
+def test_single_responses_at_the_threshold_are_replaced_too(buy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Phases, "say", lambda _, text: said.append(text))
+    fresh = candidates("m", "a", "m", "z", "b")
+    asked = [ChosenPair(p, 0, 0, 0.0) for p in range(5)]
+    how: Any = {"per_prompt": 1, "top_up": True, "score_all": True}
+    labeled, buyer = buy(Score(), fresh, PairChoice(asked, 2, **how), threshold=float(ord("m")))
+    assert [c.labeled for c in labeled] == [False, True, False, True, False]
+    assert buyer.spent == 4, "two are at the threshold, and the last is not asked about"
+    buy(Score(), fresh, PairChoice(asked, 4, **how), threshold=float(ord("m")))
+    assert "3 responses are good or bad, 4 were wanted, and no other is left to label." in said
 
 
 @pytest.mark.parametrize(("score_all", "what"), [(True, "prompts"), (False, "pairs")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from fake_ranks import FakeRanks
 from callbacks.d_optimal import DOptimal
 from callbacks.predicted_gap import PredictedGap
 from choosy.data.pool import Pool
-from choosy.methods.selection import dissimilarity
+from choosy.methods.selection import PairChoice, dissimilarity
 from choosy.parallel.ranks import OneRank, Ranks, shard
 from choosy.reporting.display import Phases
 from choosy.rounds import learned_reward
+from choosy.rounds.choose import choose_pairs
 from choosy.rounds.context import Round
 from choosy.rounds.learned_reward import LearnedReward, without_length
 from choosy.types import Candidates, Pair, Prompt, Response, seed_of
@@ -114,6 +116,43 @@ def test_any_number_of_ranks_learns_and_designs_the_same(size: int, embedded: li
     together = FakeRanks.play(size, played)
     assert [found for found, _ in together] == [weights] * size
     assert {name: u for _, of_rank in together for name, u in of_rank.items()} == alone
+
+
+def singles() -> list[Candidates]:
+    """The first fresh response of each of seven prompts, of which that to the third has a score."""
+    alone = [replace(c, responses=c.responses[:1]) for c in candidates(1)]
+    scored = replace(alone[2].responses[0], reward=1.0)
+    return [*alone[:2], replace(alone[2], responses=(scored,)), *alone[3:]]
+
+
+@pytest.mark.parametrize("how", [{}, {"bonus": 2.0}, {"thompson": True}, {"min_labels": 99}, {"explore": 0.5}])
+@pytest.mark.parametrize("size", [2, 3, 9])
+def test_any_number_of_ranks_chooses_the_same_single_responses(size: int, how: Any, embedded: list[str]) -> None:
+    def played(ranks: Ranks) -> PairChoice | None:
+        settings = {"min_labels": 4, **how}
+        at = round_one(LearnedReward(min_labels=settings.pop("min_labels")), ranks)
+        return choose_pairs(at, shard(singles(), ranks), PredictedGap(count=3, fraction=None, **settings))
+
+    alone = played(OneRank())
+    assert alone is not None
+    assert FakeRanks.play(size, played) == [alone] * size
+    assert {pair[:3] for pair in alone.ranked} == {(p, 0, 0) for p in range(7) if p != 2}, "one has its score already"
+    assert (alone.wanted, alone.top_up, alone.score_all) == (3, True, True)
+
+
+def test_single_responses_are_ranked_by_their_gap_to_an_average_one(embedded: list[str]) -> None:
+    at = round_one(LearnedReward(min_labels=4))
+    head = at.learned.head(at)
+    assert head is not None
+    embed_7D = torch.cat(at.learned.embed(singles(), at))
+    gap_7 = (head.rewards(embed_7D) - head.offset).abs()
+    for bonus in (0.0, 2.0):
+        choice = choose_pairs(at, singles(), PredictedGap(count=2, fraction=None, bonus=bonus))
+        assert choice is not None
+        utility_7 = gap_7 + bonus * head.deviations(embed_7D)
+        order = [p for p in utility_7.argsort(descending=True).tolist() if p != 2]
+        assert [pair.prompt for pair in choice.ranked] == order
+        assert [pair.utility for pair in choice.ranked] == pytest.approx(utility_7[order].tolist())
 
 
 def test_differences_know_the_verdicts_of_this_round_on_any_number_of_ranks(embedded: list[str]) -> None:

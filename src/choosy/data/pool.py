@@ -38,7 +38,7 @@ POOL_SCHEMA = pa.schema(
         "prompt_id": pa.string(),
         "prompt": pa.string(),
         "origin": pa.string(),  # sampled | reused | heldout
-        "sampled_in": pa.int32(),  # the round that sampled the responses
+        "sampled_in": pa.int32(),  # the round that sampled the responses, or scored a lone one
         "prompt_utility": pa.float64(),
         "responses": pa.list_(pa.string()),
         "rewards": pa.list_(pa.float64()),

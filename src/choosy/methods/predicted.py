@@ -42,6 +42,33 @@ def predicted_gap(reward_N: Tensor, deviation_N: Tensor | None = None, bonus: fl
     return [gap_NN[i, j].item() for i, j in pair_positions(len(reward_N))]
 
 
+def gap_to_average(
+    reward_N: Tensor, deviation_N: Tensor | None = None, *, average: float, bonus: float = 0.0
+) -> list[float]:
+    """The predicted gap between each response and an average one: |r - average| + bonus * sd.
+
+    It is `predicted_gap` for responses that are judged by themselves, good or bad. The largest are those about which
+    the verdict is least in doubt; with a bonus, those about which little is known are tried.
+
+    Args:
+        reward_N: Predicted rewards.
+        deviation_N: Their standard deviations; not needed without a bonus.
+        average: The reward of an average response.
+        bonus: How many standard deviations a bound is away from the mean.
+
+    Example:
+        >>> gap_to_average(torch.tensor([1.0, -2.0]), average=0.5)
+        [0.5, 2.5]
+        >>> gap_to_average(torch.tensor([1.0, -2.0]), torch.tensor([3.0, 0.5]), average=0.5, bonus=1.0)
+        [3.5, 3.0]
+    """
+    gap_N = (reward_N - average).abs()
+    if bonus and deviation_N is not None:
+        gap_N = gap_N + bonus * deviation_N
+    gaps: list[float] = gap_N.tolist()
+    return gaps
+
+
 def predicted_gain(rewards: Sequence[Tensor | None]) -> list[float]:
     """The predicted spread of each prompt's stored responses: the largest gap that a label of fresh ones may show.
 

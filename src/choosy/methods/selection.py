@@ -270,7 +270,9 @@ def two_means(points_ND: Tensor, seeds: tuple[int, int], max_steps: int = 100) -
 
 
 class ChosenPair(NamedTuple):
-    """A pair that a label may be bought for: responses i < j of the prompt at position `prompt`."""
+    """A pair that a label may be bought for: responses i < j of the prompt at position `prompt`, or i = j = 0, its only
+    response.
+    """
 
     prompt: int
     i: int

@@ -8,9 +8,9 @@ from numbers import Real
 from typing import Any
 
 from choosy.methods import selection
-from choosy.methods.selection import PairChoice
+from choosy.methods.selection import ChosenPair, PairChoice
 from choosy.options.parts import typed_for
-from choosy.rounds.context import ChosenPrompt, PairSelector, PromptSelector, Round
+from choosy.rounds.context import ChosenPrompt, PairSelector, PromptSelector, ResponseSelector, Round
 from choosy.types import Candidates, Prompt, seed_of
 
 
@@ -34,6 +34,8 @@ def choose_prompts(at: Round, prompts: Sequence[Prompt], selector: PromptSelecto
 def choose_pairs(at: Round, mine: Sequence[Candidates], selector: PairSelector | None) -> PairChoice | None:
     """Choose the pairs to label (slot 2) among this rank's candidates and those of the others.
 
+    Where every prompt has a single response, the selector chooses among these.
+
     Returns:
         The ranked pairs, the same on every rank; `ChosenPair.prompt` counts all ranks' candidates in the order of
         their prompts' ids. None without a selector: every response is scored.
@@ -41,6 +43,8 @@ def choose_pairs(at: Round, mine: Sequence[Candidates], selector: PairSelector |
     if selector is None:
         return None
     with at.phases("select"):
+        if set(at.ranks.gather([len(c.responses) for c in mine])) == {1}:
+            return choose_responses(at, mine, selector)
         found = as_list(selector, selector.pair_utilities(mine, at), len(mine), "prompts")
         pairs = [len(selection.pair_positions(len(c.responses))) for c in mine]
         utilities = [as_floats(selector, u, n, "pairs of a prompt") for u, n in zip(found, pairs, strict=True)]
@@ -55,6 +59,27 @@ def choose_pairs(at: Round, mine: Sequence[Candidates], selector: PairSelector |
         )
         wanted = wanted_pairs(at, Counter(pair.prompt for pair in ranked), selector)
         return PairChoice(ranked, wanted, selector.per_prompt, selector.count is not None, selector.score_all)
+
+
+def choose_responses(at: Round, mine: Sequence[Candidates], selector: PairSelector) -> PairChoice:
+    """Choose which single responses to label, one of each prompt; every rank must call this."""
+    assert isinstance(selector, ResponseSelector), "the run refuses other selectors before the first round"
+    utilities = as_floats(selector, selector.response_utilities(mine, at), len(mine), "single responses")
+    every = at.ranks.gather([(c.prompt.id, u, is_scored(c)) for c, u in zip(mine, utilities, strict=True)])
+    every.sort(key=lambda one: one[0])
+    left = [p for p, (_, _, scored) in enumerate(every) if not scored]
+    oriented = selection.orient([every[p][1] for p in left], selector.direction)
+    names, seed = [every[p][0] for p in left], seed_of(at.seed, "responses", at.number)
+    order = [left[n] for n in selection.top_k(oriented, len(left), names=names, seed=seed)]
+    ranked = [ChosenPair(p, 0, 0, every[p][1]) for p in order]
+    known = int(at.pool.rewards(list(at.given))[1].sum())
+    wanted = wanted_labels(at, len(at.given) or len(left), selector, known=known)
+    return PairChoice(ranked, wanted, per_prompt=1, top_up=selector.count is not None, score_all=True)
+
+
+def is_scored(c: Candidates) -> bool:
+    """Whether all responses have a reward."""
+    return all(r.reward is not None for r in c.responses)
 
 
 def as_list(selector: object, utilities: Any, count: int, what: str) -> list[Any]:
@@ -92,17 +117,26 @@ def as_floats(selector: object, utilities: Any, count: int, what: str) -> list[f
 def wanted_pairs(at: Round, competing: Mapping[int, int], selector: PairSelector) -> int:
     """How many pairs this round labels, of so many competing pairs of each prompt.
 
-    A `count` is a number of labeled pairs. A `fraction` is of the pairs that `per_prompt` leaves: of the fresh
-    responses of the round, or of all given responses. Of these it is spent in equal parts over the run's rounds.
+    A `fraction` is of the pairs that `per_prompt` leaves: of the fresh responses of the round, or of all given ones.
+    """
+    of_prompts = [len(distinct_pairs(c)) for c in at.given.values()] if at.given else competing.values()
+    everything = sum(n if selector.per_prompt is None else min(n, selector.per_prompt) for n in of_prompts)
+    known = at.pool.judged_prompts() if selector.score_all else at.pool.judged_pairs()
+    return wanted_labels(at, everything, selector, known=known)
+
+
+def wanted_labels(at: Round, everything: int, selector: PairSelector, *, known: int) -> int:
+    """How many of the pairs or single responses that compete this round labels.
+
+    A `count` is a number of them with a label to train on. A `fraction` of given responses is spent in equal parts over
+    the run's rounds, `known` of them in the rounds before.
     """
     if selector.count is not None:
         return selector.count
-    of_prompts = [len(distinct_pairs(c)) for c in at.given.values()] if at.given else competing.values()
-    everything = sum(n if selector.per_prompt is None else min(n, selector.per_prompt) for n in of_prompts)
     if not at.given or selector.fraction is None:
         return selection.quota(everything, fraction=selector.fraction)
     planned = selection.quota(everything, fraction=selector.fraction * min(1.0, (at.number + 1) / at.rounds))
-    return max(0, planned - (at.pool.judged_prompts() if selector.score_all else at.pool.judged_pairs()))
+    return max(0, planned - known)
 
 
 def distinct_pairs(c: Candidates) -> set[tuple[int, int]]:
@@ -119,8 +153,8 @@ def excluded_pairs(c: Candidates) -> set[tuple[int, int]]:
 
 def can_be_labeled(c: Candidates, selector: PairSelector | None, *, scores: bool) -> bool:
     """Whether a round could buy a label of these candidates, from a labeler that scores responses or not."""
-    if selector is None and scores:
-        return any(r.reward is None for r in c.responses)
+    if scores and (selector is None or len(c.responses) == 1):
+        return not is_scored(c)
     cap = 1 if selector is None else selector.per_prompt
     left = distinct_pairs(c) - excluded_pairs(c)
     return bool(left) and (cap is None or len(c.pairs) < cap)

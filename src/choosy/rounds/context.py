@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -155,6 +155,18 @@ class PairSelector(Protocol):
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
         """How much a label of each candidate's pairs i < j would teach: larger = more. Sees this rank's share only."""
+        ...
+
+
+@runtime_checkable
+class ResponseSelector(Protocol):
+    """A `PairSelector` that also chooses among prompts with a single response each, which is good or bad by itself."""
+
+    def response_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[float]:
+        """How much a label of each candidate's only response would teach: larger = more. Sees this rank's share only.
+
+        Every rank must call this.
+        """
         ...
 
 

@@ -12,7 +12,7 @@ from choosy.data.pool import with_rewards
 from choosy.labeling import statistics
 from choosy.methods.pairing import PAIRINGS, good_above
 from choosy.methods.selection import ChosenPair, PairChoice, pair_positions, top_pairs
-from choosy.rounds.choose import excluded_pairs
+from choosy.rounds.choose import excluded_pairs, is_scored
 from choosy.rounds.context import Labels, Round
 from choosy.types import MIRRORED, Candidates, Pair, Verdict, seed_of
 
@@ -87,22 +87,22 @@ def ranked_pairs(at: Round, fresh: Sequence[Candidates], choice: PairChoice, lab
         whole = {pair.prompt for pair in some} if choice.score_all else set()  # nothing of these is left to buy
         left = [pair for pair in left if pair[:3] not in asked and pair.prompt not in whole]
     if choice.top_up and wanted and not bought.unpaid:
-        what = "prompts" if choice.score_all else "pairs"
-        got = choice.wanted - wanted
-        at.phases.say(f"{got} {what} have a winner, {choice.wanted} were wanted, and no other is left to label.")
+        what = "prompts have a winner" if choice.score_all else "pairs have a winner"
+        if all(len(c.responses) == 1 for c in fresh):
+            what = "responses are good or bad"
+        at.phases.say(f"{choice.wanted - wanted} {what}, {choice.wanted} were wanted, and no other is left to label.")
     return bought
 
 
 def winners(candidates: Sequence[Candidates], choice: PairChoice) -> dict[int, int]:
-    """How many labeled pairs each prompt has; a prompt whose responses are all scored counts once."""
-    return {p: min(len(c.pairs), 1) if choice.score_all else len(c.pairs) for p, c in enumerate(candidates)}
+    """How many labeled pairs each prompt has; one whose responses are all scored, or is alone, counts once."""
+    return {p: int(c.labeled) if choice.score_all else len(c.pairs) for p, c in enumerate(candidates)}
 
 
 def all_scored(at: Round, fresh: Sequence[Candidates], labels: Labels) -> Bought:
     """Buy a score for every response; the seed decides which prompts are scored first."""
     order = sorted(range(len(fresh)), key=lambda i: seed_of(at.seed, "label", at.number, fresh[i].prompt.id))
-    bought = scored_prompts(at, fresh, [ChosenPair(i, 0, 0, math.nan) for i in order], labels)
-    return bought._replace(labeled=with_thresholds(bought.labeled, at))
+    return scored_prompts(at, fresh, [ChosenPair(i, 0, 0, math.nan) for i in order], labels)
 
 
 def with_thresholds(candidates: Sequence[Candidates], at: Round) -> list[Candidates]:
@@ -117,10 +117,12 @@ def scored_prompts(at: Round, fresh: Sequence[Candidates], asked: Sequence[Chose
     labeled = list(fresh)
     verdicts: list[Verdict | None] = []
     for a, scored in zip(asked, labels.score([fresh[a.prompt] for a in asked]), strict=True):
+        if len(scored.responses) == 1 and is_scored(scored) and not is_scored(fresh[a.prompt]):
+            scored = replace(scored, round=at.number)
         labeled[a.prompt], judged = with_pairs(scored, at, labels.labeler.name, a.utility)
         verdicts += judged
     unpaid = sum(any(r.reward is None for r in labeled[a.prompt].responses) for a in asked)
-    return Bought(labeled, unpaid, statistics.count(verdicts, shown=False))
+    return Bought(with_thresholds(labeled, at), unpaid, statistics.count(verdicts, shown=False))
 
 
 def with_pairs(c: Candidates, at: Round, source: str, utility: float) -> tuple[Candidates, list[Verdict | None]]:
