@@ -27,8 +27,9 @@ from choosy.methods.composed_losses import (
     TokenWeightedLoss,
 )
 from choosy.methods.loss_inputs import Facts, Loss, LossInputs, TokenLogps, form_of
-from choosy.methods.losses import AOTLoss, BCOLoss, KTOLoss, PROLoss, SFTLoss, SigmoidLoss, SimPOLoss
+from choosy.methods.losses import BCOLoss, KTOLoss, PROLoss, SFTLoss, SigmoidLoss, SimPOLoss
 from choosy.methods.pair_losses import PairLoss
+from choosy.methods.sorted_losses import AOTLoss
 
 # Log-probs of the tokens of two pairs, and of the same tokens under the reference.
 CHOSEN = [[-0.5, -1.25, -2.0], [-0.75, -0.5]]
