@@ -55,6 +55,8 @@ ROWS = [
     Row("discopop", (), "dpo", ("discopop",), {"beta": 0.05}),
     Row("aot", (), "dpo", ("aot",), {}, together=True),
     Row("aot", ("label_smoothing=0.2",), "dpo", ("aot",), {"label_smoothing": 0.2}, together=True),
+    Row("aot_unpaired", (), "dpo", ("aot_unpaired",), {}, together=True),
+    Row("aot_unpaired", ("label_smoothing=0.2",), "dpo", ("aot_unpaired",), {"label_smoothing": 0.2}, together=True),
     Row("f_dpo", ("divergence=forward_kl",), "dpo", ("sigmoid",), {"f_divergence_type": "forward_kl"}),
     Row("f_dpo", ("divergence=js",), "dpo", ("sigmoid",), {"f_divergence_type": "js_divergence"}),
     Row("f_dpo", ("divergence=alpha",), "dpo", ("sigmoid",), {"f_divergence_type": "alpha_divergence"}, "float32"),

@@ -19,7 +19,7 @@ from torchmetrics import MeanMetric
 from choosy.data.batches import Batch, ItemKey
 from choosy.errors import refuse_unknown
 from choosy.methods.degree_aware import DegreeAwareLoss
-from choosy.methods.loss_inputs import NO_STEPS_YET, Degrees, Facts, Loss, item_losses, refuse_no_loss
+from choosy.methods.loss_inputs import NO_STEPS_YET, Degrees, Facts, Loss, Partners, item_losses, refuse_no_loss
 from choosy.methods.schedule import Schedule, share_of_lr
 from choosy.models.degree_head import DegreeHead
 from choosy.models.policy import Policy
@@ -221,23 +221,23 @@ class WeightedDPO(LightningModule):
         return stats
 
     @torch.no_grad()
-    def find_partners(self, batch: Batch) -> dict[ItemKey, float]:
-        """The place of each pair of the step in the policy's order, and what the reference has there, of all ranks.
+    def find_partners(self, batch: Batch) -> dict[ItemKey, list[float]]:
+        """What each pair is compared with among all pairs of the step, of all ranks (see `Partners`).
 
-        See `Facts.partner_B`; pairs with equal margins are ordered by their keys.
+        Of equal numbers the pairs are ordered by their keys.
         """
-        margins: list[tuple[float, ItemKey, float]] = []
+        mine: list[tuple[ItemKey, list[float]]] = []
         for part in self._parts(batch):
             if not part.items:
                 self.no_loss()  # a forward pass beside those of the other ranks
                 continue
             s = part.loss_inputs(self.policy.token_logps(part.groups))
-            of_policy, of_reference = (
-                of_R.view(-1, 2).diff(dim=1).neg().flatten().tolist() for of_R in (s.logp_R, s.ref_R)
-            )
-            margins += zip(of_policy, [item.key for item in part.items], of_reference, strict=True)
-        everybody = sorted(current_ranks().gather(margins))
-        return dict(zip((key for _, key, _ in everybody), sorted(ref for *_, ref in everybody), strict=True))
+            logps = torch.cat([s.logp_R.view(-1, 2), s.ref_R.view(-1, 2)], dim=1)
+            mine += zip([item.key for item in part.items], logps.tolist(), strict=True)
+        everybody = sorted(current_ranks().gather(mine))
+        logp_B4 = torch.tensor([logps for _, logps in everybody])
+        partners_B3 = torch.stack(Partners.of(logp_B4[:, :2], logp_B4[:, 2:]), dim=1)
+        return dict(zip((key for key, _ in everybody), partners_B3.tolist(), strict=True))
 
     def _parts(self, batch: Batch) -> list[Batch]:
         """The parts of this rank's share of a step, one at least."""

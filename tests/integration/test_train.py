@@ -209,6 +209,7 @@ FIRST_LOSS: dict[str, Callable[..., float]] = {  # of an item whose policy is it
     "kto": lambda one: 0.5,
     "bco": lambda one: math.log(2),
     "aot": lambda one, other: math.log(2),
+    "aot_unpaired": lambda one, other: math.log(2),
     "robust": lambda one, other: math.log(2),
     "exo": lambda one, other: -math.log(2) - (math.log(0.999) + math.log(0.001)) / 2,
     "nca": lambda one, other: 2 * math.log(2),
@@ -325,10 +326,11 @@ def test_a_loss_with_a_head_is_no_part_of_another():
         WeightedDPO(None, loss=LossSum({"spo": KEYS}, {"spo": 1.0}), optimizer=torch.optim.Adam)
 
 
-def test_aot_sorts_the_step_and_not_its_parts(play):
+@pytest.mark.parametrize("loss", ["aot", "aot_unpaired"])
+def test_aot_sorts_the_step_and_not_its_parts(loss, play):
     few = ["rounds=1", "epochs_per_round=2", "lr=1e-2", "data.heldout=null"]
-    whole = play("loss=aot", *few, name="whole")
-    parts = play("loss=aot", *few, "batching.tokens_per_step=1", name="parts")
+    whole = play(f"loss={loss}", *few, name="whole")
+    parts = play(f"loss={loss}", *few, "batching.tokens_per_step=1", name="parts")
     assert parts.losses == pytest.approx(whole.losses, rel=1e-4)
     assert play("loss=sigmoid", *few, name="plain").losses != pytest.approx(whole.losses, rel=1e-4)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from choosy.data.pool import Pool
-from choosy.methods.loss_inputs import NO_STEPS_YET, Facts, LossInputs, Need, TokenLogps, form_of
+from choosy.methods.loss_inputs import NO_STEPS_YET, Facts, LossInputs, Need, Partners, TokenLogps, form_of
 from choosy.methods.pairing import ranked
 from choosy.methods.weighting import mean_weight
 from choosy.models.logprobs import sum_by_response
@@ -159,12 +159,13 @@ class Batch:
         return [item.group for item in self.items]
 
     def loss_inputs(
-        self, logp_T: Tensor, facts: Facts = NO_STEPS_YET, partners: Mapping[ItemKey, float] | None = None
+        self, logp_T: Tensor, facts: Facts = NO_STEPS_YET, partners: Mapping[ItemKey, Sequence[float]] | None = None
     ) -> LossInputs:
         """What the loss is given: the log-probs of the groups' response tokens with what the pool knows about them."""
         device, items = logp_T.device, self.items
         if partners:
-            facts = facts._replace(partner_B=torch.tensor([partners[item.key] for item in items], device=device))
+            numbers = torch.tensor([partners[item.key] for item in items], device=device)
+            facts = facts._replace(partners=Partners(*numbers.T))
         logp_S = sum_by_response(logp_T, self.groups)  # S: of each item its responses, then its other samples
         ref_S = torch.tensor([ref for x in items for ref in (*x.ref_logps, *x.own_ref_logps)], device=device)
         item_S = torch.tensor([n for n, x in enumerate(items) for _ in x.group.response_ids])

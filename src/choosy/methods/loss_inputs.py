@@ -57,6 +57,41 @@ class Degrees(NamedTuple):
     item_V: Tensor
 
 
+class Partners(NamedTuple):
+    """What the B pairs of a part are compared with in a loss that compares a step's pairs as distributions.
+
+    Two numbers of each pair of the step are sorted, each by itself; the partner of one is the other at the same place.
+    A pair's margin is log pi(chosen) - log pi(rejected).
+
+    Attributes:
+        ref_margin_B: Partners of the policy's margins among the reference's.
+        rejected_B: Partners of the chosen responses' log-ratios among those of the rejected ones.
+        chosen_B: Partners of the rejected responses' log-ratios among those of the chosen ones.
+    """
+
+    ref_margin_B: Tensor
+    rejected_B: Tensor
+    chosen_B: Tensor
+
+    @classmethod
+    def of(cls, logp_B2: Tensor, ref_B2: Tensor) -> Partners:
+        """The partners in a step of these pairs, whose log-probs are those of chosen and rejected.
+
+        Example:
+            >>> Partners.of(torch.tensor([[3.0, 0.0], [1.0, 0.0]]), torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
+            Partners(ref_margin_B=tensor([ 1., -1.]), rejected_B=tensor([-1., -2.]), chosen_B=tensor([-1.,  2.]))
+        """
+        ratio_B2 = logp_B2 - ref_B2
+        compared = (
+            (logp_B2[:, 0] - logp_B2[:, 1], ref_B2[:, 0] - ref_B2[:, 1]),
+            (ratio_B2[:, 0], ratio_B2[:, 1]),
+            (ratio_B2[:, 1], ratio_B2[:, 0]),
+        )
+        return cls(
+            *(torch.empty_like(one).index_copy(0, one.argsort(stable=True), two.sort().values) for one, two in compared)
+        )
+
+
 class Facts(NamedTuple):
     """What no part of a step shows by itself, of all ranks.
 
@@ -64,21 +99,20 @@ class Facts(NamedTuple):
         kl: KL divergence of the policy from the reference as the last step's own samples estimate it.
         reward: Mean implicit reward of a step's responses, averaged over the steps so far.
         steps: The number of these steps.
-        partner_B: Of each pair of the part, for a loss that needs the step. The step's pairs are sorted by
-            log pi(chosen) - log pi(rejected), and by the same under the reference: the latter at the pair's place.
+        partners: Of the pairs of the part, for a loss that needs the step.
     """
 
     kl: float = 0.0
     reward: float = 0.0
     steps: int = 0
-    partner_B: Tensor | None = None
+    partners: Partners | None = None
 
     def after(self, *, kl: float | None, reward: float) -> Facts:
         """The facts after a step with this mean reward; without a new estimate of the KL divergence the old one stays.
 
         Example:
             >>> Facts().after(kl=0.5, reward=1.0).after(kl=None, reward=2.0)
-            Facts(kl=0.5, reward=1.5, steps=2, partner_B=None)
+            Facts(kl=0.5, reward=1.5, steps=2, partners=None)
         """
         return Facts(
             self.kl if kl is None else kl, self.reward + (reward - self.reward) / (self.steps + 1), self.steps + 1
