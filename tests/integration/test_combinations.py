@@ -28,7 +28,7 @@ from choosy.main import compose, conf, plain, train
 from choosy.options.check import options as names_in
 
 TRIED = 3000  # of all combinations, drawn by a seed
-STEPS = 4  # sentences that are followed, before a run must start
+STEPS = 5  # sentences that are followed, one for each group, before a run must start
 
 ROWS = {
     "prompts": [{"prompt": f"Is {n} odd?"} for n in range(6)],
