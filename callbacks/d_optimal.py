@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from callbacks.selector import PairChooser
 from choosy.methods import predicted, selection
@@ -13,10 +14,15 @@ from choosy.parallel.ranks import gather_rows
 from choosy.rounds.context import Round
 from choosy.types import Candidates, seed_of
 
+Place = tuple[str, int, int]  # a prompt's id, and the positions of two responses, or 0 and 0 of its only one
+
 
 @dataclass(kw_only=True, eq=False)
 class DOptimal(PairChooser):
     """Labels a D-optimal design of pairs: differences of embeddings that those labeled before do not span.
+
+    Where every prompt has a single response, the design is of their embeddings: each time the response is taken whose
+    reward is least certain.
 
     Args:
         ridge: How much is known before the first label, as a share of a pair's mean squared length.
@@ -31,18 +37,37 @@ class DOptimal(PairChooser):
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
         at.learned.head(at)
-        embeds = at.learned.embed(candidates, at)
+        features = [predicted.pair_features(embed_ND) for embed_ND in at.learned.embed(candidates, at)]
         mine = [(c.prompt.id, i, j) for c in candidates for i, j in selection.pair_positions(len(c.responses))]
-        feature_XD = gather_rows(torch.cat([torch.zeros(0), *map(predicted.pair_features, embeds)]), at.ranks)
+        of_pair = self.design(mine, features, at, known_KD=at.learned.pairs())
+        return [[of_pair[c.prompt.id, i, j] for i, j in selection.pair_positions(len(c.responses))] for c in candidates]
+
+    def response_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[float]:
+        at.learned.head(at)
+        mine = [(c.prompt.id, 0, 0) for c in candidates]
+        of_response = self.design(mine, at.learned.embed(candidates, at), at, known_KD=at.learned.scored())
+        return [of_response[name] for name in mine]
+
+    def design(
+        self, mine: Sequence[Place], features: Sequence[Tensor], at: Round, *, known_KD: Tensor
+    ) -> dict[Place, float]:
+        """The utilities of all ranks' pairs or single responses; every rank must call this.
+
+        Args:
+            mine: This rank's.
+            features: Their features, prompt by prompt.
+            at: The context of the round.
+            known_KD: Features of those that are labeled already.
+        """
+        feature_XD = gather_rows(torch.cat([torch.zeros(0), *features]), at.ranks)
         every = at.ranks.gather(mine)
         order = sorted(range(len(every)), key=lambda x: seed_of(at.seed, "design", at.number, *every[x]))
         prompts = [every[x][0] for x in order]
         most = len(set(prompts)) * (self.per_prompt or len(every))
         k = selection.quota(most, fraction=self.fraction, count=self.count)
         if not every:  # no prompt was sampled, as when the label budget is spent
-            return [[] for _ in candidates]
+            return {}
         utilities = predicted.d_optimal(
-            feature_XD[order], prompts, k, per_prompt=self.per_prompt, ridge=self.ridge, known_KD=at.learned.pairs()
+            feature_XD[order], prompts, k, per_prompt=self.per_prompt, ridge=self.ridge, known_KD=known_KD
         )
-        of_pair = {every[x]: utility for x, utility in zip(order, utilities, strict=True)}
-        return [[of_pair[c.prompt.id, i, j] for i, j in selection.pair_positions(len(c.responses))] for c in candidates]
+        return {every[x]: utility for x, utility in zip(order, utilities, strict=True)}

@@ -140,6 +140,24 @@ def test_any_number_of_ranks_chooses_the_same_single_responses(size: int, how: A
     assert (alone.wanted, alone.top_up, alone.score_all) == (3, True, True)
 
 
+@pytest.mark.parametrize("size", [2, 9])
+def test_a_design_takes_first_the_single_response_whose_reward_is_least_certain(size: int, embedded: list[str]) -> None:
+    def played(ranks: Ranks) -> PairChoice | None:
+        return choose_pairs(round_one(LearnedReward(), ranks), shard(singles(), ranks), DOptimal(fraction=0.5))
+
+    at = round_one(LearnedReward())
+    at.learned.head(at)
+    embed_7D, known_KD = torch.cat(at.learned.embed(singles(), at)).double(), at.learned.scored().double()
+    assert len(known_KD) == 8, "two scores of four prompts"
+    prior_DD = 0.1 * embed_7D.square().sum(1).mean() * torch.eye(embed_7D.shape[1], dtype=torch.float64)
+    variance_7 = (embed_7D @ torch.linalg.inv(prior_DD + known_KD.T @ known_KD) * embed_7D).sum(1)
+    alone = played(OneRank())
+    assert alone is not None
+    assert alone.ranked[0].prompt == variance_7.argmax().item()
+    assert alone.ranked[0].utility == pytest.approx(variance_7.max().item())
+    assert FakeRanks.play(size, played) == [alone] * size
+
+
 def test_single_responses_are_ranked_by_their_gap_to_an_average_one(embedded: list[str]) -> None:
     at = round_one(LearnedReward(min_labels=4))
     head = at.learned.head(at)

@@ -108,6 +108,10 @@ class RewardPredictor(Protocol):
         """Differences (K, D) of the embeddings of chosen and rejected responses, of all pairs that it has read."""
         ...
 
+    def scored(self) -> Tensor:
+        """Embeddings (K, D) of the responses whose scores it has read."""
+        ...
+
 
 def pair_texts(c: Candidates, pair: Pair) -> PairTexts:
     """What names a pair."""

@@ -96,6 +96,10 @@ class LearnedReward:
         chosen_K, rejected_K = torch.tensor(list(self._verdicts)).T
         return self._embed_ND[chosen_K] - self._embed_ND[rejected_K]
 
+    def scored(self) -> Tensor:
+        """Embeddings (K, D) of the responses whose scores were read."""
+        return self._embed_ND[list(self._scores)]
+
     def differences(self, labeled: Sequence[Candidates], at: Round) -> dict[PairTexts, float] | None:
         """Predict the reward difference of each pair from the verdicts on all others, those of this round included.
 

@@ -131,8 +131,8 @@ class Run:
         if self.pair_selector is not None and responses < 2 and not isinstance(self.pair_selector, ResponseSelector):
             raise ValueError(
                 f"{typed_for(self.pair_selector)} chooses pairs of responses, and every prompt has one response; "
-                "type selector=predicted_gap or selector=random_pairs, which choose among single responses too, a "
-                "selector of prompts, such as selector=optune, or selector=none."
+                "type selector=predicted_gap, selector=d_optimal or selector=random_pairs, which choose among single "
+                "responses too, a selector of prompts, such as selector=optune, or selector=none."
             )
         several = self.training.pairing == "all" or (self.pair_selector and self.pair_selector.per_prompt != 1)
         if self.labels.editor is not None and several and responses > 2:
