@@ -71,9 +71,11 @@ HOLLOW = Hollow()
 
 
 class HollowLibraries(MetaPathFinder, Loader):
-    """Imports heavy libraries as modules in which every name is hollow."""
+    """Imports heavy libraries as modules in which every name is hollow, and no pandas, which pyarrow can do without."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if fullname == "pandas":
+            raise ModuleNotFoundError("No module named 'pandas'", name=fullname)
         return ModuleSpec(fullname, self, is_package=True) if fullname.partition(".")[0] in HEAVY else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
@@ -134,7 +136,6 @@ def refusal(config: Mapping[str, Any]) -> str:
     for stream in (1, 2):  # what is said here, the run says again
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     sys.meta_path.insert(0, HollowLibraries())
-    sys.modules["pandas"] = None  # type: ignore[assignment]  # pyarrow imports it where it is, and needs it for none of this
     vars(function)["_function_at"] = _bare_function
     vars(reading)["read_rows"] = _first_rows
     with suppress(Unknown):
