@@ -34,9 +34,7 @@ from choosy.files import replacing
 from choosy.options.check import options
 from choosy.options.fit_words import START, time_name
 from choosy.options.menu import help_text, menu
-from choosy.options.names import meant
-from choosy.options.signatures import not_taken
-from choosy.options.typed import NO_GROUP, in_the_shell, not_composed, own_menu, quoted, unreadable
+from choosy.options.typed import NO_GROUP, in_the_shell, not_composed, own_menu, quoted, refuse_dashes, unreadable
 from choosy.parallel.launch import join_tasks, refuse_relaunching_sweep
 from choosy.redaction import refuse_secret_words
 from choosy.resume.failed_starts import is_first_process, leaving_no_failed_start
@@ -130,7 +128,8 @@ def main() -> None:
     show_any_letter()
     with in_sentences(lambda: ""):
         refuse_secret_words(words)
-        refuse_dashes(words)
+        flags = {flag for action in get_args_parser()._actions for flag in action.option_strings}
+        refuse_dashes(words, flags, default_options)
         if "--version" in words:
             say(program_version())
             return
@@ -279,20 +278,7 @@ def without_nulls(cfg: DictConfig) -> None:
     """Take away the callbacks and loggers that were set to null, and what a class that was typed does not take."""
     with open_dict(cfg):
         start.without_nulls(cfg)
-        without_replaced(cfg)
-
-
-def without_replaced(cfg: DictConfig) -> None:
-    """Take away what a group gives to its class where another class was typed that does not take it."""
-    words = dict(word.lstrip("+").partition("=")[::2] for word in typed_words()) if HydraConfig.initialized() else {}
-    for name, path in words.items():
-        place, _, last = name.rpartition(".")
-        node = OmegaConf.select(cfg, place) if place and last == "_target_" else None
-        if not isinstance(node, DictConfig):
-            continue
-        for key in not_taken(path, [*map(str, node)]):
-            if not any(f"{word}.".startswith(f"{place}.{key}.") for word in words):
-                del node[key]
+        start.without_replaced(cfg, typed_words() if HydraConfig.initialized() else [])
 
 
 def plain(cfg: DictConfig) -> Any:
@@ -378,19 +364,6 @@ def train_help(overrides: list[str]) -> str:
     hidden = config.pop("hydra")
     ours = {name: names for name, names in groups.items() if name != "hydra" and names}
     return f"{hidden['help']['header']}\n{help_text(config, hidden['runtime']['choices'], ours)}"
-
-
-def refuse_dashes(words: Sequence[str]) -> None:
-    """Refuse an option that is typed with dashes."""
-    known = {word for action in get_args_parser()._actions for word in action.option_strings}
-    for word in words:
-        flag, equals, value = word.partition("=")
-        if flag.startswith("--") and flag not in known:
-            name = flag[2:].replace("-", "_")
-            known_as = "" if name in (names := default_options()) else meant(name, names, value)
-            raise ValueError(
-                f"{word}: options have no dashes here: {name}={value if equals else '...'}. {known_as}".rstrip()
-            )
 
 
 def default_options(words: Sequence[str] = ()) -> list[str]:

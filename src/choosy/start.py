@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from choosy.early import refuse_early
 from choosy.errors import refuse_unknown
@@ -17,6 +17,7 @@ from choosy.labeling.judge.reachable import refuse_silent_endpoints
 from choosy.models.damaged import refuse_checkpoint
 from choosy.options.check import refuse_blanks, refuse_mistakes, refuse_removed
 from choosy.options.fit_words import START
+from choosy.options.signatures import not_taken
 from choosy.parallel.launch import may_have_gpu
 from choosy.redaction import refuse_secrets
 from choosy.resume.config_changes import named_settings, report_changes
@@ -33,6 +34,19 @@ def without_nulls(config: MutableMapping[str, Any]) -> None:
         config[group] = config.get(group) or {}
         for name in [name for name, part in config[group].items() if part is None]:
             del config[group][name]
+
+
+def without_replaced(config: DictConfig, typed: Iterable[str]) -> None:
+    """Take away what a group gives to its class where another class was typed that does not take it."""
+    words = dict(word.lstrip("+").partition("=")[::2] for word in typed)
+    for name, path in words.items():
+        place, _, last = name.rpartition(".")
+        node = OmegaConf.select(config, place) if place and last == "_target_" else None
+        if not isinstance(node, DictConfig):
+            continue
+        for key in not_taken(path, [*map(str, node)]):
+            if not any(f"{word}.".startswith(f"{place}.{key}.") for word in words):
+                del node[key]
 
 
 def check(as_typed: dict[str, Any], resolve: Callable[[], dict[str, Any]], menu: Mapping[str, Any]) -> dict[str, Any]:

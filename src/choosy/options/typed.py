@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from choosy.options.check import unknown
@@ -26,6 +26,18 @@ def unreadable(word: str, options: Options) -> str:
     if "'" in value or '"' in value:
         return f"{word} cannot be read: its quotes do not match. A text is typed as {in_shell(name, 'a text')}."
     return f"{word} cannot be read; a value with = or brackets in it needs quotes: {in_shell(name, value)}"
+
+
+def refuse_dashes(words: Iterable[str], flags: Collection[str], options: Options) -> None:
+    """Refuse an option that is typed with dashes and is none of Hydra's flags."""
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--") and flag not in flags:
+            name = flag[2:].replace("-", "_")
+            known_as = "" if name in (names := options()) else meant(name, names, value)
+            raise ValueError(
+                f"{word}: options have no dashes here: {name}={value if equals else '...'}. {known_as}".rstrip()
+            )
 
 
 def not_composed(text: str, options: Options, words: Collection[str]) -> str:
