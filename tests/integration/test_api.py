@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
-from tiny import ROOT, TOY, command, environ
+from tiny import ROOT, TOY, command
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import choosy
@@ -199,7 +199,7 @@ def test_the_page_runs_from_a_folder_outside_the_project(tmp_path, tiny_policy_d
     sizes = '"trainer=cpu", "sampler.max_new_tokens=6", "model.dtype=float32", '
     program = "\n".join(blocks).replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(tiny_policy_dir))
     (tmp_path / "page.py").write_text(program.replace("choosy.tune(", f"choosy.tune({sizes}"))
-    run = command("page.py", folder=tmp_path, fresh=True)
+    run = command("page.py", folder=tmp_path)
     assert run.returncode == 0, run.stderr
     assert len(list((tmp_path / "runs").glob("*/summary.json"))) == 3
 
@@ -222,10 +222,8 @@ def test_an_own_selector_is_on_the_menu_of_a_folder_of_ones_own(tmp_path, tiny_p
         f"model.name={tiny_policy_dir}",
     ]
     sizes += ["data.train=prompts.jsonl", "labeler=function", "labeler.path=toy.vowels"]
-    choosy_train = [sys.executable, "-m", "choosy", "train", "--config-dir", "menu", "selector=longest_pairs", *sizes]
-    run = subprocess.run(
-        [*choosy_train, "run_dir=typed"], cwd=tmp_path, env=environ(tmp_path), capture_output=True, text=True
-    )
+    typed = ["-m", "choosy", "train", "--config-dir", "menu", "selector=longest_pairs", *sizes, "run_dir=typed"]
+    run = command(*typed, folder=tmp_path)
     assert run.returncode == 0, run.stderr
     (tmp_path / "call.py").write_text(
         textwrap.dedent(f"""
@@ -233,7 +231,7 @@ def test_an_own_selector_is_on_the_menu_of_a_folder_of_ones_own(tmp_path, tiny_p
         choosy.tune(*{sizes!r}, "run_dir=called", selector="longest_pairs", config_dir="menu")
         """)
     )
-    assert command("call.py", folder=tmp_path, fresh=True).returncode == 0
+    assert command("call.py", folder=tmp_path).returncode == 0
     spent = [
         json.loads((tmp_path / name / "summary.json").read_text())["labels"]["spent"] for name in ("typed", "called")
     ]

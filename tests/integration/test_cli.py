@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +15,7 @@ import pytest
 import torch
 import yaml
 from omegaconf import OmegaConf
+from programs import Program
 from safetensors.torch import load_file
 from tiny import ROOT, command, contents, environ, labels, summary, typed
 from torch.testing import assert_close
@@ -264,8 +264,9 @@ def test_classes_and_rewards_in_the_current_folder_are_found_wherever_the_progra
     }[program]
     (here / "run.yaml").write_text(OmegaConf.to_yaml(compose(words)))
     given = {name: value for name, value in environ(here).items() if name != "PYTHONPATH"}
-    run = subprocess.run([sys.executable, *map(str, line)], cwd=here, env=given, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    run = Program([*map(str, line)], folder=here, environ=given)
+    _, said = run.communicate(timeout=300)
+    assert run.wait() == 0, said
     assert summary(here / "runs" / "0")["seed"] == 3
 
 
