@@ -1,1 +1,1 @@
-"""Callbacks that choose, evaluate, report, each a Hydra config away."""
+"""Callbacks that choose, evaluate or report; files of conf/ build them."""

@@ -1,1 +1,1 @@
-"""Rows in, batches out."""
+"""Rows of data, read and made into batches."""

@@ -1,4 +1,4 @@
-"""The interface of losses: log-probs of a step's items in, one unreduced value an item out.
+"""The interface of losses, which take the log-probs of a step's items and return one unreduced value for each item.
 
 Axes: B items, R responses of the items, T tokens of the responses, K samples of the policy's own.
 """

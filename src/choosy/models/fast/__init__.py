@@ -1,1 +1,1 @@
-"""Faster equals of plain model code."""
+"""Faster code for layers of a model, with equal values."""
