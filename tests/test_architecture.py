@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,6 +158,11 @@ def test_no_circle_of_files() -> None:
 
 def test_no_circle_of_folders() -> None:
     assert circles(folder_arrows(ROOT)) == []
+
+
+def test_each_type_that_is_ignored_has_its_reason() -> None:
+    bare = re.compile(r"# type: ignore(?!\[[\w, -]+\]  # \w)")
+    assert [path.name for path in FILES if bare.search(path.read_text())] == []
 
 
 @pytest.mark.parametrize("folder", ["callbacks", "data_modules"])

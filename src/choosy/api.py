@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from choosy.console import hide_progress_bars
 from choosy.errors import is_ours, raised_at
 from choosy.files import replacing
 from choosy.labeling.protocols import Postponed
@@ -332,9 +333,7 @@ def save_model(model: Any, folder: Path) -> Path:
     if hasattr(model[0], "peft_config"):
         raise ValueError("The given model has an adapter: give model.merge_and_unload(), or a folder as model.adapter.")
     if not folder.exists():
-        from transformers.utils import logging as hf_logging
-
-        hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        hide_progress_bars()
         with replacing(folder) as unfinished:
             for part in model:
                 part.save_pretrained(unfinished)

@@ -103,7 +103,7 @@ def answer(policy: Policy, settings: SamplingSettings, turns: list[Message], tex
     how: dict[str, Any] = {"do_sample": settings.temperature > 0}
     if settings.temperature > 0:
         how |= {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
+    config = GenerationConfig(  # type: ignore[no-untyped-call]  # transformers gives it no type
         max_new_tokens=room, eos_token_id=sorted(tokens.stop_ids), pad_token_id=min(tokens.stop_ids), **how
     )
     shown = Printed(tokens.tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -112,5 +112,5 @@ def answer(policy: Policy, settings: SamplingSettings, turns: list[Message], tex
     try:
         generate(ids_1L, attention_mask=torch.ones_like(ids_1L), generation_config=config, streamer=shown)
     except KeyboardInterrupt:
-        shown.end()  # type: ignore[no-untyped-call]
+        shown.end()  # type: ignore[no-untyped-call]  # transformers gives it no type
     return shown.said.strip()

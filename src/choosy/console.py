@@ -1,4 +1,4 @@
-"""Where tables are printed."""
+"""What is shown on the terminal: tables, without progress bars of transformers."""
 
 from __future__ import annotations
 
@@ -46,3 +46,10 @@ def console() -> Terminal:
     """
     out = Terminal()
     return out if out.is_terminal or "COLUMNS" in os.environ else Terminal(width=PAGE)
+
+
+def hide_progress_bars() -> None:
+    """Keep transformers from drawing progress bars in this process."""
+    from transformers.utils import logging  # takes seconds to import
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers gives it no type

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from choosy.console import hide_progress_bars
 from choosy.files import replacing
 from choosy.labeling.ledger import ledger_of
 from choosy.main import built, compose, plain
@@ -163,9 +164,8 @@ def merge(words: list[str]) -> None:
         raise ValueError(f"{folder} holds something already; type a new folder.")
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoTokenizer
-    from transformers.utils import logging as hf_logging
 
-    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    hide_progress_bars()
     with refusing_damaged(str(run.model)):
         model = loaded(AutoPeftModelForCausalLM.from_pretrained, run.model, trusted=run.trusted, dtype="auto")
     merged = model.merge_and_unload()

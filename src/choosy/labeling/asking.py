@@ -90,7 +90,7 @@ def as_answer(at: int, value: float | Verdict | Answer) -> Answer:
     """What a labeler gives for the item at a position, as an answer; numbers of NumPy and torch as Python's."""
     if isinstance(value, Answer):
         return value
-    return Answer(at, value.item() if getattr(value, "shape", None) == () else value)  # type: ignore[union-attr]
+    return Answer(at, value.item() if getattr(value, "shape", None) == () else value)  # type: ignore[union-attr]  # it has a shape
 
 
 def unusable(answer: Answer, *, compared: bool) -> str | None:

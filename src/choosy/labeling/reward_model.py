@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import logging as hf_logging
 
+from choosy.console import hide_progress_bars
 from choosy.labeling.protocols import Terms
 from choosy.models.damaged import refusing_damaged
 from choosy.models.locate import resolve_model
@@ -72,7 +72,7 @@ class RewardModel:
     @cached_property
     def _loaded(self) -> tuple[Any, Any, int]:
         """The model, its tokenizer and the most tokens that it reads."""
-        hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        hide_progress_bars()
         tokenizer = loaded(AutoTokenizer.from_pretrained, self.model, padding_side="right", truncation_side="left")
         if tokenizer.pad_token is None and tokenizer.eos_token is None:
             raise ValueError(

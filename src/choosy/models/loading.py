@@ -13,8 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import logging as hf_logging
 
+from choosy.console import hide_progress_bars
 from choosy.models.adapters import Lora
 from choosy.models.damaged import refusing_damaged
 from choosy.models.fast import tree_attention
@@ -40,7 +40,7 @@ def auto_dtype(device: torch.device) -> torch.dtype:
 
 def load_weights(source: ModelSource, *, dtype: torch.dtype, attention: str, device: torch.device) -> PreTrainedModel:
     """Load a causal language model into the memory of the CPU, with the attention (see `Compute`) for a device."""
-    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    hide_progress_bars()
     tree_attention.register()
     load: Callable[..., PreTrainedModel] = partial(source.load, AutoModelForCausalLM, dtype=dtype)
     with refusing_damaged(source.resolved):

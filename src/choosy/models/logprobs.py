@@ -77,7 +77,7 @@ def chosen_token_logps(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, *
         weight_VD = weight_VD.to(torch.get_autocast_dtype(hidden_TD.device.type))
     one_pass = torch.is_grad_enabled() and hidden_TD.requires_grad and not weight_VD.requires_grad
     with torch.autocast(hidden_TD.device.type, enabled=False):
-        logp_T: Tensor = _ChosenTokenLogp.apply(  # type: ignore[no-untyped-call]
+        logp_T: Tensor = _ChosenTokenLogp.apply(  # type: ignore[no-untyped-call]  # torch gives it no type
             hidden_TD.to(weight_VD.dtype), weight_VD, target_T, chunk, one_pass
         )
     return logp_T

@@ -102,14 +102,14 @@ class Policy(nn.Module):
         model = load_weights(self.source, dtype=own_dtype, attention=self.compute.attention, device=device)
         self.tokens.fit(model)
         # a slice of hidden states is not contiguous, and torch would copy the whole head once for each row
-        head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers gives it no type
         head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
         self.model = add_adapter(model, self.lora, self.adapter, seed=seed) if self.lora else model
         switch_off_dropout(self.model)
         if self.compute.gradient_checkpointing:
             self.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if self.lora:
-                self.causal_lm.enable_input_require_grads()  # type: ignore[no-untyped-call]
+                self.causal_lm.enable_input_require_grads()  # type: ignore[no-untyped-call]  # transformers gives it no type
         if sharded:
             self._shard(device)
         nn.Module.to(self.model, device)
@@ -146,7 +146,7 @@ class Policy(nn.Module):
 
     @property
     def _decoder(self) -> nn.Module:
-        return cast(nn.Module, self.causal_lm.get_decoder())  # type: ignore[no-untyped-call]
+        return cast(nn.Module, self.causal_lm.get_decoder())  # type: ignore[no-untyped-call]  # transformers gives it no type
 
     @property
     def device(self) -> torch.device:

@@ -14,8 +14,8 @@ from typing import Any
 from jinja2 import TemplateError, TemplateSyntaxError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as hf_logging
 
+from choosy.console import hide_progress_bars
 from choosy.models.locate import ModelSource, why_not_loaded
 from choosy.models.rows import Ids
 from choosy.terminal import logger
@@ -52,7 +52,7 @@ class Tokens:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, loaded at first use."""
-        hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        hide_progress_bars()
         source = self.source if self.own is None else replace(self.source, name=self.own, revision=None)
         try:
             tokenizer: PreTrainedTokenizerBase = source.load(AutoTokenizer)

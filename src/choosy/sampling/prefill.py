@@ -44,7 +44,7 @@ class RoomyLayer(DynamicLayer):
     values: Tensor
 
     def __init__(self, key_RGLK: Tensor, value_RGLK: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers gives it no type
         self.lazy_initialization(key_RGLK, value_RGLK)
         self.length = key_RGLK.shape[-2]
         self.keys, self.values = (_with_room(states, self.length + 1) for states in (key_RGLK, value_RGLK))
@@ -116,7 +116,7 @@ def _from_tree(model: PreTrainedModel, prompts: Sequence[Ids], owner_R: Tensor, 
     hidden_1ND = last_hidden(model, laid.to(device), cache)
     segments = laid.segments[0]
     own = segments[-len(prompts) :]  # behind the common prefix, if there is one
-    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers gives it no type
     logits_PV = head(hidden_1ND[0, [segment.end - 1 for segment in own]]).float()
     token_PL, mask_PL = _left_padded([_path(segments, segment) for segment in own])
     token_RL = token_PL[owner_R].to(device)
@@ -154,7 +154,7 @@ def _padded(
     cache = DynamicCache(config=model.config)
     if prefix:
         prefix_1L = torch.tensor([prefix], device=device)
-        model.get_decoder()(input_ids=prefix_1L, past_key_values=cache, use_cache=True)  # type: ignore[no-untyped-call]
+        model.get_decoder()(input_ids=prefix_1L, past_key_values=cache, use_cache=True)  # type: ignore[no-untyped-call]  # transformers gives it no type
         cache.batch_repeat_interleave(len(prompts))
     logits_P1V = model(
         input_ids=ids_PL.to(device),

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as hf_logging
 
+from choosy.console import hide_progress_bars
 from choosy.models.damaged import refusing_damaged
 from choosy.models.locate import resolve_model
 from choosy.models.trust import loaded
@@ -157,7 +158,7 @@ class Rater:
                     won_B, drawn_B = log_choice(better_B - worse_B, log_tie.exp())
                     loss = -torch.cat([won_B[~tied_B], drawn_B[tied_B]]).mean()
                     optimizer.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no type
                     torch.nn.utils.clip_grad_norm_(trained, 1.0)
                     optimizer.step()
                     schedule.step()
@@ -185,7 +186,7 @@ class Rater:
         return ratings
 
     def _load(self) -> None:
-        hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        hide_progress_bars()
         where = resolve_model(self.encoder, demo="demo:minilm")
         self._tokenizer = loaded(AutoTokenizer.from_pretrained, where, padding_side="right", truncation_side="left")
         if self._tokenizer.pad_token is None:

@@ -123,7 +123,7 @@ def _fused_norm(norm: nn.Module) -> Callable[[Tensor], Tensor] | None:
         return None
 
     def forward(x_BLD: Tensor) -> Tensor:
-        return cast(Tensor, _RMSNorm.apply(x_BLD, norm.weight, eps))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _RMSNorm.apply(x_BLD, norm.weight, eps))  # type: ignore[no-untyped-call]  # torch gives it no type
 
     return forward
 
@@ -135,7 +135,7 @@ def _fused_mlp(mlp: nn.Module) -> Callable[[Tensor], Tensor] | None:
         return None
 
     def forward(x_BLD: Tensor) -> Tensor:
-        y_BLD: Tensor = mlp.down_proj(_SwiGLU.apply(mlp.gate_proj(x_BLD), mlp.up_proj(x_BLD)))  # type: ignore[no-untyped-call, operator]
+        y_BLD: Tensor = mlp.down_proj(_SwiGLU.apply(mlp.gate_proj(x_BLD), mlp.up_proj(x_BLD)))  # type: ignore[no-untyped-call, operator]  # torch gives it no type
         return y_BLD
 
     return forward
@@ -171,7 +171,7 @@ def can_pack(weight: Tensor) -> bool:
         type(weight) in (Tensor, nn.Parameter)  # not a rank's share, nor another subclass
         and weight.device.type == "cpu"
         and weight.dtype == torch.bfloat16
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch gives it no type
         and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     )

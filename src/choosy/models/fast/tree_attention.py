@@ -256,7 +256,7 @@ def grouped_attention(
         if softcap is not None:
             raise ValueError("model.compute.attention=grouped caps no scores in a shared prompt.")
         dtype = value_BGSW.dtype  # rotation may have left the others wider
-        seen_NHW: Tensor = TreeAttention.apply(  # type: ignore[no-untyped-call]
+        seen_NHW: Tensor = TreeAttention.apply(  # type: ignore[no-untyped-call]  # torch gives it no type
             query_BHLK[0].transpose(0, 1).contiguous().to(dtype),
             key_BGSK[0].transpose(0, 1).contiguous().to(dtype),
             value_BGSW[0].transpose(0, 1).contiguous(),
