@@ -51,6 +51,7 @@ from choosy.models.policy import Policy
 from choosy.reporting.display import Phases
 from choosy.resume.checkpoints import WholeFiles
 from choosy.rounds.sample import FreshResponses
+from choosy.sealed import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "kill.json"
@@ -305,7 +306,7 @@ def labels(run_dir: Path) -> dict[str, tuple[Any, ...]]:
 
 def ending(run_dir: Path) -> dict[str, Any]:
     """All that two runs from one seed must agree on, to the bit."""
-    summary = json.loads((run_dir / "summary.json").read_text())
+    summary = read_json(run_dir / "summary.json")
     del summary["seconds"]
     with (run_dir / "metrics.csv").open(newline="") as file:
         metrics = [{k: v for k, v in row.items() if not k.startswith("seconds/")} for row in csv.DictReader(file)]

@@ -322,7 +322,7 @@ def as_lines(rows: Iterable[Any]) -> str:
 def write(path: Path, lines: str) -> None:
     """Write the rows that a run was given into its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as unfinished:
+    with replacing(path, private=True) as unfinished:
         unfinished.write_text(lines, encoding="utf-8")
 
 

@@ -6,19 +6,23 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SUFFIX = ".unfinished"
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, *, private: bool = False) -> Iterator[Path]:
     """Give a path to write a file or a folder to; when the block ends, it takes the place of `path`.
 
     The path is in the same folder, which is made if there is none, and the block must create it. What is written is on
     the disk before the old file goes. A block that raises leaves the old file as it was.
     A folder that is replaced by another is absent for a moment, since no system replaces one at once.
+
+    Args:
+        path: The file or folder.
+        private: Whether a file that is new is for its owner alone; one that is there keeps its permissions.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -29,19 +33,42 @@ def replacing(path: str | Path) -> Iterator[Path]:
         '1 2 3'
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     unfinished, old = (path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{SUFFIX}") for _ in range(2))
     try:
+        if private:
+            create_private(unfinished, like=path)
         yield unfinished
         for written in (*unfinished.rglob("*"), unfinished):
-            _flush(written)
+            flush(written)
         if path.is_dir():
             os.replace(path, old)
         os.replace(unfinished, path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         _remove(unfinished)
         _remove(old)
+
+
+def create_private(path: Path, *, like: Path | None = None) -> None:
+    """Create an empty file for its owner alone, or with the permissions of another one, unless it is there."""
+    with suppress(FileExistsError):
+        os.close(for_owner(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        if like is not None and like.exists():
+            path.chmod(like.stat().st_mode & 0o777)
+
+
+def for_owner(path: str | Path, flags: int) -> int:
+    """Open a file, as the `opener` of `open`; one that is new is for its owner alone."""
+    return os.open(path, flags, 0o600)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that is not there, with those above it, and have the system write their names to the disk."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in new:
+        flush(path.parent)
 
 
 def remove_unfinished(folder: str | Path) -> None:
@@ -57,7 +84,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Have the system write a file, or the names in a folder, to the disk."""
     if path.is_dir() and os.name == "nt":  # Windows opens no folder
         return

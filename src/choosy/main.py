@@ -30,7 +30,6 @@ from omegaconf.errors import OmegaConfBaseException
 import choosy.start as start
 from choosy.early import refuse_early
 from choosy.errors import Stopped, in_a_line, is_ours, name_typed_keys, raised_at
-from choosy.files import replacing
 from choosy.options.check import options
 from choosy.options.fit_words import START, time_name
 from choosy.options.menu import help_text, menu
@@ -39,6 +38,7 @@ from choosy.parallel.launch import join_tasks, refuse_relaunching_sweep
 from choosy.redaction import refuse_secret_words
 from choosy.resume.failed_starts import is_first_process, leaving_no_failed_start
 from choosy.resume.run_lock import holding
+from choosy.sealed import write_yaml
 from choosy.terminal import exit_with, say, show_any_letter
 
 # Torch, Lightning and transformers take seconds to import: functions import them once nothing is left to refuse.
@@ -257,8 +257,7 @@ def play(cfg: DictConfig, run_dir: Path, callbacks: Sequence[Callback]) -> Train
     if trainer.is_global_zero:
         start.describe(plain(cfg), trainer, run_dir)
         if HydraConfig.initialized():
-            with replacing(run_dir / ".hydra" / "overrides.yaml") as unfinished:
-                unfinished.write_text(OmegaConf.to_yaml(typed_words(START)))
+            write_yaml(run_dir / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(typed_words(START)))
     trainer.fit(module, datamodule=data, ckpt_path=begin.ckpt_path, weights_only=True)
     return trainer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from pathlib import Path
@@ -12,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from choosy.early import refuse_early
 from choosy.errors import refuse_unknown
-from choosy.files import replacing
 from choosy.labeling.judge.reachable import refuse_silent_endpoints
 from choosy.models.damaged import refuse_checkpoint
 from choosy.options.check import refuse_blanks, refuse_mistakes, refuse_removed
@@ -22,6 +20,7 @@ from choosy.parallel.launch import may_have_gpu
 from choosy.redaction import refuse_secrets
 from choosy.resume.config_changes import named_settings, report_changes
 from choosy.resume.run_folder import Start, choose_start, prepare_folder, refuse_other_run
+from choosy.sealed import read_json, write_yaml
 
 # Torch, Lightning and transformers take seconds to import: functions import them once nothing is left to refuse.
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def is_finished(config: Mapping[str, Any], run_dir: Path) -> bool:
     if not summary.exists():
         return False
     report_changes(run_dir, config)
-    return bool(json.loads(summary.read_text())["rounds"] >= config["data"]["run"].get("rounds", 0))
+    return bool(read_json(summary)["rounds"] >= config["data"]["run"].get("rounds", 0))
 
 
 def prepare(config: Mapping[str, Any], run_dir: Path, *, typed: Collection[str] = ()) -> Start:
@@ -119,8 +118,7 @@ def prepare(config: Mapping[str, Any], run_dir: Path, *, typed: Collection[str] 
 
 def describe(config: Mapping[str, Any], trainer: Trainer, run_dir: Path) -> None:
     """Write the configuration into the run's folder, so that it can be played again, and give it to the loggers."""
-    with replacing(run_dir / "config.yaml") as unfinished:  # other processes of a resumed run may be reading it
-        unfinished.write_text(OmegaConf.to_yaml(OmegaConf.create({**config, **START})))
+    write_yaml(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({**config, **START})))
     for logger in trainer.loggers:
         logger.log_hyperparams(named_settings(config))
 

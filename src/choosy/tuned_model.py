@@ -16,8 +16,8 @@ from choosy.models.damaged import refusing_damaged
 from choosy.models.trust import loaded
 from choosy.options.typed import quoted
 from choosy.options.words import Words
-from choosy.options.yaml_text import load_yaml
 from choosy.reporting.summary import refuse_sweep
+from choosy.sealed import read_yaml
 from choosy.terminal import say
 from choosy.types import Candidates, Prompt, seed_of
 
@@ -51,7 +51,7 @@ class TunedRun:
         model = next((path / name for name in ("adapter", "model") if (path / name).is_dir()), None)
         if model is None:
             raise ValueError(f"{folder} has no tuned model yet; resume the run with ckpt_path=last.")
-        config = load_yaml((path / "config.yaml").read_text())
+        config = read_yaml(path / "config.yaml")
         if "evaluation" not in config:
             raise ValueError(f"{folder} was composed by LightningCLI; this command reads what `choosy train` composed.")
         return cls(path, config, model)
@@ -134,7 +134,7 @@ def evaluate_run(words: list[str]) -> None:
         for row in found.rows
     ]
     out = run.folder / "eval" / f"{Path(typed.prompts).stem}.jsonl"
-    with replacing(out) as unfinished:
+    with replacing(out, private=True) as unfinished:
         unfinished.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     measured = found.metrics
     parts = [f"{len(rows)} prompts answered"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from choosy.main import compose, train
 from choosy.models.adapters import Lora
 from choosy.models.policy import Policy
 from choosy.module import WeightedDPO
+from choosy.sealed import read_json
 
 State = dict[str, torch.Tensor]
 
@@ -77,7 +77,7 @@ class Finished:
 
     @property
     def summary(self) -> dict[str, Any]:
-        return json.loads((self.run_dir / "summary.json").read_text())
+        return read_json(self.run_dir / "summary.json")
 
     @property
     def weights(self) -> State:

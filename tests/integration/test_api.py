@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import choosy
 from callbacks.random import RandomPairs
 from choosy.methods.losses import SigmoidLoss
+from choosy.sealed import read_json
 
 PAGE = ROOT / "docs" / "python.md"
 THINGS = ("tea", "rain", "bread", "snow", "chess", "soup", "maps", "owls")
@@ -64,7 +65,7 @@ def test_a_mistake_is_raised_without_inner_frames_before_torch_is_imported():
 
 def test_a_result_has_its_numbers_table_curves_policy_and_a_head_for_notebooks(tune):
     result = tune(heldout=PROMPTS[:3], lr=1e-2, **{"batching.batch_size": 2})
-    assert result.summary == json.loads((result.folder / "summary.json").read_text())
+    assert result.summary == read_json(result.folder / "summary.json")
     rows = result.table()
     assert [row["round"] for row in rows] == [0, 1, 2]
     assert rows[-1]["labels"] == result.summary["labels"]["spent"] > 0

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from choosy.data.table_files import write_table
 from choosy.main import compose, plain
+from choosy.sealed import write_json, write_line
 
 OWN = """
 import torch
@@ -109,8 +110,9 @@ def begin_run(folder: Path) -> None:
     write_table(pa.table({"prompt": ["Why?"]}), folder / "rounds" / "round_000.parquet", about)
     config = plain(compose(["model.name=model", f"name={folder.name}", "rounds=1"]))
     OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
-    (folder / "run_id").write_text("begun")
-    (folder / "summary.json").write_text('{"rounds": 1}')
+    write_line(folder / "run_id", "begun-0123456789ab")
+    write_json(folder / "data.json", {})
+    write_json(folder / "summary.json", {"rounds": 1})
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 from programs import Program
 from safetensors.torch import load_file
 
+from choosy.sealed import read_json
+
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 
@@ -109,8 +111,8 @@ def command(
 
 
 def summary(run_dir: Path) -> dict[str, Any]:
-    """summary.json without the seconds, which no two runs share."""
-    numbers: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    """summary.json without the seconds, which no two runs share, and its checksum."""
+    numbers: dict[str, Any] = read_json(run_dir / "summary.json")
     del numbers["seconds"]
     return numbers
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,14 @@ from test_report import EVIL, write_run
 from choosy.console import Terminal
 from choosy.reporting.index import read_index, write_index
 from choosy.reporting.summary import read_run, write_summary
+from choosy.sealed import read_json, write_json
 
 
 def write_job(folder: Path, words: list[str], *, config: dict[str, Any] | None = None, **numbers: Any) -> None:
     """A finished run: what was typed for it, its configuration, and numbers that are not those of every run."""
     write_run(folder)
     write_summary(read_run(folder), folder / "summary.json")
-    summary = json.loads((folder / "summary.json").read_text())
-    (folder / "summary.json").write_text(json.dumps(summary | numbers))
+    write_json(folder / "summary.json", read_json(folder / "summary.json") | numbers)
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(words))
     (folder / "config.yaml").write_text(yaml.safe_dump(config or {}))

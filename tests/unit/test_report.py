@@ -20,6 +20,7 @@ from choosy.reporting.model_card import model_card
 from choosy.reporting.report import crop, curves, print_report, write_report
 from choosy.reporting.summary import HeldoutAnswer, RunSummary, read_run, run_folders, write_summary
 from choosy.reporting.sweeps import read_sweep
+from choosy.sealed import read_json
 
 COLUMNS = pa.schema(
     {
@@ -141,7 +142,8 @@ def test_summary_holds_the_numbers_of_the_contract(run_dir):
 def test_summary_json_is_the_summary(run_dir):
     run = read_run(run_dir)
     write_summary(run, run_dir / "summary.json")
-    assert json.loads((run_dir / "summary.json").read_text()) == run.numbers()
+    assert read_json(run_dir / "summary.json") == run.numbers()
+    assert json.loads((run_dir / "summary.json").read_text()).keys() == {"checksum", *run.numbers()}
 
 
 def test_what_was_not_measured_is_null(tmp_path):

@@ -36,7 +36,7 @@ class Queue:
         rows: list[LabelRow] = [{**exported(question.columns), "verdict": None} for question in questions]
         path = Path(self.folder, "wanted.jsonl")
         for file, text in ((path, to_jsonl(rows)), (path.with_suffix(".csv"), to_csv(rows, tuple(rows[0])))):
-            with replacing(file) as unfinished:
+            with replacing(file, private=True) as unfinished:
                 unfinished.write_text(text, encoding="utf-8")
         raise Postponed(
             f"{len(rows)} pairs want a label: write first, second, tie or invalid as the verdict of each row of "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import statistics
@@ -21,6 +20,7 @@ from choosy.foreign import csv_text
 from choosy.reporting.report import write_page
 from choosy.reporting.summary import MEASURES, OF_PAIRS, as_spread, as_text, run_folders
 from choosy.reporting.sweeps import OF_ONE_RUN, judged_by, values_of, words_of
+from choosy.sealed import read_json
 
 COURSES = ("reward", *OF_PAIRS)  # measured at the start too
 QUALITIES = ("reward", "win_rate", "accuracy")  # the first that was measured decides which is best
@@ -175,7 +175,7 @@ def read_index(sweep_dir: str | Path) -> Index:
         raise ValueError(f"Wanted the folder of a sweep; there is no folder {folder}.")
     finished = [run for run in run_folders(folder) if (run / "summary.json").exists()]
     runs = sorted(finished, key=lambda run: _by_number(run.name))
-    numbers = [json.loads((run / "summary.json").read_text()) for run in runs]
+    numbers = [read_json(run / "summary.json") for run in runs]
     options = [
         {**varied, "seed": of_run["seed"]} for varied, of_run in zip(varying_options(runs), numbers, strict=True)
     ]

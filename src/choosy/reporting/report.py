@@ -21,10 +21,9 @@ from choosy.files import replacing
 from choosy.foreign import visible
 from choosy.models.locate import shown_name
 from choosy.options.typed import in_the_shell, quoted
-from choosy.options.yaml_text import load_yaml
 from choosy.reporting.display import PHASES, duration
 from choosy.reporting.summary import LEARNED, MEASURES, RunSummary, as_text, costs_of
-from choosy.reporting.sweeps import OF_ONE_RUN, values_of, words_of
+from choosy.reporting.sweeps import OF_ONE_RUN, config_of, values_of, words_of
 
 PHASE_COLORS = dict(zip(PHASES, ("#2563eb", "#0891b2", "#7c3aed", "#db2777", "#d97706", "#65a30d"), strict=True))
 GRID, FRAME, INK = "#e5e7eb", "#9ca3af", "#4b5563"
@@ -64,7 +63,7 @@ def print_report(run: RunSummary, out: Terminal | None = None) -> None:
 def next_lines(run: RunSummary) -> Iterator[str]:
     """Yield what may be typed after a run, word for word, in the folder in which it was played."""
     file, folder = run.folder / "config.yaml", shlex.quote(str(run.folder))
-    config = load_yaml(file.read_text()) if file.exists() else {}
+    config = config_of(run.folder)
     if run.finished and {"adapter", "model"} & run.contents.keys() and "evaluation" in config:
         yield f"choosy chat {folder}"
         name = next(name for name in ("heldout", "heldout_pairs", "train") if config["data"].get(name))
@@ -168,7 +167,7 @@ def filled(template: str, **values: Any) -> str:
 
 def write_page(template: str, path: str | Path, **values: Any) -> None:
     """Fill a template in `templates/`, and write the page."""
-    with replacing(path) as unfinished:
+    with replacing(path, private=True) as unfinished:
         unfinished.write_text(filled(template, **values), encoding="utf-8")
 
 

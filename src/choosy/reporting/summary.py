@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
@@ -12,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from choosy.data.table_files import read_about
-from choosy.files import replacing
+from choosy.data.table_files import read_about, read_table
 from choosy.labeling.statistics import as_money, shares
+from choosy.sealed import write_json
 
 MEASURES = {  # of an evaluation: its heading and form
     "reward": ("reward", ".2f"),
@@ -319,15 +316,14 @@ def refuse_sweep(folder: Path) -> None:
 
 def _answers(path: Path) -> Iterator[HeldoutAnswer]:
     columns = ["prompt", "responses", "rewards", "outcome"]
-    for row in pq.read_table(path, columns=columns, filters=[("split", "=", "heldout")]).to_pylist():
+    for row in read_table(path, columns=columns, filters=[("split", "=", "heldout")]).to_pylist():
         (after, before), (reward_after, reward_before) = row["responses"], row["rewards"]
         yield HeldoutAnswer(row["prompt"], before, after, reward_before, reward_after, row["outcome"])
 
 
 def write_summary(run: RunSummary, path: str | Path) -> None:
     """Write `summary.json`."""
-    with replacing(path) as unfinished:
-        unfinished.write_text(json.dumps(run.numbers(), indent=2, allow_nan=False) + "\n")
+    write_json(Path(path), run.numbers())
 
 
 def as_text(value: float | None, form: str) -> str:

@@ -8,9 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from choosy.data.pool import round_file
+from choosy.data.table_files import read_table
 from choosy.options.parts import (
     CLASS,
     collection,
@@ -20,9 +19,9 @@ from choosy.options.parts import (
     option_of_part,
     options_of,
 )
-from choosy.options.yaml_text import load_yaml
 from choosy.reporting.courses import Arm, Course
 from choosy.reporting.summary import RunSummary, costs_of, read_run, run_folders
+from choosy.sealed import read_yaml
 from choosy.types import content_id
 
 OF_ONE_RUN = ("name", "run_dir", "ckpt_path", "overwrite")  # options that do not make another arm
@@ -65,13 +64,13 @@ def read_sweep(
 def words_of(run_dir: Path) -> list[str] | None:
     """What was typed for a run; None where that is not known."""
     path = run_dir / ".hydra" / "overrides.yaml"
-    return (load_yaml(path.read_text()) or []) if path.exists() else None
+    return read_yaml(path, list) if path.exists() else None
 
 
 def config_of(run_dir: Path) -> dict[str, Any]:
     """What a run's config.yaml holds; nothing where there is none."""
     file = run_dir / "config.yaml"
-    return (load_yaml(file.read_text()) or {}) if file.exists() else {}
+    return read_yaml(file) if file.exists() else {}
 
 
 def judged_by(run_dir: Path) -> str:
@@ -208,7 +207,7 @@ def answers(rounds: Path, numbers: Sequence[int], measure: str) -> dict[str, tup
     found: dict[str, list[float]] = {}
     for at, number in enumerate(numbers, 1):
         columns = ["prompt_id", "rewards", "outcome"]
-        table = pq.read_table(round_file(rounds, number), columns=columns, filters=[("split", "=", "heldout")])
+        table = read_table(round_file(rounds, number), columns=columns, filters=[("split", "=", "heldout")])
         for row in table.to_pylist():
             now, start = row["rewards"] if measure == "reward" else (row["outcome"], 0.5)
             values = found.setdefault(row["prompt_id"], [math.nan] * (len(numbers) + 1))

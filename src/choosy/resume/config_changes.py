@@ -18,7 +18,7 @@ from choosy.options.parts import (
     option_of_part,
     within,
 )
-from choosy.options.yaml_text import load_yaml
+from choosy.sealed import read_yaml
 from choosy.terminal import logger
 
 log = logger(__name__)
@@ -57,12 +57,17 @@ def report_changes(folder: Path, config: Mapping[str, Any]) -> None:
     """Log what differs from the config.yaml in the run's folder; either may be of Hydra or of LightningCLI.
 
     Raises:
-        ValueError: Something differs that the run's weights, responses or labels were made with.
+        ValueError: Something differs that the run's weights, responses or labels were made with; or that file is
+            damaged.
     """
     file = folder / "config.yaml"
-    if not file.exists():  # the run was killed before it did anything
+    if not file.exists():  # the run was killed before it did anything, or a script of the user's plays it
         return
-    found = changes(load_yaml(file.read_text()), config)
+    old = read_yaml(file)
+    parts = "module" if "module" in old else "model", "data", "trainer"
+    if lacks := [part for part in parts if not isinstance(old.get(part), dict)]:
+        raise ValueError(f"{file} does not describe a run: {lacks[0]} is missing; put back what was there.")
+    found = changes(old, config)
     if refused := [text for name, text in found.items() if is_fixed(name)]:
         raise ValueError(
             f"The run in {folder} cannot be resumed with {'; '.join(refused)}: its weights, responses and labels were "

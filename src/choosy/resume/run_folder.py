@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Mapping
@@ -10,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from choosy.data.table_files import damage, read_about
-from choosy.files import remove_unfinished, replacing
+from choosy.files import remove_unfinished
 from choosy.labeling.ledger import fault
 from choosy.resume.checkpoint_files import checkpoint_damage, newest_checkpoint
 from choosy.resume.config_changes import report_changes
 from choosy.resume.failed_starts import MARK, is_first_process, overwrite, replace_failed_start
 from choosy.resume.run_lock import hold, refuse_unwritable
+from choosy.sealed import read_json, read_line, write_json, write_line
 
 if TYPE_CHECKING:  # they import torch, and a folder is refused before
     from choosy.labeling.buyer import LabelBuyer
@@ -56,6 +56,7 @@ def refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
         folder: The run's folder.
         config: The configuration of the resumed run, as Hydra or LightningCLI composed it.
     """
+    refuse_lost_identity(folder, "config.yaml")
     report_changes(folder, config)
     refuse_lost_ledger(folder, config["data"]["run"]["labels"]["ledger"])
 
@@ -90,11 +91,12 @@ def open_folder(folder: Path, labels: LabelBuyer, ranks: Ranks, read: Mapping[st
         taken = hold(folder)  # scripts that build their own Trainer do not prepare
         refuse_used_folder(folder, resuming=resuming)
         file = folder / "data.json"
+        if resuming:
+            refuse_lost_identity(folder)
         if resuming and file.exists():
-            refuse_edited(json.loads(file.read_text()), read)
-        with replacing(file) as unfinished:
-            unfinished.write_text(json.dumps(read))
-        name = run_id(folder)
+            refuse_edited(read_json(file), read)
+        write_json(file, read)
+        name = own_id(folder)
         labels.open(name)
         refuse_lost_labels(folder, labels)
         remove_unfinished(folder)
@@ -106,13 +108,17 @@ def open_folder(folder: Path, labels: LabelBuyer, ranks: Ranks, read: Mapping[st
     return taken
 
 
-def run_id(folder: Path) -> str:
+def own_id(folder: Path) -> str:
     """Return the run's name in its ledger: that of its folder, made unique; a moved run keeps it in a file."""
     file = folder / "run_id"
     if not file.exists():
-        with replacing(file) as unfinished:
-            unfinished.write_text(f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', folder.resolve().name)}-{uuid.uuid4().hex[:12]}")
-    return file.read_text()
+        write_line(file, f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', folder.resolve().name)}-{uuid.uuid4().hex[:12]}")
+    return run_id(folder)
+
+
+def run_id(folder: Path) -> str:
+    """Return the run's name in its ledger; a ValueError if its file is not there or damaged."""
+    return read_line(folder / "run_id", ".*-[0-9a-f]{12}")
 
 
 def ledger_copy(folder: Path) -> Path:
@@ -127,6 +133,25 @@ def refuse_used_folder(folder: Path, *, resuming: bool) -> None:
         raise ValueError(
             f"{folder} already holds {state}; choose another name=..., replace it with overwrite=true, or resume it: "
             "the same command with ckpt_path=last."
+        )
+
+
+def refuse_lost_identity(folder: Path, *more: str) -> None:
+    """Refuse to resume a run whose files that say which run it is, or more of them, are missing, damaged or foreign."""
+    if not _has_sampled(folder):
+        return
+    about = _newest_round(folder)
+    name = about.get("run")  # a file of an earlier version does not say so
+    for file in (folder / one for one in ("run_id", "data.json", *more)):
+        if not file.exists():
+            named = f", which names {name}," if file.name == "run_id" and name else ""
+            raise ValueError(
+                f"{file}{named} is missing, and without it the run in {folder} cannot be resumed: put it back, or "
+                "choose another name=... for a new run."
+            )
+    if name not in (None, found := run_id(folder)):
+        raise ValueError(
+            f"{folder / 'run_id'} names {found}, and the rounds beside it are those of {name}: put the run's own back."
         )
 
 
@@ -177,7 +202,11 @@ def refuse_lost_labels(folder: Path, labels: LabelBuyer) -> None:
 
 
 def _holds_run(folder: Path) -> bool:
-    return (folder / "run_id").exists()
+    return (folder / "run_id").exists() or _has_sampled(folder)
+
+
+def _has_sampled(folder: Path) -> bool:
+    return any(folder.glob("rounds/*.parquet")) or any(folder.glob("checkpoints/*.ckpt"))
 
 
 def _checkpoint(folder: Path, wanted: str | None) -> str | None:

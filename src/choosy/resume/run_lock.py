@@ -14,6 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from choosy.files import make_folder
 from choosy.resume.failed_starts import LOCK, is_first_process
 from choosy.terminal import logger
 
@@ -85,7 +86,7 @@ def release(folder: Path) -> None:
 def refuse_unwritable(folder: Path) -> None:
     """Make the folder of a run, and refuse one that nothing can be written into."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(

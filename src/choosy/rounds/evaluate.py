@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torchmetrics import CatMetric, MeanMetric, Metric
 
 from choosy.data.pool import POOL_SCHEMA, from_row, to_row
-from choosy.data.table_files import write_table
+from choosy.data.table_files import read_table, write_table
 from choosy.labeling.buyer import LabelBuyer
 from choosy.methods.loss_inputs import LossInputs, form_of
 from choosy.parallel.ranks import shard
@@ -331,7 +330,7 @@ def write_start(folder: Path, answers: Sequence[Candidates], about: Mapping[str,
 
 def read_start(folder: Path, prompts: Sequence[Prompt]) -> list[Candidates]:
     """Read the start policy's answers to these prompts, which must be those of the start."""
-    known = {row["prompt_id"]: from_row(row) for row in pq.read_table(start_file(folder)).to_pylist()}
+    known = {row["prompt_id"]: from_row(row) for row in read_table(start_file(folder)).to_pylist()}
     if lost := [p.id for p in prompts if p.id not in known]:
         raise ValueError(
             f"{start_file(folder)} has no start answer to held-out prompt {lost[0]} ({len(lost)} lack one); "

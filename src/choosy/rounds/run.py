@@ -323,6 +323,7 @@ class Run:
         """What is written about the run with each round's table."""
         labels, bought = self.labels, self.labels.counts
         return {
+            "run": labels.run,
             "round": self.pool.round,
             "rounds": self.rounds,
             "seed": self.seed,
