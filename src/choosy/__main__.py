@@ -32,7 +32,7 @@ choosy compare SWEEP_DIR          write compare.html, .png and .csv: which arm p
 choosy eval RUN prompts.jsonl     compare the tuned model's answers to other prompts with the start's
 choosy chat RUN                   talk to the tuned model
 choosy merge RUN DIR              write the tuned model as one model, its adapter merged in
-choosy labels stats RUN           labels, ties and money of each labeler and run; also: export, import
+choosy labels stats RUN           labels, ties and money of each labeler and run; also: export, import, check
 
 Each has a --help of its own, such as choosy eval --help."""
 

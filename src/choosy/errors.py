@@ -20,6 +20,10 @@ class Stopped(ValueError):
     """
 
 
+class Damaged(Stopped):
+    """A run stops since a file that holds answers is not as it was written; no labeler is to blame."""
+
+
 def name_typed_keys(error: ValueError, place: str) -> None:
     """Put the keys that were typed into the message of an error about a labeler's or an editor's settings.
 

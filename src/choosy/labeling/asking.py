@@ -7,7 +7,7 @@ from collections.abc import Collection, Generator, Sequence
 from numbers import Real
 from typing import Any
 
-from choosy.errors import Stopped, in_a_line, raised_at
+from choosy.errors import Damaged, Stopped, in_a_line, raised_at
 from choosy.labeling.ledger import Question
 from choosy.labeling.protocols import Answer, ItemFailed, Labeler, Postponed, TakenBack
 from choosy.redaction import scrub
@@ -36,7 +36,7 @@ class LabelerCall:
             if not isinstance(returned, Collection):
                 for place, value in enumerate(returned):
                     yield [as_answer(place, value)]
-        except Postponed:
+        except (Postponed, Damaged):
             raise
         except Exception as error:  # a user's labeler may raise anything
             raise Stopped(self._failed(error)) from error

@@ -15,28 +15,32 @@ from typing import Any, Literal, NamedTuple
 
 from tenacity import retry, retry_if_exception_message, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from choosy.errors import Stopped
-from choosy.files import replacing
+from choosy.errors import Damaged, Stopped
+from choosy.files import create_private, make_folder, replacing
 from choosy.labeling.locks import PurchaseLock, is_alive, remove_stale, turn_of
 from choosy.labeling.protocols import Answer, Purpose
-from choosy.options.yaml_text import load_yaml
+from choosy.labeling.row_checksums import COLUMN, TEXTS, WHOLE, checksum, use_checksums
 from choosy.redaction import scrub
+from choosy.sealed import read_yaml
 from choosy.types import Prompt, Response, Verdict, content_id
 
-VERSION = 2  # of the file's format, in its user_version
+VERSION = 3  # of the file's format, in its user_version; the one before had no checksums
 QUESTION = """key TEXT PRIMARY KEY, labeler TEXT NOT NULL, fingerprint TEXT NOT NULL, stamp TEXT NOT NULL,
     kind TEXT NOT NULL, prompt_id TEXT NOT NULL, prompt TEXT NOT NULL, messages TEXT NOT NULL,
     response_first TEXT NOT NULL, response_second TEXT, judgements INTEGER NOT NULL, purpose TEXT NOT NULL,
     run TEXT NOT NULL, time REAL NOT NULL"""
 ANSWER = "score REAL, verdict TEXT, raw TEXT NOT NULL, annotator TEXT NOT NULL, cost REAL NOT NULL"
 TABLES = (
-    f"CREATE TABLE IF NOT EXISTS labels ({QUESTION}, {ANSWER})",
+    f"CREATE TABLE IF NOT EXISTS labels ({QUESTION}, {ANSWER}, {COLUMN})",
     f"CREATE TABLE IF NOT EXISTS wanted ({QUESTION})",
     "CREATE INDEX IF NOT EXISTS labels_of_run ON labels (run, purpose)",
     "CREATE TABLE IF NOT EXISTS reuses (run TEXT, key TEXT, PRIMARY KEY (run, key)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, buyer TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS lost (key TEXT)",  # labels that were damaged, and left out when the others were saved
 )
-LABEL = "SELECT prompt, response_first, response_second, score, verdict, raw, annotator, judgements, cost, purpose, run"
+LABEL = f"""SELECT {WHOLE}, key, prompt, response_first, response_second, score, verdict, raw, annotator, judgements,
+    cost, purpose, run FROM labels"""
+TRAINED = checksum(["'train'" if name == "purpose" else name for name in TEXTS])  # of a label that is trained on
 BUSY = retry_if_exception_type(sqlite3.OperationalError) & retry_if_exception_message(match=".*locked")
 
 
@@ -121,7 +125,9 @@ class Ledger:
     def create(self) -> None:
         """Make the file if there is none, and delete the lock files of dead buyers."""
         try:
-            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            make_folder(Path(self.path).parent)
+            create_private(Path(self.path))
+            self._refuse_names()
             self._create_tables()
             remove_stale(self.path)
         except (TypeError, OSError, sqlite3.Error) as error:
@@ -139,7 +145,10 @@ class Ledger:
             db.execute("BEGIN IMMEDIATE")
             (found,) = db.execute("PRAGMA user_version").fetchone()
             (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if tables and found != VERSION:
+            if found == 2:
+                db.execute(f"ALTER TABLE labels ADD COLUMN {COLUMN}")
+                db.execute(f"UPDATE labels SET checksum = {checksum()}")
+            elif tables and found != VERSION:
                 raise ValueError(
                     f"labels.ledger={self.path!r} has format {found}, and this version of Choosy reads format "
                     f"{VERSION}; use the version that wrote it, or type another file, such as "
@@ -149,11 +158,32 @@ class Ledger:
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {VERSION}")  # writes, so that a read-only file is found here
 
+    def _refuse_names(self) -> None:
+        """Refuse a file of several names: beside each of them SQLite keeps a log of its own, and we our locks."""
+        if Path(self.path).is_file() and (names := os.stat(self.path).st_nlink) > 1:
+            raise ValueError(
+                f"labels.ledger={self.path!r} has {names} names (hard links), each taken for a ledger of its own; "
+                "delete the others, or type a copy. A symbolic link does no harm"
+            )
+
     def find(self, keys: Iterable[str]) -> dict[str, Label]:
         """The labels with these keys, by key; those that are not in the ledger are left out."""
         with self._transaction() as db:
-            rows = {key: db.execute(f"{LABEL} FROM labels WHERE key = ?", (key,)).fetchone() for key in keys}
-        return {key: Label(*row) for key, row in rows.items() if row}
+            rows = {key: db.execute(f"{LABEL} WHERE key = ?", (key,)).fetchone() for key in keys}
+        return {key: self._label(row) for key, row in rows.items() if row}
+
+    def _label(self, row: Sequence[Any]) -> Label:
+        whole, key, *label = row
+        if not whole:
+            raise self.damaged(key)
+        return Label(*label)
+
+    def damaged(self, key: str) -> Damaged:
+        """Return the error of a label that is not as it was written."""
+        return Damaged(
+            f"the label {key!r} in {self.path} is damaged, and is not used. `choosy labels check {self.path} --save "
+            "NEW.sqlite` names all such labels and saves the others; go on with labels.ledger=NEW.sqlite"
+        )
 
     @contextmanager
     def turn(self, run: str) -> Iterator[None]:
@@ -231,8 +261,12 @@ class Ledger:
 
     def insert(self, rows: Sequence[Mapping[str, Any]]) -> int:
         """Add rows to the table of labels, all or none, and return how many were not there yet."""
+        added = 0
         with self._transaction() as db:
-            added = insert_new(db, "labels", rows)
+            for row in rows:
+                if insert_new(db, "labels", [row]):
+                    db.execute(f"UPDATE labels SET checksum = {checksum()} WHERE key = :key", row)  # of what is stored
+                    added += 1
             db.executemany("DELETE FROM wanted WHERE key = :key", [{"key": row["key"]} for row in rows])
         return added
 
@@ -247,7 +281,13 @@ class Ledger:
         """All rows of a table, ordered by time."""
         with self._transaction() as db:
             db.row_factory = sqlite3.Row
-            return [dict(row) for row in db.execute(f"SELECT * FROM {table} ORDER BY time, rowid")]
+            whole = WHOLE if table == "labels" else "1"
+            found = [dict(row) for row in db.execute(f"SELECT {whole} AS whole, * FROM {table} ORDER BY time, rowid")]
+        for row in found:
+            row.pop("checksum", None)
+            if not row.pop("whole"):
+                raise self.damaged(row["key"])
+        return found
 
     def delete(self, key: str, *, run: str) -> None:
         """Delete a label that this run has written."""
@@ -261,9 +301,8 @@ class Ledger:
         """
         rows = [(key, run) for key in keys]
         with self._transaction() as db:
-            db.executemany(
-                "UPDATE labels SET purpose = 'train' WHERE key = ? AND run = ? AND purpose = 'evaluate'", rows
-            )
+            these = f"key = ? AND run = ? AND purpose = 'evaluate' AND {WHOLE}"
+            db.executemany(f"UPDATE labels SET purpose = 'train', checksum = {TRAINED} WHERE {these}", rows)
             db.executemany("INSERT OR IGNORE INTO reuses SELECT ?2, key FROM labels WHERE key = ?1 AND run <> ?2", rows)
 
     def counts(self, run: str) -> Counts:
@@ -286,8 +325,20 @@ class Ledger:
         """All labels of a labeler, the earliest first: of all runs or one, under any fingerprint or one."""
         these = "labeler = ?1 AND run = coalesce(?2, run) AND fingerprint = coalesce(?3, fingerprint)"
         with self._transaction() as db:
-            rows = db.execute(f"{LABEL} FROM labels WHERE {these} ORDER BY rowid", (labeler, run, fingerprint))
-            return [Label(*row) for row in rows]
+            rows = db.execute(f"{LABEL} WHERE {these} ORDER BY rowid", (labeler, run, fingerprint))
+            return [self._label(row) for row in rows]
+
+    def restore(self, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Add rows to tables other than that of the labels."""
+        with self._transaction() as db:
+            for table, rows in tables.items():
+                insert_new(db, table, rows)
+
+    def lost(self) -> int:
+        """How many labels were damaged, and left out when the others were saved here."""
+        with self._transaction() as db:
+            (lost,) = db.execute("SELECT count(*) FROM lost").fetchone()
+        return int(lost)
 
     def labels_before(self, labeler: str, fingerprint: str) -> tuple[int, float, str]:
         """Count a labeler's labels under other fingerprints, with the time and the fingerprint of the last.
@@ -301,7 +352,11 @@ class Ledger:
 
     def copy(self, to: Path) -> None:
         """Replace `to` by a copy of the ledger."""
-        with replacing(to) as unfinished, self._transaction() as db, closing(sqlite3.connect(unfinished)) as copied:
+        with (
+            replacing(to, private=True) as unfinished,
+            self._transaction() as db,
+            closing(sqlite3.connect(unfinished)) as copied,
+        ):
             db.backup(copied)
 
     @contextmanager
@@ -314,7 +369,8 @@ class Ledger:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(os.path.abspath(self.path), timeout=60)) as db:
+        with closing(sqlite3.connect(os.path.realpath(self.path), timeout=60)) as db:
+            use_checksums(db)
             db.execute("PRAGMA synchronous = FULL")
             with db:
                 yield db
@@ -349,18 +405,8 @@ def ledger_of(run_dir: Path) -> Path:
     file = run_dir / "config.yaml"
     if not file.exists():
         raise ValueError(f"{run_dir} is not the folder of a run: it has no config.yaml; type one such as runs/NAME.")
-    named = Path(load_yaml(file.read_text())["data"]["run"]["labels"]["ledger"])
-    return named if named.exists() else run_dir / "ledger.sqlite"
-
-
-def fault(path: str | Path) -> str | None:
-    """What is wrong with a ledger's file, as the end of a sentence about it; None if nothing is."""
-    if not Path(path).is_file():
-        return "is not there"
     try:
-        with closing(sqlite3.connect(f"{Path(path).resolve().as_uri()}?mode=rw", uri=True)) as db:
-            found = [str(row[0]) for row in db.execute("PRAGMA quick_check(1)")]
-            db.execute("SELECT count(*) FROM labels")
-    except sqlite3.Error as error:
-        return f"is damaged ({error})"
-    return None if found == ["ok"] else f"is damaged ({found[0]})"
+        named = Path(read_yaml(file)["data"]["run"]["labels"]["ledger"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} names no ledger (data.run.labels.ledger); put back what is missing.") from error
+    return named if named.exists() else run_dir / "ledger.sqlite"

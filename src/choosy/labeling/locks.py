@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +16,6 @@ from choosy.terminal import logger
 from choosy.types import content_id
 
 RESERVE = 1 << 20  # bytes that each buyer reserves, so that a full disk still has room for labels just paid for
-
 PATIENCE = 2.0  # seconds of waiting, after which it is reported
 
 log = logger(__name__)
@@ -26,12 +26,13 @@ class PurchaseLock:
 
     def __init__(self, ledger: str) -> None:
         self.name = uuid4().hex
+        self._ledger = ledger
         self._file = _lock_file(ledger, self.name)
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Hold the lock, and reserve some room on the disk."""
-        with FileLock(self._file):
+        with _lock(self._ledger, self._file):
             try:
                 with self._file.open("r+b") as file:
                     file.write(os.urandom(RESERVE))  # random bytes, since some file systems do not store zeros
@@ -52,7 +53,7 @@ class PurchaseLock:
 def turn_of(ledger: str, run: str) -> Iterator[None]:
     """Hold the lock of a run, and wait for it where another process or thread buys labels of the same run."""
     file = _lock_file(ledger, content_id(run))
-    lock = FileLock(file)
+    lock = _lock(ledger, file)
     try:
         lock.acquire(timeout=PATIENCE)
     except Timeout:
@@ -71,7 +72,7 @@ def is_alive(ledger: str, name: str) -> bool:
     if not file.exists():
         return False
     try:
-        with FileLock(file).acquire(timeout=0):
+        with _lock(ledger, file).acquire(timeout=0):
             file.unlink(missing_ok=True)
     except Timeout:
         return True
@@ -79,11 +80,17 @@ def is_alive(ledger: str, name: str) -> bool:
 
 
 def remove_stale(ledger: str) -> None:
-    """Delete the lock files of dead buyers."""
+    """Delete the lock files of dead buyers, and no file of another name."""
     start = _lock_file(ledger, "")
     for file in start.parent.glob(f"{glob.escape(start.name)}*"):
-        is_alive(ledger, file.name.removeprefix(start.name))
+        if re.fullmatch("[0-9a-f]{16}|[0-9a-f]{32}", name := file.name.removeprefix(start.name)):
+            is_alive(ledger, name)
 
 
 def _lock_file(ledger: str, name: str) -> Path:
-    return Path(f"{os.path.abspath(ledger)}-buyer-{name}")
+    return Path(f"{os.path.realpath(ledger)}-buyer-{name}")  # the same by whatever link
+
+
+def _lock(ledger: str, file: Path) -> FileLock:
+    """A lock that those may hold who may write to the ledger."""
+    return FileLock(file, mode=os.stat(ledger).st_mode & 0o666 | 0o600)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from choosy.data.table_files import damage, read_about
 from choosy.files import remove_unfinished
-from choosy.labeling.ledger import fault
+from choosy.labeling.ledger_check import fault
 from choosy.resume.checkpoint_files import checkpoint_damage, newest_checkpoint
 from choosy.resume.config_changes import report_changes
 from choosy.resume.failed_starts import MARK, is_first_process, overwrite, replace_failed_start
@@ -193,7 +193,7 @@ def refuse_lost_ledger(folder: Path, ledger: str) -> None:
 def refuse_lost_labels(folder: Path, labels: LabelBuyer) -> None:
     """Refuse a ledger that holds fewer labels of this run than its rounds have counted."""
     about = _newest_round(folder)
-    if about and labels.spent < about["labels"]["spent"]:
+    if about and labels.spent < about["labels"]["spent"] and not labels.ledger.lost():
         raise ValueError(
             f"The ledger {labels.ledger.path} holds {labels.spent} labels of this run, and its rounds have counted "
             f"{about['labels']['spent']}; they would be paid for again. Type labels.ledger=... of the run's own ledger"

@@ -1,4 +1,4 @@
-"""Run `choosy labels stats|export|import`."""
+"""Run `choosy labels stats|export|import|check`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich import box
 from rich.table import Table
 
 from choosy.console import Terminal, console
+from choosy.files import for_owner
 from choosy.labeling.exchange.rows import (
     FILE_FORMATS,
     INTERFACE,
@@ -27,6 +28,7 @@ from choosy.labeling.exchange.rows import (
     read_labels,
 )
 from choosy.labeling.ledger import Ledger, ledger_of
+from choosy.labeling.ledger_check import check, fault, save
 from choosy.options.words import Words
 from choosy.terminal import say
 from choosy.types import MIRRORED
@@ -43,7 +45,7 @@ def export_labels(
     rows = [exported(row) for row in ledger.rows("wanted" if wanted else "labels")]
     text = WRITERS[file_format or format_of(path)](rows)
     try:
-        with path.open("x", encoding="utf-8", newline="") as file:
+        with open(path, "x", encoding="utf-8", newline="", opener=for_owner) as file:
             file.write(text)
     except FileExistsError as error:
         raise ValueError(f"{path} exists already; name another file") from error
@@ -142,12 +144,13 @@ def stats_table(title: str, by: tuple[str, str], labels: Sequence[LabelRow]) -> 
 
 def labels_parser() -> Words:
     """Build the parser of the command line."""
-    parser = Words("choosy labels", description="Show, export and import the labels of a ledger.")
+    parser = Words("choosy labels", description="Show, export, import and check the labels of a ledger.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     shown = verbs.add_parser("stats", help="labels, ties and money of each labeler and run")
     out = verbs.add_parser("export", help="write the labels, or the questions that runs wait for, into a new file")
     into = verbs.add_parser("import", help="write the labels of a file into the ledger, all or none")
-    for verb in (shown, out, into):
+    read = verbs.add_parser("check", help="read every label, name those that are damaged, and save the others")
+    for verb in (shown, out, into, read):
         verb.add_argument("ledger", metavar="LEDGER", help="the folder of a run, or a file such as labels.sqlite")
     for verb in (out, into):
         verb.add_argument("file", metavar="FILE", help="the file of labels")
@@ -155,17 +158,38 @@ def labels_parser() -> Words:
     out.add_argument("--wanted", action="store_true", help="the questions that runs wait for, instead of the labels")
     into.add_argument("--labeler", help="the name to store them under, instead of each row's own")
     into.add_argument("--skip-bad", action="store_true", help="leave bad rows out, instead of refusing the file")
+    read.add_argument("--save", metavar="NEW", help="the file of a new ledger for all labels that are whole")
     return parser
 
 
+def check_ledger(path: Path, new: str | None) -> None:
+    """Read every label of a ledger, say which are damaged, and save the others into a new one if it is named.
+
+    Raises:
+        ValueError: Something is damaged, and nothing was saved.
+    """
+    found, why = check(path), fault(path)
+    for name in found.damaged:
+        say(f"damaged: {name}")
+    say(f"{len(found.whole):,} labels are whole and {len(found.damaged):,} damaged in {path}")
+    if new is not None:
+        save(found, new, path)
+        say(f"{len(found.whole):,} labels saved in {new}: type labels.ledger={new}")
+    elif why is not None:
+        raise ValueError(f"{path} {why}; save what is whole: choosy labels check {path} --save NEW.sqlite")
+
+
 def labels_command(args: Sequence[str]) -> None:
-    """Run `choosy labels stats|export|import` with the arguments that follow `choosy labels`."""
+    """Run `choosy labels stats|export|import|check` with the arguments that follow `choosy labels`."""
     typed = labels_parser().parse_args(args)
     path = ledger_of(Path(typed.ledger)) if os.path.isdir(typed.ledger) else Path(typed.ledger)
     if typed.verb != "import" and not path.exists():
         raise ValueError(f"No ledger {path}; type the folder of a run, or a file such as runs/NAME/ledger.sqlite")
     if typed.verb == "import" and not os.path.exists(typed.file):
         raise ValueError(f"No file {typed.file}; check the path")
+    if typed.verb == "check":
+        check_ledger(path, typed.save)
+        return
     ledger = Ledger(str(path))
     ledger.create()
     if typed.verb == "stats":
