@@ -129,6 +129,7 @@ FLOORS = [
         "terminal",
         "files",
         "sealed",
+        "appended_file",
         "console",
         "redaction",
         "parallel",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,14 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from choosy.appended_file import AppendedFile
 from choosy.data.batches import ItemKey
-from choosy.files import replacing
 from choosy.foreign import csv_text, from_cell
 from choosy.labeling.statistics import shares
 from choosy.methods.loss_inputs import LossInputs
+from choosy.terminal import logger
+
+log = logger(__name__)
 
 
 def log_at_once(module: LightningModule, metrics: Mapping[str, float | torch.Tensor], *, step: int) -> None:
@@ -29,8 +33,8 @@ def log_at_once(module: LightningModule, metrics: Mapping[str, float | torch.Ten
     """
     values = {name: float(value) for name, value in metrics.items()}
     module.log_dict(values, logger=False, rank_zero_only=True)
-    for logger in module.trainer.loggers:
-        logger.log_metrics({**values, "epoch": module.current_epoch}, step=step)
+    for each in module.trainer.loggers:
+        each.log_metrics({**values, "epoch": module.current_epoch}, step=step)
 
 
 def cost_metrics(about: Mapping[str, Any]) -> dict[str, float]:
@@ -127,7 +131,9 @@ class StepStats:
 class MetricsFile(Logger):
     """Writes metrics.csv in the run's folder: a row for every step and every round's end, appended at once.
 
-    A resumed run continues the file; rows of steps that it trains again replace the old ones.
+    A resumed run continues the file; rows of steps that it trains again replace the old ones. A checksum of what is
+    written lies beside it in metrics.csv.sha256, since a row is appended without the others being read; a file that is
+    not as it was written is put aside, and a new one is begun.
     """
 
     name = version = ""
@@ -136,6 +142,7 @@ class MetricsFile(Logger):
         super().__init__()
         self._file = Path(run_dir) / "metrics.csv"
         self._columns: list[str] = []  # none before the first row of this process
+        self._written = AppendedFile(self._file)
 
     @property
     def save_dir(self) -> str:
@@ -149,20 +156,23 @@ class MetricsFile(Logger):
         step = step or 0
         row = {**metrics, "step": step}
         if row.keys() <= set(self._columns):
-            with self._file.open("a", encoding="utf-8", newline="") as file:
-                file.write(csv_text(self._columns, [row], header=False))
+            self._written.append(csv_text(self._columns, [row], header=False))
             return
         now = (step, row.get("epoch", 0))  # a round with nothing to train on takes no step
         rows = [old for old in self._read() if self._columns or (old["step"], old["epoch"]) < now]
         self._columns = sorted(set(row).union(*rows))
-        with replacing(self._file) as unfinished:
-            unfinished.write_text(csv_text(self._columns, [*rows, row]), encoding="utf-8", newline="")
+        self._written.replace(csv_text(self._columns, [*rows, row]))
 
     def _read(self) -> list[dict[str, float]]:
-        if not self._file.exists():
+        try:
+            text = self._written.read()
+        except ValueError as error:
+            aside = self._file.with_name("metrics.damaged.csv")
+            log.warning("%s. It is put aside as %s, and the metrics before this step are missing.", error, aside.name)
+            self._file.rename(aside)
             return []
-        with self._file.open(newline="") as file:
-            whole = [line for line in file if line.endswith("\n")]  # the last one may have been cut short
+        lines = io.StringIO(text, newline="")
+        whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut short
         read = csv.DictReader(whole)
         return [{from_cell(name): _number(value) for name, value in row.items() if value} for row in read]
 

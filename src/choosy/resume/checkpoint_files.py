@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
 import zipfile
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from choosy.sealed import BLANK, is_whole, seal
+
+NO_COMMENT = b"\0\0"  # the length of the comment with which an archive ends
 METADATA = {  # the globals that torch.distributed.checkpoint names in a sharded checkpoint's .metadata, besides dtypes
     ("pathlib", "PosixPath"),
     ("pathlib", "WindowsPath"),
@@ -40,10 +45,33 @@ def checkpoint_damage(path: Path) -> str | None:
     if path.is_dir():  # a sharded checkpoint, which torch.distributed finishes with its .metadata
         return _metadata_fault(path / ".metadata")
     try:
-        with zipfile.ZipFile(path) as file:
-            bad = file.testzip()
-    except (OSError, zipfile.BadZipFile, ValueError, RuntimeError, EOFError, struct.error) as error:
+        with path.open("rb") as file:
+            if (whole := is_whole(file, tail=len(BLANK))) is not None:
+                return None if whole else "its bytes are not those that were written"
+            return _archive_fault(file)
+    except OSError as error:
+        return str(error)
+
+
+def seal_checkpoint(file: BinaryIO) -> None:
+    """Put a checksum of all bytes into the comment at the end of the archive that torch has written."""
+    file.seek(-len(NO_COMMENT), os.SEEK_END)
+    assert file.read() == NO_COMMENT
+    file.seek(-len(NO_COMMENT), os.SEEK_END)
+    file.write(struct.pack("<H", len(BLANK)) + BLANK.encode())
+    seal(file, tail=len(BLANK))
+
+
+def _archive_fault(file: BinaryIO) -> str | None:
+    """What is wrong with a checkpoint without a checksum, as Lightning itself and earlier versions wrote them."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, ValueError, RuntimeError, EOFError, struct.error) as error:
         return str(error)  # zipfile believes the names, sizes and flags that it reads
+    file.seek(-len(NO_COMMENT), os.SEEK_END)
+    if file.read() != NO_COMMENT:
+        return "its checksum is cut off"
     return None if bad is None else f"the part {bad} is not what was written"
 
 

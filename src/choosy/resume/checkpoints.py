@@ -8,6 +8,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from choosy.files import replacing
+from choosy.resume.checkpoint_files import seal_checkpoint
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -16,5 +17,6 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         if storage_options is not None:
             raise TypeError("storage_options are for remote storage; a run's folder is a folder.")
-        with replacing(path) as unfinished, unfinished.open("wb") as file:
+        with replacing(path) as unfinished, unfinished.open("w+b") as file:
             torch.save(checkpoint, file)
+            seal_checkpoint(file)

@@ -25,6 +25,8 @@ OURS = (
         "adapter",
         "model",
         "metrics.csv",
+        "metrics.csv.sha256",
+        "metrics.damaged.csv",
         "config.yaml",
         ".hydra",
     ),

@@ -13,28 +13,59 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from choosy.errors import Damaged
+from choosy.files import create_private
 from choosy.labeling.human.assignment import Assignment
 from choosy.labeling.human.questions import Click, Question
 from choosy.labeling.protocols import Answer, Purpose, TakenBack
+from choosy.labeling.row_checksums import COLUMN, checksum, use_checksums
 
-CLICKS_SCHEMA = """CREATE TABLE IF NOT EXISTS clicks (
+CLICKS_SCHEMA = f"""CREATE TABLE IF NOT EXISTS clicks (
     id INTEGER PRIMARY KEY, labeler TEXT NOT NULL, question TEXT NOT NULL, annotator TEXT NOT NULL,
-    verdict TEXT NOT NULL, time REAL NOT NULL, undone REAL);
+    verdict TEXT NOT NULL, time REAL NOT NULL, undone REAL, {COLUMN});
 CREATE UNIQUE INDEX IF NOT EXISTS once ON clicks (labeler, question, annotator) WHERE undone IS NULL"""
+CHECKSUM = checksum(("labeler", "question", "annotator", "verdict"), ("id", "time", "undone"))
 
 
 class Clicks:
     """Every click of a run, undone ones included, in an SQLite file in the run's folder.
 
     The file is opened for each transaction, so that no connection crosses a fork or a thread.
+
+    Raises:
+        Damaged: It is not as it was written; the message names it.
     """
 
     def __init__(self, path: Path, labeler: str) -> None:
         self.path = path
         self.labeler = labeler
-        with self._transaction() as db:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.executescript(CLICKS_SCHEMA)
+        try:
+            create_private(path)
+            with self._transaction() as db:
+                db.execute("PRAGMA journal_mode = WAL")
+                tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+                if tables and "clicks" not in tables:
+                    raise self._damaged("no such table: clicks")
+                db.executescript(CLICKS_SCHEMA)
+                self._check(db)
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            raise self._damaged(error) from error
+
+    def _check(self, db: sqlite3.Connection) -> None:
+        """Refuse a damaged file; one of an earlier version is given checksums."""
+        if (structure := db.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
+            raise self._damaged(structure)
+        if "checksum" not in {name for _, name, *_ in db.execute("PRAGMA table_info(clicks)")}:
+            db.execute(f"ALTER TABLE clicks ADD COLUMN {COLUMN}")
+            db.execute(f"UPDATE clicks SET checksum = {CHECKSUM}")
+        if changed := db.execute(f"SELECT id FROM clicks WHERE checksum IS NOT {CHECKSUM}").fetchone():
+            raise self._damaged(f"click {changed[0]} is not as it was written")
+
+    def _damaged(self, why: object) -> Damaged:
+        return Damaged(
+            f"{self.path} is damaged or cannot be used ({why}). Put back a copy, or move it away: labels in the ledger "
+            "stay, and people are asked again for the clicks that are not in it. Then resume the run"
+        )
 
     def standing(self) -> list[Click]:
         """Return all clicks that were not undone, oldest first."""
@@ -44,21 +75,26 @@ class Clicks:
 
     def write(self, click: Click) -> None:
         with self._transaction() as db:
-            db.execute(
+            written = db.execute(
                 "INSERT INTO clicks (labeler, question, annotator, verdict, time) VALUES (?, ?, ?, ?, ?)",
                 (self.labeler, *click, time.time()),
             )
+            db.execute(f"UPDATE clicks SET checksum = {CHECKSUM} WHERE id = ?", (written.lastrowid,))
 
     def undo(self, click: Click) -> None:
+        whose = (self.labeler, click.question, click.annotator)
         with self._transaction() as db:
-            db.execute(
-                "UPDATE clicks SET undone = ? WHERE labeler = ? AND question = ? AND annotator = ? AND undone IS NULL",
-                (time.time(), self.labeler, click.question, click.annotator),
-            )
+            found = db.execute(
+                "SELECT id FROM clicks WHERE labeler = ? AND question = ? AND annotator = ? AND undone IS NULL", whose
+            ).fetchone()
+            if found is not None:
+                db.execute("UPDATE clicks SET undone = ? WHERE id = ?", (time.time(), *found))
+                db.execute(f"UPDATE clicks SET checksum = {CHECKSUM} WHERE id = ?", found)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(self.path, timeout=60)) as db:
+            use_checksums(db)
             db.execute("PRAGMA synchronous = FULL")
             with db:
                 yield db
