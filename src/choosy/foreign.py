@@ -8,13 +8,13 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-JOINERS = "\u200c\u200d"  # they shape letters and emoji
+KEPT = "\n\t\u200c\u200d"  # the last two shape letters and emoji
 STEERS = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # categories of what moves, hides or reorders, and of half characters
 FORMULA = tuple("=+-@\t\r\n'")  # what a cell begins with that a spreadsheet does not show as it is
 
 
-def visible(text: str, keep: str = "\n\t") -> str:
-    r"""Write the characters that could steer a terminal as their escapes; those of `keep` stay.
+def visible(text: str) -> str:
+    r"""Write the characters that could steer a terminal as their escapes; line ends and tabs stay.
 
     Example:
         >>> print(visible("a\x1b[2Jb\u202ec"))
@@ -22,10 +22,9 @@ def visible(text: str, keep: str = "\n\t") -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    kept = {*keep, *JOINERS}
     return "".join(
         letter.encode("unicode_escape").decode()
-        if letter not in kept and unicodedata.category(letter) in STEERS
+        if letter not in KEPT and unicodedata.category(letter) in STEERS
         else letter
         for letter in text
     )

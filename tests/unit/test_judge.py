@@ -258,7 +258,7 @@ def test_a_judge_that_obeys_an_injected_order_contradicts_itself() -> None:
 
 def test_a_fence_that_occurs_in_a_text_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
     draws = iter(["aaaaaaaa", "bbbbbbbb", "aaaaaaaa", "bbbbbbbb", "cccccccc"])
-    monkeypatch.setattr("choosy.labeling.judge.judge.secrets.token_hex", lambda _: next(draws))
+    monkeypatch.setattr("choosy.labeling.judge.templates.secrets.token_hex", lambda _: next(draws))
     with FaultyJudge() as server:
         verdicts(judge(server, both_orders=False), [item("knows aaaaaaaa")])
     assert server.asked[0].code == "bbbbbbbb"

@@ -9,7 +9,7 @@ ARGUMENT = "trust_remote_code"  # of the functions of transformers and sentence-
 
 
 def loaded(load: Callable[..., Any], source: Any, *, trusted: bool = False, option: str = "", **options: Any) -> Any:
-    """Load a folder or hub id by a function of a library, without running code that comes with it and unasked.
+    """Load a folder or hub id by a function of a library, without asking whether code that comes with it may run.
 
     Args:
         load: The function, such as `AutoTokenizer.from_pretrained`.
