@@ -50,6 +50,24 @@ def code_id(thing: Any) -> str:
     return content_id(*_Reader(thing).parts(thing))
 
 
+def is_edited(function: Any) -> bool:
+    """Whether the file of a function has been edited since Python imported it, and the function with it.
+
+    Example:
+        >>> is_edited(is_own), is_edited(len)
+        (False, False)
+    """
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if not isinstance(code, CodeType):
+        return False
+    try:
+        return code not in _codes(_compiled("".join(inspect.findsource(code)[0]), code))
+    except (OSError, IndexError):  # it has no file
+        return False
+    except (SyntaxError, ValueError):
+        return True
+
+
 class _Reader:
     """Reads the code of one thing, and of what it uses, once each."""
 
@@ -162,7 +180,7 @@ def _source_of(code: CodeType) -> tuple[ast.Module | None, ast.AST | None]:
     try:
         text = "".join(inspect.findsource(code)[0])
         tree = ast.parse(text)
-        compiled = compile(text, code.co_filename, "exec", dont_inherit=True)
+        compiled = _compiled(text, code)
     except (OSError, SyntaxError, ValueError, IndexError):
         return None, None
     kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
@@ -170,6 +188,11 @@ def _source_of(code: CodeType) -> tuple[ast.Module | None, ast.AST | None]:
     if len(here) != 1 or code not in _codes(compiled):
         return None, None
     return tree, here[0]
+
+
+def _compiled(text: str, code: CodeType) -> CodeType:
+    """Return a text as Python compiles the file of a function."""
+    return compile(text, code.co_filename, "exec", dont_inherit=True)
 
 
 def _first_line(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> int:

@@ -245,6 +245,21 @@ def test_a_column_is_read_if_a_function_names_it_or_takes_any(tmp_path: Path) ->
     assert LabelBuyer(by_name, ledger=str(tmp_path / "ledger.sqlite")).reads("answer")
 
 
+def test_a_function_of_a_module_that_was_edited_since_its_import_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert Function("my_rewards.length").score(ITEMS) == [5.0, 1.0]
+    file = tmp_path / "my_rewards.py"
+    file.write_text(file.read_text().replace("return len(text)", "return 2 * len(text)"))
+    with caplog.at_level(logging.WARNING):
+        assert Function("my_rewards.longer").score(ITEMS) == [3.0, -1.0]
+        assert not caplog.text, "this function is as it was"
+        assert Function("my_rewards.length").score(ITEMS) == [5.0, 1.0]
+    assert (
+        "my_rewards.length is used as it was imported; its file has been edited since. file.py:function" in caplog.text
+    )
+
+
 OWN_LABELER = """
 class Mine:
     name = "mine"

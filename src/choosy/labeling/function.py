@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +18,10 @@ from typing import Any
 
 from choosy.errors import raised_at
 from choosy.labeling.protocols import Terms
-from choosy.own_code import code_id
+from choosy.own_code import code_id, is_edited
 from choosy.types import Prompt, Response, content_id
+
+log = logging.getLogger(__name__)
 
 FORMS = (
     "f(prompt, response) or f(response), which return a number; or, as in TRL, f(completions, **kwargs) or "
@@ -26,6 +29,7 @@ FORMS = (
 )
 LISTS = ("completions", "responses")  # names of an argument that takes several answers at once
 OF_TRL = frozenset({"prompts", "completions", "completion_ids", *LISTS})  # what a function of lists is given
+AFRESH = "file.py:function reads it anew, and so does a new process"
 ONE_FORM = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 BY_NAME = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
@@ -181,6 +185,8 @@ def reward_of(function: str | Callable[..., Any]) -> Reward:
     """
     shown = function if isinstance(function, str) else getattr(function, "__qualname__", type(function).__name__)
     call = _function_at(function) if isinstance(function, str) else function
+    if isinstance(function, str) and is_edited(call):
+        log.warning("%s is used as it was imported; its file has been edited since. %s", shown, AFRESH)
     if inspect.isclass(call):
         call = _built(call, shown)
     if not callable(call):
