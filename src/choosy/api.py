@@ -70,6 +70,7 @@ def tune(
     reward: Any = None,
     selector: Any = None,
     loss: Any = None,
+    weighting: Any = None,
     config_dir: str | Path | None = None,
     **options: Any,
 ) -> Tuned:
@@ -77,13 +78,15 @@ def tune(
 
     Args:
         words: What would be typed: "experiment=optune", "data.responses=4".
-        model: A folder or hub id; or a loaded model and its tokenizer, a pair, which is saved into the run's folder.
+        model: A folder or hub id; or a loaded model and its tokenizer, a pair, which is saved into the run's folder; or
+            options of the menu's as a dict.
         prompts: A file or another source, as data.train is; or rows: strings, dicts, a `datasets.Dataset`.
         heldout: What to evaluate on, likewise.
         reward: A labeler of the menu; a function, or its name such as "rewards.py:length", or a list of these, which
             labeler={"weights": [1, 0.2]} weighs; or a labeler.
         selector: A selector of the menu, or a callback that chooses prompts or pairs.
-        loss: A loss of the menu, or a loss.
+        loss: A loss of the menu, a loss, or options of the menu's as a dict, {"beta": 0.2}.
+        weighting: A weighting of the menu, a weighting, or options as a dict.
         config_dir: A folder with your own part of the menu, such as selector/mine.yaml.
         options: Any option by its name, of a group as a dict: lr=1e-5, sampler={"max_new_tokens": 64},
             model.chat_template_kwargs as **{"model.chat_template_kwargs": {"enable_thinking": False}}.
@@ -96,13 +99,17 @@ def tune(
     """
     refuse_names_of_others(options)
     groups = {name.lstrip("+"): value for name, value in options.items() if isinstance(value, Mapping)}
+    parts = {"model": model, "loss": loss, "weighting": weighting}
+    groups |= {name: part for name, part in parts.items() if isinstance(part, Mapping)}
+    model, loss, weighting = (None if isinstance(part, Mapping) else part for part in parts.values())
     ours = {name: value for name, value in options.items() if name.lstrip("+") not in groups}
     typed = ["callbacks.report.console=false", *words, *as_typed(ours)]
     if config_dir is not None:
         if not Path(config_dir).is_dir():
             raise ValueError(f"config_dir={config_dir}: there is no such folder.")
         typed.append(own_menu(config_dir))
-    named = {"model.name": model, "data.train": prompts, "data.heldout": heldout, "loss": loss, "selector": selector}
+    named = {"model.name": model, "data.train": prompts, "data.heldout": heldout, "loss": loss, "weighting": weighting}
+    named["selector"] = selector
     typed += as_typed({name: value for name, value in named.items() if isinstance(value, str)})
     typed += reward_words(reward)
     chooses = None if selector is None or isinstance(selector, str) else selector
@@ -132,6 +139,12 @@ def tune(
 
         refuse_no_loss(loss)
         put(cfg, "loss", loss)
+    if weighting is not None and not isinstance(weighting, str):
+        if lacks := [name for name in ("normalize", "needs", "weigh") if not hasattr(weighting, name)]:
+            raise ValueError(
+                f"weighting={weighting!r:.80} has no {lacks[0]}, which a weighting has; see CONTRIBUTING.md."
+            )
+        put(cfg, "weighting", weighting)
     check(cfg)  # before anything is written
     replaced = cfg.overwrite or (run_dir / MARK).exists()
     refuse_used_folder(run_dir, resuming=cfg.ckpt_path is not None or replaced)

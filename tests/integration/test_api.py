@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import choosy
 from callbacks.random import RandomPairs
 from choosy.methods.losses import SigmoidLoss
+from choosy.methods.weighting import Uniform
 from choosy.sealed import read_json
 
 PAGE = ROOT / "docs" / "python.md"
@@ -100,10 +101,16 @@ def test_selectors_losses_and_labelers_are_objects_too(tune, capsys):
         def compare(self, items):
             return ["first" if len(a.text) > len(b.text) else "second" for _, a, b in items]
 
-    result = tune(reward=Longer(), selector=RandomPairs(fraction=0.5), loss=SigmoidLoss(beta=0.3), rounds=1)
+    parts = {"selector": RandomPairs(fraction=0.5), "loss": SigmoidLoss(beta=0.3), "weighting": Uniform()}
+    result = tune(reward=Longer(), rounds=1, **parts)
     assert result.summary["labels"]["spent"] == 4
     card = (result.folder / "adapter" / "README.md").read_text()
-    for row in ("loss | sigmoid, beta 0.3", "selector | random_pairs", "labeler | Longer (longer)"):
+    for row in (
+        "loss | sigmoid, beta 0.3",
+        "weighting | uniform",
+        "selector | random_pairs",
+        "labeler | Longer (longer)",
+    ):
         assert f"| {row} |" in card
     assert "labeler=Longer compares the responses" in capsys.readouterr().err
     assert yaml.safe_load((result.folder / "config.yaml").read_text())["loss"]["name"] == "loss"
@@ -133,9 +140,10 @@ def test_several_functions_are_weighed(tune):
 
 def test_a_table_is_a_value_too(tune):
     columns = {"data.reader.columns": {"the title": "prompt"}, "model.lora.options": {"use_rslora": True}}
-    result = tune(prompts=[{"the title": prompt} for prompt in PROMPTS], rounds=1, **columns)
+    result = tune(prompts=[{"the title": prompt} for prompt in PROMPTS], rounds=1, loss={"beta": 0.3}, **columns)
     given = yaml.safe_load((result.folder / "config.yaml").read_text())
     assert given["data"]["reader"]["columns"] == {"the title": "prompt"}
+    assert given["module"]["loss"]["beta"] == 0.3
     assert given["model"]["lora"]["options"] == {"use_rslora": True}
 
 
@@ -161,6 +169,8 @@ def test_a_finished_run_is_read_and_a_longer_one_continued(tune):
         ({"model": torch.nn.Linear(1, 1)}, r"model=\(model, tokenizer\)"),
         ({"prompts": ["tea", 3]}, "A row of the data is 3"),
         ({"loss": object()}, "has no beta"),
+        ({"loss": {"betta": 1}}, "There is no option loss.betta. Did you mean loss.beta?"),
+        ({"weighting": object()}, "has no normalize, which a weighting has"),
         ({"config_dir": "nowhere"}, "config_dir=nowhere: there is no such folder"),
         ({"prompts": []}, r"^prompts has no rows; give a source with at least one\.$"),
         ({"heldout": [{"nothing": 1}]}, r"^heldout, "),
