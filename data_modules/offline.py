@@ -12,7 +12,6 @@ from choosy.module import WeightedDPO
 from choosy.parallel.ranks import shard
 from choosy.rounds.choose import can_be_labeled
 from choosy.rounds.context import ChosenPrompt, OnSampled, Round
-from choosy.rounds.needs import check_needs
 from choosy.rounds.sample import sample_responses
 from choosy.terminal import logger
 from choosy.types import Candidates, Prompt
@@ -46,7 +45,7 @@ class OfflineData(RoundData):
                 f"labeler {self.run.labels.labeler.name} judges them again; type labeler=dataset."
             )
         candidates = self.reader.candidates(self.train, module.policy, limit=self.limit, judge=self.run.labels)
-        check_needs(self.run, module.loss, responses=[len(c.responses) for c in candidates], source=named(self.train))
+        self.check_needs(module.loss, [len(c.responses) for c in candidates], source=named(self.train))
         if self.run.weighting.needs == "given":
             refuse_unweighted(candidates, named(self.train))
         overruled = overruled_verdicts(candidates, self.run.labels, named(self.train))

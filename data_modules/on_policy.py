@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from choosy.models.instructions import Instructions
 from choosy.module import WeightedDPO
 from choosy.options.parts import typed_for
-from choosy.rounds.needs import check_needs
 from choosy.rounds.sample import FreshResponses
 from choosy.types import Prompt, seed_of
 from data_modules.round_data import RoundData
@@ -53,8 +52,7 @@ class OnPolicyData(RoundData):
         super().__post_init__()
 
     def read_train(self, module: WeightedDPO) -> list[Prompt]:
-        source = f"data.responses={self.responses}"
-        check_needs(self.run, module.loss, responses=[self.responses], source=source)
+        self.check_needs(module.loss, [self.responses], source=f"data.responses={self.responses}")
         labels = self.run.labels
         instead = f"the policy samples its own answers, which labeler {labels.labeler.name} judges"
         prompts = self.reader.prompts(self.train, module.policy, limit=self.limit, judge=labels, instead=instead)

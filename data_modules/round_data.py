@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,8 +13,10 @@ from choosy.data.batches import ItemBatches
 from choosy.data.encode import Reader
 from choosy.data.reading import fingerprint
 from choosy.data.sources import named
+from choosy.methods.loss_inputs import Loss
 from choosy.module import WeightedDPO
 from choosy.rounds.evaluate import as_pairs
+from choosy.rounds.needs import check_needs
 from choosy.rounds.reference import refuse_mixed_adapters
 from choosy.rounds.run import Run
 from choosy.types import Candidates, Prompt
@@ -24,8 +27,8 @@ class RoundData(LightningDataModule, ABC):
     """Reads the data of a run, and gives each epoch the batches of its round.
 
     Args:
-        train: What to train on: a file (JSONL, JSON, CSV, TSV, Parquet), a pattern of files, a `datasets` folder, a hub
-            id, `choosy:prompts/...`, or a list of these.
+        train: What to train on: a file (JSONL, JSON, CSV, TSV, TXT, Parquet), a pattern of files, a `datasets` folder,
+            a hub id, `choosy:prompts/...`, or a list of these.
         run: Plays the rounds.
         reader: Reads the data.
         heldout: Prompts to evaluate on; None = no evaluation.
@@ -58,6 +61,12 @@ class RoundData(LightningDataModule, ABC):
     @abstractmethod
     def play(self, number: int) -> None:
         """Play a round."""
+
+    def check_needs(self, loss: Loss, responses: Collection[int], *, source: str) -> None:
+        """Refuse parts that do not suit each other, or the numbers of responses that prompts have."""
+        callbacks = cast(Any, self.trainer).callbacks  # which the run meets after the data
+        selector = next((one for one in callbacks if hasattr(type(one), "pair_utilities")), None)
+        check_needs(self.run, loss, responses=responses, source=source, pair_selector=selector)
 
     def setup(self, stage: str) -> None:
         if self.prompts:

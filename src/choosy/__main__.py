@@ -14,6 +14,7 @@ from choosy.main import in_sentences, program_version, see_current_folder
 from choosy.main import main as train
 from choosy.options.fit_words import HELP, again, read_words, resolved, with_dashes
 from choosy.options.names import COMMANDS_OF_OTHERS
+from choosy.options.typed import at_home
 from choosy.options.words import Words
 from choosy.reporting.compare import UnitPrices, compare, print_comparison, write_comparison
 from choosy.reporting.index import read_index, write_index
@@ -41,13 +42,13 @@ def main() -> None:
     """Run the command; a mistake that the user can correct ends it with a sentence."""
     see_current_folder()
     show_any_letter()
-    words = sys.argv[1:]
+    words = [at_home(word) for word in sys.argv[1:]]
     if words in (["--help"], ["-h"]):
         say(USAGE)
     elif words == ["--version"]:
         say(program_version())
     elif words[:1] == ["train"]:
-        sys.argv = [sys.argv[0], *words[1:]]  # Hydra reads the words after `train`
+        sys.argv = [sys.argv[0], *sys.argv[2:]]  # Hydra reads the words after `train`
         train()
     elif words and words[0] in COMMANDS:
         with in_sentences(lambda: "", with_dashes if words[0] == "fit" else str):

@@ -157,8 +157,10 @@ def _set_up(config: Mapping[str, Any]) -> None:
     settings = _built({name: value for name, value in config["trainer"].items() if name != "_target_"})
     if module is HOLLOW or data is HOLLOW:
         return
-    run = data.run
-    trainer = SimpleNamespace(**settings, is_global_zero=False, datamodule=data, lightning_module=module)
+    run, callbacks = data.run, settings.pop("callbacks", None) or []
+    trainer = SimpleNamespace(
+        **settings, callbacks=callbacks, is_global_zero=False, datamodule=data, lightning_module=module
+    )
     data.trainer = module.trainer = trainer
     data.limit, data.heldout_limit = (min(limit or ROWS, ROWS) for limit in (data.limit, data.heldout_limit))
     module.policy.tokens = SimpleNamespace(
@@ -171,9 +173,9 @@ def _set_up(config: Mapping[str, Any]) -> None:
     run.open = lambda policy, loss, prompts, read: run.labels.check_prompts(prompts)
     run.labels.ledger = HOLLOW  # which may be there already, and know what answers have cost
     is_read = _known(data.setup, "fit") is not HOLLOW
-    for callback in settings.get("callbacks") or ():
+    for callback in callbacks:
         _known(lambda its=callback: its.setup(trainer, module, "fit"))
-    for callback in settings.get("callbacks") or ():
+    for callback in callbacks:
         _known(lambda its=callback: its.on_fit_start(trainer, module))
     if is_read:
         _known(lambda: run.refuse_slots(data.responses))

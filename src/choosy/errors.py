@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import linecache
 import os
 import re
@@ -11,6 +12,24 @@ from pathlib import Path
 
 from choosy.own_code import OURS, is_own
 from choosy.redaction import scrub
+
+
+def json_fault(error: ValueError | RecursionError) -> str:
+    """Return what is wrong with a text of JSON and where; the text of one line needs no number of the line.
+
+    Example:
+        >>> for text in ('{"a": 1,}', '[1,\\n2'):
+        ...     try:
+        ...         json.loads(text)
+        ...     except json.JSONDecodeError as error:
+        ...         print(json_fault(error))
+        Expecting property name enclosed in double quotes at column 9
+        Expecting ',' delimiter at line 2, column 2
+    """
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    line = f"line {error.lineno}, " if "\n" in error.doc else ""
+    return f"{error.msg} at {line}column {error.colno}"
 
 
 class Stopped(ValueError):

@@ -33,7 +33,16 @@ from choosy.errors import Stopped, in_a_line, is_ours, name_typed_keys, raised_a
 from choosy.options.check import options
 from choosy.options.fit_words import START, time_name
 from choosy.options.menu import help_text, menu
-from choosy.options.typed import NO_GROUP, in_the_shell, not_composed, own_menu, quoted, refuse_dashes, unreadable
+from choosy.options.typed import (
+    NO_GROUP,
+    at_home,
+    in_the_shell,
+    not_composed,
+    own_menu,
+    quoted,
+    refuse_dashes,
+    unreadable,
+)
 from choosy.parallel.launch import join_tasks, refuse_relaunching_sweep
 from choosy.redaction import refuse_secret_words
 from choosy.resume.failed_starts import is_first_process, leaving_no_failed_start
@@ -68,7 +77,7 @@ OmegaConf.register_new_resolver("started", started, use_cache=True, replace=True
 OmegaConf.register_new_resolver("arm", arm, replace=True)
 
 SWEEPS: dict[str, Index] = {}  # whose jobs this process has played, by their folders
-COMMAND = list(sys.argv)  # as typed, `choosy train ...` or `python train.py ...`
+COMMAND = [at_home(word) for word in sys.argv]  # as typed, `choosy train ...` or `python train.py ...`
 STACKS = "HYDRA_FULL_ERROR"
 PATHS = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)  # of a path that was typed
 BY_SIGNALS = [128 + number for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)]  # callbacks/preemption.py
@@ -123,7 +132,7 @@ def main() -> None:
 
     A mistake that the user can correct ends the process with a sentence; HYDRA_FULL_ERROR=1 shows the stack.
     """
-    words = sys.argv[1:]
+    words = sys.argv[1:] = [at_home(word) for word in sys.argv[1:]]
     see_current_folder()
     show_any_letter()
     with in_sentences(lambda: ""):
@@ -348,7 +357,7 @@ def compose(overrides: list[str]) -> Any:
     """Return the configuration that these overrides give, for tools and tests; a ValueError if they cannot be read."""
     with conf():
         try:
-            return hydra.compose("train", overrides=overrides)
+            return hydra.compose("train", overrides=[*map(at_home, overrides)])
         except (HydraException, ValueError) as error:
             raise ValueError(explained(error, overrides)) from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal
@@ -46,6 +46,7 @@ class Prompt:
         messages: The conversation, if the prompt is one; empty for a plain prompt that is continued as plain text.
         keywords: JSON of what else the chat template is given for this prompt, such as `tools`; empty if nothing.
         columns: The columns of its row beside `prompt`, which a reward function may read.
+        blank: The columns whose cell is empty in its row.
         conversation: Whether its row holds it as a list of messages.
         plain: What labelers of held-out answers read, where the policy is also asked for a score; None = the prompt.
     """
@@ -56,6 +57,7 @@ class Prompt:
     keywords: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     conversation: bool = field(default=False, compare=False, repr=False)
+    blank: Collection[str] = field(default=(), compare=False, repr=False)
     plain: Prompt | None = field(default=None, compare=False, repr=False)
 
 

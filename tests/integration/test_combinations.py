@@ -147,7 +147,9 @@ class Kitchen:
         parts = {"labels": labels, "weighting": self.weightings[chosen.weighting], **self.shared}
         data = built({**node, "run": {**node["run"], **parts}})
         callbacks = [one for one in map(built, self.selectors[chosen.selector]) if isinstance(one, Selector)]
-        trainer: Any = SimpleNamespace(datamodule=data, lightning_module=module, is_global_zero=False)
+        trainer: Any = SimpleNamespace(
+            callbacks=callbacks, datamodule=data, lightning_module=module, is_global_zero=False
+        )
         data.trainer = module.trainer = trainer
         data.run.open = lambda policy, loss, prompts, read: data.run.labels.check_prompts(prompts)
         data.setup("fit")
@@ -166,12 +168,13 @@ class Kitchen:
         return ""
 
     def followed(self, chosen: Chosen, sentence: str) -> list[Chosen]:
-        """The combinations that a sentence leads to, one for each choice of a group that it names."""
+        """The combinations that a sentence leads to, one for each piece of advice that changes a choice of a group."""
         found = []
-        for word in typed_in(sentence):
-            group, name = AS_DATA.get(word) or word.split("=")
-            if name in self.choices.get(group, ()) and not getattr(chosen, group).startswith(name):
-                found.append(chosen._replace(**{group: name}))
+        for words in typed_in(sentence):
+            named = dict(AS_DATA.get(word) or word.split("=") for word in words.split())
+            changed = {group: name for group, name in named.items() if name in self.choices.get(group, ())}
+            if any(name not in getattr(chosen, group) for group, name in changed.items()):
+                found.append(chosen._replace(**changed))
         return found
 
 
@@ -181,13 +184,15 @@ def kitchen(there: list[str]) -> Kitchen:
 
 
 def typed_in(sentence: str) -> list[str]:
-    """What a sentence says to type."""
-    return [word.rstrip(".") for word in re.findall(r"[\w@.]+=[\w.]+", sentence)]
+    """What a sentence says to type; words with nothing but a space between them are typed together."""
+    return [words.rstrip(".") for words in re.findall(r"[\w@.]+=[\w.]+(?: [\w@.]+=[\w.]+)*", sentence)]
 
 
 def kind_of(sentence: str) -> str:
     """A sentence without the names of parts, files and prompts."""
-    return re.sub(r"labeler [\w:.+-]+|^\w+|data.responses=1|\w+\.jsonl|prompt \w{16}|[1-9] responses", "...", sentence)
+    parts = r"(?<=single response, and ).+(?= compares? the)"
+    named = rf"{parts}|labeler [\w:.+-]+|^\w+|data.responses=1|\w+\.jsonl|prompt \w{{16}}|[1-9] responses"
+    return re.sub(named, "...", sentence)
 
 
 @pytest.mark.slow
@@ -206,7 +211,7 @@ def test_a_combination_is_legal_or_a_sentence_says_what_to_type(kitchen, folder,
     known_early = {kind: [one for one in those if one.labeler != "predictor"] for kind, those in refused.items()}
     first = {kind: those[0] for kind, those in known_early.items() if those}  # a predictor is built with torch alone
     for kind, chosen in first.items():
-        words = typed_in(sentences[chosen])
+        words = " ".join(typed_in(sentences[chosen])).split()
         assert {word.partition("=")[0] for word in words} <= kitchen.options | kitchen.choices.keys(), sentences[chosen]
         led_to = kitchen.followed(chosen, sentences[chosen])
         assert led_to, sentences[chosen]
@@ -228,6 +233,14 @@ def kinds_of_losses(kitchen: Kitchen) -> dict[frozenset[str], list[str]]:
     for name, module in kitchen.modules.items():
         kinds[module.loss.needs].append(name)
     return kinds
+
+
+def test_one_sentence_names_all_that_compares_single_responses(kitchen):
+    chosen = Chosen("offline singles", "judge", "f_dpo", "certainty", "wdpo")
+    said = kitchen.refusal(chosen)
+    assert "loss=f_dpo, weighting=wdpo, labeler judge:toy and selector=certainty compare" in said
+    assert "Type loss=kto weighting=uniform labeler=contrastive selector=none (or" in said
+    assert not kitchen.refusal(kitchen.followed(chosen, said)[0])
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ REFUSED = {  # by the parts of a run themselves, which import torch: what the se
     "loss=selm pairing=all sampler.temperature=1": "would count some of them more often",
     "loss=kto pairing=all sampler.temperature=1": "would make most of them both good and bad",
     "selector=none labeler=human": "4 responses to a prompt make many pairs",
-    "selector=certainty data.responses=1 loss=kto loss.reference_point=zero": "every prompt has one response",
+    "selector=certainty data.responses=1 loss=kto loss.reference_point=zero": "selector=certainty compares",
     "selector=dissimilarity callbacks.dissimilarity.embedder=/none": "there is no folder '/none'",
     "callbacks.win_rate.every=0": "callbacks.win_rate.every=0 never evaluates",
     "selector=spread_oversampled callbacks.spread.count=null": "multiplies the pairs of a round",

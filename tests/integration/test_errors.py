@@ -272,12 +272,12 @@ def test_a_loss_of_the_rewards_of_a_labeler_that_only_compares(loss, refused):
 
 @pytest.mark.usefixtures("only_compares")
 def test_single_responses_for_a_labeler_that_only_compares(refused):
-    message = "data.responses=1 gives some prompts a single response, and labeler longer only compares.*labeler="
+    message = "data.responses=1 gives some prompts a single response, and labeler longer compares.*labeler="
     refused("loss=kto", "weighting=uniform", "data.responses=1", message=message)
 
 
 def test_a_reward_gap_of_single_responses(refused):
-    message = "weighting=wdpo weighs a pair by .*single response. Choose weighting=uniform, or at least two"
+    message = "a single response, and weighting=wdpo compares .* Type weighting=uniform, or give .* at least two"
     refused("loss=kto", "data.responses=1", "weighting=wdpo", message=message)
 
 
@@ -286,7 +286,7 @@ def test_pairs_of_single_responses(refused):
     refused(
         *single,
         "selector=certainty",
-        message="selector=certainty chooses pairs.*has one response; type selector=predicted_gap.*selector=none",
+        message="a single response, and selector=certainty compares .* Type selector=none .*predicted_gap.*, or give",
     )
 
 
@@ -307,7 +307,7 @@ def test_unpaired_rows(refused, tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = ["data=offline", f"data.train={tmp_path / 'rows.jsonl'}", "data.heldout=null"]
     given = [*data, "weighting=uniform", "selector=none"]
-    refused(*given, message="loss=sigmoid compares responses to one prompt, and .*rows.jsonl.*choose loss=kto")
+    refused(*given, message="rows.jsonl gives .* single response, and loss=sigmoid compares .* Type loss=kto,")
 
 
 def test_losses_of_different_forms(refused):

@@ -227,6 +227,8 @@ def test_a_column_that_the_data_lack_is_named_before_anything_is_sampled(functio
         labeler.check_prompts(prompts)
     with pytest.raises(ValueError, match=rf"wants {lacks or 'answer'}, and the row of prompt 'r' has no such column"):
         labeler.check_prompts([Prompt("r", "ab", columns={"other": 1})])
+    with pytest.raises(ValueError, match=rf"wants {lacks or 'answer'}, and that cell is empty in the row .*'r'; fill"):
+        labeler.check_prompts([to_prompt({"id": "r", "prompt": "ab", "other": 1, lacks or "answer": None})])
 
 
 @pytest.mark.parametrize("function", ["later", "later_lists", "Later"])

@@ -24,6 +24,7 @@ from choosy.options.menu import menu
 from choosy.options.names import CHOICES, COMMANDS_OF_OTHERS, ELSEWHERE, NONE, OURS, WHY_NONE, meant
 from choosy.options.parts import typed_for
 from choosy.options.signatures import Missing, signature
+from choosy.options.typed import at_home
 from choosy.options.values import wanted
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -435,3 +436,20 @@ def test_an_object_of_ones_own_is_named_by_its_class():
         beta = 0.1
 
     assert typed_for(Mine()) == "Mine"
+
+
+def test_a_tilde_in_a_value_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", home := f"{tmp_path}/Ana Lee")
+    words = [
+        "data.train=[~/one.jsonl,two.jsonl]",
+        "run_dir=~/runs/one",
+        "labeler=function",
+        "labeler.path='~/mine.py:f'",
+    ]
+    cfg = compose([*words, "labels.ledger=~/ledger.sqlite", "model.name=~/model", "model.chat_template=~/chat.jinja"])
+    assert [*cfg.data.train] == [f"{home}/one.jsonl", "two.jsonl"]
+    assert (cfg.run_dir, cfg.labeler.path) == (f"{home}/runs/one", f"{home}/mine.py:f")
+    assert cfg.labels.ledger == f"{home}/ledger.sqlite"
+    assert (cfg.model.name, cfg.model.chat_template) == (f"{home}/model", f"{home}/chat.jinja")
+    assert at_home("--config-dir=~/menu") == f"--config-dir={home}/menu"
+    assert (at_home("~logger"), at_home("name=a~/b")) == ("~logger", "name=a~/b")

@@ -133,7 +133,7 @@ def test_a_file_has_no_splits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b'{"a": 1}\n{"a": \n', r"d\.jsonl, line 2: not JSON \(.*\); write one JSON object a line"),
+        (b'{"a": 1}\n{"a": \n', r"d\.jsonl, line 2: not JSON \(Expecting value at column 6\); write one JSON object a"),
         (b'{"a": 1}\n\n[1]\n', r"d\.jsonl, line 3: wanted a JSON object with columns, found list"),
         (b" \n", r"d\.jsonl has no rows"),
         (b"", r"d\.jsonl has no rows"),
@@ -148,8 +148,30 @@ def test_a_broken_file_is_named(tmp_path: Path, text: bytes, words: str) -> None
 
 def test_a_broken_array_is_named(tmp_path: Path) -> None:
     (tmp_path / "d.json").write_text('[{"a": 1},')
-    with pytest.raises(ValueError, match=r"d\.json: not JSON"):
+    with pytest.raises(ValueError, match=r"d\.json: not JSON \(.* at column 11\)"):
         list(read_rows(str(tmp_path / "d.json")))
+
+
+@pytest.mark.parametrize(("name", "packed"), [("d.txt", bytes), ("d.txt.gz", gzip.compress)])
+def test_a_text_file_has_a_prompt_on_each_line(tmp_path: Path, name: str, packed: Callable[[bytes], bytes]) -> None:
+    file = tmp_path / name
+    file.write_bytes(packed("Why, and how?\r\n\n  Is it ü?\n".encode()))
+    placed = {where: prompt.text for where, prompt in placed_prompts(str(file)).items()}
+    assert placed == {f"{file}, line 1": "Why, and how?", f"{file}, line 3": "Is it ü?"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("d.csv", "prompt,n\nWhy?,1\n,2\n"),
+        ("d.jsonl", '{"prompt": "Why?"}\n\n{"prompt": null, "n": 2}\n'),
+        ("d.csv", "prompt,chosen,rejected\nWhy?,So.,No.\n,Not so.,Not at all.\n"),
+    ],
+)
+def test_an_empty_cell_is_no_missing_column(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"{name}, line 3: the cell prompt is empty; fill it in or remove the row\."):
+        (read_candidates if "chosen" in text else read_prompts)(str(tmp_path / name))
 
 
 def test_packaged_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +252,7 @@ def test_several_files_and_patterns(tmp_path: Path) -> None:
         list(read_rows(f"{tmp_path}/nosuch*.jsonl"))
 
 
-@pytest.mark.parametrize("name", ["d.xlsx", "d.txt", "d"])
+@pytest.mark.parametrize("name", ["d.xlsx", "d.docx", "d"])
 def test_a_file_of_another_kind_is_there(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("x")
     with pytest.raises(ValueError, match=rf"{name} is there, but .* is not read; save it as .jsonl, .*\.csv"):

@@ -76,7 +76,7 @@ class Cells(Row):
 
 def _pair(row: Row, better: str, worse: str) -> Split:
     """TRL, distilabel, Argilla, HH-RLHF: a preferred and another response, with or without their prompt."""
-    if not _filled(row, PROMPTS) and all(isinstance(row[c], str) and not _turns(row[c], c) for c in (better, worse)):
+    if not row.keys() & {*PROMPTS} and all(isinstance(row[c], str) and not _turns(row[c], c) for c in (better, worse)):
         asked, texts = _shared_words(row, row[better], row[worse])
     else:
         asked, texts = _both(row, better, worse)
@@ -236,8 +236,9 @@ def _number(row: Row, column: str) -> float:
 
 
 def _asked(row: Row, columns: Sequence[str] = PROMPTS) -> Asked:
-    filled = _filled(row, columns)
-    if not filled:
+    if not (filled := _filled(row, columns)):
+        if blank := [column for column in columns if column in row]:
+            raise ValueError(f"the cell {blank[0]} is empty; fill it in or remove the row.")
         raise ValueError(f"{_no_prompt(row, columns)}.")
     asked = text_or_turns(row[filled[0]], filled[0])
     if isinstance(asked, str) and "input" in _filled(row, ("input",)) and filled[0] == "instruction":
@@ -304,7 +305,7 @@ def _prompt(asked: Asked, row: Row, as_chat: bool, texts: Iterable[str] = ()) ->
     known = as_json(keywords) if keywords else ""
     key = content_id(*parts, *texts, *filter(None, [known])) if name is None else str(name)
     columns = {column: row.get(column) for column in _filled(row, row) if column not in ("prompt", "completion", "id")}
-    return Prompt(key, text, messages, known, columns, conversation)
+    return Prompt(key, text, messages, known, columns, conversation, blank=row.keys() - {*_filled(row, row)})
 
 
 def _keywords(row: Row) -> dict[str, Any]:

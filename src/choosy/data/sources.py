@@ -19,6 +19,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import IO, Any, cast
 
+from choosy.errors import json_fault
 from choosy.options.names import file_meant
 from choosy.terminal import logger
 
@@ -40,10 +41,10 @@ def read_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every row of a data source with the place it stands at, such as "prompts.jsonl, line 17".
 
     Args:
-        source: One source or several: a file (.jsonl, .json, .csv, .tsv, .parquet, all but the last also .gz, .bz2 or
-            .xz), a pattern of files such as `data/*.jsonl`, a folder saved by `datasets`, "choosy:prompts/NAME" (comes
-            with the package), or a Hugging Face dataset id. Folders and ids take a ":split" suffix, ids
-            also ":subset:split".
+        source: One source or several: a file (.jsonl, .json, .csv, .tsv, .txt of a prompt a line, .parquet, all but
+            the last also .gz, .bz2 or .xz), a pattern of files such as `data/*.jsonl`, a folder saved by `datasets`,
+            "choosy:prompts/NAME" (comes with the package), or a Hugging Face dataset id. Folders and ids take a
+            ":split" suffix, ids also ":subset:split".
 
     Raises:
         ValueError: A source is missing, empty or malformed; the message names the place.
@@ -197,6 +198,14 @@ def _csv(file: IO[bytes], name: str, *, delimiter: str | None = None) -> Rows:
         raise ValueError(f"{name}, line {rows.line_num}: no CSV ({error}).") from error
 
 
+def _text_lines(file: IO[bytes], name: str) -> Rows:
+    """One prompt a line; empty lines are passed over."""
+    with _text(file) as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield f"{name}, line {number}", {"prompt": line.strip()}
+
+
 def _parquet(file: IO[bytes], name: str) -> Rows:
     import pyarrow.parquet as pq  # here, as a .jsonl file needs none of it
 
@@ -212,6 +221,7 @@ READERS: dict[str, Callable[[IO[bytes], str], Rows]] = {
     ".json": _json,
     ".csv": _csv,
     ".tsv": partial(_csv, delimiter="\t"),
+    ".txt": _text_lines,
     ".parquet": _parquet,
 }
 READ = f"save it as {', '.join(READERS)}; of these all but the last may be {', '.join(UNZIPPED)}"
@@ -219,9 +229,9 @@ READ = f"save it as {', '.join(READERS)}; of these all but the last may be {', '
 
 def _loaded(text: str, where: str, wanted: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text.rstrip())
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where} ({error}); {wanted}.") from None
+        raise ValueError(f"{where} ({json_fault(error)}); {wanted}.") from None
 
 
 # -- folders and the hub ----------------------------------------------------------------------------------------

@@ -91,7 +91,13 @@ class Function:
         for reward in self._rewards:
             wanted = reward.required - (OF_TRL if reward.takes_lists else frozenset())
             for prompt in prompts:
-                if lacks := sorted(wanted - prompt.columns.keys()):
+                lacks = sorted(wanted - prompt.columns.keys())
+                if lacks and lacks[0] in prompt.blank:
+                    raise ValueError(
+                        f"labeler.path={reward.shown!r} wants {lacks[0]}, and that cell is empty in the row of prompt "
+                        f"{prompt.id!r}; fill it in, remove the row, or give the argument a default"
+                    )
+                if lacks:
                     raise ValueError(
                         f"labeler.path={reward.shown!r} wants {lacks[0]}, and the row of prompt {prompt.id!r} has no "
                         f"such column (it has {', '.join(prompt.columns) or 'none'} beside what is trained on); add "

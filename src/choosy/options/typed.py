@@ -25,7 +25,7 @@ def unreadable(word: str, options: Options) -> str:
         return f"{word} has no value: an option is typed as NAME=VALUE. {near}".rstrip()
     if "'" in value or '"' in value:
         return f"{word} cannot be read: its quotes do not match. A text is typed as {in_shell(name, 'a text')}."
-    return f"{word} cannot be read; a value with = or brackets in it needs quotes: {in_shell(name, value)}"
+    return f"{word} cannot be read; a value with = ~ or brackets in it needs quotes: {in_shell(name, value)}"
 
 
 def refuse_dashes(words: Iterable[str], flags: Collection[str], options: Options) -> None:
@@ -133,6 +133,26 @@ def quoted(value: str) -> str:
     if re.fullmatch(r"[\w/.+-]+", value, re.ASCII):
         return value
     return "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
+
+
+def at_home(word: str) -> str:
+    """Return a word of the command line, with the home folder in its values that begin with a tilde.
+
+    A shell replaces a tilde only where the word itself begins with it.
+
+    Example:
+        >>> home = os.path.expanduser("~")
+        >>> at_home("data.train=[~/a.jsonl,b.jsonl]") == f"data.train=[{home}/a.jsonl,b.jsonl]"
+        True
+        >>> at_home("~logger"), at_home("name=a~b")
+        ('~logger', 'name=a~b')
+    """
+
+    def expanded(found: re.Match[str]) -> str:
+        path = os.path.expanduser(found["path"])
+        return found["mark"] + path if found["mark"] or word.startswith("-") else quoted(path)
+
+    return re.sub(r"(?<=[=\[,])(?P<mark>['\"]?)(?P<path>~[\w.-]*(?:/[^,\]'\"]*)?)(?=$|[,\]'\"])", expanded, word)
 
 
 def in_shell(name: str, value: str) -> str:

@@ -7,10 +7,13 @@ from collections.abc import Collection
 from choosy.labeling.protocols import labelers_able_to
 from choosy.methods.loss_inputs import Loss, form_of
 from choosy.options.parts import typed_for
+from choosy.rounds.context import PairSelector, ResponseSelector
 from choosy.rounds.run import Run
 
 
-def check_needs(run: Run, loss: Loss, *, responses: Collection[int], source: str) -> None:
+def check_needs(
+    run: Run, loss: Loss, *, responses: Collection[int], source: str, pair_selector: PairSelector | None = None
+) -> None:
     """Refuse a loss or a weighting that would miss something.
 
     Args:
@@ -18,25 +21,24 @@ def check_needs(run: Run, loss: Loss, *, responses: Collection[int], source: str
         loss: The loss that it trains with.
         responses: The numbers of responses that prompts have.
         source: Where the responses come from, as it is typed.
+        pair_selector: Chooses the pairs that are labeled, if anything does.
     """
     weighting, labels = run.weighting, run.labels
-    name, labeler, lone = typed_for(loss), labels.labeler.name, min(responses) == 1
+    name, labeler = typed_for(loss), labels.labeler.name
+    if min(responses) == 1:
+        has_nothing = max(responses) == 1 and not isinstance(pair_selector, ResponseSelector)
+        refuse_comparing(run, loss, source=source, pair_selector=pair_selector if has_nothing else None)
     scorers = f"a labeler that scores: {labelers_able_to('score')}"
-    singles = f"{source} gives some prompts a single response"
-    two = "at least two responses to each prompt (data.responses=2 where they are sampled)"
-    if form_of(loss.needs) != "single" and lone:
-        raise ValueError(f"{name} compares responses to one prompt, and {singles}; choose loss=kto, or {two}.")
-    if run.training.threshold != 0 and not lone:
+    if run.training.threshold != 0 and min(responses) > 1:
         raise ValueError(
             f"threshold={run.training.threshold} says which single responses are good, and {source} gives every prompt "
             "several; type data.responses=1 and loss=kto, or threshold=0."
         )
     gaps = labels.scores or run.training.reward_gap != "bought"
-    if weighting.needs == "gap" and (lone or not gaps):
-        lacks = singles if lone else f"labeler {labeler} gives none: it only compares"
+    if weighting.needs == "gap" and not gaps:
         raise ValueError(
-            f"{typed_for(weighting)} weighs a pair by its rewards' gap, and {lacks}. "
-            f"Choose weighting=uniform, or {two if lone else f'reward_gap=predicted, or {scorers}'}."
+            f"{typed_for(weighting)} weighs a pair by its rewards' gap, and labeler {labeler} gives none: it only "
+            f"compares. Choose weighting=uniform, or reward_gap=predicted, or {scorers}."
         )
     if labels.editor is not None and form_of(loss.needs) == "list":
         raise ValueError(f"{name} ranks all responses to a prompt, and an editor edits a pair; type editor=null.")
@@ -45,8 +47,6 @@ def check_needs(run: Run, loss: Loss, *, responses: Collection[int], source: str
             "An editor replaces the chosen response of a pair, which is in several pairs with pairing=all; type "
             "pairing=best_worst, or editor=null."
         )
-    if lone and not labels.scores:
-        raise ValueError(f"{singles}, and labeler {labeler} only compares two. Choose {scorers}, or {two}.")
     if "reward" in loss.needs and not (gaps if form_of(loss.needs) == "pair" else labels.scores):
         raise ValueError(
             f"{name} needs the rewards of a prompt's responses, and labeler {labeler} gives none: it only compares. "
@@ -70,3 +70,30 @@ def check_needs(run: Run, loss: Loss, *, responses: Collection[int], source: str
             "sampler.temperature=1 sampler.top_p=1 sampler.top_k=0, or a loss without own samples (loss=sigmoid, or "
             "loss=kto loss.reference_point=zero)."
         )
+
+
+def refuse_comparing(run: Run, loss: Loss, *, source: str, pair_selector: PairSelector | None) -> None:
+    """Refuse, in one sentence, everything that compares responses to a prompt, where a prompt has a single one."""
+    scorer, *scorers = labelers_able_to("score").split(", ")
+    instead = {}  # what is typed in the place of each part
+    if form_of(loss.needs) != "single":
+        instead[typed_for(loss)] = "loss=kto"
+    if run.weighting.needs == "gap":
+        instead[typed_for(run.weighting)] = "weighting=uniform"
+    if not run.labels.scores:
+        instead[f"labeler {run.labels.labeler.name}"] = scorer
+    if pair_selector is not None:
+        instead[typed_for(pair_selector)] = "selector=none"
+    if not instead:
+        return
+    *others, last = instead
+    parts = f"{', '.join(others)} and {last} compare" if others else f"{last} compares"
+    choices = [] if run.labels.scores else [f"another labeler that scores: {', '.join(scorers)}"]
+    if pair_selector is not None:
+        choices.append("selector=predicted_gap, selector=d_optimal or selector=random_pairs, which choose single responses")
+    or_another = f" (or {'; or '.join(choices)})" if choices else ""
+    raise ValueError(
+        f"{source} gives some prompts a single response, and {parts} the responses to one prompt. Type "
+        f"{' '.join(instead.values())}{or_another}, or give each prompt at least two responses (data.responses=2 where "
+        "they are sampled)."
+    )

@@ -24,7 +24,7 @@ from choosy.reporting.metrics import cost_metrics
 from choosy.resume.partial_rounds import files_of, forget
 from choosy.resume.run_folder import ledger_copy, open_folder, refuse_edited
 from choosy.resume.run_lock import release
-from choosy.rounds.context import PairSelector, Parts, PromptSelector, ResponseSelector, Round, Sample
+from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample
 from choosy.rounds.label import buy_labels, made_of, refuse_many
 from choosy.rounds.label_ahead import LabelAhead
 from choosy.rounds.learned_reward import LearnedReward
@@ -128,12 +128,6 @@ class Run:
         """Refuse a selector of pairs, or none, that does not suit the most responses that a prompt has."""
         if self.pair_selector is None and not self.labels.scores:
             refuse_many(responses, self.labels.labeler.name)
-        if self.pair_selector is not None and responses < 2 and not isinstance(self.pair_selector, ResponseSelector):
-            raise ValueError(
-                f"{typed_for(self.pair_selector)} chooses pairs of responses, and every prompt has one response; "
-                "type selector=predicted_gap, selector=d_optimal or selector=random_pairs, which choose among single "
-                "responses too, a selector of prompts, such as selector=optune, or selector=none."
-            )
         several = self.training.pairing == "all" or (self.pair_selector and self.pair_selector.per_prompt != 1)
         if self.labels.editor is not None and several and responses > 2:
             raise ValueError(

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from choosy.errors import json_fault
 from choosy.foreign import csv_text, from_cell
 from choosy.labeling.ledger import Question
 from choosy.types import MIRRORED, Message, Prompt, Response, content_id
@@ -77,9 +78,9 @@ def json_object(text: str) -> LabelRow:
 def parse_json(text: str, why: str) -> Any:
     """Parse JSON, in which pandas writes NaN for a missing value; an error begins with `why`."""
     try:
-        return json.loads(text, parse_constant=lambda name: None if name == "NaN" else float(name))
+        return json.loads(text.rstrip(), parse_constant=lambda name: None if name == "NaN" else float(name))
     except ValueError as error:
-        raise ValueError(f"{why} ({error})") from error
+        raise ValueError(f"{why} ({json_fault(error)})") from error
 
 
 def as_object(value: Any) -> LabelRow:
