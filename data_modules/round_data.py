@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from lightning.pytorch import LightningDataModule
 
 from choosy.data.batches import ItemBatches
 from choosy.data.encode import Reader
+from choosy.data.heldout import AUTO, held_out, heldout_source
 from choosy.data.reading import fingerprint
-from choosy.data.sources import named
+from choosy.data.sources import Source, named
 from choosy.methods.loss_inputs import Loss
 from choosy.module import WeightedDPO
 from choosy.rounds.evaluate import as_pairs
@@ -20,6 +22,8 @@ from choosy.rounds.needs import check_needs
 from choosy.rounds.reference import refuse_mixed_adapters
 from choosy.rounds.run import Run
 from choosy.types import Candidates, Prompt
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -31,7 +35,8 @@ class RoundData(LightningDataModule, ABC):
             a hub id, `choosy:prompts/...`, or a list of these.
         run: Plays the rounds.
         reader: Reads the data.
-        heldout: Prompts to evaluate on; None = no evaluation.
+        heldout: Prompts to evaluate on; `auto` = those that come with Choosy where its prompts are trained on, else a
+            tenth of those in `train`, at most 64, which are then not trained on; None = no evaluation.
         heldout_pairs: Labeled pairs to evaluate on, in any format of `choosy.data.formats`; None = none.
         limit: Most prompts to train on; None = all.
         heldout_limit: Most prompts, and most pairs, to evaluate on; None = all.
@@ -40,7 +45,7 @@ class RoundData(LightningDataModule, ABC):
     train: str | list[str]
     run: Run
     reader: Reader
-    heldout: str | list[str] | None = None
+    heldout: Source | None = None
     heldout_pairs: str | list[str] | None = None
     limit: int | None = None
     heldout_limit: int | None = None
@@ -48,6 +53,7 @@ class RoundData(LightningDataModule, ABC):
     def __post_init__(self) -> None:
         super().__init__()
         self.run.labels.check_budget()
+        self.heldout = heldout_source(self.train, self.heldout) or self.heldout
         self.run.labels.check_heldout(named(self.heldout) if self.heldout else None)
         self.prompts: list[Prompt] = []
         self.heldout_prompts: list[Prompt] = []
@@ -75,7 +81,9 @@ class RoundData(LightningDataModule, ABC):
         module = cast(WeightedDPO, self.trainer.lightning_module)
         refuse_mixed_adapters(self.run.reference, module.policy)
         self.prompts = self.read_train(module)
-        if self.heldout:
+        if self.heldout == AUTO:
+            self.hold_out()
+        elif self.heldout:
             self.heldout_prompts = self.reader.prompts(
                 self.heldout, module.policy, limit=self.heldout_limit, judge=self.run.labels.evaluator
             )
@@ -89,6 +97,24 @@ class RoundData(LightningDataModule, ABC):
             "data.heldout_pairs": fingerprint(self.labeled_pairs),
         }
         self.run.open(module.policy, module.loss, self.prompts, read)
+
+    def hold_out(self) -> None:
+        """Take some of the prompts away from training to evaluate on; none where nobody judges their answers."""
+        judge, count = self.run.labels.evaluator, len(self.prompts)
+        if judge is not None:
+            self.heldout_prompts = held_out(self.prompts, self.heldout_limit)
+            judge.check_prompts(self.heldout_prompts)
+        held = {p.id for p in self.heldout_prompts}
+        self.prompts = [p for p in self.prompts if p.id not in held]
+        self.given = {name: c for name, c in self.given.items() if name not in held}
+        others = "Type data.heldout=FILE to evaluate on others"
+        why = "nobody judges their answers" if judge is None else "they are too few"
+        said = f"none of its {count} prompts is held out, as {why}: nothing is evaluated. {others}."
+        if held:
+            said = f"{len(held)} of its {count} prompts are held out to evaluate on, and not trained on. {others}, or "
+            said += "data.heldout=null to train on all."
+        if self.trainer is not None and self.trainer.is_global_zero:
+            log.warning(f"{named(self.train)}: {said}")
 
     def train_dataloader(self) -> ItemBatches:
         """Play this epoch's round, then train on its items."""

@@ -42,7 +42,7 @@ def tune(tmp_path: Path, tiny_policy_dir: Path, monkeypatch: pytest.MonkeyPatch)
     small |= {"selector": "random_pairs", "weighting": "uniform", "model": str(tiny_policy_dir)}
 
     def tuned(*words: str, **more: Any) -> Any:
-        return choosy.tune(*words, **{**small, "prompts": PROMPTS, "reward": letters, **more})
+        return choosy.tune(*words, **{**small, "prompts": PROMPTS, "heldout": PROMPTS[:2], "reward": letters, **more})
 
     return tuned
 

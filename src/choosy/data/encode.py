@@ -8,7 +8,7 @@ from typing import Literal, Protocol, get_args
 
 from choosy.data.asked_score import AskedScore
 from choosy.data.reading import Promptlike, placed_candidates, placed_prompts
-from choosy.data.sources import Source, named
+from choosy.data.sources import PACKAGED, Source, named
 from choosy.errors import refuse_unknown
 from choosy.models.policy import Policy
 from choosy.models.tokens import TemplateRefusal
@@ -147,7 +147,8 @@ def refuse_unjudged(placed: Mapping[str, Prompt], judge: JudgesRows) -> None:
         try:
             judge.check_prompts([prompt])
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
+            own = "; it comes with Choosy: type a file of your own" if where.startswith(PACKAGED) else ""
+            raise ValueError(f"{where}: {error}{own}") from error
 
 
 def with_tokens(candidates: Sequence[Candidates], policy: Policy, *, max_response_tokens: int) -> list[Candidates]:

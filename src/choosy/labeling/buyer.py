@@ -129,10 +129,11 @@ class LabelBuyer:
     def check_heldout(self, heldout: str | None) -> None:
         """Refuse held-out prompts, which are answered by sampling, if the evaluator judges given responses only."""
         if heldout is not None and self.evaluator is not None and self.evaluator.terms.given_only:
+            pairs = "FILE" if heldout == "auto" else heldout
             raise ValueError(
                 f"data.heldout={heldout} is answered by sampled responses, for which labeler "
                 f"{self.evaluator.labeler.name} has no scores. Labeled pairs, such as chosen and rejected, go by "
-                f"data.heldout_pairs={heldout}; for other rows type labeler@labels.evaluation=vader, or any that "
+                f"data.heldout_pairs={pairs}; for other rows type labeler@labels.evaluation=vader, or any that "
                 "judges sampled responses, or labels.evaluation=none, which measures KL and length alone"
             )
 

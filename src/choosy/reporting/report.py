@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from choosy.console import Terminal, console
+from choosy.data.heldout import heldout_source
 from choosy.files import replacing
 from choosy.foreign import visible
 from choosy.models.locate import shown_name
@@ -66,8 +67,10 @@ def next_lines(run: RunSummary) -> Iterator[str]:
     config = config_of(run.folder)
     if run.finished and {"adapter", "model"} & run.contents.keys() and "evaluation" in config:
         yield f"choosy chat {folder}"
-        name = next(name for name in ("heldout", "heldout_pairs", "train") if config["data"].get(name))
-        source = config["data"][name]
+        data = config["data"]
+        data["heldout"] = heldout_source(data["train"], data.get("heldout"))
+        name = next(name for name in ("heldout", "heldout_pairs", "train") if data.get(name))
+        source = data[name]
         one = source if isinstance(source, str) else source[0]
         known = "trained on" if name == "train" else "reported above"
         yield f"choosy eval {folder} {shlex.quote(one)}  # type a file of other prompts: this one is {known}"

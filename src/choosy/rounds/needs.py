@@ -90,7 +90,9 @@ def refuse_comparing(run: Run, loss: Loss, *, source: str, pair_selector: PairSe
     parts = f"{', '.join(others)} and {last} compare" if others else f"{last} compares"
     choices = [] if run.labels.scores else [f"another labeler that scores: {', '.join(scorers)}"]
     if pair_selector is not None:
-        choices.append("selector=predicted_gap, selector=d_optimal or selector=random_pairs, which choose single responses")
+        choices.append(
+            "selector=predicted_gap, selector=d_optimal or selector=random_pairs, which choose single responses"
+        )
     or_another = f" (or {'; or '.join(choices)})" if choices else ""
     raise ValueError(
         f"{source} gives some prompts a single response, and {parts} the responses to one prompt. Type "

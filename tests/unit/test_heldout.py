@@ -1,0 +1,78 @@
+"""Which prompts a run evaluates on where none are typed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from choosy.data.encode import refuse_unjudged
+from choosy.labeling.function import Function
+from choosy.reporting.report import next_lines
+from choosy.reporting.sweeps import judged_by
+from choosy.types import Prompt
+from data_modules.round_data import RoundData
+
+
+class Data(RoundData):
+    def read_train(self, module: Any) -> list[Prompt]:
+        return self.prompts
+
+    def play(self, number: int) -> None:
+        pass
+
+
+def data_of(count: int, judge: Any, **options: Any) -> Data:
+    labels = SimpleNamespace(check_budget=lambda: None, check_heldout=lambda heldout: None, evaluator=judge)
+    run: Any = SimpleNamespace(labels=labels)
+    data = Data(**{"train": "mine.jsonl", "run": run, "reader": None, "heldout": "auto", **options})
+    data.prompts = [Prompt(str(n), f"{n}?", columns={"answer": n}) for n in range(count)]
+    data.trainer: Any = SimpleNamespace(is_global_zero=True)
+    return data
+
+
+def test_a_tenth_of_the_users_own_prompts_is_held_out_and_a_line_says_so(caplog):
+    asked: list[Prompt] = []
+    data = data_of(30, SimpleNamespace(check_prompts=asked.extend))
+    every = {*data.prompts}
+    data.hold_out()
+    assert len(data.heldout_prompts) == 3
+    assert {*data.prompts} | {*data.heldout_prompts} == every
+    assert len(data.prompts) == 27
+    assert asked == data.heldout_prompts  # which have the columns of the user's file
+    assert "mine.jsonl: 3 of its 30 prompts are held out to evaluate on, and not trained on. Type data.h" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("count", "judged", "why"), [(9, True, "they are too few"), (30, False, "nobody judges their answers")]
+)
+def test_what_is_not_evaluated_is_trained_on(count, judged, why, caplog):
+    data = data_of(count, SimpleNamespace(check_prompts=list) if judged else None)
+    data.hold_out()
+    assert (len(data.prompts), data.heldout_prompts) == (count, [])
+    assert f"mine.jsonl: none of its {count} prompts is held out, as {why}: nothing is evaluated." in caplog.text
+
+
+def test_the_packaged_prompts_evaluate_only_a_run_that_trains_on_packaged_ones():
+    assert data_of(0, None, train="choosy:prompts/train.jsonl").heldout == "choosy:prompts/heldout.jsonl"
+    assert data_of(0, None).heldout == "auto"
+
+
+def test_a_column_that_packaged_prompts_lack_is_asked_of_a_file_of_the_users():
+    def correct(completions, answer):
+        return [0.0 for _ in completions]
+
+    place = "choosy:prompts/train.jsonl, line 1"
+    with pytest.raises(ValueError, match=r"wants answer, .*; it comes with Choosy: type a file of your own"):
+        refuse_unjudged({place: Prompt("p", "Why?")}, Function(correct))
+
+
+def test_a_run_with_a_part_held_out_names_the_file_that_it_is_a_part_of(tmp_path):
+    data = {"train": "mine.jsonl", "heldout": "auto"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": data, "evaluation": {}}))
+    assert judged_by(tmp_path) == "data.heldout=auto data.train=mine.jsonl"
+    run: Any = SimpleNamespace(folder=tmp_path, finished=True, contents={"adapter": ""}, rounds=[1])
+    _, line, *_ = next_lines(run)
+    assert line == f"choosy eval {tmp_path} mine.jsonl  # type a file of other prompts: this one is trained on"
