@@ -11,6 +11,7 @@ import torch
 from toy_labelers import given
 
 from callbacks.selector import PairChooser
+from choosy.data.pool import Pool
 from choosy.methods.loss_inputs import LossInputs, item_losses, refuse_no_loss
 from choosy.parallel.ranks import OneRank
 from choosy.reporting.display import Phases
@@ -34,7 +35,7 @@ class Mine:
 
 
 def chosen(utilities: Any, *, pairs: bool) -> Any:
-    at: Any = SimpleNamespace(phases=Phases(), number=0, seed=0, given={}, ranks=OneRank())
+    at: Any = SimpleNamespace(phases=Phases(), number=0, seed=0, given={}, ranks=OneRank(), pool=Pool())
     if pairs:
         return choose_pairs(at, CANDIDATES, Mine(utilities))  # type: ignore[arg-type]
     return [one.prompt.id for one in choose_prompts(at, [c.prompt for c in CANDIDATES], Mine(utilities))]  # type: ignore[arg-type]
