@@ -9,8 +9,11 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from choosy.console import Terminal
+from choosy.methods.loss_inputs import form_of
 from choosy.reporting.report import shown_settings
 from choosy.rounds.run import Run
+
+UNITS = {"pair": "pairs", "list": "lists", "single": "responses"}
 
 
 class Progress(Callback):
@@ -32,7 +35,9 @@ class Progress(Callback):
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         run = trainer.datamodule.run
-        self._tick = self._training.enter_context(run.phases("train", total=run.pairs_this_round, unit="pairs"))
+        total, passes = run.pairs_this_round, run.training.epochs_per_round
+        unit = UNITS[form_of(run.loss.needs)] + (f" ({total // passes} x {passes})" if passes > 1 else "")
+        self._tick = self._training.enter_context(run.phases("train", total=total, unit=unit))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self._tick is None:  # a run resumed in the middle of an epoch gets no on_train_epoch_start

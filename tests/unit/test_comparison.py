@@ -71,6 +71,15 @@ def test_few_seeds_say_how_many_more_would_tell() -> None:
     assert "interval" not in two
 
 
+def test_an_arm_that_is_sooner_there_and_ends_lower_is_said_to() -> None:
+    """It is past the baseline's end at first, and falls back."""
+    early = {s: replace(run, quality=(0.0, 5.0, 4.0, 3.0)) for s, run in arm(0.0, seeds=1).items()}
+    sentence = compared({"random_pairs": arm(0.01, seeds=1), "early": early}).sentence
+    assert sentence.endswith(
+        "In these runs early needs 20% of the labels of random_pairs for its final quality, and ends 1.00 lower."
+    )
+
+
 def test_arms_without_a_common_seed_are_named_and_other_measures_refused() -> None:
     late = {s + 100: run for s, run in arm(0.02).items()}
     comparison = compared({"random_pairs": arm(0.01), "spread": late})

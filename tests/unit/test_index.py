@@ -73,8 +73,8 @@ def test_the_index_has_a_column_for_each_option_that_varies_and_for_what_was_mea
 
 def test_the_means_over_seeds_are_printed_best_first_with_the_best_run(sweep):
     lines = [line.split() for line in printed(sweep).splitlines() if line.strip()]
-    assert lines[0] == ["selector", "runs", "reward", "win", "rate"]
-    assert lines[2] == ["certainty", "2", "1.50", "±", "0.71", "88%", "±", "0%"]
+    assert lines[0] == ["selector", "runs", "reward", "win", "rate", "labels"]
+    assert lines[2] == ["certainty", "2", "1.50", "±", "0.71", "88%", "±", "0%", "24", "±", "0"]
     assert lines[3][:5] == ["optune", "2", "0.50", "±", "0.35"]
     assert f"Best: selector=certainty: reward 1.50 ± 0.71 in 2 runs, the best of them {sweep}/11." in printed(sweep)
     assert printed(sweep).endswith(f"Next: choosy compare {sweep}\n")

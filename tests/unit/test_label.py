@@ -16,7 +16,7 @@ from choosy.methods.selection import ChosenPair, PairChoice
 from choosy.parallel.ranks import OneRank
 from choosy.reporting.display import Phases
 from choosy.rounds.context import Round
-from choosy.rounds.label import label
+from choosy.rounds.label import label, to_label
 from choosy.types import Candidates, Prompt, Response, Verdict
 
 
@@ -76,6 +76,14 @@ def buy(tmp_path: Path) -> Callable[..., tuple[list[Candidates], LabelBuyer]]:
 def every_pair(fresh: Sequence[Candidates], wanted: int, **how: Any) -> PairChoice:
     pairs = [ChosenPair(p, i, j, 0.0) for p, c in enumerate(fresh) for j in range(len(c.responses)) for i in range(j)]
     return PairChoice(pairs, wanted, **how)
+
+
+def test_what_is_labeled_is_counted_as_what_it_is() -> None:
+    fresh = candidates("ab", "cde")
+    assert to_label(fresh, every_pair(fresh, 3)) == (3, "pairs")
+    assert to_label(fresh, every_pair(fresh, 9)) == (4, "pairs"), "no more than there are"
+    assert to_label(fresh, every_pair(fresh, 1, score_all=True)) == (1, "prompts")
+    assert to_label(fresh, None) == (2, "prompts")
 
 
 @pytest.mark.parametrize("labeler", [FirstLetter, Score])

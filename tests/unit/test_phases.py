@@ -167,7 +167,8 @@ def test_on_a_terminal_each_phase_leaves_the_same_line_and_the_terminal_is_given
 
 @pytest.fixture
 def trainer():
-    run = SimpleNamespace(phases=Phases(clock=Clock()), pairs_this_round=6)
+    loss, training = SimpleNamespace(needs={"single"}), SimpleNamespace(epochs_per_round=3)
+    run = SimpleNamespace(phases=Phases(clock=Clock()), pairs_this_round=6, loss=loss, training=training)
     return SimpleNamespace(datamodule=SimpleNamespace(run=run), is_global_zero=True, world_size=1)
 
 
@@ -179,7 +180,7 @@ def test_the_callback_drives_the_train_phase(trainer, capsys):
         progress.on_train_batch_start(trainer, None, batch, 0)
         progress.on_train_batch_end(trainer, None, None, batch, 0)
     progress.on_train_epoch_end(trainer, None)
-    assert capsys.readouterr() == ("", "start  train  5/6 pairs  0.0 s\n")
+    assert capsys.readouterr() == ("", "start  train  5/6 responses (2 x 3)  0.0 s\n")
 
 
 def test_a_run_resumed_in_the_middle_of_an_epoch_is_timed_too(trainer, capsys):
@@ -188,7 +189,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_is_timed_too(trainer, capsys):
     progress.on_train_batch_start(trainer, None, [1], 3)
     progress.on_train_batch_end(trainer, None, None, [1], 3)
     progress.on_train_epoch_end(trainer, None)
-    assert capsys.readouterr().err == "start  train  1/6 pairs  0.0 s\n"
+    assert capsys.readouterr().err == "start  train  1/6 responses (2 x 3)  0.0 s\n"
 
 
 def test_an_exception_ends_the_phase(trainer, capsys):
@@ -196,7 +197,7 @@ def test_an_exception_ends_the_phase(trainer, capsys):
     progress.setup(trainer, None, "fit")
     progress.on_train_epoch_start(trainer, None)
     progress.on_exception(trainer, None, KeyboardInterrupt())
-    assert capsys.readouterr().err == "start  train  0/6 pairs  0.0 s\n"
+    assert capsys.readouterr().err == "start  train  0/6 responses (2 x 3)  0.0 s\n"
 
 
 def test_the_other_ranks_measure_and_show_nothing(trainer, capsys):

@@ -127,6 +127,8 @@ class Comparison:
             needs += (
                 f", {as_amount(found.paid.value, cost)} instead of {as_amount(found.paid.value / ratio.value, cost)}"
             )
+        if gain < 0:
+            needs += f", and ends {-gain:.2f} lower"
         if lead:
             return f"{lead}In these runs {best} needs {needs}."
         known = f"95 % interval {as_range(ratio, as_share)}, " if not math.isnan(ratio.low) else ""

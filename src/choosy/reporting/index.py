@@ -101,7 +101,8 @@ class Index:
             return -(job[quality] if job[quality] is not None else float("-inf"))
 
         def of_group(options: tuple[str, ...], jobs: list[Mapping[str, Any]]) -> Means:
-            values = {n: [job[last_of(n)] for job in jobs if job[last_of(n)] is not None] for n in self.measures}
+            names = (*self.measures, "labels")
+            values = {n: [job[last_of(n)] for job in jobs if job[last_of(n)] is not None] for n in names}
             return Means(options[1:], tuple(job["job"] for job in sorted(jobs, key=best_first)), values)
 
         groups = [of_group(*group) for group in found.items()]
@@ -142,11 +143,12 @@ class Index:
         out = out or console()
         if self.best:
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-            for name in (*self.columns, "runs", *self.headings.values()):
+            for name in (*self.columns, "runs", *self.headings.values(), "labels"):
                 table.add_column(name, justify="left" if name in self.columns else "right")
             for each in self.means:
                 cells = (as_spread(each.measures[name], MEASURES[name][1]) for name in self.measures)
-                table.add_row(*self.cells(each.options), str(len(each.jobs)), *cells)
+                labels = as_spread(each.measures["labels"], ".0f")
+                table.add_row(*self.cells(each.options), str(len(each.jobs)), *cells, labels)
             out.print(table)
             out.print(self.best, soft_wrap=True)
         out.print(f"All runs: {self.folder}/index.html", soft_wrap=True)

@@ -30,7 +30,7 @@ OF_PAIRS = ("accuracy", "loss", "margin")
 COSTS = ("labels", "tokens", "seconds")
 MOST_FOLDERS = 10_000  # in which runs are looked for
 LEARNED = ("round", "labels learned from", "new pairs predicted right", "correlation with new scores")
-CONTENTS = {  # what a run's folder may hold
+CONTENTS = {  # what a run's folder may hold, as patterns of names
     "report.html": "this run on one page",
     "curves.png": "what was measured against labels, tokens and seconds",
     "summary.json": "the numbers, for tools",
@@ -41,7 +41,10 @@ CONTENTS = {  # what a run's folder may hold
     "model": "the tuned model in Hugging Face format",
     "checkpoints": "to resume from",
     "ledger.sqlite": "every label that was bought; choosy labels reads it",
+    "ledger.copy.sqlite": "a copy of it after the last round, in case it is damaged",
     "tensorboard": "the training metrics as curves, for tensorboard --logdir",
+    "*.log": "what was logged",
+    "replaced.*": "the labels of a run that this one has replaced",
 }
 FEW = 50  # held-out answers or pairs, below which a figure is said to be rough
 
@@ -103,7 +106,7 @@ class RunSummary:
     @property
     def contents(self) -> dict[str, str]:
         """Files and folders of the run that are there, with what they hold."""
-        return {name: what for name, what in CONTENTS.items() if (self.folder / name).exists()}
+        return {file.name: what for name, what in CONTENTS.items() for file in sorted(self.folder.glob(name))}
 
     @property
     def headline(self) -> str:

@@ -53,12 +53,21 @@ def label(at: Round, mine: Sequence[Candidates], choice: PairChoice | None, labe
         All ranks' candidates in the order of their prompts' ids, with their new pairs.
     """
     fresh = sorted(at.ranks.gather(mine), key=lambda c: c.prompt.id)
-    with at.phases("label", total=len(fresh), unit="prompts") as tick:
+    total, unit = to_label(fresh, choice)
+    with at.phases("label", total=total, unit=unit) as tick:
         bought = at.ranks.on_rank_zero(lambda: buy_labels(at, fresh, choice, labels))
-        tick(len(fresh))
+        tick(total)
     if at.ranks.rank == 0:  # the counts of all ranks are added up
         at.counts.update(bought.counts)
     return bought.labeled
+
+
+def to_label(fresh: Sequence[Candidates], choice: PairChoice | None) -> tuple[int, str]:
+    """How much is to be labeled, and what that is."""
+    if choice is None or choice.score_all:
+        return len(fresh) if choice is None else min(choice.wanted, len(fresh)), "prompts"
+    lone = all(len(c.responses) == 1 for c in fresh)
+    return min(choice.wanted, len(choice.ranked)), "responses" if lone else "pairs"
 
 
 def buy_labels(at: Round, fresh: Sequence[Candidates], choice: PairChoice | None, labels: Labels) -> Bought:
