@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -142,7 +143,7 @@ def test_turns_that_the_template_cannot_tell_apart_are_left_out(play, rows_file,
     template.write_text(source + "m.role + ': ' + m.content + '<|end|>' }}{% endfor %}{{ 'assistant: ' }}")
     run = play(*OFFLINE, rows_file([*TURNS, *HH]), "rounds=1", f"model.chat_template={template}")
     assert run.summary["pairs_trained"] == 10
-    assert "6 of 16 prompts with given answers are left out" in caplog.text
+    assert re.search(r"6 of 16 prompts with given answers are left out: \S+rows\.jsonl, line 1: the chat", caplog.text)
 
 
 UNPAIRED = [{"prompt": f"Say {n}.", "completion": f"{n}!", "label": n % 3 == 0, "weight": 0.5 + n} for n in range(10)]

@@ -78,7 +78,7 @@ class Reader:
         if self.asked_score is not None:
             self.asked_score.check(next(iter(placed.values())), policy.tokens)
             placed = {where: self.asked_score.asking_highest(prompt) for where, prompt in placed.items()}
-        return self.within_limit(placed, policy, source)
+        return list(self.within_limit(placed, policy, source).values())
 
     def candidates(
         self,
@@ -100,14 +100,15 @@ class Reader:
         found = self.within_limit(placed, policy, source)
         return with_tokens(found, policy, max_response_tokens=self.max_response_tokens)
 
-    def within_limit(self, placed: Mapping[str, Promptlike], policy: Policy, source: Source) -> list[Promptlike]:
+    def within_limit(
+        self, placed: Mapping[str, Promptlike], policy: Policy, source: Source
+    ) -> Mapping[str, Promptlike]:
         """Return those of the items, by the places they stand at, whose prompt has at most `max_prompt_tokens` tokens.
 
         Raises:
             ValueError: A prompt is longer and `too_long` is `error`, or all are; the chat template refuses one.
         """
-        limit, items = self.max_prompt_tokens, list(placed.values())
-        lengths = []
+        limit, lengths = self.max_prompt_tokens, []
         for where, item in placed.items():
             try:
                 lengths.append(len(policy.tokens.encode_prompt(item if isinstance(item, Prompt) else item.prompt)))
@@ -115,17 +116,17 @@ class Reader:
                 raise ValueError(f"{where}: {error}") from error
         long = sum(length > limit for length in lengths)
         if not long:
-            return items
+            return placed
         what = (
-            f"{long} of {len(items)} prompts of {named(source)} are longer than data.reader.max_prompt_tokens={limit}"
+            f"{long} of {len(placed)} prompts of {named(source)} are longer than data.reader.max_prompt_tokens={limit}"
         )
         longest = f"the longest has {max(lengths)} tokens"
-        if self.too_long == "error" or long == len(items):
+        if self.too_long == "error" or long == len(placed):
             raise ValueError(
                 f"{what}; {longest}. Raise data.reader.max_prompt_tokens, or drop them with data.reader.too_long=drop."
             )
         log.warning("%s and are left out; %s.", what, longest)
-        return [item for item, length in zip(items, lengths, strict=True) if length <= limit]
+        return {where: item for (where, item), length in zip(placed.items(), lengths, strict=True) if length <= limit}
 
 
 def asking(placed: Mapping[str, Candidates], scores: AskedScore, *, heldout: bool) -> dict[str, Candidates]:
@@ -151,14 +152,14 @@ def refuse_unjudged(placed: Mapping[str, Prompt], judge: JudgesRows) -> None:
             raise ValueError(f"{where}: {error}{own}") from error
 
 
-def with_tokens(candidates: Sequence[Candidates], policy: Policy, *, max_response_tokens: int) -> list[Candidates]:
+def with_tokens(placed: Mapping[str, Candidates], policy: Policy, *, max_response_tokens: int) -> list[Candidates]:
     """Return given candidates with token ids; a response beyond the limit is cut and counts as not finished."""
     cut, result, refused = 0, [], []
-    for c in candidates:
+    for where, c in placed.items():
         try:
             encoded = [_encoded(r, c.prompt, policy) for r in c.responses]
         except TemplateRefusal as error:
-            refused.append(error)
+            refused.append(f"{where}: {error}")
             continue
         short = [len(r.ids) <= max_response_tokens for r in encoded]
         cut += short.count(False)
@@ -170,7 +171,7 @@ def with_tokens(candidates: Sequence[Candidates], policy: Policy, *, max_respons
     if refused and not result:
         raise ValueError(f"No given answer can be trained on: {refused[0]}; give model.chat_template another one.")
     if refused:
-        log.warning(f"{len(refused)} of {len(candidates)} prompts with given answers are left out: {refused[0]}.")
+        log.warning(f"{len(refused)} of {len(placed)} prompts with given answers are left out: {refused[0]}.")
     longest = (len(c.prompt_ids) + len(r.ids) for c in result for r in c.responses)
     policy.tokens.refuse_beyond_window(max(longest, default=0), given=True)
     if cut:
