@@ -120,12 +120,14 @@ def test_a_disk_that_does_not_lock_is_named_once(
         ({"RANK": "0", "LOCAL_RANK": "0", "SLURM_PROCID": "1"}, True),
         ({"SLURM_PROCID": "1", "LOCAL_RANK": "0"}, False),
         ({"OMPI_COMM_WORLD_RANK": "1"}, False),
+        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),  # started by the first in an interactive session of Slurm
+        ({"SLURM_PROCID": "0", "OMPI_COMM_WORLD_RANK": "1"}, False),
     ],
 )
 def test_only_the_first_process_of_a_run_locks_its_folder(
     env: dict[str, str], first: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"):
+    for name in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "LOCAL_RANK", "NODE_RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
@@ -138,6 +140,12 @@ def test_a_script_that_builds_its_own_trainer_locks_the_folder_too(folder: Path)
     with other_process(folder), pytest.raises(ValueError, match="Another process"):
         open_folder(folder, labels, OneRank(), {}, resuming=False)
     assert not (folder / "run_id").exists()
+    (folder / "rounds").mkdir()
+    (folder / "rounds" / "0000.parquet").touch()
+    with pytest.raises(ValueError, match="already holds"):
+        open_folder(folder, labels, OneRank(), {}, resuming=False)
+    assert not (folder / LOCK).exists(), "it is given free where the run does not begin"
+    (folder / "rounds" / "0000.parquet").unlink()
     assert open_folder(folder, labels, OneRank(), {}, resuming=False)
     assert (folder / LOCK).exists()
     release(folder)
@@ -148,3 +156,12 @@ def test_two_runs_of_one_moment_have_two_names(monkeypatch: pytest.MonkeyPatch) 
     one, two = fit_words.time_name("%Y"), fit_words.time_name("%Y")
     assert re.fullmatch("2026-11-29_12-00-00-[0-9a-f]{6}", one)
     assert one != two
+
+
+def test_a_lock_that_may_not_be_opened_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_mine(*args: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(fcntl, "flock", not_mine)
+    with pytest.raises(ValueError, match=rf"{folder / LOCK} cannot be locked \(Operation not permitted\)\. Delete it"):
+        hold(folder)

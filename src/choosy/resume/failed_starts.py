@@ -80,10 +80,9 @@ def leaving_no_failed_start(folder: Path) -> Iterator[None]:
 
 def is_first_process() -> bool:
     """Whether this process is the first of those that play a run together, as far as the environment says."""
-    for names in (("RANK",), ("SLURM_PROCID",), ("OMPI_COMM_WORLD_RANK",), ("PMI_RANK",), ("NODE_RANK", "LOCAL_RANK")):
-        if found := [rank for name in names if (rank := os.environ.get(name))]:
-            return {*map(int, found)} == {0}
-    return True
+    launched = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "NODE_RANK", "LOCAL_RANK")  # one inside another
+    names = ("RANK",) if os.environ.get("RANK") else launched
+    return all(int(os.environ.get(name) or 0) == 0 for name in names)
 
 
 def replace_failed_start(folder: Path) -> None:

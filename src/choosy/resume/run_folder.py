@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +15,7 @@ from choosy.labeling.ledger_check import fault
 from choosy.resume.checkpoint_files import checkpoint_damage, newest_checkpoint
 from choosy.resume.config_changes import report_changes
 from choosy.resume.failed_starts import MARK, is_first_process, overwrite, replace_failed_start
-from choosy.resume.run_lock import hold, refuse_unwritable
+from choosy.resume.run_lock import hold, refuse_unwritable, release
 from choosy.sealed import read_json, read_line, write_json, write_line
 
 if TYPE_CHECKING:  # they import torch, and a folder is refused before
@@ -102,9 +103,12 @@ def open_folder(folder: Path, labels: LabelBuyer, ranks: Ranks, read: Mapping[st
         remove_unfinished(folder)
         return name
 
-    name = ranks.on_rank_zero(take)
-    if ranks.rank > 0:
-        labels.open(name)
+    with ExitStack() as undone:
+        undone.callback(lambda: release(folder) if taken else None)
+        name = ranks.on_rank_zero(take)
+        if ranks.rank > 0:
+            labels.open(name)
+        undone.pop_all()
     return taken
 
 

@@ -18,7 +18,7 @@ from choosy.files import make_folder
 from choosy.resume.failed_starts import LOCK, is_first_process
 from choosy.terminal import logger
 
-UNABLE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of a file system that does not lock
+UNABLE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)  # of a file system that does not lock
 
 HELD: dict[Path, FileLock] = {}  # the locks of this process, by folder
 
@@ -64,7 +64,10 @@ def hold(folder: Path) -> bool:
         ) from None
     except OSError as error:
         if error.errno not in UNABLE:
-            raise
+            raise ValueError(
+                f"{file} cannot be locked ({error.strerror}). Delete it if no process plays a run in {folder}, or "
+                "choose another run_dir=..."
+            ) from error
         log.warning(
             "The disk of %s does not lock files (%s), so nothing keeps a second process from playing this run at the "
             "same time: start no other.",
