@@ -316,3 +316,44 @@ def test_edited_code_buys_anew_says_so_once_and_a_stated_fingerprint_keeps_the_o
         assert rewards(fingerprint=before) == [5.0]
     else:
         assert rewards(factor=3) == [30.0], "a setting"
+
+
+def test_labels_from_before_functions_had_a_fingerprint_can_be_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = [Candidates(ITEMS[0][0], (ITEMS[0][1],))]
+    for run, given in (("a", {"fingerprint": ""}), ("b", {}), ("c", {"fingerprint": ""})):
+        buyer = LabelBuyer(Function(len_of, name="length", **given), ledger=str(tmp_path / "ledger.sqlite"))
+        with caplog.at_level(logging.WARNING):
+            buyer.open(run)
+        buyer.score(asked)
+    assert "labeler.fingerprint='' uses the last of them" in caplog.text
+    assert (buyer.counts.spent, buyer.counts.reused) == (0, 1)
+
+
+def len_of(response: str) -> int:
+    return len(response)
+
+
+class Counting:
+    """Keeps its argument under another name, so that all attributes are settings, and counts its calls."""
+
+    name = "counting"
+
+    def __init__(self, words: str) -> None:
+        self.kept, self.calls = words, 0
+
+    def score(self, items: Any) -> list[float]:
+        self.calls += 1
+        return [1.0] * len(items)
+
+
+def test_what_a_class_counts_meanwhile_buys_no_label_twice(tmp_path: Path) -> None:
+    labeler, asked = Counting("tea"), [Candidates(ITEMS[0][0], (ITEMS[0][1],))]
+    for wrapped in (labeler, Noisy(Counting("cup"))):
+        buyer = LabelBuyer(wrapped, ledger=str(tmp_path / "ledger.sqlite"))
+        buyer.open("run")
+        buyer.score(asked)
+        buyer.score(asked)
+    assert labeler.calls == 1
+    assert buyer.counts.spent == 2

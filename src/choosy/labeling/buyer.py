@@ -295,7 +295,7 @@ class LabelBuyer:
     def _serve(self, asked: Sequence[Sequence[PlacedQuestion]], purpose: Purpose) -> list[list[Label] | None]:
         """All labels of each group of questions, or None where the rest of the budget cannot pay them."""
         assert self.run, "the buyer is not open"
-        fingerprint = fingerprint_of(self.labeler)  # once, since it may depend on all weights of a model
+        fingerprint = fingerprint_of(self.labeler, self.terms)  # once, since it may depend on all weights of a model
         groups = [[self._question(*one, fingerprint) for one in group] for group in asked]
         train = purpose == "train"
         pause = 0.05

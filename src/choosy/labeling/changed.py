@@ -32,8 +32,9 @@ def report_change(ledger: Ledger, labeler: Labeler) -> None:
 def _remedy(labeler: Labeler, fingerprint: str) -> str:
     """Return how to use the labels under an earlier fingerprint; "" for labelers that cannot be given one."""
     if isinstance(labeler, Function):
-        return f" Where it judges as then, labeler.fingerprint={fingerprint} uses the last of them."
-    if is_own_labeler(labeler):
+        stated = fingerprint or "''"
+        return f" Where it judges as then, labeler.fingerprint={stated} uses the last of them."
+    if is_own_labeler(labeler) and fingerprint:  # a class cannot state that of labels from before there were any
         return (
             f" Where it judges as then, terms = Terms(fingerprint={fingerprint!r}) in its class uses the last of them."
         )

@@ -71,7 +71,9 @@ class Function:
             raise ValueError(f"labeler.weights={weights}: give one weight to each of {len(self._rewards)} functions")
         self.name = name or "function:" + "+".join(reward.shown for reward in self._rewards)
         self.terms = Terms(
-            fingerprint=fingerprint or content_id(*(reward.code for reward in self._rewards), *map(str, weights or [])),
+            fingerprint=content_id(*(reward.code for reward in self._rewards), *map(str, weights or []))
+            if fingerprint is None
+            else fingerprint,
             price=price or 0.0,
             # each call may cost money: its label is written before the next
             at_once=None if all(reward.takes_lists for reward in self._rewards) else 1,

@@ -31,7 +31,8 @@ class OuterLabeler:
         self._inner = dict(inner)
         self._budgets = dict(budgets or {})
         # what one pair takes at most: a verdict, or two scores, of each inner labeler
-        takes = [(terms, 1 if terms.compares else 2) for terms in map(terms_of, inner.values())]
+        self._inner_terms = {name: terms_of(one) for name, one in inner.items()}
+        takes = [(terms, 1 if terms.compares else 2) for terms in self._inner_terms.values()]
         prices = [terms.price * answers for terms, answers in takes if terms.price is not None]
         self.terms = Terms(
             fingerprint=fingerprint,
@@ -42,8 +43,12 @@ class OuterLabeler:
     def state(self) -> str:
         """Return what identifies the inner labelers as they are now."""
         return content_id(
-            *(part for name, one in self._inner.items() for part in (name, one.name, fingerprint_of(one)))
+            *(part for name, one in self._inner.items() for part in (name, one.name, self._fingerprint(name)))
         )
+
+    def _fingerprint(self, name: str) -> str:
+        """Return the fingerprint of an inner labeler's labels."""
+        return fingerprint_of(self._inner[name], self._inner_terms[name])
 
     def use_policy(self, policy: Policy) -> None:
         """Pass the policy to those that judge with it."""

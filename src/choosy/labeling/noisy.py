@@ -54,7 +54,7 @@ class Noisy:
         self.terms = terms_of(self.wrapped)
 
     def state(self) -> str:
-        return fingerprint_of(self.wrapped)
+        return fingerprint_of(self.wrapped, self.terms)
 
     def use_policy(self, policy: Policy) -> None:
         if isinstance(self.wrapped, NeedsPolicy):

@@ -215,9 +215,15 @@ def is_own_labeler(labeler: Labeler) -> bool:
     return type(labeler).__module__.partition(".")[0] not in OURS
 
 
-def fingerprint_of(labeler: Labeler) -> str:
-    """What else than its name the labeler's judgement depends on now, as a part of the ledger's key."""
-    fingerprint = terms_of(labeler).fingerprint
+def fingerprint_of(labeler: Labeler, terms: Terms | None = None) -> str:
+    """What else than its name the labeler's judgement depends on now, as a part of the ledger's key.
+
+    Args:
+        labeler: The labeler.
+        terms: Its `terms_of` when it was built, since a class of the user's may count or keep things meanwhile; None =
+            those of now.
+    """
+    fingerprint = (terms or terms_of(labeler)).fingerprint
     return content_id(fingerprint, labeler.state()) if isinstance(labeler, Changes) else fingerprint
 
 

@@ -15,7 +15,7 @@ from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.ledger import Label
 from choosy.labeling.nested import OuterLabeler, audit_draw
 from choosy.labeling.predictor.preference_model import Choice, Preference, PreferenceModel
-from choosy.labeling.protocols import Answer, Labeler, ResponsePair, fingerprint_of
+from choosy.labeling.protocols import Answer, Labeler, ResponsePair
 from choosy.terminal import logger
 from choosy.types import Verdict, content_id, seed_of
 
@@ -90,7 +90,7 @@ class Predictor(OuterLabeler):
         self._trained_on = 0
         self._threshold = math.inf  # the confidence from which the model is sure
         self.knowledge: dict[str, float] = {}
-        of_paid = buyer.ledger.labels_of(self.paid.name, fingerprint=fingerprint_of(self.paid))
+        of_paid = buyer.ledger.labels_of(self.paid.name, fingerprint=self._fingerprint("paid"))
         self._add(earlier_preferences(of_paid, self.buyers["paid"].run))
         for label in self.earlier_answers():
             assert label.second is not None
