@@ -29,6 +29,7 @@ class Worker:
         self.name = name
         self.wrong = set(wrong)
         self.says = says
+        self.price = price  # under its name, so that what is counted is no setting of the labeler
         self.terms = Terms(price=price)
         self.asked = 0
 

@@ -34,6 +34,7 @@ class LikesA:
     name = "likes-a"
 
     def __init__(self, *, price: float | None = None, turned_from: int = 10**9) -> None:
+        self.price = price  # under its name, so that what is counted is no setting of the labeler
         self.terms = Terms(price=price)
         self.turned_from = turned_from
         self.asked: list[str] = []
