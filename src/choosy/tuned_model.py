@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from choosy.console import hide_progress_bars
 from choosy.files import replacing
-from choosy.labeling.ledger import ledger_of
+from choosy.labeling.run_ledger import ledger_of
 from choosy.main import built, compose, plain
 from choosy.models.damaged import refusing_damaged
 from choosy.models.trust import loaded

@@ -21,7 +21,6 @@ from choosy.labeling.locks import PurchaseLock, is_alive, remove_stale, turn_of
 from choosy.labeling.protocols import Answer, Purpose
 from choosy.labeling.row_checksums import COLUMN, TEXTS, WHOLE, checksum, use_checksums
 from choosy.redaction import scrub
-from choosy.sealed import read_yaml
 from choosy.types import Prompt, Response, Verdict, content_id
 
 VERSION = 3  # of the file's format, in its user_version; the one before had no checksums
@@ -394,19 +393,3 @@ def is_full(error: BaseException | None) -> bool:
     """Whether SQLite could not write because the file or the disk is full."""
     known = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
     return isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF in known
-
-
-def ledger_of(run_dir: Path) -> Path:
-    """Return the ledger of a run: the one that its config.yaml names, and where that is not here, the folder's own.
-
-    Raises:
-        ValueError: This is not the folder of a run.
-    """
-    file = run_dir / "config.yaml"
-    if not file.exists():
-        raise ValueError(f"{run_dir} is not the folder of a run: it has no config.yaml; type one such as runs/NAME.")
-    try:
-        named = Path(read_yaml(file)["data"]["run"]["labels"]["ledger"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{file} names no ledger (data.run.labels.ledger); put back what is missing.") from error
-    return named if named.exists() else run_dir / "ledger.sqlite"

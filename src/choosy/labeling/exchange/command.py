@@ -27,8 +27,9 @@ from choosy.labeling.exchange.rows import (
     format_of,
     read_labels,
 )
-from choosy.labeling.ledger import Ledger, ledger_of
+from choosy.labeling.ledger import Ledger
 from choosy.labeling.ledger_check import check, fault, save
+from choosy.labeling.run_ledger import ledger_of
 from choosy.options.words import Words
 from choosy.terminal import say
 from choosy.types import MIRRORED
