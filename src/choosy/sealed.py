@@ -138,7 +138,7 @@ def read_line(path: Path, pattern: str) -> str:
         ValueError: It is not there, damaged or edited; the message names it.
     """
     text = read_text(path)
-    if MARK.decode() not in text and not re.fullmatch(pattern, text):
+    if MARK.decode() not in text and not re.fullmatch(pattern, text.removesuffix("\n")):
         raise ValueError(f"{path} is damaged: {'a part of it is missing' if text else 'it is empty'}.")
     return text.partition("\n")[0]
 

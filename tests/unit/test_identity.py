@@ -68,6 +68,22 @@ def test_a_file_that_says_which_run_it_is_is_named_where_it_is_lost(folder: Path
     assert choose_start(folder, "auto").resuming
 
 
+def test_a_run_of_a_version_that_kept_no_fingerprints_of_the_data_resumes(folder: Path) -> None:
+    table = pa.table({"prompt": ["a"]})
+    write_table(table, folder / "rounds" / "round_000.parquet", {"round": 0, "labels": {"spent": 0}})
+    (folder / "data.json").unlink()
+    (folder / "run_id").write_text(run_id(folder))
+    resume(folder)
+    assert (folder / "data.json").exists()
+
+
+def test_the_name_of_a_run_is_read_without_its_checksum_as_the_error_says(folder: Path) -> None:
+    before = run_id(folder)
+    (folder / "run_id").write_text(f"{before}\n")
+    resume(folder)
+    assert run_id(folder) == before
+
+
 def test_the_name_of_another_run_is_refused(folder: Path) -> None:
     before = run_id(folder)
     write_line(folder / "run_id", "other-0123456789ab")

@@ -46,8 +46,8 @@ def test_a_changed_text_is_named(
     write(file := tmp_path / "file")
     assert read(file) == content
     for changed in flips(file.read_bytes()):
-        if changed == str(content).encode():
-            continue  # the line alone, as an earlier version wrote it
+        if changed.removesuffix(b"\n") == str(content).encode():
+            continue  # the line alone, as an earlier version or a user wrote it
         file.write_bytes(changed)
         with pytest.raises(ValueError, match=rf"^{file} is "):
             read(file)

@@ -145,8 +145,9 @@ def refuse_lost_identity(folder: Path, *more: str) -> None:
     if not _has_sampled(folder):
         return
     about = _newest_round(folder)
-    name = about.get("run")  # a file of an earlier version does not say so
-    for file in (folder / one for one in ("run_id", "data.json", *more)):
+    name = about.get("run")  # an earlier version does not say so, and one before it wrote no data.json
+    names = ("run_id", "data.json", *more) if name or not about else ("run_id", *more)
+    for file in (folder / one for one in names):
         if not file.exists():
             named = f", which names {name}," if file.name == "run_id" and name else ""
             raise ValueError(
