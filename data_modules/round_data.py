@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -21,9 +20,10 @@ from choosy.rounds.evaluate import as_pairs
 from choosy.rounds.needs import check_needs
 from choosy.rounds.reference import refuse_mixed_adapters
 from choosy.rounds.run import Run
+from choosy.terminal import logger
 from choosy.types import Candidates, Prompt
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 @dataclass(kw_only=True, eq=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import inspect
-import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +18,10 @@ from typing import Any
 from choosy.errors import raised_at
 from choosy.labeling.protocols import Terms
 from choosy.own_code import code_id, is_edited
+from choosy.terminal import logger
 from choosy.types import Prompt, Response, content_id
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 FORMS = (
     "f(prompt, response) or f(response), which return a number; or, as in TRL, f(completions, **kwargs) or "
