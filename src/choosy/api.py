@@ -221,7 +221,7 @@ def refuse_names_of_others(options: Mapping[str, Any]) -> None:
     known = menu()
     for name in options:
         near = get_close_matches(name, ours, n=1, cutoff=0.75)
-        if near and name.lstrip("+") not in {*known, *known["defaults"]}:
+        if near and name.lstrip("+").partition(".")[0] not in {*known, *known["defaults"]}:
             raise ValueError(f"choosy.tune has no argument {name}. Did you mean {near[0]}?")
 
 

@@ -176,6 +176,7 @@ def test_a_finished_run_is_read_and_a_longer_one_continued(tune):
         ({"heldout": [{"nothing": 1}]}, r"^heldout, "),
         ({"rewrd": letters}, "choosy.tune has no argument rewrd. Did you mean reward?"),
         ({"promts": ["tea"]}, "choosy.tune has no argument promts. Did you mean prompts?"),
+        ({"weighting.clipp": 3}, "There is no option weighting.clipp"),
         ({"rouns": 3}, "There is no option rouns. Did you mean rounds"),
         ({"data": {"responses": 0}}, "data.responses wants a number of 1 or more, found 0"),
     ],
