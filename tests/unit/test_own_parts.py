@@ -15,7 +15,7 @@ from choosy.data.pool import Pool
 from choosy.methods.loss_inputs import LossInputs, item_losses, refuse_no_loss
 from choosy.parallel.ranks import OneRank
 from choosy.reporting.display import Phases
-from choosy.rounds.choose import choose_pairs, choose_prompts
+from choosy.rounds.choose import can_be_labeled, choose_pairs, choose_prompts
 from choosy.rounds.run import Run
 
 CANDIDATES = [given("p", "a", "b", "c"), given("q", "a", "b")]
@@ -34,10 +34,10 @@ class Mine:
         return self.utilities
 
 
-def chosen(utilities: Any, *, pairs: bool) -> Any:
+def chosen(utilities: Any, *, pairs: bool, candidates: Any = CANDIDATES) -> Any:
     at: Any = SimpleNamespace(phases=Phases(), number=0, seed=0, given={}, ranks=OneRank(), pool=Pool())
     if pairs:
-        return choose_pairs(at, CANDIDATES, Mine(utilities))  # type: ignore[arg-type]
+        return choose_pairs(at, candidates, Mine(utilities))  # type: ignore[arg-type]
     return [one.prompt.id for one in choose_prompts(at, [c.prompt for c in CANDIDATES], Mine(utilities))]  # type: ignore[arg-type]
 
 
@@ -64,6 +64,13 @@ def test_numbers_of_every_library_are_utilities(utilities: Any) -> None:
 def test_utilities_of_another_shape_are_refused(utilities: Any, pairs: bool, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         chosen(utilities, pairs=pairs)
+
+
+def test_a_selector_of_pairs_alone_leaves_single_responses_where_no_pair_is_left() -> None:
+    """Rows with one and with two responses are trained on together, and a round may have those with one alone."""
+    single = given("p", "a")
+    assert chosen([[]], pairs=True, candidates=[single]).ranked == []
+    assert not can_be_labeled(single, Mine([[]]), scores=True)  # type: ignore[arg-type]
 
 
 def test_a_selector_without_its_method_is_refused_before_anything_is_sampled() -> None:

@@ -34,7 +34,7 @@ def choose_prompts(at: Round, prompts: Sequence[Prompt], selector: PromptSelecto
 def choose_pairs(at: Round, mine: Sequence[Candidates], selector: PairSelector | None) -> PairChoice | None:
     """Choose the pairs to label (slot 2) among this rank's candidates and those of the others.
 
-    Where every prompt has a single response, the selector chooses among these.
+    Where every prompt has a single response, a `ResponseSelector` chooses among these, and another one chooses none.
 
     Returns:
         The ranked pairs, the same on every rank; `ChosenPair.prompt` counts all ranks' candidates in the order of
@@ -43,8 +43,10 @@ def choose_pairs(at: Round, mine: Sequence[Candidates], selector: PairSelector |
     if selector is None:
         return None
     with at.phases("select"):
-        if set(at.ranks.gather([len(c.responses) for c in mine])) == {1}:
-            return choose_responses(at, mine, selector)
+        every = at.ranks.gather([len(c.responses) for c in mine])
+        if isinstance(selector, ResponseSelector) and set(every) == {1}:
+            of_mine = as_floats(selector, selector.response_utilities(mine, at), len(mine), "single responses")
+            return choose_responses(at, mine, of_mine, selector)
         found = as_list(selector, selector.pair_utilities(mine, at), len(mine), "prompts")
         pairs = [len(selection.pair_positions(len(c.responses))) for c in mine]
         utilities = [as_floats(selector, u, n, "pairs of a prompt") for u, n in zip(found, pairs, strict=True)]
@@ -61,10 +63,10 @@ def choose_pairs(at: Round, mine: Sequence[Candidates], selector: PairSelector |
         return PairChoice(ranked, wanted, selector.per_prompt, selector.count is not None, selector.score_all)
 
 
-def choose_responses(at: Round, mine: Sequence[Candidates], selector: PairSelector) -> PairChoice:
+def choose_responses(
+    at: Round, mine: Sequence[Candidates], utilities: Sequence[float], selector: PairSelector
+) -> PairChoice:
     """Choose which single responses to label, one of each prompt; every rank must call this."""
-    assert isinstance(selector, ResponseSelector), "the run refuses other selectors before the first round"
-    utilities = as_floats(selector, selector.response_utilities(mine, at), len(mine), "single responses")
     every = at.ranks.gather([(c.prompt.id, u, is_scored(c)) for c, u in zip(mine, utilities, strict=True)])
     every.sort(key=lambda one: one[0])
     left = [p for p, (_, _, scored) in enumerate(every) if not scored]
@@ -153,7 +155,7 @@ def excluded_pairs(c: Candidates) -> set[tuple[int, int]]:
 
 def can_be_labeled(c: Candidates, selector: PairSelector | None, *, scores: bool) -> bool:
     """Whether a round could buy a label of these candidates, from a labeler that scores responses or not."""
-    if scores and (selector is None or len(c.responses) == 1):
+    if scores and (selector is None or (len(c.responses) == 1 and isinstance(selector, ResponseSelector))):
         return not is_scored(c)
     cap = 1 if selector is None else selector.per_prompt
     left = distinct_pairs(c) - excluded_pairs(c)
