@@ -109,10 +109,10 @@ def in_sentences(again: Callable[[], str], put: Callable[[str], str] = str) -> I
         say(f"\nStopped; what was sampled, labeled and trained is kept. To continue type\n  {command}", file=sys.stderr)
         sys.exit(130 if by_hand else status)  # as a shell says of a program that Ctrl-C has ended
     except PATHS as error:
-        if SHOWS_STACKS or not error.filename:
+        another = f"{error.filename}: {str(error.strerror).lower()}; type another path." if error.filename else ""
+        if SHOWS_STACKS or not (sentence := sentence_on(error, put) or another):
             raise
-        another = f"{error.filename}: {str(error.strerror).lower()}; type another path."
-        exit_with(f"\n{sentence_on(error, put) or another}")
+        exit_with(f"\n{sentence}")
     except Exception as error:  # of a run that has imported its libraries
         from choosy.labeling.protocols import Postponed
         from choosy.parallel.ranks import LOST, is_peer_failure

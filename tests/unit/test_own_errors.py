@@ -44,6 +44,10 @@ class Selector:
 def waits():
     from choosy.labeling.protocols import Postponed
     raise Postponed("tomorrow")
+
+
+def forbids():
+    raise PermissionError("ask first")
 """
 REWARD = '\n  mine.py, line 5, in reward\n    return 1 / len(response.split("#")[1:])'
 CONSTRUCTOR = '\n  mine.py, line 16, in __init__\n    self.factor = factor["factor"]'
@@ -77,6 +81,12 @@ def test_a_selector_that_raises_within_a_library_is_named_where_it_calls_it(mine
         mine.Selector().pair_utilities([], None)
     assert str(stop.value).startswith("\nRuntimeError: ")
     assert str(stop.value).endswith(SELECTOR)
+
+
+def test_an_error_of_the_kind_that_paths_cause_is_named_too_where_it_has_no_path(mine: Any) -> None:
+    with pytest.raises(SystemExit) as stop, in_sentences(lambda: ""):
+        mine.forbids()
+    assert str(stop.value).startswith("\nPermissionError: ask first\n  mine.py, line ")
 
 
 def test_a_constructor_and_a_module_that_raise_are_named_with_what_they_were_to_build() -> None:
