@@ -87,7 +87,7 @@ class RoundData(LightningDataModule, ABC):
             self.heldout_prompts = self.reader.prompts(
                 self.heldout, module.policy, limit=self.heldout_limit, judge=self.run.labels.evaluator
             )
-            module.policy.tokens.refuse_long_answers(self.heldout_prompts, self.run.sampler.max_new_tokens)
+        module.policy.tokens.refuse_long_answers(self.heldout_prompts, self.run.sampler.max_new_tokens)
         if self.heldout_pairs:
             given = self.reader.candidates(self.heldout_pairs, module.policy, limit=self.heldout_limit, heldout=True)
             self.labeled_pairs = as_pairs(given, named(self.heldout_pairs))

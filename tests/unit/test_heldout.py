@@ -76,3 +76,17 @@ def test_a_run_with_a_part_held_out_names_the_file_that_it_is_a_part_of(tmp_path
     run: Any = SimpleNamespace(folder=tmp_path, finished=True, contents={"adapter": ""}, rounds=[1])
     _, line, *_ = next_lines(run)
     assert line == f"choosy eval {tmp_path} mine.jsonl  # type a file of other prompts: this one is trained on"
+
+
+def test_a_prompt_that_is_held_out_and_too_long_to_be_answered_is_refused_like_any_other():
+    def refuse_long_answers(prompts: Any, new_tokens: int) -> None:
+        if [*prompts]:
+            raise ValueError("A prompt and its response may take 9 tokens")
+
+    data = data_of(0, SimpleNamespace(check_prompts=list))
+    data.run.reference, data.run.sampler = "initial", SimpleNamespace(max_new_tokens=8)
+    policy = SimpleNamespace(lora=None, tokens=SimpleNamespace(refuse_long_answers=refuse_long_answers))
+    data.trainer.lightning_module = SimpleNamespace(policy=policy)
+    data.read_train = lambda module: [Prompt(str(n), f"{n}?") for n in range(10)]  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="may take 9 tokens"):
+        data.setup("fit")
