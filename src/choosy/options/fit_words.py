@@ -170,7 +170,7 @@ def typed_value(text: str) -> Any:
 
 
 def time_name(pattern: str) -> str:
-    """Return a name made of the time, with letters that no other run of the same moment has."""
+    """Return a name made of the time and six random letters or digits, which runs of the same moment differ in."""
     return f"{time.strftime(pattern)}-{uuid.uuid4().hex[:6]}"
 
 
