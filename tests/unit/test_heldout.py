@@ -69,6 +69,12 @@ def test_a_column_that_packaged_prompts_lack_is_asked_of_a_file_of_the_users():
         refuse_unjudged({place: Prompt("p", "Why?")}, Function(correct))
 
 
+def test_runs_on_other_numbers_of_packaged_prompts_are_judged_by_the_same_ones(tmp_path):
+    data = {"train": "choosy:prompts/train.jsonl", "heldout": "auto", "limit": 64}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": data}))
+    assert judged_by(tmp_path) == "data.heldout=auto"
+
+
 def test_a_run_with_a_part_held_out_names_the_file_that_it_is_a_part_of(tmp_path):
     data = {"train": "mine.jsonl", "heldout": "auto"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": data, "evaluation": {}}))

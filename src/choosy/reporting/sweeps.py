@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from choosy.data.heldout import AUTO
+from choosy.data.heldout import heldout_source
 from choosy.data.pool import round_file
 from choosy.data.table_files import read_table
 from choosy.options.parts import (
@@ -80,7 +80,7 @@ def judged_by(run_dir: Path) -> str:
     of_its_own = isinstance((config.get("labels") or {}).get("evaluation"), Mapping)
     judge = "labels.evaluation" if of_its_own else "labeler"
     names = [judge, f"{judge}.path", f"{judge}.model", "data.heldout", "data.heldout_pairs"]
-    if value_in(config, "data.heldout") == AUTO:
+    if heldout_source(value_in(config, "data.train"), value_in(config, "data.heldout")) is None:
         names += ["data.train", "data.limit"]  # of which it is a part
     found = {name: value_in(config, name).removeprefix(f"{config.get('run_dir')}/") for name in names}
     return " ".join(f"{name}={value}" for name, value in found.items() if value)
