@@ -37,7 +37,7 @@ class Recorder:
     """Compares, and records each question in a file before it answers: what is recorded has been paid."""
 
     name = "recorder"
-    terms = Terms(price=0.5, at_once=4)
+    terms = Terms(price=0.5, at_once=4, fingerprint="1")  # at any speed, and wherever it records
 
     def __init__(self, file: Path, seconds: float = 0.0) -> None:
         self.file = file
@@ -56,7 +56,7 @@ class Recorder:
 class Yielding(Recorder):
     """The same, and yields one answer after the other."""
 
-    terms = Terms(price=0.5)
+    terms = Terms(price=0.5, fingerprint="1")
 
     def compare(self, items: Sequence[Item]) -> Iterator[Answer]:  # type: ignore[override]
         for at in reversed(range(len(items))):
@@ -249,7 +249,7 @@ def test_postponed_labels_are_wanted_until_they_are_bought(path: Path, diary: Pa
             opened(path, Tomorrow(diary), budget=70).compare([pair(n) for n in range(100)])
     wanted = Ledger(str(path)).rows("wanted")
     assert [row["prompt_id"] for row in wanted] == [f"p{n}" for n in range(70)], "no more than the budget pays"
-    assert wanted[0]["key"] == Question("recorder", "", pair(0)[0], pair(0)[1:]).key
+    assert wanted[0]["key"] == Question("recorder", "", pair(0)[0], pair(0)[1:], fingerprint="1").key
     opened(path, Recorder(diary)).compare([pair(n) for n in range(69)])
     assert [row["prompt_id"] for row in Ledger(str(path)).rows("wanted")] == ["p69"]
 

@@ -676,7 +676,9 @@ SELECTORS = (
 @pytest.mark.parametrize("name", [*SELECTORS, "predicted_gap"])
 def test_a_selector_is_short(name: str) -> None:
     """Its arithmetic is in methods/selection.py, its settings in callbacks/selector.py."""
-    assert 10 <= lines_of_code(ROOT / "callbacks" / f"{name}.py") <= 40
+    file = ROOT / "callbacks" / f"{name}.py"
+    both = "def response_utilities" in file.read_text()  # chooses single responses too
+    assert 10 <= lines_of_code(file) <= (70 if both else 40)
 
 
 @pytest.mark.parametrize("selector", [Certainty, Dissimilarity, Entropy, OPTune])
