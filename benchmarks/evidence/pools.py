@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 CACHE = Path(__file__).parent / "cache" / "pools"
-WORDS = 60  # longer answers are left out, so that a run takes minutes
+WORDS = 40  # longer answers are left out, so that a run takes minutes
 FEWEST = 4  # answers of a prompt
-HELDOUT = 85  # prompts
+HELDOUT = 60  # prompts
 POINT = 1e-6  # smaller shares of wins count as this one
 
 
@@ -63,7 +63,7 @@ LINES = (
     "weighting=uniform",
     "pairing=best_worst",
     "loss=sigmoid",
-    "rounds=4",
+    "rounds=3",
     "epochs_per_round=4",
     "reset_policy=each_round",
     "pool.keep=all",

@@ -170,8 +170,8 @@ TASKS: Mapping[str, Task] = {
         lambda: pools.prepare(DATA / "alpaca_pool.jsonl"),
         pools.LINES,
         "random_pairs",
-        given_arms(24, 6),
-        settings((1e-4, 5e-4), (0.1, 0.4)),
+        given_arms(16, 6),
+        settings((5e-4,), (0.1,)),
         5,
     ),
 }
