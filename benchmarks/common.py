@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -46,6 +47,20 @@ def peer_python() -> str:
         )
         (folder / "installed").touch()
     return str(folder / "bin" / "python")
+
+
+def busy_share(command: Sequence[str | Path], environ: dict[str, str], log: Any) -> float:
+    """Run a program, and return the share of its seconds in which a processor worked for it; it has to succeed.
+
+    With one thread, seconds times this share are those of a machine that does nothing else.
+    """
+    began = time.monotonic()
+    running = subprocess.Popen(command, env=environ, stdout=log, stderr=log)
+    _, status, used = os.wait4(running.pid, 0)
+    running.returncode = os.waitstatus_to_exitcode(status)
+    if running.returncode:
+        raise SystemExit(f"a run failed; see {getattr(log, 'name', log)}")
+    return (used.ru_utime + used.ru_stime) / (time.monotonic() - began)
 
 
 class Program:

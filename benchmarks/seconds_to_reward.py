@@ -1,9 +1,9 @@
 """Seconds until held-out answers have a mean reward of 0.6: Choosy's demo and TRL's OnlineDPOTrainer take turns.
 
 `python benchmarks/seconds_to_reward.py` writes benchmarks/results/seconds_to_reward.json. Both tune SmolLM2-135M with
-LoRA on the prompts that come with Choosy, by VADER's sentiment, with the same sampling and loss. Seconds are those of
-choosing, sampling, scoring and training: loading the model and judging held-out answers do not count. TRL has the
-learning rate, of two, that was the faster one on another seed.
+LoRA on the prompts that come with Choosy, by VADER's sentiment, with the same sampling and loss. Seconds are those of a
+processor, on one thread, for choosing, sampling, scoring and training: loading the model and judging held-out answers
+do not count. TRL has the learning rate, of several, that was the fastest on another seed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import LORA, ROOT, Program, middle, peer_python, save
+from common import LORA, ROOT, Program, busy_share, middle, peer_python, save
 
 from choosy.data.reading import read_prompts
 from choosy.models.locate import resolve_model
@@ -47,11 +46,12 @@ JOB = {
 
 def ours(seed: int, folder: Path) -> list[tuple[float, float]]:
     """Seconds and rewards of the demo's run, with rounds enough to pass the target."""
-    typed = ["experiment=demo", "trainer=cpu", "rounds=6", f"seed={seed}", "callbacks.report.console=false"]
+    typed = ["experiment=demo", "trainer=cpu", "rounds=4", f"seed={seed}", "callbacks.report.console=false"]
     command = [sys.executable, ROOT / "train.py", *typed, f"run_dir={folder}"]
-    subprocess.run(command, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=subprocess.DEVNULL)
+    with Path(f"{folder}.log").open("w") as log:
+        busy = busy_share(command, {**os.environ, "HF_HUB_OFFLINE": "1"}, log)
     found = course(read_run(folder))
-    return list(zip(found.spent["seconds"], found.quality, strict=True))
+    return [(busy * seconds, reward) for seconds, reward in zip(found.spent["seconds"], found.quality, strict=True)]
 
 
 def theirs(seed: int, lr: float, folder: Path, start: float) -> list[tuple[float, float]]:
@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--lrs", default="2e-4,5e-4", help="learning rates that TRL may have")
     typed = parser.parse_args()
     lrs = [float(lr) for lr in typed.lrs.split(",")]
+    os.environ["OMP_NUM_THREADS"] = "1"  # of both
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         start = ours(TUNED_ON, folder / "ours")[0][1]
@@ -97,9 +98,8 @@ def main() -> None:
             mine = ours(seed, folder / f"ours_{seed}")
             theirs_to = seconds_to(theirs(seed, lr, folder / f"theirs_{seed}", mine[0][1]))
             turns.append({"ours": seconds_to(mine), "trl": theirs_to})
-            print(json.dumps({"seed": seed} | turns[-1]), flush=True)
-    ratio = middle([turn["trl"] / turn["ours"] for turn in turns])
-    save("seconds_to_reward", {"target": TARGET, "ratio": ratio, "trl_lr": lr, "tuned": tuned, "seeds": turns})
+            ratio = middle([turn["trl"] / turn["ours"] for turn in turns])
+            save("seconds_to_reward", {"target": TARGET, "ratio": ratio, "trl_lr": lr, "tuned": tuned, "seeds": turns})
 
 
 if __name__ == "__main__":

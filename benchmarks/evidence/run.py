@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import page
 import readme
-from common import RESULTS, ROOT, save
+from common import RESULTS, ROOT, busy_share, save
 from store import Job, Store
 from tasks import TASKS, Task, chosen
 
@@ -46,13 +46,8 @@ def play(job: Job, task: str, made: Path, store: Store) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         command = [sys.executable, ROOT / "train.py", *typed, f"seed={job.seed}", f"run_dir={folder}"]
-        began = time.monotonic()
-        running = subprocess.Popen(command, env=environ, stdout=output, stderr=output)
-        _, status, used = os.wait4(running.pid, 0)
-    running.returncode = os.waitstatus_to_exitcode(status)
-    if running.returncode:
-        raise SystemExit(f"a run failed; see {log}")
-    store.add(job, folder, commit(), busy=(used.ru_utime + used.ru_stime) / (time.monotonic() - began))
+        busy = busy_share(command, environ, output)
+    store.add(job, folder, commit(), busy)
     shutil.rmtree(folder)
 
 

@@ -138,6 +138,10 @@ def prompt_arms(share: float) -> dict[str, list[str]]:
         "optune_shrunk": again("optune", "optune", "weighting=uniform", "callbacks.optune.statistic=shrunk"),
         "optune_highest": again("optune", "optune", "weighting=uniform", "callbacks.optune.direction=smallest"),
         "predicted_gain": again("predicted_gain", "predicted_gain"),
+        "few_prompts": [  # as many responses, to half as many prompts, and all their pairs
+            *("selector=few_prompts", f"callbacks.random_prompts.fraction={share / 2}", "weighting=uniform"),
+            *("data.responses=4", ALL),
+        ],
     }
 
 

@@ -31,16 +31,16 @@ def chat(prompt: str) -> list[dict[str, str]]:
 
 
 class Clock(TrainerCallback):
-    """Counts the seconds of training, and stops for each evaluation."""
+    """Counts the processor's seconds of training, and stops for each evaluation."""
 
     def __init__(self) -> None:
         self.seconds, self.since = 0.0, 0.0
 
     def on_step_begin(self, args, state, control, **_):
-        self.since = time.perf_counter()
+        self.since = time.process_time()
 
     def on_step_end(self, args, state, control, model, **_):
-        self.seconds += time.perf_counter() - self.since
+        self.seconds += time.process_time() - self.since
         if state.global_step % job["every"]:
             return
         mean = heldout(model)
