@@ -51,6 +51,8 @@ def summary() -> dict[str, float]:
         ratios["all_pairs"] = all_pairs["ratio"]
     if top_p := found("top_p"):
         ratios["top_p"] = top_p["price"]
+    if to_reward := found("seconds_to_reward"):
+        ratios["seconds_to_reward_vs_trl"] = to_reward["ratio"]
     if (pool := found("pool_size")) and "1000000" in pool:
         million = pool["1000000"]
         ratios |= {"pool_choose_s": million["choose_s"], "pool_reload_s": million["reload_s"]}
@@ -63,7 +65,7 @@ def of_choosing(evidence: dict[str, Any]) -> dict[str, float]:
 
     def least(task: str, cost: str) -> float | None:
         arms = evidence.get(task, {}).get("beside_random", {})
-        paid = [costs[cost]["ratio"][0] for arm, costs in arms.items() if arm != "length_matched"]
+        paid = [costs[cost]["ratio"][0] for arm, costs in arms.items() if arm not in CONTROLS]
         return min((share for share in paid if share), default=None)
 
     shares = {f"labels_ratio_{task}": least(task, "labels") for task in ("film", "chat", "pools")}
@@ -73,6 +75,7 @@ def of_choosing(evidence: dict[str, Any]) -> dict[str, float]:
     }
 
 
+CONTROLS = ("random", "length_matched")
 GOALS = {
     "dpo_step_full": ("DPO step, all weights: pairs/s against TRL's DPOTrainer", ">= 5", lambda x: x >= 5),
     "dpo_step_lora": ("DPO step, LoRA: the same", ">= 5", lambda x: x >= 5),
@@ -88,6 +91,7 @@ GOALS = {
     "labels_ratio_pools": ("the same on pools", "<= 0.6", lambda x: x <= 0.6),
     "optune_tokens_speedup": ("tokens of full sampling over those of choosing prompts", ">= 1.56", lambda x: x >= 1.56),
     "optune_seconds_speedup": ("the same for seconds", ">= 1.3", lambda x: x >= 1.3),
+    "seconds_to_reward_vs_trl": ("OnlineDPOTrainer's seconds to reward 0.6 over ours", ">= 6", lambda x: x >= 6),
     "top_p": ("price of a token with top_p=0.9, as a share of one without", "<= 0.05", lambda x: x <= 0.05),
     "pool_choose_s": ("a million prompts: choose, s", "<= 2", lambda x: x <= 2),
     "pool_reload_s": ("a million prompts: reload, s", "<= 20", lambda x: x <= 20),
