@@ -175,7 +175,7 @@ PAIRS = (  # each round labels pairs, and trains the start's weights on all labe
 ONLINE = (  # each round samples prompts again, scores all responses, and trains on each prompt's newest pair
     *LINES,
     "data.responses=2",
-    "rounds=8",
+    "rounds=5",
     "epochs_per_round=1",
     "reset_policy=never",
     "pool.keep=newest",

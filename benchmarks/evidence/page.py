@@ -25,9 +25,10 @@ review; a classifier of sentiment (tf-idf, logistic regression) gives the reward
 512 held-out prompts. `few_prompts` trains on all pairs of unequal scores, `best_against_worst` and `spread` on one a
 prompt. The runs were made on more than one machine, so that their shares of seconds are rough.""",
     "film_prompts": """\
-The same policy and labeler, where prompts are chosen instead of pairs: the first of eight rounds samples two responses
-to all 512 prompts, each later one to 30 % of them (`full`: to all), and trains on each prompt's newest pair. Shares are
-of what `full` pays for its final reward.""",
+The same policy and labeler, where prompts are chosen instead of pairs: the first of five rounds samples two responses
+to all 512 prompts, each later one to 30 % of them (`full`: to all), and trains on each prompt's newest pair.
+`few_prompts` samples four responses to a random quarter of the prompts in every round, and trains on all pairs of that
+round. Shares are of what `full` pays for its final reward.""",
     "chat": """\
 SmolLM2-135M-Instruct with LoRA answers 64 of the prompts that come with Choosy in up to 24 tokens; VADER's sentiment is
 the reward. Four responses a prompt, 16 pairs labeled in each of three rounds, or all responses to 8 prompts, trained

@@ -138,9 +138,8 @@ def prompt_arms(share: float) -> dict[str, list[str]]:
         "optune_shrunk": again("optune", "optune", "weighting=uniform", "callbacks.optune.statistic=shrunk"),
         "optune_highest": again("optune", "optune", "weighting=uniform", "callbacks.optune.direction=smallest"),
         "predicted_gain": again("predicted_gain", "predicted_gain"),
-        "few_prompts": [  # as many responses, to half as many prompts, and all their pairs
-            *("selector=few_prompts", f"callbacks.random_prompts.fraction={share / 2}", "weighting=uniform"),
-            *("data.responses=4", ALL),
+        "few_prompts": [  # the default: half as many responses as `full`, to new prompts each round, and all their pairs
+            *("selector=few_prompts", "weighting=uniform", "data.responses=4", ALL, "train_on=round"),
         ],
     }
 
@@ -159,8 +158,8 @@ TASKS: Mapping[str, Task] = {
         film.ONLINE,
         "full",
         prompt_arms(0.3),
-        settings((1e-4, 3e-4), (0.1, 0.4)),
-        20,
+        settings((3e-4,), (0.1,)),
+        5,
     ),
     "chat": Task(
         chat.prepare,
