@@ -138,7 +138,7 @@ def prompt_arms(share: float) -> dict[str, list[str]]:
         "optune_shrunk": again("optune", "optune", "weighting=uniform", "callbacks.optune.statistic=shrunk"),
         "optune_highest": again("optune", "optune", "weighting=uniform", "callbacks.optune.direction=smallest"),
         "predicted_gain": again("predicted_gain", "predicted_gain"),
-        "few_prompts": [  # the default: half as many responses as `full`, to new prompts each round, and all their pairs
+        "few_prompts": [  # half as many responses as `full`, to new prompts each round, and all their pairs
             *("selector=few_prompts", "weighting=uniform", "data.responses=4", ALL, "train_on=round"),
         ],
     }
