@@ -117,9 +117,9 @@ def typed(tiny_policy_dir: Path, prompts_file: Path) -> list[str]:
 
 
 def numbers(run_dir: Path) -> dict[str, Any]:
-    """summary.json without the seconds, which no two runs share."""
+    """summary.json without the seconds, which no two runs share, and its checksum."""
     found: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
-    return {name: value for name, value in found.items() if name not in ("seconds", "sync_seconds")}
+    return {name: value for name, value in found.items() if name not in ("seconds", "sync_seconds", "checksum")}
 
 
 def test_choosy_train_does_in_any_folder_what_train_py_does_in_the_checkout(site, elsewhere, typed, tmp_path):

@@ -120,8 +120,10 @@ def in_a_sentence(error: str) -> str:
         'data.limit: Expected a number.'
     """
     place = ".".join(re.findall(r'Parser key "([^"]+)"', error))
-    reasons = [line.strip()[2:] for line in error.splitlines() if line.strip().startswith("- ")]
+    lines = [line.strip() for line in error.splitlines()]
+    reasons = [line.removeprefix("- ") for line in lines if line.startswith(("- ", "Option "))]
     said = [reason for reason in reasons if not re.match("Problem|Parser key|Expected a <class 'NoneType'>", reason)]
+    said = [reason for reason in said if "not implement protocol" not in reason] or said  # it is the other one's
     return f"{place}: {'; '.join(said)}." if place and said else error
 
 

@@ -200,7 +200,7 @@ def test_a_used_folder_is_refused_or_replaced_and_keeps_its_rows(tune, tmp_path)
     with pytest.raises(ValueError, match="already holds a finished run"):
         tune("run_dir=one", prompts=["another"], rounds=1)
     assert rows.read_text() == before
-    assert [*tmp_path.glob("one/given/*")] == [rows]
+    assert [*tmp_path.glob("one/given/train-*")] == [rows]
     assert tune("run_dir=one", "overwrite=true", prompts=PROMPTS[:4], rounds=1).summary["labels"]["spent"] > 0
 
 

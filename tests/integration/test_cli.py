@@ -232,7 +232,7 @@ def test_fit_replaces_a_run_and_a_failed_start_leaves_no_folder(lines, choosy, t
     refused(choosy, "fit", "--config", config, "--trainer.devices=two", message="cannot be built: TypeError: `devices`")
     uniform = "--data.run.weighting.class_path=choosy.methods.weighting.Uniform"
     mine = ["--data.run.labels.labeler.class_path=toy.Longer", uniform]
-    sentence = r"^\ndata.run.labels.labeler: Import path toy.Longer does not implement protocol Scores; [^;\n]+\.$"
+    sentence = r"^\ndata.run.labels.labeler: Option 'path' is not accepted\.$"
     refused(choosy, "fit", "--config", config, *mine, message=sentence)
     assert not run.exists()
     choosy("fit", "--config", config)

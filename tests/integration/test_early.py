@@ -79,7 +79,7 @@ REFUSED = {  # by the parts of a run themselves, which import torch: what the se
     "data.train=rows.jsonl data.heldout=topics.jsonl": "topics.jsonl, line 1: no prompt",
     "data.heldout_pairs=rows.jsonl": "rows.jsonl, line 1: no known preference format",
     "data=offline data.train=pairs.jsonl weighting=column": "needs a weight column",
-    "data=offline data.train=single.jsonl": "loss=sigmoid compares responses",
+    "data=offline data.train=single.jsonl": "loss=sigmoid compares the responses",
 }
 OF_A_FOLDER = {
     "name=begun ckpt_path=runs/none.ckpt": "ckpt_path=runs/none.ckpt does not exist",

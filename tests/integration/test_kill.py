@@ -38,6 +38,7 @@ def lines(folder, tiny_policy_dir) -> list[str]:
     """A run that takes a checkpoint after each step, chooses prompts and pairs, and trains several steps a round."""
     steps = ["callbacks.checkpoint.every_n_steps=1", "batching.batch_size=1"]
     chooses = ["selector=optune_certainty", "data.responses=3", "sampler.batch_size=3"]
+    chooses += ["labeler.fingerprint=toy"]  # also of the function that kills
     return [*typed(folder, tiny_policy_dir, folder / "prompts.jsonl"), *steps, *chooses]
 
 
