@@ -10,7 +10,7 @@ from pathlib import Path
 
 from choosy.early import refuse_early
 from choosy.labeling.judge.reachable import refuse_silent_endpoints
-from choosy.main import in_sentences, program_version, see_current_folder
+from choosy.main import in_sentences, see_current_folder
 from choosy.main import main as train
 from choosy.options.fit_words import HELP, again, read_words, resolved, with_dashes
 from choosy.options.names import COMMANDS_OF_OTHERS
@@ -23,7 +23,7 @@ from choosy.reporting.summary import read_run
 from choosy.resume.failed_starts import is_first_process, leaving_no_failed_start
 from choosy.resume.run_lock import holding
 from choosy.start import check, is_finished, prepare, without_nulls
-from choosy.terminal import exit_with, say, show_any_letter
+from choosy.terminal import exit_with, program_version, say, show_any_letter
 
 USAGE = """choosy train selector=certainty   play a run, with -m several; its --help lists every option
 choosy fit --config run.yaml      play what `choosy train ... --cfg job > run.yaml` composed

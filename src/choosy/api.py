@@ -49,7 +49,7 @@ def in_a_sentence(play: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return play(*args, **kwargs)
-        except Exception as error:
+        except Exception as error:  # also of the user's own code, which may raise anything
             if SHOWS_STACKS or isinstance(error, Postponed):
                 raise
             if isinstance(error, ValueError) and is_ours(error):

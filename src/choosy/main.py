@@ -11,7 +11,6 @@ from argparse import Namespace
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -48,7 +47,7 @@ from choosy.redaction import refuse_secret_words
 from choosy.resume.failed_starts import is_first_process, leaving_no_failed_start
 from choosy.resume.run_lock import holding
 from choosy.sealed import write_yaml
-from choosy.terminal import exit_with, say, show_any_letter
+from choosy.terminal import exit_with, program_version, say, show_any_letter
 
 # Torch, Lightning and transformers take seconds to import: functions import them once nothing is left to refuse.
 if TYPE_CHECKING:
@@ -157,11 +156,6 @@ def main() -> None:
         report_refusal(get_args_parser().parse_args(words))
     for index in SWEEPS.values():
         index.print()
-
-
-def program_version() -> str:
-    """Return what --version prints."""
-    return f"choosy {version('choosy')}"
 
 
 def report_refusal(typed: Namespace) -> None:

@@ -6,6 +6,7 @@ import codecs
 import io
 import logging
 import sys
+from importlib.metadata import version
 from typing import NoReturn, TextIO
 
 from choosy.foreign import visible
@@ -44,3 +45,8 @@ def show_any_letter() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
             stream.reconfigure(errors="backslashreplace")
+
+
+def program_version() -> str:
+    """Return what --version prints."""
+    return f"choosy {version('choosy')}"

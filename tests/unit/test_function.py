@@ -258,7 +258,8 @@ def test_a_function_of_a_module_that_was_edited_since_its_import_is_named(
         assert not caplog.text, "this function is as it was"
         assert Function("my_rewards.length").score(ITEMS) == [5.0, 1.0]
     assert (
-        "my_rewards.length is used as it was imported; its file has been edited since. file.py:function" in caplog.text
+        "my_rewards.length is used as it was imported; its file has been edited since. Type file.py:function, or start"
+        in caplog.text
     )
 
 

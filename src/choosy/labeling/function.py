@@ -29,7 +29,6 @@ FORMS = (
 )
 LISTS = ("completions", "responses")  # names of an argument that takes several answers at once
 OF_TRL = frozenset({"prompts", "completions", "completion_ids", *LISTS})  # what a function of lists is given
-AFRESH = "file.py:function reads it anew, and so does a new process"
 ONE_FORM = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 BY_NAME = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
@@ -194,7 +193,11 @@ def reward_of(function: str | Callable[..., Any]) -> Reward:
     shown = function if isinstance(function, str) else getattr(function, "__qualname__", type(function).__name__)
     call = _function_at(function) if isinstance(function, str) else function
     if isinstance(function, str) and is_edited(call):
-        log.warning("%s is used as it was imported; its file has been edited since. %s", shown, AFRESH)
+        log.warning(
+            "%s is used as it was imported; its file has been edited since. Type file.py:function, or start a new "
+            "process, to use it as it is now.",
+            shown,
+        )
     if inspect.isclass(call):
         call = _built(call, shown)
     if not callable(call):
