@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of a copy of this checkout, so that no build product is left beside the sources."""
+    """The wheel of the sdist of a copy of this checkout, so that no build product is left beside the sources."""
     try:
         found = version("setuptools")
     except PackageNotFoundError:
@@ -48,10 +48,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(part, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
         else:
             shutil.copy(part, source)
+    call = f"from setuptools.build_meta import build_sdist; build_sdist({str(built)!r})"
+    packed = subprocess.run([sys.executable, "-c", call], cwd=source, capture_output=True, text=True)
+    assert packed.returncode == 0, packed.stderr
+    (archive,) = built.glob("choosy_tuning-*.tar.gz")
     pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
-    done = subprocess.run([*pip, "-w", str(built), str(source)], capture_output=True, text=True)
+    done = subprocess.run([*pip, "-w", str(built), str(archive)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (path,) = built.glob("choosy-*.whl")
+    (path,) = built.glob("choosy_tuning-*.whl")
     return path
 
 

@@ -6,11 +6,11 @@ import codecs
 import io
 import logging
 import sys
-from importlib.metadata import version
 from typing import NoReturn, TextIO
 
 from choosy.foreign import visible
 from choosy.redaction import scrub
+from choosy.version import __version__
 
 
 def say(text: object = "", *, file: TextIO | None = None, end: str = "\n", with_token: bool = False) -> None:
@@ -49,4 +49,4 @@ def show_any_letter() -> None:
 
 def program_version() -> str:
     """Return what --version prints."""
-    return f"choosy {version('choosy')}"
+    return f"choosy {__version__}"

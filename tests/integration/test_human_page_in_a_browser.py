@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 from tiny import ROOT, labels, summary, typed
 
-pytest.importorskip("uvicorn", reason="the page for labeling is an extra: pip install 'choosy[human]'")
+pytest.importorskip("uvicorn", reason="the page for labeling is an extra: pip install 'choosy-tuning[human]'")
 pytest.importorskip("selenium", reason="needs selenium, of the extra dev")
 
 from selenium import webdriver

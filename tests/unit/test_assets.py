@@ -15,6 +15,8 @@ import pytest
 from choosy.models import locate as assets
 from choosy.models.locate import MODEL, refuse_lone_name, resolve_model, why_not_loaded
 
+ROOT = Path(__file__).resolve().parents[2]
+
 resolve_embedder = partial(resolve_model, demo="demo:minilm")
 
 RESOLVE = pytest.mark.parametrize("resolve", [resolve_model, resolve_embedder])
@@ -85,7 +87,8 @@ def test_a_demo_name_that_is_not_there_says_which_one_is():
 )
 def test_a_missing_wheel_says_what_to_type(resolve, name, package, home, monkeypatch):
     monkeypatch.setattr(assets, "find_spec", lambda name: None)
-    wanted = f"{name} needs the package {package}, .*`make setup`.*--require-hashes -r requirements-demo.txt`"
+    pinned = [line.split()[0] for line in (ROOT / "requirements-demo.txt").read_text().splitlines() if line[0] != "#"]
+    wanted = f"{name} needs the package {package}, .*`pip install --no-deps {' '.join(pinned)}`, or `make setup`"
     with pytest.raises(ValueError, match=wanted):
         resolve(name)
 

@@ -395,7 +395,7 @@ def test_a_value_out_of_range_is_refused(options, message, tmp_path):
 
 def test_a_missing_package_is_named_with_what_to_type(tmp_path, monkeypatch):
     monkeypatch.setattr("choosy.labeling.human.labeler.find_spec", lambda name: None if name == "uvicorn" else True)
-    with pytest.raises(ValueError, match=r"uvicorn, which is not installed; type pip install 'choosy\[human\]'"):
+    with pytest.raises(ValueError, match=r"uvicorn, which is not installed; type pip install 'choosy-tuning\[human\]'"):
         Human(str(tmp_path))
 
 

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-pytest.importorskip("uvicorn", reason="the page for labeling is an extra: pip install 'choosy[human]'")
+pytest.importorskip("uvicorn", reason="the page for labeling is an extra: pip install 'choosy-tuning[human]'")
 
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -26,6 +25,7 @@ from choosy.options.parts import typed_for
 from choosy.options.signatures import Missing, signature
 from choosy.options.typed import at_home
 from choosy.options.values import wanted
+from choosy.version import __version__
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and any(path.glob("*.yaml")))
@@ -206,7 +206,7 @@ def test_a_command_s_help_imports_no_torch(words, tmp_path):
 
 def test_the_version_is_printed_by_each_program(tmp_path):
     said = answers(["--version", "train --version", "train lr=1 --version"], tmp_path)["said"]
-    assert {*said.values()} == {f"choosy {version('choosy')}\n"}
+    assert {*said.values()} == {f"choosy {__version__}\n"}
 
 
 @pytest.mark.parametrize("line", MENU)

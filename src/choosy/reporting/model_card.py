@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 
 from choosy.reporting.summary import OF_PAIRS, RunSummary
+from choosy.version import __version__
 
 CARD = """---
 {front}
@@ -50,14 +51,14 @@ def model_card(run: RunSummary, facts: Mapping[str, str], *, base: str, folder: 
         chat: Whether the model has a chat template.
     """
     adapter = folder == "adapter"
-    libraries = ("choosy", "torch", "transformers", *(["peft"] if adapter else []))
+    libraries = ("torch", "transformers", *(["peft"] if adapter else []))
     last = run.last
     measured = {
         "held-out win rate against the start": _interval(last, "win_rate", ".0%"),
         "held-out reward": " → ".join(filter(None, (_interval(look, "reward", ".3g") for look in (run.start, last)))),
         **{f"held-out {name}": run.course(name) for name in OF_PAIRS},
         "cost": run.costs,
-        "versions": ", ".join(f"{name} {version(name)}" for name in libraries),
+        "versions": ", ".join([f"choosy {__version__}", *(f"{name} {version(name)}" for name in libraries)]),
     }
     rows = {name: text for name, text in {"base model": base, **facts, **measured}.items() if text}
     front = [

@@ -61,7 +61,7 @@ class People:
         if missing := [package for package in ("starlette", "uvicorn") if find_spec(package) is None]:
             raise ValueError(
                 f"The page for labeling is served with {' and '.join(missing)}, which is not installed; "
-                "type pip install 'choosy[human]'"
+                "type pip install 'choosy-tuning[human]'"
             )
         self.name = name
         self.instruction = self.usually if instruction is None else instruction
