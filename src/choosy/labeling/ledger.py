@@ -17,26 +17,13 @@ from tenacity import retry, retry_if_exception_message, retry_if_exception_type,
 
 from choosy.errors import Damaged, Stopped
 from choosy.files import create_private, make_folder, replacing
+from choosy.labeling.ledger_format import create_tables
 from choosy.labeling.locks import PurchaseLock, is_alive, remove_stale, turn_of
 from choosy.labeling.protocols import Answer, Purpose
-from choosy.labeling.row_checksums import COLUMN, TEXTS, WHOLE, checksum, use_checksums
+from choosy.labeling.row_checksums import TEXTS, WHOLE, checksum, use_checksums
 from choosy.redaction import scrub
 from choosy.types import Prompt, Response, Verdict, content_id
 
-VERSION = 3  # of the file's format, in its user_version; the one before had no checksums
-QUESTION = """key TEXT PRIMARY KEY, labeler TEXT NOT NULL, fingerprint TEXT NOT NULL, stamp TEXT NOT NULL,
-    kind TEXT NOT NULL, prompt_id TEXT NOT NULL, prompt TEXT NOT NULL, messages TEXT NOT NULL,
-    response_first TEXT NOT NULL, response_second TEXT, judgements INTEGER NOT NULL, purpose TEXT NOT NULL,
-    run TEXT NOT NULL, time REAL NOT NULL"""
-ANSWER = "score REAL, verdict TEXT, raw TEXT NOT NULL, annotator TEXT NOT NULL, cost REAL NOT NULL"
-TABLES = (
-    f"CREATE TABLE IF NOT EXISTS labels ({QUESTION}, {ANSWER}, {COLUMN})",
-    f"CREATE TABLE IF NOT EXISTS wanted ({QUESTION})",
-    "CREATE INDEX IF NOT EXISTS labels_of_run ON labels (run, purpose)",
-    "CREATE TABLE IF NOT EXISTS reuses (run TEXT, key TEXT, PRIMARY KEY (run, key)) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, buyer TEXT NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS lost (key TEXT)",  # labels that were damaged, and left out when the others were saved
-)
 LABEL = f"""SELECT {WHOLE}, key, prompt, response_first, response_second, score, verdict, raw, annotator, judgements,
     cost, purpose, run FROM labels"""
 TRAINED = checksum(["'train'" if name == "purpose" else name for name in TEXTS])  # of a label that is trained on
@@ -142,20 +129,7 @@ class Ledger:
             db.execute("PRAGMA journal_mode = WAL")
         with self._connection() as db:
             db.execute("BEGIN IMMEDIATE")
-            (found,) = db.execute("PRAGMA user_version").fetchone()
-            (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if found == 2:
-                db.execute(f"ALTER TABLE labels ADD COLUMN {COLUMN}")
-                db.execute(f"UPDATE labels SET checksum = {checksum()}")
-            elif tables and found != VERSION:
-                raise ValueError(
-                    f"labels.ledger={self.path!r} has format {found}, and this version of Choosy reads format "
-                    f"{VERSION}; use the version that wrote it, or type another file, such as "
-                    "labels.ledger=runs/ledger.sqlite"
-                )
-            for statement in TABLES:
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version = {VERSION}")  # writes, so that a read-only file is found here
+            create_tables(db, self.path)
 
     def _refuse_names(self) -> None:
         """Refuse a file of several names: beside each of them SQLite keeps a log of its own, and we our locks."""

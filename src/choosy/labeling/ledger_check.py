@@ -7,7 +7,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from choosy.labeling.ledger import VERSION, Ledger
+from choosy.labeling.ledger import Ledger
+from choosy.labeling.ledger_format import VERSION
 from choosy.labeling.row_checksums import WHOLE, use_checksums
 
 
