@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import uuid
@@ -46,16 +47,18 @@ def replacing(path: str | Path, *, private: bool = False) -> Iterator[Path]:
         os.replace(unfinished, path)
         flush(path.parent)
     finally:
-        _remove(unfinished)
-        _remove(old)
+        for left in (*path.parent.glob(f"{glob.escape(unfinished.name)}*"), old):  # SQLite's journals too
+            _remove(left)
 
 
-def create_private(path: Path, *, like: Path | None = None) -> None:
-    """Create an empty file for its owner alone, or with the permissions of another one, unless it is there."""
+def create_private(path: Path, *, like: Path | None = None) -> bool:
+    """Create an empty file for its owner alone, or with the permissions of another one; return whether it is new."""
     with suppress(FileExistsError):
         os.close(for_owner(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         if like is not None and like.exists():
             path.chmod(like.stat().st_mode & 0o777)
+        return True
+    return False
 
 
 def for_owner(path: str | Path, flags: int) -> int:

@@ -73,7 +73,7 @@ def test_a_file_of_another_format_is_refused(buyer: Callable[..., LabelBuyer], p
     buyer()
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 9")
-    with pytest.raises(ValueError, match=r"has format 9, and this version of Choosy reads format 3; .* or type"):
+    with pytest.raises(ValueError, match=r"has format 9, and this version of Choosy reads format 4; .* or type"):
         buyer()
 
 
@@ -81,7 +81,7 @@ def test_a_database_of_another_program_is_refused(buyer: Callable[..., LabelBuye
     path.parent.mkdir()
     with closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE recipes (name TEXT)")
-    with pytest.raises(ValueError, match=r"has format 0, and this version of Choosy reads format 3"):
+    with pytest.raises(ValueError, match=r"has format 0, and this version of Choosy reads format 4"):
         buyer()
     assert rows(path, "SELECT name FROM sqlite_master") == [("recipes",)]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import resource
 import shutil
+import signal
 import sqlite3
 import stat
 import time
@@ -21,6 +23,8 @@ from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.exchange.command import labels_command
 from choosy.labeling.ledger import Counts, Ledger
 from choosy.labeling.ledger_check import check, fault
+from choosy.labeling.protocols import Postponed
+from choosy.labeling.queue import Queue
 from choosy.types import Prompt, Response
 
 Buyer = Callable[..., LabelBuyer]
@@ -98,14 +102,89 @@ def test_no_change_of_the_file_is_taken_for_what_was_written(buyer: Buyer, path:
     assert named > 100, "half of the bits belong to no label"
 
 
-def test_a_ledger_of_the_format_before_is_given_checksums(buyer: Buyer, path: Path) -> None:
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_ledger_of_a_format_before_is_given_checksums(buyer: Buyer, path: Path, version: int) -> None:
     buyer().score(THREE)
+    buyer(run="b").score(THREE)
     before = contents(path)
-    for statement in ("ALTER TABLE labels DROP COLUMN checksum", "DROP TABLE lost", "PRAGMA user_version = 2"):
-        change(path, statement)
+    for table in ("wanted", "claims", "reuses", "lost", *(["labels"] if version == 2 else [])):
+        change(path, f"ALTER TABLE {table} DROP COLUMN checksum")
+    if version == 2:
+        change(path, "DROP TABLE lost")
+    change(path, f"PRAGMA user_version = {version}")
     assert fault(path) is None
     assert rewards((later := buyer()).score(THREE)) == [[1.0, 2.0]] * 3
     assert (later.labeler.asked, contents(path), fault(path)) == ([], before, None)  # type: ignore[attr-defined]
+
+
+def wait_for(path: Path) -> None:
+    """Let a run wait for six labels that people give another day."""
+    buying = LabelBuyer(Queue(str(path.parent), ledger=str(path)), ledger=str(path))
+    buying.open("c")
+    with pytest.raises(Postponed):
+        buying.compare([(Prompt(f"p{n}", f"Which of {n}?"), *FIVE[0][1:]) for n in range(6)])
+
+
+@pytest.mark.parametrize("column", ["run = 'b'", "judgements = 9", "purpose = 'evaluate'", "prompt = 'Other?'"])
+def test_a_damaged_question_that_a_run_waits_for_is_not_asked(path: Path, tmp_path: Path, column: str) -> None:
+    wait_for(path)
+    key = rows(path, "SELECT key FROM wanted")[0][0]
+    change(path, f"UPDATE wanted SET {column} WHERE key = '{key}'")
+    (answers := tmp_path / "answers.csv").write_text(f"key,verdict\n{key},first\n")
+    for words in (["export", str(path), str(tmp_path / "w.csv"), "--wanted"], ["import", str(path), str(answers)]):
+        with pytest.raises(Stopped, match=f"row of wanted '{key}' in {path} is damaged.*check .* --save"):
+            labels_command(words)
+    assert fault(path) == f"is damaged (row of wanted '{key}' is not as it was written)"
+    labels_command(["check", str(path), "--save", str(new := tmp_path / "new.sqlite")])
+    assert (len(Ledger(str(new)).rows("wanted")), fault(new)) == (5, None)
+
+
+def test_nothing_is_bought_where_it_is_not_known_what_others_are_buying(buyer: Buyer, path: Path) -> None:
+    buyer()
+    with Ledger(str(path)).buying(["k"]):
+        change(path, "UPDATE claims SET key = 'j'")
+        with pytest.raises(Stopped, match=r"row of claims 'j' in .* is damaged"):
+            buyer().score(THREE)
+
+
+def test_a_label_that_was_reused_is_counted_or_named(buyer: Buyer, path: Path) -> None:
+    buyer().score(THREE)
+    buyer(run="b").score(THREE)
+    change(path, "UPDATE reuses SET run = 'c' WHERE key IN (SELECT key FROM reuses LIMIT 1)")
+    assert "row of reuses" in (fault(path) or "")
+
+
+@pytest.mark.parametrize("table", ["labels", "wanted", "claims", "reuses", "lost"])
+def test_a_table_that_lost_its_name_is_not_made_anew(buyer: Buyer, path: Path, table: str) -> None:
+    buyer().score(THREE)
+    change(path, f"ALTER TABLE {table} RENAME TO other")
+    with pytest.raises(ValueError, match=f"{path} is damaged: its table {table} is missing"):
+        buyer()
+
+
+def test_a_ledger_that_is_cut_to_nothing_is_no_new_one(buyer: Buyer, path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("choosy.labeling.ledger.PATIENCE", 0.1)
+    buyer().score(THREE)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"is empty: put back a copy of it, .* or delete it"):
+        buyer()
+
+
+def test_what_cannot_be_saved_leaves_no_file(buyer: Buyer, path: Path, tmp_path: Path) -> None:
+    def save() -> None:
+        size = path.stat().st_size // 2
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        with pytest.raises(
+            ValueError, match=r"new.sqlite cannot be written \(.*; name a file in a folder that has room"
+        ):
+            labels_command(["check", str(path), "--save", str(folder / "new.sqlite")])
+
+    buyer().score([given(f"p{n}", "a" * 2000, "bb" * 2000) for n in range(100)])
+    (folder := tmp_path / "out").mkdir()
+    (process := FORK.Process(target=save)).start()
+    process.join(timeout=60)
+    assert (process.exitcode, [*folder.iterdir()]) == (0, [])
 
 
 def test_a_label_that_is_trained_on_after_it_was_bought_to_evaluate_stays_whole(buyer: Buyer, path: Path) -> None:

@@ -17,16 +17,19 @@ from tenacity import retry, retry_if_exception_message, retry_if_exception_type,
 
 from choosy.errors import Damaged, Stopped
 from choosy.files import create_private, make_folder, replacing
-from choosy.labeling.ledger_format import create_tables
+from choosy.labeling.ledger_format import COLUMNS, WHOLE, create_tables, insert_new
 from choosy.labeling.locks import PurchaseLock, is_alive, remove_stale, turn_of
 from choosy.labeling.protocols import Answer, Purpose
-from choosy.labeling.row_checksums import TEXTS, WHOLE, checksum, use_checksums
+from choosy.labeling.row_checksums import ERRORS, checksum, use_checksums
 from choosy.redaction import scrub
 from choosy.types import Prompt, Response, Verdict, content_id
 
-LABEL = f"""SELECT {WHOLE}, key, prompt, response_first, response_second, score, verdict, raw, annotator, judgements,
-    cost, purpose, run FROM labels"""
-TRAINED = checksum(["'train'" if name == "purpose" else name for name in TEXTS])  # of a label that is trained on
+LABEL = f"""SELECT {WHOLE["labels"]}, key, prompt, response_first, response_second, score, verdict, raw, annotator,
+    judgements, cost, purpose, run FROM labels"""
+TEXTS, NUMBERS = COLUMNS["labels"]
+TRAINED = checksum(["'train'" if name == "purpose" else name for name in TEXTS], NUMBERS)  # of one that is trained on
+REUSED, CLAIMED = checksum(["?2", "key"]), checksum(["?1", "?2"])
+PATIENCE = 5.0  # seconds in which a process that has made the file of a ledger writes its tables
 BUSY = retry_if_exception_type(sqlite3.OperationalError) & retry_if_exception_message(match=".*locked")
 
 
@@ -112,11 +115,18 @@ class Ledger:
         """Make the file if there is none, and delete the lock files of dead buyers."""
         try:
             make_folder(Path(self.path).parent)
-            create_private(Path(self.path))
+            is_new = create_private(Path(self.path))
             self._refuse_names()
-            self._create_tables()
+            if not is_new:
+                self._refuse_empty()
+            try:
+                self._create_tables()
+            except sqlite3.Error:  # such as a full disk
+                if is_new and not os.path.getsize(self.path):
+                    os.unlink(self.path)
+                raise
             remove_stale(self.path)
-        except (TypeError, OSError, sqlite3.Error) as error:
+        except (TypeError, OSError, *ERRORS) as error:
             raise ValueError(
                 f"labels.ledger={self.path!r} cannot serve as the ledger of labels ({error}); "
                 "type a file in a folder that you may write to, for instance labels.ledger=runs/ledger.sqlite"
@@ -139,6 +149,17 @@ class Ledger:
                 "delete the others, or type a copy. A symbolic link does no harm"
             )
 
+    def _refuse_empty(self) -> None:
+        """Refuse a file without a byte, which no process is about to write its tables into."""
+        ends = time.monotonic() + PATIENCE
+        while os.path.isfile(self.path) and not os.path.getsize(self.path):
+            if time.monotonic() > ends:
+                raise ValueError(
+                    f"labels.ledger={self.path!r} is empty: put back a copy of it, such as its run's "
+                    "ledger.copy.sqlite, or delete it if no label was ever bought into it"
+                )
+            time.sleep(0.05)
+
     def find(self, keys: Iterable[str]) -> dict[str, Label]:
         """The labels with these keys, by key; those that are not in the ledger are left out."""
         with self._transaction() as db:
@@ -151,11 +172,12 @@ class Ledger:
             raise self.damaged(key)
         return Label(*label)
 
-    def damaged(self, key: str) -> Damaged:
-        """Return the error of a label that is not as it was written."""
+    def damaged(self, key: str, table: str = "labels") -> Damaged:
+        """Return the error of a row that is not as it was written."""
+        what = "label" if table == "labels" else f"row of {table}"
         return Damaged(
-            f"the label {key!r} in {self.path} is damaged, and is not used. `choosy labels check {self.path} --save "
-            "NEW.sqlite` names all such labels and saves the others; go on with labels.ledger=NEW.sqlite"
+            f"the {what} {key!r} in {self.path} is damaged, and is not used. `choosy labels check {self.path} --save "
+            "NEW.sqlite` names all such rows and saves the others; go on with labels.ledger=NEW.sqlite"
         )
 
     @contextmanager
@@ -197,12 +219,14 @@ class Ledger:
         query = "SELECT key, '' FROM labels WHERE key = ?1 UNION ALL SELECT key, buyer FROM claims WHERE key = ?1"
         with self._transaction() as db:
             db.execute("BEGIN IMMEDIATE")
+            if changed := db.execute(f"SELECT key FROM claims WHERE NOT {WHOLE['claims']} LIMIT 1").fetchone():
+                raise self.damaged(changed[0], "claims")  # which label another process is buying is not known
             for key in keys:
                 _, other = db.execute(query, (key,)).fetchone() or (key, None)
                 if other and other not in alive:
                     alive[other] = is_alive(self.path, other)
                 if other is None or not alive.get(other, True):
-                    db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?)", (key, lock.name))
+                    db.execute(f"INSERT OR REPLACE INTO claims VALUES (?1, ?2, {CLAIMED})", (key, lock.name))
                     mine.add(key)
         return mine
 
@@ -219,7 +243,7 @@ class Ledger:
             scored = len(q.responses) == 1
             value = {"score": float(answer.value) if scored else None, "verdict": None if scored else answer.value}
             said = {"raw": scrub(answer.raw), "annotator": scrub(answer.annotator)}
-            paid = {"cost": answer.cost, "judgements": answer.judgements}
+            paid = {"cost": float(answer.cost), "judgements": answer.judgements}
             rows.append({**q.columns, **value, **said, **paid, **about})
         try:
             self.insert(rows)
@@ -234,12 +258,8 @@ class Ledger:
 
     def insert(self, rows: Sequence[Mapping[str, Any]]) -> int:
         """Add rows to the table of labels, all or none, and return how many were not there yet."""
-        added = 0
         with self._transaction() as db:
-            for row in rows:
-                if insert_new(db, "labels", [row]):
-                    db.execute(f"UPDATE labels SET checksum = {checksum()} WHERE key = :key", row)  # of what is stored
-                    added += 1
+            added = insert_new(db, "labels", rows)
             db.executemany("DELETE FROM wanted WHERE key = :key", [{"key": row["key"]} for row in rows])
         return added
 
@@ -254,12 +274,12 @@ class Ledger:
         """All rows of a table, ordered by time."""
         with self._transaction() as db:
             db.row_factory = sqlite3.Row
-            whole = WHOLE if table == "labels" else "1"
-            found = [dict(row) for row in db.execute(f"SELECT {whole} AS whole, * FROM {table} ORDER BY time, rowid")]
+            query = f"SELECT {WHOLE[table]} AS whole, * FROM {table} ORDER BY time, rowid"
+            found = [dict(row) for row in db.execute(query)]
         for row in found:
-            row.pop("checksum", None)
+            del row["checksum"]
             if not row.pop("whole"):
-                raise self.damaged(row["key"])
+                raise self.damaged(row["key"], table)
         return found
 
     def delete(self, key: str, *, run: str) -> None:
@@ -274,9 +294,10 @@ class Ledger:
         """
         rows = [(key, run) for key in keys]
         with self._transaction() as db:
-            these = f"key = ? AND run = ? AND purpose = 'evaluate' AND {WHOLE}"
+            these = f"key = ? AND run = ? AND purpose = 'evaluate' AND {WHOLE['labels']}"
             db.executemany(f"UPDATE labels SET purpose = 'train', checksum = {TRAINED} WHERE {these}", rows)
-            db.executemany("INSERT OR IGNORE INTO reuses SELECT ?2, key FROM labels WHERE key = ?1 AND run <> ?2", rows)
+            reused = f"INSERT OR IGNORE INTO reuses SELECT ?2, key, {REUSED} FROM labels WHERE key = ?1 AND run <> ?2"
+            db.executemany(reused, rows)
 
     def counts(self, run: str) -> Counts:
         """What a run has bought and reused so far, also before an interruption."""
@@ -301,7 +322,7 @@ class Ledger:
             rows = db.execute(f"{LABEL} WHERE {these} ORDER BY rowid", (labeler, run, fingerprint))
             return [self._label(row) for row in rows]
 
-    def restore(self, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    def restore(self, tables: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
         """Add rows to tables other than that of the labels."""
         with self._transaction() as db:
             for table, rows in tables.items():
@@ -337,7 +358,7 @@ class Ledger:
         try:
             with self._connection() as db:
                 yield db
-        except sqlite3.Error as error:
+        except ERRORS as error:
             raise self._unusable(error) from error
 
     @contextmanager
@@ -353,14 +374,6 @@ class Ledger:
             f"the ledger of labels {self.path} cannot be used any more ({error}). What is written in it is kept; "
             "see to it that its disk has room and its folder may be written to, and resume the run"
         )
-
-
-def insert_new(db: sqlite3.Connection, table: str, rows: Sequence[Mapping[str, Any]]) -> int:
-    """Insert the rows whose keys the table has not, and return their number."""
-    if not rows:
-        return 0
-    columns, values = ", ".join(rows[0]), ", ".join(f":{name}" for name in rows[0])
-    return db.executemany(f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({values})", rows).rowcount
 
 
 def is_full(error: BaseException | None) -> bool:

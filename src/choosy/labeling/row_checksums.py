@@ -7,23 +7,14 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any
 
-TEXTS = (  # columns of a label
-    *("key", "labeler", "fingerprint", "stamp", "kind", "prompt_id", "prompt", "messages"),
-    *("response_first", "response_second", "purpose", "run", "verdict", "raw", "annotator"),
-)
-NUMBERS = ("judgements", "time", "score", "cost")
-
-
+ERRORS = (sqlite3.Error, UnicodeDecodeError)  # of a damaged file; the second where SQLite quotes it in its message
 COLUMN = "checksum TEXT NOT NULL DEFAULT ''"
 
 
-def checksum(texts: Iterable[str] = TEXTS, numbers: Iterable[str] = NUMBERS) -> str:
-    """The checksum of a row, a label's if no other columns or expressions are given, as an expression of SQL."""
+def checksum(texts: Iterable[str], numbers: Iterable[str] = ()) -> str:
+    """The checksum of a row with these columns, or values, as an expression of SQL."""
     as_bytes = (f"typeof({text}), CAST({text} AS BLOB)" for text in texts)  # damaged ones may be no UTF-8
     return f"row_checksum({', '.join([*as_bytes, *numbers])})"
-
-
-WHOLE = f"(checksum IS {checksum()})"  # whether a label's row is as it was written
 
 
 def use_checksums(db: sqlite3.Connection) -> None:

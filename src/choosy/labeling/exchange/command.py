@@ -172,9 +172,11 @@ def check_ledger(path: Path, new: str | None) -> None:
     found, why = check(path), fault(path)
     for name in found.damaged:
         say(f"damaged: {name}")
+    for name in found.damaged_rest:
+        say(f"damaged: {name}, where no label is")
     say(f"{len(found.whole):,} labels are whole and {len(found.damaged):,} damaged in {path}")
     if new is not None:
-        save(found, new, path)
+        save(found, new)
         say(f"{len(found.whole):,} labels saved in {new}: type labels.ledger={new}")
     elif why is not None:
         raise ValueError(f"{path} {why}; save what is whole: choosy labels check {path} --save NEW.sqlite")

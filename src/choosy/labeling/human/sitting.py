@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from choosy.errors import Damaged
-from choosy.files import create_private
+from choosy.files import replacing
 from choosy.labeling.human.assignment import Assignment
 from choosy.labeling.human.questions import Click, Question
 from choosy.labeling.protocols import Answer, Purpose, TakenBack
-from choosy.labeling.row_checksums import COLUMN, checksum, use_checksums
+from choosy.labeling.row_checksums import COLUMN, ERRORS, checksum, use_checksums
 
 CLICKS_SCHEMA = f"""CREATE TABLE IF NOT EXISTS clicks (
     id INTEGER PRIMARY KEY, labeler TEXT NOT NULL, question TEXT NOT NULL, annotator TEXT NOT NULL,
@@ -40,15 +40,17 @@ class Clicks:
         self.path = path
         self.labeler = labeler
         try:
-            create_private(path)
+            if not path.exists():  # at once with its table, so that one without a byte is no new one
+                with replacing(path, private=True) as unfinished, closing(sqlite3.connect(unfinished)) as db:
+                    db.executescript(CLICKS_SCHEMA)
             with self._transaction() as db:
                 db.execute("PRAGMA journal_mode = WAL")
                 tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-                if tables and "clicks" not in tables:
+                if "clicks" not in tables:
                     raise self._damaged("no such table: clicks")
                 db.executescript(CLICKS_SCHEMA)
                 self._check(db)
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        except ERRORS as error:
             raise self._damaged(error) from error
 
     def _check(self, db: sqlite3.Connection) -> None:
