@@ -62,14 +62,20 @@ def test_a_rank_that_goes_on_does_not_write_over_its_parts(tmp_path: Path) -> No
     assert read_begun(tmp_path, 3, PROMPTS, responses=2)[0].keys() == {"p0", "p1", "p2"}
 
 
-def test_damaged_parts_are_passed_over_and_other_rounds_and_prompts_told_apart(tmp_path: Path) -> None:
+def test_damaged_parts_are_named_and_other_rounds_and_prompts_told_apart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for prompt in PROMPTS[:2]:
         writer = parts(tmp_path)
         writer.add([candidates(prompt)])
         writer.write()
     first = files_of(tmp_path, 3)[0]
-    first.write_bytes(first.read_bytes()[:-20])
+    (flipped := bytearray(first.read_bytes()))[-20] ^= 1  # in the footer, which no page's checksum covers
+    first.write_bytes(flipped)
     assert read_begun(tmp_path, 3, PROMPTS, responses=2)[0].keys() == {"p1"}
+    assert f"{first} is damaged" in caplog.text
+    fed = next(unlabeled(tmp_path, 3, PROMPTS, responses=2))
+    assert [c.prompt.id for c in fed] == ["p1"], "nothing is bought for what a damaged file holds"
     assert read_begun(tmp_path, 2, PROMPTS, responses=2) == ({}, {})
     with pytest.raises(ValueError, match=r"responses to prompt p1, which data.train has not"):
         read_begun(tmp_path, 3, PROMPTS[:1], responses=2)

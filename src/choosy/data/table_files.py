@@ -17,6 +17,10 @@ from choosy.files import replacing
 from choosy.sealed import BLANK, is_whole, seal
 
 FACTS = 2**20  # bytes at the end of a file that hold the facts
+NO_CHECKSUM = (
+    "it has no checksum: its end is lost, or an earlier version of Choosy wrote it. That version can finish the run; "
+    "a new one, under another name=..., has its labels for free with labels.ledger=... of its ledger"
+)
 
 
 def write_table(table: pa.Table, path: Path, about: Mapping[str, Any]) -> Path:
@@ -51,6 +55,7 @@ def damage(path: Path) -> str | None:
     """Say what is wrong with a file, read to its last byte; None if nothing is."""
     try:
         with path.open("rb") as file:
-            return None if is_whole(file, tail=FACTS) else "its bytes are not those that were written"
+            whole = is_whole(file, tail=FACTS)
+        return {True: None, False: "its bytes are not those that were written", None: NO_CHECKSUM}[whole]
     except OSError as error:
         return str(error).splitlines()[0]

@@ -165,16 +165,27 @@ class MetricsFile(Logger):
 
     def _read(self) -> list[dict[str, float]]:
         try:
-            text = self._written.read()
+            return self._rows(self._written.read())
         except ValueError as error:
             aside = self._file.with_name("metrics.damaged.csv")
             log.warning("%s. It is put aside as %s, and the metrics before this step are missing.", error, aside.name)
             self._file.rename(aside)
             return []
+
+    def _rows(self, text: str) -> list[dict[str, float]]:
+        """Read the rows of the file; a ValueError that names it for one that `log_metrics` has not written."""
         lines = io.StringIO(text, newline="")
         whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut short
-        read = csv.DictReader(whole)
-        return [{from_cell(name): _number(value) for name, value in row.items() if value} for row in read]
+        try:
+            header, *lists = [list(map(from_cell, cells)) for cells in csv.reader(whole)] or [[]]
+            rows = [
+                {name: _number(value) for name, value in zip(header, cells, strict=True) if value} for cells in lists
+            ]
+            if lacking := [row for row in rows if not {"step", "epoch"} <= row.keys()]:
+                raise ValueError(f"a row has no step and no epoch, {lacking[0]}")
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{self._file} is damaged ({error})") from error
+        return rows
 
 
 def _number(text: str) -> float:

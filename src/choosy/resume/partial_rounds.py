@@ -13,12 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from choosy.data.pool import POOL_SCHEMA, from_row, to_row
-from choosy.data.table_files import damage, read_about, write_table
+from choosy.data.table_files import damage, read_about, read_table, write_table
 from choosy.parallel.ranks import Ranks
+from choosy.terminal import logger
 from choosy.types import Candidates, Prompt
+
+log = logger(__name__)
 
 EVERY = 2.0  # seconds between two parts, and so what a crash costs,
 SHARE = 0.01  # or this share of the time that the round has been sampled, if that is longer: parts stay few
@@ -75,7 +77,7 @@ def read_begun(
 ) -> tuple[dict[str, Candidates], dict[str, float]]:
     """Read what all ranks have written of an interrupted round.
 
-    Damaged files are skipped, and candidates with another number of responses.
+    Damaged files are named and skipped, and so are candidates with another number of responses.
 
     Returns:
         The candidates by prompt id, and the run's seconds by then.
@@ -84,7 +86,8 @@ def read_begun(
     found: dict[str, Candidates] = {}
     seconds: dict[str, float] = {}
     for path in files_of(folder, number):
-        if damage(path):
+        if why := damage(path):
+            log.warning("%s is damaged (%s): its responses are sampled again.", path, why)
             continue
         candidates = rows(path)
         if unknown := [c.prompt.id for c in candidates if c.prompt.id not in known]:
@@ -108,7 +111,7 @@ def unlabeled(folder: Path, number: int, prompts: Iterable[Prompt], *, responses
         for path in files_of(folder, number):
             if path not in seen:
                 seen.add(path)
-                with suppress(OSError, pa.ArrowException):  # a part of an interrupted run may be damaged
+                with suppress(ValueError):  # a part of an interrupted run may be damaged
                     found |= {c.prompt.id: c for c in rows(path) if len(c.responses) == responses}
         yield [replace(c, prompt=left.pop(name)) for name, c in found.items() if name in left]
 
@@ -120,7 +123,7 @@ def files_of(folder: Path, number: int) -> list[Path]:
 
 def rows(path: Path) -> list[Candidates]:
     """Read the candidates of a part; their prompts lack the turns of a conversation."""
-    return [from_row(row) for row in pq.read_table(path, page_checksum_verification=True).to_pylist()]
+    return [from_row(row) for row in read_table(path).to_pylist()]
 
 
 def forget(folder: Path, number: int) -> None:
