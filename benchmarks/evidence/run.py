@@ -13,7 +13,6 @@ import math
 import os
 import random
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import page
 import readme
-from common import RESULTS, ROOT, busy_share, save
+from common import RESULTS, ROOT, busy_share, commit, save
 from store import Job, Store
 from tasks import TASKS, Task, chosen
 
@@ -49,14 +48,6 @@ def play(job: Job, task: str, made: Path, store: Store) -> None:
         busy = busy_share(command, environ, output)
     store.add(job, folder, commit(), busy)
     shutil.rmtree(folder)
-
-
-def commit() -> str:
-    """The commit that a run was made on."""
-    said = subprocess.run(
-        ["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return said.stdout.strip()
 
 
 def play_all(jobs: Sequence[Job], task: str, made: Path, store: Store, at_once: int) -> None:

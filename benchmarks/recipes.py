@@ -1,0 +1,215 @@
+"""Plays the recipes of conf/experiment on SmolLM2-135M, each once in some minutes, and tells what was seen.
+
+`make recipes` plays all of them, `make recipes ONLY=hypo,bmc,kto` these. What a recipe showed is kept in
+`benchmarks/results/recipes.json` and is not repeated, so that a killed command goes on; docs/methods.md has the table.
+Sizes and learning rates are those of a small model and few prompts, not the papers'; a run is of one seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+from common import RESULTS, ROOT, busy_share, commit, machine, write_between
+from faulty_judge import Asked, FaultyJudge
+
+from choosy.data.reading import read_prompts
+from choosy.labeling.vader import Vader
+from choosy.models.policy import Policy
+from choosy.reporting.summary import RunSummary, read_run
+from choosy.sampling.generate import Generate
+from choosy.types import Message, Prompt, Response, seed_of
+
+RUNS = ROOT / "runs" / "recipes"
+KEPT = RESULTS / "recipes.json"
+START, END = "<!-- recipes: written by benchmarks/recipes.py -->", "<!-- end of recipes -->"
+PROMPTS, TOKENS = 32, 24
+
+EVERY = (
+    *("trainer=cpu", "seed=0", f"data.limit={PROMPTS}", "data.heldout_limit=64", f"sampler.max_new_tokens={TOKENS}"),
+    *("evaluation.sampler.temperature=1.0", "evaluation.sampler.top_p=1.0", "batching.batch_size=8"),
+    *("warmup_steps=2", "callbacks.report.console=false", "callbacks.checkpoint.every_n_steps=0"),
+)
+GIVEN = ("data.train={given}", "data.heldout=choosy:prompts/heldout.jsonl", "labeler@labels.evaluation=vader")
+ON_PAIRS = (*GIVEN, "epochs_per_round=4")
+ONLINE = ("rounds=2", "epochs_per_round=2")
+BY_VADER = (*ONLINE, "labeler=vader")
+ALL_WEIGHTS, LORA = "lr=1e-5", "lr=2e-4"  # the papers' are for larger models and many more steps
+RECIPES: Mapping[str, Sequence[str]] = {
+    "hypo": (*GIVEN, LORA),
+    "bmc": (*ON_PAIRS, ALL_WEIGHTS, "editor.model=smollm2", "editor.base_url={editor}"),
+    "kto": (*ON_PAIRS, ALL_WEIGHTS),
+    "wpo": (*BY_VADER, ALL_WEIGHTS),
+    "ld_dpo": (*ON_PAIRS, ALL_WEIGHTS),
+    "simpo": (*BY_VADER, ALL_WEIGHTS),
+    "orpo": (*ON_PAIRS, ALL_WEIGHTS),
+    "cpo": (*ON_PAIRS, LORA),
+    "bco": (*ON_PAIRS, ALL_WEIGHTS),
+    "rpo": (*BY_VADER, ALL_WEIGHTS, "data.responses=4"),
+    "tr_dpo": (*BY_VADER, ALL_WEIGHTS),
+    "ada_dpo": (*ON_PAIRS, LORA),
+    "ra_dpo": (*ON_PAIRS, ALL_WEIGHTS),
+    "spo": (*ON_PAIRS, LORA),
+    "rdo": (*ON_PAIRS, ALL_WEIGHTS),
+    "selm": (*BY_VADER, ALL_WEIGHTS),
+    "xpo": (*BY_VADER, ALL_WEIGHTS),
+    "pro": (*BY_VADER, ALL_WEIGHTS),
+    "dlma": (*ONLINE, ALL_WEIGHTS, "labeler@labels.evaluation=vader"),
+    "lora_litee": (
+        *(*ONLINE, LORA, "labeler@labeler.paid=vader", "labeler.model.encoder=[demo:minilm,demo:smollm2]"),
+        *("labeler.min_labels=48", "labeler.model.max_length=96", "labeler@labels.evaluation=vader"),
+    ),
+}
+
+
+class Small:
+    """SmolLM2 as everything here that is not tuned: it writes the given responses, and edits."""
+
+    def __init__(self) -> None:
+        self.policy = Policy("demo:smollm2")
+        self.policy.load(device=torch.device("cpu"), seed=0)
+        self.alone = threading.Lock()
+
+    def answers(self, prompts: Sequence[Prompt], each: int, engine: Generate) -> list[list[str]]:
+        """So many responses to each prompt, the same at every call."""
+        ids = [self.policy.tokens.encode_prompt(prompt) for prompt in prompts]
+        seeds = [[seed_of("recipes", prompt.id, n) for n in range(each)] for prompt in prompts]
+        with self.alone:
+            return [[r.text for r in of_prompt] for of_prompt in engine.sample(self.policy, ids, seeds)]
+
+    def edit(self, asked: Asked) -> str:
+        """What an editor replies: the second response, rewritten, between lines of the code."""
+        code = asked.user.split("lines that hold only ")[-1].split()[0].rstrip(".")
+        wanted = (
+            f'Rewrite this sentence so that it sounds as cheerful as "{asked.first}" Change only a few words.\n\n'
+            f"{asked.second}"
+        )
+        prompt = Prompt(f"edit {asked.number}", wanted, (Message("user", wanted),))
+        ((said,),) = self.answers([prompt], 1, Generate(temperature=0.0, max_new_tokens=TOKENS))
+        return f"{code}\n{said}\n{code}"
+
+
+def given_pairs(small: Small) -> Path:
+    """Of four responses of SmolLM2 to each prompt the best and the worst by VADER, with scores from 1 to 10."""
+    path = RUNS / f"pairs_{PROMPTS}x{TOKENS}.jsonl"
+    if path.exists():
+        return path
+    prompts = read_prompts("choosy:prompts/train.jsonl", as_chat=True, limit=PROMPTS)
+    engine = Generate(temperature=0.7, top_p=0.9, max_new_tokens=TOKENS)
+    rows, vader = [], Vader()
+    for prompt, texts in zip(prompts, small.answers(prompts, 4, engine), strict=True):
+        scores = vader.score([(prompt, Response(text)) for text in texts])
+        ranked = sorted(zip(scores, texts, strict=True))
+        (low, worst), (high, best) = ranked[0], ranked[-1]
+        ten = {"chosen_score": round(5.5 + 4.5 * high, 1), "rejected_score": round(5.5 + 4.5 * low, 1)}
+        if low < high:
+            rows.append({"prompt": prompt.text, "chosen": best, "rejected": worst, **ten})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@contextmanager
+def places(names: Sequence[str]) -> Iterator[dict[str, str]]:
+    """What stands in braces in the lines of these recipes: the file of given pairs, the editor's address."""
+    lines = " ".join(line for name in names for line in RECIPES[name])
+    if "{given}" not in lines:
+        yield {}
+        return
+    small = Small()
+    given = {"given": str(given_pairs(small))}
+    if "{editor}" not in lines:
+        del small
+        yield given
+        return
+    with FaultyJudge(small.edit) as server:
+        yield {**given, "editor": server.url}
+
+
+def play(name: str, where: Mapping[str, str]) -> dict[str, Any]:
+    """Play a recipe in a process of its own on one thread, and return what it showed."""
+    folder, log = RUNS / name, RUNS / f"{name}.log"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed, or of other settings
+    RUNS.mkdir(parents=True, exist_ok=True)
+    typed = [line.format(**where) if line.count("{") else line for line in (*EVERY, *RECIPES[name])]
+    with log.open("w") as output:
+        command = [sys.executable, ROOT / "train.py", f"experiment={name}", *typed, f"run_dir={folder}"]
+        busy = busy_share(command, {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}, output)
+    return seen(read_run(folder), busy)
+
+
+def seen(run: RunSummary, busy: float) -> dict[str, Any]:
+    """The numbers of a run, and its answers to the first held-out prompt."""
+    numbers, first = run.numbers(), run.answers[0]
+    changes = [a.reward_after - a.reward_before for a in run.answers if None not in (a.reward_after, a.reward_before)]
+    half = 1.96 * stdev(changes) / math.sqrt(len(changes))
+    return {
+        "reward": numbers["reward"],
+        "change": [fmean(changes), fmean(changes) - half, fmean(changes) + half],
+        "kl": run.last["kl"],
+        "labels": numbers["labels"]["spent"],
+        "items": numbers["pairs_trained"],
+        "seconds": numbers["seconds"]["total"] * busy,
+        "example": {"prompt": first.prompt, "before": first.before, "after": first.after},
+    }
+
+
+def table(kept: Mapping[str, Any]) -> list[str]:
+    """The recipes that were played with the settings that stand here, those that were not, and what was typed."""
+    played = {name: kept[name] for name in RECIPES if is_finished(name, kept)}
+    lines = [
+        "| `experiment=` | labels | reward, before | after | change, 95 % interval | KL | seconds |",
+        *["|---|---|---|---|---|---|---|"],
+    ]
+    for name, one in played.items():
+        before, after = one["reward"]["initial"], one["reward"]["final"]
+        change, low, high = one["change"]
+        lines.append(
+            f"| `{name}` | {one['labels']} | {before:.2f} | {after:.2f} | {change:+.2f} ({low:+.2f} to {high:+.2f}) "
+            f"| {one['kl']:.2f} | {one['seconds']:.0f} |"
+        )
+    if left := [f"`{name}`" for name in RECIPES if name not in played]:
+        lines += ["", f"Not played yet: {', '.join(left)}."]
+    return lines
+
+
+def is_finished(name: str, kept: Mapping[str, Any]) -> bool:
+    """Whether a recipe was played as it would be now."""
+    return name in kept and kept[name]["typed"] == list(RECIPES[name]) and kept[name]["of_all"] == list(EVERY)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="recipes, with commas between them (default: all)")
+    names = [name for name in parser.parse_args().only.split(",") if name] or list(RECIPES)
+    if unknown := [name for name in names if name not in RECIPES]:
+        sys.exit(f"no such recipe: {', '.join(unknown)}; there are {', '.join(RECIPES)}")
+    kept = json.loads(KEPT.read_text())["recipes"] if KEPT.exists() else {}
+    left = [name for name in names if not is_finished(name, kept)]
+    print(f"{len(names) - len(left)} of {len(names)} recipes are finished", flush=True)
+    with places(left) as where:
+        for name in left:
+            as_typed = {"commit": commit(), "typed": list(RECIPES[name]), "of_all": list(EVERY)}
+            kept[name] = {**as_typed, **play(name, where)}
+            KEPT.write_text(json.dumps({"machine": machine(), "recipes": kept}, indent=1) + "\n")
+            write_between(ROOT / "docs" / "methods.md", START, END, table(kept))
+            print(name, json.dumps({k: v for k, v in kept[name].items() if k not in as_typed}), flush=True)
+    write_between(ROOT / "docs" / "methods.md", START, END, table(kept))
+
+
+if __name__ == "__main__":
+    main()
