@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import RESULTS, ROOT, peer_python
+from common import RESULTS, ROOT, peer_python, write_between
 
 from choosy.methods.loss_inputs import Facts, Loss, LossInputs, TokenLogps, form_of
 
@@ -62,6 +62,7 @@ ROWS = [
     Row("f_dpo", ("divergence=alpha",), "dpo", ("sigmoid",), {"f_divergence_type": "alpha_divergence"}, "float32"),
     Row("ld_dpo", (), "dpo", ("sigmoid",), {"ld_alpha": 0.5}),
     Row("wpo", (), "dpo", ("sigmoid",), {"use_weighting": True}),
+    Row("wpo", ("aligned=false",), "dpo", ("sigmoid",), {"use_weighting": True, "log_sum_sq_probs": 0}),
     Row("sft", (), "dpo", ("sft",), {}),
     Row("rpo", (), "dpo", ("sigmoid", "sft"), {"loss_weights": [1.0, 1.0]}),
     Row("bco", ("shift=zero",), "dpo", ("bco_pair",), {}),
@@ -73,15 +74,19 @@ ROWS = [
 ]
 
 
-def random_pairs() -> tuple[list[Any], list[Any]]:
-    """Log-probs of the tokens of chosen and rejected responses under policy and reference, 1 to 12 tokens each."""
+def random_pairs() -> tuple[list[Any], list[Any], list[Any]]:
+    """Of the 1 to 12 tokens of chosen and rejected responses: log-probs under policy and reference, log sum p^2."""
     random = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, 13, (PAIRS, 2), generator=random).tolist()
-    one, two = ([[(-2 * torch.rand(n, generator=random)).tolist() for n in pair] for pair in lengths] for _ in range(2))
-    return one, two
+    one, two, three = (
+        [[(-2 * torch.rand(n, generator=random)).tolist() for n in pair] for pair in lengths] for _ in range(3)
+    )
+    return one, two, three
 
 
-def ours(loss: Loss, logps: list[Any], refs: list[Any], dtype: torch.dtype) -> tuple[list[float], list[float]]:
+def ours(
+    loss: Loss, logps: list[Any], refs: list[Any], collisions: list[Any], dtype: torch.dtype
+) -> tuple[list[float], list[float]]:
     """The loss of each pair, a pair's two single responses added up, and the gradient in the tokens."""
     responses = [row for pair in logps for row in pair]
     length_R = torch.tensor([len(row) for row in responses])
@@ -95,6 +100,7 @@ def ours(loss: Loss, logps: list[Any], refs: list[Any], dtype: torch.dtype) -> t
         none_R.index_add(0, response_T, ref_T),
         sizes=[1] * len(responses) if single else [2] * len(logps),
         length_R=length_R,
+        collision_R=torch.tensor([sum(row) for pair in collisions for row in pair], dtype=dtype),
         good_R=torch.tensor([True, False] * len(logps)) if single else None,
         facts=Facts(kl=0.3),
         tokens=TokenLogps(logp_T, ref_T, torch.arange(len(response_T)), response_T),
@@ -111,8 +117,9 @@ def furthest(one: list[float], two: list[float]) -> float:
 
 
 def main() -> None:
-    logps, refs = random_pairs()
-    cases = [{**row._asdict(), "settings": row.theirs, "logps": logps, "refs": refs} for row in ROWS]
+    logps, refs, collisions = random_pairs()
+    given = {"logps": logps, "refs": refs, "collisions": collisions}
+    cases = [{**row._asdict(), "settings": row.theirs, **given} for row in ROWS]
     peer = [peer_python(), str(ROOT / "benchmarks" / "peers" / "trl_losses.py")]
     said = subprocess.run(peer, input=json.dumps(cases), text=True, capture_output=True)
     if said.returncode != 0:
@@ -122,15 +129,14 @@ def main() -> None:
     for row, theirs in zip(ROWS, json.loads(said.stdout.splitlines()[-1]), strict=True):
         menu = OmegaConf.load(ROOT / "conf" / "loss" / f"{row.loss}.yaml")
         loss = instantiate(OmegaConf.merge(menu, OmegaConf.from_dotlist(list(row.settings))), _convert_="object")
-        values, gradients = ours(loss, logps, refs, getattr(torch, row.dtype))
+        values, gradients = ours(loss, logps, refs, collisions, getattr(torch, row.dtype))
         values = [sum(values)] if row.together else values
         value, gradient = furthest(values, theirs["values"]), furthest(gradients, theirs["gradients"])
         name = " ".join([f"loss={row.loss}", *(f"loss.{setting}" for setting in row.settings)])
         called = " + ".join(row.types) + "".join(f" {k}={v}" for k, v in row.theirs.items())
         lines.append(f"| `{name}` | {row.trainer.upper()} `{called}` | {len(logps)} | {value:.0e} | {gradient:.0e} |")
         found[name] = {"value": value, "gradient": gradient, "first": theirs["values"][:2]}
-    before, _, rest = PAGE.read_text().partition(START)
-    PAGE.write_text(before + "\n".join([START, *lines, END]) + rest.partition(END)[2])
+    write_between(PAGE, START, END, lines)
     (RESULTS / "parity.json").write_text(json.dumps({"trl": "1.16.0", "losses": found}, indent=1) + "\n")
     print("\n".join(lines))
     if far := [name for name, each in found.items() if max(each["value"], each["gradient"]) > CLOSE]:

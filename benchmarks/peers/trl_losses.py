@@ -26,18 +26,21 @@ KTO = {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "kl": 0.
 
 
 class Given(nn.Module):
-    """A model whose log-probs are given: (B, L) padded with 0."""
+    """A model whose log-probs are given, and log sum p^2 if it is needed: (B, L) padded with 0."""
 
     is_gradient_checkpointing = False
 
-    def __init__(self, logp_BL: torch.Tensor) -> None:
+    def __init__(self, logp_BL: torch.Tensor, collision_BL: torch.Tensor | None = None) -> None:
         super().__init__()
         self.logp_BL = logp_BL
+        self.collision_BL = collision_BL
 
     def forward(self, **_):
         nothing_BL = torch.zeros_like(self.logp_BL)
-        others = dict.fromkeys(("log_sum_sq_probs", "entropy", "mean_logits", "is_top1"), nothing_BL)
-        return SimpleNamespace(log_probs=self.logp_BL, **{**others, "is_top1": nothing_BL.bool()})
+        others = dict.fromkeys(("entropy", "mean_logits"), nothing_BL)
+        return SimpleNamespace(
+            log_probs=self.logp_BL, log_sum_sq_probs=self.collision_BL, is_top1=nothing_BL.bool(), **others
+        )
 
 
 def trainer_of(kind: type, **settings) -> object:
@@ -62,16 +65,17 @@ def padded(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     return logp_BL, nn.functional.pad(there_BL, (1, 0))
 
 
-def dpo(rows, refs, types, settings):
+def dpo(rows, refs, collisions, types, settings):
     """`DPOTrainer._compute_loss` of the rows: all chosen, then all rejected."""
+    share = settings.pop("log_sum_sq_probs", 1)
     trainer = trainer_of(DPOTrainer, loss_types=types, **{**DPO, **settings})
     logp_BL, mask_BL = padded(rows)
-    trainer.model, trainer.ref_model = Given(logp_BL), Given(padded(refs)[0])
+    trainer.model, trainer.ref_model = Given(logp_BL, share * padded(collisions)[0]), Given(padded(refs)[0])
     batch = {"input_ids": mask_BL, "attention_mask": mask_BL, "completion_mask": mask_BL}
     return trainer._compute_loss(trainer.model, batch, return_outputs=False)
 
 
-def kto(rows, refs, types, settings):
+def kto(rows, refs, collisions, types, settings):
     """`KTOTrainer._compute_loss` of a good and a bad response, summed."""
     given = {**KTO, **settings}
     trainer = trainer_of(KTOTrainer, loss_type=types[0], calculate_KL=types[0] == "kto", **given)
@@ -83,7 +87,7 @@ def kto(rows, refs, types, settings):
     return 2 * trainer._compute_loss(trainer.model, {**batch, "label": torch.tensor([True, False])}, False)
 
 
-def cpo(rows, refs, types, settings):
+def cpo(rows, refs, collisions, types, settings):
     """`CPOTrainer.cpo_loss`, on means for SimPO, with the response's NLL as the trainer adds it."""
     given = {**CPO, **settings}
     trainer = trainer_of(CPOTrainer, loss_type=types[0], **given)
@@ -92,7 +96,7 @@ def cpo(rows, refs, types, settings):
     return losses.mean() - given["cpo_alpha"] * rows[0].mean()
 
 
-def orpo(rows, refs, types, settings):
+def orpo(rows, refs, collisions, types, settings):
     """`ORPOTrainer.odds_ratio_loss` on means, with the response's NLL as the trainer adds it."""
     trainer = trainer_of(ORPOTrainer, **{"beta": 0.1, **settings})
     losses, *_ = trainer.odds_ratio_loss(rows[0].mean()[None], rows[1].mean()[None])
@@ -106,12 +110,14 @@ def answer(case: dict) -> dict:
     """The loss of each pair, or of all together, with the gradient in the tokens, pair by pair, chosen first."""
     dtype = getattr(torch, case["dtype"])
     pairs = [[torch.tensor(row, dtype=dtype, requires_grad=True) for row in pair] for pair in case["logps"]]
-    refs = [[torch.tensor(row, dtype=dtype) for row in pair] for pair in case["refs"]]
+    refs, collisions = (
+        [[torch.tensor(row, dtype=dtype) for row in pair] for pair in case[name]] for name in ("refs", "collisions")
+    )
     batches = [range(len(pairs))] if case["together"] else [[n] for n in range(len(pairs))]
     values = []
     for batch in batches:
-        rows, ref_rows = ([of[n][side] for side in (0, 1) for n in batch] for of in (pairs, refs))
-        value = TRAINERS[case["trainer"]](rows, ref_rows, case["types"], case["settings"]) * len(batch)
+        rows = [[of[n][side] for side in (0, 1) for n in batch] for of in (pairs, refs, collisions)]
+        value = TRAINERS[case["trainer"]](*rows, case["types"], dict(case["settings"])) * len(batch)
         value.backward()
         values.append(value.item())
     return {"values": values, "gradients": [x for pair in pairs for row in pair for x in row.grad.tolist()]}

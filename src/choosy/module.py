@@ -183,7 +183,8 @@ class WeightedDPO(LightningModule):
         """One optimiser step on the mean over the batch's items of weight x loss."""
 
         def part_loss(part: Batch) -> tuple[Tensor, StepStats]:
-            s = part.loss_inputs(self.policy.token_logps(part.groups), self.facts, partners)
+            logp_T = self.policy.token_logps(part.groups, collisions="collision" in self.loss.needs)
+            s = part.loss_inputs(logp_T, self.facts, partners)
             s.degrees = self.predict_degrees(part.groups)
             loss_B = part.weight_B.to(s.logp_R.device) * item_losses(self.loss, s, len(part.weight_B))
             loss = loss_B.sum() / batch.total

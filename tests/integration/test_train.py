@@ -231,6 +231,7 @@ FIRST_LOSS: dict[str, Callable[..., float]] = {  # of an item whose policy is it
     "ada_dpo": lambda one, other: 0.01,  # at the lowest scale, 0.1 * (log 2 + 0.1 - log 2)
 }
 MORE = {"pro": ["data.responses=4"], "ld_dpo": ["data.responses=3"], "kto": ["data.responses=3"]}
+MORE["wpo"] = ["loss.aligned=false"]  # the other is below
 
 
 def first_items(run: Any) -> list[list[Seen]]:
@@ -258,6 +259,22 @@ def test_a_loss_starts_where_policy_is_reference_and_trains(loss, labeler, play)
     assert run.losses[0] == pytest.approx(sum(FIRST_LOSS[loss](*item) for item in first) / len(first), rel=1e-5)
     assert all(map(math.isfinite, run.losses))
     trains_only_what_it_may(run)
+
+
+def test_wpo_divides_a_pair_s_likelihood_by_that_of_the_policy_s_own_samples(play):
+    run = play("loss=wpo", "rounds=1", "data.heldout=null")
+    prompt_ids = {row["prompt_id"]: list(row["prompt_ids"]) for row in run.pool.to_dict("records")}
+    weights = []
+    with run.policy.states.as_start(), torch.no_grad():
+        for name, *responses in run.witness.pairs[0][:4]:
+            means = []
+            for ids in responses:
+                whole = torch.tensor([[*prompt_ids[name], *ids]])
+                logp_TV = run.policy.causal_lm(whole).logits[0, -len(ids) - 1 : -1].log_softmax(-1)
+                aligned_T = logp_TV[range(len(ids)), ids] - (2 * logp_TV).logsumexp(-1)
+                means.append(aligned_T.mean().item())
+            weights.append(math.exp(sum(means)))
+    assert run.losses[0] == pytest.approx(math.log(2) * sum(weights) / len(weights), rel=1e-4)
 
 
 @pytest.mark.parametrize("loss", ["simpo", "sft", "pro"])

@@ -21,6 +21,7 @@ LENGTH_R = torch.tensor([2, 1, 4, 3, 1, 5])
 LOGP_R, REF_R = [-2.0, -1.5, -3.0, -7.0, -0.5, -6.0], [-3.0, -1.0, -4.0, -6.0, -2.0, -3.5]
 REWARD_R = torch.tensor([3.0, 1.0, -0.5, 2.0, 1.5, 1.0], dtype=torch.float64)  # of pairs 2, -2.5 and 0.5
 PARTNERS = Partners(*torch.tensor([[-2.0, 1.5, 0.5], [-1.0, 0.5, 2.0], [1.0, 2.5, -0.5]], dtype=torch.float64))
+COLLISION_R = torch.tensor([-0.5, -1.0, -2.0, -1.5, -0.25, -3.0], dtype=torch.float64)
 OWN_ITEM_K = torch.tensor([0, 1, 1])
 OWN_REF_K = torch.tensor([-4.0, -5.0, -6.0], dtype=torch.float64)
 OWN_SAMPLED_K = torch.tensor([-2.5, -2.0, -3.0], dtype=torch.float64)
@@ -45,7 +46,7 @@ AT_REFERENCE = {
     "simpo": math.log1p(math.exp(1 - 2 * (MEAN - OTHER))),
     "cpo": math.log1p(math.exp(-0.1 * (LOGP_R[0] - LOGP_R[1]))) - MEAN,
     "orpo": 0.1 * math.log1p(math.exp(OTHER - MEAN) * (1 - math.exp(MEAN)) / (1 - math.exp(OTHER))) - MEAN,
-    "wpo": math.log(2) * math.exp(MEAN + OTHER),
+    "wpo": math.log(2) * math.exp(MEAN + 0.5 / 2 + OTHER + 1.0 / 1),
     "selm": math.log(2),
     "hypo": math.log(2),
     "spo": math.log(2) + 0.1 * math.log(4),  # the head knows nothing yet
@@ -78,6 +79,7 @@ def inputs(loss: Loss, logp_R: Tensor, ref_R: Tensor | None = None, **more: Any)
         "own": (logp_R[:3], OWN_REF_K.to(logp_R.dtype), OWN_ITEM_K, OWN_SAMPLED_K.to(logp_R.dtype)),
         "facts": Facts(kl=0.3, reward=0.2, steps=1, partners=PARTNERS),
         "reward_R": REWARD_R,
+        "collision_R": COLLISION_R.to(logp_R.dtype),
         "degrees": Degrees(logp_R.new_zeros(2, 4), torch.tensor([0, 3]), torch.tensor([0, 0])),
         "tokens": TokenLogps(logp_T, ref_T, torch.arange(len(response_T)), response_T),
     }
@@ -100,7 +102,8 @@ def test_gradients_are_those_of_the_formula(menu: tuple[str, Loss]) -> None:
     name, loss = menu
     if name == "aot_unpaired":
         return  # an item has half of a comparison's value, and half of the gradient is its partner's: see below
-    weight = {"wpo": lambda s: s.mean_logp_R().detach().view(-1, 2).sum(1).exp()}.get(name, lambda s: 1.0)
+    aligned = {"wpo": lambda s: ((s.logp_R.detach() - s.collision_R) / s.length_R).view(-1, 2).sum(1).exp()}
+    weight = aligned.get(name, lambda s: 1.0)
     # differences do not see what the policy samples: test_reverse_kl.py compares that term with the true divergence
     own = {"own": None} if name == "hypo" else {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -117,11 +118,11 @@ def values_and_gradients(model: nn.Module, logps: Callable[[], Tensor]) -> tuple
 def assert_paths_agree(model: nn.Module, groups: Sequence[Group]) -> None:
     one_row = takes_one_row(model)
     with torch.no_grad():
-        shared_T, padded_T = (
-            token_logps(model, share_prompt(groups, one_row=one_row)),
-            padded_token_logps(model, groups),
+        shared_2T, padded_2T = (
+            token_logps(model, share_prompt(groups, one_row=one_row), collisions=True),
+            padded_token_logps(model, groups, collisions=True),
         )
-    torch.testing.assert_close(shared_T, padded_T, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(shared_2T, padded_2T, rtol=1e-5, atol=1e-5)
     shared_S, sharing = values_and_gradients(model, lambda: shared(model, groups, one_row=one_row))
     padded_S, padding = values_and_gradients(model, lambda: padded(model, groups))
     torch.testing.assert_close(shared_S, padded_S, rtol=1e-5, atol=1e-5)
@@ -356,6 +357,28 @@ def test_chunked_equals_dense(chunk: int, trained_head: bool) -> None:
     torch.testing.assert_close(
         torch.autograd.grad(chunked_T @ factor_T, wanted), torch.autograd.grad(dense_T @ factor_T, wanted)
     )
+
+
+@pytest.mark.parametrize("trained_head", [False, True])
+@pytest.mark.parametrize("chunk", [5, 256])
+def test_collisions_are_log_sums_of_squared_probabilities_and_move_no_gradient(chunk: int, trained_head: bool) -> None:
+    hidden_TD, weight_VD, target_T, factor_T = head_inputs()
+    weight_VD.requires_grad_(trained_head)
+    wanted = [hidden_TD, weight_VD] if trained_head else [hidden_TD]
+    logp_T = chosen_token_logps(hidden_TD, weight_VD, target_T, chunk=chunk)
+    both_2T = chosen_token_logps(hidden_TD, weight_VD, target_T, chunk=chunk, collisions=True)
+    assert torch.equal(both_2T[0], logp_T)
+    by_hand_T = (hidden_TD @ weight_VD.T).softmax(-1).square().sum(-1).log()
+    torch.testing.assert_close(both_2T[1].detach(), by_hand_T.detach())
+    torch.testing.assert_close(
+        torch.autograd.grad((both_2T * factor_T).sum(), wanted), torch.autograd.grad(logp_T @ factor_T, wanted)
+    )
+
+
+def test_collisions_of_a_sure_policy_and_of_one_that_knows_nothing_are_finite() -> None:
+    hidden_TD, weight_VD = torch.tensor([[1e4], [0.0]]), torch.tensor([[1.0], [-1.0], [0.0], [0.5]])
+    _, collision_T = chosen_token_logps(hidden_TD, weight_VD, torch.tensor([0, 1]), collisions=True)
+    torch.testing.assert_close(collision_T, torch.tensor([0.0, -math.log(4)]))
 
 
 def test_a_trained_head_over_frozen_hidden_states() -> None:

@@ -88,7 +88,7 @@ TRL = [
     (ScoredLoss(SigmoidLoss(), divergence="forward_kl"), [0.6736672237153757, 0.5712317887803589]),
     (ScoredLoss(SigmoidLoss(), divergence="js"), [0.6822536592300815, 0.6434813246990446]),
     (ScoredLoss(SigmoidLoss(), divergence="alpha"), [0.6712718605995178, 0.5920604467391968]),
-    (LikelihoodWeightedLoss(SigmoidLoss()), [0.07983611992875338, 0.10825273735081087]),
+    (LikelihoodWeightedLoss(SigmoidLoss(), aligned=False), [0.07983611992875338, 0.10825273735081087]),
     (SFTLoss(), [1.25, 0.625]),
     (LossSum(SUM, {"sigmoid": 1.0, "sft": 0.5}), [1.2934596480132863, 0.9162852895555947]),
     (TokenWeightedLoss(SigmoidLoss(), LengthDesensitized(alpha=0.3)), [0.6856753052962774, 0.607760819971521]),

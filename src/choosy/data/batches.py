@@ -161,7 +161,14 @@ class Batch:
     def loss_inputs(
         self, logp_T: Tensor, facts: Facts = NO_STEPS_YET, partners: Mapping[ItemKey, Sequence[float]] | None = None
     ) -> LossInputs:
-        """What the loss is given: the log-probs of the groups' response tokens with what the pool knows about them."""
+        """What the loss is given: the log-probs of the groups' response tokens with what the pool knows about them.
+
+        Args:
+            logp_T: The log-probs, (T,), or (2, T) with the collisions below them.
+            facts: What no part of a step shows by itself.
+            partners: Of the items' pairs, for a loss that needs the step.
+        """
+        logp_T, *collision_T = logp_T.view(-1, logp_T.shape[-1])
         device, items = logp_T.device, self.items
         if partners:
             numbers = torch.tensor([partners[item.key] for item in items], device=device)
@@ -180,6 +187,7 @@ class Batch:
             ref_S[place_R],
             sizes=[len(x.response_ids) for x in items],
             length_R=length_R.to(device),
+            collision_R=sum_by_response(collision_T[0], self.groups)[place_R] if collision_T else None,
             good_R=torch.tensor([x.good and i == 0 for x in items for i in range(len(x.response_ids))], device=device),
             reward_R=torch.tensor([reward for x in items for reward in x.rewards], dtype=torch.float64),
             own=(logp_S[place_K], ref_S[place_K], item_S.to(device)[place_K], sampled_K),

@@ -146,18 +146,25 @@ class ScoredLoss:
 class LikelihoodWeightedLoss:
     """Any loss of pairs times exp(mean log pi(chosen) + mean log pi(rejected)), WPO (arXiv 2406.11827, Eq. 2).
 
-    The weight is of the policy as it is, without gradient: pairs that it would sample count more. The paper also aligns
-    it, dividing by the likelihood that the policy's own samples have; this is the plain form.
+    The weight is of the policy as it is, without gradient: pairs that it would sample count more.
+
+    Args:
+        loss: The loss.
+        aligned: Divide each token's pi by the mean of pi under the policy itself, sum over the vocabulary of pi^2, so
+            that the policy's own samples weigh about 1 wherever it is unsure; False = the plain form.
 
     Example:
         >>> from choosy.methods.losses import SigmoidLoss
         >>> s = LossInputs(torch.tensor([-4.0, -5.0]), torch.tensor([-4.0, -5.0]), sizes=[2],
-        ...                length_R=torch.tensor([4, 10]))
-        >>> LikelihoodWeightedLoss(SigmoidLoss()).items(s)  # exp(-1 - 0.5) * 0.6931
+        ...                length_R=torch.tensor([4, 10]), collision_R=torch.tensor([-2.0, -5.0]))
+        >>> LikelihoodWeightedLoss(SigmoidLoss(), aligned=False).items(s)  # exp(-1 - 0.5) * 0.6931
         tensor([0.1547])
+        >>> LikelihoodWeightedLoss(SigmoidLoss()).items(s)  # exp(-0.5 - 0) * 0.6931
+        tensor([0.4204])
     """
 
     loss: Loss
+    aligned: bool = True
 
     @property
     def beta(self) -> float:
@@ -165,10 +172,11 @@ class LikelihoodWeightedLoss:
 
     @property
     def needs(self) -> frozenset[Need]:
-        return self.loss.needs
+        return self.loss.needs | ({"collision"} if self.aligned else set())
 
     def items(self, s: LossInputs) -> Tensor:
-        weight_B = s.mean_logp_R().detach().view(-1, 2).sum(1).exp()
+        likely_R = s.logp_R.detach() - (s.collision_R if self.aligned else 0)
+        weight_B = (likely_R / s.length_R.clamp(min=1)).view(-1, 2).sum(1).exp()
         return weight_B * self.loss.items(s)
 
     def rewards(self, s: LossInputs) -> Tensor:

@@ -21,6 +21,7 @@ Need = Literal[
     "reward",  # the labeler's rewards
     "own",  # samples of the present policy
     "tokens",  # log-probs of single tokens, not only their sums
+    "collision",  # how sure the policy is of each place: the probability that two samples are the same token
     "step",  # the order of the step's pairs, which takes a second forward pass
     "degrees",  # what a head on the policy says of responses without some of their key phrases
 ]
@@ -132,6 +133,8 @@ class LossInputs:
         logp_R: Log-probability of each response under the policy, summed over its tokens, with gradient.
         ref_R: The same under the reference; nan for a loss that does not need it.
         length_R: Tokens of each response.
+        collision_R: log sum p^2 over the policy's vocabulary, summed over the places of each response, without
+            gradient: of two samples the probability of being the same token; nan for a loss that does not need it.
         item_R: The number of the item, in 0 ... B-1, that a response belongs to.
         good_R: Whether the response is preferred: the first of a pair or a list, a single response that is good.
         reward_R: The labeler's rewards, larger is better, nan where there are none; in float64 and on the CPU.
@@ -156,6 +159,7 @@ class LossInputs:
         *,
         sizes: Sequence[int],
         length_R: Tensor | None = None,
+        collision_R: Tensor | None = None,
         reward_R: Tensor | None = None,
         good_R: Tensor | None = None,
         own: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
@@ -170,6 +174,7 @@ class LossInputs:
         self.ref_R = nan_R if ref_R is None else ref_R
         self.item_R = item_R.to(logp_R.device)
         self.length_R = torch.ones_like(self.item_R) if length_R is None else length_R
+        self.collision_R = nan_R if collision_R is None else collision_R
         self.good_R = self.rank_R == 0 if good_R is None else good_R
         self.reward_R = (nan_R if reward_R is None else reward_R).double()
         own = (none_K, none_K, none_K.long(), none_K) if own is None else own

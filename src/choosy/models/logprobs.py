@@ -27,12 +27,22 @@ class _ChosenTokenLogp(torch.autograd.Function):
     """log softmax(hidden @ weight.T)[target], a chunk of tokens at a time, in fp32 from the logits on.
 
     A frozen head needs one pass: d logp / d hidden = weight[target] - softmax @ weight is finished with the forward,
-    and the backward only scales it. A trained head recomputes its logits in the backward.
+    and the backward only scales it. A trained head recomputes its logits in the backward. The second output is
+    log sum(softmax^2) without a gradient, from the same chunks, if it is asked for, else empty.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, chunk: int, one_pass: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden_TD: Tensor,
+        weight_VD: Tensor,
+        target_T: Tensor,
+        chunk: int,
+        one_pass: bool,
+        collisions: bool,
+    ) -> tuple[Tensor, Tensor]:
         logp_T = torch.empty(len(target_T), dtype=torch.float32, device=hidden_TD.device)
+        collision_T = torch.empty_like(logp_T) if collisions else logp_T.new_empty(0)
         slope_TD = torch.empty_like(hidden_TD) if one_pass else None
         for at in range(0, len(target_T), chunk):
             part = slice(at, at + chunk)
@@ -42,18 +52,21 @@ class _ChosenTokenLogp(torch.autograd.Function):
             odds_tV = logits_tV.sub_(top_t1).exp_()  # in place: logsumexp would copy the chunk
             total_t1 = odds_tV.sum(-1, keepdim=True)
             logp_T[part] = (chosen_t1 - top_t1 - total_t1.log()).squeeze(-1)
+            if collisions:
+                collision_T[part] = 2 * (torch.linalg.vector_norm(odds_tV, dim=-1) / total_t1.squeeze(-1)).log()
             if slope_TD is not None:
                 mean_tD = (odds_tV.to(weight_VD.dtype) @ weight_VD).float() / total_t1
                 slope_TD[part] = (weight_VD[target_T[part]] - mean_tD).to(slope_TD.dtype)
         ctx.chunk = chunk
+        ctx.mark_non_differentiable(collision_T)
         ctx.save_for_backward(*([slope_TD] if slope_TD is not None else [hidden_TD, weight_VD, target_T]))
-        return logp_T
+        return logp_T, collision_T
 
     @staticmethod
-    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad_T: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         if len(ctx.saved_tensors) == 1:
             (slope_TD,) = ctx.saved_tensors
-            return slope_TD * grad_T[:, None].to(slope_TD.dtype), None, None, None, None
+            return slope_TD * grad_T[:, None].to(slope_TD.dtype), None, None, None, None, None
         hidden_TD, weight_VD, target_T = ctx.saved_tensors
         grad_hidden_TD = torch.empty_like(hidden_TD)
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
@@ -65,22 +78,29 @@ class _ChosenTokenLogp(torch.autograd.Function):
             grad_logits_tV = soft_tV.to(hidden_TD.dtype)
             grad_hidden_TD[part] = grad_logits_tV @ weight_VD
             grad_weight_VD += grad_logits_tV.T @ hidden_TD[part]
-        return grad_hidden_TD, grad_weight_VD.to(weight_VD.dtype), None, None, None
+        return grad_hidden_TD, grad_weight_VD.to(weight_VD.dtype), None, None, None, None
 
 
-def chosen_token_logps(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, *, chunk: int = 256) -> Tensor:
+def chosen_token_logps(
+    hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, *, chunk: int = 256, collisions: bool = False
+) -> Tensor:
     """Log-probability of each target token in fp32, with the logits of `chunk` tokens in memory at once.
 
     The hidden state is the last layer's at the place that predicts the token, the weight the language-model head.
+
+    Args:
+        collisions: Return (2, T): below the log-probabilities, without gradient, the logarithm of the probability that
+            two samples at the token's place are the same token, log sum over the vocabulary of p^2.
     """
     if torch.is_autocast_enabled(hidden_TD.device.type):
         weight_VD = weight_VD.to(torch.get_autocast_dtype(hidden_TD.device.type))
     one_pass = torch.is_grad_enabled() and hidden_TD.requires_grad and not weight_VD.requires_grad
     with torch.autocast(hidden_TD.device.type, enabled=False):
-        logp_T: Tensor = _ChosenTokenLogp.apply(  # type: ignore[no-untyped-call]  # torch gives it no type
-            hidden_TD.to(weight_VD.dtype), weight_VD, target_T, chunk, one_pass
+        logp_T: Tensor
+        logp_T, collision_T = _ChosenTokenLogp.apply(  # type: ignore[no-untyped-call]  # torch gives it no type
+            hidden_TD.to(weight_VD.dtype), weight_VD, target_T, chunk, one_pass, collisions
         )
-    return logp_T
+    return torch.stack([logp_T, collision_T]) if collisions else logp_T
 
 
 def last_hidden(model: nn.Module, rows: Rows, cache: object = None) -> Tensor:
@@ -129,17 +149,20 @@ def _attention_arguments(model: nn.Module, rows: Rows) -> dict[str, Any]:
     return {"attention_mask": mask_B1LL}
 
 
-def token_logps(model: nn.Module, rows: Rows) -> Tensor:
-    """Log-probability (T,) of every token that the assistant says, response by response in the order of the groups."""
+def token_logps(model: nn.Module, rows: Rows, *, collisions: bool = False) -> Tensor:
+    """Log-probability (T,) of every token that the assistant says, response by response in the order of the groups.
+
+    With `collisions` it is (2, T), as in `chosen_token_logps`.
+    """
     hidden_BLD = last_hidden(model, rows)
     get_head: Any = model.get_output_embeddings
     head = get_head()
     assert isinstance(head, nn.Linear), "a head with an adapter takes the padded path"
     assert head.bias is None, "a head with a bias takes the padded path"
-    return chosen_token_logps(hidden_BLD[rows.row_T, rows.column_T], head.weight, rows.target_T)
+    return chosen_token_logps(hidden_BLD[rows.row_T, rows.column_T], head.weight, rows.target_T, collisions=collisions)
 
 
-def padded_token_logps(model: nn.Module, groups: Sequence[Group]) -> Tensor:
+def padded_token_logps(model: nn.Module, groups: Sequence[Group], *, collisions: bool = False) -> Tensor:
     """The same from one padded row a response, with the model's own mask, positions and logits."""
     device = next(model.parameters()).device
     alone = [
@@ -157,17 +180,20 @@ def padded_token_logps(model: nn.Module, groups: Sequence[Group]) -> Tensor:
         real_SL[s, :end] = 1
         answer_SL[s, [len(prompt_ids) + place for place in places]] = True
     logits_SLV = model(input_ids=ids_SL.to(device), attention_mask=real_SL.to(device), use_cache=False).logits
-    logp_SL = logits_SLV[:, :-1].float().log_softmax(-1).gather(-1, ids_SL[:, 1:, None].to(device)).squeeze(-1)
-    logp_T: Tensor = logp_SL[answer_SL[:, 1:].to(device)]
-    return logp_T
+    logp_SLV = logits_SLV[:, :-1].float().log_softmax(-1)
+    said_SL = answer_SL[:, 1:].to(device)
+    logp_T: Tensor = logp_SLV.gather(-1, ids_SL[:, 1:, None].to(device)).squeeze(-1)[said_SL]
+    if not collisions:
+        return logp_T
+    return torch.stack([logp_T, (2 * logp_SLV.detach()[said_SL]).logsumexp(-1)])
 
 
-def group_logps(model: nn.Module, groups: Sequence[Group], *, share: bool) -> Tensor:
+def group_logps(model: nn.Module, groups: Sequence[Group], *, share: bool, collisions: bool = False) -> Tensor:
     """The same, each prompt computed once for all its responses if they `share` it, else by the padded path."""
     if not share:
-        return padded_token_logps(model, groups)
+        return padded_token_logps(model, groups, collisions=collisions)
     rows = share_prompt(groups, one_row=takes_one_row(model))
-    return token_logps(model, rows.to(next(model.parameters()).device))
+    return token_logps(model, rows.to(next(model.parameters()).device), collisions=collisions)
 
 
 def final_states(model: nn.Module, groups: Sequence[Group], *, share: bool) -> Tensor:

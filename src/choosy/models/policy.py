@@ -276,15 +276,18 @@ class Policy(nn.Module):
         """Compute something with gradients; torch hangs the gathering of sharded weights on this call."""
         return compute()
 
-    def token_logps(self, groups: Sequence[Group]) -> Tensor:
-        """Log-probability (T,) of every token that the assistant says, response by response, with gradients."""
-        return cast(Tensor, self(lambda: self._token_logps(groups)))
+    def token_logps(self, groups: Sequence[Group], *, collisions: bool = False) -> Tensor:
+        """Log-probability (T,) of every token that the assistant says, response by response, with gradients.
 
-    def _token_logps(self, groups: Sequence[Group]) -> Tensor:
+        With `collisions` it is (2, T), with log sum p^2 over the vocabulary at each token's place below it.
+        """
+        return cast(Tensor, self(lambda: self._token_logps(groups, collisions)))
+
+    def _token_logps(self, groups: Sequence[Group], collisions: bool) -> Tensor:
         distinct, place_T = deduplicated(groups)
         with self.precision():
-            logp_T = group_logps(self.causal_lm, distinct, share=self.shares(distinct))
-        return logp_T[place_T.to(logp_T.device)]
+            logp_T = group_logps(self.causal_lm, distinct, share=self.shares(distinct), collisions=collisions)
+        return logp_T[..., place_T.to(logp_T.device)]
 
     def final_states(self, groups: Sequence[Group]) -> Tensor:
         """Last hidden state (S, D) of every response at the place that predicts its last token, with gradients."""

@@ -288,7 +288,7 @@ def evaluate_pairs(at: Round, pairs: Sequence[Candidates]) -> dict[str, float | 
         return {"loss": None, **good_against_bad(at.ranks.gather([*labeled]))}
     margin_B = -loss.rewards(s).view(-1, 2).diff().flatten()
     values = {"accuracy": margin_B.sign() / 2 + 0.5, "margin": margin_B}
-    if form_of(loss.needs) == "pair" and not loss.needs & {"tokens", "step"}:
+    if form_of(loss.needs) == "pair" and not loss.needs & {"tokens", "step", "collision"}:
         values["loss"] = loss.items(s)
     means = {name: MeanMetric(nan_strategy="disable", process_group=at.ranks.group) for name in values}
     for name, mean in means.items():
