@@ -58,6 +58,7 @@ def of_task(name: str, task: Mapping[str, Any]) -> str:
     rests = f"{task['seeds']} seeds, {task['comparisons']} comparisons; learning rate and beta {on}."
     picture = f"![reward against costs](images/evidence_{name}.png)"
     typed = "\n".join(f"- {arm}: `{' '.join(words)}`" for arm, words in task["typed"].items())
+    for_all = fill(" ".join(task["typed_for_all"]), 120, break_long_words=False, break_on_hyphens=False)
     return "\n\n".join(
         [
             f"## {name}",
@@ -66,8 +67,8 @@ def of_task(name: str, task: Mapping[str, Any]) -> str:
             table,
             rests,
             fill(task["sentence"], 120),
-            "What is typed for each:",
-            typed,
+            f"What is typed for all (`{{made}}` is the folder of the task's files):\n\n```\n{for_all}\n```",
+            f"and after it for each, where a later word replaces an earlier one:\n\n{typed}",
         ]
     )
 

@@ -35,8 +35,9 @@ def sentence(task: Mapping[str, Any]) -> str:
     kept = ("selector", "pairing", "learned_reward.embedder")
     typed = " ".join(word for word in task["typed"][best] if word.partition("=")[0] in kept)
     return (
-        f"On short film reviews, with a classifier of sentiment as the labeler, `{typed}` reaches random\n"
-        f"choice's final reward with {ratio} of its labels ({rests}; [all selectors](docs/evidence.md))."
+        f"A Llama of 1.2 million parameters continues short film reviews, and a classifier of sentiment labels them:\n"
+        f"`{typed}` reaches random choice's final reward with {ratio} of its labels\n"
+        f"({rests}; [all selectors and tasks](docs/evidence.md))."
     )
 
 

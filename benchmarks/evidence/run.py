@@ -115,6 +115,7 @@ def evidence(task: Task, settings: Settings, name: str, seeds: int, store: Store
         "baseline": task.baseline,
         "seeds": min(map(len, arms.values())),
         "tuned_on": tuned_on(task),
+        "typed_for_all": list(task.lines),
         "typed": {arm: list(task.arms[arm]) for arm in arms},
         "settings": {arm: settings[arm] for arm in arms},
         "comparisons": len(found.beside),

@@ -361,6 +361,9 @@ def draw(comparison: Comparison, against: Sequence[str] | None = None) -> bytes:
         axes.grid(color="#e5e7eb", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     if against is None:
+        fewest, most = (extreme(map(len, comparison.arms.values())) for extreme in (min, max))
+        each = f"{fewest} to {most} seeds" if fewest < most else f"{most} seeds" if most > 1 else "one seed"
+        figure.suptitle(f"{each} of each arm" + ", with a band of one standard error" * (fewest > 1), fontsize=10)
         key = axes.get_legend_handles_labels()
         figure.legend(*key, loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
     drawn = io.BytesIO()
@@ -377,7 +380,7 @@ def _draw_arm(axes: Any, courses: Sequence[Course], x: str, name: str, color: st
         amounts = np.mean([one.kl[:n] for one in courses], axis=0)
         each = np.array([one.quality[:n] for one in courses])
         mean = each.mean(axis=0)
-    axes.plot(amounts, mean, color=color, linewidth=2, label=f"{name}, {len(courses)} seed{'s' * (len(courses) > 1)}")
+    axes.plot(amounts, mean, color=color, linewidth=2, label=name)
     if len(courses) > 1:
         error = each.std(axis=0, ddof=1) / math.sqrt(len(courses))
         axes.fill_between(amounts, mean - error, mean + error, color=color, alpha=0.15, linewidth=0)
