@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import pandas as pd
@@ -11,6 +12,8 @@ from lightning.pytorch import Callback
 from torch.testing import assert_close
 
 from choosy.data.table_files import damage
+from choosy.reporting.summary import read_run
+from choosy.reporting.sweeps import read_sweep
 from choosy.rounds.sample import FreshResponses
 
 EXACTLY = {"rtol": 0.0, "atol": 0.0}
@@ -195,3 +198,25 @@ def test_a_run_folder_may_have_any_name(play):
     one = ["data.heldout=null", "rounds=2"]
     play(*one, "+trainer.max_steps=1", name=name)
     assert play(*one, "ckpt_path=last", name=name).summary["rounds"] == 2
+
+
+def test_a_reward_that_was_edited_before_a_resume_is_not_shown_beside_its_earlier_scale(play, tmp_path, monkeypatch):
+    """Rewards of another scale would look as if the policy had become better or worse."""
+    monkeypatch.delitem(sys.modules, "toy_rewards", raising=False)
+    play("rounds=2")
+    file = tmp_path / "toy_rewards.py"
+    file.write_text(file.read_text().replace("% 7", "% 7 * 100 - 1000"))
+    sys.modules.pop("toy_rewards")
+    run = play("rounds=3", "ckpt_path=last")
+    found = read_run(run.run_dir)
+    first, second, third = found.table()[1:]
+    reward = found.headings.index("reward")
+    assert first[reward] == second[reward] == "–"
+    before, after = found.start["reward"], found.last["reward"]
+    assert -1000 <= min(before, after) < max(before, after) + 1 <= -399
+    assert third[reward] == f"{after:.2f}"
+    assert run.summary["reward"] == {"initial": before, "final": after}
+    assert all(answer.reward_before is not None for answer in found.answers)
+    assert "was changed after round 2: the rewards and win rates before (round 1, 2) are left out" in found.notes
+    with pytest.raises(ValueError, match="found none"):  # nor are they compared with other runs' rewards
+        read_sweep(tmp_path)

@@ -19,7 +19,7 @@ MEASURES = {  # of an evaluation: its heading and form
     "reward": ("reward", ".2f"),
     "win_rate": ("win rate", ".0%"),
     "ties": ("ties", ".0%"),
-    "kl": ("KL", ".2f"),
+    "kl": ("KL", "z.2f"),  # no -0.00
     "log_ratio": ("log ratio", ".2f"),  # in place of KL, of answers that were not sampled from the policy itself
     "length": ("length", ".1f"),
     "accuracy": ("accuracy", ".0%"),  # of held-out pairs, as the next two
@@ -27,6 +27,17 @@ MEASURES = {  # of an evaluation: its heading and form
     "margin": ("margin", ".2f"),
 }
 OF_PAIRS = ("accuracy", "loss", "margin")
+OF_JUDGE = (
+    "reward",
+    "reward_low",
+    "reward_high",
+    "win_rate",
+    "win_rate_low",
+    "win_rate_high",
+    "judged",
+    "ties",
+    "invalid",
+)
 COSTS = ("labels", "tokens", "seconds")
 MOST_FOLDERS = 10_000  # in which runs are looked for
 LEARNED = ("round", "labels learned from", "new pairs predicted right", "correlation with new scores")
@@ -85,6 +96,7 @@ class RunSummary:
     rounds: tuple[Mapping[str, Any], ...]  # what each round's file says of the run
     latest: Mapping[str, Any]  # the last of these; before the first round, what the start's file says
     answers: tuple[HeldoutAnswer, ...]  # of the latest evaluation
+    judged_otherwise: tuple[int, ...] = ()  # rounds, by a judge that was changed since
 
     @property
     def evaluated(self) -> tuple[Mapping[str, Any], ...]:
@@ -153,6 +165,14 @@ class RunSummary:
             found.append(f"It is of {judged:.0f} held-out answers only: its 95 % interval is {low} to {high}.")
         if pairs and pairs < FEW:
             found.append(f"The accuracy is of {pairs:.0f} held-out pairs only, and so a rough one.")
+        if any(round(played["evaluation"].get("kl") or 0, 2) < 0 for played in self.evaluated):
+            found.append("The KL is estimated from sampled answers: where it is near 0, the estimate may be negative.")
+        if self.judged_otherwise:
+            rounds = ", ".join(str(number + 1) for number in self.judged_otherwise)
+            found.append(
+                f"The judge of held-out answers was changed after round {self.judged_otherwise[-1] + 1}: the rewards "
+                f"and win rates before (round {rounds}) are left out, and the start's answers are judged anew."
+            )
         return " ".join(found)
 
     @property
@@ -281,13 +301,28 @@ def read_run(run_dir: str | Path) -> RunSummary:
     first = read_about(start) if start.exists() else {}
     of_pairs = facts[-1].get("start_pairs") or {} if facts else {}
     evaluated = [path for path, about in zip(files, facts, strict=True) if about["evaluation"]]
+    answers = tuple(_answers(evaluated[-1])) if evaluated else ()
+    judge = next((about["judge"] for about in reversed(facts) if about["evaluation"] and about.get("judge")), "")
+    others = [about for about in facts if about["evaluation"] and about.get("judge", judge) != judge]
+    for about in others:
+        about["evaluation"] = _unjudged(about["evaluation"])
+    begun = first.get("evaluation") or {}
+    if begun and first.get("judge", judge) != judge:
+        again = [answer.reward_before for answer in answers if answer.reward_before is not None]
+        begun = {**_unjudged(begun), "reward": statistics.fmean(again) if again else None}
     return RunSummary(
         folder=folder,
-        start={**(first.get("evaluation") or {}), **of_pairs},
+        start={**begun, **of_pairs},
         rounds=tuple(facts),
         latest=facts[-1] if facts else first,
-        answers=tuple(_answers(evaluated[-1])) if evaluated else (),
+        answers=answers,
+        judged_otherwise=tuple(about["round"] for about in others),
     )
+
+
+def _unjudged(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an evaluation has measured without a judge."""
+    return {name: value for name, value in evaluation.items() if name not in OF_JUDGE}
 
 
 def run_folders(folder: Path) -> list[Path]:

@@ -196,7 +196,10 @@ def quality_of(run: RunSummary) -> tuple[str, tuple[float, ...]]:
         values = [e.get(measure) for e in (first, *evaluations)]
         if None not in values:
             return measure, tuple(map(float, values))
-    raise ValueError("it measured neither a reward, a win rate nor an accuracy: no judge was set (labels.evaluation)")
+    raise ValueError(
+        "its evaluations have neither a reward, a win rate nor an accuracy in common: no judge was set "
+        "(labels.evaluation), or it was changed in the course of the run"
+    )
 
 
 def kl_of(run: RunSummary) -> tuple[float, ...]:

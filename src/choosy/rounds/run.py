@@ -315,7 +315,7 @@ class Run:
 
     def about(self) -> dict[str, Any]:
         """What is written about the run with each round's table."""
-        labels, bought = self.labels, self.labels.counts
+        labels, bought, judge = self.labels, self.labels.counts, self.labels.evaluator
         return {
             "run": labels.run,
             "round": self.pool.round,
@@ -331,6 +331,7 @@ class Run:
             "learned_reward": self.learned_reward.knowledge,
             "labeler": labels.knowledge,
             "evaluation": self.evaluation,
+            "judge": "" if judge is None else f"{judge.labeler.name} {judge.terms.fingerprint}",  # with its settings
             "start_pairs": self.start_pairs,
         }
 
