@@ -30,12 +30,12 @@ choosy fit --config run.yaml      play what `choosy train ... --cfg job > run.ya
 choosy report RUN_DIR             write and print the report of a run, finished or not
 choosy index SWEEP_DIR            list the runs of a sweep, with means over seeds and the best: index.csv, index.html
 choosy compare SWEEP_DIR          write compare.html, .png and .csv: which arm pays: labels, seconds, tokens, money, KL
-choosy eval RUN prompts.jsonl     compare the tuned model's answers to other prompts with the start's
+choosy evaluate RUN data=FILE     compare the answers of a run, adapter or model with the start's; choosy eval for short
 choosy chat RUN                   talk to the tuned model, or to one that choosy merge wrote
 choosy merge RUN DIR              write the tuned model as one model, its adapter merged in
 choosy labels stats RUN           labels, ties and money of each labeler and run; also: export, import, check
 
-Each has a --help of its own, such as choosy eval --help."""
+Each has a --help of its own, such as choosy evaluate --help."""
 
 
 def main() -> None:
@@ -121,9 +121,11 @@ def use_tuned(command: str) -> Callable[[list[str]], None]:
     """Return a command that uses the tuned model of a run, whose libraries are imported when it is called."""
 
     def call(words: list[str]) -> None:
-        from choosy import chat, tuned_model
+        from choosy import chat, evaluation, tuned_model
 
-        {"eval": tuned_model.evaluate_run, "chat": chat.chat, "merge": tuned_model.merge}[command](words)
+        evaluate = evaluation.evaluate_model
+        commands = {"evaluate": evaluate, "eval": evaluate, "chat": chat.chat, "merge": tuned_model.merge}
+        commands[command](words)
 
     return call
 
@@ -175,7 +177,7 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "report": report,
     "index": index,
     "compare": compare_arms,
-    **{command: use_tuned(command) for command in ("eval", "chat", "merge")},
+    **{command: use_tuned(command) for command in ("evaluate", "eval", "chat", "merge")},
     "labels": labels,
 }
 

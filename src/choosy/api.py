@@ -199,11 +199,11 @@ class Tuned:
         """The tuned model and its tokenizer, loaded from the folder at first use, ready to generate."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from choosy.tuned_model import TunedRun
+        from choosy.tuned_model import TunedModel
 
-        run = TunedRun.open(str(self.folder))
-        model = loaded(AutoModelForCausalLM.from_pretrained, run.model, trusted=run.trusted, dtype="auto")
-        return model, loaded(AutoTokenizer.from_pretrained, run.model, trusted=run.trusted)
+        run = TunedModel.open(str(self.folder))
+        model = loaded(AutoModelForCausalLM.from_pretrained, run.source, trusted=run.trusted, dtype="auto")
+        return model, loaded(AutoTokenizer.from_pretrained, run.source, trusted=run.trusted)
 
     def _repr_html_(self) -> str:
         """The head of the report, as a notebook shows it."""

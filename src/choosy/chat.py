@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from choosy.options.words import Words
 from choosy.terminal import say
-from choosy.tuned_model import TunedRun
+from choosy.tuned_model import TunedModel
 from choosy.types import Message, Prompt
 
 if TYPE_CHECKING:  # functions import torch and transformers once the words of the command are read
@@ -24,11 +24,11 @@ def chat(words: list[str]) -> None:
     """Talk to the tuned model."""
     parser = Words("choosy chat", description="Talk to the tuned model of a run; an empty line ends it.")
     parser.add_argument("run_dir", metavar="RUN", help="the folder of the run, or of the model that choosy merge wrote")
-    run = TunedRun.open_or_merged(parser.parse_args(words).run_dir)
+    run = TunedModel.open(parser.parse_args(words).run_dir)
     from choosy.reporting.display import quiet
 
     quiet()
-    policy, settings = run.policy(), run.sampler
+    policy, settings = run.load(run.tuned), run.sampler
     turns: list[Message] = []
     say("Type to the tuned model; an empty line ends it, /help lists what else there is.")
     with policy.for_sampling():

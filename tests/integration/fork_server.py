@@ -39,6 +39,7 @@ ENTRIES = {
     "choosy.main",
     "choosy.cli",
     "choosy.api",
+    "choosy.evaluation",
     "choosy.tuned_model",
     "choosy.chat",
 }  # they note the command line

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from choosy.tuned_model import evaluate_run
+from choosy.evaluation import evaluate_model
 
 REWARDS = """
 def correct(completions, answer, **kwargs):
@@ -56,7 +56,7 @@ def test_columns_that_the_function_reads_are_not_said_to_be_unused_offline_and_i
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     function = ["labeler=function", "labeler.path=column_rewards.correct", "data.heldout=null", "rounds=1"]
     run = play("data=offline", f"data.train={tmp_path}/pairs.jsonl", *function)
-    evaluate_run([str(run.run_dir), f"{tmp_path}/rows.jsonl"])
+    evaluate_model([str(run.run_dir), f"{tmp_path}/rows.jsonl"])
     assert "not used" not in caplog.text
     caplog.clear()
     function[1] = "labeler.path=column_rewards.plain"

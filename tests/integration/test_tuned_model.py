@@ -2,45 +2,17 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
 from choosy import tuned_model
 from choosy.chat import chat
+from choosy.evaluation import evaluate_model
 
 
 @pytest.fixture
 def tuned(play):
     return play("rounds=1", "lr=1e-2", "evaluation.sampler.max_new_tokens=8")
-
-
-def test_eval_compares_the_tuned_model_with_the_start_on_other_prompts(tuned, tmp_path, capsys):
-    (tmp_path / "others.jsonl").write_text("".join(json.dumps({"prompt": f"Count to {n}."}) + "\n" for n in range(6)))
-    before = tuned.summary["labels"]
-    tuned_model.evaluate_run([str(tuned.run_dir), str(tmp_path / "others.jsonl"), "--limit", "4"])
-    said = capsys.readouterr().out
-    assert said.startswith("4 prompts answered, win rate ")
-    rows = [json.loads(line) for line in (tuned.run_dir / "eval" / "others.jsonl").read_text().splitlines()]
-    assert [row["prompt"] for row in rows] == [f"Count to {n}." for n in range(4)]
-    assert any(row["tuned"] != row["start"] for row in rows)
-    for row in rows:
-        now, start = row["rewards"]
-        assert row["outcome"] == ("won" if now > start else "lost" if now < start else "tied")
-        assert now == sum(map(ord, row["tuned"])) % 7
-    assert tuned.summary["labels"] == before, "the run's own labels are not counted again"
-
-
-def test_eval_after_a_run_on_given_scores_compares_without_them(play, tmp_path, capsys):
-    pairs = [{"prompt": f"Day {n}?", "chosen": "Good.", "rejected": "Bad!"} for n in range(4)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    run = play("data=offline", "data.heldout=null", "labeler=dataset", f"data.train={tmp_path}/pairs.jsonl", "rounds=1")
-    capsys.readouterr()
-    tuned_model.evaluate_run([str(run.run_dir), str(tmp_path / "pairs.jsonl")])
-    assert capsys.readouterr().out.startswith("4 prompts answered, not judged, as the run has no labeler for sampled")
-    rows = [json.loads(line) for line in (run.run_dir / "eval" / "pairs.jsonl").read_text().splitlines()]
-    assert all(row["tuned"] and row["start"] and row["outcome"] is None for row in rows)
 
 
 def test_merge_writes_a_model_that_computes_the_same(tuned, tmp_path, capfd):
@@ -65,7 +37,7 @@ def test_merge_writes_a_model_that_computes_the_same(tuned, tmp_path, capfd):
         tuned_model.merge([str(tuned.run_dir), str(tmp_path / "merged")])
 
 
-@pytest.mark.parametrize("command", [chat, tuned_model.evaluate_run, tuned_model.merge])
+@pytest.mark.parametrize("command", [chat, evaluate_model, tuned_model.merge])
 def test_what_is_no_run_with_a_tuned_model_is_refused(command, tmp_path):
     more = [] if command is chat else ["x"]
     with pytest.raises(ValueError, match=r"is not the folder of a run: it has no config\.yaml"):

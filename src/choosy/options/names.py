@@ -145,7 +145,7 @@ COMMANDS_OF_OTHERS = {  # what TRL, LLaMA-Factory and their like call a command:
     for ours, names in {
         "choosy merge RUN DIR": "export merge_and_unload",
         "choosy chat RUN": "generate infer inference predict serve vllm-serve api webchat",
-        "choosy eval RUN prompts.jsonl": "evaluate test validate score",
+        "choosy evaluate RUN data=prompts.jsonl": "test validate score",
         "choosy train, whose default is DPO on fresh responses": "dpo online_dpo rlhf rl",
         "choosy train data=offline data.train=rows.jsonl, where the responses are given": "finetune fine-tune",
         "choosy train loss=kto": "kto",

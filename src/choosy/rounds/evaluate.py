@@ -16,15 +16,15 @@ from torchmetrics import CatMetric, MeanMetric, Metric
 from choosy.data.pool import POOL_SCHEMA, from_row, to_row
 from choosy.data.table_files import read_table, write_table
 from choosy.labeling.buyer import LabelBuyer
-from choosy.methods.loss_inputs import LossInputs, form_of
-from choosy.parallel.ranks import shard
+from choosy.methods.length_control import Z95, length_controlled
+from choosy.methods.loss_inputs import Loss, LossInputs, form_of
+from choosy.parallel.ranks import Ranks, shard
 from choosy.reporting.summary import RunSummary
 from choosy.rounds.context import Round
 from choosy.rounds.sample import sample_responses
 from choosy.sampling.settings import SamplingSettings
 from choosy.types import MIRRORED, Candidates, Prompt, Verdict, seed_of
 
-Z95 = 1.959964  # of a two-sided interval that covers 95 %
 Z90_ONE_SIDED = 1.281552  # of a bound that is exceeded with 90 %
 
 OUTCOME: Mapping[Verdict, float | None] = {"first": 1.0, "tie": 0.5, "second": 0.0, "invalid": None}
@@ -83,8 +83,9 @@ def evaluate(
         samples_policy: Whether the answers are samples of the policy itself, at temperature 1 and from all tokens.
 
     Returns:
-        Metrics and rows. The mean of log policy - log start over samples of the policy is an unbiased estimate of
-        their KL divergence, and is called `kl`; over other samples it is none, and is called `log_ratio`.
+        Metrics and rows. `win_rate_lc` is the win rate at equal lengths, in characters. The mean of
+        log policy - log start over samples of the policy is an unbiased estimate of their KL divergence, and is called
+        `kl`; over other samples it is none, and is called `log_ratio`.
     """
     both = [replace(c, responses=(c.responses[0], start[c.prompt.id].responses[0])) for c in answers]
     verdicts: list[Verdict | None] = []
@@ -96,10 +97,15 @@ def evaluate(
     outcomes = [verdict and OUTCOME[verdict] for verdict in verdicts] or [None] * len(both)
     wins, log_ratio = WinShare(), Estimate()
     wins.update([verdict for verdict in verdicts if verdict])
+    decided = [(c.responses, outcome) for c, outcome in zip(both, outcomes, strict=True) if outcome is not None]
+    lengths = [(len(one.text), len(other.text)) for (one, other), _ in decided]  # models count tokens differently
+    controlled = length_controlled([outcome for _, outcome in decided], lengths) or (None, None, None)
+    ends = ("", "_low", "_high")
+    equal_lengths = {f"win_rate_lc{end}": rate for end, rate in zip(ends, controlled, strict=True)}
     log_ratio.update([c.responses[0].logp - c.responses[0].logp_ref for c in both])  # summed over tokens
     name = "kl" if samples_policy else "log_ratio"
     mean, error = log_ratio.compute()
-    metrics = {**answer_metrics(both), **wins.compute(), name: mean, f"{name}_error": error}
+    metrics = {**answer_metrics(both), **wins.compute(), **equal_lengths, name: mean, f"{name}_error": error}
     rows = [
         to_row(c, origin="heldout", split="heldout", outcome=outcome) for c, outcome in zip(both, outcomes, strict=True)
     ]
@@ -262,38 +268,52 @@ def as_pairs(candidates: Sequence[Candidates], source: str) -> list[Candidates]:
 
 
 def evaluate_pairs(at: Round, pairs: Sequence[Candidates]) -> dict[str, float | None]:
-    """Measure how the policy ranks held-out pairs, the chosen response first, by its implicit reward.
+    """Measure how the policy ranks held-out pairs, the chosen response first, by its implicit reward."""
+    mine = shard(pairs, at.ranks)
+    if "reference" in at.loss.needs:
+        mine = at.policy.score_reference(mine)
+    return pair_metrics(at.loss, mine, at.policy.score(mine), at.ranks)
+
+
+def pair_metrics(
+    loss: Loss, mine: Sequence[Candidates], logps: Sequence[Sequence[float]], ranks: Ranks
+) -> dict[str, float | None]:
+    """Measure how a policy ranks pairs, the chosen response first, by its implicit reward.
 
     Of single responses each good one makes a pair with each bad one, of whatever prompts.
+
+    Args:
+        loss: Whose implicit reward it is.
+        mine: This rank's pairs, with log-probs under the reference where the loss needs one.
+        logps: The log-probs of their responses under the policy.
+        ranks: All that measure together.
 
     Returns:
         `loss`, the mean of the training loss (None if it is no loss of single pairs, or needs tokens); `accuracy`, the
         share of pairs whose chosen response has the higher implicit reward (equal ones count half); `margin`, the mean
         difference of the implicit rewards; and the number of `pairs`.
     """
-    loss, mine = at.loss, shard(pairs, at.ranks)
-    if "reference" in loss.needs:
-        mine = at.policy.score_reference(mine)
     scored = [
         (logp, r.logp_ref, r.length, r.gold)
-        for c, logps in zip(mine, at.policy.score(mine), strict=True)
-        for logp, r in zip(logps, c.responses, strict=True)
+        for c, of_prompt in zip(mine, logps, strict=True)
+        for logp, r in zip(of_prompt, c.responses, strict=True)
     ]
     logp_R, ref_R, length_R, gold_R = torch.tensor(scored, dtype=torch.float64).view(-1, 4).unbind(1)
-    lone = len(pairs[0].responses) == 1
     sizes = [len(c.responses) for c in mine]
+    of_all = ranks.gather(sizes)
+    lone = 1 in of_all
     s = LossInputs(logp_R, ref_R, sizes=sizes, length_R=length_R, reward_R=gold_R, good_R=gold_R > 0 if lone else None)
     if lone:
         labeled = zip(loss.rewards(s).tolist(), gold_R.tolist(), strict=True)
-        return {"loss": None, **good_against_bad(at.ranks.gather([*labeled]))}
+        return {"loss": None, **good_against_bad(ranks.gather([*labeled]))}
     margin_B = -loss.rewards(s).view(-1, 2).diff().flatten()
     values = {"accuracy": margin_B.sign() / 2 + 0.5, "margin": margin_B}
     if form_of(loss.needs) == "pair" and not loss.needs & {"tokens", "step", "collision"}:
         values["loss"] = loss.items(s)
-    means = {name: MeanMetric(nan_strategy="disable", process_group=at.ranks.group) for name in values}
+    means = {name: MeanMetric(nan_strategy="disable", process_group=ranks.group) for name in values}
     for name, mean in means.items():
         mean.set_dtype(torch.float64).update(values[name])
-    return {"loss": None, **{name: mean.compute().item() for name, mean in means.items()}, "pairs": len(pairs)}
+    return {"loss": None, **{name: mean.compute().item() for name, mean in means.items()}, "pairs": len(of_all)}
 
 
 def good_against_bad(rewards: Sequence[tuple[float, float]]) -> dict[str, float]:
