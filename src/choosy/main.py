@@ -35,6 +35,7 @@ from choosy.options.menu import help_text, menu
 from choosy.options.typed import (
     NO_GROUP,
     at_home,
+    flags_first,
     in_the_shell,
     not_composed,
     own_menu,
@@ -138,6 +139,7 @@ def main() -> None:
         refuse_secret_words(words)
         flags = {flag for action in get_args_parser()._actions for flag in action.option_strings}
         refuse_dashes(words, flags, default_options)
+        words = sys.argv[1:] = flags_first(words, get_args_parser())
         if "--version" in words:
             say(program_version())
             return

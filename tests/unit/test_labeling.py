@@ -251,5 +251,5 @@ def test_score_and_compare_list_the_labelers_of_the_menu() -> None:
 def test_the_buyer_says_which_response_the_data_did_not_score(tmp_path: Path) -> None:
     buyer = LabelBuyer(Dataset(), ledger=str(tmp_path / "ledger.sqlite"))
     buyer.open("a")
-    with pytest.raises(ValueError, match=r"dataset gave no label for prompt 'p', response 1: 'sampled'.*no gold"):
+    with pytest.raises(ValueError, match=r"dataset gave no label for prompt 'p' .*response 1: 'sampled'.*no gold"):
         buyer.score([Candidates(PROMPT, (Response("given", gold=1.0), Response("sampled")))])

@@ -98,7 +98,7 @@ class Question:
 
     def __str__(self) -> str:
         starts = " and ".join(repr(response.text[:40]) for response in self.responses)
-        return f"prompt {self.prompt.id!r}, {self.place}: {starts}"
+        return f"prompt {self.prompt.id!r} ({self.prompt.text[:40]!r}), {self.place}: {starts}"
 
 
 class Ledger:

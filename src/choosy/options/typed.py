@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterable
+from argparse import ArgumentParser
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from choosy.options.check import unknown
@@ -13,6 +14,7 @@ from choosy.options.names import CHOICES, HINTS, any_of, file_meant, meant
 from choosy.options.parts import choices_with
 
 Options = Callable[[], list[str]]  # the names of all options, which take a moment to find
+MODEL_FILES = ("config.json", "adapter_config.json")
 NO_GROUP = "Config group override must be a string"  # a plain ValueError of Hydra
 
 
@@ -20,24 +22,44 @@ def unreadable(word: str, options: Options) -> str:
     """Return a sentence on a word that Hydra's grammar does not have."""
     name, equals, value = word.partition("=")
     if not equals:
-        known = options()
+        known, is_model = options(), any((Path(word) / file).exists() for file in MODEL_FILES)
         near = f"Type {name}=..." if name in known else meant(name, known)
+        if Path(word).exists():
+            option = "model.name" if is_model else "data.train"
+            near = f"Type {shlex.quote(f'{option}={quoted(word)}')}."
         return f"{word} has no value: an option is typed as NAME=VALUE. {near}".rstrip()
     if "'" in value or '"' in value:
         return f"{word} cannot be read: its quotes do not match. A text is typed as {in_shell(name, 'a text')}."
     return f"{word} cannot be read; a value with = ~ or brackets in it needs quotes: {in_shell(name, value)}"
 
 
-def refuse_dashes(words: Iterable[str], flags: Collection[str], options: Options) -> None:
-    """Refuse an option that is typed with dashes and is none of Hydra's flags."""
-    for word in words:
+def refuse_dashes(words: Sequence[str], flags: Collection[str], options: Options) -> None:
+    """Refuse options that are typed with dashes and are none of Hydra's flags; each value may be a word of its own."""
+    found, names = [], []
+    for word, following in zip(words, [*words[1:], "-"], strict=True):
         flag, equals, value = word.partition("=")
         if flag.startswith("--") and flag not in flags:
             name = flag[2:].replace("-", "_")
-            known_as = "" if name in (names := options()) else meant(name, names, value)
-            raise ValueError(
-                f"{word}: options have no dashes here: {name}={value if equals else '...'}. {known_as}".rstrip()
-            )
+            value = value if equals or following.startswith("-") or "=" in following else following
+            names = names or options()
+            known_as = f"type {name}={value or '...'}." if name in names else meant(name, names, value)
+            found.append(f"{word}: options have no dashes here: {known_as or f'there is no {name}.'}")
+    if found:
+        raise ValueError("\n".join(found))
+
+
+def flags_first(words: Sequence[str], parser: ArgumentParser) -> list[str]:
+    """Return the words of the command line with the options behind the flags: the parser takes them in one place only.
+
+    Example:
+        >>> parser = ArgumentParser()
+        >>> _ = parser.add_argument("overrides", nargs="*"), parser.add_argument("-m", action="store_true")
+        >>> flags_first(["lr=1", "-m", "seed=0,1"], parser)
+        ['-m', 'lr=1', 'seed=0,1']
+    """
+    typed, others = parser.parse_known_args(words)
+    options = [*typed.overrides, *others]
+    return [*(word for word in words if word not in options), *options]
 
 
 def not_composed(text: str, options: Options, words: Collection[str]) -> str:
@@ -63,7 +85,10 @@ def not_composed(text: str, options: Options, words: Collection[str]) -> str:
         if sentence := of_some_arms(found[1], words):
             return sentence
         values = {name.lstrip("+"): value for name, _, value in (word.partition("=") for word in words)}
-        return unknown(found[1], options(), values.get(found[1], ""))
+        known = options()
+        of_menu = {*known, found[1]}  # others may be options in a table, such as columns, or of another choice
+        more = [name for name in values if name.isidentifier() and name not in of_menu and not choices_with(name)]
+        return "\n".join(unknown(name, known, values.get(name, "")) for name in (found[1], *more))
     if found := re.search(r"An item is already at '([^']+)'", text):
         return f"{found[1]} is there already; type {found[1]}=... without the plus."
     if found := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):

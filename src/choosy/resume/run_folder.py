@@ -133,10 +133,11 @@ def ledger_copy(folder: Path) -> Path:
 def refuse_used_folder(folder: Path, *, resuming: bool) -> None:
     """Refuse a new run in a folder that holds rounds."""
     if not resuming and any((folder / "rounds").glob("*.parquet")):
-        state = "a finished run" if (folder / "summary.json").exists() else "an unfinished run"
+        finished = (folder / "summary.json").exists()
+        state, go_on = ("a finished run", "play more rounds of it") if finished else ("an unfinished run", "resume it")
         raise ValueError(
-            f"{folder} already holds {state}; choose another name=..., replace it with overwrite=true, or resume it: "
-            "the same command with ckpt_path=last."
+            f"{folder} already holds {state}; choose another name=..., replace it with overwrite=true, or {go_on}: "
+            f"the same command with {'a larger rounds=... and ' if finished else ''}ckpt_path=last."
         )
 
 

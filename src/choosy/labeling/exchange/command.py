@@ -155,7 +155,7 @@ def labels_parser() -> Words:
         verb.add_argument("ledger", metavar="LEDGER", help="the folder of a run, or a file such as labels.sqlite")
     for verb in (out, into):
         verb.add_argument("file", metavar="FILE", help="the file of labels")
-        verb.add_argument("--format", choices=FILE_FORMATS, help="of the file, where its name does not tell")
+        verb.add_argument("--format", choices=FILE_FORMATS, help="the form of the file, if its name does not say it")
     out.add_argument("--wanted", action="store_true", help="the questions that runs wait for, instead of the labels")
     into.add_argument("--labeler", help="the name to store them under, instead of each row's own")
     into.add_argument("--skip-bad", action="store_true", help="leave bad rows out, instead of refusing the file")
