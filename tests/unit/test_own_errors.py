@@ -71,7 +71,8 @@ def test_a_reward_function_that_raises(function: str, buyer: Callable[..., Label
     with pytest.raises(SystemExit) as stop, in_sentences(lambda: "choosy train again"):
         buyer(Function(f"mine.py:{function}")).score([given("p", "tea")])
     assert str(stop.value).endswith(
-        f"gave no label for prompt 'p' ('What about p?'), response 0: 'tea': ZeroDivisionError: division by zero{REWARD}\n"
+        "gave no label for prompt 'p' ('What about p?'), response 0: 'tea': "
+        f"ZeroDivisionError: division by zero{REWARD}\n"
         "The labels bought before it are in the ledger; mend the labeler and resume the run; type\n  choosy train again"
     )
 
