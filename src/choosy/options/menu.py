@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from choosy.options.signatures import signature
 from choosy.options.values import choices
@@ -95,22 +95,47 @@ def help_text(config: Mapping[str, Any], choices: Mapping[str, str], groups: Map
             place = "callbacks." if "# @package callbacks" in text else f"{group}."
             said |= {f"{place}{name}": comment for name, comment in comments(text).items()}
     lines += ["", "Options: type NAME=VALUE, such as model.lora.r=8; another group's choice shows its own options", ""]
-    lines += _listing({k: v for k, v in config.items() if k not in ("run", "module")}, said, "")
+    shown = listing({k: v for k, v in config.items() if k not in ("run", "module")}, said)
+    lines += [option.line for option in shown]
     return "\n".join(lines)
 
 
-def _listing(node: Mapping[str, Any], said: Mapping[str, str], name: str) -> Iterator[str]:
-    takes = signature(node["_target_"]) if "_target_" in node else None
+class Option(NamedTuple):
+    """An option as it is shown: its name, its value (None for settings with names of their own), what is said of it."""
+
+    name: str
+    value: str | None
+    said: str
+
+    @property
+    def line(self) -> str:
+        """Its line of the help."""
+        comment = f"  # {self.said}" if self.said else ""
+        return f"{self.name}{comment}" if self.value is None else f"{self.name}={self.value}{comment}"
+
+
+def listing(node: Mapping[str, Any], said: Mapping[str, str], place: str = "") -> Iterator[Option]:
+    """Yield the options of a configuration; what is said of one is the words that it takes, and its comment.
+
+    Args:
+        node: The configuration.
+        said: The comment of each option, by its dotted name.
+        place: What stands before each name, such as "labeler.".
+
+    Example:
+        >>> [option.line for option in listing({"r": 16, "options": {}}, {"model.lora.r": "the rank"}, "model.lora.")]
+        ['model.lora.r=16  # the rank', 'model.lora.options={}']
+    """
+    takes = signature(node["_target_"]) if "_target_" in node and node["_target_"] != "???" else None
     for key, value in node.items():
-        option = f"{name}{key}"
+        name = f"{place}{key}"
         argument = takes.arguments.get(key) if takes else None
         known = choices(argument.annotation, argument.module) if argument else []
-        words = "; ".join(filter(None, (" | ".join(map(str, known)), said.get(option, ""))))
-        comment = f"  # {words}" if words else ""
+        words = "; ".join(filter(None, (" | ".join(map(str, known)), said.get(name, ""))))
         if isinstance(value, Mapping) and value:
-            if comment:
-                yield f"{option}{comment}"
-            yield from _listing(value, said, f"{option}.")
+            if words:
+                yield Option(name, None, words)
+            yield from listing(value, said, f"{name}.")
         elif key not in ("_target_", "_partial_") and str(value) not in WIRES:
-            shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
-            yield f"{option}={shown}{comment}"
+            shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+            yield Option(name, shown, words)

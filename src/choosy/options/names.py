@@ -14,7 +14,8 @@ ELSEWHERE = {  # what TRL, PEFT, transformers, LLaMA-Factory and Lightning call 
     "epochs n_epochs",
     "epochs_per_round": "num_ppo_epochs num_mini_epochs num_iterations ppo_epochs steps_per_generation",
     "warmup_steps": "num_warmup_steps warmup lr_warmup_steps",
-    "schedule (constant, linear or cosine)": "lr_scheduler_type lr_scheduler scheduler lr_schedule scheduler_type",
+    "schedule (constant, linear or cosine)": "lr_scheduler_type lr_scheduler scheduler lr_schedule scheduler_type "
+    "lr_scheduler_kwargs",
     "max_grad_norm": "gradient_clip_val clip_grad_norm grad_clip gradient_clipping",
     "optimizer": "optim optimizer_type",
     "optimizer.weight_decay": "weight_decay",
@@ -36,15 +37,28 @@ ELSEWHERE = {  # what TRL, PEFT, transformers, LLaMA-Factory and Lightning call 
     "model.lora.alpha": "lora_alpha alpha",
     "model.lora.targets": "lora_target target_modules lora_target_modules lora_targets",
     "model.lora.options": "modules_to_save use_rslora use_dora target_parameters lora_bias additional_target "
-    "rank_pattern alpha_pattern exclude_modules layers_to_transform init_lora_weights",
+    "rank_pattern alpha_pattern exclude_modules layers_to_transform init_lora_weights lora_target_parameters "
+    "lora_modules_to_save",
     "model.lora": "use_peft peft_config finetuning_type use_lora peft",
     "model.compute.attention": "attn_implementation flash_attn flash_attention use_flash_attention_2",
+    "model.compute.fused": "use_liger_kernel use_liger_loss",
+    "batching.tokens_per_step (tokens of one forward pass)": "precompute_ref_batch_size",
     "model.compute.gradient_checkpointing": "gradient_checkpointing use_gradient_checkpointing",
-    "reference": "ref_model sync_ref_model ref_adapter_name precompute_ref_log_probs reference_model",
+    "reference": "ref_model sync_ref_model ref_model_mixup_alpha ref_model_sync_steps ref_adapter_name reference_model",
     "loss": "loss_type pref_loss loss_fn",
     "loss.beta": "beta pref_beta kl_coef init_kl_coef dpo_beta",
+    "loss.shares (of loss=rpo and other sums)": "loss_weights rpo_alpha",
+    "loss.weighing.alpha (of loss=ld_dpo)": "ld_alpha",
+    "loss.divergence (of loss=f_dpo)": "f_divergence_type",
+    "loss.alpha (of loss=f_dpo)": "f_alpha_divergence_coef",
+    "loss.temperature (of loss=discopop)": "discopop_tau",
+    "loss=wpo": "use_weighting",
+    "loss.good_weight (of loss=kto)": "desirable_weight",
+    "loss.bad_weight (of loss=kto)": "undesirable_weight",
     "loss.gamma": "simpo_gamma gamma cpo_alpha",
     "loss.label_smoothing": "label_smoothing dpo_label_smoothing",
+    "data.train (ID:SUBSET:SPLIT)": "dataset_config dataset_train_split",
+    "data.heldout (ID:SUBSET:SPLIT)": "dataset_test_split",
     "data.train": "dataset dataset_name train_file train_dataset dataset_path prompts train_data data_path train_files",
     "data.heldout": "eval_dataset validation_file val_dataset eval_data test_file heldout",
     "data.limit": "max_samples max_train_samples train_samples num_samples",
@@ -53,12 +67,14 @@ ELSEWHERE = {  # what TRL, PEFT, transformers, LLaMA-Factory and Lightning call 
     "data.reader.max_prompt_tokens": "max_prompt_length max_source_length prompt_max_length",
     "data.reader.max_prompt_tokens (of a prompt) and sampler.max_new_tokens (of a response)": "max_length cutoff_len "
     "max_seq_length max_seq_len model_max_length",
+    "data.reader.too_long (drop or error)": "truncation_mode truncation",
     "sampler.max_new_tokens": "max_new_tokens max_completion_length max_target_length response_length generate_max_len "
     "max_tokens",
     "sampler.temperature": "temperature",
     "sampler.top_p": "top_p",
     "sampler.top_k": "top_k",
     "sampler=vllm": "use_vllm vllm_mode vllm",
+    "sampler.gpu_memory (of sampler=vllm)": "vllm_gpu_memory_utilization gpu_memory_utilization",
     "labeler": "reward judge judges annotator",
     "labeler.weights": "reward_weights",
     "labeler=reward_model labeler.model": "reward_model_path reward_model reward_model_name",
@@ -90,6 +106,17 @@ NONE = {  # what Choosy has no option for, and why
     "Every step is logged": "logging_steps logging_strategy log_every_n_steps logging_first_step",
     "Choosy learns from preferences and has no policy gradient: loss=sigmoid is DPO, on fresh responses": "grpo ppo "
     "rloo reinforce reinforce_plus_plus dapo gspo remax",
+    "Loading takes model.dtype, model.revision and model.compute.attention": "model_init_kwargs",
+    "Log-probs of the reference are computed once a round and kept in rounds/": "precompute_ref_log_probs",
+    "Padding is Choosy's own business and changes no value": "padding_free pad_to_multiple_of pad_token packing "
+    "train_sampling_strategy group_by_length",
+    "Choosy offloads nothing to the CPU: type model.compute.gradient_checkpointing=true": "activation_offloading",
+    "Sampling takes temperature, top_p and top_k, whose probabilities are known": "min_p repetition_penalty "
+    "generation_kwargs cache_implementation",
+    "No server of vLLM is used: it samples in the process of the run": "vllm_model_impl vllm_server_base_url "
+    "vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port vllm_tensor_parallel_size "
+    "vllm_enable_sleep_mode vllm_structured_outputs_regex",
+    "Sharded weights are gathered to sample: model.compute.gather says when": "ds3_gather_for_generation",
     "Choosy uploads nothing": "push_to_hub hub_model_id hub_token",
     "What is done goes by the command: choosy train, choosy report": "stage do_train do_eval do_predict task",
     "Columns are found by their names, and those without a use are named": "remove_unused_columns dataset_num_proc "
