@@ -30,6 +30,7 @@ CHAT_TEMPLATE = (
 SET_BY_LIBRARIES = {
     *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),  # scikit-learn
     *("PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR", "CUDA_MODULE_LOADING"),  # torch
+    "HF_XET_HIGH_PERFORMANCE",  # lm-evaluation-harness
     "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",  # torch.compile, which vLLM uses
     *(
         "PL_GLOBAL_SEED",

@@ -143,7 +143,7 @@ FLOORS = [
     {"rounds"},
     {"module", "early", "start"},
     {"main", "cli"},
-    {"api", "tuned_model", "evaluation", "chat", "__main__"},
+    {"api", "tuned_model", "capabilities", "evaluation", "chat", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 ARROWS = {name: others for name, others in file_arrows(ROOT).items() if name.startswith("choosy.")}

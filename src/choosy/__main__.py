@@ -31,7 +31,7 @@ choosy report RUN_DIR             write and print the report of a run, finished 
 choosy index SWEEP_DIR            list the runs of a sweep, with means over seeds and the best: index.csv, index.html
 choosy compare SWEEP_DIR          write compare.html, .png and .csv: which arm pays: labels, seconds, tokens, money, KL
 choosy evaluate RUN data=FILE     compare the answers of a run, adapter or model with the start's; choosy eval for short
-choosy chat RUN                   talk to the tuned model, or to one that choosy merge wrote
+choosy chat RUN                   talk to the tuned model and its start, or to one that choosy merge wrote
 choosy merge RUN DIR              write the tuned model as one model, its adapter merged in
 choosy labels stats RUN           labels, ties and money of each labeler and run; also: export, import, check
 

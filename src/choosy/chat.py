@@ -1,9 +1,16 @@
-"""Talks to the tuned model of a run on the terminal."""
+"""Talks to a tuned model on the terminal, with the start's answers beside its own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from rich import box
+from rich.live import Live
+from rich.table import Table
+
+from choosy.console import console
 from choosy.options.words import Words
 from choosy.terminal import say
 from choosy.tuned_model import TunedModel
@@ -21,23 +28,31 @@ An empty line ends the chat, Ctrl-C an answer."""
 
 
 def chat(words: list[str]) -> None:
-    """Talk to the tuned model."""
-    parser = Words("choosy chat", description="Talk to the tuned model of a run; an empty line ends it.")
+    """Talk to the tuned model, and to the start, which is told the tuned model's answers as its own."""
+    parser = Words("choosy chat", description="Talk to a tuned model and its start; an empty line ends it.")
     parser.add_argument("run_dir", metavar="RUN", help="the folder of the run, or of the model that choosy merge wrote")
-    run = TunedModel.open(parser.parse_args(words).run_dir)
+    parser.add_argument("--alone", action="store_true", help="without the start's answers: half the memory and time")
+    typed = parser.parse_args(words)
+    run = TunedModel.open(typed.run_dir)
     from choosy.reporting.display import quiet
 
     quiet()
+    start = None if typed.alone or run.start is None else run.load(run.start)
     policy, settings = run.load(run.tuned), run.sampler
+    policies = {"start": start, "tuned": policy} if start else {"tuned": policy}
     turns: list[Message] = []
-    say("Type to the tuned model; an empty line ends it, /help lists what else there is.")
-    with policy.for_sampling():
+    whom = "the tuned model and the start" if start else "the tuned model"
+    say(f"Type to {whom}; an empty line ends it, /help lists what else there is.")
+    with ExitStack() as sampling:
+        for one in policies.values():
+            sampling.enter_context(one.for_sampling())
         while text := read_line():
             if text.startswith("/"):
                 say(command(text, turns))
                 continue
             try:
-                turns[:] = [*turns, Message("user", text), Message("assistant", answer(policy, settings, turns, text))]
+                said = (in_columns if start else in_lines)(policies, settings, turns, text)
+                turns[:] = [*turns, Message("user", text), Message("assistant", said)]
             except ValueError as error:  # the template refuses the turns, or the window is full
                 say(error)
 
@@ -76,8 +91,43 @@ def command(text: str, turns: list[Message]) -> str:
     return HELP
 
 
-def answer(policy: Policy, settings: SamplingSettings, turns: list[Message], text: str) -> str:
-    """Print the answer to the turns while it is made, and return it; Ctrl-C ends it.
+def in_lines(policies: Mapping[str, Policy], settings: SamplingSettings, turns: list[Message], text: str) -> str:
+    """Print the tuned model's answer while it is made, and return it."""
+    return answer(policies["tuned"], settings, turns, text, lambda piece, ended: say(piece, end="\n" if ended else ""))
+
+
+def in_columns(policies: Mapping[str, Policy], settings: SamplingSettings, turns: list[Message], text: str) -> str:
+    """Print the answers beside each other while they are made, one after the other, and return the tuned model's."""
+    said = dict.fromkeys(policies, "")
+
+    def columns() -> Table:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+        for name in said:
+            table.add_column(name, ratio=1, overflow="fold")
+        table.add_row(*map(str.strip, said.values()))
+        return table
+
+    with Live(console=console(), get_renderable=columns):
+        for name, policy in policies.items():
+
+            def show(piece: str, ended: bool, name: str = name) -> None:
+                said[name] += piece
+
+            said[name] = answer(policy, settings, turns, text, show)
+    return said["tuned"]
+
+
+def answer(
+    policy: Policy, settings: SamplingSettings, turns: list[Message], text: str, show: Callable[[str, bool], None]
+) -> str:
+    """Show the answer to the turns while it is made, and return it; Ctrl-C ends it.
+
+    Args:
+        policy: Who answers.
+        settings: How.
+        turns: The conversation so far.
+        text: What is said to it now.
+        show: Is given each piece of the answer, and whether it is the last.
 
     Raises:
         ValueError: The chat template refuses the turns, or they fill the context window.
@@ -86,13 +136,13 @@ def answer(policy: Policy, settings: SamplingSettings, turns: list[Message], tex
     from transformers import GenerationConfig, TextStreamer
 
     class Printed(TextStreamer):
-        """Prints each word when it is whole, and keeps it."""
+        """Shows each word when it is whole, and keeps it."""
 
         said = ""
 
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             self.said += text
-            say(text, end="\n" if stream_end else "")
+            show(text, stream_end)
 
     tokens = policy.tokens
     asked = (*turns, Message("user", text)) if tokens.chat else ()

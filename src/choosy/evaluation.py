@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from choosy.capabilities import Results, Tasks, capabilities, refuse_without_harness
+from choosy.capabilities import sentences as of_tasks
 from choosy.data.heldout import AUTO, heldout_source
 from choosy.data.sources import Source, named, refuse_missing_file
 from choosy.files import replacing
@@ -32,15 +34,17 @@ class Data(NamedTuple):
     prompts: Source | None
     pairs: Source | None
     limit: int | None = None
+    tasks: Tasks | None = None
 
 
 class Seen(NamedTuple):
-    """What a policy does with the data: its answers, and how likely it finds given pairs and another's answers."""
+    """What a policy does with the data: its answers, how likely it finds pairs and another's answers, its results."""
 
     answers: list[Candidates]
     pairs: list[Candidates]
     pair_logps: list[list[float]]
     other_logps: list[list[float]]
+    capabilities: Results
 
 
 def evaluate_model(words: list[str]) -> None:
@@ -54,13 +58,18 @@ def evaluate_model(words: list[str]) -> None:
     parser.add_argument("words", nargs="*", metavar="data=FILE", help="prompts to answer, a file or another source")
     parser.add_argument("--against", metavar="OTHER", help="what to compare with in place of the start: as MODEL")
     parser.add_argument("--limit", type=int, help="the most prompts and the most pairs")
+    parser.add_argument("--tasks", metavar="A,B", help="tasks of lm-evaluation-harness, to see what else has changed")
+    parser.add_argument("--task-folder", metavar="DIR", help="the tasks' YAML files, if they do not come with it")
     typed = parser.parse_intermixed_args(words)
+    if typed.tasks:
+        refuse_without_harness()
     options = [*map(as_option, typed.words)]
     options += [] if typed.limit is None else [f"data.heldout_limit={typed.limit}"]
     model = TunedModel.open(typed.model, options)
     of_both = [f"model.dtype={model.tuned['dtype']}", *(word for word in options if word.startswith("model."))]
     other = TunedModel.open(typed.against, of_both) if typed.against else None
-    data = data_of(model, options)
+    tasks = Tasks(tuple(typed.tasks.split(",")), typed.task_folder, typed.limit) if typed.tasks else None
+    data = data_of(model, options, tasks)
     judge = judge_of(model) if data.prompts else None
     from choosy.reporting.display import quiet
 
@@ -82,7 +91,7 @@ def stem(data: Data, other: TunedModel | None) -> str:
         >>> stem(Data("prompts/easy.jsonl.gz", None), None), stem(Data(None, "owner/pairs"), None)
         ('easy', 'pairs')
     """
-    first = named(data.prompts or data.pairs or "").split(", ")[0]
+    first = named(data.prompts or data.pairs or "tasks").split(", ")[0]
     name = first.rstrip("/").rpartition("/")[2].partition(".")[0] or "data"
     return f"{name}-against-{Path(other.name).name}" if other else name
 
@@ -101,24 +110,24 @@ def as_option(word: str) -> str:
     return f"data.heldout={source if source.startswith('[') else quoted(source)}"
 
 
-def data_of(model: TunedModel, options: Sequence[str]) -> Data:
-    """Return the prompts and the pairs to evaluate on: those typed, or else the run's own."""
+def data_of(model: TunedModel, options: Sequence[str], tasks: Tasks | None) -> Data:
+    """Return what to evaluate on: the prompts and pairs that are typed, or else, without tasks, the run's own."""
     own, typed = model.config["data"], [word.partition("=")[0] for word in options]
     names = [name for name in ("heldout", "heldout_pairs") if f"data.{name}" in typed]
-    if not names and model.run:
+    if not names and model.run and not tasks:
         names = ["heldout", "heldout_pairs"]
     prompts, pairs = (own.get(name) if name in names else None for name in ("heldout", "heldout_pairs"))
     if prompts == AUTO:
         prompts = heldout_source(own["train"], AUTO)
-    if prompts is None and pairs is None:
+    if not (prompts or pairs or tasks):
         raise ValueError(
             f"What {model.name} is evaluated on is to be typed: data=FILE of prompts, data.heldout_pairs=FILE of "
-            "labeled pairs, or both."
+            "labeled pairs, --tasks of lm-evaluation-harness, or several of them."
         )
     for source in filter(None, (prompts, pairs)):
         refuse_missing_file(source)
     is_limited = "data.heldout_limit" in typed or not any(f"data.{name}" in typed for name in names)
-    return Data(prompts, pairs, own["heldout_limit"] if is_limited else None)
+    return Data(prompts, pairs, own["heldout_limit"] if is_limited else None, tasks)
 
 
 def judge_of(model: TunedModel) -> LabelBuyer | None:
@@ -178,15 +187,22 @@ class Comparison:
             its_start = self.see_start(other, beside) if self.data.pairs else None
             ranked["pairs_of_other"] = self.ranking(beside, its_start)
         against = other.name if other else "start" if start else None
-        about = {"model": model.name, "against": against, "judge": self.judge and self.judge.labeler.name}
+        about: dict[str, Any] = {
+            "model": model.name,
+            "against": against,
+            "judge": self.judge and self.judge.labeler.name,
+        }
         found = about | {name: metrics for name, metrics in ranked.items() if metrics}
+        if self.data.tasks:
+            theirs = {"other" if other else "start": beside.capabilities} if beside else {}
+            found["capabilities"] = theirs | {"tuned": now.capabilities}
         if not self.data.prompts:
             return found, []
         metrics, rows = self.judged(now, beside)
         return found | {"prompts": len(rows), **metrics}, rows
 
     def see(self, settings: Mapping[str, Any], *, prompts: bool = True, others: Sequence[Candidates] = ()) -> Seen:
-        """Load a policy, and let it see the data."""
+        """Load a policy, and let it see the data; without `prompts` only the pairs."""
         policy, config, data = self.model.load(settings), self.model.config, self.data
         reader = built(config["data"]["reader"])
         if data.prompts and not self.prompts:
@@ -194,7 +210,8 @@ class Comparison:
             policy.tokens.refuse_long_answers(self.prompts, config["evaluation"]["sampler"]["max_new_tokens"])
         pairs = self.read_pairs(policy) if data.pairs else []
         answered = answers(self.model, policy, self.prompts) if prompts else []
-        return Seen(answered, pairs, policy.score(pairs), policy.score(others))
+        can = capabilities(policy, data.tasks, seed=config["seed"]) if prompts and data.tasks else {}
+        return Seen(answered, pairs, policy.score(pairs), policy.score(others), can)
 
     def see_start(self, model: TunedModel, now: Seen) -> Seen | None:
         """See the data with the policy that a model was tuned from; None where nothing names it or needs it."""
@@ -273,7 +290,7 @@ def with_logps(
 
 
 def sentences(found: Mapping[str, Any]) -> Iterator[str]:
-    """Say what was measured: a line on the answers, and one for the pairs of each model."""
+    """Say what was measured: a line on the answers, one for the pairs of each model, and one for each task."""
     beside = "the start" if found["against"] == "start" else found["against"]
     if "prompts" in found:
         parts = [f"{found['prompts']} prompts answered"]
@@ -291,6 +308,9 @@ def sentences(found: Mapping[str, Any]) -> Iterator[str]:
             loss = "" if metrics["loss"] is None else f"loss {metrics['loss']:.3g}, "
             accuracy, margin = f"accuracy {metrics['accuracy']:.0%}", f"margin {metrics['margin']:.3g}"
             yield f"{metrics['pairs']} pairs{whose}: {loss}{accuracy}, {margin}"
+
+    if can := found.get("capabilities"):
+        yield from of_tasks(can, [name for name in can if name != "tuned"])
 
 
 def rate(found: Mapping[str, float], name: str) -> str:

@@ -58,13 +58,13 @@ def talk(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Talk:
     """A chat with a tiny model, of lines that are typed; returns the pieces that were written."""
     monkeypatch.setattr(chat, "LONGEST", 60)
 
-    def talked(*lines: str, to: Path = run_dir) -> list[str]:
+    def talked(*lines: str, to: Path = run_dir, alone: bool = True) -> list[str]:
         typed: Iterator[str] = iter([*lines, ""])
         monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
         screen = Screen()
         monkeypatch.setattr(sys, "stdout", screen)
         torch.manual_seed(0)
-        chat.chat([str(to)])
+        chat.chat([str(to), *(["--alone"] if alone else [])])
         return screen.pieces
 
     return talked
@@ -120,3 +120,14 @@ def test_the_model_that_merge_wrote_is_talked_to(talk, asked, run_dir, tmp_path)
     talk("Hello!", "And then?", to=tmp_path / "the whole model")
     assert asked[0] == [("user", "Hello!")]
     assert [role for role, _ in asked[1]] == ["user", "assistant", "user"]
+
+
+def test_the_start_answers_beside_the_tuned_model(talk, asked, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = "".join(talk("Hello!", "And then?", alone=False))
+    assert len(asked) == 4, "both are asked each time"
+    assert asked[0] == asked[1] == [("user", "Hello!")]
+    assert asked[2] == asked[3], "the conversation goes on with the tuned model's answer"
+    assert shown.startswith("Type to the tuned model and the start;")
+    assert [line.split() for line in shown.splitlines()].count(["start", "tuned"]) == 2
+    assert all(visible(line)[:4] in shown for line in asked[2][1][1].splitlines())

@@ -166,3 +166,44 @@ def test_pairs_of_a_model_without_a_start_need_a_loss_without_a_reference(
     found = json.loads(Path("eval", tiny_policy_dir.name, "pairs.json").read_text())["pairs"]
     assert found["pairs"] == 4
     assert all(math.isfinite(found[name]) for name in ("loss", "accuracy", "margin"))
+
+
+TASK = """task: quiz
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {questions}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: ["yes", "no"]
+doc_to_target: answer
+metric_list:
+  - metric: acc
+"""
+
+
+def test_tasks_of_the_harness_show_what_else_has_changed(tuned, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'choosy-tuning[eval]'")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = [{"question": f"Is {n} even?", "answer": n % 2} for n in range(8)]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "quiz.yaml").write_text(TASK.format(questions=tmp_path / "questions.jsonl"))
+    capsys.readouterr()
+    evaluate_model([str(tuned.run_dir), "--tasks", "quiz", "--task-folder", str(tmp_path / "tasks")])
+    assert "quiz, acc: start " in capsys.readouterr().out
+    found = json.loads((tuned.run_dir / "eval" / "tasks.json").read_text())["capabilities"]
+    assert [*found] == ["start", "tuned"]
+    assert all(results["quiz"].keys() == {"acc", "acc_stderr"} for results in found.values())
+    assert all(results["quiz"]["acc"] in [n / 8 for n in range(9)] for results in found.values())
+    with pytest.raises(ValueError, match=r"There is no task quizz in "):
+        evaluate_model([str(tuned.run_dir), "--tasks", "quizz", "--task-folder", str(tmp_path / "tasks")])
+
+
+def test_tasks_without_the_harness_are_refused_in_a_sentence(tuned, monkeypatch):
+    monkeypatch.setattr("choosy.capabilities.find_spec", lambda name: None)
+    with pytest.raises(
+        ValueError, match=r"--tasks needs lm-evaluation-harness; type pip install 'choosy-tuning\[eval\]'"
+    ):
+        evaluate_model([str(tuned.run_dir), "--tasks", "arc_easy"])
