@@ -21,7 +21,7 @@ WEIGHTS := $(BIN)/python -m pip install -qq --no-deps --require-hashes -r requir
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo unit test test-vllm lint docs bench parity recipes evidence clean
+.PHONY: help setup demo unit test test-vllm lint docs bench parity recipes evidence chaos clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -88,6 +88,10 @@ recipes: $(STAMP)  ## Play each recipe of conf/experiment once on SmolLM2; hours
 
 evidence: $(STAMP)  ## Does choosing pay? Hours of runs, resumable (ONLY=film, SEEDS=5); needs ../shared/data
 	$(BIN)/python benchmarks/evidence/run.py $(if $(ONLY),--only "$(ONLY)") $(if $(SEEDS),--seeds $(SEEDS))
+
+chaos: $(STAMP)  ## Kill, stop, double and damage runs for MINUTES=10 (or OPERATIONS=1000) from SEED=0; no promise may break
+	$(BIN)/python benchmarks/chaos/run.py --seed $(or $(SEED),0) --out benchmarks/results/chaos.json \
+	  $(if $(OPERATIONS),--operations $(OPERATIONS),--minutes $(or $(MINUTES),10))
 
 clean:  ## Remove caches and build products; runs and .venv stay
 	rm -rf build dist site *.egg-info .mypy_cache .ruff_cache

@@ -7,7 +7,7 @@ import linecache
 import os
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from choosy.own_code import OURS, is_own
@@ -75,6 +75,26 @@ def refuse_unknown(name: str, value: str, known: Sequence[str]) -> None:
     """Refuse a word that is not one of those known."""
     if value not in known:
         raise ValueError(f"{name}={value} is none of {', '.join(known)}.")
+
+
+def full_disk(error: BaseException | None, again: Callable[[], str]) -> str:
+    """Return a sentence on a disk that has no room, also where a library has wrapped its error; "" for another error.
+
+    Args:
+        error: What was raised.
+        again: Returns what to type once there is room; "" for the same again.
+
+    Example:
+        >>> print(full_disk(OSError(28, "No space left on device"), lambda: "python train.py ckpt_path=last"))
+        The disk has no room (No space left on device). What was written before is kept: make room, and type
+          python train.py ckpt_path=last
+    """
+    while error is not None:
+        if found := re.search("No space left on device|Disk quota exceeded|File too large", str(error)):
+            typed = again() or "the same again"
+            return f"The disk has no room ({found[0]}). What was written before is kept: make room, and type\n  {typed}"
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def is_ours(error: BaseException) -> bool:

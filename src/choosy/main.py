@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import choosy.start as start
 from choosy.early import refuse_early
-from choosy.errors import Stopped, in_a_line, is_ours, name_typed_keys, raised_at
+from choosy.errors import Stopped, full_disk, in_a_line, is_ours, name_typed_keys, raised_at
 from choosy.options.check import options
 from choosy.options.fit_words import START, time_name
 from choosy.options.menu import help_text, menu
@@ -122,6 +122,8 @@ def in_sentences(again: Callable[[], str], put: Callable[[str], str] = str) -> I
             sys.exit(Postponed.exit_code)
         if is_peer_failure(error):
             exit_with(f"\n{put(LOST)}")
+        if not SHOWS_STACKS and (sentence := full_disk(error, again)):
+            exit_with(f"\n{sentence}")
         if SHOWS_STACKS or not (sentence := sentence_on(error, put)):
             raise
         exit_with(f"\n{sentence}")

@@ -80,3 +80,11 @@ def test_what_a_killed_replacement_has_left_is_replaced_by_the_next(folder):
     assert [path.name for path in folder.glob("replaced.*")] == ["replaced.1"]
     with closing(sqlite3.connect(folder / "replaced.1" / "ledger.sqlite")) as db:
         assert db.execute("SELECT DISTINCT key FROM labels").fetchall() == [("old",)]
+
+
+@pytest.mark.parametrize("name", ["replaced.txt", "replaced.1.bak", "replaced.old"])
+def test_a_users_own_file_is_not_taken_for_a_replaced_run(name, folder):
+    (folder / name).write_text("mine")
+    replacing(folder, sampled=True)
+    assert (folder / name).read_text() == "mine"
+    assert (folder / "replaced.1").exists()

@@ -68,6 +68,13 @@ def test_a_file_that_says_which_run_it_is_is_named_where_it_is_lost(folder: Path
     assert choose_start(folder, "auto").resuming
 
 
+@pytest.mark.parametrize("name", ["run_id", "config.yaml", "data.json"])
+def test_it_is_named_before_the_resumed_run_writes_its_configuration(folder: Path, name: str) -> None:
+    (folder / name).write_bytes((folder / name).read_bytes()[:-9])
+    with pytest.raises(ValueError, match=rf"^{folder / name} is "):
+        refuse_other_run(folder, CONFIG)
+
+
 def test_a_run_of_a_version_that_kept_no_fingerprints_of_the_data_resumes(folder: Path) -> None:
     table = pa.table({"prompt": ["a"]})
     write_table(table, folder / "rounds" / "round_000.parquet", {"round": 0, "labels": {"spent": 0}})

@@ -136,7 +136,7 @@ def _replaced(folder: Path) -> Path | None:
 
 def _aside(folder: Path) -> list[Path]:
     """The folders of replaced runs, the oldest first."""
-    return sorted(folder.glob("replaced.*"), key=_number)
+    return sorted((path for path in folder.glob("replaced.*") if path.suffix[1:].isdecimal()), key=_number)
 
 
 def _number(aside: Path) -> int:

@@ -58,6 +58,8 @@ def refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
         config: The configuration of the resumed run, as Hydra or LightningCLI composed it.
     """
     refuse_lost_identity(folder, "config.yaml")
+    if (file := folder / "data.json").exists():
+        read_json(file)  # here, since open_folder compares it when config.yaml is written already
     report_changes(folder, config)
     refuse_lost_ledger(folder, config["data"]["run"]["labels"]["ledger"])
 

@@ -1,0 +1,50 @@
+"""Labelers that write down each call that is paid for, before they answer, into a file that no run knows.
+
+The file is $PAID, a line a call, which is on the disk before the answer is given. $PAID_BY says whose call it is, and
+$PAID_AS is the name of the labeler.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from typing import Any
+
+
+def pay(prompt: str, *responses: str) -> None:
+    """Write down a call; the bill is on a disk of its own, which is never full."""
+    little, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    call = {"by": os.environ["PAID_BY"], "as": os.environ["PAID_AS"], "prompt": prompt, "responses": responses}
+    bill = os.open(os.environ["PAID"], os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(bill, json.dumps(call).encode() + b"\n")
+        os.fsync(bill)
+    finally:
+        os.close(bill)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (little, most))
+
+
+def score_of(response: str) -> float:
+    """The score of a response."""
+    return float(sum(map(ord, response)) % 7)
+
+
+def score(prompt: str, response: str) -> float:
+    """Score a response; the form of a function that is asked for one at a time."""
+    pay(prompt, response)
+    return score_of(response)
+
+
+class Longer:
+    """Compares two responses: the longer one is better. Each verdict is given before the next one is paid for."""
+
+    def __init__(self) -> None:
+        self.name = os.environ["PAID_AS"]
+
+    def compare(self, items: Any) -> Any:
+        """Yield the verdicts."""
+        for prompt, one, other in items:
+            pay(prompt.text, one.text, other.text)
+            yield "first" if len(one.text) > len(other.text) else "second"
