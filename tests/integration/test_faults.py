@@ -231,6 +231,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+FULL = """
+import resource, sys
+
+def hear(event, args):  # once the file is to be written, no file may grow
+    if event in ("open", "os.mkdir") and {name!r} in str(args[0]) and "r" not in str(args[1]):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+sys.addaudithook(hear)
+sys.argv[0] = "train.py"
+from choosy.main import main
+main()
+"""
+
+
 class Disk(Callback):
     """Fills the disk, or makes it read-only, before a step of round 1."""
 
@@ -273,6 +287,23 @@ def test_a_disk_that_fails_loses_nothing(fault, play, small_disk, tmp_path):
     assert resumed.summary["labels"] == whole.summary["labels"]
     assert bought
     assert bought <= set(labels(small_disk / "run" / "ledger.sqlite")["key"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["metrics.csv", "round_000.ckpt", "run/adapter", "report.html"])
+def test_a_full_disk_is_named_in_a_sentence(name, tmp_path, tiny_policy_dir, prompts_file):
+    script = tmp_path / "full.py"
+    script.write_text(FULL.format(name=name))
+    lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "rounds=1", "data.heldout=null", "run_dir=run"]
+    full = command(script, *lines, folder=tmp_path)
+    assert full.returncode == 1
+    assert "Traceback" not in full.stderr
+    assert re.search(
+        r"The disk has no room \(File too large\).*\n  python train\.py .*ckpt_path=last$", full.stderr.strip()
+    )
+    again = command(ROOT / "train.py", *lines, "ckpt_path=last", folder=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "run" / "summary.json").exists()
 
 
 def test_a_clock_that_jumps_changes_nothing(play, monkeypatch):
