@@ -38,6 +38,12 @@ ROWS = {
         for n in range(6)
     ],
     "singles": [{"prompt": f"Is {n} odd?", "completion": f"{n}, yes.", "label": n % 2 == 0} for n in range(6)],
+    "mixed": [
+        {"prompt": f"Is {n} odd?", "completion": f"{n}, yes.", "label": n % 2 == 0}
+        if n < 3
+        else {"prompt": f"Is {n} odd?", "chosen": f"{n}, yes.", "rejected": "No."}
+        for n in range(6)
+    ],
     "weights": [
         {"prompt": f"Is {n} odd?", "chosen": f"{n}, yes.", "rejected": "No.", "weight": 0.5 + n} for n in range(6)
     ],

@@ -290,6 +290,17 @@ def test_pairs_of_single_responses(refused):
     )
 
 
+def test_a_selector_of_data_whose_prompts_have_one_response_or_several(refused, tmp_path):
+    rows = [{"prompt": f"Say {n}.", "completion": f"{n}!", "label": n % 2 == 0} for n in range(4)]
+    rows += [{"prompt": f"Ask {n}.", "chosen": f"{n}?", "rejected": "No."} for n in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ["data=offline", f"data.train={tmp_path / 'rows.jsonl'}", "data.heldout=null"]
+    given = [*data, "loss=kto", "loss.reference_point=zero", "weighting=uniform"]
+    for selector in ("random_pairs", "predicted_gap", "certainty"):
+        message = f"single response and others several, and selector={selector} would never .* Type selector=none"
+        refused(*given, f"selector={selector}", message=message)
+
+
 def test_own_samples_under_instructions(refused):
     instructions = "{_target_:choosy.models.instructions.Instructions,texts:[Be kind.]}"
     own = ["loss=xpo", "weighting=uniform", f"data.instructions={instructions}"]

@@ -174,6 +174,14 @@ def test_a_selector_chooses_half_of_the_single_responses_in_equal_parts(selector
     assert [len(items) for items in run.witness.pairs] == [3, 2], "each round trains on those that it labels"
 
 
+def test_pairs_beside_single_responses_are_all_trained_on(play, rows_file):
+    singles = [{"prompt": f"Say {n}.", "completion": f"{n}!", "label": n % 2 == 0} for n in range(4)]
+    pairs = [{"prompt": f"Ask {n}.", "chosen": f"{n}?", "rejected": "No."} for n in range(3)]
+    run = play(*OFFLINE, rows_file([*singles, *pairs]), "loss=kto", "selector=none", "weighting=uniform", "rounds=1")
+    assert sum(map(len, run.witness.pairs)) == 4 + 2 * 3
+    assert run.data.run.labels.counts.spent == 4 + 3
+
+
 def test_kto_samples_one_response_beside_given_ones(play, rows_file):
     """Fresh ones in each round, that are neither labeled nor offered to a selector, and whose KL is logged."""
     run = play(*OFFLINE, rows_file(UNPAIRED), "loss=kto", "rounds=2", "lr=1e-2")

@@ -173,6 +173,36 @@ def test_single_responses_are_ranked_by_their_gap_to_an_average_one(embedded: li
         assert [pair.utility for pair in choice.ranked] == pytest.approx(utility_7[order].tolist())
 
 
+def judged(round: int, scores: Sequence[float | None], threshold: float) -> list[Candidates]:
+    """A prompt for each score, with a single response that has it, or has none."""
+    return [
+        Candidates(
+            Prompt(f"p{p}", "?"),
+            (Response(f"{round} {p}", (1,), reward=score),),
+            round=round if score is not None else -1,
+            threshold=threshold,
+        )
+        for p, score in enumerate(scores)
+    ]
+
+
+def test_new_labels_of_single_responses_tell_how_well_the_head_ranks_good_above_bad(embedded: list[str]) -> None:
+    first = judged(0, [3.0, 5.0, 4.0, 6.0, 1.0, 2.0], 3.5)
+    new = judged(1, [4.0, 0.0, 7.0, 3.0, 1.0, 3.5, None], 3.5)
+    learned = LearnedReward(min_labels=4)
+    parts: Any = (OneRank(), Phases(), None, learned)
+    head = learned.head(Round(1, 0, None, None, Pool().put(first, round=0), *parts))  # type: ignore[arg-type]
+    assert head is not None
+    assert "accuracy" not in learned.knowledge, "nothing was predicted yet"
+    learned.head(Round(2, 0, None, None, Pool().put(first, round=0).put(new, round=1), *parts))  # type: ignore[arg-type]
+    embed_7D = torch.cat(learned.embed(new, round_one(learned)))
+    reward = head.rewards(embed_7D).tolist()
+    right = [reward[good] > reward[bad] for good in (0, 2) for bad in (1, 3, 4)]
+    assert learned.knowledge["accuracy"] == pytest.approx(sum(right) / 6)
+    assert -1 <= learned.knowledge["correlation"] <= 1
+    assert learned.knowledge["labels"] == 12
+
+
 def test_differences_know_the_verdicts_of_this_round_on_any_number_of_ranks(embedded: list[str]) -> None:
     labeled = candidates(1, labeled=True)
 

@@ -97,7 +97,7 @@ def orient(utilities: Sequence[float], direction: Direction) -> list[float]:
         return [-u for u in utilities]
     if direction not in ("middle", "tails"):
         raise ValueError(f"direction={direction!r} is none of largest, smallest, middle, tails.")
-    if not all(map(math.isfinite, utilities)):
+    if not utilities or not all(map(math.isfinite, utilities)):
         return list(utilities)  # `top_k` names the culprit
     known = torch.tensor(utilities, dtype=torch.float64)
     _, group_n, size_g = torch.unique(known, return_inverse=True, return_counts=True)

@@ -14,6 +14,7 @@ from choosy.methods.reward_head import RewardHead, fit_scores, fit_verdicts, lef
 from choosy.models.embeddings import embed, refuse_embedder
 from choosy.parallel.ranks import gather_rows, shard
 from choosy.rounds.context import PairTexts, Round, pair_texts
+from choosy.rounds.evaluate import good_against_bad
 from choosy.types import Candidates, Response
 
 LONGEST_PROMPT = 400  # characters
@@ -59,7 +60,7 @@ class LearnedReward:
             new = pool_after(at, self._known).with_labels()
             self._embed_new(new, at)
             scores, verdicts = self._labels(new)
-            self.knowledge = self._accuracy_on_new(scores, verdicts)
+            self.knowledge = self._accuracy_on_new(new, scores, verdicts)
             self._scores.update(scores)
             self._verdicts.update(verdicts)
             self._head = self._fitted()
@@ -157,13 +158,24 @@ class LearnedReward:
             return fit_verdicts(self._embed_ND[chosen_K], self._embed_ND[rejected_K])
         return None
 
-    def _accuracy_on_new(self, scores: dict[int, float], verdicts: dict[tuple[int, int], None]) -> dict[str, float]:
-        """How well the head predicts labels that were bought after it was fitted."""
-        if self._head is None or not verdicts:
+    def _accuracy_on_new(
+        self, new: Sequence[Candidates], scores: dict[int, float], verdicts: dict[tuple[int, int], None]
+    ) -> dict[str, float]:
+        """How well the head predicts labels that were bought after it was fitted.
+
+        Of single responses each good one makes a pair with each bad one, as where held-out ones are evaluated.
+        """
+        if self._head is None:
             return {}
         reward_N = self._head.rewards(self._embed_ND)
-        chosen_K, rejected_K = torch.tensor(list(verdicts)).T
-        known = {"accuracy": (reward_N[chosen_K] > reward_N[rejected_K]).double().mean().item()}
+        alone = [(c, self._rows[c.prompt.id, c.responses[0].text]) for c in new if len(c.responses) == 1]
+        judged = [(reward_N[row].item(), scores[row] - c.threshold) for c, row in alone if row in scores]
+        known: dict[str, float] = {}
+        if verdicts:
+            chosen_K, rejected_K = torch.tensor(list(verdicts)).T
+            known = {"accuracy": (reward_N[chosen_K] > reward_N[rejected_K]).double().mean().item()}
+        elif {1, -1} <= {(label > 0) - (label < 0) for _, label in judged}:
+            known = {"accuracy": good_against_bad([one for one in judged if one[1] != 0])["accuracy"]}
         if len(scores) > 2:
             bought_N = torch.tensor(list(scores.values()), dtype=torch.float64)
             correlation = torch.corrcoef(torch.stack([reward_N[list(scores)], normal_scores(bought_N)]))[0, 1].item()

@@ -28,6 +28,12 @@ def check_needs(
     if min(responses) == 1:
         has_nothing = max(responses) == 1 and not isinstance(pair_selector, ResponseSelector)
         refuse_comparing(run, loss, source=source, pair_selector=pair_selector if has_nothing else None)
+    if min(responses) == 1 < max(responses) and pair_selector is not None:
+        raise ValueError(
+            f"{source} gives some prompts a single response and others several, and {typed_for(pair_selector)} would "
+            "never label the single ones. Type selector=none, which labels everything, or give each kind a run of its "
+            "own."
+        )
     scorers = f"a labeler that scores: {labelers_able_to('score')}"
     if run.training.threshold != 0 and min(responses) > 1:
         raise ValueError(
