@@ -13,7 +13,6 @@ import math
 import os
 import shutil
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,68 +75,56 @@ RECIPES: Mapping[str, Sequence[str]] = {
 }
 
 
-class Small:
-    """SmolLM2 as everything here that is not tuned: it writes the given responses, and edits."""
-
-    def __init__(self) -> None:
-        self.policy = Policy("demo:smollm2")
-        self.policy.load(device=torch.device("cpu"), seed=0)
-        self.alone = threading.Lock()
-
-    def answers(self, prompts: Sequence[Prompt], each: int, engine: Generate) -> list[list[str]]:
-        """So many responses to each prompt, the same at every call."""
-        ids = [self.policy.tokens.encode_prompt(prompt) for prompt in prompts]
-        seeds = [[seed_of("recipes", prompt.id, n) for n in range(each)] for prompt in prompts]
-        with self.alone:
-            return [[r.text for r in of_prompt] for of_prompt in engine.sample(self.policy, ids, seeds)]
-
-    def edit(self, asked: Asked) -> str:
-        """What an editor replies: the second response, rewritten, between lines of the code."""
-        code = asked.user.split("lines that hold only ")[-1].split()[0].rstrip(".")
-        wanted = (
-            f'Rewrite this sentence so that it sounds as cheerful as "{asked.first}" Change only a few words.\n\n'
-            f"{asked.second}"
-        )
-        prompt = Prompt(f"edit {asked.number}", wanted, (Message("user", wanted),))
-        ((said,),) = self.answers([prompt], 1, Generate(temperature=0.0, max_new_tokens=TOKENS))
-        return f"{code}\n{said}\n{code}"
+def answers(policy: Policy, prompts: Sequence[Prompt], each: int, engine: Generate) -> list[list[str]]:
+    """So many responses to each prompt, the same at every call."""
+    ids = [policy.tokens.encode_prompt(prompt) for prompt in prompts]
+    seeds = [[seed_of("recipes", prompt.id, n) for n in range(each)] for prompt in prompts]
+    return [[r.text for r in of_prompt] for of_prompt in engine.sample(policy, ids, seeds)]
 
 
-def given_pairs(small: Small) -> Path:
-    """Of four responses of SmolLM2 to each prompt the best and the worst by VADER, with scores from 1 to 10."""
-    path = RUNS / f"pairs_{PROMPTS}x{TOKENS}.jsonl"
-    if path.exists():
-        return path
+def given_pairs() -> list[dict[str, Any]]:
+    """Of four responses of SmolLM2 to each prompt the best and the worst by VADER, with scores from 1 to 10.
+
+    Beside them stands the worst as the same model rewrites it towards the best, for `bmc`.
+    """
+    policy = Policy("demo:smollm2")
+    policy.load(device=torch.device("cpu"), seed=0)
     prompts = read_prompts("choosy:prompts/train.jsonl", as_chat=True, limit=PROMPTS)
     engine = Generate(temperature=0.7, top_p=0.9, max_new_tokens=TOKENS)
     rows, vader = [], Vader()
-    for prompt, texts in zip(prompts, small.answers(prompts, 4, engine), strict=True):
+    for prompt, texts in zip(prompts, answers(policy, prompts, 4, engine), strict=True):
         scores = vader.score([(prompt, Response(text)) for text in texts])
         ranked = sorted(zip(scores, texts, strict=True))
         (low, worst), (high, best) = ranked[0], ranked[-1]
         ten = {"chosen_score": round(5.5 + 4.5 * high, 1), "rejected_score": round(5.5 + 4.5 * low, 1)}
         if low < high:
             rows.append({"prompt": prompt.text, "chosen": best, "rejected": worst, **ten})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    wanted = [
+        f'Rewrite this sentence so that it sounds as cheerful as "{row["chosen"]}" Change only a few words.\n\n'
+        f"{row['rejected']}"
+        for row in rows
+    ]
+    asked = [Prompt(f"edit {n}", text, (Message("user", text),)) for n, text in enumerate(wanted)]
+    edits = answers(policy, asked, 1, Generate(temperature=0.0, max_new_tokens=TOKENS))
+    return [{**row, "edit": edit} for row, (edit,) in zip(rows, edits, strict=True)]
 
 
 @contextmanager
 def places(names: Sequence[str]) -> Iterator[dict[str, str]]:
     """What stands in braces in the lines of these recipes: the file of given pairs, the editor's address."""
-    lines = " ".join(line for name in names for line in RECIPES[name])
-    if "{given}" not in lines:
-        yield {}
-        return
-    small = Small()
-    given = {"given": str(given_pairs(small))}
-    if "{editor}" not in lines:
-        del small
-        yield given
-        return
-    with FaultyJudge(small.edit) as server:
-        yield {**given, "editor": server.url}
+    path, lines = RUNS / f"pairs_{PROMPTS}x{TOKENS}.jsonl", [line for name in names for line in RECIPES[name]]
+    if not path.exists() and any("{given}" in line for line in lines):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in given_pairs()))
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    edits = {(row["chosen"].strip(), row["rejected"].strip()): row["edit"] for row in rows}
+
+    def reply(asked: Asked) -> str:
+        code = asked.user.split("lines that hold only ")[-1].split()[0].rstrip(".")
+        return f"{code}\n{edits[asked.first.strip(), asked.second.strip()]}\n{code}"
+
+    with FaultyJudge(reply) as editor:
+        yield {"given": str(path), "editor": editor.url}
 
 
 def play(name: str, where: Mapping[str, str]) -> dict[str, Any]:
@@ -145,7 +132,7 @@ def play(name: str, where: Mapping[str, str]) -> dict[str, Any]:
     folder, log = RUNS / name, RUNS / f"{name}.log"
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed, or of other settings
     RUNS.mkdir(parents=True, exist_ok=True)
-    typed = [line.format(**where) if line.count("{") else line for line in (*EVERY, *RECIPES[name])]
+    typed = [line.format(**where) for line in (*EVERY, *RECIPES[name])]
     with log.open("w") as output:
         command = [sys.executable, ROOT / "train.py", f"experiment={name}", *typed, f"run_dir={folder}"]
         busy = busy_share(command, {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}, output)
