@@ -1,4 +1,4 @@
-"""Trains as Hydra composes it. The only file that imports Hydra."""
+"""Trains as Hydra composes it. Besides the sweeper the only file that imports Hydra."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import choosy.start as start
+import choosy.sweeper as sweeper
 from choosy.early import refuse_early
 from choosy.errors import Stopped, full_disk, in_a_line, is_ours, name_typed_keys, raised_at
 from choosy.options.check import options
@@ -81,6 +82,7 @@ COMMAND = [at_home(word) for word in sys.argv]  # as typed, `choosy train ...` o
 STACKS = "HYDRA_FULL_ERROR"
 PATHS = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)  # of a path that was typed
 BY_SIGNALS = [128 + number for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)]  # callbacks/preemption.py
+PLAY_SEVERAL = ("experiment=compare", "experiment=fewest_labels", "experiment=online_tuning")
 SHOWS_STACKS = os.environ.get(STACKS) == "1"  # of mistakes that a sentence explains
 
 
@@ -148,10 +150,9 @@ def main() -> None:
         if {"-h", "--help"} & {*words}:
             say(train_help([word for word in words if not word.startswith("-")]))
             return
-        if "experiment=compare" in words and not any(word.startswith("-") for word in words):
-            raise ValueError(
-                "experiment=compare plays many runs: type -m, as in choosy train -m experiment=compare ..."
-            )
+        if several := not any(word.startswith("-") for word in words) and {*PLAY_SEVERAL} & {*words}:
+            raise ValueError(f"{(one := several.pop())} plays many runs: type -m, as in choosy train -m {one} ...")
+        sweeper.register()
         os.environ[STACKS] = "1"  # Hydra raises its errors instead of printing them
         try:
             _main()

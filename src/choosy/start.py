@@ -126,11 +126,18 @@ def describe(config: Mapping[str, Any], trainer: Trainer, run_dir: Path) -> None
 def refuse_objective(config: Mapping[str, Any]) -> None:
     """Refuse an unknown objective, and one that nothing will measure."""
     objective = config.get("objective", "win_rate")
-    refuse_unknown("objective", objective, ("win_rate", "labels_to_win_rate"))
-    measured = config["data"].get("heldout") and (config.get("callbacks") or {}).get("win_rate")
+    refuse_unknown("objective", objective, ("win_rate", "labels_to_win_rate", "quality"))
+    data, callbacks = config["data"], config.get("callbacks") or {}
+    measured = data.get("heldout") and callbacks.get("win_rate")
     if objective == "labels_to_win_rate" and not measured:
         raise ValueError(
             "objective=labels_to_win_rate needs win rates: give data.heldout=... and leave callbacks.win_rate in."
+        )
+    judged = measured and (config.get("labels") or {}).get("evaluation") != "none"
+    if objective == "quality" and not (judged or (data.get("heldout_pairs") and callbacks.get("heldout_pairs"))):
+        raise ValueError(
+            "objective=quality needs held-out answers that are judged, or labeled pairs: give data.heldout=... and "
+            "leave labels.evaluation=none out, or give data.heldout_pairs=..."
         )
 
 

@@ -176,7 +176,7 @@ def test_optuna_looks_for_the_fewest_labels(lines, tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("objective=loss", "objective=loss is none of win_rate, labels_to_win_rate"),
+        ("objective=loss", "objective=loss is none of win_rate, labels_to_win_rate, quality"),
         ("objective=labels_to_win_rate data.heldout=null", "labels_to_win_rate needs win rates"),
     ],
 )

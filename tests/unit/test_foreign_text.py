@@ -38,6 +38,7 @@ INNOCENT = {
     "SystemExit(128 + signum)": "a number",
     "logging.getLogger('matplotlib').setLevel(logging.WARNING)": "sets a level",
     "logging.getLogger(name).setLevel(logging.WARNING)": "sets a level",
+    "logging.getLogger('alembic').setLevel(logging.WARNING)": "sets a level",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -292,12 +293,12 @@ def print_comparison(comparison: Comparison, out: Terminal | None = None) -> Non
 
 
 def _evaluations(comparison: Comparison) -> Iterator[tuple[Any, ...]]:
-    """Yield each evaluation of each run: its arm, seed and number, what was spent so far, its KL and quality."""
+    """Yield each evaluation of each run: arm, seed, number, what was spent so far, KL, quality, what was typed."""
     for name, arm in comparison.arms.items():
         for seed, run in sorted(arm.items()):
             kl = run.kl or [None] * len(run.quality)
             rows = zip(*(run.spent[cost] for cost in comparison.costs), kl, run.quality, strict=True)
-            yield from ((name, seed, number, *row) for number, row in enumerate(rows))
+            yield from ((name, seed, number, *row, shlex.join(run.typed)) for number, row in enumerate(rows))
 
 
 def write_comparison(comparison: Comparison, sweep_dir: str | Path) -> Path:
@@ -306,7 +307,7 @@ def write_comparison(comparison: Comparison, sweep_dir: str | Path) -> Path:
     with replacing(folder / "compare.png") as unfinished:
         unfinished.write_bytes(draw(comparison))
     with replacing(folder / "compare.csv") as unfinished:
-        columns = ("arm", "seed", "evaluation", *comparison.costs, "kl", "quality")
+        columns = ("arm", "seed", "evaluation", *comparison.costs, "kl", "quality", "typed")
         rows = (dict(zip(columns, row, strict=True)) for row in _evaluations(comparison))
         unfinished.write_text(csv_text(columns, rows), encoding="utf-8", newline="")
     write_page(

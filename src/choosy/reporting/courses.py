@@ -32,6 +32,7 @@ class Course:
             is `quality`. Empty if they are not known: then no prompts are drawn.
         measure: What `quality` is: `reward`, `win_rate` against the start, or `accuracy` on held-out pairs.
         judge: Who has measured it, on which data.
+        typed: What was typed for the run, without its seed; empty where that is not known.
     """
 
     spent: Mapping[str, tuple[float, ...]]
@@ -40,6 +41,7 @@ class Course:
     answers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     measure: str = "reward"
     judge: str = ""
+    typed: tuple[str, ...] = ()
 
 
 Arm = Mapping[int, Course]  # by seed

@@ -179,6 +179,7 @@ def course(run: RunSummary) -> Course:
         answers(run.folder / "rounds", numbers, measure) if measure != "accuracy" else {},
         measure,
         judged_by(run.folder),
+        arm_words(words_of(run.folder) or ()),
     )
 
 

@@ -20,6 +20,7 @@ from choosy.methods.length_control import Z95, length_controlled
 from choosy.methods.loss_inputs import Loss, LossInputs, form_of
 from choosy.parallel.ranks import Ranks, shard
 from choosy.reporting.summary import RunSummary
+from choosy.reporting.sweeps import quality_of
 from choosy.rounds.context import Round
 from choosy.rounds.sample import sample_responses
 from choosy.sampling.settings import SamplingSettings
@@ -232,7 +233,9 @@ def labels_until(looks: Sequence[tuple[int, float, int]], target: float) -> floa
 
 
 def objective(config: Mapping[str, Any], run: RunSummary) -> float | None:
-    """Return the last win rate, or the labels bought until it reached the target to stay."""
+    """Return the last win rate or quality, or the labels bought until the win rate reached the target to stay."""
+    if config["objective"] == "quality":
+        return quality_of(run)[1][-1] if run.evaluated else None
     if config["objective"] == "win_rate":
         return run.last.get("win_rate")
     looks = [
