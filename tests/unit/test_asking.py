@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 import torch
 from toy_labelers import FIVE, Lengths, Longer, Scripted, given, rewards, rows
 
+from choosy.errors import Stopped
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.function import Function
+from choosy.labeling.ledger import Ledger, Question
 from choosy.labeling.protocols import Answer, ItemFailed, Postponed, Terms
 from choosy.main import in_sentences
 from choosy.options.fit_words import read_words
@@ -68,10 +71,11 @@ def test_a_labeler_of_lists_that_fails_is_called_once(buyer: Callable[..., Label
     assert calls == [3], "a function that compares its completions would give others for one alone"
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None, "0.5"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e39, None, "0.5"])
 def test_a_score_that_is_no_finite_number_is_an_error(buyer: Callable[..., LabelBuyer], path: Path, bad: Any) -> None:
     labeler = Scripted(lambda text: bad if text == "bad" else 1.0)
-    words = f"for prompt 'q' .*, response 1: 'bad': wanted a finite number, found {bad!r}.*in the ledger"
+    found = re.escape(repr(bad))
+    words = f"for prompt 'q' .*, response 1: 'bad': wanted a finite number, 1e15 at most, found {found}.*in the ledger"
     with pytest.raises(ValueError, match=words):
         buyer(labeler).score([given("p", "a"), given("q", "b", "bad", "c")])
     assert [text for (text,) in rows(path, "SELECT response_first FROM labels")] == ["a", "b"]
@@ -97,6 +101,71 @@ def test_a_list_that_is_too_short_is_an_error(buyer: Callable[..., LabelBuyer]) 
     with pytest.raises(ValueError, match="gave 1 labels for 2 questions"):
         counter.score([given("p", "a", "bb")])
     assert counter.spent == 0, "it is not known which item they belong to"
+
+
+@pytest.mark.parametrize("given_back", [{0: 1.0, 1: 2.0}, {1.0, 2.0}, "12", b"12", np.array(1.0)])
+def test_scores_without_an_order_are_an_error(buyer: Callable[..., LabelBuyer], given_back: Any) -> None:
+    class Unordered(Lengths):
+        def score(self, items: Sequence[tuple[Prompt, Response]]) -> Any:
+            return given_back
+
+    with pytest.raises(ValueError, match=r"lengths gave a \w+ for 2 questions; .* in a list and in their order"):
+        buyer(Unordered()).score([given("p", "a", "bb")])
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *({"judgements": number} for number in (-5, 2.5, math.nan, 2**70, "1")),
+        *({"cost": cost} for cost in (-1.0, math.nan, 1.7e308, 10**400, "1")),
+        *({"raw": raw} for raw in (None, b"yes")),
+        {"annotator": None},
+    ],
+)
+def test_an_answer_with_an_odd_part_is_an_error_and_changes_no_budget(
+    buyer: Callable[..., LabelBuyer], odd: dict[str, Any]
+) -> None:
+    class Odd(Lengths):
+        def score(self, items: Sequence[tuple[Prompt, Response]]) -> Iterator[Answer]:  # type: ignore[override]
+            yield Answer(0, 1.0)
+            yield Answer(1, 1.0, **odd)
+
+    counter = buyer(Odd(), budget=4)
+    with pytest.raises(ValueError, match=r"response 1: 'bb': wanted .*, found .*mend the labeler and resume"):
+        counter.score([given("p", "a", "bb")])
+    assert (counter.counts.spent, counter.counts.money) == (1, 0.0)
+
+
+def test_half_a_character_in_a_labelers_words_loses_no_label(buyer: Callable[..., LabelBuyer], path: Path) -> None:
+    class Broken(Lengths):
+        def score(self, items: Sequence[tuple[Prompt, Response]]) -> Iterator[Answer]:  # type: ignore[override]
+            yield from (Answer(place, 1.0, raw="so \ud83d", annotator="\udc00") for place in range(len(items)))
+
+    assert rewards(buyer(Broken()).score([given("p", "a")])) == [[1.0]]
+    assert rows(path, "SELECT raw, annotator FROM labels") == [("so \\ud83d", "\\udc00")]
+
+
+def test_a_label_that_lacks_a_part_is_not_left_out_in_silence(path: Path) -> None:
+    ledger = Ledger(str(path))
+    ledger.create()
+    row = {**Question("l", "", Prompt("p", "?"), (Response("a"),)).columns, "score": 1.0, "verdict": None, "raw": ""}
+    about = {"cost": 0.0, "judgements": 1, "purpose": "train", "run": "a", "time": 1.0, "annotator": None}
+    with pytest.raises(Stopped, match=r"NOT NULL constraint failed: labels\.annotator"):
+        ledger.insert([{**row, **about}])
+
+
+@pytest.mark.parametrize("name", ["", 7, "\ud800"])
+def test_a_name_that_is_no_text_is_refused(buyer: Callable[..., LabelBuyer], name: Any) -> None:
+    labeler = Lengths()
+    labeler.name = name
+    with pytest.raises(ValueError, match="a labeler has a text as its name"):
+        buyer(labeler)
+
+
+@pytest.mark.parametrize("terms", [{"labels_per_answer": 0}, {"at_once": -1}, {"price": math.nan}, {"price": "1"}])
+def test_terms_that_break_a_budget_are_refused(terms: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"the terms of a labeler have \w+=.*; wanted a number"):
+        Terms(**terms)
 
 
 # --- labelers that yield answers as they come ---
@@ -169,7 +238,7 @@ def test_a_labeler_may_postpone_its_answers(buyer: Callable[..., LabelBuyer]) ->
         ([Answer(0, "tie"), Answer(0, "tie")], "clicks gave an answer to item 0, which it was not asked or has"),
         ([Answer(0, "tie"), Answer(7, "tie")], "clicks gave an answer to item 7, which it was not asked or has"),
         ([Answer(0, "tie"), Answer(2, "left")], "'p2', .*: wanted one of first, second, tie, invalid, found 'left'"),  # type: ignore[arg-type]
-        ([Answer(0, "tie"), Answer(2, "tie", cost=-1.0)], "'p2', .*: wanted a cost that is 0 or more, found -1.0"),
+        ([Answer(0, "tie"), Answer(2, "tie", cost=-1.0)], "'p2', .*: wanted a cost from 0 to 1e15, found -1.0"),
         ([Answer(0, "tie")], "gave 1 labels for 5 questions; .* gave none for prompt 'p1'"),
         ([Answer(0, "tie"), "tie"], r"gave 2 labels for 5 questions; .* none for prompt 'p2'"),
     ],

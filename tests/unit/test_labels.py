@@ -261,6 +261,8 @@ GOOD = {"labeler": "x", "prompt": "p", "response_first": "a", "response_second":
         ({"response_second": None, "verdict": None, "score": True}, "a finite number, found True"),
         ({"response_second": None, "verdict": None, "score": 10**400}, "a finite number, found 1000"),
         ({"cost": -1}, "cost must be a number, 0 or more, found -1"),
+        ({"cost": 1.7e308}, "cost must be a number, 0 or more, found 1.7e"),
+        ("[" * 100_000, r"not JSON \(maximum recursion depth"),
         ({"cost": "free"}, "cost must be a number, 0 or more, found 'free'"),
         ({"judgements": 1.5}, "judgements must be a whole number, 1 or more, found 1.5"),
         ({"purpose": "fun"}, "purpose must be train or evaluate, found 'fun'"),

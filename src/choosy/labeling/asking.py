@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Generator, Sequence
-from numbers import Real
+from collections.abc import Collection, Generator, Mapping, Sequence, Set
+from numbers import Integral
 from typing import Any
 
 from choosy.errors import Damaged, Stopped, in_a_line, raised_at
 from choosy.labeling.ledger import Question
-from choosy.labeling.protocols import Answer, ItemFailed, Labeler, Postponed, TakenBack
+from choosy.labeling.protocols import Answer, ItemFailed, Labeler, Postponed, TakenBack, is_number
 from choosy.redaction import scrub
 from choosy.types import MIRRORED, Verdict
 
@@ -44,6 +43,8 @@ class LabelerCall:
             if isinstance(returned, Generator):
                 returned.close()
         if isinstance(returned, Collection):
+            if isinstance(returned, Mapping | Set | str | bytes) or getattr(returned, "shape", None) == ():
+                raise ValueError(f"{gave} a {type(returned).__name__} for {each}, in a list and in their order")
             if len(returned) != len(self.questions):
                 raise ValueError(f"{gave} {len(returned)} labels for {each}, in their order")
             yield [as_answer(place, value) for place, value in enumerate(returned)]
@@ -53,7 +54,7 @@ class LabelerCall:
 
     def accept(self, answer: Answer) -> Question:
         """Return the question that an answer belongs to, which is answered from now on."""
-        if answer.at not in self.left:
+        if not isinstance(answer.at, Integral) or answer.at not in self.left:
             raise ValueError(
                 f"labeler {self.labeler.name} gave an answer to item {answer.at!r}, which it was not asked or has "
                 "answered before"
@@ -99,8 +100,15 @@ def unusable(answer: Answer, *, compared: bool) -> str | None:
     if compared:
         if not (isinstance(value, str) and value in MIRRORED):
             return f"wanted one of {', '.join(MIRRORED)}, found {value!r}"
-    elif not (isinstance(value, Real) and math.isfinite(value)):
-        return f"wanted a finite number, found {value!r}"
-    if not (isinstance(answer.cost, Real) and 0 <= answer.cost < math.inf):
-        return f"wanted a cost that is 0 or more, found {answer.cost!r}"
+    elif not is_number(value):
+        return f"wanted a finite number, 1e15 at most, found {value!r}"
+    if not (is_number(answer.cost) and answer.cost >= 0):
+        return f"wanted a cost from 0 to 1e15, found {answer.cost!r}"
+    if not (
+        answer.judgements is None or (isinstance(answer.judgements, Integral) and 0 <= answer.judgements < 1 << 31)
+    ):
+        return f"wanted its labels of the budget as a whole number, 0 or more, found {answer.judgements!r}"
+    for text in (answer.raw, answer.annotator):
+        if not isinstance(text, str):
+            return f"wanted texts as raw and annotator, found {text!r}"
     return None

@@ -33,6 +33,7 @@ from choosy.labeling.protocols import (
     Stamps,
     TakenBack,
     fingerprint_of,
+    is_name,
     labelers_able_to,
     terms_of,
 )
@@ -84,9 +85,9 @@ class LabelBuyer:
         editor: Compares | None = None,
     ) -> None:
         self.terms = terms_of(labeler)
-        if not (self.terms.scores or self.terms.compares):
+        if not ((self.terms.scores or self.terms.compares) and is_name(labeler.name)):
             raise ValueError(
-                f"a labeler has a name, and a method score or compare; {type(labeler).__name__} has not: "
+                f"a labeler has a text as its name, and a method score or compare; {type(labeler).__name__} has not: "
                 f"choose one, such as {labelers_able_to('score')}"
             )
         if max_invalid not in ("auto", None) and not (isinstance(max_invalid, Real) and 0 <= max_invalid <= 1):

@@ -242,7 +242,7 @@ class Ledger:
         for q, answer in bought:
             scored = len(q.responses) == 1
             value = {"score": float(answer.value) if scored else None, "verdict": None if scored else answer.value}
-            said = {"raw": scrub(answer.raw), "annotator": scrub(answer.annotator)}
+            said = {"raw": storable(answer.raw), "annotator": storable(answer.annotator)}
             paid = {"cost": float(answer.cost), "judgements": answer.judgements}
             rows.append({**q.columns, **value, **said, **paid, **about})
         try:
@@ -374,6 +374,11 @@ class Ledger:
             f"the ledger of labels {self.path} cannot be used any more ({error}). What is written in it is kept; "
             "see to it that its disk has room and its folder may be written to, and resume the run"
         )
+
+
+def storable(text: str) -> str:
+    """Return a text without secrets, and with half characters, which no file can hold, as their escapes."""
+    return scrub(text).encode("utf-8", "backslashreplace").decode()
 
 
 def is_full(error: BaseException | None) -> bool:

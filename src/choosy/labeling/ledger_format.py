@@ -66,5 +66,6 @@ def insert_new(db: sqlite3.Connection, table: str, rows: Iterable[Mapping[str, A
     stored = [f"CAST(:{name} AS {kinds.get(name, 'REAL')})" for name in numbers]  # as the column keeps it
     given = [f":{name}" for name in texts]
     values = ", ".join([*given, *stored, checksum(given, stored)])
-    line = f"INSERT OR IGNORE INTO {table} ({', '.join([*texts, *numbers])}, checksum) VALUES ({values})"
+    names = ", ".join([*texts, *numbers])
+    line = f"INSERT INTO {table} ({names}, checksum) VALUES ({values}) ON CONFLICT DO NOTHING"
     return db.executemany(line, rows).rowcount if (rows := list(rows)) else 0

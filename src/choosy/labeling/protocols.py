@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from choosy.own_code import OURS, code_id
@@ -159,6 +161,7 @@ class Measures(Protocol):
 # -- what a labeler declares --------------------------------------------------------------------------------------
 
 ALL = sys.maxsize
+LARGEST = 1e15  # of a score or a cost: in fp32 squares of it are finite, and so are sums of millions
 LIST_AT_ONCE = 64  # items in one call of a labeler that returns a list: at most so many are lost with the process
 
 
@@ -193,6 +196,27 @@ class Terms:
     given_only: bool = False
     scores: bool | None = None
     compares: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("labels_per_answer", 1), ("at_once", 1), ("price", 0)):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and least <= value < math.inf):
+                raise ValueError(f"the terms of a labeler have {name}={value!r}; wanted a number, {least} or more")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that may be a score or a cost.
+
+    Example:
+        >>> [is_number(value) for value in (1, -0.5, float("nan"), 10**400, "1")]
+        [True, True, False, False, False]
+    """
+    return isinstance(value, Real) and abs(value) <= LARGEST  # type: ignore[operator]  # they are compared so
+
+
+def is_name(value: object) -> bool:
+    """Whether a value is a text that labels can be stored under."""
+    return isinstance(value, str) and value.encode("utf-8", "ignore").decode() == value != ""
 
 
 def terms_of(labeler: Labeler) -> Terms:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -137,7 +136,7 @@ def stats_table(title: str, by: tuple[str, str], labels: Sequence[LabelRow]) -> 
         undecided = [f"{said[verdict]:,}" if compared else "–" for verdict in ("tie", "invalid")]
         shown = f"{said['first'] / decided:.0%}" if decided else "–"
         people = len({row["annotator"] for row in group} - {""})
-        money = math.fsum(row["cost"] for row in group)
+        money = sum(row["cost"] for row in group)
         what = what[:8]  # enough of a fingerprint, and all of a purpose
         table.add_row(who, what, f"{len(group):,}", *undecided, shown, f"{people:,}", f"{money:,.4f}")
     return table

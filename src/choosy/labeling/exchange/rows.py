@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Any, Literal
 from choosy.errors import json_fault
 from choosy.foreign import csv_text, from_cell
 from choosy.labeling.ledger import Question
+from choosy.labeling.protocols import is_number
 from choosy.types import MIRRORED, Message, Prompt, Response, content_id
 
 LabelRow = dict[str, Any]
@@ -79,7 +79,7 @@ def parse_json(text: str, why: str) -> Any:
     """Parse JSON, in which pandas writes NaN for a missing value; an error begins with `why`."""
     try:
         return json.loads(text.rstrip(), parse_constant=lambda name: None if name == "NaN" else float(name))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{why} ({json_fault(error)})") from error
 
 
@@ -166,7 +166,7 @@ def check_types(row: LabelRow) -> None:
     if row["purpose"] not in ("train", "evaluate"):
         raise ValueError(f"purpose must be train or evaluate, found {row['purpose']!r}")
     for name in ("cost", "time"):
-        if not is_number(row[name]) or row[name] < 0:
+        if isinstance(row[name], bool) or not is_number(row[name]) or row[name] < 0:
             raise ValueError(f"{name} must be a number, 0 or more, found {row[name]!r}")
     if type(row["judgements"]) is not int or not 1 <= row["judgements"] < 1 << 31:
         raise ValueError(f"judgements must be a whole number, 1 or more, found {row['judgements']!r}")
@@ -175,17 +175,12 @@ def check_types(row: LabelRow) -> None:
 def check_answer(row: LabelRow) -> None:
     """Refuse one response without a score, or two without a verdict."""
     if row["response_second"] is None:
-        if row["verdict"] is not None or not is_number(row["score"]):
+        if row["verdict"] is not None or isinstance(row["score"], bool) or not is_number(row["score"]):
             found = row["score"] if row["verdict"] is None else row["verdict"]
             raise ValueError(f"one response needs a score that is a finite number, found {found!r}")
     elif row["score"] is not None or row["verdict"] not in MIRRORED:
         found = row["verdict"] if row["score"] is None else row["score"]
         raise ValueError(f"two responses need a verdict, one of {', '.join(MIRRORED)}, found {found!r}")
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number that a float can hold."""
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def checked_turns(messages: Any) -> tuple[Message, ...]:
@@ -285,7 +280,7 @@ def from_record(record: LabelRow) -> LabelRow:
         if isinstance(suggestion, dict) and suggestion.get("agent") == AGENT:
             answers.append(({question: suggestion.get("value")}, ""))
     messages = metadata.get("messages")
-    turns = {"messages": json.loads(messages)} if isinstance(messages, str) else {}
+    turns = {"messages": parse_json(messages, "messages must be JSON")} if isinstance(messages, str) else {}
     key = {"key": record["id"]} if "key" in metadata else {}
     return {**metadata, **turns, **key, **fields, **agreed(answers)}
 
