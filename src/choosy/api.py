@@ -20,6 +20,7 @@ from choosy.errors import is_ours, raised_at
 from choosy.files import replacing
 from choosy.labeling.protocols import Postponed
 from choosy.main import SHOWS_STACKS, check, compose, innermost, plain, sentence_on, train
+from choosy.models.checksums import write_checksums
 from choosy.models.trust import loaded
 from choosy.options.menu import menu
 from choosy.options.names import OURS
@@ -350,4 +351,5 @@ def save_model(model: Any, folder: Path) -> Path:
         with replacing(folder) as unfinished:
             for part in model:
                 part.save_pretrained(unfinished)
+            write_checksums(unfinished)
     return folder

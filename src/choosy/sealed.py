@@ -84,6 +84,11 @@ def _digest(file: BinaryIO, at: int) -> bytes:
 
 def write_yaml(path: Path, text: str) -> None:
     """Replace a file by YAML, with its checksum in a comment."""
+    write_lines(path, text)
+
+
+def write_lines(path: Path, text: str) -> None:
+    """Replace a file by a text in which a line that begins with # is a comment, as which its checksum stands first."""
     _write(path, f"# {BLANK}\n{text}")
 
 

@@ -21,10 +21,13 @@ from choosy.redaction import refuse_secrets
 from choosy.resume.config_changes import named_settings, report_changes
 from choosy.resume.run_folder import Start, choose_start, prepare_folder, refuse_other_run
 from choosy.sealed import read_json, write_yaml
+from choosy.terminal import logger
 
 # Torch, Lightning and transformers take seconds to import: functions import them once nothing is left to refuse.
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+
+log = logger(__name__)
 
 
 def without_nulls(config: MutableMapping[str, Any]) -> None:
@@ -75,6 +78,8 @@ def check(as_typed: dict[str, Any], resolve: Callable[[], dict[str, Any]], menu:
 def is_finished(config: Mapping[str, Any], run_dir: Path) -> bool:
     """Whether every round of a run is played, and its report written; so ckpt_path=auto finds nothing to do.
 
+    A damaged summary is named: the run goes on, and writes it again.
+
     Raises:
         ValueError: It was played with other data, another model or another seed.
     """
@@ -82,7 +87,14 @@ def is_finished(config: Mapping[str, Any], run_dir: Path) -> bool:
     if not summary.exists():
         return False
     report_changes(run_dir, config)
-    return bool(read_json(summary)["rounds"] >= config["data"]["run"].get("rounds", 0))
+    try:
+        played = read_json(summary).get("rounds")
+        if isinstance(played, int):
+            return played >= int(config["data"]["run"].get("rounds", 0))
+        raise ValueError(f"{summary} is damaged: it has no number of rounds.")
+    except ValueError as error:
+        log.warning("%s The run goes on from its rounds, and writes it again.", error)
+        return False
 
 
 def prepare(config: Mapping[str, Any], run_dir: Path, *, typed: Collection[str] = ()) -> Start:
@@ -119,8 +131,8 @@ def prepare(config: Mapping[str, Any], run_dir: Path, *, typed: Collection[str] 
 def describe(config: Mapping[str, Any], trainer: Trainer, run_dir: Path) -> None:
     """Write the configuration into the run's folder, so that it can be played again, and give it to the loggers."""
     write_yaml(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({**config, **START})))
-    for logger in trainer.loggers:
-        logger.log_hyperparams(named_settings(config))
+    for each in trainer.loggers:
+        each.log_hyperparams(named_settings(config))
 
 
 def refuse_objective(config: Mapping[str, Any]) -> None:

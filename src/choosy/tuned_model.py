@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from choosy.console import hide_progress_bars
+from choosy.files import replacing
 from choosy.labeling.run_ledger import ledger_of
 from choosy.main import built, check, compose, plain
 from choosy.models.adapters import refuse_model, starting_point
+from choosy.models.checksums import refuse_changed, write_checksums
 from choosy.models.damaged import refusing_damaged
 from choosy.models.trust import loaded
 from choosy.options.names import any_of
@@ -67,6 +69,7 @@ class TunedModel:
             config = overlaid(config, words, folder=path / "eval")
             return cls(name, config, str(model) if is_adapter else None, None if is_adapter else str(model), path)
         base, adapter = starting_point(name, None, None)
+        refuse_changed(adapter or base)
         folder = Path("eval", path.name)
         named = [f"model.name={quoted(base)}", *([] if adapter else ["model.lora=null"]), in_folder(folder)]
         config = plain(compose(named))
@@ -125,6 +128,7 @@ def read_tuned(run: Path) -> tuple[dict[str, Any], Path]:
     model = next((run / name for name in ("adapter", "model") if (run / name).is_dir()), None)
     if model is None:
         raise ValueError(f"{run} has no tuned model yet; resume the run with ckpt_path=last.")
+    refuse_changed(model)
     config: dict[str, Any] = read_yaml(run / "config.yaml")
     if "evaluation" not in config:
         raise ValueError(f"{run} was composed by LightningCLI; this command reads what `choosy train` composed.")
@@ -179,6 +183,8 @@ def merge(words: list[str]) -> None:
     with refusing_damaged(tuned.adapter):
         model = loaded(AutoPeftModelForCausalLM.from_pretrained, tuned.adapter, trusted=tuned.trusted, dtype="auto")
     merged = model.merge_and_unload()
-    merged.save_pretrained(folder)
-    loaded(AutoTokenizer.from_pretrained, tuned.adapter, trusted=tuned.trusted).save_pretrained(folder)
+    with replacing(folder) as unfinished:
+        merged.save_pretrained(unfinished)
+        loaded(AutoTokenizer.from_pretrained, tuned.adapter, trusted=tuned.trusted).save_pretrained(unfinished)
+        write_checksums(unfinished)
     say(f"{folder} holds the whole model; AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it")

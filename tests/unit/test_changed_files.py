@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,27 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from test_report import write_run
 
 from choosy.errors import Damaged
 from choosy.labeling.human.questions import Click
 from choosy.labeling.human.sitting import Clicks
+from choosy.models.adapters import refuse_model
+from choosy.models.checksums import write_checksums
 from choosy.reporting.compare import compare
 from choosy.reporting.index import read_index
 from choosy.reporting.metrics import MetricsFile
 from choosy.reporting.report import write_report
 from choosy.reporting.summary import read_run, write_summary
+from choosy.reporting.trackers import MLFlowLogger
 from choosy.resume.checkpoint_files import checkpoint_damage, newest_checkpoint
 from choosy.resume.checkpoints import WholeFiles
 from choosy.resume.config_changes import report_changes
-from choosy.sealed import write_yaml
+from choosy.resume.run_folder import refuse_edited, run_id
+from choosy.sealed import read_json, write_json, write_line, write_yaml
 from choosy.start import is_finished
+from choosy.tuned_model import TunedModel
 
 CONFIG: dict[str, Any] = {"seed": 7, "module": {}, "data": {"run": {"rounds": 9}}, "trainer": {}}
 
@@ -51,14 +58,19 @@ def sweep(tmp_path: Path) -> Path:
         write_summary(read_run(run), run / "summary.json")
         write_yaml(run / ".hydra" / "overrides.yaml", f"[lr={job}]")
         write_yaml(run / "config.yaml", yaml.safe_dump(CONFIG))
+        write_json(run / "data.json", DATA)
+        write_line(run / "run_id", f"run-{'0' * 12}")
     return tmp_path / "sweep"
 
 
+DATA = {"data.train": "0123456789abcdef", "data.heldout": "fedcba9876543210"}
 COMMANDS: dict[str, tuple[Callable[[Path], object], ...]] = {
     "rounds/round_000.parquet": (lambda run: write_report(read_run(run)),),
     "rounds/start.parquet": (lambda run: write_report(read_run(run)),),
-    "summary.json": (lambda run: read_index(run.parent), lambda run: is_finished(CONFIG, run)),
+    "summary.json": (lambda run: read_index(run.parent),),
     "config.yaml": (lambda run: report_changes(run, CONFIG), lambda run: read_index(run.parent)),
+    "data.json": (lambda run: refuse_edited(read_json(run / "data.json"), DATA),),
+    "run_id": (run_id,),
     ".hydra/overrides.yaml": (lambda run: read_index(run.parent), lambda run: compare(run.parent)),
 }
 
@@ -66,12 +78,45 @@ COMMANDS: dict[str, tuple[Callable[[Path], object], ...]] = {
 @pytest.mark.parametrize("name", COMMANDS)
 def test_resume_report_and_index_name_a_changed_file(name: str, sweep: Path) -> None:
     file = sweep / "0" / name
+    line, _, rest = file.read_bytes().partition(b"\n")
     for use in COMMANDS[name]:
         use(sweep / "0")
-        for _ in changes(file):
+        for changed in changes(file):
+            if rest.startswith(b"sha256:") and changed.rstrip(b"\n") == line:
+                continue  # the line alone, as an earlier version wrote it
             with pytest.raises(ValueError, match=f"^{file} "):
                 use(sweep / "0")
         use(sweep / "0")
+
+
+def test_a_changed_name_of_an_mlflow_run_is_named(tmp_path: Path) -> None:
+    write_line(file := tmp_path / "mlflow_run_id", "0" * 32)
+    for changed in changes(file):
+        if changed.rstrip(b"\n") != b"0" * 32:
+            with pytest.raises(ValueError, match=f"^{file} is "):
+                MLFlowLogger(str(tmp_path))
+
+
+def test_a_run_that_may_be_finished_goes_on_where_its_summary_has_changed(
+    sweep: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = sweep / "0" / "summary.json"
+    config = CONFIG | {"data": {"run": {"rounds": 1}}}
+    write_yaml(sweep / "0" / "config.yaml", yaml.safe_dump(config))
+    assert is_finished(config, sweep / "0")
+    for changed in (*changes(file), b"{}", b'{"rounds": "two"}'):
+        file.write_bytes(changed)
+        caplog.clear()
+        assert not is_finished(config, sweep / "0")
+        assert f"{file} is " in caplog.text
+        assert "goes on from its rounds, and writes it again" in caplog.text
+
+
+@pytest.mark.parametrize("written", ["{}", '{"reward": 3}', "[]"])
+def test_a_summary_that_holds_other_things_is_named(written: str, sweep: Path) -> None:
+    (file := sweep / "0" / "summary.json").write_text(written)
+    with pytest.raises(ValueError, match=f"^{file} is damaged: "):
+        read_index(sweep)
 
 
 def test_compare_names_a_run_whose_round_has_changed(sweep: Path) -> None:
@@ -79,6 +124,48 @@ def test_compare_names_a_run_whose_round_has_changed(sweep: Path) -> None:
     assert not compare(sweep).skipped
     for _ in changes(file):
         assert str(file) in compare(sweep).skipped["0"]
+
+
+@pytest.fixture
+def adapter(sweep: Path) -> Path:
+    """The adapter of a run that has ended."""
+    (folder := sweep / "0" / "adapter").mkdir()
+    (folder / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}')
+    save_file({"a": torch.arange(300.0)}, folder / "adapter_model.safetensors")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "README.md").write_text("# A card")
+    write_checksums(folder)
+    write_yaml(sweep / "0" / "config.yaml", yaml.safe_dump(CONFIG | {"evaluation": {}}))
+    return folder
+
+
+def test_chat_merge_and_a_run_that_goes_on_with_it_name_a_changed_file_of_a_model(adapter: Path) -> None:
+    uses: tuple[Callable[[], object], ...] = (
+        lambda: TunedModel.open(str(adapter.parent)),
+        lambda: refuse_model({"_target_": "choosy.models.policy.Policy", "name": "demo:m", "adapter": str(adapter)}),
+    )
+    for name in ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "SHA256SUMS"):
+        for use in uses:
+            use()
+            for _ in changes(adapter / name):
+                with pytest.raises(ValueError, match=f"^{adapter / name} is"):
+                    use()
+            (adapter / name).rename(aside := adapter / "aside")
+            if name not in ("SHA256SUMS", "adapter_config.json"):  # without them it is another program's, or none
+                with pytest.raises(ValueError, match=f"^{adapter / name} is missing"):
+                    use()
+            aside.rename(adapter / name)
+    (adapter / "README.md").write_text("# A better card")
+    for use in uses:
+        use()
+
+
+def test_a_plain_tool_checks_a_model(adapter: Path) -> None:
+    line = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+    if shutil.which(line[0]) is None:
+        pytest.skip("needs sha256sum")
+    checked = subprocess.run(line, cwd=adapter, capture_output=True, text=True)
+    assert (checked.returncode, checked.stdout.count(": OK"), checked.stderr) == (0, 3, "")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from choosy.models.checksums import refuse_changed
 from choosy.models.locate import refuse_lone_name, refuse_unreachable
 
 CONFIG = "adapter_config.json"
@@ -102,7 +103,9 @@ def refuse_model(model: Mapping[str, Any], *, typed: Collection[str] = ()) -> No
     """
     if model.get("_target_") == "choosy.models.policy.Policy":
         lora = model.get("lora") and Lora(**{name: value for name, value in model["lora"].items() if name[0] != "_"})
-        name, _ = starting_point(model["name"], model.get("adapter"), lora, typed=typed)
+        name, adapter = starting_point(model["name"], model.get("adapter"), lora, typed=typed)
+        for folder in filter(None, (name, adapter)):
+            refuse_changed(folder)
         if not name.startswith("demo:"):
             refuse_lone_name(name)
             refuse_unreachable(name, model.get("revision"))

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from choosy.errors import refuse_unknown
 from choosy.models.adapters import Lora, starting_point, with_tokenizer
+from choosy.models.checksums import forget_checksums, write_checksums
 from choosy.models.compute import Compute, free_memory, keep_freed_memory
 from choosy.models.fast.fused import fuse
 from choosy.models.loading import Dtype, add_adapter, auto_dtype, load_weights, switch_off_dropout
@@ -355,5 +356,7 @@ class Policy(nn.Module):
             for config in self.model.peft_config.values():
                 if (base := Path(config.base_model_name_or_path or "")).is_dir():  # loads from any folder
                     config.base_model_name_or_path = str(base.resolve())
+        forget_checksums(folder)
         self.model.save_pretrained(folder, state_dict=state)
         self.tokens.tokenizer.save_pretrained(folder)
+        write_checksums(folder)

@@ -177,11 +177,10 @@ def read_index(sweep_dir: str | Path) -> Index:
         raise ValueError(f"Wanted the folder of a sweep; there is no folder {folder}.")
     finished = [run for run in run_folders(folder) if (run / "summary.json").exists()]
     runs = sorted(finished, key=lambda run: _by_number(run.name))
-    numbers = [read_json(run / "summary.json") for run in runs]
+    reached = [measured(run / "summary.json") for run in runs]
     options = [
-        {**varied, "seed": of_run["seed"]} for varied, of_run in zip(varying_options(runs), numbers, strict=True)
+        {**varied, "seed": of_run.pop("seed")} for varied, of_run in zip(varying_options(runs), reached, strict=True)
     ]
-    reached = [measured(of_run) for of_run in numbers]
     measures = tuple(name for name in MEASURES if any(row.get(last_of(name)) is not None for row in reached))
     columns = [c for n in measures for c in ((f"{n}_initial", last_of(n)) if n in COURSES else (n,))] + [*COSTS]
     jobs = tuple(
@@ -210,12 +209,17 @@ def typed_options(run_dir: Path) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def measured(summary: Mapping[str, Any]) -> dict[str, float | None]:
-    """The measures and costs of summary.json."""
-    courses = {"reward": summary["reward"], **summary["heldout_pairs"]}
-    found = {f"{name}_{when}": value for name, course in courses.items() for when, value in course.items()}
-    costs = {"labels": summary["labels"]["spent"], "tokens": summary["tokens_generated"]}
-    return {**found, "win_rate": summary["win_rate"], **costs, "seconds": summary["seconds"]["total"]}
+def measured(file: Path) -> dict[str, float | None]:
+    """The seed, the measures and the costs in a summary.json."""
+    summary = read_json(file)
+    try:
+        courses = {"reward": summary["reward"], **summary["heldout_pairs"]}
+        found = {f"{name}_{when}": value for name, course in courses.items() for when, value in course.items()}
+        costs = {"labels": summary["labels"]["spent"], "tokens": summary["tokens_generated"]}
+        costs |= {"seconds": summary["seconds"]["total"], "seed": summary["seed"]}
+        return {**found, "win_rate": summary["win_rate"], **costs}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged: it does not hold the numbers of a run ({error}).") from error
 
 
 def write_index(index: Index) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import loggers
 from lightning.pytorch.utilities import rank_zero_only
 
-from choosy.files import replacing
+from choosy.sealed import read_line, write_line
 
 
 class WandbLogger(loggers.WandbLogger):
@@ -38,7 +38,7 @@ class MLFlowLogger(loggers.MLFlowLogger):
 
     def __init__(self, run_dir: str, **settings: Any) -> None:
         self.file = Path(run_dir) / "mlflow_run_id"
-        self.begun = self.file.read_text() if self.file.exists() else None
+        self.begun = read_line(self.file, "[0-9a-f]{32}") if self.file.exists() else None
         super().__init__(**settings, run_id=self.begun)
 
     @rank_zero_only
@@ -46,8 +46,7 @@ class MLFlowLogger(loggers.MLFlowLogger):
         """Log settings; one that changes when the run resumes becomes a tag, since MLflow changes no parameter."""
         if self.begun is None:
             super().log_hyperparams(params)
-            with replacing(self.file) as unfinished:
-                unfinished.write_text(str(self.run_id))
+            write_line(self.file, str(self.run_id))
             return
         known = self._known()
         super().log_hyperparams({name: value for name, value in params.items() if name not in known})
