@@ -237,8 +237,8 @@ def test_a_labeler_may_postpone_its_answers(buyer: Callable[..., LabelBuyer]) ->
     [
         ([Answer(0, "tie"), Answer(0, "tie")], "clicks gave an answer to item 0, which it was not asked or has"),
         ([Answer(0, "tie"), Answer(7, "tie")], "clicks gave an answer to item 7, which it was not asked or has"),
-        ([Answer(0, "tie"), Answer(2, "left")], "'p2', .*: wanted one of first, second, tie, invalid, found 'left'"),  # type: ignore[arg-type]
-        ([Answer(0, "tie"), Answer(2, "tie", cost=-1.0)], "'p2', .*: wanted a cost from 0 to 1e15, found -1.0"),
+        ([Answer(0, "tie"), Answer(2, "left")], "'p2' .*: wanted one of first, second, tie, invalid, found 'left'"),  # type: ignore[arg-type]
+        ([Answer(0, "tie"), Answer(2, "tie", cost=-1.0)], "'p2' .*: wanted a cost from 0 to 1e15, found -1.0"),
         ([Answer(0, "tie")], "gave 1 labels for 5 questions; .* gave none for prompt 'p1'"),
         ([Answer(0, "tie"), "tie"], r"gave 2 labels for 5 questions; .* none for prompt 'p2'"),
     ],
