@@ -135,7 +135,10 @@ def adapter(sweep: Path) -> Path:
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     (folder / "README.md").write_text("# A card")
     write_checksums(folder)
-    write_yaml(sweep / "0" / "config.yaml", yaml.safe_dump(CONFIG | {"evaluation": {}, "labels": {}}))
+    write_yaml(
+        sweep / "0" / "config.yaml",
+        yaml.safe_dump(CONFIG | {"evaluation": {}, "labels": {}, "data": {"run": {"labels": {"ledger": "l"}}}}),
+    )
     return folder
 
 
