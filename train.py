@@ -1,5 +1,10 @@
 """python train.py selector=certainty"""
 
-from choosy.main import main
+try:
+    from choosy.main import main
+except ModuleNotFoundError as missing:
+    if missing.name != "choosy":
+        raise
+    raise SystemExit("This Python has no Choosy: type make setup, then source .venv/bin/activate") from None
 
 main()

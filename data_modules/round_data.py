@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from choosy.data.batches import ItemBatches
 from choosy.data.encode import Reader
 from choosy.data.heldout import AUTO, held_out, heldout_source
-from choosy.data.reading import fingerprint
+from choosy.data.reading import fingerprint, saying_once
 from choosy.data.sources import Source, named
 from choosy.methods.loss_inputs import Loss
 from choosy.module import WeightedDPO
@@ -80,6 +80,17 @@ class RoundData(LightningDataModule, ABC):
         assert self.trainer is not None
         module = cast(WeightedDPO, self.trainer.lightning_module)
         refuse_mixed_adapters(self.run.reference, module.policy)
+        with saying_once():
+            self.read(module)
+        read = {
+            "data.train": fingerprint(self.given.get(p.id, p) for p in self.prompts),
+            "data.heldout": fingerprint(self.heldout_prompts),
+            "data.heldout_pairs": fingerprint(self.labeled_pairs),
+        }
+        self.run.open(module.policy, module.loss, self.prompts, read)
+
+    def read(self, module: WeightedDPO) -> None:
+        """Read what to train on, and what to evaluate on."""
         self.prompts = self.read_train(module)
         if self.heldout == AUTO:
             self.hold_out()
@@ -91,12 +102,6 @@ class RoundData(LightningDataModule, ABC):
         if self.heldout_pairs:
             given = self.reader.candidates(self.heldout_pairs, module.policy, limit=self.heldout_limit, heldout=True)
             self.labeled_pairs = as_pairs(given, named(self.heldout_pairs))
-        read = {
-            "data.train": fingerprint(self.given.get(p.id, p) for p in self.prompts),
-            "data.heldout": fingerprint(self.heldout_prompts),
-            "data.heldout_pairs": fingerprint(self.labeled_pairs),
-        }
-        self.run.open(module.policy, module.loss, self.prompts, read)
 
     def hold_out(self) -> None:
         """Take some of the prompts away from training to evaluate on; none where nobody judges their answers."""
@@ -111,7 +116,7 @@ class RoundData(LightningDataModule, ABC):
         why = "nobody judges their answers" if judge is None else "they are too few"
         said = f"none of its {count} prompts is held out, as {why}: nothing is evaluated. {others}."
         if held:
-            said = f"{len(held)} of its {count} prompts are held out to evaluate on, and not trained on. {others}, or "
+            said = f"held out to evaluate on, and not trained on: {len(held)} of its {count} prompts. {others}, or "
             said += "data.heldout=null to train on all."
         if self.trainer is not None and self.trainer.is_global_zero:
             log.warning(f"{named(self.train)}: {said}")

@@ -179,6 +179,11 @@ def _set_up(config: Mapping[str, Any]) -> None:
         _known(lambda its=callback: its.on_fit_start(trainer, module))
     if is_read:
         _known(lambda: run.refuse_slots(data.responses))
+        if config.get("objective") == "labels_to_win_rate" and not (data.heldout_prompts and run.labels.evaluator):
+            raise ValueError(
+                "objective=labels_to_win_rate needs win rates, and no held-out answers are judged: give "
+                "data.heldout=FILE, or ten prompts or more, and leave labels.evaluation to a labeler that judges them."
+            )
 
 
 def _built(node: Any, place: str = "") -> Any:

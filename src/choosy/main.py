@@ -40,6 +40,7 @@ from choosy.options.typed import (
     in_the_shell,
     not_composed,
     own_menu,
+    program,
     quoted,
     refuse_dashes,
     unreadable,
@@ -300,9 +301,9 @@ def unresolved(cfg: DictConfig) -> dict[str, Any]:
 
 def same_again(cfg: DictConfig) -> str:
     """Return the command that resumes this run."""
-    program = ["choosy", "train"] if COMMAND[1:2] == ["train"] else ["python", "train.py"]
+    command = [program("choosy"), "train"] if COMMAND[1:2] == ["train"] else [program("python"), "train.py"]
     typed = in_the_shell(typed_words(("name", "run_dir", *START)))
-    return shlex.join([*program, *typed, f"run_dir={quoted(cfg.run_dir)}", "ckpt_path=last"])
+    return shlex.join([*command, *typed, f"run_dir={quoted(cfg.run_dir)}", "ckpt_path=last"])
 
 
 def typed_words(without: Collection[str] = ()) -> list[str]:

@@ -51,6 +51,8 @@ REFUSED = {  # by the parts of a run themselves, which import torch: what the se
     "selector=none labeler=human": "4 responses to a prompt make many pairs",
     "selector=certainty data.responses=1 loss=kto loss.reference_point=zero": "selector=certainty compares",
     "selector=dissimilarity callbacks.dissimilarity.embedder=/none": "there is no folder '/none'",
+    "objective=labels_to_win_rate data.train=rows.jsonl": "and no held-out answers are judged: give data.heldout=FILE",
+    "objective=labels_to_win_rate labels.evaluation=none": "and no held-out answers are judged",
     "callbacks.win_rate.every=0": "callbacks.win_rate.every=0 never evaluates",
     "selector=spread_oversampled callbacks.spread.count=null": "multiplies the pairs of a round",
     "trainer.devices=0": "trainer.devices wants a number of 1 or more",

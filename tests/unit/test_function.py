@@ -310,7 +310,9 @@ def test_edited_code_buys_anew_says_so_once_and_a_stated_fingerprint_keeps_the_o
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
         ((before,), _) = db.execute("SELECT fingerprint FROM labels ORDER BY rowid").fetchall()
     words = f"labeler.fingerprint={before}" if kind == "function" else f"terms = Terms(fingerprint={before!r})"
-    assert f"its 1 labels in {tmp_path / 'ledger.sqlite'} are not used. Where it judges as then, {words}" in caplog.text
+    assert (
+        f"its labels in {tmp_path / 'ledger.sqlite'} (1) are not used. Where it judges as then, {words}" in caplog.text
+    )
     assert rewards() == [10.0]
     assert not caplog.text, "once"
     if kind == "function":

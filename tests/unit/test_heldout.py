@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from choosy.data.encode import refuse_unjudged
+from choosy.data.reading import read_prompts, saying_once
 from choosy.labeling.function import Function
 from choosy.reporting.report import next_lines
 from choosy.reporting.sweeps import judged_by
@@ -42,7 +43,7 @@ def test_a_tenth_of_the_users_own_prompts_is_held_out_and_a_line_says_so(caplog)
     assert {*data.prompts} | {*data.heldout_prompts} == every
     assert len(data.prompts) == 27
     assert asked == data.heldout_prompts  # which have the columns of the user's file
-    assert "mine.jsonl: 3 of its 30 prompts are held out to evaluate on, and not trained on. Type data.h" in caplog.text
+    assert "mine.jsonl: held out to evaluate on, and not trained on: 3 of its 30 prompts. Type data.h" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -96,3 +97,13 @@ def test_a_prompt_that_is_held_out_and_too_long_to_be_answered_is_refused_like_a
     data.read_train = lambda module: [Prompt(str(n), f"{n}?") for n in range(10)]  # type: ignore[method-assign]
     with pytest.raises(ValueError, match="may take 9 tokens"):
         data.setup("fit")
+
+
+def test_what_is_left_of_a_file_that_is_read_twice_is_said_once(tmp_path, caplog):
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"prompt": "Why?", "source": "web"}')
+    with saying_once():
+        assert read_prompts(str(file)) == read_prompts(str(file))
+    assert caplog.text.count("not used: source") == 1
+    read_prompts(str(file))  # of another run
+    assert caplog.text.count("not used: source") == 2

@@ -23,11 +23,12 @@ from choosy.options.menu import menu
 from choosy.options.names import CHOICES, COMMANDS_OF_OTHERS, ELSEWHERE, NONE, OURS, WHY_NONE, meant
 from choosy.options.parts import typed_for
 from choosy.options.signatures import Missing, signature
-from choosy.options.typed import at_home
+from choosy.options.typed import at_home, program
 from choosy.options.values import wanted
 from choosy.version import __version__
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "conf"
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and any(path.glob("*.yaml")))
 MENU = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 GIVEN = {
@@ -462,3 +463,18 @@ def test_a_tilde_in_a_value_is_the_home_folder(tmp_path, monkeypatch):
     assert (cfg.model.name, cfg.model.chat_template) == (f"{home}/model", f"{home}/chat.jinja")
     assert at_home("--config-dir=~/menu") == f"--config-dir={home}/menu"
     assert (at_home("~logger"), at_home("name=a~/b")) == ("~logger", "name=a~/b")
+
+
+def test_commands_are_shown_as_the_shell_finds_them(monkeypatch, tmp_path):
+    own = Path(sys.executable).with_name("python")
+    monkeypatch.chdir(own.parents[1])
+    assert program("python") == "python"
+    monkeypatch.setenv("PATH", str(tmp_path))  # as after make demo, which activates no environment
+    assert program("python") == f"{own.parent.name}/python"
+    monkeypatch.chdir(tmp_path)
+    assert program("python") == str(own)
+
+
+def test_a_python_without_choosy_is_told_what_to_type(tmp_path):
+    bare = subprocess.run([sys.executable, "-I", "-S", ROOT / "train.py"], capture_output=True, text=True, cwd=tmp_path)
+    assert bare.stderr == "This Python has no Choosy: type make setup, then source .venv/bin/activate\n"

@@ -283,7 +283,7 @@ def test_half_a_character_is_replaced_and_named(tmp_path: Path, caplog: pytest.L
     file = written(tmp_path, {"a": "plain"}, *halves)
     read = [row for _, row in read_rows(file)]
     assert read[1:] == [{"a": "x \ufffd"}, {"a": [{"b": "\ufffd y"}]}, {"a": "\U0001f600"}]
-    assert f"{file}: 2 rows hold half a character, which becomes U+FFFD; the first is {file}, line 2." in caplog.text
+    assert f"{file}: half a character becomes U+FFFD in 2 of its rows; the first is {file}, line 2." in caplog.text
 
 
 @pytest.mark.parametrize("indent", [None, 1])

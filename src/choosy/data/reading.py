@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeVar
@@ -29,6 +29,23 @@ class Lost(NamedTuple):
 
 
 Columns = Mapping[str, str]  # how a column of the data is to be called, by its name there
+
+
+@contextmanager
+def saying_once() -> Iterator[None]:
+    """Say the same of a source only once, though it is read twice, as data.train and as data.heldout."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        before, text = len(said), record.getMessage()
+        said.add(text)
+        return len(said) > before
+
+    log.addFilter(is_new)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_new)
 
 
 def read_prompts(source: Source, *, as_chat: bool = True, limit: int | None = None) -> list[Prompt]:

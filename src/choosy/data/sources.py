@@ -63,7 +63,7 @@ def read_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
         if not found:
             raise ValueError(f"{each} has no rows; give a source with at least one.")
         if cut:
-            log.warning(f"{each}: {len(cut)} rows hold half a character, which becomes U+FFFD; the first is {cut[0]}.")
+            log.warning(f"{each}: half a character becomes U+FFFD in {len(cut)} of its rows; the first is {cut[0]}.")
 
 
 def _whole(value: Any) -> Any:

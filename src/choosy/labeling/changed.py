@@ -24,8 +24,8 @@ def report_change(ledger: Ledger, labeler: Labeler) -> None:
         return
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(last))
     log.warning(
-        f"labeler {labeler.name} has changed since {when}, its source code or its settings: its {count} labels in "
-        f"{ledger.path} are not used.{_remedy(labeler, before)}"
+        f"labeler {labeler.name} has changed since {when}, its source code or its settings: its labels in "
+        f"{ledger.path} ({count}) are not used.{_remedy(labeler, before)}"
     )
 
 

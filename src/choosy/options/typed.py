@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
+import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -35,7 +37,8 @@ def unreadable(word: str, options: Options) -> str:
 
 def refuse_dashes(words: Sequence[str], flags: Collection[str], options: Options) -> None:
     """Refuse options that are typed with dashes and are none of Hydra's flags; each value may be a word of its own."""
-    found, names = [], []
+    found: list[str] = []
+    names: list[str] = []
     for word, following in zip(words, [*words[1:], "-"], strict=True):
         flag, equals, value = word.partition("=")
         if flag.startswith("--") and flag not in flags:
@@ -146,6 +149,14 @@ def in_the_shell(words: Collection[str]) -> list[str]:
             path = Path(folder[1])
             typed += ["--config-dir", os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)]
     return typed
+
+
+def program(name: str) -> str:
+    """Return a program of this environment as it is typed: its path where the shell finds none or another one."""
+    own, found = Path(sys.executable).with_name(name), shutil.which(name)
+    if not own.exists() or (found is not None and Path(found).parent == own.parent):
+        return name
+    return os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own)
 
 
 def quoted(value: str) -> str:

@@ -17,6 +17,7 @@ from rich.table import Table
 from choosy.console import Terminal, console
 from choosy.files import replacing
 from choosy.foreign import csv_text
+from choosy.options.typed import program
 from choosy.reporting.report import write_page
 from choosy.reporting.summary import MEASURES, OF_PAIRS, as_spread, as_text, run_folders
 from choosy.reporting.sweeps import OF_ONE_RUN, judged_by, values_of, words_of
@@ -153,7 +154,7 @@ class Index:
             out.print(self.best, soft_wrap=True)
         out.print(f"All runs: {self.folder}/index.html", soft_wrap=True)
         if self.best and len(self.means) > 1 and len({*self.judges}) == 1:
-            out.print(f"Next: choosy compare {shlex.quote(str(self.folder))}", soft_wrap=True)
+            out.print(f"Next: {shlex.quote(program('choosy'))} compare {shlex.quote(str(self.folder))}", soft_wrap=True)
 
 
 def mean(values: Sequence[float]) -> float:

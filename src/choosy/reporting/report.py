@@ -21,7 +21,7 @@ from choosy.data.heldout import heldout_source
 from choosy.files import replacing
 from choosy.foreign import visible
 from choosy.models.locate import shown_name
-from choosy.options.typed import in_the_shell, quoted
+from choosy.options.typed import in_the_shell, program, quoted
 from choosy.reporting.display import PHASES, duration
 from choosy.reporting.summary import LEARNED, MEASURES, RunSummary, as_text, costs_of
 from choosy.reporting.sweeps import OF_ONE_RUN, config_of, values_of, words_of
@@ -64,25 +64,26 @@ def print_report(run: RunSummary, out: Terminal | None = None) -> None:
 def next_lines(run: RunSummary) -> Iterator[str]:
     """Yield what may be typed after a run, word for word, in the folder in which it was played."""
     file, folder = run.folder / "config.yaml", shlex.quote(str(run.folder))
-    config = config_of(run.folder)
+    config, choosy = config_of(run.folder), shlex.quote(program("choosy"))
     if run.finished and {"adapter", "model"} & run.contents.keys() and "evaluation" in config:
-        yield f"choosy chat {folder}"
+        yield f"{choosy} chat {folder}"
         data = config["data"]
         data["heldout"] = heldout_source(data["train"], data.get("heldout"))
         name = next(name for name in ("heldout", "heldout_pairs", "train") if data.get(name))
         source = data[name]
         one = source if isinstance(source, str) else source[0]
         known = "trained on" if name == "train" else "reported above"
-        yield f"choosy eval {folder} {shlex.quote(one)}  # type a file of other prompts: this one is {known}"
+        yield f"{choosy} eval {folder} {shlex.quote(one)}  # type a file of other prompts: this one is {known}"
     why, more = ("for more rounds", [f"rounds={2 * len(run.rounds)}"]) if run.finished else ("to continue", [])
     words = words_of(run.folder)
     if words is not None:
         own = (*OF_ONE_RUN, *(["rounds"] if run.finished else []))
         kept = [word for word in words if word.lstrip("+").split("=")[0] not in own]
-        again = ["choosy", "train", *in_the_shell(kept), f"run_dir={quoted(str(run.folder))}", *more, "ckpt_path=last"]
+        typed = [*in_the_shell(kept), f"run_dir={quoted(str(run.folder))}", *more, "ckpt_path=last"]
+        again = [program("choosy"), "train", *typed]
         yield f"{shlex.join(again)}  # {why}"
     elif "labels" in config:  # `choosy fit` has played it
-        again = ["choosy", "fit", "--config", str(file), *(f"--{word}" for word in (*more, "ckpt_path=last"))]
+        again = [program("choosy"), "fit", "--config", str(file), *(f"--{word}" for word in (*more, "ckpt_path=last"))]
         yield f"{shlex.join(again)}  # {why}"
 
 
