@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -181,23 +182,25 @@ class WeightedDPO(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One optimiser step on the mean over the batch's items of weight x loss."""
-
-        def part_loss(part: Batch) -> tuple[Tensor, StepStats]:
-            logp_T = self.policy.token_logps(part.groups, collisions="collision" in self.loss.needs)
-            s = part.loss_inputs(logp_T, self.facts, partners)
-            s.degrees = self.predict_degrees(part.groups)
-            loss_B = part.weight_B.to(s.logp_R.device) * item_losses(self.loss, s, len(part.weight_B))
-            loss = loss_B.sum() / batch.total
-            bad = [part.items[n].key for n in (~torch.isfinite(loss_B)).nonzero().flatten().tolist()]
-            return loss, StepStats.of(s, loss, self.loss.rewards(s), bad)
-
         if batch.total:
             partners = self.find_partners(batch) if "step" in self.loss.needs else None
-            stats = self.accumulate_gradients(batch, part_loss)
+            stats = self.accumulate_gradients(batch, partial(self.part_loss, partners=partners))
             lr = float(self.optimizer_and_warmup()[0].param_groups[0]["lr"])
             self.rounds_trained = self.current_epoch + (batch_idx + 1) / self.trainer.num_training_batches
             norm = self.take_step(stats)
             self.log_step(stats, norm, batch.total, lr)
+
+    def part_loss(
+        self, part: Batch, partners: Mapping[ItemKey, Sequence[float]] | None = None
+    ) -> tuple[Tensor, StepStats]:
+        """What a part of a step adds to the mean over the step's items of weight x loss."""
+        logp_T = self.policy.token_logps(part.groups, collisions="collision" in self.loss.needs)
+        s = part.loss_inputs(logp_T, self.facts, partners)
+        s.degrees = self.predict_degrees(part.groups)
+        loss_B = part.weight_B.to(s.logp_R.device) * item_losses(self.loss, s, len(part.weight_B))
+        loss = loss_B.sum() / part.total
+        bad = [part.items[n].key for n in (~torch.isfinite(loss_B)).nonzero().flatten().tolist()]
+        return loss, StepStats.of(s, loss, self.loss.rewards(s), bad)
 
     def predict_degrees(self, groups: Sequence[Group]) -> Degrees | None:
         """What the head says of the groups' best responses at all degrees; None for a loss that has no head."""

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from lightning.pytorch import Callback
+from test_configs import options
 from torch.testing import assert_close
 
 from choosy.data.table_files import damage
@@ -112,6 +113,18 @@ def test_a_run_killed_three_times_ends_as_if_never_killed(settings, play, sample
             pd.testing.assert_frame_equal(resumed.round(number, split), whole.round(number, split))
     for counted in ("labels", "tokens_generated", "pairs_trained", "win_rate", "reward", "rounds"):
         assert resumed.summary[counted] == whole.summary[counted], counted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", options("loss"))
+def test_any_loss_goes_on_in_the_middle_of_a_round(loss, play):
+    few = [f"loss={loss}", "rounds=1", "epochs_per_round=2", "lr=1e-3", "data.heldout=null"]
+    whole = play(*few, name="whole")
+    with pytest.raises(Killed):
+        play(*few, "ckpt_path=auto", name="killed", callbacks=[Kill(0, 4)])
+    resumed = play(*few, "ckpt_path=last", name="killed")
+    assert resumed.losses == whole.losses
+    assert_close(resumed.weights, whole.weights, **EXACTLY)
 
 
 def test_stale_own_samples_of_given_pairs_count_by_their_likelihood_now(play, tmp_path):
