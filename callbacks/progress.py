@@ -31,7 +31,9 @@ class Progress(Callback):
         """Say what is played before anything is sampled; the optimiser is not made yet."""
         if trainer.is_global_zero:
             run = trainer.datamodule.run
-            run.phases.say(parts_in_a_line(run, pl_module.policy.source.name, pl_module.loss.beta))
+            policy = pl_module.policy
+            trained = "all weights" if policy.lora is None else "LoRA"
+            run.phases.say(parts_in_a_line(run, f"{policy.source.name} ({trained})", pl_module.loss.beta))
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         run = trainer.datamodule.run
@@ -59,11 +61,12 @@ def parts_in_a_line(run: Run, model: str, beta: float) -> str:
     """Say which model is tuned, who judges, what is selected, and what is trained on, by the names of the menu."""
     labels, judge, chosen = run.labels, run.labels.evaluator, shown_settings(run.folder)
     labeler = f"labeler={chosen['labeler']}" if "labeler" in chosen else labels.labeler.name
+    does = "gives the labels of" if labels.terms.given_only else "scores the" if labels.scores else "compares the"
     names = [f"{name}={chosen[name]}" for name in ("selector", "weighting", "loss", "lr") if name in chosen]
     return "; ".join(
         [
             f"model {model}",
-            f"{labeler} {'scores' if labels.scores else 'compares'} the responses",
+            f"{labeler} {does} responses",
             *([f"{judge.labeler.name} judges held-out ones"] if judge is not None and judge is not labels else []),
             f"{' '.join(names)}, beta {beta:g}",
         ]

@@ -127,6 +127,7 @@ FLOORS = [
         "version",
         "errors",
         "own_code",
+        "current_folder",
         "foreign",
         "terminal",
         "files",

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
+from choosy.current_folder import see_current_folder
 from choosy.early import refuse_early
 from choosy.labeling.judge.reachable import refuse_silent_endpoints
-from choosy.main import in_sentences, see_current_folder
+from choosy.main import in_sentences
 from choosy.main import main as train
 from choosy.options.fit_words import HELP, again, read_words, resolved, with_dashes
 from choosy.options.names import COMMANDS_OF_OTHERS

@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import choosy.start as start
 import choosy.sweeper as sweeper
+from choosy.current_folder import see_current_folder
 from choosy.early import refuse_early
 from choosy.errors import Stopped, full_disk, in_a_line, is_ours, name_typed_keys, raised_at
 from choosy.options.check import options
@@ -175,12 +176,6 @@ def report_refusal(typed: Namespace) -> None:
         refuse_early(plain(cfg))
     except (ValueError, OmegaConfBaseException) as error:
         say(f"\nA run refuses this configuration: {explained(error)}", file=sys.stderr)
-
-
-def see_current_folder() -> None:
-    """Let Python import the user's own rewards and labelers from the current folder, wherever the program is."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
 
 
 def restore_stacks() -> None:

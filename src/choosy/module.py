@@ -93,6 +93,8 @@ class WeightedDPO(LightningModule):
         self.seed = seed
         self.loss_epoch = MeanMetric(sync_on_compute=False)  # every rank knows the losses of all
         self.loss_epoch.persistent(True)
+        self.accuracy_epoch = MeanMetric(sync_on_compute=False)  # of items that have one, before each step
+        self.accuracy_epoch.persistent(True)
         self.facts = NO_STEPS_YET
         self.rounds_trained = 0.0  # with the share of the present round that is done
         self.configured_groups: list[dict[str, Any]] = []
@@ -155,6 +157,7 @@ class WeightedDPO(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Active preference learning trains from the start's weights on all labels bought so far (Alg. 1)."""
         self.loss_epoch.reset()
+        self.accuracy_epoch.reset()
         self.rounds_trained = float(self.current_epoch)
         self.warn_of_endless_warmup()
         if self.reset_policy == "each_round" and self.current_epoch > 0:
@@ -302,6 +305,8 @@ class WeightedDPO(LightningModule):
             self.facts = self.facts.after(kl=stats.kl, reward=stats.reward_R.mean().item())
         self.loss_epoch.update(stats.loss, weight=items)
         metrics: dict[str, float | Tensor] = {"loss_step": stats.loss, "lr": lr, **stats.metrics()}
+        if "rewards/accuracies" in metrics:
+            self.accuracy_epoch.update(metrics["rewards/accuracies"], weight=items)
         if self.max_grad_norm is not None:
             metrics["grad_norm"] = norm
         if self.trainer.is_last_batch:
@@ -312,7 +317,9 @@ class WeightedDPO(LightningModule):
         """End the round; Lightning calls this after the callbacks that evaluate it, and before those that save it."""
         data = getattr(self.trainer, "datamodule", None)  # none where plain batches are trained on
         if data is not None:
-            log_at_once(self, data.run.end_round(), step=self.global_step - 1)
+            trained = {"train_loss": self.loss_epoch, "train_accuracy": self.accuracy_epoch}
+            means = {name: mean.compute().item() for name, mean in trained.items() if float(mean.weight)}
+            log_at_once(self, data.run.end_round(means), step=self.global_step - 1)
 
     # -- checkpoints hold what is trained, and what cannot be loaded again -------------------------------------
 
@@ -324,11 +331,11 @@ class WeightedDPO(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         start, reference = self.policy.states.to_save(with_start=self.policy.lora is not None)
-        metric = self.loss_epoch.state_dict()
         checkpoint["choosy"] = {
             "initial": start,
             "reference": reference,
-            "loss_epoch": metric,
+            "loss_epoch": self.loss_epoch.state_dict(),
+            "accuracy_epoch": self.accuracy_epoch.state_dict(),
             "facts": tuple(self.facts),
         }
         checkpoint["choosy"]["rounds_trained"] = self.rounds_trained
@@ -337,6 +344,7 @@ class WeightedDPO(LightningModule):
         states: Mapping[str, Any] = checkpoint["choosy"]
         self.configure_model()
         self.loss_epoch.load_state_dict(states["loss_epoch"])
+        self.accuracy_epoch.load_state_dict(states.get("accuracy_epoch", {}), strict=False)  # older ones have none
         self.facts = Facts(*states.get("facts", [states.get("kl", 0.0)]))  # older checkpoints have kl alone
         self.rounds_trained = states.get("rounds_trained", 0.0)  # which older checkpoints do not have
         self.policy.states.load(states["initial"], states["reference"])

@@ -73,10 +73,11 @@ def test_the_index_has_a_column_for_each_option_that_varies_and_for_what_was_mea
 
 def test_the_means_over_seeds_are_printed_best_first_with_the_best_run(sweep):
     lines = [line.split() for line in printed(sweep).splitlines() if line.strip()]
-    assert lines[0] == ["selector", "runs", "reward", "win", "rate", "labels"]
-    assert lines[2] == ["certainty", "2", "1.50", "±", "0.71", "88%", "±", "0%", "24", "±", "0"]
-    assert lines[3][:5] == ["optune", "2", "0.50", "±", "0.35"]
+    assert lines[0] == ["selector", "best", "run", "runs", "reward", "win", "rate", "labels"]
+    assert lines[2] == ["certainty", "11", "2", "1.50", "±", "0.71", "88%", "±", "0%", "24", "±", "0"]
+    assert lines[3][:6] == ["optune", "9", "2", "0.50", "±", "0.35"]
     assert f"Best: selector=certainty: reward 1.50 ± 0.71 in 2 runs, the best of them {sweep}/11." in printed(sweep)
+    assert "With 2 seeds of each arm nothing can be said" in printed(sweep)
     assert printed(sweep).endswith(f"Next: choosy compare {sweep}\n")
 
 
@@ -129,7 +130,7 @@ def test_many_options_share_a_column_and_have_their_own_in_the_file(tmp_path):
     for job in range(9):
         write_job(tmp_path / str(job), [f"option{job}=on", "lr=1" if job else "lr=2"])
     first = next(line for line in printed(tmp_path).splitlines() if "option0=on" in line)
-    assert first.split()[:3] == ["option0=on", "lr=2", "1"]
+    assert first.split()[:3] == ["option0=on", "lr=2", "0"]
     assert "option1" not in first
     write_index(read_index(tmp_path))
     assert {"lr", "option0", "option8"} <= rows(tmp_path)[0].keys()

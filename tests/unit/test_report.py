@@ -134,6 +134,7 @@ def test_summary_holds_the_numbers_of_the_contract(run_dir):
         "win_rate": 0.875,
         "ties": 0.125,
         "heldout_pairs": {key: {"initial": None, "final": None} for key in ("accuracy", "loss", "margin")},
+        "training": {},
         "labels": {"spent": 24, "reused": 2, "evaluation": 12, "budget": 40},
         "judgements": {
             **{"decided": 22, "ties": 2, "invalid": 0, "tie_rate": 2 / 24, "invalid_rate": 0.0},
@@ -251,7 +252,7 @@ def test_held_out_pairs_are_shown_before_and_after_without_columns_of_prompts(tm
     write_round(tmp_path, "round_000", [], about)
     run = read_run(tmp_path)
     assert run.headings == ("round", "accuracy", "loss", "margin", "labels", "tokens", "seconds")
-    assert [row[:4] for row in run.table()] == [("start", "50%", "0.700", "0.00"), ("1", "100%", "0.250", "2.00")]
+    assert [row[:4] for row in run.table()] == [("start", "50%", "0.700", "0"), ("1", "100%", "0.250", "2")]
     assert run.numbers()["heldout_pairs"]["accuracy"] == {"initial": 0.5, "final": 1}
     headline = "Held-out accuracy 50% → 100% of 40 pairs, 1 of 1 rounds"
     write_report(run)
@@ -260,8 +261,31 @@ def test_held_out_pairs_are_shown_before_and_after_without_columns_of_prompts(tm
         assert headline in shown
         assert "–" not in shown
         assert "win rate" not in shown
-    assert "| held-out margin | 0.00 → 2.00 |" in card
+    assert "| held-out margin | 0 → 2 |" in card
     assert "<div><b>0.700 → 0.250</b><span>held-out loss</span></div>" in page
+
+
+def test_a_run_that_has_finished_no_round_is_no_sweep(tmp_path):
+    write_round(tmp_path, "sampled_000", [], facts(0, rounds=1, budget=None, evaluation=None))
+    with pytest.raises(ValueError, match="is a run that has finished no round yet"):
+        read_run(tmp_path)
+
+
+def test_training_is_shown_where_nothing_was_held_out(tmp_path):
+    for number, (loss, accuracy) in enumerate([(0.7, 0.5), (0.25, 1.0)]):
+        trained = {"trained": {"train_loss": loss, "train_accuracy": accuracy}}
+        write_round(tmp_path, f"round_00{number}", [], facts(number, rounds=2, budget=None, evaluation=None) | trained)
+    run = read_run(tmp_path)
+    assert run.headings == ("round", "training loss", "training accuracy", "labels", "tokens", "seconds")
+    assert [row[1:3] for row in run.table()] == [("0.700", "50%"), ("0.250", "100%")]
+    assert run.numbers()["training"] == {"train_loss": 0.25, "train_accuracy": 1.0}
+    write_report(run)
+    page = (tmp_path / "report.html").read_text()
+    for shown in (printed(run, width=132), page):
+        assert "Training loss 0.700 → 0.250, training accuracy 50% → 100%, 2 of 2 rounds, not evaluated" in shown
+        assert "data.heldout_pairs=FILE" in shown
+    assert "<span>training accuracy</span>" in page
+    assert "held-out data" not in page
 
 
 def test_answers_that_nobody_judged_are_shown_without_dashes(tmp_path):

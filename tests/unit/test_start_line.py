@@ -43,7 +43,7 @@ def test_a_run_begins_with_its_labeler_selector_loss_and_lr_as_they_are_typed(
     run = SimpleNamespace(labels=labels, folder=tmp_path, phases=SimpleNamespace(say=said.append))
     for is_global_zero in (True, False):
         trainer = SimpleNamespace(is_global_zero=is_global_zero, datamodule=SimpleNamespace(run=run))
-        policy = SimpleNamespace(source=SimpleNamespace(name="some/model"))
+        policy = SimpleNamespace(source=SimpleNamespace(name="some/model"), lora=None)
         Progress().on_fit_start(trainer, SimpleNamespace(loss=SigmoidLoss(beta=0.2), policy=policy))
     assert len(said) == 1
     assert line in said[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import inspect
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+from choosy.current_folder import see_current_folder
 from choosy.errors import raised_at
 from choosy.labeling.protocols import Terms
 from choosy.own_code import code_id, is_edited
@@ -251,9 +251,7 @@ def _built(kind: type, shown: str) -> Any:
 
 
 def _function_at(path: str) -> Any:
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.append(here)
+    see_current_folder()
     file, colon, name = path.rpartition(":")
     try:
         return _in_file(Path(file), name) if colon and file.endswith(".py") else resolve_name(path)

@@ -23,10 +23,9 @@ from choosy.foreign import csv_text
 from choosy.reporting.courses import Arm, Course, Interval, Versus, mean_course, versus
 from choosy.reporting.report import count_axis, write_page
 from choosy.reporting.summary import MEASURES, as_spread
-from choosy.reporting.sweeps import read_sweep
+from choosy.reporting.sweeps import read_sweep, warn_of_few_seeds
 
 COSTS = ("labels", "seconds", "tokens")
-FEWEST_SEEDS = 3  # fewer say nothing of chance
 ARM_COLORS = (
     "#6b7280",
     "#2563eb",
@@ -113,12 +112,7 @@ class Comparison:
             return f"There is only one arm, {baseline}; run another one on the same seeds to compare."
         best, found = self.best, self.beside[self.best][cost]
         ratio, gain = found.ratio, found.gain.value
-        few = "one seed" if found.seeds == 1 else f"{found.seeds} seeds"
-        lead = (
-            f"With {few} of each arm nothing can be said: type seed=0,1,2,3,4,5,6,7. "
-            if found.seeds < FEWEST_SEEDS
-            else ""
-        )
+        lead = f"{warn_of_few_seeds(found.seeds)} ".lstrip()
         if math.isnan(ratio.value):
             return f"{lead}{baseline} ends no better than it began, so that no cost of its quality can be compared."
         if math.isinf(ratio.value):
@@ -160,9 +154,13 @@ def as_amount(amount: float, cost: str) -> str:
     Example:
         >>> as_amount(1234.5, "labels"), as_amount(1234.5, "money"), as_amount(0.0123, "money"), as_amount(math.inf, "")
         ('1,234', '1,234.50', '0.012', 'never')
+        >>> as_amount(1.34, "seconds")
+        '1.3'
     """
     if not math.isfinite(amount):
         return as_share(amount)
+    if cost == "seconds" and amount < 100:
+        return f"{amount:.1f}"
     return f"{amount:,.0f}" if cost != "money" else f"{amount:,.2f}" if amount >= 1 else f"{amount:.2g}"
 
 

@@ -20,7 +20,7 @@ from choosy.foreign import csv_text
 from choosy.options.typed import program
 from choosy.reporting.report import write_page
 from choosy.reporting.summary import MEASURES, OF_PAIRS, as_spread, as_text, run_folders
-from choosy.reporting.sweeps import OF_ONE_RUN, judged_by, values_of, words_of
+from choosy.reporting.sweeps import OF_ONE_RUN, judged_by, values_of, warn_of_few_seeds, words_of
 from choosy.sealed import read_json
 
 COURSES = ("reward", *OF_PAIRS)  # measured at the start too
@@ -132,7 +132,8 @@ class Index:
             return f"Best: {typed}, with the same {name} of {as_text(reached, form)}."
         runs = f"{len(best[0].jobs)} run{'s' * (len(best[0].jobs) > 1)}"
         spread = f"{name} {as_spread(best[0].measures[self.quality], form)} in {runs}"
-        return f"Best: {typed + ': ' if typed else ''}{spread}, the best of them {self.folder / best[0].jobs[0]}."
+        found = f"Best: {typed + ': ' if typed else ''}{spread}, the best of them {self.folder / best[0].jobs[0]}."
+        return f"{found} {warn_of_few_seeds(len(best[0].jobs))}".strip() if len(means) > 1 else found
 
     @property
     def headings(self) -> dict[str, str]:
@@ -144,12 +145,13 @@ class Index:
         out = out or console()
         if self.best:
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-            for name in (*self.columns, "runs", *self.headings.values(), "labels"):
-                table.add_column(name, justify="left" if name in self.columns else "right")
+            left = (*self.columns, "best run")
+            for name in (*left, "runs", *self.headings.values(), "labels"):
+                table.add_column(name, justify="left" if name in left else "right")
             for each in self.means:
                 cells = (as_spread(each.measures[name], MEASURES[name][1]) for name in self.measures)
                 labels = as_spread(each.measures["labels"], ".0f")
-                table.add_row(*self.cells(each.options), str(len(each.jobs)), *cells, labels)
+                table.add_row(*self.cells(each.options), each.jobs[0], str(len(each.jobs)), *cells, labels)
             out.print(table)
             out.print(self.best, soft_wrap=True)
         out.print(f"All runs: {self.folder}/index.html", soft_wrap=True)

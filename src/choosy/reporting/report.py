@@ -23,13 +23,13 @@ from choosy.foreign import visible
 from choosy.models.locate import shown_name
 from choosy.options.typed import in_the_shell, program, quoted
 from choosy.reporting.display import PHASES, duration
-from choosy.reporting.summary import LEARNED, MEASURES, RunSummary, as_text, costs_of
+from choosy.reporting.summary import LEARNED, MEASURES, TRAINING, RunSummary, as_text
 from choosy.reporting.sweeps import OF_ONE_RUN, config_of, values_of, words_of
 
 PHASE_COLORS = dict(zip(PHASES, ("#2563eb", "#0891b2", "#7c3aed", "#db2777", "#d97706", "#65a30d"), strict=True))
 GRID, FRAME, INK = "#e5e7eb", "#9ca3af", "#4b5563"
 COSTS = {"labels": "labels bought", "tokens": "tokens generated", "seconds": "seconds"}
-CURVES = {"reward": "#2563eb", "win_rate": "#d97706", "accuracy": "#7c3aed"}
+CURVES = {"reward": "#2563eb", "win_rate": "#d97706", "accuracy": "#7c3aed", "train_accuracy": "#7c3aed"}
 
 
 def print_report(run: RunSummary, out: Terminal | None = None) -> None:
@@ -52,9 +52,10 @@ def print_report(run: RunSummary, out: Terminal | None = None) -> None:
     parts = [Text.assemble(("●", PHASE_COLORS[phase]), f" {phase} {duration(s)}") for phase, s in seconds.items()]
     out.print(Columns(parts, padding=(0, 2)), "")
     out.print(Text.assemble("Left behind in ", (str(run.folder), "bold")), soft_wrap=True)
+    widest = max(map(len, run.contents), default=0)
     for name, what in run.contents.items():
         link = (run.folder / name).resolve().as_uri()  # to click on, in terminals that know links
-        out.print(Text.assemble("  ", (f"{name:14}", f"link {link}"), (what, "dim")))
+        out.print(Text.assemble("  ", (f"{name:{widest}}", f"link {link}"), (f"  {what}", "dim")))
     if lines := [*next_lines(run)]:
         out.print("Next:")
     for line in lines:
@@ -88,10 +89,12 @@ def next_lines(run: RunSummary) -> Iterator[str]:
 
 
 def _answers_table(run: RunSummary, width: int) -> Table:
-    table = Table(title="The same prompts, before and after", box=box.SIMPLE_HEAD, width=width)
+    shown = run.answers[:5]
+    some = f", {len(shown)} of {len(run.answers)}" if len(shown) < len(run.answers) else ""
+    table = Table(title=f"The same prompts, before and after{some}", box=box.SIMPLE_HEAD, width=width)
     for name, ratio in (("prompt", 3), ("before", 4), ("after", 4)):
         table.add_column(name, ratio=ratio)
-    for answer in run.answers[:5]:
+    for answer in shown:
         before, after = (f"{mark}\n" if mark else "" for mark in answer.marks)
         color = {"up": "green", "down": "red", "": "dim"}[answer.trend]
         table.add_row(
@@ -180,9 +183,14 @@ def curves(run: RunSummary) -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    looks = [{"win_rate": 0.5, "kl": 0.0, **run.start}, *(played["evaluation"] for played in run.evaluated)]
+    stages = [(measured, costs) for _, measured, costs in run.stages if measured]
+    if run.evaluated and not run.start:
+        stages.insert(0, ({}, (0, 0, 0.0)))
+    looks = [measured for measured, _ in stages]
+    if run.evaluated:
+        looks[0] = {"win_rate": 0.5, "kl": 0.0, **looks[0]}
     drawn = [name for name in CURVES if name in run.measures] or list(run.measures[:1]) or ["reward"]
-    spent = dict(zip(COSTS, zip((0, 0, 0.0), *map(costs_of, run.evaluated), strict=True), strict=True))
+    spent = dict(zip(COSTS, zip(*(costs for _, costs in stages), strict=True), strict=True))
     size = (0.3 + 3.6 * len(run.spent_on), 0.4 + 2.4 * len(drawn))
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.04, hspace=0.06))
     axes = figure.subplots(len(drawn), len(run.spent_on), sharex="col", sharey="row", squeeze=False)
@@ -190,12 +198,12 @@ def curves(run: RunSummary) -> bytes:
         for row, name in enumerate(drawn):
             values = [_or_gap(look.get(name)) for look in looks]
             _curve(axes[row, column], spent[cost], values, CURVES.get(name, INK))
-            if name in ("win_rate", "accuracy"):
+            if MEASURES[name][1].endswith("%"):
                 axes[row, column].axhline(0.5, color=FRAME, linewidth=1, linestyle="--", zorder=0)
                 axes[row, column].set_ylim(-0.05, 1.15)
         axes[-1, column].set_xlabel(COSTS[cost], color=INK)
     for row, name in enumerate(drawn):
-        axes[row, 0].set_ylabel(f"held-out {MEASURES[name][0]}", color=INK)
+        axes[row, 0].set_ylabel(f"{'held-out ' * (name not in TRAINING)}{MEASURES[name][0]}", color=INK)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=130)
     return png.getvalue()

@@ -24,8 +24,11 @@ MEASURES = {  # of an evaluation: its heading and form
     "length": ("length", ".1f"),
     "accuracy": ("accuracy", ".0%"),  # of held-out pairs, as the next two
     "loss": ("loss", ".3f"),
-    "margin": ("margin", ".2f"),
+    "margin": ("margin", ".3g"),
+    "train_loss": ("training loss", ".3f"),  # of the round, shown where nothing was held out
+    "train_accuracy": ("training accuracy", ".0%"),  # of items, before the step that trains on them
 }
+TRAINING = ("train_loss", "train_accuracy")
 OF_PAIRS = ("accuracy", "loss", "margin")
 OF_JUDGE = (
     "reward",
@@ -125,7 +128,8 @@ class RunSummary:
         """The outcome in one line."""
         rounds = f"{len(self.rounds)} of {self.latest['rounds']} rounds"
         if not self.evaluated:
-            return f"{rounds}, not evaluated"
+            found = [f"{MEASURES[name][0]} {course}" for name in TRAINING if (course := self.course(name))]
+            return ", ".join([*found, f"{rounds}, not evaluated"]).capitalize()
         of_pairs = {"accuracy": self.of_pairs}
         found = [
             f"{name} {course}{of_pairs.get(name, '')}"
@@ -143,20 +147,33 @@ class RunSummary:
     @property
     def measures(self) -> tuple[str, ...]:
         """What some evaluation has measured, in the order of `MEASURES`."""
-        looks = (self.start, *(played["evaluation"] for played in self.evaluated))
+        looks = [measured for _, measured, _ in self.stages]
         return tuple(name for name in MEASURES if any(look.get(name) is not None for look in looks))
 
+    @property
+    def stages(self) -> list[tuple[str, Mapping[str, float | None], tuple[int, int, float]]]:
+        """The start, if it was evaluated, and each round: its name, what was measured, and what was spent by then.
+
+        Where no round was evaluated, what was measured is the training.
+        """
+        stages = [("start", self.start, (0, 0, 0.0))] if self.start else []
+        kind = "evaluation" if self.evaluated or self.start else "trained"
+        return stages + [(str(p["round"] + 1), p.get(kind) or {}, costs_of(p)) for p in self.rounds]
+
     def course(self, name: str) -> str:
-        """Return a measure at the start and at the latest evaluation as text; empty if neither has it."""
-        values = [look.get(name) for look in (self.start, self.last)]
-        if values == [None, None]:
+        """Return a measure at its first and its latest stage as text; empty if there is none."""
+        values = [measured[name] for _, measured, _ in self.stages if measured.get(name) is not None]
+        if not values:
             return ""
+        values = [values[0], values[-1]]
         return " → ".join(as_text(value, MEASURES[name][1]) for value in values)
 
     @property
     def notes(self) -> str:
         """What a reader of the final figures should know, in sentences; empty if there is nothing to say."""
         last, found = self.last, []
+        if not self.evaluated and not self.start:
+            found.append("Nothing was evaluated: data.heldout=FILE holds prompts out, data.heldout_pairs=FILE pairs.")
         win_rate, pairs = last.get("win_rate"), last.get("pairs")
         if win_rate is not None:
             found.append("In the win rate a tie counts as half a win.")
@@ -232,6 +249,7 @@ class RunSummary:
             "heldout_pairs": {
                 name: {"initial": self.start.get(name), "final": self.last.get(name)} for name in OF_PAIRS
             },
+            "training": about.get("trained") or {},  # means over the last round
             "labels": {**about["labels"], "budget": about["budget"]},
             "judgements": shares(about["judged"]["run"]),
             "money": about["money"],
@@ -244,15 +262,13 @@ class RunSummary:
 
     def table(self) -> list[tuple[str, ...]]:
         """Return the table of rounds as text, a row in the order of `headings` for the start and for each round."""
-        stages = [("start", self.start, (0, 0, 0.0))] if self.start else []
-        stages += [(str(played["round"] + 1), played["evaluation"] or {}, costs_of(played)) for played in self.rounds]
         return [
             (
                 name,
                 *(as_text(measured.get(key), MEASURES[key][1]) for key in self.measures),
                 *(f"{cost:,.0f}" for name, cost in zip(COSTS, costs, strict=True) if name in self.spent_on),
             )
-            for name, measured, costs in stages
+            for name, measured, costs in self.stages
         ]
 
     def learned_table(self) -> list[tuple[str, ...]]:
@@ -295,6 +311,8 @@ def read_run(run_dir: str | Path) -> RunSummary:
     files = sorted(folder.glob("rounds/round_*.parquet"))
     start = folder / "rounds" / "start.parquet"
     if not files and not start.exists():
+        if (folder / "rounds").is_dir():
+            raise ValueError(f"{folder} is a run that has finished no round yet, so that there is nothing to show.")
         refuse_sweep(folder)
         raise ValueError(f"Wanted the folder of a run, with rounds/round_000.parquet; found none in {folder}.")
     facts = [read_about(path) for path in files]

@@ -25,7 +25,16 @@ from choosy.reporting.summary import RunSummary, costs_of, read_run, run_folders
 from choosy.sealed import read_yaml
 from choosy.types import content_id
 
+FEWEST_SEEDS = 3  # of an arm; fewer say nothing of chance
 OF_ONE_RUN = ("name", "run_dir", "ckpt_path", "overwrite")  # options that do not make another arm
+
+
+def warn_of_few_seeds(seeds: int) -> str:
+    """Say that so few seeds of an arm tell nothing; empty for enough of them."""
+    if seeds >= FEWEST_SEEDS:
+        return ""
+    few = "one seed" if seeds == 1 else f"{seeds} seeds"
+    return f"With {few} of each arm nothing can be said: type seed=0,1,2,3,4,5,6,7."
 
 
 def read_sweep(
@@ -89,13 +98,15 @@ def judged_by(run_dir: Path) -> str:
 def values_of(run_dir: Path, names: Collection[str]) -> dict[str, str]:
     """The values of options, or groups' choices, as a run's config.yaml has them; "" where it has none.
 
-    A choice of the user's own menu goes by what was typed for it.
+    A choice of the user's own menu goes by what was typed for it, and a file in the run's own folder by its name.
     """
     config = config_of(run_dir) if names else {}  # which takes long to parse
     words = dict(word.lstrip("+").partition("=")[::2] for word in words_of(run_dir) or ())
 
+    own_folder = f"{value_in(config, 'data.run.folder') or run_dir}/"
+
     def value(name: str) -> str:
-        found = value_in(config, name)
+        found = value_in(config, name).removeprefix(own_folder)
         if name not in (*groups(), "selector") or found in options_of(name) or f"{name}.{CLASS}" in words:
             return found
         return words.get(name, found)

@@ -17,18 +17,26 @@ from choosy.rounds.context import Labels, Round
 from choosy.types import MIRRORED, Candidates, Pair, Verdict, seed_of
 
 
-def made_of(items: int, new: int, form: str, *, bought: int, reused: int, scored: bool, passes: int) -> str:
+def made_of(
+    items: int, new: int, form: str, *, bought: int, reused: int, scored: bool, passes: int, given: bool = False
+) -> str:
     """Say of which labels the items of a round are made, and how many of them earlier rounds have made.
+
+    `given`: the labels came with the data.
 
     Example:
         >>> made_of(10, 10, "pair", bought=8, reused=0, scored=True, passes=1)
         '10 pairs to train on: 10 from 8 labels bought (a score serves every pair of its response)'
         >>> made_of(9, 6, "pair", bought=1, reused=5, scored=False, passes=2)
         '9 pairs to train on, 2 times each: 6 from 1 label bought and 5 reused, 3 from earlier rounds'
+        >>> made_of(4, 4, "pair", bought=4, reused=0, scored=True, passes=1, given=True)
+        '4 pairs to train on: 4 from the labels of the data'
     """
     times = f", {passes} times each" if passes > 1 else ""
     labels = _counted(bought, "label") + " bought" + (f" and {reused} reused" if reused else "")
-    shared = " (a score serves every pair of its response)" if scored and form == "pair" and new else ""
+    if given:
+        labels = "the labels of the data"
+    shared = " (a score serves every pair of its response)" if scored and form == "pair" and new and not given else ""
     earlier = f", {items - new} from earlier rounds" if items > new else ""
     name = "single response" if form == "single" else form
     return f"{_counted(items, name)} to train on{times}: {new} from {labels}{shared}{earlier}"

@@ -105,6 +105,7 @@ class Run:
         self.ranks: Ranks = OneRank()
         self.heldout_rows: Sequence[Mapping[str, Any]] = ()
         self.evaluation: Mapping[str, float | None] | None = None
+        self.trained: Mapping[str, float] = {}  # means over the round's training
         self.start_pairs: Mapping[str, float | None] = {}  # how the start policy ranks held-out pairs
         self.read: dict[str, str] = {}  # the fingerprints of the data
         self.empty_rounds = 0  # in a row
@@ -165,7 +166,7 @@ class Run:
         if self.ranks.on_rank_zero(lambda: self.is_there(round_file(self.rounds_folder, number))):
             self._adopt(number)
             return
-        self.evaluation, self.heldout_rows = None, ()
+        self.evaluation, self.heldout_rows, self.trained = None, (), {}
         at = replace(self.at(number), given=sample.given)
         if moved and len(self.pool) and "reference" in self.loss.needs:
             at = replace(at, pool=rescore_pool(at))
@@ -193,7 +194,9 @@ class Run:
         if items:
             form, scored, passes = form_of(self.loss.needs), self.labels.scores, self.training.epochs_per_round
             bought, reused = now.spent - spent, now.reused - reused
-            self.phases.say(made_of(items, new, form, bought=bought, reused=reused, scored=scored, passes=passes))
+            given = self.labels.terms.given_only
+            counts = {"bought": bought, "reused": reused, "passes": passes}
+            self.phases.say(made_of(items, new, form, **counts, scored=scored, given=given))
 
     def _report_empty(self, number: int) -> None:
         """Say that a round has nothing to train on; stop after several in a row, and where no round had anything."""
@@ -331,6 +334,7 @@ class Run:
             "learned_reward": self.learned_reward.knowledge,
             "labeler": labels.knowledge,
             "evaluation": self.evaluation,
+            "trained": self.trained,
             "judge": "" if judge is None else f"{judge.labeler.name} {judge.terms.fingerprint}",  # with its settings
             "start_pairs": self.start_pairs,
         }
@@ -340,8 +344,12 @@ class Run:
         self.evaluation = {**(self.evaluation or {}), **metrics}
         self.heldout_rows = [*self.heldout_rows, *rows]
 
-    def end_round(self) -> dict[str, float]:
-        """Count the round's training, write its table with the evaluation, and return the costs for the loggers."""
+    def end_round(self, trained: Mapping[str, float]) -> dict[str, float]:
+        """Count the round's training, write its table with the evaluation, and return the costs for the loggers.
+
+        `trained` has means over the round's training, by the names of `reporting.summary.MEASURES`.
+        """
+        self.trained = trained
         self.counts["pairs_trained"] += self.pairs_this_round
         self.write()
         return cost_metrics(self.ranks.on_rank_zero(self.about))

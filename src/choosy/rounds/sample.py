@@ -62,7 +62,9 @@ class Resumable:
             feed = unlabeled(self.folder, at.number, [prompt for prompt, _ in chosen], responses=n)
             self.ahead.start(feed, prompts=len(chosen), responses=n)
         ticked = 0
-        with at.phases("sample", total=len(chosen), unit="prompts") as tick:
+        with at.phases(
+            "sample", total=len(chosen), unit="prompts with their responses" if at.given else "prompts"
+        ) as tick:
 
             def keep(some: Sequence[Candidates]) -> None:
                 nonlocal ticked
