@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from choosy.files import replacing
 from choosy.models.locate import shown_name
@@ -19,19 +21,45 @@ log = logger(__name__)
 
 
 class Export(Callback):
-    """Writes `adapter/` (LoRA) or `model/` (all weights) into the run's folder when the run ends."""
+    """Writes `adapter/` (LoRA) or `model/` (all weights) into the run's folder when the run ends.
+
+    With `callbacks=best` these are the weights after the best round, and else those after the last one.
+    """
 
     def __init__(self, run_dir: str) -> None:
         self.run_dir = Path(run_dir)
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if bests(trainer) and isinstance(trainer.strategy, ModelParallelStrategy):
+            raise ValueError("callbacks=best exports whole weights, which trainer=fsdp shards; choose trainer=ddp.")
+
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        load_best(trainer, pl_module)
         pl_module.policy.save(str(self.run_dir / ("adapter" if pl_module.policy.lora else "model")))
+
+
+def bests(trainer: Any) -> list[ModelCheckpoint]:
+    """Return the callbacks that keep the best checkpoint by a metric."""
+    return [one for one in trainer.callbacks if isinstance(one, ModelCheckpoint) and one.monitor]
+
+
+def load_best(trainer: Any, module: LightningModule) -> None:
+    """Load the weights of the best checkpoint, if Lightning has kept one by a metric."""
+    for kept in bests(trainer):
+        if kept.best_model_path:
+            checkpoint = trainer.strategy.load_checkpoint(kept.best_model_path, weights_only=True)
+            module.load_state_dict(checkpoint["state_dict"], strict=False)  # frozen weights are not in it
+            number, best = checkpoint["epoch"] + 1, float(kept.best_model_score or 0.0)
+            log.warning(
+                "Exported are the weights after round %d, whose %s is the best: %.3g.", number, kept.monitor, best
+            )
 
 
 class Report(Callback):
     """Writes summary.json, curves.png, report.html and the model card when the run ends.
 
-    A run that ends before its last round gets no summary.json, so that no tool takes it for finished.
+    A run that ends before its last round gets no summary.json, so that no tool takes it for finished, unless
+    Lightning's EarlyStopping has ended it.
 
     Args:
         run_dir: Where `rounds/` is.
@@ -50,8 +78,10 @@ class Report(Callback):
             log.warning("No report: %s holds no rounds/*.parquet; is callbacks.report.run_dir right?", self.run_dir)
             return
         run = read_run(self.run_dir)
-        if run.finished:
-            write_summary(run, self.run_dir / "summary.json")
+        callbacks = cast(Any, trainer).callbacks
+        early = any(isinstance(one, EarlyStopping) and one.stopped_epoch for one in callbacks)
+        if run.finished or early:
+            write_summary(run, self.run_dir / "summary.json", stopped_early=not run.finished)
         write_report(run)
         write_card(self.run_dir, run, trainer, pl_module)
         if self.console:

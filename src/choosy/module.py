@@ -47,7 +47,7 @@ class WeightedDPO(LightningModule):
     Args:
         loss: What an item costs (see `choosy.methods.losses`).
         optimizer: Makes the optimiser of the trainable parameters.
-        warmup_steps: Steps over which the learning rate rises to its value.
+        warmup_steps: Steps over which the learning rate rises to its value; below 1 their share of the run.
         schedule: What the learning rate does from there to the end of the run; with `reset_policy=each_round` to the
             end of each round.
         max_grad_norm: Clip the gradient to this norm; None = do not clip.
@@ -64,7 +64,7 @@ class WeightedDPO(LightningModule):
         *,
         loss: Loss,
         optimizer: Callable[[Iterable[Parameter]], Optimizer],
-        warmup_steps: int = 0,
+        warmup_steps: float = 0,
         schedule: Schedule = "constant",
         max_grad_norm: float | None = 1.0,
         reset_policy: ResetPolicy = "never",

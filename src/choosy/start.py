@@ -88,9 +88,10 @@ def is_finished(config: Mapping[str, Any], run_dir: Path) -> bool:
         return False
     report_changes(run_dir, config)
     try:
-        played = read_json(summary).get("rounds")
-        if isinstance(played, int):
-            return played >= int(config["data"]["run"].get("rounds", 0))
+        numbers = read_json(summary)
+        if isinstance(played := numbers.get("rounds"), int):
+            wanted = int(config["data"]["run"].get("rounds", 0))
+            return played >= wanted or numbers.get("stopped_early") is True
         raise ValueError(f"{summary} is damaged: it has no number of rounds.")
     except ValueError as error:
         log.warning("%s The run goes on from its rounds, and writes it again.", error)

@@ -9,10 +9,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 from tiny import ending, typed
 
-from choosy.main import compose, train
+from choosy.main import compose, plain, train
+from choosy.reporting.metrics import log_at_once
+from choosy.start import is_finished
 
 
 @pytest.fixture
@@ -42,6 +47,32 @@ def test_the_order_of_the_callbacks_does_not_matter(lines, tmp_path):
     assert {path.name for path in (tmp_path / "one").iterdir()} == {
         path.name for path in (tmp_path / "other").iterdir()
     }
+
+
+class Worse(Callback):
+    """Logs a reward that is best after the second round, and keeps the weights of each."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, torch.Tensor]] = []
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        number = trainer.current_epoch
+        log_at_once(pl_module, {"mine/quality": -abs(number - 1.0)}, step=trainer.global_step - 1)
+        self.weights.append({name: p.detach().clone() for name, p in pl_module.policy.trainable()})
+
+
+def test_the_best_round_is_exported_and_a_run_that_gets_worse_ends(lines, tmp_path):
+    worse, run_dir = Worse(), tmp_path / "run"
+    best = ["callbacks=best", "callbacks.best.monitor=mine/quality", "callbacks.early_stopping.patience=2"]
+    config = compose([*lines, *best, "rounds=6"])
+    trainer = train(config, run_dir, callbacks=[worse])
+    assert len(worse.weights) == 4, "the second round is the best, and two more are no better"
+    now = dict(trainer.lightning_module.policy.trainable())
+    assert all(torch.equal(now[name], kept) for name, kept in worse.weights[1].items())
+    assert not all(torch.equal(now[name], kept) for name, kept in worse.weights[3].items())
+    adapter = load_file(run_dir / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(adapter[name.replace(".default", "")], p) for name, p in now.items())
+    assert is_finished({**plain(config), "run_dir": str(run_dir)}, run_dir)
 
 
 def test_a_round_is_written_and_counted_without_callbacks(lines, tmp_path):

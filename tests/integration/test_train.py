@@ -556,6 +556,15 @@ def test_the_learning_rate_falls_to_the_end_and_is_logged(reset, play):
         assert of_round == pytest.approx(4e-4 * share)
 
 
+def test_a_warm_up_may_be_a_share_of_the_run(play):
+    run = play("warmup_steps=0.5", "lr=4e-4", "data.limit=8")
+    rates = pd.read_csv(run.run_dir / "metrics.csv")["lr"].dropna().tolist()
+    half = len(rates) // 2
+    assert rates[0] == 0
+    assert rates[:half] == pytest.approx([4e-4 * n / half for n in range(half)])
+    assert rates[half:] == pytest.approx([4e-4] * (len(rates) - half))
+
+
 def test_a_warm_up_longer_than_the_run_is_named(play, caplog):
     play("warmup_steps=100", "data.limit=8")
     assert "warmup_steps=100, and this run has about" in caplog.text

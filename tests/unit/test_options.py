@@ -73,7 +73,7 @@ TYPED = {  # what is typed: what the sentence says
     "trainer=deepspeed": "There is no trainer=deepspeed. For deepspeed type trainer=fsdp. Choices: auto, cpu",
     "loss=grpo": "Choosy learns from preferences and has no policy gradient",
     "labeler=gpt-4o": "For gpt-4o type labeler=judge.",
-    "+warmup_ratio=0.1": "warmup_steps = ratio x rounds x epochs_per_round",
+    "+warmup_ratio=0.1": "warmup_ratio is called warmup_steps here: type warmup_steps=0.1.",
     "+num_train_epochs=3": "called rounds (of fresh responses) or epochs_per_round (over the pairs of a round) here",
     "lr=abc": "lr wants a number, found 'abc'.",
     "logger=null": "logger=null names no choice of a group; type selector=none, weighting=uniform, ~logger or",

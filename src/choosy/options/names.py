@@ -13,7 +13,7 @@ ELSEWHERE = {  # what TRL, PEFT, transformers, LLaMA-Factory and Lightning call 
     "rounds (of fresh responses) or epochs_per_round (over the pairs of a round)": "num_train_epochs num_epochs "
     "epochs n_epochs",
     "epochs_per_round": "num_ppo_epochs num_mini_epochs num_iterations ppo_epochs steps_per_generation",
-    "warmup_steps": "num_warmup_steps warmup lr_warmup_steps",
+    "warmup_steps": "num_warmup_steps warmup lr_warmup_steps warmup_ratio warmup_fraction",
     "schedule (constant, linear or cosine)": "lr_scheduler_type lr_scheduler scheduler lr_schedule scheduler_type "
     "lr_scheduler_kwargs",
     "max_grad_norm": "gradient_clip_val clip_grad_norm grad_clip gradient_clipping",
@@ -95,8 +95,6 @@ ELSEWHERE = {  # what TRL, PEFT, transformers, LLaMA-Factory and Lightning call 
 NONE = {  # what Choosy has no option for, and why
     "Gradients accumulate by themselves: batching.batch_size counts the items of one optimiser step, and "
     "batching.tokens_per_step the tokens of one forward pass": "gradient_accumulation_steps accumulate_grad_batches",
-    "Warm-up counts optimiser steps: warmup_steps = ratio x rounds x epochs_per_round x pairs of a round / "
-    "batching.batch_size": "warmup_ratio warmup_fraction",
     "A run counts rounds, not steps: type rounds=8 and data.prompts_per_round=64": "max_steps total_steps",
     "Choosy sets every dropout to 0, so that a response is scored as it is sampled": "lora_dropout dropout "
     "attention_dropout hidden_dropout disable_dropout",

@@ -377,9 +377,9 @@ def _answers(path: Path) -> Iterator[HeldoutAnswer]:
         yield HeldoutAnswer(row["prompt"], before, after, reward_before, reward_after, row["outcome"])
 
 
-def write_summary(run: RunSummary, path: str | Path) -> None:
-    """Write `summary.json`."""
-    write_json(Path(path), run.numbers())
+def write_summary(run: RunSummary, path: str | Path, *, stopped_early: bool = False) -> None:
+    """Write `summary.json`; it says so where the run was stopped before its last round, as no round was better."""
+    write_json(Path(path), run.numbers() | ({"stopped_early": True} if stopped_early else {}))
 
 
 def as_text(value: float | None, form: str) -> str:
