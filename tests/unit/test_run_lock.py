@@ -18,6 +18,7 @@ import pytest
 from toy_labelers import Lengths
 
 from choosy.labeling.buyer import LabelBuyer
+from choosy.labeling.ledger import Ledger
 from choosy.options import fit_words
 from choosy.parallel.ranks import OneRank
 from choosy.resume.failed_starts import LOCK, is_first_process, leaving_no_failed_start
@@ -165,3 +166,21 @@ def test_a_lock_that_may_not_be_opened_is_named(folder: Path, monkeypatch: pytes
     monkeypatch.setattr(fcntl, "flock", not_mine)
     with pytest.raises(ValueError, match=rf"{folder / LOCK} cannot be locked \(Operation not permitted\)\. Delete it"):
         hold(folder)
+
+
+def test_a_lock_that_cannot_be_deleted_hides_no_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    (ledger := Ledger(str(folder / "ledger.sqlite"))).create()
+
+    def fail() -> None:
+        with holding(folder), ledger.turn("a"), ledger.buying(["k"]):
+            monkeypatch.setattr(Path, "unlink", denied)
+            raise ValueError("what has gone wrong")
+
+    with pytest.raises(ValueError, match="what has gone wrong"):
+        fail()
+    monkeypatch.undo()
+    with holding(folder), ledger.turn("a"), ledger.buying(["k"]) as mine:
+        assert mine == {"k"}

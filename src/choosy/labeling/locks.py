@@ -38,7 +38,8 @@ class PurchaseLock:
                     file.write(os.urandom(RESERVE))  # random bytes, since some file systems do not store zeros
                 yield
             finally:
-                self._file.unlink(missing_ok=True)
+                with suppress(OSError):  # whoever opens the ledger next deletes it
+                    self._file.unlink(missing_ok=True)
 
     def make_room(self) -> bool:
         """Free the reserved room; return False if that was done before."""
@@ -62,7 +63,8 @@ def turn_of(ledger: str, run: str) -> Iterator[None]:
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)  # who waits for this file sees that it is gone, and makes another
+        with suppress(OSError):
+            file.unlink(missing_ok=True)  # who waits for this file sees that it is gone, and makes another
         lock.release()
 
 

@@ -82,7 +82,8 @@ def hold(folder: Path) -> bool:
 def release(folder: Path) -> None:
     """Give a folder free that this process has locked."""
     lock = HELD.pop(folder.resolve())
-    Path(lock.lock_file).unlink(missing_ok=True)
+    with suppress(OSError):  # the folder takes no change any more, which is what has ended the run
+        Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
 
 
