@@ -121,6 +121,15 @@ def test_a_refusal_has_the_templates_words(load: Any) -> None:
         tokens.encode_prompt(asked(prompt=[ASK, ASK]))
 
 
+@pytest.mark.parametrize(
+    "asks", ["{% for i in range(10**9) %}x{% endfor %}", "{{ 1 / 0 }}", "{{ messages.__class__.__mro__ }}"]
+)
+def test_a_template_that_asks_for_too_much_is_refused(load: Any, asks: str) -> None:
+    template = "{% for m in messages %}{{ m.content }}{% if 'tea' in m.content %}" + asks + "{% endif %}{% endfor %}"
+    with pytest.raises(TemplateRefusal, match=r"The chat template of .* refuses prompt p7: "):
+        load(template).encode_prompt(asked(prompt="Is it tea?", id="p7"))
+
+
 @pytest.mark.parametrize("family", ["qwen3", "llama3"])
 def test_tools_and_their_calls_are_written(family: str, load: Any, caplog: pytest.LogCaptureFixture) -> None:
     tokens = load(FAMILIES[family])

@@ -22,7 +22,10 @@ from choosy.terminal import logger
 from choosy.types import Message, Prompt
 
 PROBE = "Mark4711"  # a text that stands for what somebody says
-REFUSALS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)  # what a template raises for a conversation
+REFUSALS = (  # what a template raises for a conversation, and where it asks for too much
+    *(TemplateError, TypeError, ValueError, LookupError, AttributeError),
+    *(ArithmeticError, RecursionError, MemoryError),
+)
 
 THINKS = re.compile(r"\s*(<think>\s*(</think>\s*)?)?")  # what a template may ask an answer to begin with
 
