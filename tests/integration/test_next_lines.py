@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
-import httpx2
 import pytest
+from annotator import TOKEN, annotator
 from programs import free_port
 from tiny import command, on_top, summary, typed
 
 pytestmark = pytest.mark.slow
 
-TOKEN = "a-token-of-the-test"
 PAIRS = [{"prompt": f"Day {n}?", "chosen": "Good and long.", "rejected": "Bad!"} for n in range(6)]
 SMALL = ["data.limit=4", "data.heldout_limit=2", "rounds=1", "callbacks.report.console=true", "name='my run'"]
 RUNS = {
@@ -24,29 +21,6 @@ RUNS = {
     "offline": ["data=offline", "data.heldout=null", "data.train=pairs.jsonl", "data.heldout_pairs=pairs.jsonl"],
     "human": ["labeler=human", "selector=random_pairs", "weighting=uniform", "labeler.grace=0"],
 }
-
-
-@contextmanager
-def annotator(port: int) -> Iterator[None]:
-    """Somebody who finds the left answer better, as long as there is a page."""
-    over = threading.Event()
-
-    def label() -> None:
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as browser:
-            while not over.wait(0.05):
-                try:
-                    question = browser.get("/screen", params={"annotator": "Ada", "token": TOKEN}).json()["question"]
-                    if question:
-                        named = {"annotator": "Ada", "question": question, "action": "left"}
-                        browser.post("/act", params={"token": TOKEN}, json=named)
-                except httpx2.TransportError:
-                    continue
-
-    thread = threading.Thread(target=label)
-    thread.start()
-    yield
-    over.set()
-    thread.join()
 
 
 def next_lines(printed: str) -> list[str]:
