@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 OF_THE_ROOT = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 PLACES = {"choosy": ROOT / "src" / "choosy", "callbacks": ROOT / "callbacks", "data_modules": ROOT / "data_modules"}
+COMMANDS = re.compile(r"^```\n(?=(choosy|python|pip|make|torchrun|export|vllm)\b)", re.MULTILINE)
 LINK = re.compile(r"(\]\()(?!\w+:|#)([^)#\s]+)")
 
 
@@ -39,11 +40,12 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Put the tables in, and let links to files of the checkout lead to pages of the site."""
+    """Put the tables in, show commands as such, and let links to files of the checkout lead to pages of the site."""
     source = page.file.src_uri
     for mark, table in TABLES.items():
         if mark in markdown:
             markdown = markdown.replace(mark, table())
+    markdown = COMMANDS.sub("```sh\n", markdown)
     return LINK.sub(lambda link: link[1] + link_on_the_site(link[2], source), markdown)
 
 

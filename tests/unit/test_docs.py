@@ -107,6 +107,12 @@ def test_every_name_of_trl_is_answered() -> None:
     assert set(re.findall(r"^<!-- .* -->$", WRITTEN["coming_from_trl.md"], re.MULTILINE)) == set(pages.TABLES)
 
 
+def test_commands_are_shown_as_commands() -> None:
+    shown = pages.COMMANDS.sub("```sh\n", WRITTEN["tutorials/own_reward.md"])
+    assert shown.count("```sh\n") == 3
+    assert shown.count("```") == WRITTEN["tutorials/own_reward.md"].count("```")
+
+
 def texts() -> Iterator[str]:
     """The texts in the sources; what is filled in is `...`."""
     for folder in pages.PLACES.values():
