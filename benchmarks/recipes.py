@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ from choosy.types import Message, Prompt, Response, seed_of
 
 RUNS = ROOT / "runs" / "recipes"
 KEPT = RESULTS / "recipes.json"
+PAGE, SEEN = ROOT / "docs" / "methods.md", "Seen on SmolLM2 ([how](#what-was-seen))"
 START, END = "<!-- recipes: written by benchmarks/recipes.py -->", "<!-- end of recipes -->"
 PROMPTS, TOKENS = 32, 24
 
@@ -174,6 +176,22 @@ def table(kept: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def told(page: str, name: str, one: Mapping[str, Any]) -> str:
+    """The page with what was seen of a recipe behind its method's command."""
+    reward = " → ".join(f"{one['reward'][end]:.2f}" for end in ("initial", "final"))
+    seen = f"{SEEN}: reward {reward}, KL {one['kl']:.2f}."
+    command = re.compile(rf"(`experiment={name}\b.*?)(\n\n{re.escape(SEEN)}[^\n]*)?(?=\n\n)", re.DOTALL)
+    return command.sub(lambda found: f"{found[1]}\n\n{seen}", page, count=1)
+
+
+def write(kept: Mapping[str, Any]) -> None:
+    """Put the table into docs/methods.md, and each recipe's outcome into its section."""
+    write_between(PAGE, START, END, table(kept))
+    for name in RECIPES:
+        if is_finished(name, kept):
+            PAGE.write_text(told(PAGE.read_text(), name, kept[name]))
+
+
 def is_finished(name: str, kept: Mapping[str, Any]) -> bool:
     """Whether a recipe was played as it would be now."""
     return name in kept and kept[name]["typed"] == list(RECIPES[name]) and kept[name]["of_all"] == list(EVERY)
@@ -193,9 +211,9 @@ def main() -> None:
             as_typed = {"commit": commit(), "typed": list(RECIPES[name]), "of_all": list(EVERY)}
             kept[name] = {**as_typed, **play(name, where)}
             KEPT.write_text(json.dumps({"machine": machine(), "recipes": kept}, indent=1) + "\n")
-            write_between(ROOT / "docs" / "methods.md", START, END, table(kept))
+            write(kept)
             print(name, json.dumps({k: v for k, v in kept[name].items() if k not in as_typed}), flush=True)
-    write_between(ROOT / "docs" / "methods.md", START, END, table(kept))
+    write(kept)
 
 
 if __name__ == "__main__":
