@@ -145,7 +145,7 @@ FLOORS = [
     {"rounds"},
     {"module", "early", "start", "safe_search"},
     {"main", "cli", "sweeper"},
-    {"api", "tuned_model", "capabilities", "evaluation", "chat", "__main__"},
+    {"api", "tuned_model", "capabilities", "evaluation", "chat", "push", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 ARROWS = {name: others for name, others in file_arrows(ROOT).items() if name.startswith("choosy.")}

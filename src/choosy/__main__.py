@@ -34,6 +34,7 @@ choosy compare SWEEP_DIR          write compare.html, .png and .csv: which arm p
 choosy evaluate RUN data=FILE     compare the answers of a run, adapter or model with the start's; choosy eval for short
 choosy chat RUN                   talk to the tuned model and its start, or to one that choosy merge wrote
 choosy merge RUN DIR              write the tuned model as one model, its adapter merged in
+choosy push RUN OWNER/NAME        upload the tuned model with its card to the Hugging Face hub
 choosy labels stats RUN           labels, ties and money of each labeler and run; also: export, import, check
 
 Each has a --help of its own, such as choosy evaluate --help."""
@@ -122,10 +123,16 @@ def use_tuned(command: str) -> Callable[[list[str]], None]:
     """Return a command that uses the tuned model of a run, whose libraries are imported when it is called."""
 
     def call(words: list[str]) -> None:
-        from choosy import chat, evaluation, tuned_model
+        from choosy import chat, evaluation, push, tuned_model
 
         evaluate = evaluation.evaluate_model
-        commands = {"evaluate": evaluate, "eval": evaluate, "chat": chat.chat, "merge": tuned_model.merge}
+        commands = {
+            "evaluate": evaluate,
+            "eval": evaluate,
+            "chat": chat.chat,
+            "merge": tuned_model.merge,
+            "push": push.push,
+        }
         commands[command](words)
 
     return call
@@ -178,7 +185,7 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "report": report,
     "index": index,
     "compare": compare_arms,
-    **{command: use_tuned(command) for command in ("evaluate", "eval", "chat", "merge")},
+    **{command: use_tuned(command) for command in ("evaluate", "eval", "chat", "merge", "push")},
     "labels": labels,
 }
 

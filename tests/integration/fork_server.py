@@ -42,6 +42,7 @@ ENTRIES = {
     "choosy.evaluation",
     "choosy.tuned_model",
     "choosy.chat",
+    "choosy.push",
 }  # they note the command line
 
 

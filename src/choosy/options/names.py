@@ -115,7 +115,7 @@ NONE = {  # what Choosy has no option for, and why
     "vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port vllm_tensor_parallel_size "
     "vllm_enable_sleep_mode vllm_structured_outputs_regex",
     "Sharded weights are gathered to sample: model.compute.gather says when": "ds3_gather_for_generation",
-    "Choosy uploads nothing": "push_to_hub hub_model_id hub_token",
+    "A run uploads nothing by itself; afterwards type choosy push RUN OWNER/NAME": "push_to_hub hub_model_id hub_token",
     "What is done goes by the command: choosy train, choosy report": "stage do_train do_eval do_predict task",
     "Columns are found by their names, and those without a use are named": "remove_unused_columns dataset_num_proc "
     "preprocessing_num_workers",
@@ -171,6 +171,7 @@ COMMANDS_OF_OTHERS = {  # what TRL, LLaMA-Factory and their like call a command:
         "choosy merge RUN DIR": "export merge_and_unload",
         "choosy chat RUN": "generate infer inference predict serve vllm-serve api webchat",
         "choosy evaluate RUN data=prompts.jsonl": "test validate score",
+        "choosy push RUN OWNER/NAME": "upload publish push_to_hub",
         "choosy train, whose default is DPO on fresh responses": "dpo online_dpo rlhf rl",
         "choosy train data=offline data.train=rows.jsonl, where the responses are given": "finetune fine-tune",
         "choosy train loss=kto": "kto",

@@ -1,0 +1,76 @@
+"""Uploads a tuned model to the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from choosy.models.adapters import CONFIG
+from choosy.models.locate import shown_name
+from choosy.options.words import Words
+from choosy.terminal import say
+from choosy.tuned_model import TunedModel
+
+BASE = "base_model_name_or_path"
+
+
+def push(words: list[str]) -> None:
+    """Upload a tuned model with its card."""
+    parser = Words(
+        "choosy push",
+        description="Upload a tuned model with its card to the Hugging Face hub, as the account of HF_TOKEN or of "
+        "hf auth login. A new repository is private unless --public is typed.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="the folder of a run, of an adapter or of a model")
+    parser.add_argument("repo", metavar="OWNER/NAME", help="the repository; it is made if there is none")
+    parser.add_argument("--public", action="store_true", help="let everybody see a new repository")
+    parser.add_argument("--base", metavar="OWNER/NAME", help="the hub id of the base model, if it was a folder here")
+    typed = parser.parse_args(words)
+    if typed.repo.count("/") != 1:
+        raise ValueError(f"{typed.repo} is no repository of the hub, which is OWNER/NAME, such as me/{typed.repo}.")
+    source = Path(TunedModel.open(typed.model).source).expanduser()
+    if not source.is_dir():
+        raise ValueError(f"{typed.model} is on the hub already; type the folder of a run, an adapter or a model.")
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    with TemporaryDirectory() as folder:
+        copy = Path(shutil.copytree(source, Path(folder, "model")))
+        name_base(copy, typed.base)
+        hub = HfApi()
+        try:
+            hub.create_repo(typed.repo, private=not typed.public, exist_ok=True)
+            hub.upload_folder(repo_id=typed.repo, folder_path=copy, commit_message="Upload a model tuned with Choosy")
+        except OfflineModeIsEnabled:
+            raise ValueError("HF_HUB_OFFLINE keeps the hub from being asked; unset it.") from None
+        except LocalTokenNotFoundError:
+            raise ValueError("The hub asks who you are: set HF_TOKEN, or type hf auth login.") from None
+        except HfHubHTTPError as error:
+            raise ValueError(f"The hub refuses {typed.repo}: {error.server_message or error}") from None
+    say(f"{hub.endpoint}/{typed.repo}")
+
+
+def name_base(folder: Path, base: str | None) -> None:
+    """Name the base model of an adapter by its hub id, in its configuration and its card, without a path from here.
+
+    Raises:
+        ValueError: It was a folder of this machine, and no hub id is given.
+    """
+    file, card = folder / CONFIG, folder / "README.md"
+    if not file.exists():
+        return
+    config = json.loads(file.read_text(encoding="utf-8"))
+    known = shown_name("demo:smollm2")
+    named = str(config[BASE])
+    found = base or (known if Path(named).name == known.rpartition("/")[2] else named)
+    if Path(found).is_dir() or found.count("/") != 1:
+        raise ValueError(f"The adapter was tuned on the folder {named} of this machine; type --base with its hub id.")
+    file.write_text(json.dumps({**config, BASE: found}, indent=2) + "\n", encoding="utf-8")
+    if base and card.exists():
+        text = card.read_text(encoding="utf-8").replace(
+            f"| base model | {shown_name(named)} |", f"| base model | {base} |"
+        )
+        front = "---\n" if f"base_model: {base}" in text else f"---\nbase_model: {base}\n"
+        card.write_text(text.replace("---\n", front, 1), encoding="utf-8")

@@ -1,0 +1,99 @@
+"""`choosy push` uploads a tuned model, here to a stub of the hub on this machine."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from tiny import command
+
+from choosy.push import push
+
+
+@dataclass
+class Hub:
+    """What the stub was asked for, and the files that were committed."""
+
+    url: str = ""
+    asked: list[tuple[str, Any]] = field(default_factory=list)
+    tokens: set[str | None] = field(default_factory=set)
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    seen = Hub()
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            seen.tokens.add(self.headers["Authorization"])
+            lines = [json.loads(line) for line in body.splitlines()]
+            seen.asked.append((self.path, lines[0]))
+            if self.path.endswith("/create"):
+                self.answer({"url": f"{seen.url}/me/tuned", "id": "me/tuned"})
+            elif "/preupload/" in self.path:
+                kinds = {"uploadMode": "regular", "shouldIgnore": False}
+                self.answer({"files": [{"path": file["path"], **kinds} for file in lines[0]["files"]]})
+            elif "/commit/" in self.path:
+                found = [line["value"] for line in lines if line["key"] == "file"]
+                seen.files |= {file["path"]: base64.b64decode(file["content"]) for file in found}
+                self.answer({"commitUrl": f"{seen.url}/me/tuned/commit/1", "commitOid": "1", "success": True})
+            else:
+                self.answer({"errors": [], "warnings": []})
+
+        def do_GET(self) -> None:
+            self.answer({"id": "me/tuned", "sha": "0", "siblings": []})
+
+        def answer(self, found: dict[str, Any]) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(found).encode())
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        seen.url = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield seen
+        server.shutdown()
+
+
+def test_a_run_is_uploaded_with_its_card_and_no_path_of_this_machine(play, hub, tmp_path, monkeypatch):
+    run = play("rounds=1", "data.heldout=null")
+    with pytest.raises(ValueError, match=r"was tuned on the folder .* of this machine; type --base with its hub id"):
+        push([str(run.run_dir), "me/tuned"])
+    for name, value in {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_of_the_test"}.items():
+        monkeypatch.setenv(name, value)
+    words = ["-m", "choosy", "push", run.run_dir, "me/tuned", "--base", "owner/tiny"]
+    done = command(*words, folder=tmp_path, fresh=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{hub.url}/me/tuned"
+    assert "hf_of_the_test" not in done.stdout + done.stderr
+    assert hub.tokens == {"Bearer hf_of_the_test"}
+    (created,) = (asked for path, asked in hub.asked if path == "/api/repos/create")
+    assert created["visibility"] == "private"
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "README.md"} <= {*hub.files}
+    assert (
+        hub.files["adapter_model.safetensors"] == (run.run_dir / "adapter" / "adapter_model.safetensors").read_bytes()
+    )
+    assert json.loads(hub.files["adapter_config.json"])["base_model_name_or_path"] == "owner/tiny"
+    card = hub.files["README.md"].decode()
+    assert card.startswith("---\nbase_model: owner/tiny\n")
+    assert "| base model | owner/tiny |" in card
+    assert not [name for name, content in hub.files.items() if str(tmp_path.parent).encode() in content]
+    here = json.loads((run.run_dir / "adapter" / "adapter_config.json").read_text())
+    assert here["base_model_name_or_path"] == run.policy.source.name, "the run's own adapter stays as it is"
+
+
+def test_a_name_without_an_owner_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"tuned is no repository of the hub, which is OWNER/NAME, such as me/tuned"):
+        push([str(tmp_path), "tuned"])
