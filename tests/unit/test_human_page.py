@@ -322,6 +322,8 @@ def test_facts_line():
 
 
 def test_waiting_line():
-    assert "until then the last click can be undone" in waiting_line(Screen(closing_in=3.2, purpose="train"))
+    judged = waiting_line(Screen(closing_in=3.2, purpose="train"))
+    assert "until then the last click can be undone" in judged
+    assert "Others may be asked for in the place of ties and skipped ones: keep this page open" in judged
     assert "Other people" in waiting_line(Screen(purpose="train"))
     assert "model is at work" in waiting_line(Screen())

@@ -391,10 +391,10 @@ def _unknown(row: Row) -> ValueError:
         empty = [column for column in columns if column in row and not _filled(row, (column,))]
         if empty and all(column in row for column in columns):
             return Untrainable(f"{empty[0]} is null")
-    ways: dict[Callable[..., Split], tuple[str, ...]] = {}
-    for columns, split in FORMATS:
-        ways.setdefault(split, columns)  # of columns with several names the usual ones
-    known = "; ".join(map(" + ".join, ways.values()))
+    ways = {split: columns for columns, split in reversed(FORMATS)}  # of columns with several names the usual ones
+    wanted = "; ".join(map(" + ".join, reversed(ways.values())))
+    lacks = [c for columns, _ in FORMATS if _filled(row, columns) for c in columns if c not in row]
+    wanted = f"{lacks[0]} is missing" if lacks else f"wanted {wanted}, and prompts alone go without data=offline"
     return ValueError(
-        f"no known preference format; wanted {known}; {_columns_found(row)}; {RENAME.replace('prompt', 'chosen')}."
+        f"no known preference format; {wanted}; {_columns_found(row)}; {RENAME.replace('prompt', 'chosen')}."
     )

@@ -62,7 +62,7 @@ class Phases:
         self._charge()
         self._open.append(name)
         shown, before, done = self._bars, self._seconds[name], 0
-        bar = shown.add_task(name, total=total, round=self._round, amount="")
+        bar = shown.add_task(name, total=total, round=self._round, amount=amount(0, total, unit))
         shown.start()
 
         def tick(count: int) -> None:

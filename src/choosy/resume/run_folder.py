@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from choosy.data.table_files import damage, read_about
 from choosy.files import remove_unfinished
 from choosy.labeling.ledger_check import fault
+from choosy.options.names import file_meant
 from choosy.resume.checkpoint_files import checkpoint_damage, newest_checkpoint
 from choosy.resume.config_changes import report_changes
 from choosy.resume.failed_starts import MARK, is_first_process, overwrite, replace_failed_start
@@ -227,7 +228,8 @@ def _checkpoint(folder: Path, wanted: str | None) -> str | None:
     found = newest_checkpoint(folder) if wanted == "last" else None
     if found is None and not _holds_run(folder):
         raise ValueError(
-            f"ckpt_path={wanted}: {folder} holds no run to resume; give its name, as in name=demo ckpt_path=last."
+            f"ckpt_path={wanted}: {folder} holds no run to resume; "
+            f"{file_meant(folder) or 'give its name, as in name=demo ckpt_path=last.'}"
         )
     return None if found is None else str(found)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ log = logger(__name__)
 SAMPLED = (
     *("tokens_generated", "prompts_sampled", "responses_sampled", "responses_cut", "responses_empty"),
     *("sync_milliseconds", "labeled_ahead"),
-    *("full_responses", "full_labels"),  # if all prompts had been sampled, and all responses scored or compared
+    *(
+        "full_responses",
+        "full_labels",
+    ),  # if all prompts had been sampled, and all responses scored, or all pairs compared
 )
 
 MANY = 0.5  # share of responses that were cut, above which the run says so
@@ -174,7 +178,9 @@ class Run:
         self._count(sum(self.ranks.gather([at.counts]), Counter[str]()))
         if not sample.given:
             self.counts["full_responses"] += len(prompts) * sample.responses
-            self.counts["full_labels"] += len(prompts) * (sample.responses if self.labels.scores else 1)
+            self.counts["full_labels"] += len(prompts) * (
+                sample.responses if self.labels.scores else comb(sample.responses, 2)
+            )
         self.write()
         self._report_items(number)
         self._report_empty(number)

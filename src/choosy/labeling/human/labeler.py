@@ -95,7 +95,7 @@ class People:
             hold=self.hold,
             grace=self.grace,
         )
-        address, what = self._listen(), f"{len(questions)} {self.asks.noun}"
+        address, what = self._listen(), f"{len(questions)} {self.asks.noun[: -1 if len(questions) == 1 else None]}"
         waits = "training waits" if self._purpose == "train" else "held-out answers, not trained on"
         tell(f"{what} to label at {address} ({waits})")
         reminded = time.monotonic()
@@ -105,7 +105,7 @@ class People:
                 if self.sitting.left and time.monotonic() - reminded > REMIND:
                     tell(f"{self.sitting.left} of {what} left to label at {address}")
                     reminded = time.monotonic()
-        tell(f"All {what} are labeled; thank you. The page stays open for the next ones")
+        tell(f"Labeled {what}, thank you. Others may be asked for in the place of ties: keep the page open")
 
     def _listen(self) -> str:
         """Serve the page, once, and return its address."""
