@@ -119,9 +119,11 @@ def _in_run(name: str, part: str, file: str) -> Path:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder / CONFIG} is no JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{folder / CONFIG} does not describe an adapter: wanted an object, found {found!r:.40}.")
     return found
 
 

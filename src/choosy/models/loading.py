@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from choosy.console import hide_progress_bars
+from choosy.errors import in_a_line
 from choosy.models.adapters import Lora
 from choosy.models.damaged import refusing_damaged
 from choosy.models.fast import tree_attention
@@ -48,8 +49,8 @@ def load_weights(source: ModelSource, *, dtype: torch.dtype, attention: str, dev
             return load(attn_implementation=None if attention == "auto" else attention)
         try:
             return load(attn_implementation="grouped")
-        except KeyError as error:
-            if error.args != ("grouped",):
+        except (KeyError, ValueError) as error:
+            if "grouped" not in (error.__cause__ or error).args:
                 raise
             log.info("%s takes no attention but its own.", source.name)
             return load(attn_implementation=None)
@@ -90,8 +91,9 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
         adapted.eval()
         ids_1L = torch.arange(3)[None]
         works = torch.equal(adapted(input_ids=ids_1L).logits, adapted.get_base_model()(input_ids=ids_1L).logits)
-    except (OSError, ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
-        raise ValueError(f"model.adapter={folder} does not load: {error}") from error
+    except Exception as error:  # a configuration of others may make PEFT raise anything
+        why = error if isinstance(error, ValueError | OSError | RuntimeError) else in_a_line(error)
+        raise ValueError(f"model.adapter={folder} does not load: {why}") from error
     config = adapted.active_peft_config
     if not works:
         kind = config.peft_type.value
