@@ -45,7 +45,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     for mark, table in TABLES.items():
         if mark in markdown:
             markdown = markdown.replace(mark, table())
-    markdown = COMMANDS.sub("```sh\n", markdown)
+    markdown = COMMANDS.sub("``` { .text .typed }\n", markdown)
     return LINK.sub(lambda link: link[1] + link_on_the_site(link[2], source), markdown)
 
 
