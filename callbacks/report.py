@@ -78,12 +78,12 @@ class Report(Callback):
             log.warning("No report: %s holds no rounds/*.parquet; is callbacks.report.run_dir right?", self.run_dir)
             return
         run = read_run(self.run_dir)
+        write_card(self.run_dir, run, trainer, pl_module)
+        write_report(run)
         callbacks = cast(Any, trainer).callbacks
         early = any(isinstance(one, EarlyStopping) and one.stopped_epoch for one in callbacks)
-        if run.finished or early:
+        if run.finished or early:  # last, since a run that has a summary has ended
             write_summary(run, self.run_dir / "summary.json", stopped_early=not run.finished)
-        write_report(run)
-        write_card(self.run_dir, run, trainer, pl_module)
         if self.console:
             print_report(run)
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from promises import STACK, Promises, outcome
-from world import IN_A_RUN, RECIPES, Call, Run, World, contents_of, damage, labels_of
+from promises import Promises, outcome
+from world import IN_A_RUN, RECIPES, Call, Run, World, contents_of
 
 MOST_BEGUN = 6  # runs that wait to be resumed
 MOST_FINISHED = 5  # runs that are kept
@@ -19,7 +19,7 @@ ROOMS = (0, 100, 4000, 12_000, 40_000, 100_000, 300_000, 1_100_000)  # bytes of 
 STRUCK = {
     "kill -9": ("kill",),
     "kill in the middle of a write": ("cut",),
-    "stop": ("interrupt", "terminate"),
+    "stop": ("interrupt", "terminate", "terminate twice"),
     "fill the disk": ("full",),
 }
 
@@ -72,7 +72,8 @@ def new_run(world: World, draw: random.Random, recipe: str | None = None, *, fre
     name = f"{world.number:04}"
     if fresh or draw.random() < 0.5:
         world.generation += 1
-    run = Run(name, recipe, f"own-{name}" if RECIPES[recipe].own else f"shared-{world.generation}")
+    shared = "lists" if recipe == "lists" else "shared"  # another function has another name, as its labels are others
+    run = Run(name, recipe, f"own-{name}" if RECIPES[recipe].own else f"{shared}-{world.generation}")
     world.runs.append(run)
     if draw.random() < 0.3:
         put_notes(world, run)
@@ -105,7 +106,11 @@ def learn_names(world: World) -> None:
 
 def moment(world: World, run: Run, how: str, draw: random.Random) -> dict[str, Any]:
     """Draw a moment in the life of a run."""
-    counts = world.counts[run.recipe]
+    return whole_life(draw, world.counts[run.recipe], how)
+
+
+def whole_life(draw: random.Random, counts: dict[str, int], how: str) -> dict[str, Any]:
+    """Draw a moment among so many of each kind."""
     kind = draw.choice(sorted(counts))
     return {
         **{"how": how, "kind": kind, "count": draw.randint(1, counts[kind])},
@@ -286,7 +291,7 @@ def hard_linked(world: World, promises: Promises, draw: random.Random) -> Sequen
 
 @operation("copy a run", 3)
 def copied(world: World, promises: Promises, draw: random.Random) -> Sequence[Run]:
-    """Copy a run's folder, which is then the same run twice: both share its budget, and each goes on by itself."""
+    """Copy a run's folder, which is then the same run twice: both share its budget, and go on, perhaps at once."""
     there = [run for run in begun(world) if world.is_begun(run)]
     if not there:
         return start(world, promises, draw)
@@ -294,9 +299,10 @@ def copied(world: World, promises: Promises, draw: random.Random) -> Sequence[Ru
     twin = Run(f"{run.name}c{world.number}", run.recipe, run.labeler, noted=run.noted)
     shutil.copytree(world.folder_of(run), world.folder_of(twin), symlinks=True)
     world.runs.append(twin)
-    (ended,) = world.play(call(world, twin, "ckpt_path=auto"))
-    promises.hold("a command that nothing disturbs ends well", ended.code == 0, ended.said[-1500:])
-    return [twin]
+    playing = [twin, run] if draw.random() < 0.5 else [twin]
+    for ended in world.play(*(call(world, one, "ckpt_path=auto") for one in playing)):
+        promises.hold("a command that nothing disturbs ends well", ended.code == 0, ended.said[-1500:])
+    return playing
 
 
 @operation("move a run", 2)
@@ -312,89 +318,3 @@ def moved(world: World, promises: Promises, draw: random.Random) -> Sequence[Run
     (ended,) = world.play(call(world, run, "ckpt_path=auto"))
     promises.hold("a command that nothing disturbs ends well", ended.code == 0, ended.said[-1500:])
     return [run]
-
-
-# -- looking at what is there --------------------------------------------------------------------------------------
-
-
-@operation("look", 18)
-def look(world: World, promises: Promises, draw: random.Random) -> Sequence[Run]:
-    """Read the ledger or the runs with a command; it changes no run but for its report."""
-    done = finished(world)
-    commands = [("choosy", "index", "runs"), ("choosy", "compare", "runs")]
-    if world.ledger.exists():
-        commands += [("choosy", "labels", verb, "ledger.sqlite") for verb in ("check", "stats")]
-        commands += [("choosy", "labels", "export", "ledger.sqlite", f"labels-{world.number}.jsonl")]
-    run = draw.choice(done) if done else None
-    if run:
-        commands += [("choosy", "report", f"runs/{run.name}"), ("choosy", "labels", "check", f"runs/{run.name}")]
-    words = draw.choice(commands)
-    (ended,) = world.play(Call(words))
-    (world.folder / f"labels-{world.number}.jsonl").unlink(missing_ok=True)
-    if words[1] in ("labels", "report"):
-        promises.hold("a command that nothing disturbs ends well", ended.code == 0, ended.said[-1500:])
-    return [run] if run and words[1] == "report" else []
-
-
-# -- damage --------------------------------------------------------------------------------------------------------
-
-READERS = {  # files of a run, with a command that must name one that is damaged
-    "rounds/*.parquet": "report",
-    "config.yaml": "resume",
-    "run_id": "resume",
-    "data.json": "resume",
-    "checkpoints/last.ckpt": "resume",
-    "summary.json": "index",
-}
-
-
-@operation("damage a run", 20)
-def damaged(world: World, promises: Promises, draw: random.Random) -> Sequence[Run]:
-    """Damage a file in a copy of a run, and type what reads it: the file is named, and nothing changes."""
-    there = [run for run in world.runs if any(world.folder_of(run).glob("rounds/round*.parquet"))]
-    if not there:
-        return start(world, promises, draw)
-    run = draw.choice(there)
-    with world.beside(run) as place:
-        folder = place / "runs" / run.name
-        found = {file: reader for pattern, reader in READERS.items() for file in sorted(folder.glob(pattern))}
-        file = draw.choice([*found])
-        how = damage(file, draw)
-        words = {
-            "resume": world.words(run, "ckpt_path=last"),
-            "report": ("choosy", "report", f"runs/{run.name}"),
-            "index": ("choosy", "index", "runs"),
-        }[found[file]]
-        before = contents_of(folder)
-        (ended,) = world.play(Call(words, run.labeler), at=place)
-        promises.hold("a damaged file is refused", ended.code == 1 and STACK not in ended.said, f"{how}: {ended.said}")
-        promises.hold("a damaged file is named", file.name in ended.said, f"{how}: {ended.said}")
-        promises.same(folder, before, how)
-    return []
-
-
-@operation("damage the ledger", 14)
-def damaged_ledger(world: World, promises: Promises, draw: random.Random) -> Sequence[Run]:
-    """Damage a copy of the ledger: what is read of it is as it was written, or refused by name; the rest is saved."""
-    if not world.labels():
-        return start(world, promises, draw)
-    with world.beside() as place:
-        ledger = place / "ledger.sqlite"
-        whole = labels_of(ledger)
-        how = damage(ledger, draw)
-        (checked, saved) = (
-            world.play(Call(("choosy", "labels", "check", "ledger.sqlite", *more)), at=place)[0]
-            for more in ((), ("--save", "saved.sqlite"))
-        )
-        for ended in (checked, saved):
-            promises.hold("every refusal is a sentence", STACK not in ended.said, f"{how}: {ended.said[-2000:]}")
-        if checked.code == 0:
-            now = labels_of(ledger)
-            promises.hold("damage of a label is named", now == whole, f"{how}: {checked.said}")
-        else:
-            promises.hold("a damaged file is named", "ledger.sqlite" in checked.said, f"{how}: {checked.said}")
-        if saved.code == 0:
-            kept = labels_of(place / "saved.sqlite")
-            right = all(kept[key]["score"] == whole[key]["score"] for key in kept if key in whole)
-            promises.hold("what is saved of a ledger is as it was", kept.keys() <= whole.keys() and right, how)
-    return []

@@ -6,20 +6,24 @@ $PAID_AS is the name of the labeler.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
 from typing import Any
 
+NUMBERS = itertools.count(1)
 
-def pay(prompt: str, *responses: str) -> None:
-    """Write down a call; the bill is on a disk of its own, which is never full."""
+
+def pay(prompt: str, *responses: str, call: int = 0) -> None:
+    """Write down what is paid for, with the number of the call; the bill's disk is never full."""
     little, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    call = {"by": os.environ["PAID_BY"], "as": os.environ["PAID_AS"], "prompt": prompt, "responses": responses}
+    who = {"by": os.environ["PAID_BY"], "as": os.environ["PAID_AS"], "call": call or next(NUMBERS)}
+    line = {**who, "prompt": prompt, "responses": responses}
     bill = os.open(os.environ["PAID"], os.O_WRONLY | os.O_APPEND)
     try:
-        os.write(bill, json.dumps(call).encode() + b"\n")
+        os.write(bill, json.dumps(line).encode() + b"\n")
         os.fsync(bill)
     finally:
         os.close(bill)
@@ -35,6 +39,14 @@ def score(prompt: str, response: str) -> float:
     """Score a response; the form of a function that is asked for one at a time."""
     pay(prompt, response)
     return score_of(response)
+
+
+def scores(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+    """Score all responses of a call, which is paid for as one; the form of a function of lists."""
+    call = next(NUMBERS)
+    for prompt, response in zip(prompts, completions, strict=True):
+        pay(prompt, response, call=call)
+    return [score_of(response) for response in completions]
 
 
 class Longer:

@@ -87,7 +87,7 @@ class Promises:
         """No stack of Python is shown, and a refusal is a sentence."""
         self.hold("every refusal is a sentence", STACK not in ended.said, ended.said[-3000:])
         if ended.code == 1:
-            self.hold("every refusal is a sentence", outcome(ended) != "refused: ", f"it says {ended.said[-300:]!r}")
+            self.hold("every refusal is a sentence", kind_of(ended), f"it says {ended.said[-600:]!r}")
         if ended.code == 130 and "paid" in ended.said:
             self.hold("a stopped run prints the command that continues it", "To continue type" in ended.said)
 
@@ -96,15 +96,17 @@ class Promises:
     def bills(self) -> None:
         """Hold what was paid for against the ledger."""
         labels = self.world.labels()
-        calls = [(c["by"], billed(c["as"], c["prompt"], *c["responses"])) for c in self.world.new_calls()]
-        self.billed.update(key for _, key in calls)
+        calls = [(c["by"], c["call"], billed(c["as"], c["prompt"], *c["responses"])) for c in self.world.new_calls()]
+        self.billed.update(key for *_, key in calls)
         crashed = {ended.by for ended in self.world.typed if ended.crashed}
-        for by in {by for by, _ in calls}:
-            mine = [key for who, key in calls if who == by]
-            others = {key for who, key in calls if who != by}
-            if by in crashed and (mine[-1] not in labels or mine[-1] in others):
-                self.lost[mine.pop()] += 1  # the call in progress, or the answer that was being written
-            gone = [key for key in mine if key not in labels]
+        for by in {by for by, *_ in calls}:
+            mine = [(number, key) for who, number, key in calls if who == by]
+            others = {key for who, _, key in calls if who != by}
+            last, _ = mine[-1]  # the call in progress, or the one whose answers were being written
+            cut_off = [key for number, key in mine if number == last and (key not in labels or key in others)]
+            if by in crashed:
+                self.lost.update(cut_off)
+            gone = [key for number, key in mine if key not in labels and not (by in crashed and key in cut_off)]
             self.hold("a label that was paid for is not lost", not gone, f"{by} has paid for {gone[:1]}")
         twice = [key for key, times in self.billed.items() if times > 1 + self.lost[key]]
         self.hold("a label is paid for once", not twice, f"{[(key, self.billed[key]) for key in twice[:2]]}")
@@ -159,6 +161,11 @@ class Promises:
         )
 
 
+def kind_of(ended: Ended) -> str:
+    """The kind of a command's last sentence; "" for one that is not known."""
+    return next((kind for kind, words in SENTENCES.items() if re.search(words, ended.said)), "")
+
+
 def outcome(ended: Ended) -> str:
     """What became of a command, in a few words."""
     if ended.code == 0:
@@ -167,11 +174,9 @@ def outcome(ended: Ended) -> str:
         return "killed"
     if ended.code < 0:
         return "ended by the signal"
-    kind = next((kind for kind, words in SENTENCES.items() if re.search(words, ended.said)), "")
     if ended.code in (130, 143):
-        return kind or "stopped without a word"
-    last = [line for line in ended.said.strip().splitlines() if line.strip()]
-    return f"refused: {kind or (last[-1][:90] if last else '')}"
+        return kind_of(ended) or "stopped without a word"
+    return f"refused: {kind_of(ended)}"
 
 
 def ending(world: World, run: Run, at: Path | None = None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import operations
+import spoil  # noqa: F401  # whose operations are registered by it
 from promises import Broken, Promises, ending, outcome
 from world import RECIPES, Call, Run, World, shown
 

@@ -25,7 +25,12 @@ from typing import Any
 
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree")
 WRITES = os.O_WRONLY | os.O_RDWR
-SIGNALS = {"kill": signal.SIGKILL, "interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
+SIGNALS = {
+    "kill": (signal.SIGKILL,),
+    "interrupt": (signal.SIGINT,),
+    "terminate": (signal.SIGTERM,),
+    "terminate twice": (signal.SIGTERM, signal.SIGTERM),  # as `timeout` does
+}
 
 
 class Moment:
@@ -46,7 +51,8 @@ class Moment:
         """Do to this process what the moment says."""
         how = self.moment["how"]
         if how in SIGNALS:
-            os.kill(os.getpid(), SIGNALS[how])
+            for each in SIGNALS[how]:
+                os.kill(os.getpid(), each)
             return
         _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (self.moment["room"], most))

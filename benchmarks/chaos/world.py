@@ -51,10 +51,12 @@ class Recipe(NamedTuple):
 
 SCORES = ("labeler=function", "labeler.path=paid.score", "selector=optune", "weighting=wdpo", "pairing=best_worst")
 COMPARES = ("labeler=mine", "labeler._target_=paid.Longer", "selector=none", "weighting=uniform")
+LISTS = ("labeler=function", "labeler.path=paid.scores", "selector=none", "weighting=uniform", "pairing=best_worst")
 RECIPES = {
     "shared": Recipe(SCORES),
     "shared, another seed": Recipe((*SCORES, "seed=1")),
     "compared": Recipe(COMPARES),
+    "lists": Recipe(LISTS),
     "own budget": Recipe((*SCORES, "labels.budget=9"), own=True, budget=9),
     "own money": Recipe((*SCORES, "labels.budget_money=2.6", "labeler.price=0.25"), own=True, budget=10),
     "shared budget": Recipe((*COMPARES, "seed=2", "labels.budget=3"), budget=3),
@@ -250,6 +252,11 @@ def files_of(folder: Path) -> dict[str, tuple[int, int]]:
             stat = path.stat()
             found[str(path.relative_to(folder))] = (stat.st_size, stat.st_mtime_ns)
     return found
+
+
+def lines_of(bill: Path) -> list[dict[str, Any]]:
+    """The lines of a bill."""
+    return [json.loads(line) for line in bill.read_text().splitlines()]
 
 
 def contents_of(folder: Path) -> dict[str, str]:

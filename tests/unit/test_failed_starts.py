@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from choosy.resume.failed_starts import leaving_no_failed_start, overwrite
+from choosy.resume.failed_starts import MARK, leaving_no_failed_start, overwrite
 
 
 def begin(folder: Path, name: str, *, labels: int = 0) -> None:
@@ -88,3 +88,10 @@ def test_a_users_own_file_is_not_taken_for_a_replaced_run(name, folder):
     replacing(folder, sampled=True)
     assert (folder / name).read_text() == "mine"
     assert (folder / "replaced.1").exists()
+
+
+def test_a_run_that_has_ended_is_no_failed_start(folder):
+    (folder / MARK).touch()
+    with leaving_no_failed_start(folder):
+        pass
+    assert not (folder / MARK).exists(), "without its checkpoints, the next start would replace the finished run"

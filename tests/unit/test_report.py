@@ -421,7 +421,7 @@ def test_files_are_replaced_whole(run_dir, monkeypatch):
     assert (run_dir / "summary.json").read_text() == "old"
 
 
-RANK_0 = SimpleNamespace(is_global_zero=True, datamodule=None)
+RANK_0 = SimpleNamespace(is_global_zero=True, callbacks=[], datamodule=None)
 MODULE = SimpleNamespace(policy=SimpleNamespace(lora=None))  # which left no tuned model, so that there is no card
 
 
@@ -446,3 +446,18 @@ def test_the_other_ranks_write_nothing(run_dir):
 def test_a_run_without_rounds_is_told_so_and_not_failed(tmp_path, caplog):
     Report(str(tmp_path)).teardown(RANK_0, MODULE, "fit")
     assert f"{tmp_path} holds no rounds/*.parquet; is callbacks.report.run_dir right?" in caplog.text
+
+
+def test_a_run_whose_report_is_cut_off_is_not_finished(run_dir, monkeypatch):
+    def cut_off(run):
+        raise KeyboardInterrupt
+
+    callback, trainer = Report(str(run_dir), console=False), SimpleNamespace(is_global_zero=True, callbacks=[])
+    with monkeypatch.context() as patched:
+        patched.setattr("callbacks.report.write_report", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            callback.teardown(trainer, None, "fit")
+    assert not (run_dir / "summary.json").exists()
+    callback.teardown(trainer, None, "fit")
+    assert (run_dir / "summary.json").exists()
+    assert "summary.json" in (run_dir / "report.html").read_text()

@@ -120,8 +120,10 @@ class RunSummary:
 
     @property
     def contents(self) -> dict[str, str]:
-        """Files and folders of the run that are there, with what they hold."""
-        return {file.name: what for name, what in CONTENTS.items() for file in sorted(self.folder.glob(name))}
+        """Files and folders of the run, with what they hold: those that are there, and the summary, written last."""
+        last = {"summary.json"} if self.finished else set()
+        found = {name: {file.name for file in self.folder.glob(name)} | ({name} & last) for name in CONTENTS}
+        return {file: what for name, what in CONTENTS.items() for file in sorted(found[name])}
 
     @property
     def headline(self) -> str:

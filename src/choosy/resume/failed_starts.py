@@ -72,6 +72,7 @@ def leaving_no_failed_start(folder: Path) -> Iterator[None]:
     if is_back:
         exit_with(f"\nStopped before anything was sampled; the run that was in {folder} is there as before.")
     if is_first_process():
+        (folder / MARK).unlink(missing_ok=True)
         for aside in _aside(folder):
             _remove(aside, REPLACED)
             if not _inside(aside):
