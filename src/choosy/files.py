@@ -51,14 +51,12 @@ def replacing(path: str | Path, *, private: bool = False) -> Iterator[Path]:
             _remove(left)
 
 
-def create_private(path: Path, *, like: Path | None = None) -> bool:
-    """Create an empty file for its owner alone, or with the permissions of another one; return whether it is new."""
+def create_private(path: Path, *, like: Path | None = None) -> None:
+    """Create an empty file for its owner alone, or with the permissions of another one, unless it is there."""
     with suppress(FileExistsError):
         os.close(for_owner(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         if like is not None and like.exists():
             path.chmod(like.stat().st_mode & 0o777)
-        return True
-    return False
 
 
 def for_owner(path: str | Path, flags: int) -> int:

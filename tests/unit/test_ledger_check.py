@@ -162,12 +162,21 @@ def test_a_table_that_lost_its_name_is_not_made_anew(buyer: Buyer, path: Path, t
         buyer()
 
 
-def test_a_ledger_that_is_cut_to_nothing_is_no_new_one(buyer: Buyer, path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("choosy.labeling.ledger.PATIENCE", 0.1)
+def test_a_ledger_that_is_cut_to_nothing_is_no_new_one(buyer: Buyer, path: Path) -> None:
     buyer().score(THREE)
     path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"is empty: put back a copy of it, .* or delete it"):
         buyer()
+
+
+def test_a_ledger_whose_maker_is_killed_is_made_by_the_next(tmp_path: Path) -> None:
+    for number in range(20):
+        (process := FORK.Process(target=Ledger(str(tmp_path / f"{number}.sqlite")).create)).start()
+        time.sleep(0.001 * number)
+        process.kill()
+        process.join()
+        Ledger(str(tmp_path / f"{number}.sqlite")).create()
+        assert fault(tmp_path / f"{number}.sqlite") is None
 
 
 def test_what_cannot_be_saved_leaves_no_file(buyer: Buyer, path: Path, tmp_path: Path) -> None:

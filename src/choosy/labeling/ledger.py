@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from tenacity import retry, retry_if_exception_message, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from choosy.errors import Damaged, Stopped
-from choosy.files import create_private, make_folder, replacing
+from choosy.files import make_folder, replacing
 from choosy.labeling.ledger_format import COLUMNS, WHOLE, create_tables, insert_new
 from choosy.labeling.locks import PurchaseLock, is_alive, remove_stale, turn_of
 from choosy.labeling.protocols import Answer, Purpose
@@ -29,7 +29,6 @@ LABEL = f"""SELECT {WHOLE["labels"]}, key, prompt, response_first, response_seco
 TEXTS, NUMBERS = COLUMNS["labels"]
 TRAINED = checksum(["'train'" if name == "purpose" else name for name in TEXTS], NUMBERS)  # of one that is trained on
 REUSED, CLAIMED = checksum(["?2", "key"]), checksum(["?1", "?2"])
-PATIENCE = 5.0  # seconds in which a process that has made the file of a ledger writes its tables
 BUSY = retry_if_exception_type(sqlite3.OperationalError) & retry_if_exception_message(match=".*locked")
 
 
@@ -115,22 +114,29 @@ class Ledger:
         """Make the file if there is none, and delete the lock files of dead buyers."""
         try:
             make_folder(Path(self.path).parent)
-            is_new = create_private(Path(self.path))
+            self._make_file()
             self._refuse_names()
-            if not is_new:
-                self._refuse_empty()
-            try:
-                self._create_tables()
-            except sqlite3.Error:  # such as a full disk
-                if is_new and not os.path.getsize(self.path):
-                    os.unlink(self.path)
-                raise
+            self._create_tables()
             remove_stale(self.path)
         except (TypeError, OSError, *ERRORS) as error:
             raise ValueError(
                 f"labels.ledger={self.path!r} cannot serve as the ledger of labels ({error}); "
                 "type a file in a folder that you may write to, for instance labels.ledger=runs/ledger.sqlite"
             ) from error
+
+    def _make_file(self) -> None:
+        """Make the file, if there is none, at once with its tables, so that one without a byte is no new one."""
+        file = Path(os.path.realpath(self.path))
+        if not file.exists():
+            with turn_of(self.path, ""):  # of all processes that make it
+                if not file.exists():
+                    with replacing(file, private=True) as unfinished:
+                        Ledger(str(unfinished))._create_tables()
+        if file.is_file() and not file.stat().st_size:
+            raise ValueError(
+                f"labels.ledger={self.path!r} is empty: put back a copy of it, such as its run's ledger.copy.sqlite, "
+                "or delete it if no label was ever bought into it"
+            )
 
     # SQLite does not wait where two processes switch a new file to write-ahead logging at once
     @retry(retry=BUSY, stop=stop_after_delay(60), wait=wait_fixed(0.05), reraise=True)
@@ -148,17 +154,6 @@ class Ledger:
                 f"labels.ledger={self.path!r} has {names} names (hard links), each taken for a ledger of its own; "
                 "delete the others, or type a copy. A symbolic link does no harm"
             )
-
-    def _refuse_empty(self) -> None:
-        """Refuse a file without a byte, which no process is about to write its tables into."""
-        ends = time.monotonic() + PATIENCE
-        while os.path.isfile(self.path) and not os.path.getsize(self.path):
-            if time.monotonic() > ends:
-                raise ValueError(
-                    f"labels.ledger={self.path!r} is empty: put back a copy of it, such as its run's "
-                    "ledger.copy.sqlite, or delete it if no label was ever bought into it"
-                )
-            time.sleep(0.05)
 
     def find(self, keys: Iterable[str]) -> dict[str, Label]:
         """The labels with these keys, by key; those that are not in the ledger are left out."""

@@ -77,7 +77,7 @@ def save(found: Checked, path: str | Path) -> None:
         raise ValueError(f"{path} exists already; name another file")
     try:
         with replacing(path, private=True) as unfinished:
-            unfinished.unlink()
+            unfinished.unlink()  # a ledger is made with its tables
             ledger = Ledger(str(unfinished))
             ledger.create()
             ledger.insert(found.whole)

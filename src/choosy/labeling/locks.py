@@ -94,5 +94,6 @@ def _lock_file(ledger: str, name: str) -> Path:
 
 
 def _lock(ledger: str, file: Path) -> FileLock:
-    """A lock that those may hold who may write to the ledger."""
-    return FileLock(file, mode=os.stat(ledger).st_mode & 0o666 | 0o600)
+    """A lock that those may hold who may write to the ledger; its owner alone where it is not there yet."""
+    mode = os.stat(ledger).st_mode if os.path.exists(ledger) else 0
+    return FileLock(file, mode=mode & 0o666 | 0o600)
