@@ -28,6 +28,16 @@ def shown(text: str) -> str:
     return visible(scrub(text))
 
 
+def counted(count: int, things: str) -> str:
+    """Return a number of things, which are named in the plural.
+
+    Example:
+        >>> counted(1, "start answers"), counted(1200, "labels")
+        ('1 start answer', '1,200 labels')
+    """
+    return f"{count:,} {things[:-1] if count == 1 else things}"
+
+
 def logger(name: str) -> logging.Logger:
     """Return the logger of a module."""
     log = logging.getLogger(name)

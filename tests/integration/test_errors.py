@@ -220,16 +220,14 @@ def test_an_empty_data_file(refused, tmp_path):
 
 
 def test_prompts_that_are_all_too_long(refused, prompts_file):
-    message = (
-        f"8 of 8 prompts of {prompts_file} are longer than data.reader.max_prompt_tokens=3; the longest has \\d+ tokens"
-    )
+    message = f"Longer than data.reader.max_prompt_tokens=3: 8 of the 8 prompts of {prompts_file}; the longest has \\d+"
     refused("data.reader.max_prompt_tokens=3", message=message)
 
 
 def test_one_prompt_that_is_too_long_and_shall_not_be_dropped(refused, prompts_file):
     long = json.dumps({"id": "long", "prompt": "Why? " * 50})
     prompts_file.write_text(f"{long}\n{prompts_file.read_text()}")
-    message = "1 of 8 prompts of .* are longer than data.reader.max_prompt_tokens=100.*data.reader.too_long=drop"
+    message = "Longer than data.reader.max_prompt_tokens=100: 1 of the 8 prompts of .*data.reader.too_long=drop"
     refused("data.reader.max_prompt_tokens=100", "data.reader.too_long=error", message=message)
 
 

@@ -406,7 +406,7 @@ def test_equal_prompts_are_read_once(tmp_path: Path, caplog: pytest.LogCaptureFi
     file = written(tmp_path, {"prompt": "a"}, {"prompt": "b"}, {"prompt": "a", "other": 1}, {"messages": [ask]})
     assert [prompt.text for prompt in read_prompts(file)] == ["a", "b", "Is it?"]
     assert caplog.messages == [
-        f"{file}: kept 3 rows, left out 1: 1 x a repeated row (line 3); in brackets the first of each.",
+        f"{file}: kept 3 of 4 rows, left out 1: 1 x a repeated row (line 3); in brackets the first of each.",
         f"{file}: not used: other (only reward functions that name them read them).",
     ]
 
@@ -473,8 +473,8 @@ def test_candidates_that_compare_nothing_are_left_out_and_counted(
         "x",
     ]
     assert caplog.messages == [
-        f"{file}: kept 2 rows, left out 5: 1 x a repeated row (line 4), 1 x a repeated row with other scores (line 5), "
-        "1 x an empty response (line 3), 2 x fewer than two different responses (line 1); "
+        f"{file}: kept 2 of 7 rows, left out 5: 1 x a repeated row (line 4), 1 x a repeated row with other scores "
+        "(line 5), 1 x an empty response (line 3), 2 x fewer than two different responses (line 1); "
         "in brackets the first of each."
     ]
 

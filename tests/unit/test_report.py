@@ -106,10 +106,11 @@ def test_the_rounds_and_the_commands_are_whole_in_a_pipe(run_dir, monkeypatch, c
 @pytest.mark.parametrize(("kl", "shown"), [(-0.31, "-0.31"), (-0.001, "0.00")])
 def test_a_negative_estimate_of_the_kl_is_explained_where_it_is_shown(tmp_path, kl, shown):
     folder = write_run(tmp_path / "run")
-    write_round(folder, "round_001", [], facts(1, rounds=2, budget=None, evaluation={"kl": kl}))
+    write_round(folder, "round_001", [], facts(1, rounds=2, budget=None, evaluation={"kl": kl, "kl_error": 0.4}))
     run = read_run(folder)
     assert run.table()[-1][run.headings.index("KL")] == shown
     assert ("the estimate may be negative" in run.notes) == shown.startswith("-")
+    assert run.notes.endswith("The last KL has a standard error of 0.40.")
 
 
 def test_runs_are_looked_for_in_folders_that_may_be_a_sweep_s(tmp_path, monkeypatch):

@@ -118,14 +118,15 @@ class Reader:
         if not long:
             return placed
         what = (
-            f"{long} of {len(placed)} prompts of {named(source)} are longer than data.reader.max_prompt_tokens={limit}"
+            f"longer than data.reader.max_prompt_tokens={limit}: {long} of the {len(placed)} prompts of {named(source)}"
         )
         longest = f"the longest has {max(lengths)} tokens"
         if self.too_long == "error" or long == len(placed):
             raise ValueError(
-                f"{what}; {longest}. Raise data.reader.max_prompt_tokens, or drop them with data.reader.too_long=drop."
+                f"{what[0].upper()}{what[1:]}; {longest}. Raise data.reader.max_prompt_tokens, or drop them with "
+                "data.reader.too_long=drop."
             )
-        log.warning("%s and are left out; %s.", what, longest)
+        log.warning("Left out as %s; %s.", what, longest)
         return {where: item for (where, item), length in zip(placed.items(), lengths, strict=True) if length <= limit}
 
 

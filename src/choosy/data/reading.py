@@ -210,7 +210,10 @@ def _report(name: str, *, kept: int, lost: Mapping[str, Lost], unused: Mapping[s
         raise ValueError(f"{name} has no row that compares anything, only {reasons}; give other data.")
     if lost:
         left_out = sum(n for n, _ in lost.values())
-        log.warning(f"{name}: kept {kept} rows, left out {left_out}: {reasons}; in brackets the first of each.")
+        log.warning(
+            f"{name}: kept {kept} of {kept + left_out} rows, left out {left_out}: {reasons}; "
+            "in brackets the first of each."
+        )
     if unused:
         columns = "; ".join(
             f"{', '.join(column for column, why in unused.items() if why == reason)} ({reason})"

@@ -14,6 +14,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from choosy.console import Terminal
+from choosy.terminal import counted
 
 PHASES = ("sample", "score", "select", "label", "train", "evaluate")
 
@@ -146,8 +147,9 @@ def amount(done: int, total: int | None, unit: str) -> str:
     """Return what was handled: `128 prompts`, or `40/128 prompts` if not all of them."""
     if not done and not total:
         return ""
-    whole = "" if total in (None, done) else f"/{total}"
-    return f"{done}{whole} {unit}".rstrip()
+    if total not in (None, done):
+        return f"{done}/{total} {unit}".rstrip()
+    return counted(done, unit) if unit else str(done)
 
 
 def duration(seconds: float) -> str:

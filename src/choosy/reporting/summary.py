@@ -186,6 +186,8 @@ class RunSummary:
             found.append(f"The accuracy is of {pairs:.0f} held-out pairs only, and so a rough one.")
         if any(round(played["evaluation"].get("kl") or 0, 2) < 0 for played in self.evaluated):
             found.append("The KL is estimated from sampled answers: where it is near 0, the estimate may be negative.")
+        if (error := last.get("kl_error")) and len(self.answers) < FEW:
+            found.append(f"The last KL has a standard error of {error:.2f}.")
         if self.judged_otherwise:
             rounds = ", ".join(str(number + 1) for number in self.judged_otherwise)
             found.append(
@@ -204,8 +206,8 @@ class RunSummary:
         """Labels and money spent, in one line."""
         numbers = self.numbers()
         labels, judged = numbers["labels"], numbers["judgements"]
-        budget = "" if labels["budget"] is None else f" of {labels['budget']:,}"
-        parts = [f"{labels['spent']:,}{budget} labels bought", f"{labels['reused']:,} reused"]
+        bought = f"{labels['spent']:,}" + ("" if labels["budget"] is None else f" of {labels['budget']:,}")
+        parts = [f"{bought} label{'s' * (bought != '1')} bought", f"{labels['reused']:,} reused"]
         parts += [f"{judged[kind]:,} {kind}" for kind in ("ties", "invalid") if judged[kind]]
         money = numbers["money"]
         to_train, to_evaluate = (money.get(purpose) or 0.0 for purpose in ("spent", "evaluation"))

@@ -14,6 +14,7 @@ from choosy.methods.pairing import PAIRINGS, good_above
 from choosy.methods.selection import ChosenPair, PairChoice, pair_positions, top_pairs
 from choosy.rounds.choose import excluded_pairs, is_scored
 from choosy.rounds.context import Labels, Round
+from choosy.terminal import counted
 from choosy.types import MIRRORED, Candidates, Pair, Verdict, seed_of
 
 
@@ -33,17 +34,13 @@ def made_of(
         '4 pairs to train on: 4 from the labels of the data'
     """
     times = f", {passes} times each" if passes > 1 else ""
-    labels = _counted(bought, "label") + " bought" + (f" and {reused} reused" if reused else "")
+    labels = counted(bought, "labels") + " bought" + (f" and {reused} reused" if reused else "")
     if given:
         labels = "the labels of the data"
     shared = " (a score serves every pair of its response)" if scored and form == "pair" and new and not given else ""
     earlier = f", {items - new} from earlier rounds" if items > new else ""
-    name = "single response" if form == "single" else form
-    return f"{_counted(items, name)} to train on{times}: {new} from {labels}{shared}{earlier}"
-
-
-def _counted(count: int, name: str) -> str:
-    return f"{count} {name}{'s' * (count != 1)}"
+    things = "single responses" if form == "single" else f"{form}s"
+    return f"{counted(items, things)} to train on{times}: {new} from {labels}{shared}{earlier}"
 
 
 class Bought(NamedTuple):

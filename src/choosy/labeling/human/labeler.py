@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from choosy.labeling.human.questions import PairQuestion, Question, ResponseQuestion
 from choosy.labeling.human.sitting import Clicks, Sitting
 from choosy.labeling.protocols import Answer, Purpose, ResponsePair, Terms
-from choosy.terminal import say
+from choosy.terminal import counted, say
 from choosy.types import Prompt, Response, content_id
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -95,7 +95,7 @@ class People:
             hold=self.hold,
             grace=self.grace,
         )
-        address, what = self._listen(), f"{len(questions)} {self.asks.noun[: -1 if len(questions) == 1 else None]}"
+        address, what = self._listen(), counted(len(questions), self.asks.noun)
         waits = "training waits" if self._purpose == "train" else "held-out answers, not trained on"
         tell(f"{what} to label at {address} ({waits})")
         reminded = time.monotonic()
