@@ -113,6 +113,7 @@ WAYS = {
     "fsdp, two, pairs in the step's order": ("fsdp", 2, [*UNEVEN, "loss=aot", "lr=1e-3"]),
     "ddp, three, a head, idle rank": ("ddp", 3, [*IDLE, *UNEVEN, "loss=spo", "lr=1e-3"]),
     "ddp, three, lists": ("ddp", 3, ["loss=pro", "selector=none", "data.responses=4"]),
+    "ddp, two, the policy's own likelihood": ("ddp", 2, [*UNEVEN, "loss=wpo", "lr=1e-3"]),
     "fsdp, two, weighted tokens": ("fsdp", 2, [*CERTAINTY, *UNEVEN, "loss=ld_dpo"]),
     "fsdp, two, budget, embedded, recomputing": (
         "fsdp",
@@ -158,6 +159,7 @@ def test_many_processes_equal_one(strategy, processes, settings, tmp_path, tiny_
     assert keys[0] == keys[1] != set()
     ours, theirs = summary(one), summary(many)
     ours_on_pairs, theirs_on_pairs = ours.pop("heldout_pairs"), theirs.pop("heldout_pairs")
+    assert theirs.pop("training") == pytest.approx(ours.pop("training"), rel=1e-4)
     assert ours == theirs
     assert ours_on_pairs.keys() == theirs_on_pairs.keys()
     for measure, found in ours_on_pairs.items():
