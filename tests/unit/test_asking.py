@@ -162,6 +162,14 @@ def test_a_name_that_is_no_text_is_refused(buyer: Callable[..., LabelBuyer], nam
         buyer(labeler)
 
 
+def test_a_fingerprint_of_digits_is_a_text_and_another_number_is_refused(tmp_path: Path) -> None:
+    assert Function(len, fingerprint=12345678).terms.fingerprint == "12345678"  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match=r"fingerprint of a labeler is a text, and 1e\+300 is none; .* kinds of quotes"
+    ):
+        Function(len, fingerprint=1e300)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("terms", [{"labels_per_answer": 0}, {"at_once": -1}, {"price": math.nan}, {"price": "1"}])
 def test_terms_that_break_a_budget_are_refused(terms: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"the terms of a labeler have \w+=.*; wanted a number"):

@@ -198,6 +198,14 @@ class Terms:
     compares: bool | None = None
 
     def __post_init__(self) -> None:
+        given: Any = self.fingerprint
+        if type(given) is int:  # as Hydra reads one of digits alone
+            object.__setattr__(self, "fingerprint", str(given))
+        if not is_text(self.fingerprint):
+            raise ValueError(
+                f"the fingerprint of a labeler is a text, and {self.fingerprint!r} is none; on the command line type "
+                "it in two kinds of quotes: \"labeler.fingerprint='...'\""
+            )
         for name, least in (("labels_per_answer", 1), ("at_once", 1), ("price", 0)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and least <= value < math.inf):
@@ -216,7 +224,12 @@ def is_number(value: Any) -> bool:
 
 def is_name(value: object) -> bool:
     """Whether a value is a text that labels can be stored under."""
-    return isinstance(value, str) and value.encode("utf-8", "ignore").decode() == value != ""
+    return is_text(value) and value != ""
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is a text that a file can hold."""
+    return isinstance(value, str) and value.encode("utf-8", "ignore").decode() == value
 
 
 def terms_of(labeler: Labeler) -> Terms:
