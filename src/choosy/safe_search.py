@@ -89,7 +89,10 @@ class SafeSampler(BaseSampler):
     def candidates(
         self, study: Study, trial: FrozenTrial, tried: list[Settings], point_ND: np.ndarray, quality_N: np.ndarray
     ) -> list[Settings]:
-        """The start, what was tried, draws from the whole space, and draws that change one or two tried options."""
+        """The start, then what was not tried: draws from the whole space, draws that change an option or two of others.
+
+        Settings are not repeated, whose expected improvement would be that of one run's noise.
+        """
         drawn = [
             {name: self.sample_independent(study, trial, name, one) for name, one in self.space.items()}
             for _ in range(DRAWS)
@@ -99,7 +102,7 @@ class SafeSampler(BaseSampler):
             settings = (self.start, tried[int(quality_N.argmax())])[int(self.draw.integers(2))]
             names = self.draw.choice(list(self.space), size=min(len(self.space), int(self.draw.integers(1, 3))))
             near.append({**settings, **{str(name): other[name] for name in names}})
-        return [self.start, *tried, *drawn, *near]
+        return [self.start, *(settings for settings in (*drawn, *near) if settings not in tried)]
 
     def at(self, settings: Settings) -> np.ndarray:
         """The coordinates of settings."""

@@ -50,6 +50,8 @@ def _quiet() -> None:
 def test_the_start_comes_first_and_what_is_found_is_better():
     sampler, study = search(14)
     assert study.trials[0].params == START
+    others = [str(trial.params) for trial in study.trials if trial.params != START]
+    assert len({*others}) == len(others) > 5
     settings, predicted = sampler.best(study)
     assert quality(settings) > quality(START) + 0.7
     assert predicted == pytest.approx(quality(settings), abs=0.3)
