@@ -20,7 +20,7 @@ from choosy.models.trust import loaded
 from choosy.options.names import any_of
 from choosy.options.typed import quoted
 from choosy.options.words import Words
-from choosy.reporting.summary import refuse_sweep
+from choosy.reporting.folders import refuse_sweep
 from choosy.sealed import read_yaml
 from choosy.terminal import say
 

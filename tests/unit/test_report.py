@@ -15,10 +15,11 @@ from callbacks.report import Report
 from choosy.console import Terminal
 from choosy.data.table_files import write_table
 from choosy.reporting.display import PHASES
+from choosy.reporting.folders import run_folders
 from choosy.reporting.index import read_index
 from choosy.reporting.model_card import model_card
 from choosy.reporting.report import crop, curves, print_report, write_report
-from choosy.reporting.summary import HeldoutAnswer, RunSummary, read_run, run_folders, write_summary
+from choosy.reporting.summary import HeldoutAnswer, RunSummary, read_run, write_summary
 from choosy.reporting.sweeps import read_sweep
 from choosy.sealed import read_json
 
@@ -119,7 +120,7 @@ def test_runs_are_looked_for_in_folders_that_may_be_a_sweep_s(tmp_path, monkeypa
     write_run(tmp_path / "sweep" / "a" / "0" / "replaced.1")
     assert run_folders(tmp_path) == [tmp_path / "sweep" / job for job in ("a/0", "a/1", "b/0")]
     assert run_folders(tmp_path / "sweep" / "b" / "0") == [tmp_path / "sweep" / "b" / "0"]
-    monkeypatch.setattr("choosy.reporting.summary.MOST_FOLDERS", 3)
+    monkeypatch.setattr("choosy.reporting.folders.MOST_FOLDERS", 3)
     for read in (read_run, read_index, read_sweep):
         with pytest.raises(ValueError, match="has more than 3 folders in it: type that of a sweep, or of a run"):
             read(tmp_path)

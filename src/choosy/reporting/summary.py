@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shlex
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from typing import Any
 
 from choosy.data.table_files import read_about, read_table
 from choosy.labeling.statistics import as_money, shares
+from choosy.reporting.folders import refuse_sweep
 from choosy.sealed import write_json
 
 MEASURES = {  # of an evaluation: its heading and form
@@ -42,7 +41,6 @@ OF_JUDGE = (
     "invalid",
 )
 COSTS = ("labels", "tokens", "seconds")
-MOST_FOLDERS = 10_000  # in which runs are looked for
 LEARNED = ("round", "labels learned from", "new pairs predicted right", "correlation with new scores")
 CONTENTS = {  # what a run's folder may hold, as patterns of names
     "report.html": "this run on one page",
@@ -345,33 +343,6 @@ def read_run(run_dir: str | Path) -> RunSummary:
 def _unjudged(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Return what an evaluation has measured without a judge."""
     return {name: value for name, value in evaluation.items() if name not in OF_JUDGE}
-
-
-def run_folders(folder: Path) -> list[Path]:
-    """Return the folders of the runs in a folder, which may be that of a run itself; it looks into no run.
-
-    Raises:
-        ValueError: There are too many folders in it to be those of a sweep.
-    """
-    found: list[Path] = []
-    for number, (place, below, _) in enumerate(os.walk(folder)):
-        if number > MOST_FOLDERS:
-            raise ValueError(
-                f"{folder} has more than {MOST_FOLDERS:,} folders in it: type that of a sweep, or of a run."
-            )
-        if "rounds" in below:
-            found.append(Path(place))
-            below.clear()
-    return sorted(run for run in found if any(run.glob("rounds/*.parquet")))
-
-
-def refuse_sweep(folder: Path) -> None:
-    """Refuse the folder of a sweep where that of one of its runs is wanted, and say what to type."""
-    if runs := run_folders(folder):
-        raise ValueError(
-            f"{folder} is a sweep of {len(runs)} run{'s' * (len(runs) > 1)}: type choosy compare "
-            f"{shlex.quote(str(folder))}, or give the folder of one, such as {shlex.quote(str(runs[0]))}."
-        )
 
 
 def _answers(path: Path) -> Iterator[HeldoutAnswer]:

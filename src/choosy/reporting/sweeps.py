@@ -21,7 +21,8 @@ from choosy.options.parts import (
     options_of,
 )
 from choosy.reporting.courses import Arm, Course
-from choosy.reporting.summary import RunSummary, costs_of, read_run, run_folders
+from choosy.reporting.folders import run_folders
+from choosy.reporting.summary import RunSummary, costs_of, read_run
 from choosy.sealed import read_yaml
 from choosy.types import content_id
 
