@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from choosy.console import hide_progress_bars
@@ -25,7 +26,7 @@ from choosy.terminal import logger
 
 log = logger(__name__)
 
-Dtype = Literal["auto", "bfloat16", "float32"]
+Dtype = Literal["auto", "bfloat16", "float32", "nf4"]
 OWN = {"r": "r", "lora_alpha": "alpha", "target_modules": "targets"}  # of PEFT's arguments: options of `Lora`
 
 
@@ -39,11 +40,29 @@ def auto_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if cpu.startswith("AVX512") and fast else torch.float32
 
 
-def load_weights(source: ModelSource, *, dtype: torch.dtype, attention: str, device: torch.device) -> PreTrainedModel:
-    """Load a causal language model into the memory of the CPU, with the attention (see `Compute`) for a device."""
+def refuse_nf4(*, lora: bool) -> None:
+    """Refuse weights in 4 bits where all weights are trained, or without the library that multiplies by them."""
+    if not lora:
+        raise ValueError("model.dtype=nf4 keeps frozen weights in 4 bits, and model.lora=null trains all; use LoRA.")
+    if find_spec("bitsandbytes") is None:
+        raise ValueError("model.dtype=nf4 needs bitsandbytes; type pip install 'choosy-tuning[nf4]'")
+
+
+def load_weights(
+    source: ModelSource, *, dtype: torch.dtype, attention: str, device: torch.device, nf4: bool = False
+) -> PreTrainedModel:
+    """Load a causal language model, with the attention (see `Compute`) for a device, into the memory of the CPU.
+
+    With `nf4` the weights of its linear layers are kept in 4 bits (QLoRA, 2305.14314), on the device.
+    """
     hide_progress_bars()
     tree_attention.register()
-    load: Callable[..., PreTrainedModel] = partial(source.load, AutoModelForCausalLM, dtype=dtype)
+    how: dict[str, Any] = {"dtype": dtype}
+    if nf4:
+        settings: Any = BitsAndBytesConfig
+        four_bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        how |= {"quantization_config": settings(**four_bits, bnb_4bit_compute_dtype=dtype), "device_map": device}
+    load: Callable[..., PreTrainedModel] = partial(source.load, AutoModelForCausalLM, **how)
     with refusing_damaged(source.resolved):
         if attention != "auto" or device.type != "cpu":
             return load(attn_implementation=None if attention == "auto" else attention)
@@ -54,6 +73,13 @@ def load_weights(source: ModelSource, *, dtype: torch.dtype, attention: str, dev
                 raise
             log.info("%s takes no attention but its own.", source.name)
             return load(attn_implementation=None)
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Keep bitsandbytes from packing weights on a CPU once they are sampled with: packed ones pass no gradient on."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # torch takes it for a module
 
 
 def add_adapter(model: PreTrainedModel, lora: Lora, folder: str | None, *, seed: int) -> PeftModel:

@@ -24,7 +24,15 @@ from choosy.models.adapters import Lora, starting_point, with_tokenizer
 from choosy.models.checksums import forget_checksums, write_checksums
 from choosy.models.compute import Compute, free_memory, keep_freed_memory
 from choosy.models.fast.fused import fuse
-from choosy.models.loading import Dtype, add_adapter, auto_dtype, load_weights, switch_off_dropout
+from choosy.models.loading import (
+    Dtype,
+    add_adapter,
+    auto_dtype,
+    keep_differentiable,
+    load_weights,
+    refuse_nf4,
+    switch_off_dropout,
+)
 from choosy.models.locate import ModelSource
 from choosy.models.logprobs import can_share_prompt, final_states, group_logps, sum_by_response, takes_one_row
 from choosy.models.rows import Group, deduplicated, packed
@@ -48,7 +56,8 @@ class Policy(nn.Module):
         lora: Adapters to train; None trains all weights, kept in fp32.
         adapter: Folder of a trained adapter or of its run, that training continues; the reference is then *this* state.
             A tokenizer in that folder, with its chat template, takes the place of the model's.
-        dtype: Precision of the forward pass; auto = bf16 where the hardware multiplies it.
+        dtype: Precision of the forward pass; auto = bf16 where the hardware multiplies it; nf4 = the same, with frozen
+            weights kept in 4 bits.
         chat_template: Jinja text, or a file of it, that replaces the tokenizer's chat template.
         chat_template_kwargs: What the chat template is given beside the conversation, such as `enable_thinking`.
         revision: Git revision of a hub model.
@@ -73,6 +82,8 @@ class Policy(nn.Module):
     ) -> None:
         super().__init__()
         refuse_unknown("model.dtype", dtype, get_args(Dtype))
+        if dtype == "nf4":
+            refuse_nf4(lora=lora is not None)
         name, adapter = starting_point(name, adapter, lora)
         if adapter is not None and lora is None:
             raise ValueError(
@@ -98,9 +109,15 @@ class Policy(nn.Module):
             return
         if self.compute.keep_freed_memory and device.type == "cpu":
             keep_freed_memory()
-        self.compute_dtype = auto_dtype(device) if self.dtype == "auto" else getattr(torch, self.dtype)
+        nf4 = self.dtype == "nf4"
+        if nf4 and sharded:
+            raise ValueError("model.dtype=nf4 keeps whole weights on each device, which trainer=fsdp shards; use ddp.")
+        self.compute_dtype = auto_dtype(device) if self.dtype in ("auto", "nf4") else getattr(torch, self.dtype)
         own_dtype = self.compute_dtype if self.lora else torch.float32  # full fine-tuning: fp32 master weights
-        model = load_weights(self.source, dtype=own_dtype, attention=self.compute.attention, device=device)
+        attention = self.compute.attention
+        model = load_weights(self.source, dtype=own_dtype, attention=attention, device=device, nf4=nf4)
+        if nf4:
+            keep_differentiable(model)
         self.tokens.fit(model)
         # a slice of hidden states is not contiguous, and torch would copy the whole head once for each row
         head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers gives it no type
@@ -114,7 +131,7 @@ class Policy(nn.Module):
         if sharded:
             self._shard(device)
         nn.Module.to(self.model, device)
-        if self.compute.fused and not sharded:  # whose layers hold shares outside of a forward
+        if self.compute.fused and not sharded and not nf4:  # shards hold shares outside of a forward, nf4 no matrices
             fuse(self.model)
         self.states = States(self.model, sharded=sharded)
 
@@ -219,6 +236,8 @@ class Policy(nn.Module):
 
     def sampling_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The weights under the names of a checkpoint, for an engine that keeps its own; inside `for_sampling`."""
+        if self.dtype == "nf4":
+            raise ValueError("sampler=vllm takes no weights in 4 bits (model.dtype=nf4); choose sampler=generate.")
         for name, p in self.causal_lm.named_parameters():
             if ".lora_" not in name:
                 yield name.replace(".base_layer.", "."), p.detach()
@@ -241,7 +260,8 @@ class Policy(nn.Module):
         if is_sharded(self) and self.compute_dtype != torch.float32:
             raise ValueError("Sharded weights (trainer=fsdp) have one precision; set model.dtype=float32.")
         dtype = self.compute_dtype
-        with swapped_in([(p, p.data.float()) for p in self.parameters() if p.dtype != torch.float32]):
+        coarse = [p for p in self.parameters() if p.is_floating_point() and p.dtype != torch.float32]
+        with swapped_in([(p, p.data.float()) for p in coarse]):
             self.compute_dtype = torch.float32
             try:
                 yield

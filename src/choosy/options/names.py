@@ -32,6 +32,7 @@ ELSEWHERE = {  # what TRL, PEFT, transformers, LLaMA-Factory and Lightning call 
     "model.trust_remote_code": "trust_remote_code",
     "model.dtype (auto, bfloat16 or float32)": "torch_dtype dtype precision mixed_precision",
     "model.dtype=bfloat16": "bf16 pure_bf16",
+    "model.dtype=nf4": "load_in_4bit use_4bit quantization_bit bnb_4bit_quant_type bnb_4bit_compute_dtype",
     "model.chat_template": "chat_template template chat_template_path",
     "model.lora.r": "lora_r lora_rank r rank",
     "model.lora.alpha": "lora_alpha alpha",
@@ -98,8 +99,8 @@ NONE = {  # what Choosy has no option for, and why
     "A run counts rounds, not steps: type rounds=8 and data.prompts_per_round=64": "max_steps total_steps",
     "Choosy sets every dropout to 0, so that a response is scored as it is sampled": "lora_dropout dropout "
     "attention_dropout hidden_dropout disable_dropout",
-    "Choosy trains weights in fp32 and bf16, and loads none in 4 or 8 bits": "load_in_4bit load_in_8bit use_4bit "
-    "quantization_bit quantization_config bnb_4bit_quant_type bnb_4bit_compute_dtype quantization_method",
+    "Choosy loads no weights in 8 bits: type model.dtype=nf4 for 4 bits": "load_in_8bit quantization_config "
+    "quantization_method",
     "Choosy has no fp16: type model.dtype=bfloat16, or model.dtype=float32": "fp16",
     "Every step is logged": "logging_steps logging_strategy log_every_n_steps logging_first_step",
     "Choosy learns from preferences and has no policy gradient: loss=sigmoid is DPO, on fresh responses": "grpo ppo "

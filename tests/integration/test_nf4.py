@@ -1,0 +1,54 @@
+"""A base in 4 bits: `model.dtype=nf4`."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from choosy.models.adapters import Lora
+from choosy.models.policy import Policy
+from choosy.models.rows import Group
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes: pip install 'choosy-tuning[nf4]'")
+def test_lora_is_trained_on_weights_in_4_bits(play):
+    import bitsandbytes
+
+    run = play("model.dtype=nf4", "lr=1e-2", "rounds=2")
+    bits = [module for module in run.policy.causal_lm.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    assert len(bits) == 14, "every linear layer of both blocks"
+    assert not run.policy.is_mergeable
+    assert any(not torch.equal(now, run.witness.start[name]) for name, now in run.weights.items())
+    assert run.losses[-1] < run.losses[0]
+    assert (run.run_dir / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_weights_in_4_bits_are_refused_where_they_cannot_be(tiny_policy_dir, monkeypatch):
+    with pytest.raises(
+        ValueError, match=r"model\.dtype=nf4 keeps frozen weights in 4 bits, and model\.lora=null trains"
+    ):
+        Policy(str(tiny_policy_dir), dtype="nf4")
+    monkeypatch.setattr("choosy.models.loading.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs bitsandbytes; type pip install 'choosy-tuning\[nf4\]'"):
+        Policy(str(tiny_policy_dir), dtype="nf4", lora=Lora())
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes: pip install 'choosy-tuning[nf4]'")
+def test_gradients_are_the_same_after_sampling(tiny_policy_dir):
+    policy = Policy(str(tiny_policy_dir), dtype="nf4", lora=Lora(r=4))
+    policy.load(device=torch.device("cpu"), seed=0)
+    group = Group((1, 2, 3), [(4, 5), (6, 7)], [(), ()])
+
+    def gradients() -> dict[str, torch.Tensor]:
+        policy.zero_grad()
+        policy.token_logps([group]).sum().backward()
+        return {name: p.grad.clone() for name, p in policy.trainable() if p.grad is not None}
+
+    before = gradients()
+    with policy.for_sampling():
+        policy.causal_lm(torch.tensor([[1, 2, 3]]))
+    after = gradients()
+    assert any(grad.abs().max() > 0 for grad in before.values())
+    assert all(torch.equal(after[name], grad) for name, grad in before.items())
