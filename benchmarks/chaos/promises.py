@@ -35,7 +35,7 @@ SENTENCES = {  # kinds of refusals, by a part of what they say
     "a file cannot be written": r"File too large|cannot be written|No space left",
     "another configuration": "cannot be resumed with",
     "stopped, with the command that continues": "To continue type",
-    "nothing to read": "is not the folder of a run|holds no rounds|[Nn]o finished run|holds nothing to",
+    "nothing to read": "is not the folder of a run|[Nn]o finished run|holds no|found none|No ledger",
 }
 
 

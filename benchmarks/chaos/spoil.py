@@ -47,7 +47,7 @@ def look(world: World, promises: Promises, draw: random.Random) -> Sequence[Run]
     words = draw.choice(commands)
     (ended,) = world.play(Call(words))
     (world.folder / f"labels-{world.number}.jsonl").unlink(missing_ok=True)
-    if words[1] in ("labels", "report"):
+    if words[1] == "report" or "ledger.sqlite" in words:  # a run may name a ledger by a link that is gone
         promises.hold("a command that nothing disturbs ends well", ended.code == 0, ended.said[-1500:])
     return [run] if run and words[1] == "report" else []
 
