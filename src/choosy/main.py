@@ -145,10 +145,10 @@ def main() -> None:
         refuse_secret_words(words)
         flags = {flag for action in get_args_parser()._actions for flag in action.option_strings}
         refuse_dashes(words, flags, default_options)
-        words = sys.argv[1:] = flags_first(words, get_args_parser())
-        if "--version" in words:
+        if "--version" in words:  # which Hydra's parser would answer
             say(program_version())
             return
+        words = sys.argv[1:] = flags_first(words, get_args_parser())
         if {"-h", "--help"} & {*words}:
             say(train_help([word for word in words if not word.startswith("-")]))
             return

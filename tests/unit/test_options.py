@@ -87,7 +87,7 @@ TYPED = {  # what is typed: what the sentence says
     "reference=frist": "reference wants initial or previous_round or a number, found 'frist'.",
     "model.lora=16": "model.lora wants settings or null, found 16.",
     "seed=null": "seed wants a whole number, found null.",
-    "model.dtype=float16": "model.dtype wants auto or bfloat16 or float32, found 'float16'.",
+    "model.dtype=float16": "model.dtype wants auto or bfloat16 or float32 or nf4, found 'float16'.",
     "~trainer": "A run needs trainer; leave out ~trainer.",
     "~nothing": "There is no option nothing.",
     "+lr_scheduler=cosine": "lr_scheduler is called",
