@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # functions import torch and transformers once the words of t
     from choosy.models.policy import Policy
     from choosy.sampling.settings import SamplingSettings
 
+WIDEST = 132  # characters of two columns
 LONGEST = 1024  # tokens of an answer
 HELP = """/system TEXT  instruct the model; without TEXT no more
 /undo         take back your last words and the answer
@@ -98,16 +99,16 @@ def in_lines(policies: Mapping[str, Policy], settings: SamplingSettings, turns: 
 
 def in_columns(policies: Mapping[str, Policy], settings: SamplingSettings, turns: list[Message], text: str) -> str:
     """Print the answers beside each other while they are made, one after the other, and return the tuned model's."""
-    said = dict.fromkeys(policies, "")
+    said, out = dict.fromkeys(policies, ""), console()
 
     def columns() -> Table:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, width=min(out.width, WIDEST))
         for name in said:
             table.add_column(name, ratio=1, overflow="fold")
         table.add_row(*map(str.strip, said.values()))
         return table
 
-    with Live(console=console(), get_renderable=columns):
+    with Live(console=out, get_renderable=columns):
         for name, policy in policies.items():
 
             def show(piece: str, ended: bool, name: str = name) -> None:

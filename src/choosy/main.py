@@ -296,7 +296,7 @@ def unresolved(cfg: DictConfig) -> dict[str, Any]:
 
 def same_again(cfg: DictConfig) -> str:
     """Return the command that resumes this run."""
-    command = [program("choosy"), "train"] if COMMAND[1:2] == ["train"] else [program("python"), "train.py"]
+    command = [program("choosy"), "train"] if COMMAND[1:2] == ["train"] else [program("python"), COMMAND[0]]
     typed = in_the_shell(typed_words(("name", "run_dir", *START)))
     return shlex.join([*command, *typed, f"run_dir={quoted(cfg.run_dir)}", "ckpt_path=last"])
 

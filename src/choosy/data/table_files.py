@@ -19,7 +19,7 @@ from choosy.sealed import BLANK, is_whole, seal
 FACTS = 2**20  # bytes at the end of a file that hold the facts
 NO_CHECKSUM = (
     "it has no checksum: its end is lost, or an earlier version of Choosy wrote it. That version can finish the run; "
-    "a new one, under another name=..., has its labels for free with labels.ledger=... of its ledger"
+    "a new one, under another name=... or run_dir=..., has its labels for free with labels.ledger=... of its ledger"
 )
 
 

@@ -128,7 +128,11 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
             "or its like."
         )
     names = [name for name in ("r", "alpha", "lora_alpha", "target_modules") if hasattr(config, name)]
-    brought = ", ".join(f"{name}={sorted(v) if isinstance(v := getattr(config, name), set) else v}" for name in names)
+    values = {name: getattr(config, name) for name in names}
+    brought = ", ".join(
+        f"{name}={sorted({layer.rpartition('.')[2] for layer in value}) if isinstance(value, set) else value}"
+        for name, value in values.items()
+    )
     log.info("model.adapter=%s is used with its own %s settings: %s.", folder, config.peft_type.value, brought)
     return adapted
 

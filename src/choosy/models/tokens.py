@@ -78,7 +78,8 @@ class Tokens:
         """The chat template, if there is one."""
         if not self.tokenizer.chat_template:
             return None
-        return ChatTemplate(self.tokenizer, self.source.name, self.chat_template_kwargs)
+        given = "" if self.chat_template is None else ", given by model.chat_template,"
+        return ChatTemplate(self.tokenizer, f"{self.source.name}{given}", self.chat_template_kwargs)
 
     @cached_property
     def window(self) -> int | None:

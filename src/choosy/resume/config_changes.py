@@ -71,14 +71,14 @@ def report_changes(folder: Path, config: Mapping[str, Any]) -> None:
     if refused := [text for name, text in found.items() if is_fixed(name)]:
         raise ValueError(
             f"The run in {folder} cannot be resumed with {'; '.join(refused)}: its weights, responses and labels were "
-            "made with the old value. Type the old value, or choose another name=... for a new run."
+            "made with the old value. Type the old value, or choose another name=... or run_dir=... for a new run."
         )
     if found:
         log.warning("the run is resumed with %s", "; ".join(found.values()))
     if found.keys() & JUDGE:
         log.warning(
             "Earlier labels and held-out results are the old labeler's, perhaps on another scale, and the run trains "
-            "on both; choose another name=... for a run with the new labeler alone."
+            "on both; choose another name=... or run_dir=... for a run with the new labeler alone."
         )
 
 

@@ -93,7 +93,7 @@ def read_begun(
         if unknown := [c.prompt.id for c in candidates if c.prompt.id not in known]:
             raise ValueError(
                 f"{path} holds responses to prompt {unknown[0]}, which data.train has not: the prompts of a run must "
-                "stay the same. Resume with the old ones, or choose another name=..."
+                "stay the same. Resume with the old ones, or choose another name=... or run_dir=..."
             )
         found |= {
             c.prompt.id: replace(c, prompt=known[c.prompt.id]) for c in candidates if len(c.responses) == responses

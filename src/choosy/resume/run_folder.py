@@ -139,8 +139,8 @@ def refuse_used_folder(folder: Path, *, resuming: bool) -> None:
         finished = (folder / "summary.json").exists()
         state, go_on = ("a finished run", "play more rounds of it") if finished else ("an unfinished run", "resume it")
         raise ValueError(
-            f"{folder} already holds {state}; choose another name=..., replace it with overwrite=true, or {go_on}: "
-            f"the same command with {'a larger rounds=... and ' if finished else ''}ckpt_path=last."
+            f"{folder} already holds {state}; choose another name=... or run_dir=..., replace it with overwrite=true, "
+            f"or {go_on}: the same command with {'a larger rounds=... and ' if finished else ''}ckpt_path=last."
         )
 
 
@@ -156,7 +156,7 @@ def refuse_lost_identity(folder: Path, *more: str) -> None:
             named = f", which names {name}," if file.name == "run_id" and name else ""
             raise ValueError(
                 f"{file}{named} is missing, and without it the run in {folder} cannot be resumed: put it back, or "
-                "choose another name=... for a new run."
+                "choose another name=... or run_dir=... for a new run."
             )
     if name not in (None, found := run_id(folder)):
         raise ValueError(
@@ -169,7 +169,8 @@ def refuse_edited(then: Mapping[str, str], now: Mapping[str, str]) -> None:
     if edited := [name for name in now if name in then and then[name] != now[name]]:
         raise ValueError(
             f"The rows of {' and '.join(edited)} are others than when this run began, and its pool, its labels and its "
-            "evaluations belong to those: put the old rows back, or choose another name=... for a new run."
+            "evaluations belong to those: put the old rows back, or choose another name=... or run_dir=... for a new "
+            "run."
         )
 
 

@@ -60,7 +60,7 @@ def hold(folder: Path) -> bool:
     except Timeout:
         raise ValueError(
             f"Another process plays a run in {folder}{_holder(file)}. Wait until it has ended, end it, or choose "
-            "another name=... for another run."
+            "another name=... or run_dir=... for another run."
         ) from None
     except OSError as error:
         if error.errno not in UNABLE:

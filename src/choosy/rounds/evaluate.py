@@ -357,6 +357,7 @@ def read_start(folder: Path, prompts: Sequence[Prompt]) -> list[Candidates]:
     if lost := [p.id for p in prompts if p.id not in known]:
         raise ValueError(
             f"{start_file(folder)} has no start answer to held-out prompt {lost[0]} ({len(lost)} lack one); "
-            "the held-out prompts of a run must stay the same. Resume with the old ones, or choose another name=..."
+            "the held-out prompts of a run must stay the same. Resume with the old ones, or choose another name=... or "
+            "run_dir=..."
         )
     return [known[p.id] for p in prompts]
