@@ -98,6 +98,7 @@ class RoundData(LightningDataModule, ABC):
             self.heldout_prompts = self.reader.prompts(
                 self.heldout, module.policy, limit=self.heldout_limit, judge=self.run.labels.evaluator
             )
+            self.warn_of_trained_on()
         module.policy.tokens.refuse_long_answers(self.heldout_prompts, self.run.sampler.max_new_tokens)
         if self.heldout_pairs:
             given = self.reader.candidates(self.heldout_pairs, module.policy, limit=self.heldout_limit, heldout=True)
@@ -120,6 +121,16 @@ class RoundData(LightningDataModule, ABC):
             said += "data.heldout=null to train on all."
         if self.trainer is not None and self.trainer.is_global_zero:
             log.warning(f"{named(self.train)}: {said}")
+
+    def warn_of_trained_on(self) -> None:
+        """Say how many held-out prompts are trained on too: the policy may have learned their answers by heart."""
+        trained = {p.text for p in self.prompts}
+        both = sum(p.text in trained for p in self.heldout_prompts)
+        if both and self.trainer is not None and self.trainer.is_global_zero:
+            log.warning(
+                f"Of the {len(self.heldout_prompts)} prompts in data.heldout, {both} are in data.train too: the figures "
+                "of the evaluation are partly of prompts that are trained on."
+            )
 
     def train_dataloader(self) -> ItemBatches:
         """Play this epoch's round, then train on its items."""

@@ -56,6 +56,17 @@ def test_what_is_not_evaluated_is_trained_on(count, judged, why, caplog):
     assert f"mine.jsonl: none of its {count} prompts is held out, as {why}: nothing is evaluated." in caplog.text
 
 
+def test_held_out_prompts_that_are_trained_on_are_counted(caplog):
+    data = data_of(3, None)
+    data.heldout_prompts = [Prompt("own name", "0?"), Prompt("9", "9?")]
+    data.warn_of_trained_on()
+    assert "Of the 2 prompts in data.heldout, 1 are in data.train too" in caplog.text
+    caplog.clear()
+    data.heldout_prompts = [Prompt("9", "9?")]
+    data.warn_of_trained_on()
+    assert not caplog.text
+
+
 def test_the_packaged_prompts_evaluate_only_a_run_that_trains_on_packaged_ones():
     assert data_of(0, None, train="choosy:prompts/train.jsonl").heldout == "choosy:prompts/heldout.jsonl"
     assert data_of(0, None).heldout == "auto"
