@@ -128,8 +128,8 @@ class RoundData(LightningDataModule, ABC):
         both = sum(p.text in trained for p in self.heldout_prompts)
         if both and self.trainer is not None and self.trainer.is_global_zero:
             log.warning(
-                f"Of the {len(self.heldout_prompts)} prompts in data.heldout, {both} are in data.train too: the figures "
-                "of the evaluation are partly of prompts that are trained on."
+                f"Of the {len(self.heldout_prompts)} prompts in data.heldout, {both} are in data.train too: the "
+                "figures of the evaluation are partly of prompts that are trained on."
             )
 
     def train_dataloader(self) -> ItemBatches:
