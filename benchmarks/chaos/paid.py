@@ -31,8 +31,8 @@ def pay(prompt: str, *responses: str, call: int = 0) -> None:
 
 
 def score_of(response: str) -> float:
-    """The score of a response."""
-    return float(sum(map(ord, response)) % 7)
+    """The score of a response; -0.0 is one."""
+    return float(sum(map(ord, response)) % 7) or -0.0
 
 
 def score(prompt: str, response: str) -> float:

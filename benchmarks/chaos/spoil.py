@@ -131,7 +131,8 @@ def damaged_ledger(world: World, promises: Promises, draw: random.Random) -> Seq
             promises.hold("damage of a label is named", labels_of(place / "ledger.sqlite") == whole, how)
         if saved.code == 0:
             kept = labels_of(place / "saved.sqlite")
-            same = [key for key in kept if key in whole and kept[key]["score"] == whole[key]["score"]]
+            said = ("score", "verdict")
+            same = [key for key in kept if key in whole and all(kept[key][one] == whole[key][one] for one in said)]
             promises.hold("what is saved of a ledger is as it was", len(same) == len(kept), how)
     return []
 

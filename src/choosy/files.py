@@ -51,6 +51,18 @@ def replacing(path: str | Path, *, private: bool = False) -> Iterator[Path]:
             _remove(left)
 
 
+@contextmanager
+def new_database(path: str | Path) -> Iterator[Path]:
+    """Give a path to write an SQLite file to, as `replacing` does; the file is for its owner alone.
+
+    The journals of a deleted file of the same name, which SQLite would take for those of the new one, are deleted too.
+    """
+    for ending in ("-wal", "-shm", "-journal"):
+        Path(f"{path}{ending}").unlink(missing_ok=True)
+    with replacing(path, private=True) as unfinished:
+        yield unfinished
+
+
 def create_private(path: Path, *, like: Path | None = None) -> None:
     """Create an empty file for its owner alone, or with the permissions of another one, unless it is there."""
     with suppress(FileExistsError):

@@ -5,11 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import yaml
 
 from choosy.data.encode import refuse_unjudged
 from choosy.data.reading import read_prompts, saying_once
+from choosy.data.table_files import write_table
 from choosy.labeling.function import Function
 from choosy.reporting.report import next_lines
 from choosy.reporting.sweeps import judged_by
@@ -118,3 +120,13 @@ def test_what_is_left_of_a_file_that_is_read_twice_is_said_once(tmp_path, caplog
     assert caplog.text.count("not used: source") == 1
     read_prompts(str(file))  # of another run
     assert caplog.text.count("not used: source") == 2
+
+
+def test_a_judge_whose_code_or_settings_differ_is_another_one(tmp_path):
+    said = set()
+    for name, judge in (("a", "good 1"), ("b", "good 2"), ("c", "good 2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump({"data": {"heldout": "test.jsonl"}}))
+        write_table(pa.table({"x": [1]}), tmp_path / name / "rounds" / "round_000.parquet", about={"judge": judge})
+        said.add(judged_by(tmp_path / name))
+    assert said == {"data.heldout=test.jsonl judge=good 1", "data.heldout=test.jsonl judge=good 2"}

@@ -10,10 +10,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from toy_labelers import FIVE, Lengths, Longer, given, rewards, rows
 
 from choosy.labeling.buyer import LabelBuyer
+from choosy.labeling.ledger_check import fault
 from choosy.labeling.protocols import Answer
 from choosy.types import Prompt, Response
 
@@ -103,3 +105,45 @@ def test_secrets_reach_neither_the_ledger_nor_a_message(
         buyer(Leaking()).compare(FIVE)
     assert rows(path, "SELECT raw, annotator FROM labels") == [("you sent [JUDGE_API_KEY]", "[JUDGE_API_KEY]")]
     assert not any(b"canary" in file.read_bytes() for file in path.parent.iterdir())
+
+
+# --- what is stored is what is checked ---
+
+
+class Odd:
+    """Gives scores and counts of kinds that SQLite stores as others."""
+
+    name = "odd"
+
+    def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[Answer]:
+        return [Answer(place, -0.0, judgements=numpy.int64(3)) for place in range(len(items))]
+
+
+def test_a_score_below_zero_by_nothing_and_a_count_of_numpy_are_kept(path: Path) -> None:
+    buyer = LabelBuyer(Odd(), ledger=str(path))
+    buyer.open("a")
+    assert rewards(buyer.score([given("p", "x")])) == [[0.0]]
+    assert buyer.counts.spent == 3
+    assert fault(path) is None
+
+
+def test_a_new_ledger_takes_nothing_from_the_journal_of_a_deleted_one(path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    dying = context.Process(target=_buy_and_die, args=(str(path),))
+    dying.start()
+    dying.join(timeout=60)
+    assert path.with_name(f"{path.name}-wal").exists()
+    path.unlink()
+    buyer = LabelBuyer(Lengths(), ledger=str(path))
+    buyer.open("new")
+    assert buyer.ledger.rows("labels") == []
+    assert fault(path) is None
+
+
+def _buy_and_die(path: str) -> None:
+    buyer = LabelBuyer(Lengths(), ledger=path)
+    buyer.open("old")
+    buyer.score([given(f"p{n}", "a") for n in range(300)])
+    with buyer.ledger._transaction() as db:
+        db.execute("SELECT count(*) FROM labels").fetchone()
+        os._exit(9)

@@ -267,6 +267,12 @@ def test_held_out_pairs_are_shown_before_and_after_without_columns_of_prompts(tm
     assert "<div><b>0.700 → 0.250</b><span>held-out loss</span></div>" in page
 
 
+def test_a_round_that_trained_nothing_is_reported(tmp_path):
+    write_round(tmp_path, "round_000", [], facts(0, rounds=2, budget=None, evaluation=None))
+    write_report(read_run(tmp_path))
+    assert "not evaluated" in (tmp_path / "report.html").read_text()
+
+
 def test_a_run_that_has_finished_no_round_is_no_sweep(tmp_path):
     write_round(tmp_path, "sampled_000", [], facts(0, rounds=1, budget=None, evaluation=None))
     with pytest.raises(ValueError, match="is a run that has finished no round yet"):

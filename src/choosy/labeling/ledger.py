@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from tenacity import retry, retry_if_exception_message, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from choosy.errors import Damaged, Stopped
-from choosy.files import make_folder, replacing
+from choosy.files import make_folder, new_database
 from choosy.labeling.ledger_format import COLUMNS, WHOLE, create_tables, insert_new
 from choosy.labeling.locks import PurchaseLock, is_alive, remove_stale, turn_of
 from choosy.labeling.protocols import Answer, Purpose
@@ -130,7 +130,7 @@ class Ledger:
         if not file.exists():
             with turn_of(self.path, ""):  # of all processes that make it
                 if not file.exists():
-                    with replacing(file, private=True) as unfinished:
+                    with new_database(file) as unfinished:
                         Ledger(str(unfinished))._create_tables()
         if file.is_file() and not file.stat().st_size:
             raise ValueError(
@@ -238,7 +238,7 @@ class Ledger:
             scored = len(q.responses) == 1
             value = {"score": float(answer.value) if scored else None, "verdict": None if scored else answer.value}
             said = {"raw": storable(answer.raw), "annotator": storable(answer.annotator)}
-            paid = {"cost": float(answer.cost), "judgements": answer.judgements}
+            paid = {"cost": float(answer.cost), "judgements": answer.judgements and int(answer.judgements)}
             rows.append({**q.columns, **value, **said, **paid, **about})
         try:
             self.insert(rows)
@@ -342,7 +342,7 @@ class Ledger:
     def copy(self, to: Path) -> None:
         """Replace `to` by a copy of the ledger."""
         with (
-            replacing(to, private=True) as unfinished,
+            new_database(to) as unfinished,
             self._transaction() as db,
             closing(sqlite3.connect(unfinished)) as copied,
         ):

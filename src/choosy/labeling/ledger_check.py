@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from choosy.files import replacing
+from choosy.files import new_database
 from choosy.labeling.ledger import Ledger
 from choosy.labeling.ledger_format import VERSION, WHOLE
 from choosy.labeling.row_checksums import ERRORS, use_checksums
@@ -76,7 +76,7 @@ def save(found: Checked, path: str | Path) -> None:
     if path.exists():
         raise ValueError(f"{path} exists already; name another file")
     try:
-        with replacing(path, private=True) as unfinished:
+        with new_database(path) as unfinished:
             unfinished.unlink()  # a ledger is made with its tables
             ledger = Ledger(str(unfinished))
             ledger.create()

@@ -63,7 +63,8 @@ def insert_new(db: sqlite3.Connection, table: str, rows: Iterable[Mapping[str, A
     """Insert the rows whose keys the table has not, with their checksums, and return their number."""
     texts, numbers = COLUMNS[table]
     kinds = {"judgements": "INTEGER"}
-    stored = [f"CAST(:{name} AS {kinds.get(name, 'REAL')})" for name in numbers]  # as the column keeps it
+    # as the column keeps it, which has no -0.0
+    stored = [f"(CAST(:{name} AS {kinds.get(name, 'REAL')}) + 0)" for name in numbers]
     given = [f":{name}" for name in texts]
     values = ", ".join([*given, *stored, checksum(given, stored)])
     names = ", ".join([*texts, *numbers])

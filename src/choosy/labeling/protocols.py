@@ -208,8 +208,9 @@ class Terms:
             )
         for name, least in (("labels_per_answer", 1), ("at_once", 1), ("price", 0)):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and least <= value < math.inf):
-                raise ValueError(f"the terms of a labeler have {name}={value!r}; wanted a number, {least} or more")
+            kind, wanted = (int | float, "number") if name == "price" else (int, "whole number")
+            if value is not None and not (isinstance(value, kind) and least <= value < math.inf):
+                raise ValueError(f"the terms of a labeler have {name}={value!r}; wanted a {wanted}, {least} or more")
 
 
 def is_number(value: Any) -> bool:

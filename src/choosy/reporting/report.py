@@ -183,7 +183,7 @@ def curves(run: RunSummary) -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    stages = [(measured, costs) for _, measured, costs in run.stages if measured]
+    stages = [(measured, costs) for _, measured, costs in run.stages if measured] or [({}, (0, 0, 0.0))]
     if run.evaluated and not run.start:
         stages.insert(0, ({}, (0, 0, 0.0)))
     looks = [measured for measured, _ in stages]

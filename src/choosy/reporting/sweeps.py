@@ -10,7 +10,7 @@ from typing import Any
 
 from choosy.data.heldout import heldout_source
 from choosy.data.pool import round_file
-from choosy.data.table_files import read_table
+from choosy.data.table_files import read_about, read_table
 from choosy.options.parts import (
     CLASS,
     collection,
@@ -89,10 +89,12 @@ def judged_by(run_dir: Path) -> str:
     config = config_of(run_dir)
     of_its_own = isinstance((config.get("labels") or {}).get("evaluation"), Mapping)
     judge = "labels.evaluation" if of_its_own else "labeler"
-    names = [judge, f"{judge}.path", f"{judge}.model", "data.heldout", "data.heldout_pairs"]
+    names = [judge, f"{judge}.path", f"{judge}.model", "data.heldout", "data.heldout_pairs", "data.heldout_limit"]
     if heldout_source(value_in(config, "data.train"), value_in(config, "data.heldout")) is None:
         names += ["data.train", "data.limit"]  # of which it is a part
     found = {name: value_in(config, name).removeprefix(f"{config.get('run_dir')}/") for name in names}
+    *_, newest = [None, *sorted(run_dir.glob("rounds/round_*.parquet"))]
+    found["judge"] = "" if newest is None else read_about(newest).get("judge", "")  # with its settings and its code
     return " ".join(f"{name}={value}" for name, value in found.items() if value)
 
 

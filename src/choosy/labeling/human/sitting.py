@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from choosy.errors import Damaged
-from choosy.files import replacing
+from choosy.files import new_database
 from choosy.labeling.human.assignment import Assignment
 from choosy.labeling.human.questions import Click, Question
 from choosy.labeling.protocols import Answer, Purpose, TakenBack
@@ -41,7 +41,7 @@ class Clicks:
         self.labeler = labeler
         try:
             if not path.exists():  # at once with its table, so that one without a byte is no new one
-                with replacing(path, private=True) as unfinished, closing(sqlite3.connect(unfinished)) as db:
+                with new_database(path) as unfinished, closing(sqlite3.connect(unfinished)) as db:
                     db.executescript(CLICKS_SCHEMA)
             with self._transaction() as db:
                 db.execute("PRAGMA journal_mode = WAL")
