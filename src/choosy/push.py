@@ -8,7 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from choosy.models.adapters import CONFIG
-from choosy.models.locate import shown_name
+from choosy.models.checksums import NAME, write_checksums
+from choosy.models.locate import UNREACHABLE, shown_name
 from choosy.options.words import Words
 from choosy.terminal import say
 from choosy.tuned_model import TunedModel
@@ -33,12 +34,16 @@ def push(words: list[str]) -> None:
     source = Path(TunedModel.open(typed.model).source).expanduser()
     if not source.is_dir():
         raise ValueError(f"{typed.model} is on the hub already; type the folder of a run, an adapter or a model.")
+    import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     with TemporaryDirectory() as folder:
-        copy = Path(shutil.copytree(source, Path(folder, "model")))
+        not_uploaded = shutil.ignore_patterns(".cache", ".git")
+        copy = Path(shutil.copytree(source, Path(folder, "model"), ignore=not_uploaded))
         name_base(copy, typed.base)
+        if (copy / NAME).exists():
+            write_checksums(copy)
         hub = HfApi()
         try:
             hub.create_repo(typed.repo, private=not typed.public, exist_ok=True)
@@ -49,6 +54,8 @@ def push(words: list[str]) -> None:
             raise ValueError("The hub asks who you are: set HF_TOKEN, or type hf auth login.") from None
         except HfHubHTTPError as error:
             raise ValueError(f"The hub refuses {typed.repo}: {error.server_message or error}") from None
+        except httpx2.TransportError as error:
+            raise ValueError(f"{typed.repo} is not uploaded: {UNREACHABLE} at {hub.endpoint} ({error}).") from None
     say(f"{hub.endpoint}/{typed.repo}")
 
 
@@ -65,8 +72,9 @@ def name_base(folder: Path, base: str | None) -> None:
     known = shown_name("demo:smollm2")
     named = str(config[BASE])
     found = base or (known if Path(named).name == known.rpartition("/")[2] else named)
-    if Path(found).is_dir() or found.count("/") != 1:
-        raise ValueError(f"The adapter was tuned on the folder {named} of this machine; type --base with its hub id.")
+    if Path(found).is_dir() or not is_hub_id(found):
+        ours = f"--base {base} is no hub id" if base else f"The adapter was tuned on the folder {named} of this machine"
+        raise ValueError(f"{ours}; type --base with its hub id, such as {known}.")
     file.write_text(json.dumps({**config, BASE: found}, indent=2) + "\n", encoding="utf-8")
     if base and card.exists():
         text = card.read_text(encoding="utf-8").replace(
@@ -74,3 +82,20 @@ def name_base(folder: Path, base: str | None) -> None:
         )
         front = "---\n" if f"base_model: {base}" in text else f"---\nbase_model: {base}\n"
         card.write_text(text.replace("---\n", front, 1), encoding="utf-8")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether the hub takes a name, with an owner or without.
+
+    Example:
+        >>> is_hub_id("gpt2"), is_hub_id("owner/model"), is_hub_id("/data/model"), is_hub_id("../model")
+        (True, True, False, False)
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is exported at run time
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True

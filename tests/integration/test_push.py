@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from tiny import command
 
-from choosy.push import push
+from choosy.models.checksums import refuse_changed
+from choosy.push import name_base, push
 
 
 @dataclass
@@ -89,9 +90,41 @@ def test_a_run_is_uploaded_with_its_card_and_no_path_of_this_machine(play, hub, 
     card = hub.files["README.md"].decode()
     assert card.startswith("---\nbase_model: owner/tiny\n")
     assert "| base model | owner/tiny |" in card
+    for name, content in hub.files.items():
+        (file := tmp_path / "downloaded" / name).parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    assert "SHA256SUMS" in hub.files
+    refuse_changed(tmp_path / "downloaded")
     assert not [name for name, content in hub.files.items() if str(tmp_path.parent).encode() in content]
     here = json.loads((run.run_dir / "adapter" / "adapter_config.json").read_text())
     assert here["base_model_name_or_path"] == run.policy.source.name, "the run's own adapter stays as it is"
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    failed = command(*words, folder=tmp_path, fresh=True)
+    assert failed.returncode != 0
+    said = failed.stderr.splitlines()[-1]
+    assert "me/tuned is not uploaded: the Hugging Face hub cannot be reached at http://127.0.0.1:1 (" in said
+
+
+@pytest.mark.parametrize("base", ["gpt2", "owner/model"])
+def test_a_hub_id_with_or_without_an_owner_names_the_base(base, tmp_path):
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps({"base_model_name_or_path": base}))
+    name_base(tmp_path, None)
+    assert json.loads(config.read_text())["base_model_name_or_path"] == base
+    config.write_text('{"base_model_name_or_path": "/data/tiny"}')
+    with pytest.raises(ValueError, match=r"--base ~/tiny is no hub id; type --base with its hub id, such as Hugging"):
+        name_base(tmp_path, "~/tiny")
+    name_base(tmp_path, base)
+    assert json.loads(config.read_text())["base_model_name_or_path"] == base
+
+
+@pytest.mark.parametrize("base", ["/data/tiny", "../tiny", "data/models/tiny", "here"])
+def test_a_folder_of_this_machine_names_no_base(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    with pytest.raises(ValueError, match=r"tuned on the folder .* of this machine; type --base with its hub id, such"):
+        name_base(tmp_path, None)
 
 
 def test_a_name_without_an_owner_is_refused(tmp_path):
