@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from choosy.files import replacing
 from choosy.resume.checkpoint_files import checkpoints_folder, last_checkpoint
@@ -30,6 +31,23 @@ class Checkpoints(Checkpoint):
         self.run_dir = Path(run_dir)
         self.every_n_steps = every_n_steps
         self.keep = keep
+        self.patience: list[tuple[EarlyStopping, int]] = []  # as configured
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        # behind callbacks that keep the best round, so that last.ckpt knows what they have seen of its round
+        trainer.callbacks = sorted(trainer.callbacks, key=lambda one: one is self)
+        self.patience = [(one, one.patience) for one in trainer.callbacks if isinstance(one, EarlyStopping)]
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """End a resumed run that had been stopped early, which Lightning's checkpoints do not say, without a round."""
+        exhausted, going_on = EarlyStoppingReason.PATIENCE_EXHAUSTED, EarlyStoppingReason.NOT_STOPPED
+        for one, patience in self.patience:
+            one.patience = patience  # a checkpoint has brought back that of an earlier command
+            if one.wait_count >= max(patience, 1):
+                one.stopping_reason = exhausted
+            elif one.stopping_reason == exhausted:
+                one.stopping_reason = going_on
+            trainer.should_stop |= one.stopping_reason != going_on
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         # after a round's last step comes its evaluation, and after that the round's checkpoint

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from choosy.files import replacing
@@ -81,7 +82,8 @@ class Report(Callback):
         write_card(self.run_dir, run, trainer, pl_module)
         write_report(run)
         callbacks = cast(Any, trainer).callbacks
-        early = any(isinstance(one, EarlyStopping) and one.stopped_epoch for one in callbacks)
+        stops = [one.stopping_reason for one in callbacks if isinstance(one, EarlyStopping)]
+        early = any(reason != EarlyStoppingReason.NOT_STOPPED for reason in stops)
         if run.finished or early:  # last, since a run that has a summary has ended
             write_summary(run, self.run_dir / "summary.json", stopped_early=not run.finished)
         if self.console:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tiny import ending, typed
 
 from choosy.main import compose, plain, train
 from choosy.reporting.metrics import log_at_once
+from choosy.sealed import read_json
 from choosy.start import is_finished
 
 
@@ -49,30 +51,88 @@ def test_the_order_of_the_callbacks_does_not_matter(lines, tmp_path):
     }
 
 
-class Worse(Callback):
-    """Logs a reward that is best after the second round, and keeps the weights of each."""
+class Scored(Callback):
+    """Logs these scores, a round each, and keeps the weights of each; dies after some of them."""
 
-    def __init__(self) -> None:
-        self.weights: list[dict[str, torch.Tensor]] = []
+    def __init__(self, scores: Sequence[float], *, dies: int = 0) -> None:
+        self.scores, self.dies = scores, dies
+        self.weights: dict[int, dict[str, torch.Tensor]] = {}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         number = trainer.current_epoch
-        log_at_once(pl_module, {"mine/quality": -abs(number - 1.0)}, step=trainer.global_step - 1)
-        self.weights.append({name: p.detach().clone() for name, p in pl_module.policy.trainable()})
+        log_at_once(pl_module, {"mine/quality": self.scores[number]}, step=trainer.global_step - 1)
+        self.weights[number] = {name: p.detach().clone() for name, p in pl_module.policy.trainable()}
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if self.dies and trainer.current_epoch == self.dies:
+            raise RuntimeError("killed")
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if self.dies:
+            raise RuntimeError("killed")
+
+
+BEST = ["callbacks=best", "callbacks.best.monitor=mine/quality", "callbacks.early_stopping.patience=2"]
+
+
+def is_exported(run_dir: Path, weights: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the run's adapter has these weights."""
+    adapter = load_file(run_dir / "adapter" / "adapter_model.safetensors")
+    return all(torch.equal(adapter[name.replace(".default", "")], p) for name, p in weights.items())
 
 
 def test_the_best_round_is_exported_and_a_run_that_gets_worse_ends(lines, tmp_path):
-    worse, run_dir = Worse(), tmp_path / "run"
-    best = ["callbacks=best", "callbacks.best.monitor=mine/quality", "callbacks.early_stopping.patience=2"]
-    config = compose([*lines, *best, "rounds=6"])
-    trainer = train(config, run_dir, callbacks=[worse])
-    assert len(worse.weights) == 4, "the second round is the best, and two more are no better"
+    scored, run_dir = Scored([1, 5, 3, 2, 9, 9]), tmp_path / "run"
+    config = compose([*lines, *BEST, "rounds=6"])
+    trainer = train(config, run_dir, callbacks=[scored])
+    assert len(scored.weights) == 4, "the second round is the best, and two more are no better"
     now = dict(trainer.lightning_module.policy.trainable())
-    assert all(torch.equal(now[name], kept) for name, kept in worse.weights[1].items())
-    assert not all(torch.equal(now[name], kept) for name, kept in worse.weights[3].items())
-    adapter = load_file(run_dir / "adapter" / "adapter_model.safetensors")
-    assert all(torch.equal(adapter[name.replace(".default", "")], p) for name, p in now.items())
+    assert all(torch.equal(now[name], kept) for name, kept in scored.weights[1].items())
+    assert is_exported(run_dir, scored.weights[1])
+    assert not is_exported(run_dir, scored.weights[3])
     assert is_finished({**plain(config), "run_dir": str(run_dir)}, run_dir)
+
+
+def test_a_run_that_is_resumed_after_its_best_round_exports_it(lines, tmp_path):
+    before, after, run_dir = Scored([1, 5, 3], dies=2), Scored([1, 5, 3]), tmp_path / "run"
+    words = [*lines, *BEST, "rounds=3"]
+    with pytest.raises(RuntimeError, match="killed"):
+        train(compose(words), run_dir, callbacks=[before])
+    train(compose([*words, "ckpt_path=last"]), run_dir, callbacks=[after])
+    assert [*after.weights] == [2]
+    assert is_exported(run_dir, before.weights[1])
+
+
+@pytest.mark.parametrize("stop", ["patience=2", "divergence_threshold=2.5"])
+def test_a_run_that_was_stopped_early_plays_no_further_round_when_it_is_resumed(lines, tmp_path, stop):
+    before, after, run_dir = Scored([5, 3, 2, 9], dies=9), Scored([5, 3, 2, 9]), tmp_path / "run"
+    words = [*lines, *BEST, f"++callbacks.early_stopping.{stop}", "rounds=4"]
+    with pytest.raises(RuntimeError, match="killed"):
+        train(compose(words), run_dir, callbacks=[before])
+    assert len(before.weights) == 3
+    assert not (run_dir / "summary.json").exists()
+    train(compose([*words, "ckpt_path=last"]), run_dir, callbacks=[after])
+    assert not after.weights
+    assert not (run_dir / "rounds" / "round_003.parquet").exists()
+    assert read_json(run_dir / "summary.json")["stopped_early"] is True
+    assert is_exported(run_dir, before.weights[0])
+
+
+def test_more_patience_lets_a_stopped_run_go_on(lines, tmp_path):
+    further, run_dir = Scored([5, 3, 2, 1, 9]), tmp_path / "run"
+    words = [*lines, *BEST, "rounds=5"]
+    train(compose(words), run_dir, callbacks=[Scored([5, 3, 2])])
+    patient = [*words, "callbacks.early_stopping.patience=4", "ckpt_path=last"]
+    train(compose(patient), run_dir, callbacks=[further])
+    assert [*further.weights] == [3, 4]
+    assert "stopped_early" not in read_json(run_dir / "summary.json")
+    assert is_exported(run_dir, further.weights[4])
+
+
+def test_a_run_that_stops_after_its_first_round_is_finished(lines, tmp_path):
+    stop = "+callbacks.early_stopping.stopping_threshold=1"
+    train(compose([*lines, *BEST, stop]), tmp_path / "run", callbacks=[Scored([5, 3])])
+    assert read_json(tmp_path / "run" / "summary.json")["stopped_early"] is True
 
 
 def test_a_round_is_written_and_counted_without_callbacks(lines, tmp_path):
