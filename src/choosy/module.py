@@ -47,7 +47,8 @@ class WeightedDPO(LightningModule):
     Args:
         loss: What an item costs (see `choosy.methods.losses`).
         optimizer: Makes the optimiser of the trainable parameters.
-        warmup_steps: Steps over which the learning rate rises to its value; below 1 their share of the run.
+        warmup_steps: Steps over which the learning rate rises to its value; below 1 their share of the run, or
+            of each round with `reset_policy=each_round`.
         schedule: What the learning rate does from there to the end of the run; with `reset_policy=each_round` to the
             end of each round.
         max_grad_norm: Clip the gradient to this norm; None = do not clip.
@@ -129,21 +130,27 @@ class WeightedDPO(LightningModule):
 
     def share_of_lr(self, step: int) -> float:
         """The share of the learning rate that a step of the optimiser has now."""
-        each_round = self.reset_policy == "each_round"
-        progress = self.rounds_trained % 1 if each_round else self.rounds_trained / (self.trainer.max_epochs or 1)
-        return share_of_lr(
-            self.schedule, step=step, warmup_steps=self.warmup_steps, progress=min(max(progress, 0.0), 1.0)
+        rounds, trained = self.trainer.max_epochs or 1, self.rounds_trained
+        if self.reset_policy == "each_round":
+            rounds, trained = 1, trained % 1
+        progress, after = (
+            min(max(x / rounds, 0.0), 1.0) for x in (trained, trained + 1 / self.trainer.num_training_batches)
         )
+        return share_of_lr(self.schedule, step=step, warmup_steps=self.warmup_steps, progress=progress, after=after)
 
     def on_train_start(self) -> None:
         """Give the optimiser the configured settings: a checkpoint has brought back those of an earlier command."""
         optimizer, warmup = self.optimizer_and_warmup()
         warmup.base_lrs = [group["lr"] for group in self.configured_groups]
-        for group, configured, share in zip(
-            optimizer.param_groups, self.configured_groups, warmup.lr_lambdas, strict=True
-        ):
-            lr = configured["lr"]
-            group.update(configured, initial_lr=lr, lr=lr * share(warmup.last_epoch))
+        for group, configured in zip(optimizer.param_groups, self.configured_groups, strict=True):
+            group.update(configured, initial_lr=configured["lr"])
+        self.set_lr()
+
+    def set_lr(self) -> None:
+        """Give the optimiser the learning rate of its next step, which goes by the steps that its round has."""
+        optimizer, warmup = self.optimizer_and_warmup()
+        for group, lr, share in zip(optimizer.param_groups, warmup.base_lrs, warmup.lr_lambdas, strict=True):
+            group["lr"] = lr * share(warmup.last_epoch)
 
     def optimizer_and_warmup(self) -> tuple[Optimizer, LambdaLR]:
         optimizer, warmup = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
@@ -166,8 +173,8 @@ class WeightedDPO(LightningModule):
                 self.degree_head.reset()
             optimizer, warmup = self.optimizer_and_warmup()
             optimizer.state.clear()
-            warmup.last_epoch = -1
-            warmup.step()  # the first step of the round has the learning rate of the first step of the run
+            warmup.last_epoch = 0  # the first step of the round has the learning rate of the first step of the run
+        self.set_lr()
         if self.policy.states.is_reference():
             self.facts = NO_STEPS_YET
 

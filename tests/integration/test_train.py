@@ -561,9 +561,16 @@ def test_a_warm_up_may_be_a_share_of_the_run(play):
     run = play("warmup_steps=0.5", "lr=4e-4", "data.limit=8")
     rates = pd.read_csv(run.run_dir / "metrics.csv")["lr"].dropna().tolist()
     half = len(rates) // 2
-    assert rates[0] == 0
-    assert rates[:half] == pytest.approx([4e-4 * n / half for n in range(half)])
+    assert half > 1
+    assert rates[:half] == pytest.approx([4e-4 * (n + 1) / half for n in range(half)])
     assert rates[half:] == pytest.approx([4e-4] * (len(rates) - half))
+
+
+@pytest.mark.parametrize(("reset", "rates"), [("each_round", [4e-4, 4e-4]), ("never", [2e-4, 4e-4])])
+def test_every_step_learns_where_a_warm_up_is_a_share_and_a_round_has_one_step(reset, rates, play):
+    run = play("warmup_steps=0.99", "lr=4e-4", "data.limit=8", f"reset_policy={reset}", "batching.batch_size=999")
+    logged = pd.read_csv(run.run_dir / "metrics.csv")["lr"].dropna().tolist()
+    assert logged == pytest.approx(rates, rel=0.02)
 
 
 def test_a_warm_up_longer_than_the_run_is_named(play, caplog):
