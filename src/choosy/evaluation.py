@@ -13,7 +13,7 @@ from choosy.capabilities import Results, Tasks, capabilities, refuse_without_har
 from choosy.capabilities import sentences as of_tasks
 from choosy.data.heldout import AUTO, heldout_source
 from choosy.data.sources import Source, named, refuse_missing_file
-from choosy.files import replacing
+from choosy.files import name_of_paths, replacing
 from choosy.labeling.protocols import NeedsPolicy
 from choosy.main import built
 from choosy.options.typed import quoted
@@ -85,15 +85,17 @@ def evaluate_model(words: list[str]) -> None:
 
 
 def stem(data: Data, other: TunedModel | None) -> str:
-    """Return the name of the files that are written: the data's, and that of the other model.
+    """Return the name of the files that are written: of the data and the tasks, and of the other model.
 
     Example:
-        >>> stem(Data("prompts/easy.jsonl.gz", None), None), stem(Data(None, "owner/pairs"), None)
-        ('easy', 'pairs')
+        >>> stem(Data("prompts/easy.jsonl", None), None), stem(Data(None, ["owner/pairs", "mine.csv"]), None)
+        ('prompts-easy', 'owner-pairs+mine.csv')
     """
-    first = named(data.prompts or data.pairs or "tasks").split(", ")[0]
-    name = first.rstrip("/").rpartition("/")[2].partition(".")[0] or "data"
-    return f"{name}-against-{Path(other.name).name}" if other else name
+    given = [source for source in (data.prompts, data.pairs) if source]
+    sources = [one for source in given for one in ([source] if isinstance(source, str) else source)]
+    tasks = data.tasks.names if data.tasks else ()
+    name = name_of_paths(*(one.removesuffix(".jsonl") for one in (*sources, *tasks)))
+    return f"{name}-against-{name_of_paths(other.name)}" if other else name
 
 
 def as_option(word: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -61,6 +63,22 @@ def new_database(path: str | Path) -> Iterator[Path]:
         Path(f"{path}{ending}").unlink(missing_ok=True)
     with replacing(path, private=True) as unfinished:
         yield unfinished
+
+
+def name_of_paths(*paths: str) -> str:
+    """Return a file name that tells paths from others: their parts, from the current folder on if they lie in it.
+
+    Example:
+        >>> name_of_paths("./runs/a/adapter"), name_of_paths("/data/test.csv", "owner/pairs:train")
+        ('runs-a-adapter', 'data-test.csv+owner-pairs-train')
+    """
+    here, names = Path.cwd(), []
+    for path in map(os.path.abspath, map(os.path.expanduser, paths)):
+        inside = Path(path).is_relative_to(here) and Path(path) != here
+        whole = Path(path).relative_to(here) if inside else Path(path)
+        names.append(re.sub(r"[^\w.+-]+", "-", "-".join(whole.parts)).strip("-"))
+    name = "+".join(names)  # a file name has 255 bytes at most
+    return name if len(name) <= 80 else f"{hashlib.sha256(name.encode()).hexdigest()[:8]}-{name[-71:]}"
 
 
 def create_private(path: Path, *, like: Path | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from choosy.console import hide_progress_bars
-from choosy.files import replacing
+from choosy.files import name_of_paths, replacing
 from choosy.labeling.run_ledger import ledger_of
 from choosy.main import built, check, compose, plain
 from choosy.models.adapters import refuse_model, starting_point
@@ -70,7 +70,7 @@ class TunedModel:
             return cls(name, config, str(model) if is_adapter else None, None if is_adapter else str(model), path)
         base, adapter = starting_point(name, None, None)
         refuse_changed(adapter or base)
-        folder = Path("eval", path.name)
+        folder = Path("eval", name_of_paths(name))
         named = [f"model.name={quoted(base)}", *([] if adapter else ["model.lora=null"]), in_folder(folder)]
         config = plain(compose(named))
         refuse_model(config["module"]["policy"])
@@ -101,7 +101,7 @@ class TunedModel:
     @property
     def folder(self) -> Path:
         """Where to write what is found of it."""
-        return self.run / "eval" if self.run else Path("eval", Path(self.name).name)
+        return self.run / "eval" if self.run else Path("eval", name_of_paths(self.name))
 
     @property
     def sampler(self) -> Generate:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from choosy.evaluation import evaluate_model
+from choosy.files import name_of_paths
 from choosy.tuned_model import merge
 
 TUNE = ("rounds=1", "lr=1e-2", "evaluation.sampler.max_new_tokens=8")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -88,13 +96,12 @@ def test_nothing_of_training_may_be_typed(tuned, others):
         evaluate_model([str(tuned.run_dir), f"data={others.parent}/other.jsonl"])
 
 
-def test_an_adapter_alone_and_a_merged_model_are_evaluated_too(tuned, others, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_an_adapter_alone_and_a_merged_model_are_evaluated_too(tuned, others, capsys):
     labeler = ["labeler=function", "labeler.path=toy_rewards.toy", "model.dtype=float32", "sampler.max_new_tokens=8"]
     labeler += ["sampler.top_p=1", "model.compute.packed=false"]
     evaluate_model([str(tuned.run_dir), f"data={others}", *labeler[2:]])
     evaluate_model([str(tuned.run_dir / "adapter"), f"data={others}", *labeler])
-    of_run, of_adapter = (written(Path(at, "others.jsonl")) for at in (tuned.run_dir / "eval", "eval/adapter"))
+    of_run, of_adapter = (written(Path(at, "others.jsonl")) for at in (tuned.run_dir / "eval", "eval/run-adapter"))
     assert of_run == of_adapter, "the base of an adapter is its start"
     merge([str(tuned.run_dir), "merged"])
     capsys.readouterr()
@@ -105,7 +112,7 @@ def test_an_adapter_alone_and_a_merged_model_are_evaluated_too(tuned, others, tm
     of_merged = written(Path("eval/merged/others.jsonl"))
     assert [row["tuned"] for row in of_merged] == [row["tuned"] for row in of_run]
     evaluate_model(["merged", f"data={others}", *labeler, "--against", str(tuned.run_dir / "adapter")])
-    rows = written(Path("eval/merged/others-against-adapter.jsonl"))
+    rows = written(Path("eval/merged/others-against-run-adapter.jsonl"))
     assert all(row["tuned"] == row["other"] and row["outcome"] == "tied" for row in rows), "one seed for both"
     evaluate_model(["merged", f"data={others}"])
     assert "not judged, as no labeler of sampled answers is known" in capsys.readouterr().out
@@ -125,6 +132,26 @@ def test_two_runs_answer_the_same_prompts(play, others, capsys):
     rows = written(one.run_dir / "eval" / "others-against-other.jsonl")
     assert any(row["tuned"] != row["other"] for row in rows)
     assert {row["outcome"] for row in rows} <= {"won", "lost", "tied"}
+
+
+def test_models_and_files_of_the_same_name_keep_their_own_results(tuned, others):
+    for folder in ("a", "b"):
+        shutil.copytree(tuned.run_dir / "adapter", Path("runs", folder, "adapter"))
+        Path(folder).mkdir()
+        shutil.copy(others, Path(folder, "test.jsonl"))
+    words = ["labeler=function", "labeler.path=toy_rewards.toy", "sampler.max_new_tokens=3", "--limit", "1"]
+    for folder in ("a", "b"):
+        evaluate_model([f"runs/{folder}/adapter", "data=a/test.jsonl", *words])
+        evaluate_model([str(tuned.run_dir), f"data={folder}/test.jsonl", *words])
+        evaluate_model([str(tuned.run_dir), "data=others.jsonl", *words, "--against", f"runs/{folder}/adapter"])
+    assert {path.name for path in Path("eval").iterdir()} == {"runs-a-adapter", "runs-b-adapter"}
+    for folder in ("a", "b"):
+        found = json.loads(Path("eval", f"runs-{folder}-adapter", "a-test.json").read_text())
+        assert found["model"] == f"runs/{folder}/adapter"
+        with sqlite3.connect(Path("eval", f"runs-{folder}-adapter", "ledger.sqlite")) as ledger:
+            assert {*ledger.execute("SELECT DISTINCT run FROM labels")} == {(f"runs-{folder}-adapter#eval",)}
+    against = {f"others-against-runs-{folder}-adapter" for folder in ("a", "b")}
+    assert {path.stem for path in (tuned.run_dir / "eval").glob("*.json")} == {"a-test", "b-test", *against}
 
 
 def test_given_pairs_are_measured_as_in_training(play, pairs, capsys):
@@ -148,22 +175,19 @@ def test_given_pairs_are_measured_as_in_training(play, pairs, capsys):
     evaluate_model([str(run.run_dir), f"data.heldout_pairs={pairs}", "loss=simpo"])
     assert json.loads((run.run_dir / "eval" / "pairs.json").read_text())["pairs"]["loss"] != found["pairs"]["loss"]
     evaluate_model([str(run.run_dir), f"data.heldout_pairs={pairs}", "--against", str(run.run_dir / "adapter")])
-    beside = json.loads((run.run_dir / "eval" / "pairs-against-adapter.json").read_text())
+    beside = json.loads((run.run_dir / "eval" / "pairs-against-run-adapter.json").read_text())
     assert beside["pairs"] == pytest.approx(beside["pairs_of_other"])
     capsys.readouterr()
     evaluate_model([str(run.run_dir), str(pairs)])
     assert capsys.readouterr().out.startswith("4 prompts answered, not judged, as no labeler of sampled")
 
 
-def test_pairs_of_a_model_without_a_start_need_a_loss_without_a_reference(
-    tiny_policy_dir, pairs, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
+def test_pairs_of_a_model_without_a_start_need_a_loss_without_a_reference(tiny_policy_dir, pairs):
     words = [str(tiny_policy_dir), f"data.heldout_pairs={pairs}", "model.dtype=float32"]
     with pytest.raises(ValueError, match=r"needs the model that .* was tuned from, .* loss=simpo"):
         evaluate_model(words)
     evaluate_model([*words, "loss=simpo"])
-    found = json.loads(Path("eval", tiny_policy_dir.name, "pairs.json").read_text())["pairs"]
+    found = json.loads(Path("eval", name_of_paths(str(tiny_policy_dir)), "pairs.json").read_text())["pairs"]
     assert found["pairs"] == 4
     assert all(math.isfinite(found[name]) for name in ("loss", "accuracy", "margin"))
 
@@ -193,7 +217,7 @@ def test_tasks_of_the_harness_show_what_else_has_changed(tuned, tmp_path, capsys
     capsys.readouterr()
     evaluate_model([str(tuned.run_dir), "--tasks", "quiz", "--task-folder", str(tmp_path / "tasks")])
     assert "quiz, acc: start " in capsys.readouterr().out
-    found = json.loads((tuned.run_dir / "eval" / "tasks.json").read_text())["capabilities"]
+    found = json.loads((tuned.run_dir / "eval" / "quiz.json").read_text())["capabilities"]
     assert [*found] == ["start", "tuned"]
     assert all(results["quiz"].keys() == {"acc", "acc_stderr"} for results in found.values())
     assert all(results["quiz"]["acc"] in [n / 8 for n in range(9)] for results in found.values())
