@@ -111,7 +111,8 @@ def options() -> Iterator[str]:
     of_no_group = {name: node for name, node in train.items() if name not in ("defaults", "run", "module", "hydra")}
     yield "## Settings of every run\n"
     yield from table(of_no_group, comments(conf_text("train")), "")
-    for group in [*dict.fromkeys(name.partition("@")[0] for name in menu()["defaults"]), "hydra/launcher"]:
+    of_menu = dict.fromkeys(name.partition("@")[0] for name in menu()["defaults"])
+    for group in [*of_menu, "hydra/launcher", "hydra/sweeper"]:
         files = sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
         if not files:
             continue
@@ -124,7 +125,7 @@ def options() -> Iterator[str]:
 
 def of_choice(group: str, name: str) -> Iterator[str]:
     """Yield the lines on a choice that has options: their table, or what an experiment sets."""
-    text = conf_text(*group.split("/"), name)
+    text = conf_text(*group.split("/"), name).replace("hydra_plugins.choosy", "choosy.sweeper")  # as Hydra finds it
     node = {key: value for key, value in (load_yaml(text) or {}).items() if key != "defaults"}
     if "# @package _global_" in text:
         yield f'\n??? note "What `{group}={name}` sets"\n\n    ```yaml\n'

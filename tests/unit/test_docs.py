@@ -82,7 +82,8 @@ def test_the_options_are_all_there_with_their_comments() -> None:
     assert "| `callbacks.certainty.fraction` | `0.5` |" in text
     assert "| `labeler.request.max_tokens` | `512` | of a reply |" in text
     assert f"| `trainer=ddp` | {about(conf_text('trainer', 'ddp'))} |" in text
-    for group in {name.partition("@")[0] for name in menu()["defaults"]}:
+    assert "| `hydra.sweeper.allowed_loss` | `0.1` |" in text
+    for group in {*(name.partition("@")[0] for name in menu()["defaults"]), "hydra/launcher", "hydra/sweeper"}:
         for path in (ROOT / "conf" / group).glob("*.yaml"):
             assert f"| `{group}={path.stem}` |" in text
     for comment in re.findall(r"^\w.*?  # (.*)$", conf_text("train").partition("\n\n")[2], re.MULTILINE):
