@@ -179,11 +179,23 @@ def _set_up(config: Mapping[str, Any]) -> None:
         _known(lambda its=callback: its.on_fit_start(trainer, module))
     if is_read:
         _known(lambda: run.refuse_slots(data.responses))
-        if config.get("objective") == "labels_to_win_rate" and not (data.heldout_prompts and run.labels.evaluator):
-            raise ValueError(
-                "objective=labels_to_win_rate needs win rates, and no held-out answers are judged: give "
-                "data.heldout=FILE, or ten prompts or more, and leave labels.evaluation to a labeler that judges them."
-            )
+        _refuse_unmeasured(config, judged=bool(data.heldout_prompts and run.labels.evaluator))
+
+
+def _refuse_unmeasured(config: Mapping[str, Any], *, judged: bool) -> None:
+    objective, data, callbacks = config.get("objective"), config["data"], config.get("callbacks") or {}
+    wanted = {"labels_to_win_rate": "win rates", "quality": "a reward, a win rate or an accuracy"}
+    if objective not in wanted or (judged and callbacks.get("win_rate")):
+        return
+    pairs = ""
+    if objective == "quality":
+        if data.get("heldout_pairs") and callbacks.get("heldout_pairs"):
+            return
+        pairs = "; or give data.heldout_pairs=FILE"
+    raise ValueError(
+        f"objective={objective} needs {wanted[objective]}, and no held-out answers are judged: give data.heldout=FILE, "
+        f"or ten prompts or more, and leave labels.evaluation to a labeler that judges them{pairs}."
+    )
 
 
 def _built(node: Any, place: str = "") -> Any:

@@ -52,6 +52,11 @@ REFUSED = {  # by the parts of a run themselves, which import torch: what the se
     "selector=certainty data.responses=1 loss=kto loss.reference_point=zero": "selector=certainty compares",
     "selector=dissimilarity callbacks.dissimilarity.embedder=/none": "there is no folder '/none'",
     "objective=labels_to_win_rate data.train=rows.jsonl": "and no held-out answers are judged: give data.heldout=FILE",
+    "objective=quality data.train=rows.jsonl": "and no held-out answers are judged: give data.heldout=FILE",
+    "objective=quality labeler=human data.responses=2 data.heldout=rows.jsonl": "or give data.heldout_pairs=FILE",
+    "objective=quality labeler=human data.responses=2 data.heldout_pairs=pairs.jsonl ~callbacks.heldout_pairs": (
+        "objective=quality needs"
+    ),
     "objective=labels_to_win_rate labels.evaluation=none": "and no held-out answers are judged",
     "callbacks.win_rate.every=0": "callbacks.win_rate.every=0 never evaluates",
     "selector=spread_oversampled callbacks.spread.count=null": "multiplies the pairs of a round",
