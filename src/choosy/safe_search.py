@@ -68,7 +68,9 @@ class SafeSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Draw an option by chance."""
-        return rounded(self.random.sample_independent(study, trial, param_name, param_distribution))
+        value = self.random.sample_independent(study, trial, param_name, param_distribution)
+        short = rounded(value)
+        return short if contains(param_distribution, short) else value
 
     def best(self, study: Study) -> tuple[Settings, float]:
         """The settings of the trial with the highest predicted quality, which one lucky run does not decide."""
@@ -113,6 +115,11 @@ def finished(study: Study) -> list[FrozenTrial]:
     """The trials whose quality is known."""
     found: list[FrozenTrial] = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return found
+
+
+def contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a value is drawn from a distribution, which may have steps; any other would be replaced by chance."""
+    return bool(distribution._contains(distribution.to_internal_repr(value)))
 
 
 def rounded(value: Any) -> Any:

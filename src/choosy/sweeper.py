@@ -235,6 +235,8 @@ class SafeSweeper(Sweeper):
                 )
             search.study.enqueue_trial(settings)
         trial = search.study.ask(dict(search.space))
+        proposal = search.sampler.proposal
+        search.poor = search.poor + 1 if proposal and proposal.gain < self.least_gain else 0
         if words:
             search.sampler.proposal = None  # which was made, and was not taken
         return trial
@@ -244,9 +246,7 @@ class SafeSweeper(Sweeper):
         from choosy.reporting.summary import read_run
         from choosy.reporting.sweeps import course
 
-        proposal = search.sampler.proposal
-        search.poor = search.poor + 1 if proposal and proposal.gain < self.least_gain else 0
-        if proposal:
+        if proposal := search.sampler.proposal:
             say(f"Predicted: quality {proposal.quality:.3g}, likely above {proposal.low:.3g}, cost {proposal.cost:.4g}")
         words = [word for word in search.fixed if not word.startswith("seed=")]
         words += [*typed_as(trial.params), f"seed={int(self.composition.seed) + number}"]
@@ -343,7 +343,7 @@ def settings_in(cfg: DictConfig, space: Mapping[str, BaseDistribution], *, stric
 
 def taken(text: str, distribution: Any) -> Any:
     """The value of an option that a text stands for; None if there is no such value."""
-    from choosy.safe_search import is_number
+    from choosy.safe_search import contains, is_number
 
     number = float(text) if is_number(text) else math.nan
     if choices := getattr(distribution, "choices", ()):
@@ -351,4 +351,5 @@ def taken(text: str, distribution: Any) -> Any:
         return {str(one): one for one in choices}.get(text, numbers.get(number))
     if not distribution.low <= number <= distribution.high:
         return None
-    return type(distribution.low)(number)
+    value = type(distribution.low)(number)
+    return value if value == number and contains(distribution, value) else None

@@ -77,13 +77,19 @@ def test_a_search_stops_where_nothing_promises_enough(lines, tmp_path):
     hopeless = ["hydra.sweeper.least_gain=100", "hydra.sweeper.patience=1", "hydra.sweeper.n_trials=9"]
     run = command(TRAIN, "-m", *lines, *SEARCH, *hopeless, folder=tmp_path)
     assert run.returncode == 0, run.stderr
-    assert "2 runs cost 16; no safe settings were expected to gain 100 in the last 1 runs" in run.stdout
+    ended = "2 runs cost 16; no safe settings were expected to gain 100 in the last 1 runs"
+    assert ended in run.stdout
+    assert ended in command(TRAIN, "-m", *lines, *SEARCH, *hopeless, folder=tmp_path).stdout, "typed again"
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         (["lr=1"], "The search starts from lr=1, which hydra.sweeper.params.lr does not contain: type another lr=..."),
+        (
+            ["hydra.sweeper.params.epochs_per_round='range(1,9,2)'", "epochs_per_round=4"],
+            "The search starts from epochs_per_round=4, which hydra.sweeper.params.epochs_per_round does not contain",
+        ),
         (["objective=win_rate"], "This search maximises the quality, not objective=win_rate: leave that out."),
         (["labels.evaluation=none"], "objective=quality needs held-out answers that are judged"),
         (["seed=0,1"], "type one seed, which is the first"),

@@ -15,9 +15,16 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Optuna 2 calls SQLAlchemy by an old name
     optuna = pytest.importorskip("optuna")
 
-from optuna.distributions import CategoricalDistribution, LogUniformDistribution
+from optuna.distributions import (
+    CategoricalDistribution,
+    DiscreteUniformDistribution,
+    IntUniformDistribution,
+    LogUniformDistribution,
+    UniformDistribution,
+)
 
-from choosy.safe_search import SafeSampler, coordinates
+from choosy.safe_search import SafeSampler, contains, coordinates
+from choosy.sweeper import taken
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
@@ -122,3 +129,35 @@ def test_runs_of_an_earlier_sweep_count():
 )
 def test_coordinates(value, distribution, wanted):
     assert coordinates(value, distribution) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    ("text", "distribution", "wanted"),
+    [
+        ("4", IntUniformDistribution(1, 9, step=2), None),
+        ("5", IntUniformDistribution(1, 9, step=2), 5),
+        ("5.0", IntUniformDistribution(1, 9), 5),
+        ("2.5", IntUniformDistribution(1, 9), None),
+        ("10", IntUniformDistribution(1, 9), None),
+        ("0.1", DiscreteUniformDistribution(0.05, 0.45, 0.1), None),
+        ("0.15", DiscreteUniformDistribution(0.05, 0.45, 0.1), 0.15),
+        ("0.15000000000000002", DiscreteUniformDistribution(0.05, 0.45, 0.1), 0.15000000000000002),
+        ("1.7", UniformDistribution(1, 2), 1.7),
+        ("nan", UniformDistribution(1, 2), None),
+        ("auto", UniformDistribution(1, 2), None),
+    ],
+)
+def test_a_typed_value_is_taken_where_it_can_be_drawn(text, distribution, wanted):
+    assert taken(text, distribution) == wanted
+
+
+@pytest.mark.parametrize(
+    "distribution", [DiscreteUniformDistribution(0.12345, 0.92345, 0.1), UniformDistribution(0.123456, 0.123464)]
+)
+def test_what_is_drawn_stays_in_its_range_with_few_digits(distribution):
+    sampler = SafeSampler({"beta": distribution}, {"beta": distribution.low}, allowed_loss=0.5, seed=0)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.tell(study.ask(sampler.space), 0.0)
+    for _ in range(5):
+        drawn = sampler.sample_independent(study, study.trials[0], "beta", distribution)
+        assert contains(distribution, drawn), drawn
