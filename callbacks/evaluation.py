@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback
 
 from choosy.reporting.metrics import log_at_once
+from choosy.reporting.summary import OF_PAIRS
 from choosy.rounds.context import Round
 from choosy.rounds.evaluate import Evaluation, answer, evaluate, evaluate_pairs, read_start, start_file, write_start
 from choosy.sampling.settings import SamplingSettings
@@ -32,6 +34,10 @@ class Evaluator(Callback):
     @abstractmethod
     def evaluate(self, data: Any, at: Round) -> Evaluation | None:
         """Evaluate the policy; None if there is no held-out data."""
+
+    @abstractmethod
+    def measures(self, data: Any) -> Sequence[str]:
+        """Return the names of what the evaluation of this data measures; none if there is no held-out data."""
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         data, number = trainer.datamodule, trainer.current_epoch
@@ -66,6 +72,9 @@ class HeldoutPairs(Evaluator):
             metrics = evaluate_pairs(at, pairs)
             tick(len(pairs))
         return Evaluation(metrics)
+
+    def measures(self, data: Any) -> Sequence[str]:
+        return (*OF_PAIRS, "pairs") if data.labeled_pairs else ()
 
 
 class WinRate(Evaluator):
@@ -121,3 +130,12 @@ class WinRate(Evaluator):
         with at.phases("evaluate", total=len(prompts), unit="answers") as tick:
             answers = answer(at, prompts, self.sampler, tick)
             return at.ranks.on_rank_zero(lambda: evaluate(answers, self.start, judge, samples_policy=kl))
+
+    def measures(self, data: Any) -> Sequence[str]:
+        if not data.heldout_prompts:
+            return ()
+        judge, kl = data.run.labels.evaluator, "kl" if self.sampler.is_policy else "log_ratio"
+        of_judge = () if judge is None else (*(["reward"] if judge.scores else []), "win_rate", "win_rate_lc")
+        ends = [f"{name}{end}" for name in of_judge for end in ("_low", "_high")]
+        counts = () if judge is None else ("ties", "invalid", "judged")
+        return (*of_judge, kl, "length", *counts, *ends, f"{kl}_error")

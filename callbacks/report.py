@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from callbacks.evaluation import Evaluator
 from choosy.files import replacing
 from choosy.models.locate import shown_name
 from choosy.options.parts import typed_for
@@ -29,13 +31,15 @@ class Export(Callback):
 
     def __init__(self, run_dir: str) -> None:
         self.run_dir = Path(run_dir)
+        self.exported: int | None = None  # the number of the best round, from 1
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if bests(trainer) and isinstance(trainer.strategy, ModelParallelStrategy):
             raise ValueError("callbacks=best exports whole weights, which trainer=fsdp shards; choose trainer=ddp.")
+        refuse_unmeasured(trainer)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        load_best(trainer, pl_module)
+        self.exported = load_best(trainer, pl_module)
         pl_module.policy.save(str(self.run_dir / ("adapter" if pl_module.policy.lora else "model")))
 
 
@@ -44,16 +48,39 @@ def bests(trainer: Any) -> list[ModelCheckpoint]:
     return [one for one in trainer.callbacks if isinstance(one, ModelCheckpoint) and one.monitor]
 
 
-def load_best(trainer: Any, module: LightningModule) -> None:
-    """Load the weights of the best checkpoint, if Lightning has kept one by a metric."""
+def refuse_unmeasured(trainer: Any) -> None:
+    """Refuse to keep or wait for the best round by a held-out metric that no evaluation of the run measures."""
+    monitors = [one.monitor for one in trainer.callbacks if isinstance(one, ModelCheckpoint | EarlyStopping)]
+    heldout = [name for name in monitors if name and name.startswith("heldout/")]
+    evaluators = [one for one in trainer.callbacks if isinstance(one, Evaluator)]
+    measured = [f"heldout/{name}" for one in evaluators for name in one.measures(trainer.datamodule)]
+    if {*heldout} <= {*measured}:
+        return
+    wrong = next(name for name in heldout if name not in measured)
+    advice = f"type one of what is: {', '.join(measured)}"
+    if not measured:
+        advice = "give data.heldout=FILE or data.heldout_pairs=FILE, and leave callbacks.win_rate in"
+    if trainer.datamodule.run.labels.evaluator is None:
+        advice += "; for a reward or a win rate type labels.evaluation=labeler"
+    raise ValueError(f"callbacks.best.monitor={wrong} is not measured in this run; {advice}.")
+
+
+def load_best(trainer: Any, module: LightningModule) -> int | None:
+    """Load the weights of the best checkpoint, if Lightning has kept one by a metric, and return its round, from 1."""
+    number = None
     for kept in bests(trainer):
-        if kept.best_model_path:
-            checkpoint = trainer.strategy.load_checkpoint(kept.best_model_path, weights_only=True)
-            module.load_state_dict(checkpoint["state_dict"], strict=False)  # frozen weights are not in it
-            number, best = checkpoint["epoch"] + 1, float(kept.best_model_score or 0.0)
+        if not kept.best_model_path:
             log.warning(
-                "Exported are the weights after round %d, whose %s is the best: %.3g.", number, kept.monitor, best
+                "No round has measured %s, so that none is the best: exported are the weights after the last round. "
+                "callbacks.best.monitor takes a column of metrics.csv that is measured after rounds.",
+                kept.monitor,
             )
+            continue
+        checkpoint = trainer.strategy.load_checkpoint(kept.best_model_path, weights_only=True)
+        module.load_state_dict(checkpoint["state_dict"], strict=False)  # frozen weights are not in it
+        number, best = checkpoint["epoch"] + 1, float(kept.best_model_score or 0.0)
+        log.warning("Exported are the weights after round %d, whose %s is the best: %.3g.", number, kept.monitor, best)
+    return number
 
 
 class Report(Callback):
@@ -79,9 +106,10 @@ class Report(Callback):
             log.warning("No report: %s holds no rounds/*.parquet; is callbacks.report.run_dir right?", self.run_dir)
             return
         run = read_run(self.run_dir)
-        write_card(self.run_dir, run, trainer, pl_module)
-        write_report(run)
         callbacks = cast(Any, trainer).callbacks
+        exported = next((one.exported for one in callbacks if isinstance(one, Export)), None)
+        write_card(self.run_dir, run, trainer, pl_module, exported)
+        write_report(run)
         stops = [one.stopping_reason for one in callbacks if isinstance(one, EarlyStopping)]
         early = any(reason != EarlyStoppingReason.NOT_STOPPED for reason in stops)
         if run.finished or early:  # last, since a run that has a summary has ended
@@ -90,8 +118,11 @@ class Report(Callback):
             print_report(run)
 
 
-def write_card(folder: Path, summary: RunSummary, trainer: Any, module: Any) -> None:
-    """Write the model card beside the tuned model, in place of the template that PEFT leaves."""
+def write_card(folder: Path, summary: RunSummary, trainer: Any, module: Any, exported: int | None = None) -> None:
+    """Write the model card beside the tuned model, in place of the template that PEFT leaves.
+
+    What it says of the model was measured after the round whose weights are exported; None = after the last one.
+    """
     tuned = next((folder / name for name in ("adapter", "model") if (folder / name).is_dir()), None)
     if tuned is None:
         return
@@ -109,9 +140,11 @@ def write_card(folder: Path, summary: RunSummary, trainer: Any, module: Any) -> 
         "judge of held-out answers": "" if judge is None else judge.labeler.name,
         "data": ", ".join(Path(source).name for source in sources),
         "rounds": f"{len(summary.rounds)} of {run.rounds}, seed {run.seed}",
+        "weights": "" if exported is None else f"after round {exported}, the best one",
     }
     chat = bool(policy.tokens.tokenizer.chat_template)
-    card = model_card(summary, facts, base=shown_name(policy.source.name), folder=tuned.name, chat=chat)
+    upto = replace(summary, rounds=summary.rounds[:exported])
+    card = model_card(upto, facts, base=shown_name(policy.source.name), folder=tuned.name, chat=chat)
     with replacing(tuned / "README.md") as unfinished:
         unfinished.write_text(card, encoding="utf-8")
 

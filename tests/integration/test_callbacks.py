@@ -135,6 +135,48 @@ def test_a_run_that_stops_after_its_first_round_is_finished(lines, tmp_path):
     assert read_json(tmp_path / "run" / "summary.json")["stopped_early"] is True
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["labeler._target_=toy.Longer", "weighting=uniform"],
+            "type one of what is: heldout/win_rate, heldout/win_rate_lc",
+        ),
+        (["data.heldout=null"], "give data.heldout=FILE or data.heldout_pairs=FILE"),
+        (["callbacks.win_rate=null"], "leave callbacks.win_rate in"),
+        (["labels.evaluation=none"], "type one of what is: heldout/kl, heldout/length"),
+        (["labels.evaluation=none"], "for a reward or a win rate type labels.evaluation=labeler"),
+        (["callbacks.best.monitor=heldout/rewad"], "monitor=heldout/rewad is not measured in this run"),
+    ],
+)
+def test_a_best_round_by_what_is_not_measured_is_refused_before_anything_is_spent(lines, tmp_path, words, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        train(compose([*lines, "selector=none", "data.responses=2", "callbacks=best", *words]), tmp_path / "run")
+    assert not [*tmp_path.glob("run/rounds/*")]
+
+
+@pytest.mark.parametrize("words", [["callbacks.win_rate.every=2"], ["callbacks.best.monitor=mine/qualty"]])
+def test_a_round_that_was_not_measured_ends_no_run(lines, tmp_path, words, caplog):
+    scored = Scored([5, 3])
+    train(compose([*lines, "callbacks=best", *words]), tmp_path / "run", callbacks=[scored])
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert is_exported(tmp_path / "run", scored.weights[1])
+    assert ("No round has measured mine/qualty" in caplog.text) == (words[0].endswith("qualty"))
+
+
+def test_the_card_has_the_numbers_of_the_round_that_is_exported(lines, tmp_path):
+    run_dir = tmp_path / "run"
+    train(compose([*lines, *BEST, "rounds=3"]), run_dir, callbacks=[Scored([5, 3, 2])])
+    card = (run_dir / "adapter" / "README.md").read_text()
+    first, last = (f"{about(run_dir, number)['evaluation']['reward']:.3g} (" for number in (0, 2))
+    assert first != last
+    (reward,) = [line for line in card.splitlines() if line.startswith("| held-out reward ")]
+    assert first in reward
+    assert last not in reward
+    assert "| weights | after round 1, the best one |" in card
+    assert "| rounds | 3 of 3, seed 0 |" in card
+
+
 def test_a_round_is_written_and_counted_without_callbacks(lines, tmp_path):
     optional = ["progress", "win_rate", "checkpoint", "preemption", "export", "report"]
     without = [line for line in lines if not line.startswith("callbacks.")]

@@ -181,5 +181,6 @@ def quiet() -> None:
         ".*isinstance.treespec.*",
         ".*`lr_scheduler.step.*",
         ".*Found .* module.s. in eval mode.*",
+        ".*could not find the monitored key.*",  # which the export says in a sentence, if no round has measured it
     ):
         warnings.filterwarnings("ignore", message=message)
