@@ -392,7 +392,10 @@ def test_given_scores_of_heldout_answers(lines, refused, pairs_file):
 def test_a_labeler_that_fails_on_a_row_loses_no_label(sick, why, lines, tmp_path):
     run, ledger = tmp_path / "run", tmp_path / "run" / "ledger.sqlite"
     named = [*lines, "labeler.name=toy", "labeler.fingerprint=toy", "selector=none"]
-    with pytest.raises(ValueError, match=rf"(?s)prompt 'p05', response 0: .*{why}.*mend the labeler and resume"):
+    with pytest.raises(
+        ValueError,
+        match=rf"(?s)prompt 'p05' \('Tell me about chess\.'\), response 0: .*{why}.*mend the labeler and resume",
+    ):
         train(compose([*named, f"labeler.path=toy.{sick}"]), run)
     before = labels(ledger)
     assert len(before) > 0

@@ -54,9 +54,9 @@ class NotANumber(Callback):
         bad, real = trainer.datamodule.prompts[3], policy.token_logps
         ids = tuple(policy.tokens.encode_prompt(bad))
 
-        def cracked(groups):
+        def cracked(groups, **more):
             good = [0.0 if tuple(g.prompt_ids) == ids else 1.0 for g in groups for r in g.response_ids for _ in r]
-            logp_T = real(groups)
+            logp_T = real(groups, **more)
             return logp_T / torch.tensor(good) if 0.0 in good else logp_T
         policy.token_logps = cracked
 '''

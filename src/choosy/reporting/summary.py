@@ -147,22 +147,25 @@ class RunSummary:
     @property
     def measures(self) -> tuple[str, ...]:
         """What some evaluation has measured, in the order of `MEASURES`."""
-        looks = [measured for _, measured, _ in self.stages]
+        looks = self.looks
         return tuple(name for name in MEASURES if any(look.get(name) is not None for look in looks))
 
     @property
-    def stages(self) -> list[tuple[str, Mapping[str, float | None], tuple[int, int, float]]]:
-        """The start, if it was evaluated, and each round: its name, what was measured, and what was spent by then.
-
-        Where no round was evaluated, what was measured is the training.
-        """
-        stages = [("start", self.start, (0, 0, 0.0))] if self.start else []
+    def looks(self) -> list[Mapping[str, float | None]]:
+        """What was measured at the start, if it was, and in each round; the training where nothing was held out."""
         kind = "evaluation" if self.evaluated or self.start else "trained"
-        return stages + [(str(p["round"] + 1), p.get(kind) or {}, costs_of(p)) for p in self.rounds]
+        return [*([self.start] if self.start else []), *(played.get(kind) or {} for played in self.rounds)]
+
+    @property
+    def stages(self) -> list[tuple[str, Mapping[str, float | None], tuple[int, int, float]]]:
+        """The name of each of these, what was measured, and what was spent by then."""
+        names = [*(["start"] if self.start else []), *(str(played["round"] + 1) for played in self.rounds)]
+        costs = [*([(0, 0, 0.0)] if self.start else []), *map(costs_of, self.rounds)]
+        return [*zip(names, self.looks, costs, strict=True)]
 
     def course(self, name: str) -> str:
         """Return a measure at its first and its latest stage as text; empty if there is none."""
-        values = [measured[name] for _, measured, _ in self.stages if measured.get(name) is not None]
+        values = [measured[name] for measured in self.looks if measured.get(name) is not None]
         if not values:
             return ""
         values = [values[0], values[-1]]

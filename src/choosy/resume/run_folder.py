@@ -187,16 +187,18 @@ def refuse_different_folders(folder: Path, ranks: Ranks) -> None:
 def refuse_lost_ledger(folder: Path, ledger: str) -> None:
     """Refuse to resume a run that has bought labels where its ledger is missing or damaged."""
     about = _newest_round(folder)
-    why = fault(ledger) if about and about["labels"]["spent"] else None
+    spent = about["labels"]["spent"] if about else 0
+    why = fault(ledger) if spent or Path(ledger).exists() else None
     if why is None:
         return
+    if not spent:
+        raise ValueError(f"The ledger {ledger} {why}; put it back, and type the same command again.")
     copy, number = ledger_copy(folder), about["round"]
     how = "put it back, and type the same command again"
     if fault(copy) is None:
         how = f"the last good copy is of round {number} or later: type `cp {copy} {ledger}`, then the same again"
     raise ValueError(
-        f"The ledger {ledger} {why}, and the run has bought {about['labels']['spent']} labels, which would be "
-        f"paid for again; {how}."
+        f"The ledger {ledger} {why}, and the run has bought {spent} labels, which would be paid for again; {how}."
     )
 
 
