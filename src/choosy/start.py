@@ -76,9 +76,10 @@ def check(as_typed: dict[str, Any], resolve: Callable[[], dict[str, Any]], menu:
 
 
 def is_finished(config: Mapping[str, Any], run_dir: Path) -> bool:
-    """Whether every round of a run is played, and its report written; so ckpt_path=auto finds nothing to do.
+    """Whether a run is played to its end and its report written, so that ckpt_path=auto finds nothing to do.
 
-    A damaged summary is named: the run goes on, and writes it again.
+    One that stopped early goes on where the early stopping is another, or none. A damaged summary is named: the run
+    goes on, and writes it again.
 
     Raises:
         ValueError: It was played with other data, another model or another seed.
@@ -91,11 +92,23 @@ def is_finished(config: Mapping[str, Any], run_dir: Path) -> bool:
         numbers = read_json(summary)
         if isinstance(played := numbers.get("rounds"), int):
             wanted = int(config["data"]["run"].get("rounds", 0))
-            return played >= wanted or numbers.get("stopped_early") is True
+            return played >= wanted or stopped_early(config, run_dir)
         raise ValueError(f"{summary} is damaged: it has no number of rounds.")
     except ValueError as error:
         log.warning("%s The run goes on from its rounds, and writes it again.", error)
         return False
+
+
+def stopped_early(config: Mapping[str, Any], run_dir: Path) -> bool:
+    """Whether a run has stopped early, by the early stopping that it now has, which would stop it again."""
+    from choosy.reporting.summary import read_run
+    from choosy.reporting.sweeps import config_of
+
+    def stoppers(of: Mapping[str, Any]) -> list[Any]:
+        callbacks = (of.get("callbacks") or {}).values()
+        return [one for one in callbacks if str(one.get("_target_")).endswith("EarlyStopping")]
+
+    return read_run(run_dir).stopped_early and stoppers(config_of(run_dir)) == stoppers(config)
 
 
 def prepare(config: Mapping[str, Any], run_dir: Path, *, typed: Collection[str] = ()) -> Start:

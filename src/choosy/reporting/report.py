@@ -78,7 +78,9 @@ def next_lines(run: RunSummary) -> Iterator[str]:
     why, more = ("for more rounds", [f"rounds={2 * len(run.rounds)}"]) if run.finished else ("to continue", [])
     words = words_of(run.folder)
     if words is not None:
-        own = (*OF_ONE_RUN, *(["rounds"] if run.finished else []))
+        if run.stopped_early:
+            why, more = "for the other rounds", ["callbacks.early_stopping=null"]
+        own = (*OF_ONE_RUN, *(["rounds"] if run.finished and not run.stopped_early else []))
         kept = [word for word in words if word.lstrip("+").split("=")[0] not in own]
         typed = [*in_the_shell(kept), f"run_dir={quoted(str(run.folder))}", *more, "ckpt_path=last"]
         again = [program("choosy"), "train", *typed]

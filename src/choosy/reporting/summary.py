@@ -12,7 +12,7 @@ from typing import Any
 from choosy.data.table_files import read_about, read_table
 from choosy.labeling.statistics import as_money, shares
 from choosy.reporting.folders import refuse_sweep
-from choosy.sealed import write_json
+from choosy.sealed import read_json, write_json
 
 MEASURES = {  # of an evaluation: its heading and form
     "reward": ("reward", ".2f"),
@@ -106,10 +106,19 @@ class RunSummary:
 
     @property
     def finished(self) -> bool:
-        """Whether every planned round was played, and the last one evaluated if the start was."""
-        if len(self.rounds) < self.latest["rounds"]:
+        """Whether all planned rounds were played, or it stopped early, and the last was evaluated if the start was."""
+        if len(self.rounds) < self.latest["rounds"] and not self.stopped_early:
             return False
         return not self.start or bool(self.latest["evaluation"])
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the run ended before its last round, as no round was better, and has played none since."""
+        try:
+            numbers = read_json(self.folder / "summary.json")
+        except (FileNotFoundError, ValueError):  # the run has not ended; a damaged file is written again
+            return False
+        return numbers.get("stopped_early") is True and numbers.get("rounds") == len(self.rounds)
 
     @property
     def last(self) -> Mapping[str, float | None]:
@@ -357,7 +366,7 @@ def _answers(path: Path) -> Iterator[HeldoutAnswer]:
 
 def write_summary(run: RunSummary, path: str | Path, *, stopped_early: bool = False) -> None:
     """Write `summary.json`; it says so where the run was stopped before its last round, as no round was better."""
-    write_json(Path(path), run.numbers() | ({"stopped_early": True} if stopped_early else {}))
+    write_json(Path(path), run.numbers() | ({"stopped_early": True} if stopped_early or run.stopped_early else {}))
 
 
 def as_text(value: float | None, form: str) -> str:
