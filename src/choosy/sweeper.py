@@ -183,7 +183,9 @@ class SafeSweeper(Sweeper):
 
         from choosy.reporting.earlier import read_compared
 
-        found = read_compared(path)
+        listed = read_compared(path)
+        found = [run for run in listed if run.course.finished]  # the quality of others is that of fewer rounds
+        unfinished = f"; unfinished, and left out: {len(listed) - len(found)}" if len(found) < len(listed) else ""
         here = named_leaves(self.composed([*search.fixed, *typed_as(search.sampler.start)]))
         kept, others = 0, set[str]()
         arms: dict[tuple[str, ...], tuple[dict[str, Any], list[str]]] = {}
@@ -205,9 +207,9 @@ class SafeSweeper(Sweeper):
             kept += 1
         differ = f"differ in {', '.join(sorted(others))}" if others else ""
         if not kept:
-            raise ValueError(f"No run of {path} is one of this search: they {differ or 'are none'}.")
+            raise ValueError(f"No run of {path} is one of this search: they {differ or 'are none'}{unfinished}.")
         left = f"; {len(found) - kept} others {differ}" if others else ""
-        say(f"{kept} runs of {path} count as played{left}")
+        say(f"{kept} runs of {path} count as played{left}{unfinished}")
 
     def compared_with(
         self, here: Mapping[str, Any], words: tuple[str, ...], search: Search

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from tiny import ROOT, command, summary, typed
 
+from choosy.data.table_files import read_about, read_table, write_table
 from choosy.reporting.sweeps import words_of
 from choosy.sweeper import SafeSweeper
 
@@ -107,6 +108,19 @@ def test_what_a_search_refuses_before_it_plays(more, said, lines, tmp_path):
     assert run.returncode == 1
     assert said in " ".join(run.stderr.split())
     assert not [*tmp_path.rglob("rounds")]
+
+
+def test_a_search_takes_no_unfinished_runs_of_an_earlier_sweep(lines, earlier, tmp_path):
+    runs = [path.parent for path in (tmp_path / "earlier").rglob("summary.json")]
+    killed = next(run for run in runs if settings(run)["data.responses"] == "2")
+    (killed / "summary.json").unlink()
+    only = killed / "rounds" / "round_000.parquet"
+    write_table(read_table(only), only, read_about(only) | {"rounds": 4})
+    assert command("-m", "choosy", "compare", tmp_path / "earlier", folder=tmp_path).returncode == 0
+    line = [*lines, *SEARCH, f"hydra.sweeper.earlier=[{earlier}]", "hydra.sweeper.n_trials=0"]
+    said = command(TRAIN, "-m", *line, folder=tmp_path).stdout
+    assert "1 runs of" in said
+    assert "; unfinished, and left out: 1" in said
 
 
 def test_a_search_takes_no_runs_of_another_task(lines, earlier, tmp_path):

@@ -291,12 +291,13 @@ def print_comparison(comparison: Comparison, out: Terminal | None = None) -> Non
 
 
 def _evaluations(comparison: Comparison) -> Iterator[tuple[Any, ...]]:
-    """Yield each evaluation of each run: arm, seed, number, what was spent so far, KL, quality, what was typed."""
+    """Yield each evaluation of each run: arm, seed, number, costs, KL, quality, what was typed, its end."""
     for name, arm in comparison.arms.items():
         for seed, run in sorted(arm.items()):
             kl = run.kl or [None] * len(run.quality)
             rows = zip(*(run.spent[cost] for cost in comparison.costs), kl, run.quality, strict=True)
-            yield from ((name, seed, number, *row, shlex.join(run.typed)) for number, row in enumerate(rows))
+            of_run = (shlex.join(run.typed), run.finished)
+            yield from ((name, seed, number, *row, *of_run) for number, row in enumerate(rows))
 
 
 def write_comparison(comparison: Comparison, sweep_dir: str | Path) -> Path:
@@ -305,7 +306,7 @@ def write_comparison(comparison: Comparison, sweep_dir: str | Path) -> Path:
     with replacing(folder / "compare.png") as unfinished:
         unfinished.write_bytes(draw(comparison))
     with replacing(folder / "compare.csv") as unfinished:
-        columns = ("arm", "seed", "evaluation", *comparison.costs, "kl", "quality", "typed")
+        columns = ("arm", "seed", "evaluation", *comparison.costs, "kl", "quality", "typed", "finished")
         rows = (dict(zip(columns, row, strict=True)) for row in _evaluations(comparison))
         unfinished.write_text(csv_text(columns, rows), encoding="utf-8", newline="")
     write_page(

@@ -33,6 +33,7 @@ class Course:
         measure: What `quality` is: `reward`, `win_rate` against the start, or `accuracy` on held-out pairs.
         judge: Who has measured it, on which data.
         typed: What was typed for the run, without its seed; empty where that is not known.
+        finished: Whether the run has come to its end.
     """
 
     spent: Mapping[str, tuple[float, ...]]
@@ -42,6 +43,7 @@ class Course:
     measure: str = "reward"
     judge: str = ""
     typed: tuple[str, ...] = ()
+    finished: bool = True
 
 
 Arm = Mapping[int, Course]  # by seed

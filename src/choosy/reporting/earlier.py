@@ -10,7 +10,7 @@ from pathlib import Path
 from choosy.foreign import from_cell
 from choosy.reporting.courses import Course
 
-WANTED = ("typed", "seed", "labels", "seconds", "quality")  # columns
+WANTED = ("typed", "seed", "labels", "seconds", "quality", "finished")  # columns
 
 
 @dataclass(frozen=True)
@@ -49,4 +49,5 @@ def read_compared(path: str | Path) -> list[EarlierRun]:
 def course_of(rows: list[dict[str, str]]) -> Course:
     """The course of a run, of which each evaluation has a row."""
     spent = {cost: tuple(float(row[cost]) for row in rows) for cost in ("labels", "seconds")}
-    return Course(spent, tuple(float(row["quality"]) for row in rows))
+    finished = rows[-1]["finished"] == "True"
+    return Course(spent, tuple(float(row["quality"]) for row in rows), finished=finished)
