@@ -202,3 +202,16 @@ def test_every_setting_has_the_name_that_is_typed_for_it(data):
 OPTIONAL = {"model.revision", "model.adapter", "model.chat_template", "data.heldout", "data.limit"} | {
     "data.heldout_limit",
 }
+
+
+def test_the_folder_of_a_moved_run_is_not_sought_within_other_names():
+    old, new = (
+        {
+            "seed": 0,
+            "module": {},
+            "trainer": {},
+            "data": {"train": "/x/my_run_is/a", "run": {"folder": at}, "at": f"{at}/b"},
+        }
+        for at in ("run", "/x/run")
+    )
+    assert [*changes(old, new)] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -96,8 +97,8 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
     """
     was, now = settings(old), settings(new)
     if "run_dir" in was and "run_dir" in now:  # a run may be moved
-        folders = str(was["run_dir"]), str(now["run_dir"])
-        was = {name: value.replace(*folders) if isinstance(value, str) else value for name, value in was.items()}
+        old_folder = re.compile(rf"(?<![\w./-]){re.escape(str(was['run_dir']))}(?![^/])")  # not in another's name
+        was = {n: old_folder.sub(lambda _: str(now["run_dir"]), v) if isinstance(v, str) else v for n, v in was.items()}
     alike = ("module" in old) == ("module" in new)
 
     def comparable(name: str) -> bool:
