@@ -49,9 +49,14 @@ class AppendedFile:
     def _count(self, raw: bytes) -> None:
         self._sha.update(raw)
         self._bytes += len(raw)
-        descriptor = os.open(self._beside, os.O_WRONLY | os.O_CREAT, 0o666)
+        checksum = f"{self._sha.hexdigest()} {self._bytes:019}\n".encode()
+        if not self._beside.exists():  # at once, so that a full disk leaves none that is empty
+            with replacing(self._beside) as unfinished:
+                unfinished.write_bytes(checksum)
+            return
+        descriptor = os.open(self._beside, os.O_WRONLY)
         try:
-            os.write(descriptor, f"{self._sha.hexdigest()} {self._bytes:019}\n".encode())  # as long as the old one
+            os.write(descriptor, checksum)  # as long as the old one
         finally:
             os.close(descriptor)
 
