@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -51,6 +52,24 @@ def replacing(path: str | Path, *, private: bool = False) -> Iterator[Path]:
     finally:
         for left in (*path.parent.glob(f"{glob.escape(unfinished.name)}*"), old):  # SQLite's journals too
             _remove(left)
+
+
+@contextmanager
+def replacing_files(folder: str | Path) -> Iterator[Path]:
+    """Give a folder to write files to; when the block ends, each takes the place of the one of its name in `folder`.
+
+    Other files in `folder` stay. Nothing is written into a file that is there, which may have a second name elsewhere.
+    """
+    folder = Path(folder)
+    make_folder(folder)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=SUFFIX, dir=folder.parent) as new:
+        yield Path(new)
+        for file in sorted(path for path in Path(new).rglob("*") if path.is_file()):
+            flush(file)
+            place = folder / file.relative_to(new)
+            make_folder(place.parent)
+            os.replace(file, place)
+        flush(folder)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from choosy.files import SUFFIX, remove_unfinished, replacing
+from choosy.files import SUFFIX, remove_unfinished, replacing, replacing_files
 
 WRITE = """
 import os, signal, sys
@@ -113,3 +113,23 @@ def test_two_writers_at_once_do_not_meet(tmp_path):
         other.write_text("other")
     assert path.read_text() == "one"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_of_a_folder_are_replaced_one_by_one_and_their_other_names_keep_the_old_ones(tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("weights", "deep/more", "a note of the user"):
+        (folder / name).write_text("old")
+        os.link(folder / name, tmp_path / Path(name).name)
+    with replacing_files(folder) as new:
+        (new / "deep").mkdir()
+        for name in ("weights", "deep/more", "another"):
+            (new / name).write_text("new")
+    assert {path.name: path.read_text() for path in folder.rglob("*") if path.is_file()} == {
+        "weights": "new",
+        "more": "new",
+        "another": "new",
+        "a note of the user": "old",
+    }
+    assert {path.read_text() for path in tmp_path.iterdir() if path.is_file()} == {"old"}
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["adapter"]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from choosy.errors import refuse_unknown
+from choosy.files import replacing_files
 from choosy.models.adapters import Lora, starting_point, with_tokenizer
 from choosy.models.checksums import forget_checksums, write_checksums
 from choosy.models.compute import Compute, free_memory, keep_freed_memory
@@ -377,6 +378,7 @@ class Policy(nn.Module):
                 if (base := Path(config.base_model_name_or_path or "")).is_dir():  # loads from any folder
                     config.base_model_name_or_path = str(base.resolve())
         forget_checksums(folder)
-        self.model.save_pretrained(folder, state_dict=state)
-        self.tokens.tokenizer.save_pretrained(folder)
+        with replacing_files(folder) as new:
+            self.model.save_pretrained(str(new), state_dict=state)
+            self.tokens.tokenizer.save_pretrained(str(new))
         write_checksums(folder)
