@@ -12,7 +12,7 @@ from promises import STACK, Promises, ending
 from world import RECIPES, Call, Ended, Run, World, billed, contents_of, damage, labels_of, lines_of
 
 READERS = {  # files of a run, with a command that must name one that is damaged
-    "rounds/*.parquet": "report",
+    "rounds/round_*.parquet": "report",
     "config.yaml": "resume",
     "run_id": "resume",
     "data.json": "resume",
