@@ -160,3 +160,20 @@ def can_be_labeled(c: Candidates, selector: PairSelector | None, *, scores: bool
     cap = 1 if selector is None else selector.per_prompt
     left = distinct_pairs(c) - excluded_pairs(c)
     return bool(left) and (cap is None or len(c.pairs) < cap)
+
+
+def refuse_without(method: str, selector: object | None) -> None:
+    """Refuse a selector that lacks the method by which it chooses."""
+    if selector is not None and not hasattr(selector, method):
+        raise ValueError(
+            f"{typed_for(selector)} is a selector without {method}, by which it chooses; docs/python.md shows one."
+        )
+
+
+def refuse_second(slot: str, one: object | None, two: object | None) -> None:
+    """Refuse a second selector for a slot."""
+    if one is not None and two is not None and one is not two:
+        raise ValueError(
+            f"{typed_for(one)} and {typed_for(two)} both choose {slot}, and that slot takes one selector; "
+            "type one of them, such as selector=certainty, or a composition such as selector=optune_certainty."
+        )

@@ -18,13 +18,13 @@ from choosy.labeling.statistics import COUNTED
 from choosy.methods.loss_inputs import Loss, form_of
 from choosy.methods.weighting import Weighting
 from choosy.models.policy import Policy
-from choosy.options.parts import typed_for
 from choosy.parallel.ranks import OneRank, Ranks, current_ranks
 from choosy.reporting.display import Phases
 from choosy.reporting.metrics import cost_metrics
 from choosy.resume.partial_rounds import files_of, forget
 from choosy.resume.run_folder import ledger_copy, open_folder, refuse_edited
 from choosy.resume.run_lock import release
+from choosy.rounds.choose import refuse_second, refuse_without
 from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample
 from choosy.rounds.label import buy_labels, made_of, refuse_many
 from choosy.rounds.label_ahead import LabelAhead
@@ -389,20 +389,3 @@ class Run:
             self._adopt(state["round"])
         self.phases.resume(state["phases"])
         refuse_edited(state["data"], self.read)
-
-
-def refuse_without(method: str, selector: object | None) -> None:
-    """Refuse a selector that lacks the method by which it chooses."""
-    if selector is not None and not hasattr(selector, method):
-        raise ValueError(
-            f"{typed_for(selector)} is a selector without {method}, by which it chooses; docs/python.md shows one."
-        )
-
-
-def refuse_second(slot: str, one: object | None, two: object | None) -> None:
-    """Refuse a second selector for a slot."""
-    if one is not None and two is not None and one is not two:
-        raise ValueError(
-            f"{typed_for(one)} and {typed_for(two)} both choose {slot}, and that slot takes one selector; "
-            "type one of them, such as selector=certainty, or a composition such as selector=optune_certainty."
-        )
