@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from choosy.reporting.metrics import log_at_once
-from choosy.reporting.summary import OF_PAIRS
+from choosy.reporting.summary import OF_JUDGE, OF_PAIRS
 from choosy.rounds.context import Round
 from choosy.rounds.evaluate import Evaluation, answer, evaluate, evaluate_pairs, read_start, start_file, write_start
 from choosy.sampling.settings import SamplingSettings
@@ -135,7 +135,5 @@ class WinRate(Evaluator):
         if not data.heldout_prompts:
             return ()
         judge, kl = data.run.labels.evaluator, "kl" if self.sampler.is_policy else "log_ratio"
-        of_judge = () if judge is None else (*(["reward"] if judge.scores else []), "win_rate", "win_rate_lc")
-        ends = [f"{name}{end}" for name in of_judge for end in ("_low", "_high")]
-        counts = () if judge is None else ("ties", "invalid", "judged")
-        return (*of_judge, kl, "length", *counts, *ends, f"{kl}_error")
+        of_judge = [] if judge is None else [n for n in OF_JUDGE if judge.scores or not n.startswith("reward")]
+        return (*of_judge, kl, "length", f"{kl}_error")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
+from pkgutil import resolve_name
 
 from choosy.current_folder import see_current_folder
 from choosy.early import refuse_early
@@ -122,20 +123,7 @@ def labels(words: list[str]) -> None:
 def use_tuned(command: str) -> Callable[[list[str]], None]:
     """Return a command that uses the tuned model of a run, whose libraries are imported when it is called."""
 
-    def call(words: list[str]) -> None:
-        from choosy import chat, evaluation, push, tuned_model
-
-        evaluate = evaluation.evaluate_model
-        commands = {
-            "evaluate": evaluate,
-            "eval": evaluate,
-            "chat": chat.chat,
-            "merge": tuned_model.merge,
-            "push": push.push,
-        }
-        commands[command](words)
-
-    return call
+    return lambda words: resolve_name(USING_TUNED[command])(words)
 
 
 def report(words: list[str]) -> None:
@@ -180,12 +168,19 @@ def compare_arms(words: list[str]) -> None:
     say(write_comparison(comparison, typed.sweep_dir))
 
 
+USING_TUNED = {  # where each command is
+    "evaluate": "choosy.evaluation:evaluate_model",
+    "eval": "choosy.evaluation:evaluate_model",
+    "chat": "choosy.chat:chat",
+    "merge": "choosy.tuned_model:merge",
+    "push": "choosy.push:push",
+}
 COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "fit": fit,
     "report": report,
     "index": index,
     "compare": compare_arms,
-    **{command: use_tuned(command) for command in ("evaluate", "eval", "chat", "merge", "push")},
+    **{command: use_tuned(command) for command in USING_TUNED},
     "labels": labels,
 }
 

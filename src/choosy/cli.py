@@ -123,9 +123,8 @@ def in_a_sentence(error: str) -> str:
     lines = [line.strip() for line in error.splitlines()]
     reasons = [line.removeprefix("- ") for line in lines if line.startswith(("- ", "Option "))]
     said = [reason for reason in reasons if not re.match("Problem|Parser key|Expected a <class 'NoneType'>", reason)]
-    said = [
-        reason for reason in said if "not implement protocol" not in reason
-    ] or said  # of the protocols, one is enough
+    # a value of several protocols is refused once for each of them
+    said = [reason for reason in said if "not implement protocol" not in reason] or said
     return f"{place}: {'; '.join(said)}." if place and said else error
 
 

@@ -13,9 +13,9 @@ def see_current_folder() -> None:
 
     A module of theirs that is called `callbacks` or `data_modules` hides none of ours, which are imported first.
     """
-    here = os.getcwd()
-    sys.path[:] = [path for path in sys.path if path not in ("", here)]
+    here, before = os.getcwd(), [*sys.path]
+    sys.path[:] = [path for path in before if path not in ("", here)]
     with suppress(ModuleNotFoundError):  # of a checkout that is not installed, which is the current folder
         for ours in ("callbacks", "data_modules"):
             import_module(ours)
-    sys.path.append(here)
+    sys.path[:] = before if {"", here} & {*before} else [*before, here]

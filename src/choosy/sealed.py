@@ -83,12 +83,7 @@ def _digest(file: BinaryIO, at: int) -> bytes:
 
 
 def write_yaml(path: Path, text: str) -> None:
-    """Replace a file by YAML, with its checksum in a comment."""
-    write_lines(path, text)
-
-
-def write_lines(path: Path, text: str) -> None:
-    """Replace a file by a text in which a line that begins with # is a comment, as which its checksum stands first."""
+    """Replace a file by YAML, or another text in which # begins a comment; the first line is one with its checksum."""
     _write(path, f"# {BLANK}\n{text}")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from choosy.sealed import read_text, write_lines
+from choosy.sealed import read_text, write_yaml
 
 NAME = "SHA256SUMS"
 OPEN = (NAME, "README.md")  # what is not checked: the card is there to be edited
@@ -18,7 +18,7 @@ def write_checksums(folder: str | Path) -> None:
     """Write the checksums of a folder's files, once all of them are there."""
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name not in OPEN)
     lines = [f"{_sha(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
-    write_lines(Path(folder) / NAME, "".join(lines))
+    write_yaml(Path(folder) / NAME, "".join(lines))
 
 
 def forget_checksums(folder: str | Path) -> None:

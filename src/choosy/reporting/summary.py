@@ -29,16 +29,9 @@ MEASURES = {  # of an evaluation: its heading and form
 }
 TRAINING = ("train_loss", "train_accuracy")
 OF_PAIRS = ("accuracy", "loss", "margin")
-OF_JUDGE = (
-    "reward",
-    "reward_low",
-    "reward_high",
-    "win_rate",
-    "win_rate_low",
-    "win_rate_high",
-    "judged",
-    "ties",
-    "invalid",
+OF_JUDGE = (  # what an evaluation measures by the judge's labels
+    *("reward", "win_rate", "win_rate_lc", "ties", "invalid", "judged"),
+    *(f"{name}_{end}" for name in ("reward", "win_rate", "win_rate_lc") for end in ("low", "high")),
 )
 COSTS = ("labels", "tokens", "seconds")
 LEARNED = ("round", "labels learned from", "new pairs predicted right", "correlation with new scores")

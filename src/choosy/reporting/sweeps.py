@@ -194,7 +194,7 @@ def course(run: RunSummary) -> Course:
         measure,
         judged_by(run.folder),
         arm_words(words_of(run.folder) or ()),
-        run.finished or (run.folder / "summary.json").exists(),  # which one that was stopped early has too
+        run.finished,
     )
 
 

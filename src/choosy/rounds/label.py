@@ -34,13 +34,14 @@ def made_of(
         '4 pairs to train on: 4 from the labels of the data'
     """
     times = f", {passes} times each" if passes > 1 else ""
-    labels = counted(bought, "labels") + " bought" + (f" and {reused} reused" if reused else "")
+    labels = f"{counted(bought, 'labels')} bought" + (f" and {reused} reused" if reused else "")
+    if scored and form == "pair" and new:
+        labels += " (a score serves every pair of its response)"
     if given:
         labels = "the labels of the data"
-    shared = " (a score serves every pair of its response)" if scored and form == "pair" and new and not given else ""
     earlier = f", {items - new} from earlier rounds" if items > new else ""
     things = "single responses" if form == "single" else f"{form}s"
-    return f"{counted(items, things)} to train on{times}: {new} from {labels}{shared}{earlier}"
+    return f"{counted(items, things)} to train on{times}: {new} from {labels}{earlier}"
 
 
 class Bought(NamedTuple):

@@ -46,7 +46,7 @@ SAMPLED = (
     *(
         "full_responses",
         "full_labels",
-    ),  # if all prompts had been sampled, and all responses scored, or all pairs compared
+    ),  # of sampling every prompt, and scoring every response or comparing every pair
 )
 
 MANY = 0.5  # share of responses that were cut, above which the run says so
@@ -178,9 +178,8 @@ class Run:
         self._count(sum(self.ranks.gather([at.counts]), Counter[str]()))
         if not sample.given:
             self.counts["full_responses"] += len(prompts) * sample.responses
-            self.counts["full_labels"] += len(prompts) * (
-                sample.responses if self.labels.scores else comb(sample.responses, 2)
-            )
+            labels = sample.responses if self.labels.scores else comb(sample.responses, 2)
+            self.counts["full_labels"] += len(prompts) * labels
         self.write()
         self._report_items(number)
         self._report_empty(number)

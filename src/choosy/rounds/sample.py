@@ -61,10 +61,8 @@ class Resumable:
         if self.ahead is not None and at.ranks.rank == 0:
             feed = unlabeled(self.folder, at.number, [prompt for prompt, _ in chosen], responses=n)
             self.ahead.start(feed, prompts=len(chosen), responses=n)
-        ticked = 0
-        with at.phases(
-            "sample", total=len(chosen), unit="prompts with their responses" if at.given else "prompts"
-        ) as tick:
+        ticked, unit = 0, "prompts with their responses" if at.given else "prompts"
+        with at.phases("sample", total=len(chosen), unit=unit) as tick:
 
             def keep(some: Sequence[Candidates]) -> None:
                 nonlocal ticked
