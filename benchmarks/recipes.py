@@ -1,7 +1,8 @@
 """Plays the recipes of conf/experiment on SmolLM2-135M, each once in some minutes, and tells what was seen.
 
 `make recipes` plays all of them, `make recipes ONLY=hypo,bmc,kto` these. What a recipe showed is kept in
-`benchmarks/results/recipes.json` and is not repeated, so that a killed command goes on; docs/methods.md has the table.
+`benchmarks/results/recipes.json` and is not repeated, so that a killed command can be typed again; docs/methods.md has
+the table.
 Sizes and learning rates are those of a small model and few prompts, not the papers'; a run is of one seed.
 """
 
@@ -29,6 +30,7 @@ from faulty_judge import Asked, FaultyJudge
 
 from choosy.data.reading import read_prompts
 from choosy.labeling.vader import Vader
+from choosy.models.locate import resolve_model
 from choosy.models.policy import Policy
 from choosy.reporting.summary import RunSummary, read_run
 from choosy.sampling.generate import Generate
@@ -71,7 +73,7 @@ RECIPES: Mapping[str, Sequence[str]] = {
     "pro": (*BY_VADER, ALL_WEIGHTS),
     "dlma": (*ONLINE, ALL_WEIGHTS, "labeler@labels.evaluation=vader"),
     "lora_litee": (
-        *(*ONLINE, LORA, "labeler@labeler.paid=vader", "labeler.model.encoder=[demo:minilm,demo:smollm2]"),
+        *(*ONLINE, LORA, "labeler@labeler.paid=vader", "labeler.model.encoder=[demo:minilm,{policy}]"),
         *("labeler.min_labels=48", "labeler.model.max_length=96", "labeler@labels.evaluation=vader"),
     ),
 }
@@ -113,7 +115,7 @@ def given_pairs() -> list[dict[str, Any]]:
 
 @contextmanager
 def places(names: Sequence[str]) -> Iterator[dict[str, str]]:
-    """What stands in braces in the lines of these recipes: the file of given pairs, the editor's address."""
+    """What stands in braces in the lines of recipes: the pairs' file, the editor's address, the policy's folder."""
     path, lines = RUNS / f"pairs_{PROMPTS}x{TOKENS}.jsonl", [line for name in names for line in RECIPES[name]]
     if not path.exists() and any("{given}" in line for line in lines):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +128,7 @@ def places(names: Sequence[str]) -> Iterator[dict[str, str]]:
         return f"{code}\n{edits[asked.first.strip(), asked.second.strip()]}\n{code}"
 
     with FaultyJudge(reply) as editor:
-        yield {"given": str(path), "editor": editor.url}
+        yield {"given": str(path), "editor": editor.url, "policy": resolve_model("demo:smollm2")}
 
 
 def play(name: str, where: Mapping[str, str]) -> dict[str, Any]:
@@ -176,7 +178,7 @@ def table(kept: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def told(page: str, name: str, one: Mapping[str, Any]) -> str:
+def with_outcome(page: str, name: str, one: Mapping[str, Any]) -> str:
     """The page with what was seen of a recipe behind its method's command."""
     reward = " → ".join(f"{one['reward'][end]:.2f}" for end in ("initial", "final"))
     seen = f"{SEEN}: reward {reward}, KL {one['kl']:.2f}."
@@ -189,7 +191,7 @@ def write(kept: Mapping[str, Any]) -> None:
     write_between(PAGE, START, END, table(kept))
     for name in RECIPES:
         if is_finished(name, kept):
-            PAGE.write_text(told(PAGE.read_text(), name, kept[name]))
+            PAGE.write_text(with_outcome(PAGE.read_text(), name, kept[name]))
 
 
 def is_finished(name: str, kept: Mapping[str, Any]) -> bool:

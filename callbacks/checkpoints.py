@@ -39,7 +39,7 @@ class Checkpoints(Checkpoint):
         self.patience = [(one, one.patience) for one in trainer.callbacks if isinstance(one, EarlyStopping)]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """End a resumed run that had been stopped early, which Lightning's checkpoints do not say, without a round."""
+        """Play no round of a resumed run that early stopping had ended: Lightning's checkpoints do not hold its end."""
         exhausted, going_on = EarlyStoppingReason.PATIENCE_EXHAUSTED, EarlyStoppingReason.NOT_STOPPED
         for one, patience in self.patience:
             one.patience = patience  # a checkpoint has brought back that of an earlier command

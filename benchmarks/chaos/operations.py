@@ -57,6 +57,11 @@ def begun(world: World) -> list[Run]:
     return [run for run in world.runs if not world.is_finished(run)]
 
 
+def waiting(world: World) -> list[Run]:
+    """Those of them that have left something to resume from."""
+    return [run for run in begun(world) if world.is_begun(run)]
+
+
 def finished(world: World) -> list[Run]:
     """Runs that have ended."""
     return [run for run in world.runs if world.is_finished(run)]
@@ -292,7 +297,7 @@ def hard_linked(world: World, promises: Promises, draw: random.Random) -> Sequen
 @operation("copy a run", 3)
 def copied(world: World, promises: Promises, draw: random.Random) -> Sequence[Run]:
     """Copy a run's folder, which is then the same run twice: both share its budget, and go on, perhaps at once."""
-    there = [run for run in begun(world) if world.is_begun(run)]
+    there = waiting(world)
     if not there:
         return start(world, promises, draw)
     run = draw.choice(there)
@@ -308,7 +313,7 @@ def copied(world: World, promises: Promises, draw: random.Random) -> Sequence[Ru
 @operation("move a run", 2)
 def moved(world: World, promises: Promises, draw: random.Random) -> Sequence[Run]:
     """Rename a run's folder, and let it go on there."""
-    there = [run for run in begun(world) if world.is_begun(run)]
+    there = waiting(world)
     if not there:
         return start(world, promises, draw)
     run = draw.choice(there)

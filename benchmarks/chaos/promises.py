@@ -114,7 +114,7 @@ class Promises:
         self.hold("a label of the ledger stays", not gone, f"gone: {sorted(gone)[:1]}")
         self.seen |= labels.keys()
         free = labels.keys() - self.billed.keys()
-        self.hold("the ledger holds what was paid for alone", not free, f"nobody paid for {sorted(free)[:1]}")
+        self.hold("the ledger holds what was paid for alone", not free, f"not paid for: {sorted(free)[:1]}")
         wrong = [key for key, row in labels.items() if row["score"] not in (None, score_of(row["response_first"]))]
         self.hold("a label is what the labeler said", not wrong, f"{wrong[:1]}")
         spent = Counter(row["run"] for row in labels.values() if row["purpose"] == "train")

@@ -6,8 +6,9 @@ import os
 import random
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
-from operations import begun, finished, operation, start, whole_life
+from operations import finished, operation, start, waiting, whole_life
 from promises import STACK, Promises, ending
 from world import RECIPES, Call, Ended, Run, World, billed, contents_of, damage, labels_of, lines_of
 
@@ -31,6 +32,14 @@ def refused(promises: Promises, ended: Ended, name: str, how: str) -> None:
     """A command has ended with a sentence that names a file."""
     promises.hold("a damaged file is refused", ended.code == 1 and STACK not in ended.said, f"{how}: {ended.said}")
     promises.hold("a damaged file is named", name in ended.said, f"{how}: {ended.said}")
+
+
+def refuses(world: World, promises: Promises, call: Call, place: Path, folder: Path, name: str, how: str) -> None:
+    """A command is refused by the name of a file, and changes nothing in a run's folder."""
+    before = contents_of(folder)
+    (ended,) = world.play(call, at=place)
+    refused(promises, ended, name, how)
+    promises.same(folder, before, how)
 
 
 @operation("look", 14)
@@ -65,16 +74,13 @@ def damaged(world: World, promises: Promises, draw: random.Random) -> Sequence[R
         file = draw.choice([*found])
         how = damage(file, draw)
         if file.read_bytes().rstrip(b"\n") == run.id.encode():
-            return []  # cut to the name of the run alone, which is read as it stands
+            return []  # cut to the name of the run alone, which is read without a checksum
         words = {
             "resume": world.words(run, "ckpt_path=last"),
             "report": ("choosy", "report", f"runs/{run.name}"),
             "index": ("choosy", "index", "runs"),
         }[found[file]]
-        before = contents_of(folder)
-        (ended,) = world.play(Call(words, run.labeler), at=place)
-        refused(promises, ended, file.name, how)
-        promises.same(folder, before, how)
+        refuses(world, promises, Call(words, run.labeler), place, folder, file.name, how)
     return []
 
 
@@ -92,18 +98,15 @@ def lost(world: World, promises: Promises, draw: random.Random) -> Sequence[Run]
         for beside in place.glob("ledger.sqlite-wal") if name == "ledger.sqlite" else ():
             beside.unlink()
         file.unlink() if (deleted := draw.random() < 0.5) else file.write_bytes(b"")
-        before = contents_of(folder)
-        (ended,) = world.play(Call(world.words(run, "ckpt_path=last"), run.labeler), at=place)
         how = f"{'deleted' if deleted else 'emptied'} {name}"
-        refused(promises, ended, name, how)
-        promises.same(folder, before, how)
+        refuses(world, promises, Call(world.words(run, "ckpt_path=last"), run.labeler), place, folder, name, how)
     return []
 
 
 @operation("copy a run with hard links", 2)
 def hard_copied(world: World, promises: Promises, draw: random.Random) -> Sequence[Run]:
     """Copy a run as `cp -al` does, and let the copy go on: the files of the original are as they were."""
-    there = [run for run in begun(world) if world.is_begun(run)]
+    there = waiting(world)
     if not there:
         return start(world, promises, draw)
     run = draw.choice(there)
@@ -142,7 +145,7 @@ def damaged_ledger(world: World, promises: Promises, draw: random.Random) -> Seq
 @operation("resume with a damaged ledger", 4)
 def resumed_with_damage(world: World, promises: Promises, draw: random.Random) -> Sequence[Run]:
     """Resume a copy of a run with a damaged ledger; where that is refused, with what can be saved of it."""
-    there = [run for run in begun(world) if world.is_begun(run)]
+    there = waiting(world)
     if not there:
         return start(world, promises, draw)
     run = draw.choice(there)

@@ -93,7 +93,7 @@ class SafeSampler(BaseSampler):
     ) -> list[Settings]:
         """The start, then what was not tried: draws from the whole space, draws that change an option or two of others.
 
-        Settings are not repeated, whose expected improvement would be that of one run's noise.
+        Settings that were played are left out: what they are expected to gain would be the noise of one run.
         """
         drawn = [
             {name: self.sample_independent(study, trial, name, one) for name, one in self.space.items()}
@@ -118,7 +118,7 @@ def finished(study: Study) -> list[FrozenTrial]:
 
 
 def contains(distribution: BaseDistribution, value: Any) -> bool:
-    """Whether a value is drawn from a distribution, which may have steps; any other would be replaced by chance."""
+    """Whether a distribution, which may have steps, has a value; Optuna replaces any other by a random one."""
     return bool(distribution._contains(distribution.to_internal_repr(value)))
 
 

@@ -47,7 +47,7 @@ class TunedModel:
         config: The settings, as `config.yaml` of a run holds them; those of the policy are the start's.
         adapter: The folder of the tuned adapter; None = all weights are tuned.
         weights: The folder or hub id of all weights; None = an adapter is tuned.
-        run: The run's folder; None = no run is known, and of tuned weights no start.
+        run: The run's folder; None = it is not known. Of a model of all weights the start is then not known either.
     """
 
     name: str

@@ -324,6 +324,6 @@ def test_facts_line():
 def test_waiting_line():
     judged = waiting_line(Screen(closing_in=3.2, purpose="train"))
     assert "until then the last click can be undone" in judged
-    assert "Others may be asked for in the place of ties and skipped ones: keep this page open" in judged
+    assert "More may be asked for to replace ties and skipped ones: keep this page open" in judged
     assert "Other people" in waiting_line(Screen(purpose="train"))
     assert "model is at work" in waiting_line(Screen())

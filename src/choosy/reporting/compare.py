@@ -291,7 +291,7 @@ def print_comparison(comparison: Comparison, out: Terminal | None = None) -> Non
 
 
 def _evaluations(comparison: Comparison) -> Iterator[tuple[Any, ...]]:
-    """Yield each evaluation of each run: arm, seed, number, costs, KL, quality, what was typed, its end."""
+    """Yield each evaluation of each run: arm, seed, number, costs, KL, quality, what was typed, whether it ended."""
     for name, arm in comparison.arms.items():
         for seed, run in sorted(arm.items()):
             kl = run.kl or [None] * len(run.quality)

@@ -172,7 +172,7 @@ def check_ledger(path: Path, new: str | None) -> None:
     for name in found.damaged:
         say(f"damaged: {name}")
     for name in found.damaged_rest:
-        say(f"damaged: {name}, where no label is")
+        say(f"damaged: {name}, which holds no labels")
     say(f"{len(found.whole):,} labels are whole and {len(found.damaged):,} damaged in {path}")
     if new is not None:
         save(found, new)

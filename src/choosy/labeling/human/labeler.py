@@ -105,7 +105,7 @@ class People:
                 if self.sitting.left and time.monotonic() - reminded > REMIND:
                     tell(f"{self.sitting.left} of {what} left to label at {address}")
                     reminded = time.monotonic()
-        tell(f"Labeled {what}, thank you. Others may be asked for in the place of ties: keep the page open")
+        tell(f"Labeled {what}, thank you. More may be asked for to replace ties: keep the page open")
 
     def _listen(self) -> str:
         """Serve the page, once, and return its address."""

@@ -217,8 +217,8 @@ def waiting_line(screen: Screen) -> str:
     if screen.closing_in is not None:
         return (
             f"All judged, thank you. The run continues in {screen.closing_in:.0f} s; "
-            "until then the last click can be undone. Others may be asked for in the place of ties and skipped ones: "
-            "keep this page open."
+            "until then the last click can be undone. More may be asked for to replace ties and skipped ones: keep "
+            "this page open."
         )
     if screen.purpose is not None:
         return "Other people are judging what is left. This page updates itself."
