@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -12,10 +13,14 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from callbacks.evaluation import Evaluator
+from choosy.data.heldout import heldout_source
+from choosy.data.sources import Source
 from choosy.files import replacing
+from choosy.models.gguf_file import refuse_gguf
 from choosy.models.locate import shown_name
 from choosy.options.parts import typed_for
-from choosy.reporting.model_card import model_card
+from choosy.reporting.exports import write_whole
+from choosy.reporting.model_card import PICTURE, Form, copy_card, model_card
 from choosy.reporting.report import print_report, shown_settings, write_report
 from choosy.reporting.summary import RunSummary, read_run, write_summary
 from choosy.terminal import logger
@@ -27,20 +32,36 @@ class Export(Callback):
     """Writes `adapter/` (LoRA) or `model/` (all weights) into the run's folder when the run ends.
 
     With `callbacks=best` these are the weights after the best round, and else those after the last one.
+
+    Args:
+        run_dir: The run's folder.
+        form: What is written beside: `merged` = the whole model in `merged/`, `gguf` = a file for llama.cpp in `gguf/`.
     """
 
-    def __init__(self, run_dir: str) -> None:
+    def __init__(self, run_dir: str, *, form: Literal["adapter", "merged", "gguf"] = "adapter") -> None:
         self.run_dir = Path(run_dir)
+        self.form = form
         self.exported: int | None = None  # the number of the best round, from 1
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if bests(trainer) and isinstance(trainer.strategy, ModelParallelStrategy):
             raise ValueError("callbacks=best exports whole weights, which trainer=fsdp shards; choose trainer=ddp.")
         refuse_unmeasured(trainer)
+        if self.form == "merged" and not pl_module.policy.lora:
+            raise ValueError("export=merged merges an adapter, and model.lora=null writes all weights; leave it out.")
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        if self.form == "gguf":
+            refuse_gguf(pl_module.policy.causal_lm.config, pl_module.policy.tokens.tokenizer)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         self.exported = load_best(trainer, pl_module)
-        pl_module.policy.save(str(self.run_dir / ("adapter" if pl_module.policy.lora else "model")))
+        policy = pl_module.policy
+        tuned = self.run_dir / ("adapter" if policy.lora else "model")
+        policy.save(str(tuned))
+        if self.form != "adapter" and trainer.is_global_zero:
+            name, trusted = self.run_dir.resolve().name, policy.source.trust_remote_code
+            write_whole(str(tuned), self.run_dir / self.form, self.form, name=name, trusted=trusted)
 
 
 def bests(trainer: Any) -> list[ModelCheckpoint]:
@@ -108,8 +129,8 @@ class Report(Callback):
         run = read_run(self.run_dir)
         callbacks = cast(Any, trainer).callbacks
         exported = next((one.exported for one in callbacks if isinstance(one, Export)), None)
-        write_card(self.run_dir, run, trainer, pl_module, exported)
         write_report(run)
+        write_cards(self.run_dir, run, trainer, pl_module, exported)
         stops = [one.stopping_reason for one in callbacks if isinstance(one, EarlyStopping)]
         early = any(reason != EarlyStoppingReason.NOT_STOPPED for reason in stops)
         if run.finished or early:  # last, since a run that has a summary has ended
@@ -118,18 +139,20 @@ class Report(Callback):
             print_report(run)
 
 
-def write_card(folder: Path, summary: RunSummary, trainer: Any, module: Any, exported: int | None = None) -> None:
-    """Write the model card beside the tuned model, in place of the template that PEFT leaves.
+def write_cards(folder: Path, summary: RunSummary, trainer: Any, module: Any, exported: int | None = None) -> None:
+    """Write the model card and its picture beside each form of the tuned model, in place of PEFT's template.
 
     What it says of the model was measured after the round whose weights are exported; None = after the last one.
     """
-    tuned = next((folder / name for name in ("adapter", "model") if (folder / name).is_dir()), None)
-    if tuned is None:
+    form: Form = "adapter" if module.policy.lora else "model"
+    tuned = folder / form
+    if not tuned.is_dir():
         return
     policy, data = module.policy, trainer.datamodule
     run, chosen = data.run, shown_settings(folder)
     selectors = [name_of(one) for one in (run.prompt_selector, run.pair_selector) if one is not None]
-    sources = [data.train] if isinstance(data.train, str) else data.train
+    heldout = heldout_source(data.train, data.heldout) or data.heldout_pairs
+    trained_on, judged_on = names_of(data.train), names_of(heldout or data.train)
     judge = run.labels.evaluator
     who, judged_as = run.labels.labeler.name, chosen.get("labeler", "")
     facts = {
@@ -138,15 +161,33 @@ def write_card(folder: Path, summary: RunSummary, trainer: Any, module: Any, exp
         "selector": chosen.get("selector") or ", ".join(selectors) or "none",
         "labeler": who if not judged_as or who.startswith(judged_as) else f"{judged_as} ({who})",
         "judge of held-out answers": "" if judge is None else judge.labeler.name,
-        "data": ", ".join(Path(source).name for source in sources),
+        "data": ", ".join(trained_on),
+        "held-out data": ", ".join(judged_on) if heldout or summary.evaluated else "",
         "rounds": f"{len(summary.rounds)} of {run.rounds}, seed {run.seed}",
         "weights": "" if exported is None else f"after round {exported}, the best one",
     }
-    chat = bool(policy.tokens.tokenizer.chat_template)
-    upto = replace(summary, rounds=summary.rounds[:exported])
-    card = model_card(upto, facts, base=shown_name(policy.source.name), folder=tuned.name, chat=chat)
+    card = model_card(
+        replace(summary, rounds=summary.rounds[:exported]),
+        facts,
+        base=shown_name(policy.source.name),
+        data=trained_on,
+        judged=", ".join(judged_on),
+        form=form,
+        chat=bool(policy.tokens.tokenizer.chat_template),
+    )
     with replacing(tuned / "README.md") as unfinished:
         unfinished.write_text(card, encoding="utf-8")
+    shutil.copyfile(folder / PICTURE, tuned / PICTURE)
+    forms: tuple[Form, ...] = ("merged", "gguf")
+    for other in forms:
+        if (folder / other).is_dir():
+            copy_card(tuned, folder / other, other)
+
+
+def names_of(source: Source) -> list[str]:
+    """Return the hub ids of a data source, and the names of its files."""
+    sources = [source] if isinstance(source, str) else source
+    return [Path(one).name if Path(one).expanduser().exists() else shown_name(one) for one in sources]
 
 
 def name_of(part: object) -> str:

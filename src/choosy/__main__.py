@@ -34,7 +34,7 @@ choosy index SWEEP_DIR            list the runs of a sweep, with means over seed
 choosy compare SWEEP_DIR          write compare.html, .png and .csv: which arm pays: labels, seconds, tokens, money, KL
 choosy evaluate RUN data=FILE     compare the answers of a run, adapter or model with the start's; choosy eval for short
 choosy chat RUN                   talk to the tuned model and its start, or to one that choosy merge wrote
-choosy merge RUN DIR              write the tuned model as one model, its adapter merged in
+choosy merge RUN DIR              write the tuned model as one model, its adapter merged in; --gguf for llama.cpp
 choosy push RUN OWNER/NAME        upload the tuned model with its card to the Hugging Face hub
 choosy labels stats RUN           labels, ties and money of each labeler and run; also: export, import, check
 

@@ -11,6 +11,7 @@ from choosy.models.adapters import CONFIG
 from choosy.models.checksums import NAME, write_checksums
 from choosy.models.locate import UNREACHABLE, shown_name
 from choosy.options.words import Words
+from choosy.reporting.model_card import with_base
 from choosy.terminal import say
 from choosy.tuned_model import TunedModel
 
@@ -31,7 +32,9 @@ def push(words: list[str]) -> None:
     typed = parser.parse_args(words)
     if typed.repo.count("/") != 1:
         raise ValueError(f"{typed.repo} is no repository of the hub, which is OWNER/NAME, such as me/{typed.repo}.")
-    source = Path(TunedModel.open(typed.model).source).expanduser()
+    path = Path(typed.model).expanduser()
+    is_gguf = not (path / "config.yaml").is_file() and any(path.glob("*.gguf"))
+    source = path if is_gguf else Path(TunedModel.open(typed.model).source).expanduser()
     if not source.is_dir():
         raise ValueError(f"{typed.model} is on the hub already; type the folder of a run, an adapter or a model.")
     import httpx2
@@ -60,28 +63,27 @@ def push(words: list[str]) -> None:
 
 
 def name_base(folder: Path, base: str | None) -> None:
-    """Name the base model of an adapter by its hub id, in its configuration and its card, without a path from here.
+    """Name the base model by its hub id, in an adapter's configuration and in the card, without a path from here.
 
     Raises:
         ValueError: It was a folder of this machine, and no hub id is given.
     """
     file, card = folder / CONFIG, folder / "README.md"
-    if not file.exists():
-        return
-    config = json.loads(file.read_text(encoding="utf-8"))
     known = shown_name("demo:smollm2")
-    named = str(config[BASE])
-    found = base or (known if Path(named).name == known.rpartition("/")[2] else named)
-    if Path(found).is_dir() or not is_hub_id(found):
-        ours = f"--base {base} is no hub id" if base else f"The adapter was tuned on the folder {named} of this machine"
-        raise ValueError(f"{ours}; type --base with its hub id, such as {known}.")
-    file.write_text(json.dumps({**config, BASE: found}, indent=2) + "\n", encoding="utf-8")
+    if base and not is_hub_id(base):
+        raise ValueError(f"--base {base} is no hub id; type --base with its hub id, such as {known}.")
+    if file.exists():
+        config = json.loads(file.read_text(encoding="utf-8"))
+        named = str(config[BASE])
+        found = base or (known if Path(named).name == known.rpartition("/")[2] else named)
+        if Path(found).is_dir() or not is_hub_id(found):
+            raise ValueError(
+                f"The adapter was tuned on the folder {named} of this machine; type --base with its hub id, "
+                f"such as {known}."
+            )
+        file.write_text(json.dumps({**config, BASE: found}, indent=2) + "\n", encoding="utf-8")
     if base and card.exists():
-        text = card.read_text(encoding="utf-8").replace(
-            f"| base model | {shown_name(named)} |", f"| base model | {base} |"
-        )
-        front = "---\n" if f"base_model: {base}" in text else f"---\nbase_model: {base}\n"
-        card.write_text(text.replace("---\n", front, 1), encoding="utf-8")
+        card.write_text(with_base(card.read_text(encoding="utf-8"), base), encoding="utf-8")
 
 
 def is_hub_id(name: str) -> bool:

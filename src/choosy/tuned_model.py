@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from choosy.console import hide_progress_bars
-from choosy.files import name_of_paths, replacing
+from choosy.files import name_of_paths
 from choosy.labeling.run_ledger import ledger_of
 from choosy.main import built, check, compose, plain
 from choosy.models.adapters import refuse_model, starting_point
-from choosy.models.checksums import refuse_changed, write_checksums
-from choosy.models.damaged import refusing_damaged
-from choosy.models.trust import loaded
+from choosy.models.checksums import refuse_changed
 from choosy.options.names import any_of
 from choosy.options.typed import quoted
 from choosy.options.words import Words
+from choosy.reporting.exports import Whole, write_whole
 from choosy.reporting.folders import refuse_sweep
+from choosy.reporting.model_card import copy_card
 from choosy.sealed import read_yaml
 from choosy.terminal import say
 
@@ -168,23 +168,19 @@ def in_folder(folder: Path) -> str:
 def merge(words: list[str]) -> None:
     """Write the tuned model as one model, without an adapter."""
     parser = Words("choosy merge", description="Write a run's tuned model as one model, its adapter merged in.")
-    parser.add_argument("run_dir", metavar="RUN", help="the folder of the run, or of an adapter")
+    parser.add_argument("run_dir", metavar="RUN", help="the folder of the run, or of an adapter or a model")
     parser.add_argument("folder", metavar="DIR", help="a new folder for the model")
+    parser.add_argument("--gguf", action="store_true", help="write one file for llama.cpp, Ollama and LM Studio")
     typed = parser.parse_args(words)
     tuned, folder = TunedModel.open(typed.run_dir), Path(typed.folder)
-    if tuned.adapter is None:
+    if tuned.adapter is None and not typed.gguf:
         raise ValueError(f"All weights are tuned, and {tuned.weights} is the whole model; there is nothing to merge.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} holds something already; type a new folder.")
-    from peft import AutoPeftModelForCausalLM
-    from transformers import AutoTokenizer
-
-    hide_progress_bars()
-    with refusing_damaged(tuned.adapter):
-        model = loaded(AutoPeftModelForCausalLM.from_pretrained, tuned.adapter, trusted=tuned.trusted, dtype="auto")
-    merged = model.merge_and_unload()
-    with replacing(folder) as unfinished:
-        merged.save_pretrained(unfinished)
-        loaded(AutoTokenizer.from_pretrained, tuned.adapter, trusted=tuned.trusted).save_pretrained(unfinished)
-        write_checksums(unfinished)
-    say(f"{folder} holds the whole model; AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it")
+    form: Whole = "gguf" if typed.gguf else "merged"
+    written = write_whole(tuned.source, folder, form, name=folder.resolve().name, trusted=tuned.trusted)
+    copy_card(Path(tuned.source), folder, form)
+    if typed.gguf:
+        say(f"{written} holds the whole model; llama-server -m {shlex.quote(str(written))} serves it")
+    else:
+        say(f"{folder} holds the whole model; AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it")

@@ -7,10 +7,13 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partialmethod
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+import yaml
+from huggingface_hub import HfApi
 from tiny import command
 
 from choosy.models.checksums import refuse_changed
@@ -89,7 +92,10 @@ def test_a_run_is_uploaded_with_its_card_and_no_path_of_this_machine(play, hub, 
     assert json.loads(hub.files["adapter_config.json"])["base_model_name_or_path"] == "owner/tiny"
     card = hub.files["README.md"].decode()
     assert card.startswith("---\nbase_model: owner/tiny\n")
+    assert "base_model_relation: adapter\n" in card
     assert "| base model | owner/tiny |" in card
+    assert "\nowner/tiny tuned on preferences" in card
+    assert "curves.png" in hub.files
     for name, content in hub.files.items():
         (file := tmp_path / "downloaded" / name).parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
@@ -103,6 +109,21 @@ def test_a_run_is_uploaded_with_its_card_and_no_path_of_this_machine(play, hub, 
     assert failed.returncode != 0
     said = failed.stderr.splitlines()[-1]
     assert "me/tuned is not uploaded: the Hugging Face hub cannot be reached at http://127.0.0.1:1 (" in said
+
+
+@pytest.mark.parametrize(("words", "folder"), [(["export=merged"], "merged"), (["export=gguf"], "gguf")])
+def test_each_form_of_a_model_is_uploaded_without_a_path_of_this_machine(words, folder, play, hub, tmp_path):
+    run = play(*words, "rounds=1", "data.heldout=null")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        patched.setattr("huggingface_hub.hf_api.HfApi.__init__", partialmethod(HfApi.__init__, hub.url, token="hf_t"))
+        push([str(run.run_dir / folder), "me/tuned", "--base", "owner/tiny"])
+    assert {"README.md", "curves.png", "SHA256SUMS"} <= {*hub.files}
+    head = yaml.safe_load(hub.files["README.md"].decode().split("---\n")[1])
+    wanted = {"merged": ("transformers", "finetune"), "gguf": ("gguf", "quantized")}[folder]
+    assert (head["library_name"], head["base_model_relation"]) == wanted
+    assert head["base_model"] == "owner/tiny"
+    assert not [name for name, content in hub.files.items() if str(tmp_path.parent).encode() in content]
 
 
 @pytest.mark.parametrize("base", ["gpt2", "owner/model"])

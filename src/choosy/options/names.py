@@ -170,6 +170,7 @@ COMMANDS_OF_OTHERS = {  # what TRL, LLaMA-Factory and their like call a command:
     name: ours
     for ours, names in {
         "choosy merge RUN DIR": "export merge_and_unload",
+        "choosy merge RUN DIR --gguf": "gguf convert quantize to_gguf",
         "choosy chat RUN": "generate infer inference predict serve vllm-serve api webchat",
         "choosy evaluate RUN data=prompts.jsonl": "test validate score",
         "choosy push RUN OWNER/NAME": "upload publish push_to_hub",

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import shlex
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
 
+from choosy.data.sources import PACKAGED
+from choosy.files import replacing
+from choosy.options.typed import in_the_shell
 from choosy.reporting.summary import OF_PAIRS, RunSummary
+from choosy.reporting.sweeps import OF_ONE_RUN, words_of
 from choosy.version import __version__
 
+Form = Literal["adapter", "model", "merged", "gguf"]
+PICTURE = "curves.png"
 CARD = """---
 {front}
 ---
@@ -16,66 +27,122 @@ CARD = """---
 
 {base} tuned on preferences with Choosy. {headline}.
 
-| | |
-|---|---|
-{rows}
+![what was measured against labels, tokens and seconds]({picture})
 
-```python
+## Results
+
+{results}
+
+## How it was tuned
+
+{facts}
+
+## How to load it
+
 {code}
-```
-"""
 
-IMPORTS = {
-    "AutoPeftModelForCausalLM": "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer",
-    "AutoModelForCausalLM": "from transformers import AutoModelForCausalLM, AutoTokenizer",
-}
-CODE = """{imports}
-model = {loader}.from_pretrained("{folder}")
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-inputs = tokenizer{call}
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))"""
+## How to repeat it
+
+{repeat}
+"""
 
 CHAT = """.apply_chat_template(
     [{"role": "user", "content": "Hello!"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
 )"""
+CODE = """```python
+{imports}
+model = {loader}.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+inputs = tokenizer{call}
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))
+```"""
+IMPORTS = {
+    "AutoPeftModelForCausalLM": "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer",
+    "AutoModelForCausalLM": "from transformers import AutoModelForCausalLM, AutoTokenizer",
+}
+LLAMA_CPP = """```
+llama-server -m {file}
+```"""
+LIBRARY = {"adapter": "peft", "model": "transformers", "merged": "transformers", "gguf": "gguf"}
+RELATION = {"adapter": "adapter", "model": "finetune", "merged": "finetune", "gguf": "quantized"}  # as the hub has it
+WORD = re.compile(rf"""(?:{PACKAGED}|\w+://|[A-Za-z]:(?=[/\\]))?[^\s'"\[\]{{}},:=]+""")
 
 
-def model_card(run: RunSummary, facts: Mapping[str, str], *, base: str, folder: str, chat: bool) -> str:
+def model_card(
+    run: RunSummary, facts: Mapping[str, str], *, base: str, data: Sequence[str], judged: str, form: Form, chat: bool
+) -> str:
     """Return the card of a run's tuned model, in Markdown with the hub's front matter.
 
     Args:
         run: What the run's files say.
-        facts: What the run was made of, as rows of the table.
+        facts: What the run was made of, as rows of a table.
         base: The hub id of the base model, or the name of its folder.
-        folder: The folder of the tuned model in the run's: `adapter` or `model`.
+        data: The hub ids of the data sets, and the names of the files.
+        judged: The name of the held-out data.
+        form: In what form the model is in its folder.
         chat: Whether the model has a chat template.
     """
-    adapter = folder == "adapter"
-    libraries = ("torch", "transformers", *(["peft"] if adapter else []))
-    last = run.last
-    measured = {
-        "held-out win rate against the start": _interval(last, "win_rate", ".0%"),
-        "held-out reward": " → ".join(filter(None, (_interval(look, "reward", ".3g") for look in (run.start, last)))),
-        **{f"held-out {name}": run.course(name) for name in OF_PAIRS},
-        "cost": run.costs,
-        "versions": ", ".join([f"choosy {__version__}", *(f"{name} {version(name)}" for name in libraries)]),
-    }
-    rows = {name: text for name, text in {"base model": base, **facts, **measured}.items() if text}
-    front = [
-        *([f"base_model: {base}"] if "/" in base else []),
-        f"library_name: {'peft' if adapter else 'transformers'}",
-    ]
-    loader = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
-    call = CHAT if chat else '("Hello!", return_tensors="pt")'
-    code = CODE.format(imports=IMPORTS[loader], loader=loader, folder=folder, call=call)
+    libraries = ("torch", "transformers", *(["peft"] if form == "adapter" else []))
+    of_tools = ", ".join([f"choosy {__version__}", *(f"{name} {version(name)}" for name in libraries)])
+    made = {"base model": base, **facts, "cost": run.costs, "versions": of_tools}
+    title = run.folder.resolve().name
     return CARD.format(
-        front="\n".join([*front, "pipeline_tag: text-generation", "tags: [choosy, preference-tuning]"]),
-        title=run.folder.resolve().name,
+        front=_front(run, title, base=base, data=data, judged=judged, form=form),
+        title=title,
         base=base,
         headline=run.headline,
-        rows="\n".join(f"| {name} | {text} |" for name, text in rows.items()),
-        code=code,
+        picture=PICTURE,
+        results=_results(run),
+        facts=_table(("", ""), ([name, text] for name, text in made.items() if text)),
+        code=_code(form, chat=chat),
+        repeat=repeated(run.folder),
     )
+
+
+def _front(run: RunSummary, title: str, *, base: str, data: Sequence[str], judged: str, form: Form) -> str:
+    """The hub's front matter: what the model is of, and what was measured, as the hub lists it."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    found = {"win_rate": "win rate against the start", "reward": "reward", "accuracy": "accuracy on held-out pairs"}
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=judged,
+            dataset_name=judged,
+            metric_type=name,
+            metric_name=what,
+            metric_value=round(value, 4),
+        )
+        for name, what in found.items()
+        if (value := run.last.get(name)) is not None
+    ]
+    is_known = "/" in base
+    return ModelCardData(
+        base_model=base if is_known else None,
+        base_model_relation=RELATION[form] if is_known else None,
+        datasets=[name.partition(":")[0] for name in data if "/" in name and not name.startswith(PACKAGED)] or None,
+        library_name=LIBRARY[form],
+        pipeline_tag="text-generation",
+        tags=["choosy", "preference-tuning"],
+        model_name=title,
+        eval_results=results or None,
+    ).to_yaml()
+
+
+def _results(run: RunSummary) -> str:
+    start, last = run.start, run.last
+    rows = [
+        ["win rate against the start", "", _interval(last, "win_rate", ".0%")],
+        ["win rate at equal lengths", "", _interval(last, "win_rate_lc", ".0%")],
+        ["reward", _interval(start, "reward", ".3g"), _interval(last, "reward", ".3g")],
+        *([name, _interval(start, name, ".3g"), _interval(last, name, ".3g")] for name in (*OF_PAIRS, "kl", "length")),
+    ]
+    shown = _table(("held out", "start", "tuned"), (row for row in rows if row[2]))
+    return shown + "\n\nIn brackets: 95 % intervals. " + run.notes if run.evaluated else run.notes
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows])
 
 
 def _interval(measured: Mapping[str, float | None], name: str, form: str) -> str:
@@ -84,3 +151,83 @@ def _interval(measured: Mapping[str, float | None], name: str, form: str) -> str
     if value is None:
         return ""
     return f"{value:{form}}" + ("" if low is None or high is None else f" ({low:{form}} to {high:{form}})")
+
+
+def _code(form: Form, *, chat: bool, file: str = "") -> str:
+    """The lines that load the model, typed in the folder in which the model's own is."""
+    if form == "gguf":
+        return LLAMA_CPP.format(file=file)
+    loader = "AutoPeftModelForCausalLM" if form == "adapter" else "AutoModelForCausalLM"
+    call = CHAT if chat else '("Hello!", return_tensors="pt")'
+    return CODE.format(imports=IMPORTS[loader], loader=loader, folder=form, call=call)
+
+
+def repeated(run_dir: Path) -> str:
+    """Return how the run is repeated: the words that were typed, files by their names.
+
+    A run that LightningCLI or a program has composed is repeated by its config.yaml.
+    """
+    words = words_of(run_dir)
+    typed, files = ["fit", "--config", "config.yaml"], ["config.yaml"]
+    if words is not None:
+        kept = [word for word in words if word.lstrip("+").split("=")[0] not in OF_ONE_RUN]
+        found = [without_paths(word) for word in in_the_shell(kept)]
+        typed, files = ["train", *(word for word, _ in found)], [name for _, names in found for name in names]
+    command = f"```\npip install choosy-tuning=={__version__}\n{shlex.join(['choosy', *typed])}\n```"
+    needed = ", ".join(f"`{name}`" for name in dict.fromkeys(files))
+    return command + (f"\n\nIt needs what is not published here: {needed}." if needed else "")
+
+
+def without_paths(word: str) -> tuple[str, list[str]]:
+    """Return a word of a command line with the files and folders of this machine by their names, and these names.
+
+    Example:
+        >>> without_paths("data.train=[/data/a.jsonl,owner/set:train,./b.csv]")
+        ('data.train=[a.jsonl,owner/set:train,b.csv]', ['a.jsonl', 'b.csv'])
+        >>> without_paths("labeler.base_url=http://localhost:8000/v1")
+        ('labeler.base_url=http://localhost:8000/v1', [])
+    """
+    names: list[str] = []
+    name, equals, value = word.partition("=") if "=" in word else ("", "", word)
+    folders = not equals or name.startswith("model.")  # elsewhere a choice may be called like a folder that is here
+
+    def named(found: re.Match[str]) -> str:
+        text = found[0]
+        path = Path(text).expanduser()
+        if text.startswith(PACKAGED) or "://" in text:
+            return text
+        is_path = re.search(r"[/\\]", text) and (text.count("/") != 1 or text[0] in "./~" or path.exists())
+        if is_path or path.is_file() or (folders and path.is_dir()):
+            names.append(re.split(r"[/\\]", text.rstrip("/"))[-1])
+            return names[-1]
+        if (module := Path(f"{text.partition('.')[0]}.py")).is_file() and "." in text:
+            names.append(module.name)
+        return text
+
+    return name + equals + WORD.sub(named, value), names
+
+
+def copy_card(source: Path, folder: Path, form: Form) -> None:
+    """Copy the card of a tuned model that Choosy has written, with its picture, for the same model in another form."""
+    card = source / "README.md"
+    if not card.is_file() or "\n- choosy\n" not in (text := card.read_text(encoding="utf-8")).partition("\n---\n")[0]:
+        return
+    file = next((file.name for file in folder.glob("*.gguf")), "")
+    code = _code(form, chat="apply_chat_template" in text, file=file)
+    text = re.sub(r"```python\n.*?```", lambda _: code, text, count=1, flags=re.DOTALL)
+    text = re.sub(r"^library_name: .*$", f"library_name: {LIBRARY[form]}", text, count=1, flags=re.MULTILINE)
+    text = re.sub(r"^base_model_relation: .*$", f"base_model_relation: {RELATION[form]}", text, count=1, flags=re.M)
+    with replacing(folder / "README.md") as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+    if (source / PICTURE).is_file():
+        shutil.copyfile(source / PICTURE, folder / PICTURE)
+
+
+def with_base(card: str, base: str) -> str:
+    """Return a card that names the base model by its hub id."""
+    head, fence, body = card.removeprefix("---\n").partition("---\n")
+    relation = next(RELATION[form] for form, name in LIBRARY.items() if f"library_name: {name}\n" in head)
+    kept = [line for line in head.splitlines() if not line.startswith("base_model")]
+    body = re.sub(r"^\| base model \| .* \|$", f"| base model | {base} |", body, count=1, flags=re.MULTILINE)
+    body = re.sub(r"^\S+ (?=tuned on preferences with Choosy)", f"{base} ", body, count=1, flags=re.MULTILINE)
+    return "\n".join(["---", f"base_model: {base}", *kept, f"base_model_relation: {relation}", fence + body])

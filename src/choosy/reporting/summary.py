@@ -44,6 +44,8 @@ CONTENTS = {  # what a run's folder may hold, as patterns of names
     "config.yaml": "the run's whole configuration",
     "adapter": "the tuned adapter in Hugging Face format",
     "model": "the tuned model in Hugging Face format",
+    "merged": "the whole model in Hugging Face format, the adapter merged in",
+    "gguf": "the whole model as a file for llama.cpp",
     "checkpoints": "to resume from",
     "ledger.sqlite": "every label that was bought; choosy labels reads it",
     "ledger.copy.sqlite": "a copy of it after the last round, in case it is damaged",

@@ -24,6 +24,8 @@ OURS = (
         "mlflow_run_id",
         "adapter",
         "model",
+        "merged",
+        "gguf",
         "metrics.csv",
         "metrics.csv.sha256",
         "metrics.damaged.csv",
