@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback
 
 from choosy.resume.checkpoint_files import last_checkpoint
-from choosy.terminal import logger
-
-log = logger(__name__)
+from choosy.resume.slurm import leave
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -25,9 +23,10 @@ class Preemption(Callback):
     """Writes `last.ckpt` after the running step and ends the process, on SIGTERM, SIGUSR1 or SIGUSR2.
 
     Outside of training the process ends at once: what was sampled and bought is on the disk already. SIGUSR1 under
-    SLURM also queues the job again (`scontrol requeue`). A handler that the signal had before, such as submitit's own,
-    is called instead; otherwise the exit status is 128 plus the signal's number: 143 for SIGTERM, 138 for SIGUSR1.
-    A second signal changes nothing. Resume with ckpt_path=last, or start with ckpt_path=auto.
+    SLURM, and SIGTERM in a job that SLURM preempts, also queue the job again (`scontrol requeue`). A handler that the
+    signal had before, such as submitit's own, is called first; if it returns, the exit status is 128 plus the signal's
+    number: 143 for SIGTERM, 138 for SIGUSR1. A second signal changes nothing. Resume with ckpt_path=last, or start
+    with ckpt_path=auto.
     """
 
     def __init__(self, run_dir: str) -> None:
@@ -37,20 +36,21 @@ class Preemption(Callback):
         self.leaving = False
         self.before: dict[int, Any] = {}
         self.forward: Callable[[int], None] = lambda signum: None
-        self.is_global_zero = True
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self.leaving = False
         launcher = trainer.strategy.launcher
         if hasattr(launcher, "kill"):  # this process forwards a signal to those that the strategy has started
             self.forward = launcher.kill
-        self.is_global_zero = trainer.is_global_zero
         found = {signum: signal.getsignal(signum) for signum in SIGNALS}
         self.before = {signum: signal.SIG_DFL if is_ours(handler) else handler for signum, handler in found.items()}
         self._listen()
 
+    def on_round_start(self) -> None:
+        self._listen()  # Lightning has replaced our handlers; its own one of SIGTERM waits for the other ranks
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._listen()  # Lightning has replaced our handlers by its own, which write no checkpoint
+        self._listen()  # where no rounds are played
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.training = True
@@ -58,7 +58,8 @@ class Preemption(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         received = self.received or 0
         if trainer.world_size > 1:  # some ranks may have received it during this step and others not yet
-            received = max(pl_module.all_gather(received).tolist())
+            dist.all_reduce(latest := torch.tensor(received, device=pl_module.device), dist.ReduceOp.MAX)
+            received = int(latest)
         if received:
             if not trainer.is_last_batch:  # else the evaluation follows, and a resumed run repeats this step before it
                 trainer.save_checkpoint(last_checkpoint(self.run_dir))
@@ -67,7 +68,7 @@ class Preemption(Callback):
         self.training = not trainer.is_last_batch
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        if threading.current_thread() is threading.main_thread():
+        if not self.leaving and threading.current_thread() is threading.main_thread():
             for signum, handler in self.before.items():
                 signal.signal(signum, handler)
 
@@ -89,23 +90,10 @@ class Preemption(Callback):
         self.leaving = True
         handler = self.before.get(signum)
         if callable(handler):
-            handler(signum, None)
-            return
-        if signum == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ and self.is_global_zero:
-            requeue()
-        raise SystemExit(128 + signum)
+            handler(signum, None)  # submitit's for SIGUSR2 queues the job again and ends its first process, no other
+        leave(signum)
 
 
 def is_ours(handler: Any) -> bool:
     """Whether a signal's handler is of an earlier run in this process, which has failed."""
     return isinstance(getattr(handler, "__self__", None), Preemption)
-
-
-def requeue() -> None:
-    """Queue this SLURM job again under the same number."""
-    job = os.environ["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
-    if done.returncode:
-        log.error("scontrol requeue %s failed: %s", job, done.stderr.strip())

@@ -136,6 +136,9 @@ class RoundData(LightningDataModule, ABC):
         """Play this epoch's round, then train on its items."""
         assert self.trainer is not None
         number = self.trainer.current_epoch
+        for callback in cast(Any, self.trainer).callbacks:
+            if hasattr(callback, "on_round_start"):
+                callback.on_round_start()
         self.play(number)
         return self.run.loader(number)
 

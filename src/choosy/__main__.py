@@ -24,6 +24,7 @@ from choosy.reporting.report import print_report, write_report
 from choosy.reporting.summary import read_run
 from choosy.resume.failed_starts import is_first_process, leaving_no_failed_start
 from choosy.resume.run_lock import holding
+from choosy.resume.slurm import end_with_slurm
 from choosy.start import check, is_finished, prepare, without_nulls
 from choosy.terminal import exit_with, program_version, say, show_any_letter
 
@@ -90,6 +91,7 @@ def fit(words: list[str]) -> None:
     if {"-h", "--help"} & {*words}:
         say(HELP)
         return
+    end_with_slurm()
     typed = read_words(words)
     if typed.is_composed:
         without_nulls(typed.config)

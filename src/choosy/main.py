@@ -50,6 +50,7 @@ from choosy.parallel.launch import join_tasks, refuse_relaunching_sweep
 from choosy.redaction import refuse_secret_words
 from choosy.resume.failed_starts import is_first_process, leaving_no_failed_start
 from choosy.resume.run_lock import holding
+from choosy.resume.slurm import QueuedAgain, end_with_slurm
 from choosy.sealed import write_yaml
 from choosy.terminal import exit_with, program_version, say, show_any_letter
 
@@ -107,7 +108,7 @@ def in_sentences(again: Callable[[], str], put: Callable[[str], str] = str) -> I
     except (KeyboardInterrupt, SystemExit) as stop:
         by_hand = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
         status = stop.code if isinstance(stop, SystemExit) else None
-        by_signal = status in BY_SIGNALS and is_first_process()
+        by_signal = status in BY_SIGNALS and not isinstance(stop, QueuedAgain) and is_first_process()
         if isinstance(status, str) or not ((by_hand or by_signal) and (command := again())):
             raise
         say(f"\nStopped; what was sampled, labeled and trained is kept. To continue type\n  {command}", file=sys.stderr)
@@ -138,6 +139,7 @@ def main() -> None:
 
     A mistake that the user can correct ends the process with a sentence; HYDRA_FULL_ERROR=1 shows the stack.
     """
+    end_with_slurm()
     words = sys.argv[1:] = [at_home(word) for word in sys.argv[1:]]
     see_current_folder()
     show_any_letter()

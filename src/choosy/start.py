@@ -20,6 +20,7 @@ from choosy.parallel.launch import may_have_gpu
 from choosy.redaction import refuse_secrets
 from choosy.resume.config_changes import named_settings, report_changes
 from choosy.resume.run_folder import Start, choose_start, prepare_folder, refuse_other_run
+from choosy.resume.slurm import end_with_slurm
 from choosy.sealed import read_json, write_yaml
 from choosy.terminal import logger
 
@@ -119,6 +120,7 @@ def prepare(config: Mapping[str, Any], run_dir: Path, *, typed: Collection[str] 
         run_dir: The run's folder.
         typed: Names of the options that were typed.
     """
+    end_with_slurm()
     if not may_have_gpu():
         refuse_gpu(config["trainer"])
     begin = choose_start(run_dir, config["ckpt_path"], replace=config["overwrite"])

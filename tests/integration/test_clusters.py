@@ -146,6 +146,25 @@ def test_a_preempted_run_writes_a_checkpoint_and_goes_on_from_it(long_lines, tmp
     assert ending(tmp_path / "run") == ending(tmp_path / "whole")
 
 
+LABELS = """
+import pathlib, time
+def slow(prompt, response):
+    pathlib.Path("asked").touch()
+    time.sleep(0.2)
+    return float(len(response))
+"""
+
+
+def test_a_process_that_labels_ends_at_once_though_another_one_waits_for_it(lines, tmp_path):
+    (tmp_path / "sleepy.py").write_text(LABELS)
+    words = [TRAIN, *lines, *DDP, "labeler.path=sleepy.slow", f"run_dir={tmp_path}/run"]
+    run = Program(words, folder=tmp_path, environ=environ(tmp_path), ranks=2)
+    wait_for(lambda: (tmp_path / "asked").exists() or run.poll() is not None)
+    run.send_signal(signal.SIGTERM)
+    errors = run.communicate(timeout=60)[1]
+    assert run.returncode == 128 + signal.SIGTERM, errors
+
+
 def test_slurm_s_warning_queues_the_job_again(long_lines, tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "scontrol").write_text(SCONTROL)
