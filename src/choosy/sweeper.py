@@ -36,7 +36,8 @@ NEEDS_OPTUNA = "A search needs Optuna: pip install 'choosy-tuning[cluster]'"
 
 
 def register() -> None:
-    """Let Hydra find the sweeper, in the only package of which it takes any."""
+    """Let Hydra find the sweeper, in the only package of which it takes any, and our launchers without a warning."""
+    warnings.filterwarnings("ignore", message=r"\s+'hydra/launcher/submitit_\w+' is validated against ConfigStore")
     Plugins.instance().register(SafeSweeper)
     sys.modules.setdefault("hydra_plugins", ModuleType("hydra_plugins"))  # there is none without the extra
     sys.modules[SafeSweeper.__module__] = sys.modules[__name__]
