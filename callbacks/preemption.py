@@ -9,10 +9,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback
 
+from choosy.parallel.ranks import largest
 from choosy.resume.checkpoint_files import last_checkpoint
 from choosy.resume.slurm import leave
 
@@ -58,8 +57,7 @@ class Preemption(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         received = self.received or 0
         if trainer.world_size > 1:  # some ranks may have received it during this step and others not yet
-            dist.all_reduce(latest := torch.tensor(received, device=pl_module.device), dist.ReduceOp.MAX)
-            received = int(latest)
+            received = largest(received, pl_module.device)
         if received:
             if not trainer.is_last_batch:  # else the evaluation follows, and a resumed run repeats this step before it
                 trainer.save_checkpoint(last_checkpoint(self.run_dir))

@@ -69,6 +69,13 @@ def gather_rows(mine_XD: Tensor, ranks: Ranks) -> Tensor:
     return torch.cat(every) if every else mine_XD
 
 
+def largest(mine: int, device: torch.device) -> int:
+    """Return the largest of all ranks' numbers, by their common device."""
+    every = torch.tensor(mine, device=device)
+    dist.all_reduce(every, dist.ReduceOp.MAX)
+    return int(every)
+
+
 class OneRank:
     """A run on one process."""
 
