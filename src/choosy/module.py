@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -23,6 +24,7 @@ from choosy.methods.degree_aware import DegreeAwareLoss
 from choosy.methods.loss_inputs import NO_STEPS_YET, Degrees, Facts, Loss, Partners, item_losses, refuse_no_loss
 from choosy.methods.schedule import Schedule, share_of_lr
 from choosy.models.degree_head import DegreeHead
+from choosy.models.experts import Routed
 from choosy.models.policy import Policy
 from choosy.models.rows import Group
 from choosy.parallel.ranks import current_ranks
@@ -54,6 +56,8 @@ class WeightedDPO(LightningModule):
         max_grad_norm: Clip the gradient to this norm; None = do not clip.
         reset_policy: `each_round` goes back to the start's weights, and a new optimiser with its warm-up, before each
             round's training, as active preference learning does; `never` trains on.
+        router_aux_loss_coef: Factor on the loss that keeps the experts of a mixture-of-experts model equally busy, over
+            all tokens of a step; it takes one more forward pass. 0 = without it.
         on_bad_loss: What a loss or a gradient that is nan or infinite does: `stop` ends the run, `skip` leaves those
             items out of the step. Neither lets it reach the weights.
         seed: Of the adapter's initial weights.
@@ -68,6 +72,7 @@ class WeightedDPO(LightningModule):
         warmup_steps: float = 0,
         schedule: Schedule = "constant",
         max_grad_norm: float | None = 1.0,
+        router_aux_loss_coef: float = 0.0,
         reset_policy: ResetPolicy = "never",
         on_bad_loss: OnBadLoss = "stop",
         seed: int = 0,
@@ -78,6 +83,8 @@ class WeightedDPO(LightningModule):
             raise ValueError(
                 "A DegreeAwareLoss is no part of another loss: type loss=spo, and the other one as loss.loss."
             )
+        if not 0 <= router_aux_loss_coef < math.inf:
+            raise ValueError(f"router_aux_loss_coef={router_aux_loss_coef} is no factor; type 0.001, or 0 for none.")
         refuse_unknown("reset_policy", reset_policy, get_args(ResetPolicy))
         refuse_unknown("schedule", schedule, get_args(Schedule))
         self.automatic_optimization = False  # a step is a batch of items, in as many parts as its tokens need
@@ -89,6 +96,7 @@ class WeightedDPO(LightningModule):
         self.warmup_steps = warmup_steps
         self.schedule = schedule
         self.max_grad_norm = max_grad_norm
+        self.router_aux_loss_coef = router_aux_loss_coef
         self.reset_policy = reset_policy
         self.bad_losses = BadLosses(on_bad_loss)
         self.seed = seed
@@ -114,6 +122,11 @@ class WeightedDPO(LightningModule):
         if sharded and "degrees" in self.loss.needs:
             raise ValueError("loss=spo trains a head that trainer=fsdp does not shard; choose trainer=ddp.")
         self.policy.load(device=strategy.root_device, seed=self.seed, sharded=sharded)
+        if self.router_aux_loss_coef and not self.policy.has_routers():
+            raise ValueError(
+                f"router_aux_loss_coef={self.router_aux_loss_coef} balances the experts of a mixture-of-experts model, "
+                f"and {self.policy.source.name} has no router of experts; type router_aux_loss_coef=0."
+            )
         if isinstance(self.loss, DegreeAwareLoss) and self.degree_head is None:
             self.degree_head = DegreeHead(self.policy, self.loss.degrees)
 
@@ -194,21 +207,25 @@ class WeightedDPO(LightningModule):
         """One optimiser step on the mean over the batch's items of weight x loss."""
         if batch.total:
             partners = self.find_partners(batch) if "step" in self.loss.needs else None
-            stats = self.accumulate_gradients(batch, partial(self.part_loss, partners=partners))
+            load = self.find_load(batch) if self.router_aux_loss_coef else None
+            stats = self.accumulate_gradients(batch, partial(self.part_loss, partners=partners, load=load))
             lr = float(self.optimizer_and_warmup()[0].param_groups[0]["lr"])
             self.rounds_trained = self.current_epoch + (batch_idx + 1) / self.trainer.num_training_batches
             norm = self.take_step(stats)
-            self.log_step(stats, norm, batch.total, lr)
+            self.log_step(stats, norm, batch.total, lr, load)
 
     def part_loss(
-        self, part: Batch, partners: Mapping[ItemKey, Sequence[float]] | None = None
+        self, part: Batch, partners: Mapping[ItemKey, Sequence[float]] | None = None, load: Routed | None = None
     ) -> tuple[Tensor, StepStats]:
-        """What a part of a step adds to the mean over the step's items of weight x loss."""
-        logp_T = self.policy.token_logps(part.groups, collisions="collision" in self.loss.needs)
+        """What a part of a step adds to the mean over the step's items of weight x loss, and to the experts' loss."""
+        routed: list[Routed] | None = None if load is None else []
+        logp_T = self.policy.token_logps(part.groups, collisions="collision" in self.loss.needs, routed=routed)
         s = part.loss_inputs(logp_T, self.facts, partners)
         s.degrees = self.predict_degrees(part.groups)
         loss_B = part.weight_B.to(s.logp_R.device) * item_losses(self.loss, s, len(part.weight_B))
         loss = loss_B.sum() / part.total
+        if load and routed:
+            loss = loss + self.router_aux_loss_coef * load.balance_loss(routed[0])
         bad = [part.items[n].key for n in (~torch.isfinite(loss_B)).nonzero().flatten().tolist()]
         return loss, StepStats.of(s, loss, self.loss.rewards(s), bad)
 
@@ -252,6 +269,17 @@ class WeightedDPO(LightningModule):
         logp_B4 = torch.tensor([logps for _, logps in everybody])
         partners_B3 = torch.stack(Partners.of(logp_B4[:, :2], logp_B4[:, 2:]), dim=1)
         return dict(zip((key for key, _ in everybody), partners_B3.tolist(), strict=True))
+
+    @torch.no_grad()
+    def find_load(self, batch: Batch) -> Routed:
+        """What the routers do with all tokens of the step, of all ranks: the loss of a part is not known without it."""
+        mine: list[Routed] = []
+        for part in self._parts(batch):
+            if part.items:
+                self.policy.token_logps(part.groups, routed=mine)
+            else:
+                self.no_loss()  # a forward pass beside those of the other ranks
+        return Routed.sum(current_ranks().gather([routed.on_cpu() for routed in mine]))
 
     def _parts(self, batch: Batch) -> list[Batch]:
         """The parts of this rank's share of a step, one at least."""
@@ -306,7 +334,7 @@ class WeightedDPO(LightningModule):
         warmup.step()
         return norm
 
-    def log_step(self, stats: StepStats, norm: Tensor, items: int, lr: float) -> None:
+    def log_step(self, stats: StepStats, norm: Tensor, items: int, lr: float, load: Routed | None) -> None:
         """Log the step, and with the last step of an epoch the epoch's mean loss."""
         if len(stats.reward_R):
             self.facts = self.facts.after(kl=stats.kl, reward=stats.reward_R.mean().item())
@@ -314,6 +342,8 @@ class WeightedDPO(LightningModule):
         metrics: dict[str, float | Tensor] = {"loss_step": stats.loss, "lr": lr, **stats.metrics()}
         if "rewards/accuracies" in metrics:
             self.accuracy_epoch.update(metrics["rewards/accuracies"], weight=items)
+        if load is not None:
+            metrics["aux_loss"] = load.balance_loss(load)
         if self.max_grad_norm is not None:
             metrics["grad_norm"] = norm
         if self.trainer.is_last_batch:

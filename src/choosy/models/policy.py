@@ -24,6 +24,7 @@ from choosy.files import replacing_files
 from choosy.models.adapters import Lora, starting_point, with_tokenizer
 from choosy.models.checksums import forget_checksums, write_checksums
 from choosy.models.compute import Compute, free_memory, keep_freed_memory
+from choosy.models.experts import Routed, experts_per_token, recorded, say_what_is_frozen, times_of, token_weights
 from choosy.models.fast.fused import fuse
 from choosy.models.loading import (
     Dtype,
@@ -125,6 +126,7 @@ class Policy(nn.Module):
         head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
         self.model = add_adapter(model, self.lora, self.adapter, seed=seed) if self.lora else model
         switch_off_dropout(self.model)
+        say_what_is_frozen(self.model, self.source.name)
         if self.compute.gradient_checkpointing:
             self.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if self.lora:
@@ -298,18 +300,31 @@ class Policy(nn.Module):
         """Compute something with gradients; torch hangs the gathering of sharded weights on this call."""
         return compute()
 
-    def token_logps(self, groups: Sequence[Group], *, collisions: bool = False) -> Tensor:
+    def token_logps(
+        self, groups: Sequence[Group], *, collisions: bool = False, routed: list[Routed] | None = None
+    ) -> Tensor:
         """Log-probability (T,) of every token that the assistant says, response by response, with gradients.
 
-        With `collisions` it is (2, T), with log sum p^2 over the vocabulary at each token's place below it.
+        With `collisions` it is (2, T), with log sum p^2 over the vocabulary at each token's place below it. What the
+        routers of a mixture of experts did with the tokens is added to `routed`, if it is given.
         """
-        return cast(Tensor, self(lambda: self._token_logps(groups, collisions)))
+        return cast(Tensor, self(lambda: self._token_logps(groups, collisions, routed)))
 
-    def _token_logps(self, groups: Sequence[Group], collisions: bool) -> Tensor:
+    def _token_logps(self, groups: Sequence[Group], collisions: bool, routed: list[Routed] | None) -> Tensor:
         distinct, place_T = deduplicated(groups)
-        with self.precision():
-            logp_T = group_logps(self.causal_lm, distinct, share=self.shares(distinct), collisions=collisions)
+        share = self.shares(distinct)
+        with self.precision(), nullcontext([]) if routed is None else recorded(self.causal_lm) as logits:
+            logp_T = group_logps(self.causal_lm, distinct, share=share, collisions=collisions)
+        if routed is not None:
+            weight_N = token_weights(distinct, times_of(groups, distinct), share=share, one_row=self.one_row)
+            routed.append(Routed.of(logits, weight_N.to(logp_T.device), experts_per_token(self.causal_lm)))
         return logp_T[..., place_T.to(logp_T.device)]
+
+    def has_routers(self) -> bool:
+        """Whether there are routers of experts, whose loads can be balanced."""
+        with torch.no_grad(), recorded(self.causal_lm) as logits:
+            self(self._idle)
+        return bool(logits and experts_per_token(self.causal_lm))
 
     def final_states(self, groups: Sequence[Group]) -> Tensor:
         """Last hidden state (S, D) of every response at the place that predicts its last token, with gradients."""
