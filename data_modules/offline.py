@@ -44,11 +44,13 @@ class OfflineData(RoundData):
                 f"data.reader.asked_score prefers the responses whose given scores are near those asked for, and "
                 f"labeler {self.run.labels.labeler.name} judges them again; type labeler=dataset."
             )
-        candidates = self.reader.candidates(self.train, module.policy, limit=self.limit, judge=self.run.labels)
-        self.check_needs(module.loss, [len(c.responses) for c in candidates], source=named(self.train))
+        candidates = self.read_sources(
+            lambda source, limit: self.reader.candidates(source, module.policy, limit=limit, judge=self.run.labels)
+        )
+        self.check_needs(module.loss, [len(c.responses) for c in candidates], source=named(self.source))
         if self.run.weighting.needs == "given":
-            refuse_unweighted(candidates, named(self.train))
-        overruled = overruled_verdicts(candidates, self.run.labels, named(self.train))
+            refuse_unweighted(candidates, named(self.source))
+        overruled = overruled_verdicts(candidates, self.run.labels, named(self.source))
         if overruled and module.trainer.is_global_zero:
             log.warning(overruled)
         self.given = {c.prompt.id: c for c in candidates}

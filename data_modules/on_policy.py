@@ -55,7 +55,9 @@ class OnPolicyData(RoundData):
         self.check_needs(module.loss, [self.responses], source=f"data.responses={self.responses}")
         labels = self.run.labels
         instead = f"the policy samples its own answers, which labeler {labels.labeler.name} judges"
-        prompts = self.reader.prompts(self.train, module.policy, limit=self.limit, judge=labels, instead=instead)
+        prompts = self.read_sources(
+            lambda source, limit: self.reader.prompts(source, module.policy, limit=limit, judge=labels, instead=instead)
+        )
         tokens, new_tokens = module.policy.tokens, self.run.sampler.max_new_tokens
         tokens.refuse_long_answers(prompts, new_tokens)
         if self.instructions is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,7 +12,8 @@ from lightning.pytorch import LightningDataModule
 from choosy.data.batches import ItemBatches
 from choosy.data.encode import Reader
 from choosy.data.heldout import AUTO, held_out, heldout_source
-from choosy.data.reading import fingerprint, saying_once
+from choosy.data.mixture import divided, mixture
+from choosy.data.reading import Promptlike, fingerprint, saying_once
 from choosy.data.sources import Source, named
 from choosy.methods.loss_inputs import Loss
 from choosy.module import WeightedDPO
@@ -32,28 +33,32 @@ class RoundData(LightningDataModule, ABC):
 
     Args:
         train: What to train on: a file (JSONL, JSON, CSV, TSV, TXT, Parquet), a pattern of files, a `datasets` folder,
-            a hub id, `choosy:prompts/...`, or a list of these.
+            a hub id, `choosy:prompts/...`, a list of these, or their shares by name.
         run: Plays the rounds.
         reader: Reads the data.
         heldout: Prompts to evaluate on; `auto` = those that come with Choosy where its prompts are trained on, else a
             tenth of those in `train`, at most 64, which are then not trained on; None = no evaluation.
         heldout_pairs: Labeled pairs to evaluate on, in any format of `choosy.data.formats`; None = none.
         limit: Most prompts to train on; None = all.
+        shares: Of the sources in `train`, in their order: so much of each is drawn, as many prompts as can be without
+            repeating one, or `limit` of them; None = all rows.
         heldout_limit: Most prompts, and most pairs, to evaluate on; None = all.
     """
 
-    train: str | list[str]
+    train: str | list[str] | dict[str, float]
     run: Run
     reader: Reader
     heldout: Source | None = None
     heldout_pairs: str | list[str] | None = None
     limit: int | None = None
+    shares: list[float] | None = None
     heldout_limit: int | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
+        self.source, self.source_shares = divided(self.train, self.shares)
         self.run.labels.check_budget()
-        self.heldout = heldout_source(self.train, self.heldout) or self.heldout
+        self.heldout = heldout_source(self.source, self.heldout) or self.heldout
         self.run.labels.check_heldout(named(self.heldout) if self.heldout else None)
         self.prompts: list[Prompt] = []
         self.heldout_prompts: list[Prompt] = []
@@ -63,6 +68,13 @@ class RoundData(LightningDataModule, ABC):
     @abstractmethod
     def read_train(self, module: WeightedDPO) -> list[Prompt]:
         """Read what to train on, check that the run can train on it, and return its prompts."""
+
+    def read_sources(self, read: Callable[[Source, int | None], list[Promptlike]]) -> list[Promptlike]:
+        """Read `train` by a function of a source and a limit: all of its sources, or a mixture of them in shares."""
+        if self.source_shares is None:
+            return read(self.source, self.limit)
+        found = {source: read(source, None) for source in self.source}
+        return mixture(found, self.source_shares, limit=self.limit)
 
     @abstractmethod
     def play(self, number: int) -> None:
@@ -120,7 +132,7 @@ class RoundData(LightningDataModule, ABC):
             said = f"held out to evaluate on, and not trained on: {len(held)} of its {count} prompts. {others}, or "
             said += "data.heldout=null to train on all."
         if self.trainer is not None and self.trainer.is_global_zero:
-            log.warning(f"{named(self.train)}: {said}")
+            log.warning(f"{named(self.source)}: {said}")
 
     def warn_of_trained_on(self) -> None:
         """Say how many held-out prompts are trained on too: the policy may have learned their answers by heart."""

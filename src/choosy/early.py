@@ -162,7 +162,9 @@ def _set_up(config: Mapping[str, Any]) -> None:
         **settings, callbacks=callbacks, is_global_zero=False, datamodule=data, lightning_module=module
     )
     data.trainer = module.trainer = trainer
-    data.limit, data.heldout_limit = (min(limit or ROWS, ROWS) for limit in (data.limit, data.heldout_limit))
+    data.heldout_limit = min(data.heldout_limit or ROWS, ROWS)
+    if data.source_shares is None:  # which are of all rows
+        data.limit = min(data.limit or ROWS, ROWS)
     module.policy.tokens = SimpleNamespace(
         encode_prompt=lambda *_: (0,),
         encode_response=lambda *_: (0,),

@@ -49,6 +49,7 @@ class Prompt:
         blank: The columns whose cell is empty in its row.
         conversation: Whether its row holds it as a list of messages.
         plain: What labelers of held-out answers read, where the policy is also asked for a score; None = the prompt.
+        source: Which source of a mixture it is of; empty if it is of none.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Prompt:
     conversation: bool = field(default=False, compare=False, repr=False)
     blank: Collection[str] = field(default=(), compare=False, repr=False)
     plain: Prompt | None = field(default=None, compare=False, repr=False)
+    source: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class Response:
         gold: The score that came with the data; only the `dataset` labeler may read it.
         turns: The turns of a given answer that has several, or that calls a tool; empty for a plain text.
         mask: Which of the tokens the assistant says, where it does not say all; the others are not trained on.
+        parts: The parts of the labeler's score, by name, where it is a sum; without weights and penalties.
     """
 
     text: str
@@ -89,6 +92,7 @@ class Response:
     token_logps_ref: tuple[float, ...] = ()
     turns: tuple[Message, ...] = ()
     mask: tuple[bool, ...] = ()
+    parts: tuple[tuple[str, float], ...] = ()
 
     @property
     def length(self) -> int:

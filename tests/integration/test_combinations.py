@@ -59,8 +59,11 @@ TYPED = {
     "crowd": "+labeler@labeler.members.one=function labeler.members.one.path=toy.vowels "
     "+labeler@labeler.members.two=contrastive",
     "noisy": "labeler@labeler.wrapped=function labeler.wrapped.path=toy.vowels",
+    "weighted": "+labeler@labeler.parts.one=function labeler.parts.one.path=toy.vowels "
+    "+labeler@labeler.parts.two=vader +labeler.weights.two=0.5",
 }
-CALLED = ("contrastive", "crowd", "dataset", "function", "noisy")  # judge gibberish without a server or a person
+# judge gibberish without a server or a person
+CALLED = ("contrastive", "crowd", "dataset", "function", "noisy", "weighted")
 
 
 class Chosen(NamedTuple):

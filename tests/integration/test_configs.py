@@ -34,6 +34,7 @@ LABELER = {
     "vader": [],
     "noisy": [],
     "crowd": ["+labeler@labeler.members.one=vader", "+labeler@labeler.members.two=contrastive"],
+    "weighted": ["+labeler@labeler.parts.one=vader", "+labeler@labeler.parts.two=dataset"],
     "contrastive": [],
     "predictor": [],
     "mine": ["labeler._target_=choosy.labeling.vader.Vader"],

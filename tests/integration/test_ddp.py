@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import ROOT, command, labels, summary, typed
+from tiny import MIXTURE, ROOT, WEIGHTED, command, labels, on_top, summary, typed
 from torch.testing import assert_close
 
 from choosy.main import compose, train
 
 pytestmark = pytest.mark.slow
 
-SAME = ("origin", "responses", "response_ids", "rewards")
+SAME = ("origin", "source", "responses", "response_ids", "rewards", "parts")
 WEIGHT = ("weight", "predicted_gap")
 PAIR = ("chosen", "rejected", "source", "round")  # and not the utility, whose last digit may differ
 CLOSE = ("logps", "ref_logps")
@@ -106,6 +106,7 @@ WAYS = {
     "fsdp, two, d-optimal": ("fsdp", 2, [*LEARNED, "selector=d_optimal"]),
     "ddp, two, verdicts weighted by predicted gaps": ("ddp", 2, PREDICTED_GAPS),
     "ddp, three, predicted gain and spread": ("ddp", 3, [*LEARNED, "selector=[predicted_gain,spread]"]),
+    "ddp, two, weighted rewards on a mixture": ("ddp", 2, [*WEIGHTED, *MIXTURE]),
     "ddp, two, uneven parts": ("ddp", 2, [*SHRUNK, *UNEVEN]),
     "ddp, three, idle rank": ("ddp", 3, [*IDLE, "reference=previous_round"]),
     "ddp, two, singles with own samples": ("ddp", 2, [*UNEVEN, "loss=kto", "selector=certainty", "data.responses=4"]),
@@ -128,7 +129,7 @@ WAYS = {
 @pytest.mark.parametrize(("strategy", "processes", "settings"), WAYS.values(), ids=WAYS)
 def test_many_processes_equal_one(strategy, processes, settings, tmp_path, tiny_policy_dir, prompts_file, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "data.limit=7", "data.heldout_limit=3", *settings]
+    lines = on_top(typed(tmp_path, tiny_policy_dir, prompts_file), ["data.limit=7", "data.heldout_limit=3", *settings])
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("".join(f'{{"prompt": "a {n}", "chosen": "good", "rejected": "bad one"}}\n' for n in range(2)))
     lines.append(f"data.heldout_pairs={pairs}")

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 TOY = ["labeler.members.two.path=toy_rewards.toy"]
@@ -32,6 +33,31 @@ def test_a_crowd_with_an_expert(play, caplog):
     assert run.summary["labels"]["spent"] == sum(row["judgements"] for row in answers if row["purpose"] == "train") > 0
     assert "crowd:one+two: two +" in caplog.text
     assert run.round(1)["chosen"].notna().any()
+
+
+def test_several_rewards_with_weights(play, tmp_path):
+    parts = [
+        *("labeler=weighted", "+labeler@labeler.parts.cheerful=vader", "+labeler@labeler.parts.toy=function"),
+        *("labeler.parts.toy.path=toy_rewards.toy", f"labels.ledger={tmp_path}/ledger.sqlite"),
+    ]
+    run = play(*parts, "+labeler.weights.toy=0.5", name="half")
+    pool = run.round(1, "heldout")
+    for split in (run.round(1), pool):
+        for rewards, parts_of in zip(split["rewards"], split["parts"], strict=True):
+            assert [d["cheerful"] + 0.5 * d["toy"] for d in map(dict, parts_of)] == pytest.approx([*rewards])
+    metrics = pd.read_csv(run.run_dir / "metrics.csv")
+    assert {"parts/cheerful", "heldout/parts/cheerful"} < {*metrics}
+    last = {name: metrics[name].dropna().iloc[-1] for name in ("parts/toy", "heldout/parts/toy")}
+    fresh = run.round(1).query("origin == 'sampled'")["parts"]
+    toy = [dict(part)["toy"] for of_prompt in fresh for part in of_prompt]
+    assert last["parts/toy"] == pytest.approx(sum(toy) / len(toy))
+    assert last["heldout/parts/toy"] == pytest.approx(sum(dict(p[0])["toy"] for p in pool["parts"]) / len(pool))
+
+    # from the same start, so that the first round's responses are the same
+    again = play(*parts, "labeler.weights={toy:2,cheerful:0}", name="other")
+    sums = rows(tmp_path, f"labeler LIKE 'weighted%' AND run = '{again.data.run.labels.run}' AND purpose = 'train'")
+    assert len(sums) > 24
+    assert [row["judgements"] for row in sums[:24]] == [0] * 24, "of the first round nothing is bought again"
 
 
 def test_the_policy_judges_itself(play):

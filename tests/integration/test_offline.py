@@ -396,3 +396,11 @@ def test_prompts_whose_scores_tie_are_scored_once(play, rows_file):
     assert [len(names) for names in judged] == [3, 5]
     assert {len(row["undecided"]) for row in run.round(0).to_dict("records")} == {0, 3}, "some tied, some did not"
     assert run.summary["labels"]["spent"] == 15
+
+
+def test_given_pairs_of_several_files_are_mixed_in_shares(play, rows_file):
+    files = [rows_file(rows, name).removeprefix("data.train=") for rows, name in ((TRL, "trl.jsonl"), (HH, "hh.jsonl"))]
+    run = play(*OFFLINE, "data.train={" + f"{files[0]}:1,{files[1]}:2" + "}", "rounds=1")
+    assert run.pool["source"].value_counts().to_dict() == {"hh.jsonl": 10, "trl.jsonl": 5}
+    metrics = pd.read_csv(run.run_dir / "metrics.csv")
+    assert metrics["sources/hh.jsonl"].dropna().tolist() == metrics["sources/trl.jsonl"].dropna().tolist() == [0.5]

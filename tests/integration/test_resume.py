@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from lightning.pytorch import Callback
 from test_configs import options
+from tiny import MIXTURE, WEIGHTED
 from torch.testing import assert_close
 
 from choosy.data.table_files import damage
@@ -72,6 +73,10 @@ SETTINGS = {
         *("~callbacks.random_prompts", "+callbacks.predicted_gain._target_=callbacks.predicted_gain.PredictedGain"),
         *("+callbacks.spread._target_=callbacks.spread.Spread", "+callbacks.spread.explore=0.5"),
         *("learned_reward.embedder=policy", "learned_reward.min_labels=4", "data.responses=3"),
+    ],
+    "weighted rewards on a mixture": [
+        *(line.replace("toy.vowels", "toy_rewards.toy") for line in WEIGHTED),
+        *(*MIXTURE, "data.heldout=auto", "data.limit=30"),
     ],
     "shrunk means": [
         *("~callbacks.random_prompts", "+callbacks.optune._target_=callbacks.optune.OPTune"),

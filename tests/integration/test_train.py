@@ -433,6 +433,7 @@ def labeler_lines(tmp_path: Path, tiny_policy_dir: Path) -> dict[str, list[str]]
         "vader": offline,
         "noisy": offline,
         "contrastive": [],
+        "weighted": ["+labeler@labeler.parts.one=function", "labeler.parts.one.path=toy_rewards.toy"],
     }
 
 

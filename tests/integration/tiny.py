@@ -22,6 +22,11 @@ from choosy.sealed import read_json
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 
+WEIGHTED = [
+    *("labeler=weighted", "+labeler@labeler.parts.toy=function", "labeler.parts.toy.path=toy.vowels"),
+    *("+labeler@labeler.parts.cheerful=vader", "+labeler.weights.cheerful=0.5"),
+]
+MIXTURE = ["data.train=[choosy:prompts/train.jsonl,choosy:prompts/heldout.jsonl]", "data.shares=[0.6,0.4]"]
 PLAIN = ["selector=optune", "weighting=wdpo", "data.responses=2", "pairing=best_worst"]  # whatever the defaults are
 TOY = '''
 def vowels(prompt, response):
@@ -49,9 +54,10 @@ class Longer:
 
 
 def on_top(lines: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """Lines with overrides behind them; given responses are as many as they are."""
-    given = "data=offline" in overrides
-    return [*(line for line in lines if not (given and line.startswith("data.responses"))), *overrides]
+    """Lines with overrides behind them, less the settings of another labeler, and the number of given responses."""
+    given, another = "data=offline" in overrides, any(line.startswith("labeler=") for line in overrides)
+    left_out = (*["data.responses"] * given, *["labeler"] * another)
+    return [*(line for line in lines if not line.startswith(left_out)), *overrides]
 
 
 def typed(folder: Path, policy: Path, prompts: Path) -> list[str]:

@@ -168,7 +168,11 @@ def test_a_row_decides_whether_a_function_of_lists_gets_messages(row: dict[str, 
 
 def test_several_functions_are_summed_by_weight_and_none_leaves_it_to_the_others() -> None:
     two = Function(["my_rewards.length", "my_rewards.py:sometimes"], weights=[2.0, 10.0])
-    assert two.score(ITEMS) == [20.0, 2.0]
+    answers = two.score(ITEMS)
+    assert [answer.value for answer in answers] == [20.0, 2.0]
+    assert [two.parts_in(answer.raw) for answer in answers] == [{"length": 5.0, "sometimes": 1.0}, {"length": 1.0}]
+    alike = Function(["my_rewards.length", "my_rewards.py:length"])
+    assert alike.parts_in(alike.score(ITEMS)[0].raw) == {"my_rewards.length": 5.0, "my_rewards.py:length": 5.0}
     assert two.name == "function:my_rewards.length+my_rewards.py:sometimes"
     assert two.terms.fingerprint != Function(["my_rewards.length", "my_rewards.sometimes"]).terms.fingerprint
     with pytest.raises(ValueError, match=r"labeler\.weights=\[1\.0\]: give one weight to each of 2 functions"):

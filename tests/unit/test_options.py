@@ -45,6 +45,7 @@ GIVEN = {
     "labeler=reward_model": ["labeler.model=judge"],
     "labeler=judge": ["labeler.model=toy", "labeler.base_url=http://localhost:8000/v1"],
     "labeler=thumbs_judge": ["labeler.model=toy", "labeler.base_url=http://localhost:8000/v1"],
+    "labeler=weighted": ["+labeler@labeler.parts.one=vader", "+labeler@labeler.parts.two=contrastive"],
     "labeler=crowd": ["+labeler@labeler.members.one=vader", "+labeler@labeler.members.two=contrastive"],
 }
 

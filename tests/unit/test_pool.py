@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from choosy.data import pool as pool_module
-from choosy.data.pool import Pool, from_row, round_file, to_row, with_rewards
+from choosy.data.pool import Pool, from_row, round_file, to_row, with_responses
 from choosy.data.table_files import damage, read_about, write_table
 from choosy.types import Candidates, Pair, Prompt, Response
 
@@ -44,7 +45,7 @@ ODD = [
         (
             Response("", (), False, math.nan, -3.5, None, 4.0),
             Response("yes", (5, 6, 2), True, -0.1, math.nan, 0.1 + 0.2, None),
-            Response("no", (9,), True, -1.0, -1.0, -1.0, -4.0, (-1.0,)),
+            Response("no", (9,), True, -1.0, -1.0, -1.0, -4.0, (-1.0,), parts=(("short", -2.0), ("right", 1.0))),
             Response("twice", (7, 8, 2), True, -1.0, -1.0, -1.0, -4.0, (-1.0, -2.0), mask=(True, False, True)),
         ),
         (1,),
@@ -292,7 +293,7 @@ def test_pair_rows_of_the_pool_and_of_a_round() -> None:
 
 def test_other_contents_for_the_same_rows() -> None:
     pool = Pool().put([candidates("a"), candidates("b")], round=0).put([candidates("b", 1)], round=1)
-    rescored = pool.with_rows([with_rewards(c, {1: 9.0}) for c in pool.candidates()])
+    rescored = pool.with_rows([with_responses(c, {1: replace(c.responses[1], reward=9.0)}) for c in pool.candidates()])
     assert contents(rescored) == contents(pool)
     assert rescored.round == 1
     reward_PN, scored_PN, _ = rescored.rewards(["a", "b"])
@@ -300,8 +301,20 @@ def test_other_contents_for_the_same_rows() -> None:
     assert reward_PN[scored_PN].tolist() == [9.0, 9.0]
 
 
+def test_the_parts_of_the_last_round_s_rewards_have_means() -> None:
+    def fresh(name: str, round: int, *values: float) -> Candidates:
+        return Candidates(
+            Prompt(name, name), tuple(Response(str(v), reward=v, parts=(("short", v),)) for v in values), round=round
+        )
+
+    pool = Pool().put([fresh("a", 0, 1.0, 3.0), fresh("b", 0, 8.0)], round=0)
+    assert pool.part_means() == {"short": 4.0}
+    assert pool.put([fresh("b", 1, -1.0, -2.0)], round=1).part_means() == {"short": -1.5}
+    assert Pool().put([candidates("a")], round=0).part_means() == Pool().part_means() == {}
+
+
 def test_bought_rewards_join_those_that_are_known() -> None:
-    c = with_rewards(candidates("a", rewards=[1.0, None, None]), {2: -2.0})
+    c = with_responses(candidates("a", rewards=[1.0, None, None]), {2: Response("a says 2", reward=-2.0)})
     assert [r.reward for r in c.responses] == [1.0, None, -2.0]
 
 

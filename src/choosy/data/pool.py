@@ -37,6 +37,7 @@ POOL_SCHEMA = pa.schema(
         "split": pa.string(),  # train | heldout
         "prompt_id": pa.string(),
         "prompt": pa.string(),
+        "source": pa.string(),  # of a mixture, which the prompt is of; null without shares
         "origin": pa.string(),  # sampled | reused | heldout
         "sampled_in": pa.int32(),  # the round that sampled the responses, or scored a lone one
         "prompt_utility": pa.float64(),
@@ -50,6 +51,7 @@ POOL_SCHEMA = pa.schema(
         "gold": pa.list_(pa.float64()),
         "ref_token_logps": pa.list_(pa.list_(pa.float32())),  # null unless the loss needs them
         "masks": pa.list_(pa.list_(pa.bool_())),  # which tokens the assistant says; null where it says all
+        "parts": pa.list_(pa.map_(pa.string(), pa.float64())),  # of each reward, by name; null where it is no sum
         "own_ids": pa.list_(pa.list_(pa.int32())),  # of the policy's samples beside given responses; null without
         "own_logps": pa.list_(pa.float64()),
         "own_ref_logps": pa.list_(pa.float64()),
@@ -92,6 +94,7 @@ def to_row(c: Candidates, *, origin: str, split: str = "train", outcome: float |
         "split": split,
         "prompt_id": c.prompt.id,
         "prompt": c.prompt.text,
+        "source": c.prompt.source or None,
         "origin": origin,
         "sampled_in": c.round,
         "prompt_utility": _null(c.utility),
@@ -105,6 +108,7 @@ def to_row(c: Candidates, *, origin: str, split: str = "train", outcome: float |
         "gold": [r.gold for r in c.responses],
         "ref_token_logps": [r.token_logps_ref for r in c.responses] if of_tokens else None,
         "masks": [r.mask for r in c.responses] if any(r.mask for r in c.responses) else None,
+        "parts": [r.parts for r in c.responses] if any(r.parts for r in c.responses) else None,
         "own_ids": [r.ids for r in c.own] or None,
         "own_logps": [_null(r.logp) for r in c.own] or None,
         "own_ref_logps": [_null(r.logp_ref) for r in c.own] or None,
@@ -124,15 +128,19 @@ def to_row(c: Candidates, *, origin: str, split: str = "train", outcome: float |
 def from_row(row: Mapping[str, Any]) -> Candidates:
     """The candidates of one row."""
     columns = ("responses", "response_ids", "finished", "logps", "ref_logps", "rewards", "gold")
-    of_tokens, masks = (row[column] or [()] * len(row["responses"]) for column in ("ref_token_logps", "masks"))
+    of_tokens, masks, parts = (
+        row[column] or [()] * len(row["responses"]) for column in ("ref_token_logps", "masks", "parts")
+    )
     return Candidates(
-        Prompt(row["prompt_id"], row["prompt"]),
+        Prompt(row["prompt_id"], row["prompt"], source=row["source"] or ""),
         tuple(
             Response(
-                text, tuple(ids), finished, _nan(logp), _nan(logp_ref), reward, gold, tuple(logps_ref), mask=tuple(mask)
+                *(text, tuple(ids), finished, _nan(logp), _nan(logp_ref), reward, gold, tuple(logps_ref)),
+                mask=tuple(mask),
+                parts=tuple(of_reward),
             )
-            for text, ids, finished, logp, logp_ref, reward, gold, logps_ref, mask in zip(
-                *(row[c] for c in columns), of_tokens, masks, strict=True
+            for text, ids, finished, logp, logp_ref, reward, gold, logps_ref, mask, of_reward in zip(
+                *(row[c] for c in columns), of_tokens, masks, parts, strict=True
             )
         ),
         tuple(row["prompt_ids"]),
@@ -235,6 +243,20 @@ class Pool:
         table = self.table if rows is None else self.table.take(pa.array(list(rows), pa.int64()))
         return [from_row(row) for row in table.to_pylist()]
 
+    def part_means(self) -> dict[str, float]:
+        """The mean of each part of the rewards of the last round's responses, where the rewards are sums."""
+        parts = self._fresh()["parts"].drop_null().to_pylist()
+        return means_by_name(of_response for of_prompt in parts for of_response in of_prompt)
+
+    def source_means(self) -> dict[str, float]:
+        """The mean reward of the last round's responses to the prompts of each source, where there are several."""
+        fresh = self._fresh().select(["source", "rewards"])
+        rows = fresh.filter(fresh["source"].is_valid()).to_pylist()
+        return means_by_name([(row["source"], x) for x in row["rewards"] if x is not None] for row in rows)
+
+    def _fresh(self) -> pa.Table:
+        return self.table.filter(pc.equal(self.table["origin"], "sampled"))
+
     def with_labels(self) -> list[Candidates]:
         """The candidates with a pair or a reward."""
         rewards = self.table["rewards"].combine_chunks()
@@ -328,6 +350,20 @@ def round_file(folder: str | Path, round: int) -> Path:
     return Path(folder) / f"round_{round:03d}.parquet"
 
 
-def with_rewards(c: Candidates, rewards: Mapping[int, float]) -> Candidates:
-    """The candidates with the rewards of some responses."""
-    return replace(c, responses=tuple(replace(r, reward=rewards.get(n, r.reward)) for n, r in enumerate(c.responses)))
+def means_by_name(named: Iterable[Iterable[tuple[str, float]]]) -> dict[str, float]:
+    """The mean of the numbers that have the same name.
+
+    Example:
+        >>> means_by_name([[("short", 1.0), ("right", 0.0)], [], [("short", 3.0)]])
+        {'short': 2.0, 'right': 0.0}
+    """
+    values: dict[str, list[float]] = {}
+    for several in named:
+        for name, value in several:
+            values.setdefault(name, []).append(value)
+    return {name: sum(those) / len(those) for name, those in values.items()}
+
+
+def with_responses(c: Candidates, changed: Mapping[int, Response]) -> Candidates:
+    """The candidates with some responses as they are now, by position."""
+    return replace(c, responses=tuple(changed.get(n, response) for n, response in enumerate(c.responses)))

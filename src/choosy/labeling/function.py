@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from typing import Any
 
 from choosy.current_folder import see_current_folder
 from choosy.errors import raised_at
-from choosy.labeling.protocols import Terms
+from choosy.labeling.protocols import Answer, Terms
 from choosy.own_code import code_id, is_edited
 from choosy.terminal import logger
 from choosy.types import Prompt, Response, content_id
@@ -68,6 +69,8 @@ class Function:
         self._weights = weights or [1.0] * len(self._rewards)
         if not self._rewards or len(self._weights) != len(self._rewards):
             raise ValueError(f"labeler.weights={weights}: give one weight to each of {len(self._rewards)} functions")
+        last = [reward.shown.rpartition(":")[2].rpartition(".")[2] for reward in self._rewards]
+        self._names = last if len({*last}) == len(last) else [reward.shown for reward in self._rewards]
         self.name = name or "function:" + "+".join(reward.shown for reward in self._rewards)
         self.terms = Terms(
             fingerprint=content_id(*(reward.code for reward in self._rewards), *map(str, weights or []))
@@ -105,17 +108,24 @@ class Function:
                         "the column, or give the argument a default"
                     )
 
-    def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
-        """The weighted sum of the functions' values for each item."""
+    def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float | Answer]:
+        """The weighted sum of the functions' values for each item, with the values of several functions."""
         of_functions = [reward(items) for reward in self._rewards]
-        sums = []
-        for n in range(len(items)):
-            known = [(w, values[n]) for w, values in zip(self._weights, of_functions, strict=True)]
-            terms = [w * value for w, value in known if value is not None]
-            if not terms:
+        weight_of = dict(zip(self._names, self._weights, strict=True))
+        answers: list[float | Answer] = []
+        for at, values in enumerate(zip(*of_functions, strict=True)):
+            parts = {name: value for name, value in zip(self._names, values, strict=True) if value is not None}
+            if not parts:
                 raise ValueError(f"{self.name} returned None; a reward is a number")
-            sums.append(sum(terms))
-        return sums
+            total = sum(weight_of[name] * value for name, value in parts.items())
+            several = len(self._names) > 1
+            answers.append(Answer(at, total, json.dumps(parts, ensure_ascii=False)) if several else total)
+        return answers
+
+    def parts_in(self, raw: str) -> Mapping[str, float]:
+        """Read the value of each of several functions from what was written with a label."""
+        parts: dict[str, float] = json.loads(raw or "{}")
+        return parts
 
 
 @dataclass(frozen=True)

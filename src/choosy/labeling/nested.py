@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.ledger import Label
-from choosy.labeling.protocols import Labeler, NeedsPolicy, ReadsColumns, ResponsePair, Terms, fingerprint_of, terms_of
+from choosy.labeling.protocols import (
+    ChecksPrompts,
+    Labeler,
+    NeedsPolicy,
+    ReadsColumns,
+    ResponsePair,
+    Stamps,
+    Terms,
+    fingerprint_of,
+    terms_of,
+)
 from choosy.models.policy import Policy
-from choosy.types import content_id, seed_of
+from choosy.types import Prompt, Response, content_id, seed_of
 
 
 class OuterLabeler:
@@ -22,17 +32,24 @@ class OuterLabeler:
         inner: The inner labelers, by the name they have here.
         budgets: The most labels that may be bought of some of them; the others have no limit of their own.
         fingerprint: What else than the inner labelers its judgement depends on.
+        scores: Whether its answers are about one response, and not about two.
     """
 
     def __init__(
-        self, name: str, inner: Mapping[str, Labeler], budgets: Mapping[str, int] | None = None, *, fingerprint: str
+        self,
+        name: str,
+        inner: Mapping[str, Labeler],
+        budgets: Mapping[str, int] | None = None,
+        *,
+        fingerprint: str,
+        scores: bool = False,
     ) -> None:
         self.name = name
         self._inner = dict(inner)
         self._budgets = dict(budgets or {})
-        # what one pair takes at most: a verdict, or two scores, of each inner labeler
+        # what one answer takes at most: a score, or about a pair a verdict or two scores, of each inner labeler
         self._inner_terms = {name: terms_of(one) for name, one in inner.items()}
-        takes = [(terms, 1 if terms.compares else 2) for terms in self._inner_terms.values()]
+        takes = [(terms, 1 if scores or terms.compares else 2) for terms in self._inner_terms.values()]
         prices = [terms.price * answers for terms, answers in takes if terms.price is not None]
         self.terms = Terms(
             fingerprint=fingerprint,
@@ -59,6 +76,18 @@ class OuterLabeler:
     def reads(self, column: str) -> bool:
         """Whether an inner labeler reads this column of the data."""
         return any(isinstance(labeler, ReadsColumns) and labeler.reads(column) for labeler in self._inner.values())
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts that an inner labeler could not judge answers to."""
+        for labeler in self._inner.values():
+            if isinstance(labeler, ChecksPrompts):
+                labeler.check_prompts(prompts)
+
+    def stamp(self, prompt: Prompt, responses: Sequence[Response]) -> str:
+        """What else than the texts the judgement of an inner labeler depends on."""
+        stamping = [labeler for labeler in self._inner.values() if isinstance(labeler, Stamps)]
+        stamps = [labeler.stamp(prompt, responses) for labeler in stamping]
+        return content_id(*stamps) if any(stamps) else ""
 
     def use_buyer(self, buyer: LabelBuyer) -> None:
         """Buy labels of the inner labelers for this buyer's run from now on."""

@@ -10,6 +10,7 @@ from choosy.labeling.asking import as_answer
 from choosy.labeling.buyer import BuysLabels
 from choosy.labeling.protocols import (
     Answer,
+    ChecksPrompts,
     Compares,
     Labeler,
     NeedsPolicy,
@@ -63,6 +64,11 @@ class Noisy:
     def reads(self, column: str) -> bool:
         """Whether the labeler inside it reads this column of the data."""
         return isinstance(self.wrapped, ReadsColumns) and self.wrapped.reads(column)
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts that the labeler inside it could not judge answers to."""
+        if isinstance(self.wrapped, ChecksPrompts):
+            self.wrapped.check_prompts(prompts)
 
     def stamp(self, prompt: Prompt, responses: Sequence[Response]) -> str:
         return self.wrapped.stamp(prompt, responses) if isinstance(self.wrapped, Stamps) else ""

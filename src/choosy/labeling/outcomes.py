@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from choosy.labeling.ledger import Label
+from choosy.labeling.protocols import Labeler, SumsParts
 from choosy.types import MIRRORED, Candidates, Response, Verdict
 
 
-def rewarded(candidates: Candidates, labels: Sequence[Label], penalty: float) -> Candidates:
-    """The candidates with their scores, less the penalty where a response was cut."""
+def rewarded(candidates: Candidates, labels: Sequence[Label], penalty: float, labeler: Labeler) -> Candidates:
+    """The candidates with their scores, less the penalty where a response was cut, and with the parts of the scores."""
     scored = []
     for response, label in zip(candidates.responses, labels, strict=True):
         assert label.score is not None
-        scored.append(replace(response, reward=label.score - (0.0 if response.finished else penalty)))
+        parts = tuple(labeler.parts_in(label.raw).items()) if isinstance(labeler, SumsParts) else ()
+        scored.append(replace(response, reward=label.score - (0.0 if response.finished else penalty), parts=parts))
     return replace(candidates, responses=tuple(scored))
 
 

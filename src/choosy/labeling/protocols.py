@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -158,6 +158,14 @@ class Measures(Protocol):
     knowledge: dict[str, float]
 
 
+@runtime_checkable
+class SumsParts(Protocol):
+    """A labeler whose score is a sum of parts, each of which is logged as `parts/NAME`."""
+
+    def parts_in(self, raw: str) -> Mapping[str, float]:
+        """Read the parts of a score from the `raw` of its label."""
+
+
 # -- what a labeler declares --------------------------------------------------------------------------------------
 
 ALL = sys.maxsize
@@ -266,7 +274,7 @@ def fingerprint_of(labeler: Labeler, terms: Terms | None = None) -> str:
 
 
 # The files of `conf/labeler/`, which a test compares. `noisy` can do what the labeler inside it can.
-SCORE = ("contrastive", "dataset", "function", "reward_model", "thumbs_human", "thumbs_judge", "vader")
+SCORE = ("contrastive", "dataset", "function", "reward_model", "thumbs_human", "thumbs_judge", "vader", "weighted")
 COMPARE = ("crowd", "human", "judge", "predictor", "queue")
 
 

@@ -45,6 +45,7 @@ ELSEWHERE = {  # what TRL, PEFT, transformers, LLaMA-Factory and Lightning call 
     "model.compute.fused": "use_liger_kernel use_liger_loss",
     "batching.tokens_per_step (tokens of one forward pass)": "precompute_ref_batch_size",
     "model.compute.gradient_checkpointing": "gradient_checkpointing use_gradient_checkpointing",
+    "router_aux_loss_coef": "output_router_logits aux_loss_coef moe_aux_loss_coef router_aux_loss moe_aux_loss_coeff",
     "reference": "ref_model sync_ref_model ref_model_mixup_alpha ref_model_sync_steps ref_adapter_name reference_model",
     "loss": "loss_type pref_loss loss_fn",
     "loss.beta": "beta pref_beta kl_coef init_kl_coef dpo_beta",
@@ -61,6 +62,8 @@ ELSEWHERE = {  # what TRL, PEFT, transformers, LLaMA-Factory and Lightning call 
     "data.train (ID:SUBSET:SPLIT)": "dataset_config dataset_train_split",
     "data.heldout (ID:SUBSET:SPLIT)": "dataset_test_split",
     "data.train": "dataset dataset_name train_file train_dataset dataset_path prompts train_data data_path train_files",
+    "data.shares (of several sources in data.train)": "interleave_probs mix_strategy dataset_mixture data_mixture "
+    "dataset_weights dataset_mixer probabilities",
     "data.heldout": "eval_dataset validation_file val_dataset eval_data test_file heldout",
     "data.limit": "max_samples max_train_samples train_samples num_samples",
     "data.heldout_limit": "max_eval_samples eval_samples",

@@ -24,6 +24,8 @@ from choosy.terminal import logger
 
 log = logger(__name__)
 
+MEANS = ("learned_reward", "labeler", "parts", "sources")  # of a round, by names of their own
+
 
 def log_at_once(module: LightningModule, metrics: Mapping[str, float | torch.Tensor], *, step: int) -> None:
     """Give the loggers a row now, and Lightning's callbacks its values.
@@ -48,7 +50,7 @@ def cost_metrics(about: Mapping[str, Any]) -> dict[str, float]:
         **{f"responses/{name}": about[f"responses_{name}"] for name in ("cut", "empty")},
         **({} if cut_share is None else {"responses/cut_share": cut_share}),
         "seconds/sync": about["sync_milliseconds"] / 1000,
-        **{f"{of}/{name}": value for of in ("learned_reward", "labeler") for name, value in about[of].items()},
+        **{f"{of}/{name}": value for of in MEANS for name, value in about[of].items()},
         **{f"seconds/{phase}": seconds for phase, seconds in about["seconds"].items()},
     }
 

@@ -72,7 +72,7 @@ def next_lines(run: RunSummary) -> Iterator[str]:
         data["heldout"] = heldout_source(data["train"], data.get("heldout"))
         name = next(name for name in ("heldout", "heldout_pairs", "train") if data.get(name))
         source = data[name]
-        one = source if isinstance(source, str) else source[0]
+        one = source if isinstance(source, str) else next(iter(source))
         known = "trained on" if name == "train" else "reported above"
         yield f"{choosy} eval {folder} {shlex.quote(one)}  # type a file of other prompts: this one is {known}"
     why, more = ("for more rounds", [f"rounds={2 * len(run.rounds)}"]) if run.finished else ("to continue", [])

@@ -91,7 +91,7 @@ def judged_by(run_dir: Path) -> str:
     judge = "labels.evaluation" if of_its_own else "labeler"
     names = [judge, f"{judge}.path", f"{judge}.model", "data.heldout", "data.heldout_pairs", "data.heldout_limit"]
     if heldout_source(value_in(config, "data.train"), value_in(config, "data.heldout")) is None:
-        names += ["data.train", "data.limit"]  # of which it is a part
+        names += ["data.train", "data.limit", "data.shares"]  # of which it is a part
     found = {name: value_in(config, name).removeprefix(f"{config.get('run_dir')}/") for name in names}
     *_, newest = [None, *sorted(run_dir.glob("rounds/round_*.parquet"))]
     found["judge"] = "" if newest is None else read_about(newest).get("judge", "")  # with its settings and its code

@@ -27,9 +27,11 @@ log = logger(__name__)
 FIXED = (  # the weights, the responses or the labels were made with these
     *("seed", "reference", "optimizer", "data"),
     *("model", "model.name", "model.revision", "model.adapter", "model.dtype", "model.chat_template*", "model.lora*"),
-    *("data.train", "data.heldout", "data.limit", "data.heldout_limit", "data.reader.*", "data.instructions*"),
+    *("data.train*", "data.heldout", "data.limit", "data.shares", "data.heldout_limit", "data.reader.*"),
+    "data.instructions*",
 )
 JUDGE = {"labeler", *(f"labeler.{name}" for name in ("path", "weights", "name", "model", "template", "wrapped"))}
+INSIDE = ("labeler.parts", "labeler.weights", "labeler.members")  # whose settings are the judge too
 REFERS = "${"  # to another option
 MENU = {  # where a setting is in the composed run: what is typed for it in the menu
     "module": "",
@@ -76,7 +78,7 @@ def report_changes(folder: Path, config: Mapping[str, Any]) -> None:
         )
     if found:
         log.warning("the run is resumed with %s", "; ".join(found.values()))
-    if found.keys() & JUDGE:
+    if found.keys() & JUDGE or any(_below(INSIDE, name) for name in found):
         log.warning(
             "Earlier labels and held-out results are the old labeler's, perhaps on another scale, and the run trains "
             "on both; choose another name=... or run_dir=... for a run with the new labeler alone."

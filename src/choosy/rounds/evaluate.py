@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import CatMetric, MeanMetric, Metric
 
-from choosy.data.pool import POOL_SCHEMA, from_row, to_row
+from choosy.data.pool import POOL_SCHEMA, from_row, means_by_name, to_row
 from choosy.data.table_files import read_table, write_table
 from choosy.labeling.buyer import LabelBuyer
 from choosy.methods.length_control import Z95, length_controlled
@@ -186,13 +186,17 @@ class WinShare(Metric):
 
 
 def answer_metrics(answers: Sequence[Candidates]) -> dict[str, float | None]:
-    """Mean reward of the first responses with its 95 % interval, and their mean length in tokens."""
+    """Mean reward of the first responses with its 95 % interval, by parts and by sources too, and their mean length."""
     rewards, lengths = Estimate(), Estimate()
     rewards.update([c.responses[0].reward for c in answers if c.responses[0].reward is not None])
     lengths.update([len(c.responses[0].ids) for c in answers])
     mean, error = rewards.compute()
     low, high = (None, None) if mean is None or error is None else (mean - Z95 * error, mean + Z95 * error)
-    return {"reward": mean, "reward_low": low, "reward_high": high, "length": lengths.compute()[0]}
+    by_source = [[(c.prompt.source, c.responses[0].reward)] for c in answers if c.prompt.source]
+    scored = [[(source, reward) for source, reward in one if reward is not None] for one in by_source]
+    of = {"parts": means_by_name(c.responses[0].parts for c in answers), "sources": means_by_name(scored)}
+    named = {f"{kind}/{name}": value for kind, means in of.items() for name, value in means.items()}
+    return {"reward": mean, "reward_low": low, "reward_high": high, "length": lengths.compute()[0], **named}
 
 
 def wilson(mean: float, n: int, z: float = Z95) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from choosy.data.pool import with_rewards
+from choosy.data.pool import with_responses
 from choosy.labeling import statistics
 from choosy.methods.pairing import PAIRINGS, good_above
 from choosy.methods.selection import ChosenPair, PairChoice, pair_positions, top_pairs
@@ -184,7 +184,7 @@ def scored_pairs(at: Round, fresh: Sequence[Candidates], asked: Sequence[ChosenP
             judged.append(None)
             continue
         judged.append("tie" if first == second else "first" if first > second else "second")
-        c = with_rewards(labeled[a.prompt], {a.i: first, a.j: second})
+        c = with_responses(labeled[a.prompt], dict(zip((a.i, a.j), half.responses, strict=True)))
         labeled[a.prompt] = decided(c, a, judged[-1], labels.labeler.name, at.number)
     return Bought(labeled, judged.count(None), statistics.count(judged, shown=False))
 

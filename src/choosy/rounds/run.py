@@ -338,6 +338,8 @@ class Run:
             "seconds": dict(self.phases.seconds),
             "learned_reward": self.learned_reward.knowledge,
             "labeler": labels.knowledge,
+            "parts": self.pool.part_means(),
+            "sources": self.pool.source_means(),
             "evaluation": self.evaluation,
             "trained": self.trained,
             "judge": "" if judge is None else f"{judge.labeler.name} {judge.terms.fingerprint}",  # with its settings
