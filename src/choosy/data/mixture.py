@@ -27,7 +27,7 @@ def divided(
     if isinstance(train, Mapping):
         if shares is not None:
             raise ValueError(f"data.train={dict(train)} has shares, and data.shares={list(shares)} others; drop one.")
-        train, shares = list(train), list(train.values())
+        return divided(list(train), list(train.values()))
     if shares is None:
         return train, None
     if isinstance(train, str):
@@ -56,10 +56,9 @@ def mixture(
     rows = _once(found)
     counts = drawn(dict(zip(rows, map(len, rows.values()), strict=True)), shares, limit=limit)
     names = short_names(rows)
-    mixed = []
-    for source, items in rows.items():
-        taken = {*sorted(items, key=lambda name: seed_of("shares", name))[: counts[source]]}
-        mixed += [_named(item, names[source]) for name, item in items.items() if name in taken]
+    mixed: list[Promptlike] = []
+    for source, count in counts.items():
+        mixed += _some(rows[source], count, names[source])
     shown = ", ".join(f"{counts[source]} of the {len(items)} of {source}" for source, items in rows.items())
     log.warning(f"data.shares={list(shares)} takes {len(mixed)} prompts: {shown}.")
     return mixed
@@ -91,6 +90,12 @@ def drawn(available: Mapping[str, int], shares: Sequence[float], *, limit: int |
         if not count or not most:
             raise ValueError(f"{has}; type other shares, or leave it out of data.train.")
     return counts
+
+
+def _some(items: Mapping[str, Promptlike], count: int, source: str) -> list[Promptlike]:
+    """So many of a source's items, drawn by their ids, in their order and with its name."""
+    taken = {*sorted(items, key=lambda name: seed_of("shares", name))[:count]}
+    return [_named(item, source) for name, item in items.items() if name in taken]
 
 
 def _once(found: Mapping[str, Sequence[Promptlike]]) -> dict[str, dict[str, Promptlike]]:

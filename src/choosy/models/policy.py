@@ -313,7 +313,8 @@ class Policy(nn.Module):
     def _token_logps(self, groups: Sequence[Group], collisions: bool, routed: list[Routed] | None) -> Tensor:
         distinct, place_T = deduplicated(groups)
         share = self.shares(distinct)
-        with self.precision(), nullcontext([]) if routed is None else recorded(self.causal_lm) as logits:
+        routers: AbstractContextManager[list[Tensor]] = nullcontext([]) if routed is None else recorded(self.causal_lm)
+        with self.precision(), routers as logits:
             logp_T = group_logps(self.causal_lm, distinct, share=share, collisions=collisions)
         if routed is not None:
             weight_N = token_weights(distinct, times_of(groups, distinct), share=share, one_row=self.one_row)
