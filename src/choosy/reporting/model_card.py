@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -186,6 +187,8 @@ def without_paths(word: str) -> tuple[str, list[str]]:
         ('data.train=[a.jsonl,owner/set:train,b.csv]', ['a.jsonl', 'b.csv'])
         >>> without_paths("labeler.base_url=http://localhost:8000/v1")
         ('labeler.base_url=http://localhost:8000/v1', [])
+        >>> without_paths("~logger.tensorboard")
+        ('~logger.tensorboard', [])
     """
     names: list[str] = []
     name, equals, value = word.partition("=") if "=" in word else ("", "", word)
@@ -193,7 +196,7 @@ def without_paths(word: str) -> tuple[str, list[str]]:
 
     def named(found: re.Match[str]) -> str:
         text = found[0]
-        path = Path(text).expanduser()
+        path = Path(os.path.expanduser(text))  # Path's own raises where ~word names no user, as in ~logger.tensorboard
         if text.startswith(PACKAGED) or "://" in text:
             return text
         is_path = re.search(r"[/\\]", text) and (text.count("/") != 1 or text[0] in "./~" or path.exists())
