@@ -122,6 +122,7 @@ WAYS = {
         [*EMBED, *RECOMPUTE, "labels.budget=9"],
     ),
     "fsdp, two, in step": ("fsdp", 2, [*IDLE, *STOPS, "model.compute.gather=never", "reference=previous_round"]),
+    "fsdp, two, idle rank": ("fsdp", 2, [*IDLE]),
     "fsdp, two, all weights": ("fsdp", 2, [*FULL, *UNEVEN, "reset_policy=each_round", "selector=optune"]),
 }
 

@@ -188,7 +188,7 @@ class Policy(nn.Module):
         if self.is_gathered:
             yield
         elif self._fits():
-            with torch.no_grad(), gathered(self):
+            with torch.no_grad(), gathered(self, self._idle):
                 self.is_gathered = True
                 try:
                     yield

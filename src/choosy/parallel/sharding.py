@@ -56,14 +56,19 @@ def placed_like(tensor: Tensor, model: Tensor) -> Tensor:
 
 
 @contextmanager
-def gathered(root: nn.Module) -> Iterator[None]:
-    """Give every rank all weights within the block, where forwards need no other rank; all ranks must enter."""
+def gathered(root: nn.Module, filler: Callable[[], object]) -> Iterator[None]:
+    """Give every rank all weights within the block, where forwards need no other rank; all ranks must enter.
+
+    `filler` runs a forward at the end, so that no rank is without one: FSDP2 remembers the layers of forwards without
+    gradient, too, and gathers one of them in the next backward, which takes all ranks.
+    """
     parts = [module for module in root.modules() if isinstance(module, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
     try:
         yield
+        filler()
     finally:
         for part in parts:
             part.reshard()
