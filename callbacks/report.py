@@ -160,7 +160,7 @@ def write_cards(folder: Path, summary: RunSummary, trainer: Any, module: Any, ex
         "weighting": chosen.get("weighting") or name_of(run.weighting),
         "selector": chosen.get("selector") or ", ".join(selectors) or "none",
         "labeler": who if not judged_as or who.startswith(judged_as) else f"{judged_as} ({who})",
-        "judge of held-out answers": "" if judge is None else judge.labeler.name,
+        "judge of held-out answers": judge.labeler.name if judge and summary.answers else "",
         "data": ", ".join(trained_on),
         "held-out data": ", ".join(judged_on) if heldout or summary.evaluated else "",
         "rounds": f"{len(summary.rounds)} of {run.rounds}, seed {run.seed}",

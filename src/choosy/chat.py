@@ -33,13 +33,17 @@ def chat(words: list[str]) -> None:
     parser = Words("choosy chat", description="Talk to a tuned model and its start; an empty line ends it.")
     parser.add_argument("run_dir", metavar="RUN", help="the folder of the run, or of the model that choosy merge wrote")
     parser.add_argument("--alone", action="store_true", help="without the start's answers: half the memory and time")
+    parser.add_argument("--temperature", type=float, default=0.7, help="0 = the likeliest token (default: 0.7)")
+    parser.add_argument("--top-p", type=float, default=0.9, help="share of probability sampled from (default: 0.9)")
     typed = parser.parse_args(words)
     run = TunedModel.open(typed.run_dir)
     from choosy.reporting.display import quiet
+    from choosy.sampling.settings import SamplingSettings
 
     quiet()
     start = None if typed.alone or run.start is None else run.load(run.start)
-    policy, settings = run.load(run.tuned), run.sampler
+    policy = run.load(run.tuned)
+    settings = SamplingSettings(temperature=typed.temperature, top_p=typed.top_p)
     policies = {"start": start, "tuned": policy} if start else {"tuned": policy}
     turns: list[Message] = []
     whom = "the tuned model and the start" if start else "the tuned model"

@@ -11,7 +11,7 @@ from choosy.models.adapters import CONFIG
 from choosy.models.checksums import NAME, write_checksums
 from choosy.models.locate import UNREACHABLE, shown_name
 from choosy.options.words import Words
-from choosy.reporting.model_card import with_base
+from choosy.reporting.model_card import on_the_hub, with_base
 from choosy.terminal import say
 from choosy.tuned_model import TunedModel
 
@@ -45,6 +45,8 @@ def push(words: list[str]) -> None:
         not_uploaded = shutil.ignore_patterns(".cache", ".git")
         copy = Path(shutil.copytree(source, Path(folder, "model"), ignore=not_uploaded))
         name_base(copy, typed.base)
+        if (card := copy / "README.md").exists():
+            card.write_text(on_the_hub(card.read_text(encoding="utf-8"), typed.repo), encoding="utf-8")
         if (copy / NAME).exists():
             write_checksums(copy)
         hub = HfApi()

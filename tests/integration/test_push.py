@@ -95,6 +95,7 @@ def test_a_run_is_uploaded_with_its_card_and_no_path_of_this_machine(play, hub, 
     assert "base_model_relation: adapter\n" in card
     assert "| base model | owner/tiny |" in card
     assert "\nowner/tiny tuned on preferences" in card
+    assert card.count('from_pretrained("me/tuned")') == 2
     assert "curves.png" in hub.files
     for name, content in hub.files.items():
         (file := tmp_path / "downloaded" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -123,6 +124,8 @@ def test_each_form_of_a_model_is_uploaded_without_a_path_of_this_machine(words, 
     wanted = {"merged": ("transformers", "finetune"), "gguf": ("gguf", "quantized")}[folder]
     assert (head["library_name"], head["base_model_relation"]) == wanted
     assert head["base_model"] == "owner/tiny"
+    loads = {"merged": 'from_pretrained("me/tuned")', "gguf": "llama-server -hf me/tuned"}[folder]
+    assert loads in hub.files["README.md"].decode()
     assert not [name for name, content in hub.files.items() if str(tmp_path.parent).encode() in content]
 
 

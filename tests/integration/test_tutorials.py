@@ -21,7 +21,7 @@ BLOCK = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```', re.MULTILINE | 
 TINY = ["model.dtype=float32", "sampler.max_new_tokens=6", "batching.batch_size=4", "callbacks.report.console=false"]
 TINY += ["~logger.tensorboard", "epochs_per_round=1"]
 ELSEWHERE = {  # what is not typed in a test, and why
-    r"^pip ": "installs from the network",
+    r"^pip |^python|^source ": "installs from the network",
     r"^export ": "sets a secret",
     r"^vllm serve ": "a server; the test has its own judge",
     r"api\.openai\.com": "costs money",

@@ -14,7 +14,7 @@ from typing import Literal
 from choosy.data.sources import PACKAGED
 from choosy.files import replacing
 from choosy.options.typed import in_the_shell
-from choosy.reporting.summary import OF_PAIRS, RunSummary
+from choosy.reporting.summary import MEASURES, TRAINING, RunSummary
 from choosy.reporting.sweeps import OF_ONE_RUN, words_of
 from choosy.version import __version__
 
@@ -131,15 +131,16 @@ def _front(run: RunSummary, title: str, *, base: str, data: Sequence[str], judge
 
 
 def _results(run: RunSummary) -> str:
-    start, last = run.start, run.last
     rows = [
-        ["win rate against the start", "", _interval(last, "win_rate", ".0%")],
-        ["win rate at equal lengths", "", _interval(last, "win_rate_lc", ".0%")],
-        ["reward", _interval(start, "reward", ".3g"), _interval(last, "reward", ".3g")],
-        *([name, _interval(start, name, ".3g"), _interval(last, name, ".3g")] for name in (*OF_PAIRS, "kl", "length")),
+        ["win rate against the start", "", _interval(run.last, "win_rate", ".0%")],
+        ["win rate at equal lengths", "", _interval(run.last, "win_rate_lc", ".0%")],
     ]
-    shown = _table(("held out", "start", "tuned"), (row for row in rows if row[2]))
-    return shown + "\n\nIn brackets: 95 % intervals. " + run.notes if run.evaluated else run.notes
+    for name in (name for name in run.measures if name not in ("win_rate", "ties", *TRAINING)):
+        form = MEASURES[name][1].replace(".2f", ".3g")
+        rows.append([MEASURES[name][0], *(_interval(measured, name, form) for measured in (run.start, run.last))])
+    table = _table(("held out", "start", "tuned"), (row for row in rows if row[2]))
+    shown = [*([table] if run.evaluated else []), *(["In brackets: 95 % intervals."] if " to " in table else [])]
+    return "\n\n".join([*shown, run.notes] if run.notes else shown)
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -232,5 +233,11 @@ def with_base(card: str, base: str) -> str:
     relation = next(RELATION[form] for form, name in LIBRARY.items() if f"library_name: {name}\n" in head)
     kept = [line for line in head.splitlines() if not line.startswith("base_model")]
     body = re.sub(r"^\| base model \| .* \|$", f"| base model | {base} |", body, count=1, flags=re.MULTILINE)
-    body = re.sub(r"^\S+ (?=tuned on preferences with Choosy)", f"{base} ", body, count=1, flags=re.MULTILINE)
+    body = re.sub(r"^.+ (?=tuned on preferences with Choosy)", f"{base} ", body, count=1, flags=re.MULTILINE)
     return "\n".join(["---", f"base_model: {base}", *kept, f"base_model_relation: {relation}", fence + body])
+
+
+def on_the_hub(card: str, repo: str) -> str:
+    """Return a card whose code loads the model from the hub."""
+    card = re.sub(r'from_pretrained\("[^"]*"\)', f'from_pretrained("{repo}")', card)
+    return re.sub(r"^llama-server -m .*$", f"llama-server -hf {repo}", card, flags=re.MULTILINE)
