@@ -201,6 +201,7 @@ def test_every_setting_has_the_name_that_is_typed_for_it(data):
 
 OPTIONAL = {"model.revision", "model.adapter", "model.chat_template", "data.heldout", "data.limit"} | {
     "data.heldout_limit",
+    "data.shares",
 }
 
 

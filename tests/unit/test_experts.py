@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -110,3 +111,12 @@ def test_frozen_experts_are_named_with_what_adapts_them(model_dir: Path, caplog:
 def test_a_model_without_experts_has_no_routers(tiny_policy_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert not policy_of(tiny_policy_dir, lora=Lora(r=2)).has_routers()
     assert "stay frozen" not in caplog.text
+
+
+def test_routers_without_noise_score_as_they_sample(model_dir: Path, tmp_path: Path) -> None:
+    for file in model_dir.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"router_jitter_noise": 0.5}))
+    policy = policy_of(tmp_path)
+    torch.testing.assert_close(policy.train().token_logps(GROUPS), policy.eval().token_logps(GROUPS))

@@ -67,7 +67,7 @@ TYPED = {  # what is typed: what the sentence says
     "+trainer.gradient_clip_val=1.0": "Type max_grad_norm=",
     "+trainer.precision=bf16-mixed": "Type model.dtype=bfloat16 or model.dtype=float32",
     "++trainer.max_epochs=2": "type rounds=2",
-    "optimizer=adafactor": "optimizer._target_=torch.optim.NAME. Choices: adam, adamw, rmsprop.",
+    "optimizer=adafactor": "optimizer._target_=torch.optim.NAME. Choices: adam, adamw, adamw_8bit, muon, rmsprop.",
     "model=/some/folder": "A model of yours goes by model.name=FOLDER",
     "selector=certanty": "Did you mean certainty?",
     "loss=dpo": "There is no loss=dpo. For dpo type loss=sigmoid. Choices: ada_dpo",
@@ -114,7 +114,7 @@ TYPED = {  # what is typed: what the sentence says
     "run_dir=${nme}": "Interpolation key 'nme' not found",
     "labeler.function=f.py:f": "function is called labeler=function labeler.path here: type labeler=function labeler.",
     "labeler.path=f.py:f": "There is no option labeler.path: it belongs to labeler=function.",
-    "+labeler.weights=[1]": "it belongs to labeler=contrastive or labeler=function.",
+    "+labeler.weights=[1]": "it belongs to labeler=contrastive, labeler=function or labeler=weighted.",
     "callbacks.d_optimal.fraction=0.5": "it belongs to selector=d_optimal.",
     "optimizer._target_=torch.optim.Adafactor lr=abc": "lr wants a number, found 'abc'.",  # it takes no optimizer.fused
     "labeler=function labeler._target_=mine.Lists lr=abc": "lr wants a number, found 'abc'.",  # nor this a path

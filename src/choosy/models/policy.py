@@ -123,6 +123,9 @@ class Policy(nn.Module):
         self.tokens.fit(model)
         # a slice of hidden states is not contiguous, and torch would copy the whole head once for each row
         head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers gives it no type
+        tables: Any = model.get_input_embeddings(), head
+        for table in tables:
+            table.weight.of_vocabulary = True  # for optimizer=muon
         head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
         self.model = add_adapter(model, self.lora, self.adapter, seed=seed) if self.lora else model
         switch_off_dropout(self.model)

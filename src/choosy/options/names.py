@@ -137,7 +137,10 @@ CHOICES = {  # what others call a choice of a group: what Choosy calls it
         **{"nll": "sft", "cross_entropy": "sft", "exo_pair": "exo", "nca_pair": "nca", "sppo_hard": "sppo"},
         **{"bco_pair": "bco", "sigmoid_norm": "sigmoid_averaged", "smaug": "dpop", "slic_hf": "hinge"},
     },
-    "optimizer": dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "fused_adamw", "default"), "adamw"),
+    "optimizer": {
+        **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "fused_adamw", "default"), "adamw"),
+        **dict.fromkeys(("adamw_bnb_8bit", "paged_adamw_8bit", "adamw8bit", "adam8bit", "adam_8bit"), "adamw_8bit"),
+    },
     "logger": {"tensorboard": "default", "csv": "default"},
     "labeler": {
         **dict.fromkeys(
