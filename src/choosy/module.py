@@ -30,6 +30,7 @@ from choosy.models.rows import Group
 from choosy.parallel.ranks import current_ranks
 from choosy.parallel.sharding import full_tensor, is_sharded
 from choosy.reporting.metrics import StepStats, log_at_once
+from choosy.reporting.tracked import log_round
 from choosy.rounds.bad_losses import BadLosses, OnBadLoss
 from choosy.terminal import logger
 
@@ -357,6 +358,7 @@ class WeightedDPO(LightningModule):
             trained = {"train_loss": self.loss_epoch, "train_accuracy": self.accuracy_epoch}
             means = {name: mean.compute().item() for name, mean in trained.items() if float(mean.weight)}
             log_at_once(self, data.run.end_round(means), step=self.global_step - 1)
+            log_round(self.trainer.loggers, data.run.pool, data.run.heldout_rows, step=self.global_step - 1)
 
     # -- checkpoints hold what is trained, and what cannot be loaded again -------------------------------------
 

@@ -9,13 +9,15 @@ from typing import Any
 
 VARIABLE = re.compile(r"(^|_)(KEY|APIKEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 ENTRY = re.compile(r"(api_?key|access_?key|secret|password|passwd|(api|auth|access|hf)_?token)$", re.IGNORECASE)
-USER_INFO = re.compile(r"://[^/\s@]*:[^/\s@]+@")  # a password in an address
+IN_ADDRESS = re.compile(  # a password in an address, and a token behind it
+    r"(?<=://)[^/\s@]*:[^/\s@]+(?=@)|(?<=[?&])[\w-]*(?:token|key|secret|password)=[^&\s]{8,}", re.IGNORECASE
+)
 NAMED: set[str] = set()  # variables that hold a key, whatever they are called, as a configuration has said
 SHORTEST = 8  # a shorter value, such as EMPTY, is a word that may stand in any text
 
 
 def scrub(text: str) -> str:
-    """The text without the values of environment variables that are named like a secret, or named as one.
+    """The text without passwords in addresses, and without the values of variables that are named like a secret.
 
     Example:
         >>> os.environ["DOC_API_KEY"] = "sk-0123456789"
@@ -26,7 +28,7 @@ def scrub(text: str) -> str:
     for name, value in sorted(os.environ.items(), key=lambda item: -len(item[1])):
         if len(value) >= SHORTEST and (name in NAMED or VARIABLE.search(name)):
             text = text.replace(value, f"[{name}]")
-    return text
+    return IN_ADDRESS.sub("[password]", text)
 
 
 def refuse_secrets(config: Any) -> None:
@@ -34,11 +36,12 @@ def refuse_secrets(config: Any) -> None:
     NAMED.update(value for name, value in texts(config) if name.rpartition(".")[2] == "key_env")
     for name, value in texts(config):
         named = ENTRY.search(name.rpartition(".")[2])
-        if scrub(value) != value or USER_INFO.search(value) or (named and len(value) >= SHORTEST):
+        if scrub(value) != value or (named and len(value) >= SHORTEST):
             raise ValueError(
                 f"{name} holds a secret, and the configuration is written into the run's folder; keep it in an "
                 "environment variable instead, and give the name of that where the labeler asks for it, as in "
-                "labeler.key_env=OPENAI_API_KEY"
+                "labeler.key_env=OPENAI_API_KEY; trackers read WANDB_API_KEY, MLFLOW_TRACKING_URI, "
+                "MLFLOW_TRACKING_PASSWORD and TRACKIO_SERVER_URL themselves"
             )
 
 

@@ -127,7 +127,7 @@ TYPED = {  # what is typed: what the sentence says
     "model.name=tinny": "There is no folder tinny (looked in",
     "model.name=nosuch": "none has a name like it), and nosuch is no hub id, which has an owner",
     "model.name=./tinny": "; did you mean tiny?",
-    "model.name=demo:smollm2 logger=wandb": "WandbLogger needs the package wandb: pip install wandb",
+    "model.name=demo:smollm2 logger=wandb": "WandbLogger needs the package wandb: pip install 'choosy-tuning[wandb]'",
     "model.name=demo:smollm2 labeler=function labeler.path=mine.py:keyword": "mine.py has no keyword; did you mean "
     "keywords?",
     "model.name=demo:smollm2 labeler=function labeler.path=[mine.py:keywords,mine.kyword]": "did you mean",

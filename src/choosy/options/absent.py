@@ -16,7 +16,8 @@ from typing import Any
 
 from choosy.options.names import any_of, file_meant
 
-LOGGERS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "CometLogger": "comet_ml", "NeptuneLogger": "neptune"}
+EXTRAS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "TrackioLogger": "trackio"}  # each an extra of its name
+LOGGERS = {**EXTRAS, "CometLogger": "comet_ml", "NeptuneLogger": "neptune"}
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 STRATEGIES = re.compile("auto|(ddp|deepspeed|fsdp|xla|single)(_[a-z0-9_]+)?")  # the names that Lightning registers
 OTHERS = ("choosy.", "callbacks.", "data_modules.", "lightning.", "torch.")  # whose code registers no other
@@ -30,7 +31,8 @@ def refuse_absent(resolved: Mapping[str, Any]) -> None:
         name = str(logger.get("_target_")).rpartition(".")[2]
         package = LOGGERS.get(name)
         if package and find_spec(package) is None:
-            raise ValueError(f"{name} needs the package {package}: pip install {package}")
+            install = f"'choosy-tuning[{package}]'" if name in EXTRAS else package
+            raise ValueError(f"{name} needs the package {package}: pip install {install}")
     refuse_trainer(resolved)
     for path in dict.fromkeys(_functions(resolved)):
         if (lacks := _lacks(path)) is not None:

@@ -22,6 +22,7 @@ OURS = (
         "tensorboard",
         "wandb",
         "mlflow_run_id",
+        "trackio_run",
         "adapter",
         "model",
         "merged",
