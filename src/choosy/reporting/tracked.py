@@ -112,22 +112,27 @@ def _answers(row: Row) -> Iterator[dict[str, Any]]:
     columns = (row["responses"], *(row[name] or nothing for name in ("rewards", "logps", "ref_logps")))
     for place, (text, reward, logp, ref_logp) in enumerate(zip(*columns, strict=True)):
         its = [pair for pair in pairs if place in (pair["chosen"], pair["rejected"])]
-        choices = dict.fromkeys("chosen" if pair["chosen"] == place else "rejected" for pair in its)
+        choices = {"chosen" if pair["chosen"] == place else "rejected" for pair in its}
         if row["split"] == "heldout":
-            choices = dict.fromkeys(("tuned", "start")[place : place + 1])  # whose answer it is
+            choices = {*("tuned", "start")[place : place + 1]}  # whose answer it is
         yield {
             "split": row["split"],
             "prompt": _safe(row["prompt"]),
             "completion": _safe(text),
-            "reward": reward,
-            "choice": ", ".join(choices),
-            "utility": its[0]["utility"] if its else None,
-            "prompt_utility": row["prompt_utility"],
-            "weight": its[0]["weight"] if its else None,
-            "logp": logp,
-            "ref_logp": ref_logp,
+            "reward": _short(reward),
+            "choice": ", ".join(sorted(choices)),
+            "utility": _short(its[0]["utility"] if its else None),
+            "prompt_utility": _short(row["prompt_utility"]),
+            "weight": _short(its[0]["weight"] if its else None),
+            "logp": _short(logp),
+            "ref_logp": _short(ref_logp),
             "outcome": row["outcome"],
         }
+
+
+def _short(number: float | None) -> float | None:
+    """A number in six digits, as a table shows it."""
+    return None if number is None else float(f"{number:.6g}")
 
 
 def _safe(text: str) -> str:

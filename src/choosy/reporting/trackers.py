@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import loggers
-from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from choosy.errors import in_a_line
@@ -192,7 +193,7 @@ class TrackioLogger(Logger):
         self.table_rows = table_rows
         self._file = Path(run_dir) / "trackio_run"
         self._begun = read_line(self._file, "[0-9a-f]{32} .+") if self._file.exists() else ""
-        self._settings = {"group": group, "space_id": space_id, "private": private}
+        self._settings: dict[str, Any] = {"group": group, "space_id": space_id, "private": private}
         self._project, self._name = project, self._begun[33:] or shown_name(run_dir, name)
         self._run: Any = None
 
@@ -247,5 +248,7 @@ class TrackioLogger(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         if self._run is not None:
-            self._run.finish()
+            import trackio
+
+            trackio.finish()
             self._run = None
