@@ -26,7 +26,7 @@ from choosy.options.menu import menu
 from choosy.options.names import OURS
 from choosy.options.parts import typed_for
 from choosy.options.typed import own_menu, quoted
-from choosy.reporting.report import filled
+from choosy.reporting.pages import filled
 from choosy.reporting.summary import RunSummary, costs_of, read_run
 from choosy.resume.failed_starts import MARK, leaving_no_failed_start
 from choosy.resume.run_folder import refuse_used_folder

@@ -14,11 +14,12 @@ import pytest
 from callbacks.report import Report
 from choosy.console import Terminal
 from choosy.data.table_files import write_table
+from choosy.reporting.curves import curves
 from choosy.reporting.display import PHASES
 from choosy.reporting.folders import run_folders
 from choosy.reporting.index import read_index
 from choosy.reporting.model_card import model_card
-from choosy.reporting.report import crop, curves, print_report, write_report
+from choosy.reporting.report import crop, print_report, write_report
 from choosy.reporting.summary import HeldoutAnswer, RunSummary, read_run, write_summary
 from choosy.reporting.sweeps import read_sweep
 from choosy.sealed import read_json

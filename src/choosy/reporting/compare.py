@@ -21,7 +21,8 @@ from choosy.console import Terminal, console
 from choosy.files import replacing
 from choosy.foreign import csv_text
 from choosy.reporting.courses import Arm, Course, Interval, Versus, mean_course, versus
-from choosy.reporting.report import count_axis, write_page
+from choosy.reporting.curves import count_axis
+from choosy.reporting.pages import write_page
 from choosy.reporting.summary import MEASURES, as_spread
 from choosy.reporting.sweeps import read_sweep, warn_of_few_seeds
 

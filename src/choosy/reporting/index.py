@@ -19,7 +19,7 @@ from choosy.files import replacing
 from choosy.foreign import csv_text
 from choosy.options.typed import program
 from choosy.reporting.folders import run_folders
-from choosy.reporting.report import write_page
+from choosy.reporting.pages import write_page
 from choosy.reporting.summary import MEASURES, OF_PAIRS, as_spread, as_text
 from choosy.reporting.sweeps import OF_ONE_RUN, judged_by, values_of, warn_of_few_seeds, words_of
 from choosy.sealed import read_json

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich import box
 from rich.columns import Columns
 from rich.table import Table
@@ -22,14 +18,13 @@ from choosy.files import replacing
 from choosy.foreign import visible
 from choosy.models.locate import shown_name
 from choosy.options.typed import in_the_shell, program, quoted
+from choosy.reporting.curves import CURVES, curves
 from choosy.reporting.display import PHASES, duration
-from choosy.reporting.summary import LEARNED, MEASURES, TRAINING, RunSummary, as_text
+from choosy.reporting.pages import write_page
+from choosy.reporting.summary import LEARNED, MEASURES, RunSummary
 from choosy.reporting.sweeps import OF_ONE_RUN, config_of, values_of, words_of
 
 PHASE_COLORS = dict(zip(PHASES, ("#2563eb", "#0891b2", "#7c3aed", "#db2777", "#d97706", "#65a30d"), strict=True))
-GRID, FRAME, INK = "#e5e7eb", "#9ca3af", "#4b5563"
-COSTS = {"labels": "labels bought", "tokens": "tokens generated", "seconds": "seconds"}
-CURVES = {"reward": "#2563eb", "win_rate": "#d97706", "accuracy": "#7c3aed", "train_accuracy": "#7c3aed"}
 
 
 def print_report(run: RunSummary, out: Terminal | None = None) -> None:
@@ -159,85 +154,3 @@ def shown_settings(run_dir: Path) -> dict[str, str]:
     found = values_of(run_dir, ("model.name", "labeler", "selector", "loss", "weighting", "lr"))
     model = found.pop("model.name")
     return {name: value for name, value in {"model": model and shown_name(model), **found}.items() if value}
-
-
-def filled(template: str, **values: Any) -> str:
-    """Fill a template in `templates/`."""
-    pages = Environment(
-        loader=PackageLoader("choosy.reporting"),
-        autoescape=True,  # whatever a model wrote stays text
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pages.filters.update(as_text=as_text, duration=duration, base64=lambda data: base64.b64encode(data).decode())
-    return pages.get_template(template).render(values)
-
-
-def write_page(template: str, path: str | Path, **values: Any) -> None:
-    """Fill a template in `templates/`, and write the page."""
-    with replacing(path, private=True) as unfinished:
-        unfinished.write_text(filled(template, **values), encoding="utf-8")
-
-
-def curves(run: RunSummary) -> bytes:
-    """Draw what was measured against labels, tokens and seconds, those that were spent, as a PNG."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    stages = [(measured, costs) for _, measured, costs in run.stages if measured] or [({}, (0, 0, 0.0))]
-    if run.evaluated and not run.start:
-        stages.insert(0, ({}, (0, 0, 0.0)))
-    looks = [measured for measured, _ in stages]
-    if run.evaluated:
-        looks[0] = {"win_rate": 0.5, "kl": 0.0, **looks[0]}
-    drawn = [name for name in CURVES if name in run.measures] or list(run.measures[:1]) or ["reward"]
-    spent = dict(zip(COSTS, zip(*(costs for _, costs in stages), strict=True), strict=True))
-    size = (0.3 + 3.6 * len(run.spent_on), 0.4 + 2.4 * len(drawn))
-    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.04, hspace=0.06))
-    axes = figure.subplots(len(drawn), len(run.spent_on), sharex="col", sharey="row", squeeze=False)
-    for column, cost in enumerate(run.spent_on):
-        for row, name in enumerate(drawn):
-            values = [_or_gap(look.get(name)) for look in looks]
-            _curve(axes[row, column], spent[cost], values, CURVES.get(name, INK))
-            if MEASURES[name][1].endswith("%"):
-                axes[row, column].axhline(0.5, color=FRAME, linewidth=1, linestyle="--", zorder=0)
-                axes[row, column].set_ylim(-0.05, 1.15)
-        axes[-1, column].set_xlabel(COSTS[cost], color=INK)
-    for row, name in enumerate(drawn):
-        axes[row, 0].set_ylabel(f"{'held-out ' * (name not in TRAINING)}{MEASURES[name][0]}", color=INK)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=130)
-    return png.getvalue()
-
-
-def count_axis(axis: Any, largest: float) -> None:
-    """Write the amounts beside an axis: thousands as k, small ones as they are."""
-    from matplotlib.ticker import EngFormatter
-
-    axis.set_major_formatter(EngFormatter(sep="") if largest >= 1000 else "{x:g}")
-
-
-def _or_gap(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _curve(axes: Any, costs: Sequence[float], values: Sequence[float], color: str) -> None:
-    """Draw one curve from the start (a ring) over the rounds (dots), with first and last value beside it."""
-    axes.plot(costs, values, color=color, linewidth=2.2, solid_capstyle="round")
-    fill = ["white", *[color] * (len(costs) - 1)]
-    axes.scatter(costs, values, s=38, color=fill, edgecolors=color, linewidths=1.6, zorder=3)
-    rises = len(values) > 1 and values[1] > values[0]  # then the curve runs above its first point
-    falls = len(values) > 2 and values[-1] < values[-2]  # then above its last one
-    for position, lift in {0: -17 if rises else 8, len(values) - 1: -17 if falls else 8}.items():
-        if not math.isnan(values[position]):
-            point = (costs[position], values[position])
-            text = f"{values[position]:.2f}"
-            axes.annotate(text, point, (0, lift), textcoords="offset points", color=color, ha="center")
-    axes.margins(x=0.1, y=0.2)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FRAME)
-    axes.tick_params(colors=INK, length=0)
-    count_axis(axes.xaxis, max(costs))
