@@ -30,7 +30,7 @@ from choosy.terminal import exit_with, program_version, say, show_any_letter
 
 USAGE = """choosy train selector=certainty   play a run, with -m several; its --help lists every option
 choosy fit --config run.yaml      play what `choosy train ... --cfg job > run.yaml` composed
-choosy report RUN_DIR             write and print the report of a run, finished or not
+choosy report RUN_DIR [OTHERS]    write and print the report of a run, finished or not, with the curves of others
 choosy index SWEEP_DIR            list the runs of a sweep, with means over seeds and the best: index.csv, index.html
 choosy compare SWEEP_DIR          write compare.html, .png and .csv: which arm pays: labels, seconds, tokens, money, KL
 choosy evaluate RUN data=FILE     compare the answers of a run, adapter or model with the start's; choosy eval for short
@@ -129,11 +129,17 @@ def use_tuned(command: str) -> Callable[[list[str]], None]:
 
 
 def report(words: list[str]) -> None:
-    """Write and print the report of a run."""
-    parser = Words("choosy report", description="Write and print the report of a run, finished or not.")
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="the folder of the run, with rounds/ in it")
-    run = read_run(parser.parse_args(words).run_dir)
-    write_report(run)
+    """Write and print the report of a run, with the curves of others beside its own."""
+    parser = Words(
+        "choosy report",
+        description="Write and print the report of a run, finished or not. Its page shows the curves and settings of "
+        "further runs beside its own.",
+    )
+    parser.add_argument(
+        "run_dirs", metavar="RUN_DIR", nargs="+", help="the folder of a run, with rounds/ in it: the first is reported"
+    )
+    run, *others = map(read_run, parser.parse_args(words).run_dirs)
+    write_report(run, *others)
     print_report(run)
 
 

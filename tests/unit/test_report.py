@@ -1,6 +1,5 @@
 """What a run leaves behind, from round files written here by the contract."""
 
-import base64
 import io
 import json
 import os
@@ -265,7 +264,7 @@ def test_held_out_pairs_are_shown_before_and_after_without_columns_of_prompts(tm
         assert "–" not in shown
         assert "win rate" not in shown
     assert "| held-out margin | 0 → 2 |" in card
-    assert "<div><b>0.700 → 0.250</b><span>held-out loss</span></div>" in page
+    assert "<div><b>0.700 → 0.250</b><span>held-out loss</span><small>n = 40</small></div>" in page
 
 
 def test_a_round_that_trained_nothing_is_reported(tmp_path):
@@ -339,7 +338,7 @@ def test_the_page_escapes_all_that_a_model_wrote_and_loads_nothing(run_dir):
     assert "<b>dull" not in page
     assert page.count("sunny 1 &lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;") == 8
     assert "grey &amp; &lt;b&gt;dull&lt;/b&gt;" in page
-    assert f'src="data:image/png;base64,{base64.b64encode((run_dir / "curves.png").read_bytes()).decode()}"' in page
+    assert "<svg" in page
     assert '<a href="config.yaml">' in page
     assert "@media (prefers-color-scheme: dark)" in page
     assert "http:" not in page

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 DRAWS = 2000
+Z95 = 1.959964  # standard errors on either side of a mean, in an interval that covers 95 %
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,14 @@ def filled(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    pages.filters["script_hash"] = lambda name: script_hash(pages.get_template(name).render())
     pages.filters.update(as_text=as_text, duration=duration, base64=lambda data: base64.b64encode(data).decode())
     return pages.get_template(template).render(values)
+
+
+def script_hash(source: str) -> str:
+    """Return what the policy of a page names its script by, so that no other script runs in it."""
+    return f"sha256-{base64.b64encode(sha256(source.encode()).digest()).decode()}"
 
 
 def write_page(template: str, path: str | Path, **values: Any) -> None:

@@ -18,9 +18,26 @@ from choosy.files import replacing
 from choosy.foreign import visible
 from choosy.models.locate import shown_name
 from choosy.options.typed import in_the_shell, program, quoted
+from choosy.reporting.choices import choices_of
 from choosy.reporting.curves import CURVES, curves
 from choosy.reporting.display import PHASES, duration
 from choosy.reporting.pages import write_page
+from choosy.reporting.run_page import (
+    MOST_RUNS,
+    choices_table,
+    clouds,
+    curve_charts,
+    loading_code,
+    measured_otherwise,
+    money_table,
+    names_of,
+    ridges,
+    rounds_table,
+    seconds_table,
+    settings_table,
+    tiles,
+)
+from choosy.reporting.shown_prompts import SPLITS, shown_prompts
 from choosy.reporting.summary import LEARNED, MEASURES, RunSummary
 from choosy.reporting.sweeps import OF_ONE_RUN, config_of, values_of, words_of
 
@@ -129,23 +146,51 @@ def crop(text: str, length: int) -> str:
     return (words if space else line[: length - 2]) + " …"
 
 
-def write_report(run: RunSummary) -> None:
-    """Write `curves.png` and `report.html`, which needs no other file and no network, into the folder of a run."""
-    drawing, seconds, folder = curves(run), run.phase_seconds(), run.folder.resolve()
+def write_report(run: RunSummary, *others: RunSummary) -> None:
+    """Write `curves.png` and `report.html`, which needs no other file and no network, into the folder of a run.
+
+    Args:
+        run: The run.
+        others: Runs whose curves and settings the page shows beside those of the run.
+
+    Raises:
+        ValueError: There are more runs than colors and dashes tell apart.
+    """
+    if len(others) >= MOST_RUNS:
+        raise ValueError(
+            f"A report shows {MOST_RUNS} runs or fewer beside each other, found {1 + len(others)}; type fewer, or "
+            "choosy compare SWEEP_DIR for the runs of a sweep."
+        )
+    runs = dict(zip(names_of([one.folder.resolve() for one in (run, *others)]), (run, *others), strict=True))
     with replacing(run.folder / "curves.png") as unfinished:
-        unfinished.write_bytes(drawing)
+        unfinished.write_bytes(curves(run))
+    choices, (prompts, left_out), loading = choices_of(run), shown_prompts(run), loading_code(run)
+    words = words_of(run.folder)
     write_page(
         "report.html.j2",
         run.folder / "report.html",
         run=run,
-        title=f"Choosy run {f'{folder.parent.name}/' if folder.name.isdigit() else ''}{folder.name}",
-        settings=shown_settings(run.folder),
-        headings=run.headings,
+        title=f"Choosy run {next(iter(runs))}",
+        tiles=[*tiles(run)],
+        runs=runs,
+        apart=[name for name, other in runs.items() if measured_otherwise(run, other)],
+        settings=settings_table(runs, [shown_settings(one.folder) for one in runs.values()]),
+        typed="" if words is None else shlex.join(["choosy", "train", *in_the_shell(words)]),
+        panels=curve_charts(runs),
+        rounds=rounds_table(run),
         learned_headings=LEARNED,
-        curves=drawing,
-        seconds=seconds,
-        total=math.fsum(seconds.values()),
+        ridges=ridges(choices),
+        choices=choices_table(choices),
+        clouds=clouds(choices),
+        money=money_table(run),
+        seconds=seconds_table(run),
+        bar=run.phase_seconds(),
         colors=PHASE_COLORS,
+        prompts=prompts,
+        left_out=left_out,
+        splits=SPLITS,
+        loading=loading,
+        hidden=[name for name, there in {"prompts": prompts, "load": loading[0]}.items() if not there],
     )
 
 

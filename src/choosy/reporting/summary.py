@@ -213,7 +213,8 @@ class RunSummary:
         labels, judged = numbers["labels"], numbers["judgements"]
         bought = f"{labels['spent']:,}" + ("" if labels["budget"] is None else f" of {labels['budget']:,}")
         parts = [f"{bought} label{'s' * (bought != '1')} bought", f"{labels['reused']:,} reused"]
-        parts += [f"{judged[kind]:,} {kind}" for kind in ("ties", "invalid") if judged[kind]]
+        parts += [f"{n:,} tie{'s' * (n != 1)}" for n in (judged["ties"],) if n]
+        parts += [f"{n:,} invalid" for n in (judged["invalid"],) if n]
         money = numbers["money"]
         to_train, to_evaluate = (money.get(purpose) or 0.0 for purpose in ("spent", "evaluation"))
         if to_train or to_evaluate:
