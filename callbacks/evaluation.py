@@ -80,7 +80,7 @@ class HeldoutPairs(Evaluator):
 class WinRate(Evaluator):
     """Compares the policy's answers to held-out prompts with the start policy's, which are sampled once for the run.
 
-    Logged per round, with 95 % intervals: win rate (a tie is half a win) and mean reward; further ties, length, and the
+    Logged per round, with 95 % intervals: win rate (a tie is half a win), mean reward and length; further ties, and the
     KL divergence from the start policy with its standard error (a `log_ratio` if answers are sampled otherwise than at
     temperature 1 from all tokens). The judge is the one that `labels.evaluation` names; its labels do not count against
     the label budget. With `labels.evaluation=none` there is no win rate.

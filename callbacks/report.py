@@ -19,6 +19,7 @@ from choosy.files import replacing
 from choosy.models.gguf_file import refuse_gguf
 from choosy.models.locate import shown_name
 from choosy.options.parts import typed_for
+from choosy.reporting.curves import write_curves
 from choosy.reporting.exports import write_whole
 from choosy.reporting.model_card import PICTURE, Form, copy_card, model_card
 from choosy.reporting.report import print_report, shown_settings, write_report
@@ -129,8 +130,9 @@ class Report(Callback):
         run = read_run(self.run_dir)
         callbacks = cast(Any, trainer).callbacks
         exported = next((one.exported for one in callbacks if isinstance(one, Export)), None)
-        write_report(run)
-        write_cards(self.run_dir, run, trainer, pl_module, exported)
+        write_curves(run)
+        write_cards(self.run_dir, run, trainer, pl_module, exported)  # with the curves
+        write_report(run)  # with the card's code
         stops = [one.stopping_reason for one in callbacks if isinstance(one, EarlyStopping)]
         early = any(reason != EarlyStoppingReason.NOT_STOPPED for reason in stops)
         if run.finished or early:  # last, since a run that has a summary has ended

@@ -19,6 +19,7 @@ from choosy.options.names import COMMANDS_OF_OTHERS
 from choosy.options.typed import at_home
 from choosy.options.words import Words
 from choosy.reporting.compare import UnitPrices, compare, print_comparison, write_comparison
+from choosy.reporting.curves import write_curves
 from choosy.reporting.index import read_index, write_index
 from choosy.reporting.report import print_report, write_report
 from choosy.reporting.summary import read_run
@@ -139,6 +140,7 @@ def report(words: list[str]) -> None:
         "run_dirs", metavar="RUN_DIR", nargs="+", help="the folder of a run, with rounds/ in it: the first is reported"
     )
     run, *others = map(read_run, parser.parse_args(words).run_dirs)
+    write_curves(run)
     write_report(run, *others)
     print_report(run)
 

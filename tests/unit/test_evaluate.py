@@ -33,11 +33,13 @@ def test_a_tie_is_half_a_win_and_an_invalid_verdict_decides_nothing() -> None:
 
 
 def test_rewards_have_an_interval_where_there_are_two() -> None:
-    """1 and 3: mean 2, standard deviation sqrt(2), standard error 1."""
-    one, three = (Candidates(Prompt("p", "?"), (Response("", (1, 2), reward=reward),)) for reward in (1.0, 3.0))
-    found = answer_metrics([one, three])
-    assert found == pytest.approx({"reward": 2, "reward_low": 0.040036, "reward_high": 3.959964, "length": 2})
-    assert answer_metrics([one]) == {"reward": 1.0, "reward_low": None, "reward_high": None, "length": 2.0}
+    """1 and 3: mean 2, standard deviation sqrt(2), standard error 1; so are the lengths."""
+    given = {1.0: (1,), 3.0: (1, 2, 3)}
+    one, three = (Candidates(Prompt("p", "?"), (Response("", ids, reward=reward),)) for reward, ids in given.items())
+    mean = {"": 2, "_low": 0.040036, "_high": 3.959964}
+    expected = {f"{name}{end}": value for name in ("reward", "length") for end, value in mean.items()}
+    assert answer_metrics([one, three]) == pytest.approx(expected)
+    assert answer_metrics([one]) == {name: None if "_" in name else 1.0 for name in expected}
 
 
 def looks(rate: float, rng: random.Random, n: int = 64) -> list[tuple[int, float, int]]:

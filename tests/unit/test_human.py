@@ -454,6 +454,7 @@ def test_people_are_not_asked_about_heldout_answers_unless_the_run_says_so(tmp_p
     assert result.metrics == {
         **dict.fromkeys(("reward", "reward_low", "reward_high", "win_rate", "win_rate_low", "win_rate_high")),
         **dict.fromkeys(("win_rate_lc", "win_rate_lc_low", "win_rate_lc_high")),
-        **{"judged": None, "ties": None, "invalid": None, "kl": 2.0, "kl_error": 0.0, "length": 2.0},
+        **{"judged": None, "ties": None, "invalid": None, "kl": 2.0, "kl_error": 0.0},
+        **dict.fromkeys(("length", "length_low", "length_high"), 2.0),
     }
     assert [row["outcome"] for row in result.rows] == [None, None]

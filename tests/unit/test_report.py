@@ -258,12 +258,13 @@ def test_held_out_pairs_are_shown_before_and_after_without_columns_of_prompts(tm
     assert run.numbers()["heldout_pairs"]["accuracy"] == {"initial": 0.5, "final": 1}
     headline = "Held-out accuracy 50% → 100% of 40 pairs, 1 of 1 rounds"
     write_report(run)
-    page, card = (tmp_path / "report.html").read_text(), model_card(run, {}, base="m", folder="model", chat=False)
+    page = (tmp_path / "report.html").read_text()
+    card = model_card(run, {}, base="m", data=[], judged="pairs", form="model", chat=False)
     for shown in (printed(run), page, card):
         assert headline in shown
         assert "–" not in shown
         assert "win rate" not in shown
-    assert "| held-out margin | 0 → 2 |" in card
+    assert "| margin | 0 | 2 |" in card
     assert "<div><b>0.700 → 0.250</b><span>held-out loss</span><small>n = 40</small></div>" in page
 
 
@@ -464,8 +465,8 @@ def test_a_run_whose_report_is_cut_off_is_not_finished(run_dir, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("callbacks.report.write_report", cut_off)
         with pytest.raises(KeyboardInterrupt):
-            callback.teardown(trainer, None, "fit")
+            callback.teardown(trainer, MODULE, "fit")
     assert not (run_dir / "summary.json").exists()
-    callback.teardown(trainer, None, "fit")
+    callback.teardown(trainer, MODULE, "fit")
     assert (run_dir / "summary.json").exists()
     assert "summary.json" in (run_dir / "report.html").read_text()

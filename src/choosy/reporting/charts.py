@@ -7,6 +7,7 @@ light and dark. What a mark means is in its text, which a browser shows beside t
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -167,16 +168,11 @@ def ridge_chart(title: str, x_label: str, rows: Mapping[str, np.ndarray]) -> Cha
         x_label: What their axis is.
         rows: The numbers of each row by its name; a row without any stays empty.
     """
-    every = np.concatenate([np.zeros(0), *rows.values()])
+    edges = np.histogram_bin_edges(np.concatenate([np.zeros(0), *rows.values()]), BINS)
     height = TOP + ROW * len(rows) + BOTTOM
     left, right = LEFT + 26, WIDTH - 44
-    x = Scale(every.tolist(), left, right, amount)
-    chart = Chart(
-        title, x_label=x_label, height=height, x_ticks=x.ticks, left=left, right=right, bottom=height - BOTTOM
-    )
-    edges = (
-        np.linspace(*(every.min(), every.max()) if np.ptp(every) else (x.low, x.high), BINS + 1) if len(every) else None
-    )
+    x = Scale(edges.tolist(), left, right, amount)
+    chart = Chart(title, "", x_label, height, x.ticks, left=left, right=right, bottom=height - BOTTOM)
     for number, (name, values) in enumerate(rows.items()):
         base = TOP + ROW * (number + 1)
         chart.labels.append((left - 6, base - 4, "end", name))
@@ -200,16 +196,7 @@ def scatter_chart(title: str, x_label: str, y_label: str, values: Sequence[tuple
     x = Scale([a for a, _ in values], LEFT, WIDTH - RIGHT, amount)
     y = Scale([b for _, b in values], HEIGHT - BOTTOM, TOP, amount)
     chart = Chart(title, note, x_label, x_ticks=x.ticks, y_ticks=y.ticks)
-    counted: dict[tuple[float, float], int] = {}
-    for value in values:
-        counted[value] = counted.get(value, 0) + 1
-    chart.dots = [
-        Mark(
-            x(a),
-            y(b),
-            min(3 * math.sqrt(n), 9.0),
-            text=f"{x_label} {a:.3g}, {y_label} {b:.3g}" + f", {n} times" * (n > 1),
-        )
-        for (a, b), n in counted.items()
-    ]
+    for (a, b), n in Counter(values).items():
+        said = f"{x_label} {a:.3g}, {y_label} {b:.3g}" + f", {n} times" * (n > 1)
+        chart.dots.append(Mark(x(a), y(b), min(3 * math.sqrt(n), 9.0), text=said))
     return chart

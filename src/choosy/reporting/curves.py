@@ -7,11 +7,19 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from choosy.files import replacing
 from choosy.reporting.summary import MEASURES, TRAINING, RunSummary
 
 GRID, FRAME, INK = "#e5e7eb", "#9ca3af", "#4b5563"
 COSTS = {"labels": "labels bought", "tokens": "tokens generated", "seconds": "seconds"}
 CURVES = {"reward": "#2563eb", "win_rate": "#d97706", "accuracy": "#7c3aed", "train_accuracy": "#7c3aed"}
+
+
+def write_curves(run: RunSummary) -> None:
+    """Write `curves.png` into the folder of a run."""
+    drawing = curves(run)
+    with replacing(run.folder / "curves.png") as unfinished:
+        unfinished.write_bytes(drawing)
 
 
 def curves(run: RunSummary) -> bytes:

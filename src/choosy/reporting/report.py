@@ -14,12 +14,11 @@ from rich.text import Text
 
 from choosy.console import Terminal, console
 from choosy.data.heldout import heldout_source
-from choosy.files import replacing
 from choosy.foreign import visible
 from choosy.models.locate import shown_name
 from choosy.options.typed import in_the_shell, program, quoted
 from choosy.reporting.choices import choices_of
-from choosy.reporting.curves import CURVES, curves
+from choosy.reporting.curves import CURVES
 from choosy.reporting.display import PHASES, duration
 from choosy.reporting.pages import write_page
 from choosy.reporting.run_page import (
@@ -147,7 +146,7 @@ def crop(text: str, length: int) -> str:
 
 
 def write_report(run: RunSummary, *others: RunSummary) -> None:
-    """Write `curves.png` and `report.html`, which needs no other file and no network, into the folder of a run.
+    """Write `report.html`, which needs no other file and no network, into the folder of a run.
 
     Args:
         run: The run.
@@ -162,8 +161,6 @@ def write_report(run: RunSummary, *others: RunSummary) -> None:
             "choosy compare SWEEP_DIR for the runs of a sweep."
         )
     runs = dict(zip(names_of([one.folder.resolve() for one in (run, *others)]), (run, *others), strict=True))
-    with replacing(run.folder / "curves.png") as unfinished:
-        unfinished.write_bytes(curves(run))
     choices, (prompts, left_out), loading = choices_of(run), shown_prompts(run), loading_code(run)
     words = words_of(run.folder)
     write_page(

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 from choosy.reporting.choices import fresh_rows
 from choosy.reporting.summary import RunSummary
 
-COLUMNS = ("split", "prompt_id", "prompt", "sampled_in", "prompt_utility", "responses", "rewards", "logps")
-COLUMNS = (*COLUMNS, "ref_logps", "finished", "pairs", "undecided", "outcome")
+COLUMNS = (
+    *("split", "prompt_id", "prompt", "sampled_in", "prompt_utility", "responses", "rewards", "logps", "ref_logps"),
+    *("finished", "pairs", "undecided", "outcome"),
+)
 MOST_PROMPTS = 500  # of each split
 MOST_LETTERS = 4_000_000  # of prompts and responses
 SPLITS = {"train": "trained on", "heldout": "held out"}

@@ -186,17 +186,20 @@ class WinShare(Metric):
 
 
 def answer_metrics(answers: Sequence[Candidates]) -> dict[str, float | None]:
-    """Mean reward of the first responses with its 95 % interval, by parts and by sources too, and their mean length."""
-    rewards, lengths = Estimate(), Estimate()
-    rewards.update([c.responses[0].reward for c in answers if c.responses[0].reward is not None])
-    lengths.update([len(c.responses[0].ids) for c in answers])
-    mean, error = rewards.compute()
-    low, high = (None, None) if mean is None or error is None else (mean - Z95 * error, mean + Z95 * error)
+    """Mean reward and mean length of the first responses with 95 % intervals, and rewards by parts and by sources."""
+    firsts = [c.responses[0] for c in answers]
+    rewards = [first.reward for first in firsts if first.reward is not None]
+    found: dict[str, float | None] = {}
+    for name, numbers in {"reward": rewards, "length": [float(len(first.ids)) for first in firsts]}.items():
+        estimate = Estimate()
+        estimate.update(numbers)
+        mean, error = estimate.compute()
+        low, high = (None, None) if mean is None or error is None else (mean - Z95 * error, mean + Z95 * error)
+        found |= {name: mean, f"{name}_low": low, f"{name}_high": high}
     by_source = [[(c.prompt.source, c.responses[0].reward)] for c in answers if c.prompt.source]
     scored = [[(source, reward) for source, reward in one if reward is not None] for one in by_source]
     of = {"parts": means_by_name(c.responses[0].parts for c in answers), "sources": means_by_name(scored)}
-    named = {f"{kind}/{name}": value for kind, means in of.items() for name, value in means.items()}
-    return {"reward": mean, "reward_low": low, "reward_high": high, "length": lengths.compute()[0], **named}
+    return found | {f"{kind}/{name}": value for kind, means in of.items() for name, value in means.items()}
 
 
 def wilson(mean: float, n: int, z: float = Z95) -> tuple[float, float]:
@@ -297,8 +300,9 @@ def pair_metrics(
 
     Returns:
         `loss`, the mean of the training loss (None if it is no loss of single pairs, or needs tokens); `accuracy`, the
-        share of pairs whose chosen response has the higher implicit reward (equal ones count half); `margin`, the mean
-        difference of the implicit rewards; and the number of `pairs`.
+        share of pairs whose chosen response has the higher implicit reward (equal ones count half), with its 95 %
+        interval where the pairs are given ones; `margin`, the mean difference of the implicit rewards; and the number
+        of `pairs`.
     """
     scored = [
         (logp, r.logp_ref, r.length, r.gold)
@@ -320,7 +324,9 @@ def pair_metrics(
     means = {name: MeanMetric(nan_strategy="disable", process_group=ranks.group) for name in values}
     for name, mean in means.items():
         mean.set_dtype(torch.float64).update(values[name])
-    return {"loss": None, **{name: mean.compute().item() for name, mean in means.items()}, "pairs": len(of_all)}
+    found = {name: mean.compute().item() for name, mean in means.items()}
+    low, high = wilson(found["accuracy"], len(of_all))
+    return {"loss": None, **found, "accuracy_low": low, "accuracy_high": high, "pairs": len(of_all)}
 
 
 def good_against_bad(rewards: Sequence[tuple[float, float]]) -> dict[str, float]:
