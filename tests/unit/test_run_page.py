@@ -184,7 +184,7 @@ def test_other_runs_are_laid_over_and_what_differs_is_marked(tmp_path: Path) -> 
     config(three, {"lr": 1, "data.limit": 9}, judge="another.judge")
     alone, page = page_of(one), page_of(one, two, three)
     assert '<tr class="differs"><th>lr</th><td>1</td><td>2</td><td>1</td></tr>' in page
-    assert '<tr class="differs"><th>loss.beta</th><td>0.1</td><td>0.2</td><td></td></tr>' in page
+    assert '<tr class="differs"><th>loss.beta</th><td>0.1</td><td>0.2</td><td>–</td></tr>' in page
     assert "data.limit</th>" not in page, "all have typed the same"
     assert "&lt;i&gt;three was measured by another judge" in page
     rewards = page[page.index("<figcaption>held-out reward") :].partition("</figure>")[0]

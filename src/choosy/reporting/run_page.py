@@ -156,7 +156,7 @@ def settings_table(runs: Mapping[str, RunSummary], shown: Sequence[Mapping[str, 
     table["rounds"] = tuple(f"{len(run.rounds)} of {run.latest['rounds']}" for run in runs.values())
     if len(runs) > 1:
         names = sorted({name for of in typed for name in of} - {"run_dir", "name", "ckpt_path", "overwrite"} - {*table})
-        others = {name: tuple(of.get(name, "") for of in typed) for name in names}
+        others = {name: tuple(of.get(name, "–") for of in typed) for name in names}
         table |= {name: values for name, values in others.items() if len(set(values)) > 1}
     return table
 
