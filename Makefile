@@ -88,8 +88,9 @@ parity: $(STAMP)  ## Compare each loss with TRL's, value and gradient; writes th
 recipes: $(STAMP)  ## Play each recipe of conf/experiment once on SmolLM2; hours, resumable (ONLY=hypo,bmc,kto)
 	$(BIN)/python benchmarks/recipes.py --only "$(ONLY)"
 
-evidence: $(STAMP)  ## Does choosing pay? Hours of runs, resumable (ONLY=film, SEEDS=5); needs ../shared/data
-	$(BIN)/python benchmarks/evidence/run.py $(if $(ONLY),--only "$(ONLY)") $(if $(SEEDS),--seeds $(SEEDS))
+evidence: $(STAMP)  ## Does choosing pay? Hours of runs, resumable (ONLY=film, SEEDS=5; DATA=FILE: yours)
+	$(BIN)/python benchmarks/evidence/run.py $(if $(ONLY),--only "$(ONLY)") $(if $(SEEDS),--seeds $(SEEDS)) \
+	  $(if $(DATA),--data "$(DATA)")
 
 chaos: $(STAMP)  ## Kill, stop, double and damage runs for MINUTES=10 (or OPERATIONS=1000) from SEED=0; no promise may break
 	$(BIN)/python benchmarks/chaos/run.py --seed $(or $(SEED),0) --out benchmarks/results/chaos.json \

@@ -1,7 +1,8 @@
-"""DPO steps on 64 real pairs of mixed length: Choosy and TRL's DPOTrainer take turns.
+"""DPO steps on 64 pairs of mixed length: Choosy and TRL's DPOTrainer take turns.
 
-`python benchmarks/dpo_step.py` writes benchmarks/results/dpo_step.json. The peer's reference log-probs are
-precomputed, its better mode; its set-up, which computes them, is not in its time, nor is our reference pass.
+`python benchmarks/dpo_step.py` writes benchmarks/results/dpo_step.json; `--data FILE` takes pairs of your own. The
+peer's reference log-probs are precomputed, its better mode; its set-up, which computes them, is not in its time, nor is
+our reference pass.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import DATA, LORA, Program, middle, peer_python, save
+from common import LORA, Program, middle, peer_python, save
+from sources import preference_pairs
 
 from choosy.data.reading import read_candidates
 from choosy.models.locate import resolve_model
@@ -24,11 +28,8 @@ PAIRS = 64
 LONGEST = 512  # tokens of a prompt with one response: at 800 the peer's step takes more than 21 GB
 
 
-def rows(n: int, longest: int = LONGEST) -> list[dict[str, list[int]]]:
-    """The first pairs of HH-RLHF's harmless part, in the model's chat template."""
-    source = DATA / "hh_harmless.jsonl"
-    if not source.exists():
-        raise SystemExit(f"needs the pairs in {source}")
+def rows(n: int, source: Path, longest: int = LONGEST) -> list[dict[str, list[int]]]:
+    """The first pairs of a file that are short enough, in the model's chat template."""
     policy = Policy("demo:smollm2")
     found: list[dict[str, list[int]]] = []
     for c in read_candidates(str(source)):
@@ -37,17 +38,28 @@ def rows(n: int, longest: int = LONGEST) -> list[dict[str, list[int]]]:
         if len(prompt) + max(len(chosen), len(rejected)) <= longest and min(len(chosen), len(rejected)) > 1:
             found.append({"prompt_ids": [*prompt], "chosen_ids": [*chosen], "rejected_ids": [*rejected]})
         if len(found) == n:
-            break
-    return found
+            return found
+    raise SystemExit(f"{source} has {len(found)} pairs of at most {longest} tokens, and {n} are needed")
 
 
-def compare(kind: str, *, windows: int, steps: int) -> dict[str, Any]:
+def lengths(rows: Sequence[dict[str, list[int]]]) -> dict[str, list[int]]:
+    """The fewest, the median and the most tokens of the prompts and of the responses."""
+    responses = [ids for row in rows for ids in (row["chosen_ids"], row["rejected_ids"])]
+    found = {"prompt_tokens": [row["prompt_ids"] for row in rows], "response_tokens": responses}
+    return {
+        what: [min(tokens), round(median(tokens)), max(tokens)]
+        for what, every in found.items()
+        for tokens in [[len(ids) for ids in every]]
+    }
+
+
+def compare(kind: str, pairs_of: list[dict[str, list[int]]], *, windows: int, steps: int) -> dict[str, Any]:
     """Paired windows of so many steps of 8 pairs, the two programs one after the other; they go round the rows."""
     pairs = steps * 8
     with tempfile.TemporaryDirectory() as folder:
         job = {
             "model": resolve_model("demo:smollm2"),
-            "rows": rows(PAIRS),
+            "rows": pairs_of,
             "lora": LORA if kind == "lora" else None,
             "folder": folder,
             "batch_size": 8,
@@ -97,9 +109,16 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=3)
     parser.add_argument("--steps", type=int, default=PAIRS // 8, help="of 8 pairs, in each window")
     parser.add_argument("--kinds", default="lora,full")
+    parser.add_argument("--data", type=Path, help="JSONL of prompt, chosen, rejected, instead of what is at hand")
     typed = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
-    save("dpo_step", {kind: compare(kind, windows=typed.windows, steps=typed.steps) for kind in typed.kinds.split(",")})
+    source = preference_pairs(typed.data)
+    pairs = rows(PAIRS, source.path)
+    print(f"{PAIRS} pairs of {source.what}: {lengths(pairs)}", flush=True)
+    result: dict[str, Any] = {"data": {"what": source.what, **lengths(pairs)}}
+    for kind in typed.kinds.split(","):
+        result[kind] = compare(kind, pairs, windows=typed.windows, steps=typed.steps)
+    save("dpo_step", result)
 
 
 if __name__ == "__main__":

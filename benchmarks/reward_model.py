@@ -1,11 +1,11 @@
 """A real learned reward model: MiniLM fine-tuned on film reviews, its accuracy, and a run that trains against it.
 
-    python benchmarks/reward_model.py [--sentences 1600] [--seeds 3] [--no-run]
+    python benchmarks/reward_model.py [--sentences 1600] [--seeds 3] [--no-run] [--data FILE]
 
-Reads ../shared/data/movie_sentences.jsonl (sentences with a sentiment of 0 or 1) and, if that is absent, says so and
-does nothing. Each seed draws its own training sentences and its own held-out ones. The first seed's model is saved as a
-Hugging Face folder, checked to score as `labeler=reward_model` exactly as it scored in training, and the demo's policy
-is trained against it for two rounds. Writes benchmarks/results/reward_model.json.
+Reads sentences with a sentiment of 0 or 1: those of FILE, or what `sources.film_sentences` finds. Each seed draws its
+own training sentences and its own held-out ones. The first seed's model is saved as a Hugging Face folder, checked to
+score as `labeler=reward_model` exactly as it scored in training, and the demo's policy is trained against it for two
+rounds. Writes benchmarks/results/reward_model.json.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
+sys.path.insert(0, str(Path(__file__).parent))
+from sources import film_sentences
+
 from choosy.labeling.reward_model import RewardModel
 from choosy.models.locate import resolve_model
 from choosy.types import Prompt, Response
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT.parent / "shared" / "data" / "movie_sentences.jsonl"
 RESULTS = ROOT / "benchmarks" / "results" / "reward_model.json"
 HELDOUT = 800
 Rows = list[tuple[str, int]]
@@ -106,14 +108,14 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=1600)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--no-run", action="store_true", help="only the model and its accuracy")
+    parser.add_argument("--data", type=Path, help="JSONL of text and label (0 or 1), instead of what is at hand")
     asked = parser.parse_args()
-    if not DATA.exists():
-        print(f"skipped: there is no {DATA}")
-        return
+    source = film_sentences(asked.data)
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
-    rows = [(row["text"], row["label"]) for row in map(json.loads, DATA.read_text().splitlines())]
-    results: dict[str, Any] = {"sentences": asked.sentences, "heldout": HELDOUT, "accuracy": [], "seconds_to_train": []}
+    rows = [(row["text"], row["label"]) for row in map(json.loads, source.path.read_text().splitlines())]
+    results: dict[str, Any] = {"data": source.what}
+    results |= {"sentences": asked.sentences, "heldout": HELDOUT, "accuracy": [], "seconds_to_train": []}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "sentiment-minilm"
         for seed in range(asked.seeds):

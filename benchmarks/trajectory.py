@@ -1,10 +1,12 @@
 """Correct while fast: 20 steps of DPO on a tiny model in fp32, Choosy against TRL's DPOTrainer, loss by loss.
 
-`python benchmarks/trajectory.py` fails unless every loss is within 1e-4 of the peer's, with each fast path on and off.
+`python benchmarks/trajectory.py [--data FILE]` fails unless every loss is within 1e-4 of the peer's, with each
+fast path on and off.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -15,7 +17,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import Program, peer_python, save
-from dpo_step import rows
+from dpo_step import lengths, rows
+from sources import preference_pairs
 
 from choosy.models.locate import resolve_model
 
@@ -51,10 +54,14 @@ def tiny(folder: Path) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="JSONL of prompt, chosen, rejected, instead of what is at hand")
+    source = preference_pairs(parser.parse_args().data)
+    pairs = rows(STEPS * BATCH, source.path)
     with tempfile.TemporaryDirectory() as folder:
         job: dict[str, Any] = {
             "model": tiny(Path(folder) / "model"),
-            "rows": rows(STEPS * BATCH),
+            "rows": pairs,
             "lora": None,
             "folder": folder,
             "batch_size": BATCH,
@@ -83,7 +90,8 @@ def main() -> None:
             ours = losses(sys.executable, "ours/dpo.py", job | {"compute": compute})
             worst[name] = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
             print(f"{name}: largest difference of {STEPS} losses {worst[name]:.2e}", flush=True)
-    save("trajectory", {"steps": STEPS, "losses": theirs, "largest_difference": worst})
+    data = {"what": source.what, **lengths(pairs)}
+    save("trajectory", {"data": data, "steps": STEPS, "losses": theirs, "largest_difference": worst})
     if max(worst.values()) > BOUND:
         sys.exit(f"a loss is further than {BOUND} from the peer's")
 

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sources import Source
 
-def prepare() -> Path:
+
+def source(typed: Path | None = None) -> Source:
+    """The prompts that come with Choosy, which are read by their name."""
+    if typed is not None:
+        raise SystemExit("chat reads the prompts that come with Choosy, and takes no --data")
+    return Source(Path(), "the prompts that ship with Choosy", published=True)
+
+
+def prepare(data: Source) -> Path:
     """All that it needs comes with Choosy."""
-    return Path()
+    return data.path
 
 
 LINES = (

@@ -13,37 +13,34 @@ import random
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a run imports this file for its labeler alone
+    from sources import Source
 
 HERE = Path(__file__).parent
-CACHE = HERE / "cache" / "film"
+CACHES = HERE / "cache"
 VOCABULARY, LONGEST = 3000, 48
 PROMPTS, HELDOUT = 512, 512
 
 
-def sentences(path: Path) -> list[dict[str, Any]]:
-    """The labeled sentences of a JSONL file."""
-    if not path.exists():
-        raise SystemExit(f"{path} is missing: film needs a JSONL file with a text and a label (0 or 1) on each line")
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def prepare(data: Path) -> Path:
+def prepare(data: Source) -> Path:
     """Make the policy, the labeler and the prompts, unless they are in the cache; return their folder."""
-    if (CACHE / "done").exists():
-        return CACHE
-    CACHE.mkdir(parents=True, exist_ok=True)
-    rows = sentences(data)
+    folder = CACHES / f"film{data.tag}"
+    if (folder / "done").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in data.path.read_text().splitlines()]
     random.Random(0).shuffle(rows)
     split = len(rows) * 3 // 4
-    make_labeler(rows[:split], rows[split:])
-    make_prompts(rows[split:])
-    make_policy([row["text"] for row in rows[:split]])
-    (CACHE / "done").touch()
-    return CACHE
+    make_labeler(folder, rows[:split], rows[split:])
+    make_prompts(folder, rows[split:])
+    make_policy(folder, [row["text"] for row in rows[:split]])
+    (folder / "done").touch()
+    return folder
 
 
-def make_labeler(train: list[dict[str, Any]], test: list[dict[str, Any]]) -> None:
+def make_labeler(folder: Path, train: list[dict[str, Any]], test: list[dict[str, Any]]) -> None:
     """Fit the classifier of sentiment, and print how often it is right on sentences that it has not seen."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -55,10 +52,10 @@ def make_labeler(train: list[dict[str, Any]], test: list[dict[str, Any]]) -> Non
     classifier.fit([row["text"] for row in train], [row["label"] for row in train])
     right = classifier.score([row["text"] for row in test], [row["label"] for row in test])
     print(f"film: the labeler is right on {right:.1%} of {len(test)} unseen sentences", flush=True)
-    (CACHE / "labeler.pkl").write_bytes(pickle.dumps(classifier))
+    (folder / "labeler.pkl").write_bytes(pickle.dumps(classifier))
 
 
-def make_prompts(rows: list[dict[str, Any]]) -> None:
+def make_prompts(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Write the first 3 to 6 words of unseen sentences, half of them to tune on, half held out."""
     draw = random.Random(1)
     starts: dict[str, None] = {}
@@ -69,10 +66,10 @@ def make_prompts(rows: list[dict[str, Any]]) -> None:
     chosen = list(starts)
     for name, some in (("train", chosen[:PROMPTS]), ("heldout", chosen[PROMPTS : PROMPTS + HELDOUT])):
         assert len(some) == (PROMPTS if name == "train" else HELDOUT)
-        (CACHE / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in some))
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in some))
 
 
-def make_policy(texts: list[str]) -> None:
+def make_policy(folder: Path, texts: list[str]) -> None:
     """Train the tokenizer and the language model."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -129,13 +126,13 @@ def make_policy(texts: list[str]) -> None:
             flush=True,
         )
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(CACHE / "policy")
-    tokenizer.save_pretrained(CACHE / "policy")
+    model.save_pretrained(folder / "policy")
+    tokenizer.save_pretrained(folder / "policy")
 
 
 @cache
 def _labeler() -> Any:
-    return pickle.loads(Path(os.environ.get("FILM_LABELER", CACHE / "labeler.pkl")).read_bytes())
+    return pickle.loads(Path(os.environ["FILM_LABELER"]).read_bytes())
 
 
 def sentiment(prompt: str, response: str) -> float:

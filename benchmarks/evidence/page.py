@@ -10,7 +10,8 @@ from typing import Any
 from choosy.reporting.compare import as_share
 
 INTRO = """\
-Written by `make evidence` from the finished runs in `benchmarks/results/evidence/`. Every arm buys the same number of
+Written by `make evidence` from the finished runs in `benchmarks/results/evidence/`; runs on data of your own, `make
+evidence ONLY=film DATA=FILE`, are kept beside them. Every arm buys the same number of
 labels and sees the same prompts with the same seed; unless it says otherwise below, it has the learning rate and the
 beta that were best for it on other seeds. *Labels* is the share of random choice's labels at which the arm has random
 choice's final reward, *seconds* and *tokens* the same for these costs (seconds of the processor, on one thread, for

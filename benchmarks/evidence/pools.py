@@ -12,26 +12,27 @@ import random
 from pathlib import Path
 from typing import Any
 
-CACHE = Path(__file__).parent / "cache" / "pools"
+from sources import Source
+
+CACHES = Path(__file__).parent / "cache"
 WORDS = 40  # longer answers are left out, so that a run takes minutes
 FEWEST = 4  # answers of a prompt
 HELDOUT = 60  # prompts
 POINT = 1e-6  # smaller shares of wins count as this one
 
 
-def prepare(data: Path) -> Path:
+def prepare(data: Source) -> Path:
     """Write the prompts to train on and the held-out pairs; return their folder."""
-    if not data.exists():
-        raise SystemExit(f"{data} is missing: pools needs prompts with scored responses, one a line")
-    rows = [short(json.loads(line)) for line in data.read_text().splitlines()]
+    folder = CACHES / f"pools{data.tag}"
+    rows = [short(json.loads(line)) for line in data.path.read_text().splitlines()]
     rows = [row for row in rows if len(row["responses"]) >= FEWEST]
     random.Random(0).shuffle(rows)
     pairs = [pair for row in rows[:HELDOUT] for pair in pairs_of(row)]
-    CACHE.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, some in (("train", rows[HELDOUT:]), ("pairs", pairs)):
-        (CACHE / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
     print(f"pools: {len(rows) - HELDOUT} prompts, {len(pairs)} held-out pairs", flush=True)
-    return CACHE
+    return folder
 
 
 def short(row: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 `make evidence` runs every task; `make evidence ONLY=film SEEDS=5` one of them with fewer seeds. A finished run is kept
 in `benchmarks/results/evidence/` and is not repeated, so that hours of runs survive a kill. Each arm has the learning
-rate and the beta that were best for it on other seeds.
+rate and the beta that were best for it on other seeds. Runs on other data than those of the published figures are kept
+apart, and their result does not go into the documentation.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import page
 import readme
 from common import RESULTS, ROOT, busy_share, commit, save
+from sources import Source
 from store import Job, Store
 from tasks import TASKS, Task, chosen
 
@@ -40,6 +42,7 @@ def play(job: Job, task: str, made: Path, store: Store) -> None:
     """Play a run in a process of its own on one thread, and keep what it shows."""
     folder, log = job.folder(RUNS / task), RUNS / "log" / f"{task}_{job.arm}_{job.seed}_{job.key}.txt"
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE)}
+    environ["FILM_LABELER"] = str(made / "labeler.pkl")
     typed = [line.replace("{made}", str(made)) for line in job.lines]
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +104,7 @@ def plain(versus: Versus) -> dict[str, Any]:
     return {name: finite(value) for name, value in vars(versus).items()}
 
 
-def evidence(task: Task, settings: Settings, name: str, seeds: int, store: Store) -> dict[str, Any]:
+def evidence(task: Task, settings: Settings, name: str, seeds: int, store: Store, image: Path) -> dict[str, Any]:
     """Compare the arms with the baseline, as far as they were run, and draw them."""
     arms: dict[str, dict[int, Course]] = {}
     for job in wanted(task, settings, seeds):
@@ -110,7 +113,7 @@ def evidence(task: Task, settings: Settings, name: str, seeds: int, store: Store
     if task.baseline not in arms or len(arms) < 2:
         raise SystemExit(f"{name}: no run of {task.baseline} and of another arm is finished; leave out --as-it-stands")
     found = compared(arms, task.baseline)
-    (ROOT / "docs" / "images" / f"evidence_{name}.png").write_bytes(draw(found))
+    image.write_bytes(draw(found))
     return {
         "baseline": task.baseline,
         "seeds": min(map(len, arms.values())),
@@ -132,9 +135,9 @@ def ready(task: Task, store: Store, arms: Sequence[str]) -> list[str]:
     return [arm for arm in arms if all(job in store for jobs in tuning(task, arm) for job in jobs)]
 
 
-def play_task(task: Task, name: str, arms: Sequence[str], seeds: int, store: Store, at_once: int) -> None:
+def play_task(task: Task, name: str, data: Source, arms: Sequence[str], seeds: int, store: Store, at_once: int) -> None:
     """Tune the arms of a task, and run each of them with what was best for it."""
-    made = task.prepare()
+    made = task.prepare(data)
     play_all([job for arm in arms for jobs in tuning(task, arm) for job in jobs], name, made, store, at_once)
     settings = {arm: best(task, arm, store) for arm in arms}
     play_all(wanted(task, settings, seeds), name, made, store, at_once)
@@ -158,16 +161,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="seeds of each arm (default: as many as each task says)")
     parser.add_argument("--arms", help="arms, with commas between them (default: all)")
     parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--data", type=Path, help="a JSONL file for film or pools, with --only")
     parser.add_argument("--as-it-stands", action="store_true", help="play nothing, compare the runs that are finished")
     typed = parser.parse_args()
     for name, task in chosen(typed.only):
-        store = Store(RESULTS / "evidence" / f"{name}.jsonl")
+        data = task.source(typed.data)
+        called = f"{name}{data.tag}"
+        store = Store(RESULTS / "evidence" / f"{called}.jsonl")
+        image = (ROOT / "docs" / "images" if data.published else RESULTS / "evidence") / f"evidence_{called}.png"
         arms, seeds = typed.arms.split(",") if typed.arms else list(task.arms), typed.seeds or task.seeds
         if not typed.as_it_stands:
-            play_task(task, name, arms, seeds, store, typed.at_once)
-        found = evidence(task, {arm: best(task, arm, store) for arm in ready(task, store, arms)}, name, seeds, store)
-        write(name, found)
-        print(found["sentence"], flush=True)
+            play_task(task, called, data, arms, seeds, store, typed.at_once)
+        settings = {arm: best(task, arm, store) for arm in ready(task, store, arms)}
+        result = evidence(task, settings, name, seeds, store, image)
+        if data.published:
+            write(name, result)
+        else:
+            save(f"evidence_{called}", {"data": data.what, name: result})
+        print(result["sentence"], flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import chat
 import film
 import pools
-from common import DATA
+from sources import Source, film_sentences, scored_answers
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Task:
     """What arms are run on.
 
     Attributes:
-        prepare: Makes the task's files, once, and returns their folder.
+        source: Finds the data, of a file that is typed or of none.
+        prepare: Makes the task's files of them, once, and returns their folder.
         lines: What is typed for every run; `{made}` stands for this folder.
         baseline: The arm that the others are compared with.
         arms: What is typed for each arm besides.
@@ -26,7 +27,8 @@ class Task:
         seeds: How many seeds its figures rest on.
     """
 
-    prepare: Callable[[], Path]
+    source: Callable[[Path | None], Source]
+    prepare: Callable[[Source], Path]
     lines: Sequence[str]
     baseline: str
     arms: Mapping[str, Sequence[str]]
@@ -146,7 +148,8 @@ def prompt_arms(share: float) -> dict[str, list[str]]:
 
 TASKS: Mapping[str, Task] = {
     "film": Task(
-        lambda: film.prepare(DATA / "movie_sentences.jsonl"),
+        film_sentences,
+        film.prepare,
         film.PAIRS,
         "random_pairs",
         pair_arms(64, 4),
@@ -154,7 +157,8 @@ TASKS: Mapping[str, Task] = {
         20,
     ),
     "film_prompts": Task(
-        lambda: film.prepare(DATA / "movie_sentences.jsonl"),
+        film_sentences,
+        film.prepare,
         film.ONLINE,
         "full",
         prompt_arms(0.3),
@@ -162,6 +166,7 @@ TASKS: Mapping[str, Task] = {
         5,
     ),
     "chat": Task(
+        chat.source,
         chat.prepare,
         chat.LINES,
         "random",
@@ -170,7 +175,8 @@ TASKS: Mapping[str, Task] = {
         5,
     ),
     "pools": Task(
-        lambda: pools.prepare(DATA / "alpaca_pool.jsonl"),
+        scored_answers,
+        pools.prepare,
         pools.LINES,
         "random_pairs",
         given_arms(16, 6),
