@@ -126,7 +126,7 @@ def scored_answers(typed: Path | None = None) -> Source:
     if source is None:
         raise SystemExit(
             "pools needs prompts with answers that a good judge has scored; type --only pools --data FILE, a JSONL "
-            'file of {"prompt": ..., "responses": [{"text": ..., "score": ...}, ...]} with 4 or more short answers a prompt'
+            'file of {"prompt": ..., "responses": [{"text": ..., "score": ...}, ...]} with 4 or more answers a prompt'
         )
     return source
 

@@ -54,6 +54,10 @@ class FakeRanks:
     def gather(self, mine: Sequence[T]) -> list[T]:
         return [item for share in self._exchange(list(mine)) for item in share]
 
+    def collect(self, mine: Sequence[T]) -> list[T]:
+        every = self.gather(mine)
+        return every if self.rank == 0 else []
+
     def on_rank_zero(self, act: Callable[[], T]) -> T:
         result: T = self._exchange(act() if self.rank == 0 else None)[0]
         return result

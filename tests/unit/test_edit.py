@@ -14,7 +14,7 @@ from toy_labelers import Longer
 from choosy.data.pool import Pool
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.judge.editor import Editor
-from choosy.parallel.ranks import OneRank, Ranks
+from choosy.parallel.ranks import OneRank, Ranks, shard
 from choosy.reporting.display import Phases
 from choosy.rounds.context import Round
 from choosy.rounds.edit import edit_pairs
@@ -40,7 +40,7 @@ def edited(ranks: Ranks, url: str, ledger: Path) -> list[Candidates]:
     labels.open("run")
     policy: Any = SimpleNamespace(tokens=TOKENS)
     parts: Any = (policy, None, Pool(), ranks, Phases(), None, None)
-    return edit_pairs(Round(0, 0, *parts), LABELED, labels)
+    return edit_pairs(Round(0, 0, *parts), shard(LABELED, ranks), labels)
 
 
 def test_two_ranks_buy_each_edit_once_and_have_the_same(tmp_path: Path) -> None:
@@ -50,5 +50,5 @@ def test_two_ranks_buy_each_edit_once_and_have_the_same(tmp_path: Path) -> None:
         assert len(server.asked) == 5
         alone = edited(OneRank(), server.url, tmp_path / "one.sqlite")
         assert len(server.asked) == 10
-    assert both == [alone, alone]
+    assert both == [alone[0::2], alone[1::2]]
     assert [c.responses[0].text for c in alone] == [f"good bad {n}" for n in range(5)]

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_ranks import FakeRanks
 
 from choosy.data.batches import PoolItems
 from choosy.data.pool import Pool
 from choosy.labeling.buyer import LabelBuyer
 from choosy.methods.selection import ChosenPair, PairChoice
-from choosy.parallel.ranks import OneRank
+from choosy.parallel.ranks import OneRank, Ranks, shard
 from choosy.reporting.display import Phases
 from choosy.rounds.context import Round
 from choosy.rounds.label import label, to_label
@@ -80,10 +81,26 @@ def every_pair(fresh: Sequence[Candidates], wanted: int, **how: Any) -> PairChoi
 
 def test_what_is_labeled_is_counted_as_what_it_is() -> None:
     fresh = candidates("ab", "cde")
-    assert to_label(fresh, every_pair(fresh, 3)) == (3, "pairs")
-    assert to_label(fresh, every_pair(fresh, 9)) == (4, "pairs"), "no more than there are"
-    assert to_label(fresh, every_pair(fresh, 1, score_all=True)) == (1, "prompts")
-    assert to_label(fresh, None) == (2, "prompts")
+    assert to_label([2, 3], every_pair(fresh, 3)) == (3, "pairs")
+    assert to_label([2, 3], every_pair(fresh, 9)) == (4, "pairs"), "no more than there are"
+    assert to_label([2, 3], every_pair(fresh, 1, score_all=True)) == (1, "prompts")
+    assert to_label([2, 3], None) == (2, "prompts")
+
+
+@pytest.mark.parametrize("labeler", [FirstLetter, Score])
+def test_rank_zero_buys_for_all_ranks(labeler: Any, tmp_path: Path) -> None:
+    """The pairs, the rewards and the ties are those of one process; only rank 0 asks."""
+    fresh = candidates("ab", "bb", "ca", "dc", "e1", "af", "gb")
+
+    def played(ranks: Ranks) -> tuple[list[Candidates], int]:
+        buyer = LabelBuyer(labeler(), ledger=str(tmp_path / f"{ranks.rank}of{ranks.size}"), max_invalid=None)
+        buyer.open("run")
+        parts: Any = (None, None, Pool(), ranks, Phases(), None, None)
+        return label(Round(0, 0, *parts), shard(fresh, ranks), every_pair(fresh, 5), buyer), buyer.spent
+
+    alone, spent = played(OneRank())
+    assert any(c.pairs for c in alone)
+    assert FakeRanks.play(3, played) == [(alone[0::3], spent), (alone[1::3], 0), (alone[2::3], 0)]
 
 
 @pytest.mark.parametrize("labeler", [FirstLetter, Score])

@@ -291,14 +291,20 @@ def test_pair_rows_of_the_pool_and_of_a_round() -> None:
     assert pool.pair_rows(round=9) == []
 
 
-def test_other_contents_for_the_same_rows() -> None:
+def test_other_log_probs_of_the_reference_for_the_same_rows() -> None:
     pool = Pool().put([candidates("a"), candidates("b")], round=0).put([candidates("b", 1)], round=1)
-    rescored = pool.with_rows([with_responses(c, {1: replace(c.responses[1], reward=9.0)}) for c in pool.candidates()])
+    logps = [[(-float(row), ()), (math.nan, (-1.0, -2.0))] for row in range(len(pool))]
+    rescored = pool.with_reference(logps)
     assert contents(rescored) == contents(pool)
     assert rescored.round == 1
-    reward_PN, scored_PN, _ = rescored.rewards(["a", "b"])
-    assert scored_PN.tolist() == [[False, True], [False, True]]
-    assert reward_PN[scored_PN].tolist() == [9.0, 9.0]
+    for row, (before, after) in enumerate(zip(pool.candidates(), rescored.candidates(), strict=True)):
+        first, second = after.responses
+        assert (first.logp_ref, first.token_logps_ref) == (-float(row), ())
+        assert math.isnan(second.logp_ref)
+        assert second.token_logps_ref == (-1.0, -2.0)
+        known = tuple(replace(r, logp_ref=math.nan, token_logps_ref=()) for r in before.responses)
+        again = tuple(replace(r, logp_ref=math.nan, token_logps_ref=()) for r in after.responses)
+        assert repr(replace(after, responses=again)) == repr(replace(before, responses=known))
 
 
 def test_the_parts_of_the_last_round_s_rewards_have_means() -> None:

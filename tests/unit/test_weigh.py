@@ -17,7 +17,7 @@ from choosy.data.pool import Pool
 from choosy.methods.losses import SelfRewardLoss, SigmoidLoss
 from choosy.methods.reward_head import RewardHead
 from choosy.methods.weighting import GapSource, RewardGap, Uniform, Weighting
-from choosy.parallel.ranks import OneRank, Ranks
+from choosy.parallel.ranks import OneRank, Ranks, shard
 from choosy.reporting.display import Phases
 from choosy.rounds.context import PairTexts, Round, pair_texts
 from choosy.rounds.weigh import weigh
@@ -68,7 +68,8 @@ def weighed(
 ) -> list[Candidates]:
     loss = loss or SigmoidLoss()
     parts: Any = (None, None, Pool(), ranks or OneRank(), phases or Phases(), loss, ByLength(cold=cold))
-    return weigh(Round(number, 0, *parts), LABELED, weighting, reward_gap)
+    at = Round(number, 0, *parts)
+    return weigh(at, shard(LABELED, at.ranks), weighting, reward_gap)
 
 
 def weights(made: Sequence[Candidates]) -> list[float]:
@@ -93,10 +94,12 @@ def test_verdicts_are_weighed_by_differences() -> None:
     assert weights(weighed(RewardGap(form="linear"), reward_gap="difference", cold=True)) == [1.0] * 4
 
 
-def test_two_ranks_weigh_as_one() -> None:
-    alone = weighed(RewardGap())
-    assert FakeRanks.play(2, lambda ranks: weighed(RewardGap(), ranks=ranks)) == [alone, alone]
-    assert FakeRanks.play(5, lambda ranks: weighed(RewardGap(), ranks=ranks)) == [alone] * 5
+@pytest.mark.parametrize("reward_gap", ["predicted", "difference"])
+@pytest.mark.parametrize("size", [2, 5])
+def test_several_ranks_weigh_as_one(size: int, reward_gap: GapSource) -> None:
+    alone = weighed(RewardGap(), reward_gap=reward_gap)
+    shares = FakeRanks.play(size, lambda ranks: weighed(RewardGap(), ranks=ranks, reward_gap=reward_gap))
+    assert shares == [alone[rank::size] for rank in range(size)]
 
 
 def test_every_pair_counts_one_while_nothing_is_predicted() -> None:

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from choosy.data.table_files import damage, read_about, write_table
+from choosy.parallel.ranks import Ranks
 from choosy.types import Candidates, Moments, Pair, Prompt, Response
 
 Keep = Literal["newest", "all"]
@@ -158,6 +159,15 @@ def from_row(row: Mapping[str, Any]) -> Candidates:
     )
 
 
+def all_rows(mine: pa.Table, ranks: Ranks) -> pa.Table:
+    """The rows of all ranks, which cross as Arrow keeps them: Python objects would be several times as many bytes."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, mine.schema) as stream:
+        stream.write_table(mine)
+    shares = ranks.gather([sink.getvalue().to_pybytes()])
+    return pa.concat_tables(pa.ipc.open_stream(share).read_all() for share in shares)
+
+
 class Pool:
     """What is trained on: an immutable table of candidates and the number of the round that last changed it."""
 
@@ -169,27 +179,37 @@ class Pool:
         return int(self.table.num_rows)
 
     def put(self, fresh: Sequence[Candidates], *, round: int, keep: Keep = "newest") -> Pool:
+        """The pool after a round (see `put_rows`)."""
+        return self.put_rows(self.fresh_rows(fresh), round=round, keep=keep)
+
+    def fresh_rows(self, fresh: Sequence[Candidates]) -> pa.Table:
+        """The rows of candidates of a round, with what the pool knows about their prompts."""
+        rows = [to_row(c, origin="sampled") for c in self._with_earlier(fresh)]
+        return pa.Table.from_pylist(rows, schema=POOL_SCHEMA)
+
+    def put_rows(self, fresh: pa.Table, *, round: int, keep: Keep = "newest") -> Pool:
         """The pool after a round: a prompt's newest responses, and those that its labels are about.
 
         Of a prompt's labeled rows the `newest` is kept, until a newer one is labeled, or `all` are.
         """
-        ids, sampled_in = self.table["prompt_id"], pc.cast(self.table["sampled_in"], pa.string())
-        stamps = pc.binary_join_element_wise(ids, sampled_in, "@")
-        fresh_ids = pa.array([c.prompt.id for c in fresh], pa.string())
-        labeled_ids = pa.array([c.prompt.id for c in fresh if c.labeled], pa.string())
-        played_again = pc.is_in(stamps, value_set=pa.array([f"{c.prompt.id}@{c.round}" for c in fresh], pa.string()))
-        superseded = pc.or_(played_again, pc.and_(pc.invert(self._labeled()), pc.is_in(ids, value_set=fresh_ids)))
+        ids, new = self.table["prompt_id"], Pool(fresh)
+        again = pc.is_in(self._stamps(), value_set=new._stamps())
+        superseded = pc.or_(again, pc.and_(pc.invert(self._labeled()), pc.is_in(ids, value_set=fresh["prompt_id"])))
         if keep == "newest":
+            labeled_ids = fresh["prompt_id"].filter(new._labeled())
             superseded = pc.or_(superseded, pc.is_in(ids, value_set=labeled_ids))
         old = self.table.filter(pc.invert(superseded))
         stale: dict[str, Any] = {"origin": "reused", **dict.fromkeys(OWN)}  # of an earlier policy
         for name, value in stale.items():
             column = pa.array([value] * old.num_rows, POOL_SCHEMA.field(name).type)
             old = old.set_column(old.schema.get_field_index(name), name, column)
-        rows = [to_row(c, origin="sampled") for c in self._with_earlier(fresh)]
-        new = pa.Table.from_pylist(rows, schema=POOL_SCHEMA)
-        table = pa.concat_tables([old, new]).sort_by([("prompt_id", "ascending"), ("sampled_in", "ascending")])
+        table = pa.concat_tables([old, fresh]).sort_by([("prompt_id", "ascending"), ("sampled_in", "ascending")])
         return Pool(table.combine_chunks(), round=round)
+
+    def _stamps(self) -> pa.ChunkedArray:
+        """What names each row: its prompt and the round of its responses."""
+        sampled_in = pc.cast(self.table["sampled_in"], pa.string())
+        return pc.binary_join_element_wise(self.table["prompt_id"], sampled_in, "@")
 
     def _with_earlier(self, fresh: Sequence[Candidates]) -> list[Candidates]:
         """The fresh candidates with the moments of the rewards that their prompts had in earlier rounds."""
@@ -264,12 +284,16 @@ class Pool:
         paired = pc.greater(pc.list_value_length(self.table["pairs"]), 0).to_numpy(zero_copy_only=False)
         return self.candidates(np.union1d(rewarded.to_numpy(), paired.nonzero()[0]).tolist())
 
-    def with_rows(self, candidates: Sequence[Candidates]) -> Pool:
-        """The same rows in the same order with other contents, such as new reference log-probs."""
-        assert len(candidates) == len(self)
-        origins = self.table["origin"].to_pylist()
-        rows = [to_row(c, origin=origin) for c, origin in zip(candidates, origins, strict=True)]
-        return Pool(pa.Table.from_pylist(rows, schema=POOL_SCHEMA), round=self.round)
+    def with_reference(self, logps: Sequence[Sequence[tuple[float, Sequence[float]]]]) -> Pool:
+        """The same rows with other log-probs under the reference: of each row's responses the sum, and the tokens'."""
+        assert len(logps) == len(self)
+        sums = [[_null(one) for one, _ in of_row] for of_row in logps]
+        tokens = [[of for _, of in of_row] if any(of for _, of in of_row) else None for of_row in logps]
+        table = self.table
+        for name, values in (("ref_logps", sums), ("ref_token_logps", tokens)):
+            column = pa.array(values, POOL_SCHEMA.field(name).type)
+            table = table.set_column(table.schema.get_field_index(name), name, column)
+        return Pool(table.combine_chunks(), round=self.round)
 
     def pair_rows(self, *, round: int | None = None) -> list[tuple[int, int, float]]:
         """(row, position in the row's pairs, weight) of every pair, or of those made in one round."""

@@ -43,6 +43,10 @@ class Ranks(Protocol):
         """Give every rank the items of all ranks, in order of rank."""
         ...
 
+    def collect(self, mine: Sequence[T]) -> list[T]:
+        """Give rank 0 the items of all ranks, in order of rank, and the others none."""
+        ...
+
     def on_rank_zero(self, act: Callable[[], T]) -> T:
         """Call a function on rank 0 only and give every rank its result; an error is raised on every rank."""
         ...
@@ -86,6 +90,8 @@ class OneRank:
     def gather(self, mine: Sequence[T]) -> list[T]:
         return list(mine)
 
+    collect = gather
+
     def on_rank_zero(self, act: Callable[[], T]) -> T:
         return act()
 
@@ -103,6 +109,11 @@ class TorchRanks:
         shares: list[Any] = [None] * self.size
         dist.all_gather_object(shares, list(mine), group=self.group)
         return [item for share in shares for item in share]
+
+    def collect(self, mine: Sequence[T]) -> list[T]:
+        shares: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        dist.gather_object(list(mine), shares, group=self.group)
+        return [item for share in shares or () for item in share]
 
     def on_rank_zero(self, act: Callable[[], T]) -> T:
         box: list[Any] = [None, None]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from choosy.labeling.protocols import ResponsePair
 from choosy.models.tokens import Tokens
-from choosy.rounds.context import Labels, Round
+from choosy.rounds.context import Labels, PairTexts, Round, pair_texts
 from choosy.types import Candidates, Pair, Response
 
 
-def edit_pairs(at: Round, labeled: Sequence[Candidates], labels: Labels) -> list[Candidates]:
+def edit_pairs(at: Round, mine: Sequence[Candidates], labels: Labels) -> list[Candidates]:
     """Replace the chosen response of each pair of this round by an edit of its rejected one (BMC, arXiv 2408.07471).
 
     The edit takes the place of the chosen response among those of its prompt, with its reward. A pair without a usable
@@ -18,24 +19,42 @@ def edit_pairs(at: Round, labeled: Sequence[Candidates], labels: Labels) -> list
 
     Args:
         at: The context of the round.
-        labeled: All ranks' candidates.
-        labels: Where edits are bought; nothing is replaced where it has no editor.
+        mine: This rank's candidates.
+        labels: Where edits are bought, on rank 0; nothing is replaced where it has no editor.
     """
-    edited = list(labeled)
+    edited = list(mine)
     if labels.editor is None:
         return edited
-    new = [(n, pair) for n, c in enumerate(labeled) for pair in c.pairs if pair.round == at.number]
-    asked = [(c.prompt, c.responses[pair.chosen], c.responses[pair.rejected]) for n, pair in new for c in [labeled[n]]]
+    new = [(n, pair) for n, c in enumerate(mine) for pair in c.pairs if pair.round == at.number]
+    every = at.ranks.collect([asked_about(mine[n], pair) for n, pair in new])
+
+    def buy() -> dict[PairTexts, str | None]:
+        asked = sorted(every, key=lambda one: one[0].id)
+        return dict(zip(map(named, asked), labels.edits(asked), strict=True))
+
     with at.phases("label"):
-        texts = at.ranks.on_rank_zero(lambda: labels.edits(asked))
+        texts = at.ranks.on_rank_zero(buy)
     changed = 0
-    for (n, pair), text in zip(new, texts, strict=True):
+    for n, pair in new:
+        text = texts[pair_texts(mine[n], pair)]
         if (c := with_edit(edited[n], pair, text, at.policy.tokens)) is not None:
             edited[n] = c
             changed += 1
-    if changed < len(new) and at.ranks.rank == 0:
-        at.phases.say(f"{len(new) - changed} of {len(new)} pairs have no usable edit and stay as they are.")
+    unchanged = sum(at.ranks.gather([len(new) - changed]))
+    if unchanged and at.ranks.rank == 0:
+        at.phases.say(f"{unchanged} of {len(every)} pairs have no usable edit and stay as they are.")
     return edited
+
+
+def asked_about(c: Candidates, pair: Pair) -> ResponsePair:
+    """The prompt with the chosen and the rejected response."""
+    return c.prompt, c.responses[pair.chosen], c.responses[pair.rejected]
+
+
+def named(asked: ResponsePair) -> PairTexts:
+    """What names a pair (see `pair_texts`)."""
+    prompt, chosen, rejected = asked
+    return prompt.id, chosen.text, rejected.text
 
 
 def with_edit(c: Candidates, pair: Pair, text: str | None, tokens: Tokens) -> Candidates | None:

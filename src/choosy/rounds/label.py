@@ -52,27 +52,58 @@ class Bought(NamedTuple):
     counts: Counter[str]
 
 
+class Changes(NamedTuple):
+    """What a purchase changes of candidates."""
+
+    rewards: Sequence[float | None]
+    pairs: tuple[Pair, ...]
+    undecided: tuple[tuple[int, int], ...]
+    threshold: float
+    round: int
+
+    @classmethod
+    def of(cls, c: Candidates) -> Changes:
+        """What these candidates have."""
+        return cls([r.reward for r in c.responses], c.pairs, c.undecided, c.threshold, c.round)
+
+    def on(self, c: Candidates) -> Candidates:
+        """The candidates as they are after the purchase."""
+        rewards, *of_all = self
+        responses = tuple(replace(r, reward=reward) for r, reward in zip(c.responses, rewards, strict=True))
+        return replace(c, responses=responses, **dict(zip(self._fields[1:], of_all, strict=True)))
+
+
 def label(at: Round, mine: Sequence[Candidates], choice: PairChoice | None, labels: Labels) -> list[Candidates]:
     """Buy the labels of the chosen pairs, or score every response; ties and invalid verdicts make no pair.
 
+    Rank 0 reads the responses of all ranks and buys; the others receive what was bought, and no response.
+
     Returns:
-        All ranks' candidates in the order of their prompts' ids, with their new pairs.
+        This rank's candidates with their new pairs.
     """
-    fresh = sorted(at.ranks.gather(mine), key=lambda c: c.prompt.id)
-    total, unit = to_label(fresh, choice)
+    total, unit = to_label(at.ranks.gather([len(c.responses) for c in mine]), choice)
+    every = at.ranks.collect([replace(c, prompt_ids=(), own=()) for c in mine])  # no labeler reads these
+
+    def buy() -> tuple[dict[str, Changes], Counter[str]]:
+        fresh = sorted(every, key=lambda c: c.prompt.id)
+        every.clear()
+        bought = buy_labels(at, fresh, choice, labels)
+        changed = (c for c, before in zip(bought.labeled, fresh, strict=True) if c is not before)
+        return {c.prompt.id: Changes.of(c) for c in changed}, bought.counts
+
     with at.phases("label", total=total, unit=unit) as tick:
-        bought = at.ranks.on_rank_zero(lambda: buy_labels(at, fresh, choice, labels))
+        changes, counts = at.ranks.on_rank_zero(buy)
         tick(total)
     if at.ranks.rank == 0:  # the counts of all ranks are added up
-        at.counts.update(bought.counts)
-    return bought.labeled
+        at.counts.update(counts)
+    return [changes[c.prompt.id].on(c) if c.prompt.id in changes else c for c in mine]
 
 
-def to_label(fresh: Sequence[Candidates], choice: PairChoice | None) -> tuple[int, str]:
-    """How much is to be labeled, and what that is."""
+def to_label(responses: Sequence[int], choice: PairChoice | None) -> tuple[int, str]:
+    """How much is to be labeled, and what that is, where prompts have so many responses each."""
     if choice is None or choice.score_all:
-        return len(fresh) if choice is None else min(choice.wanted, len(fresh)), "prompts"
-    lone = all(len(c.responses) == 1 for c in fresh)
+        return len(responses) if choice is None else min(choice.wanted, len(responses)), "prompts"
+    lone = all(n == 1 for n in responses)
     return min(choice.wanted, len(choice.ranked)), "responses" if lone else "pairs"
 
 

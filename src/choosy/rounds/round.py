@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from choosy.data.pool import Pool
+from choosy.data.pool import Pool, all_rows
 from choosy.rounds.choose import choose_pairs, choose_prompts
 from choosy.rounds.context import Parts, Round
 from choosy.rounds.edit import edit_pairs
@@ -30,9 +30,10 @@ def play_round(at: Round, prompts: Sequence[Prompt], parts: Parts) -> Pool:
     if scores_first(at, parts.pair_selector):
         fresh = score_reference(at, fresh)
     pairs = choose_pairs(at, fresh, parts.pair_selector)  # slot 2: certainty, dissimilarity
-    labeled = label(at, fresh, pairs, parts.labels)  # ties and invalid verdicts make no pair
+    labeled = label(at, fresh, pairs, parts.labels)  # on rank 0; ties and invalid verdicts make no pair
     weighed = weigh(at, labeled, parts.weighting, parts.reward_gap)
     edited = edit_pairs(at, weighed, parts.labels)  # only with an editor: BMC
     scored = score_trained(at, edited)
     count_agreement(at, scored)
-    return at.pool.put(scored, round=at.number, keep=parts.keep)
+    rows = all_rows(at.pool.fresh_rows(scored), at.ranks)
+    return at.pool.put_rows(rows, round=at.number, keep=parts.keep)

@@ -37,26 +37,21 @@ def score_reference(at: Round, candidates: Sequence[Candidates]) -> list[Candida
     return [replace(c, own=beside.responses) for c, beside in zip(given, own, strict=True)]
 
 
-def score_trained(at: Round, labeled: Sequence[Candidates]) -> list[Candidates]:
-    """Return all ranks' candidates with the reference log-probs of the responses that are trained on.
+def score_trained(at: Round, mine: Sequence[Candidates]) -> list[Candidates]:
+    """Return this rank's candidates with the reference log-probs of the responses that are trained on.
 
-    Every rank must call this with the same candidates.
+    Every rank must call this.
     """
-    result = list(labeled)
     if "reference" in at.loss.needs:
-        lacking = [_lacking(at, c, trained(at, c)) for c in labeled]
-        mine = shard([i for i, positions in enumerate(lacking) if positions], at.ranks)
-        if any(lacking):
-            scored = _scored(at, [labeled[i] for i in mine], [lacking[i] for i in mine])
-            for i, c in at.ranks.gather(list(zip(mine, scored, strict=True))):
-                result[i] = c
-    return result
+        lacking = [_lacking(at, c, trained(at, c)) for c in mine]
+        if any(at.ranks.gather([any(lacking)])):
+            return _scored(at, mine, lacking)
+    return list(mine)
 
 
-def count_agreement(at: Round, scored: Sequence[Candidates]) -> None:
-    """Count how often the verdicts of this round agree with the policy."""
-    if at.ranks.rank == 0:  # the counts of all ranks are added up
-        at.counts.update(sum((agreement(c, round=at.number) for c in scored), Counter[str]()))
+def count_agreement(at: Round, mine: Sequence[Candidates]) -> None:
+    """Count how often the verdicts of this round agree with the policy; the counts of all ranks are added up."""
+    at.counts.update(sum((agreement(c, round=at.number) for c in mine), Counter[str]()))
 
 
 def rescore_pool(at: Round) -> Pool:
@@ -65,7 +60,11 @@ def rescore_pool(at: Round) -> Pool:
     def forgotten(c: Candidates) -> Candidates:
         return replace(c, responses=tuple(replace(r, logp_ref=math.nan, token_logps_ref=()) for r in c.responses))
 
-    return at.pool.with_rows(score_trained(at, [forgotten(c) for c in at.pool.candidates()]))
+    rows = shard(range(len(at.pool)), at.ranks)
+    scored = score_trained(at, [forgotten(c) for c in at.pool.candidates(rows)])
+    logps = [[(r.logp_ref, r.token_logps_ref) for r in c.responses] for c in scored]
+    found = dict(at.ranks.gather(list(zip(rows, logps, strict=True))))
+    return at.pool.with_reference([found[row] for row in range(len(at.pool))])
 
 
 def trained(at: Round, c: Candidates) -> Positions:

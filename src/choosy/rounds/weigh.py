@@ -9,51 +9,52 @@ from dataclasses import replace
 import torch
 
 from choosy.methods.weighting import GapSource, Weighting
-from choosy.parallel.ranks import shard
 from choosy.rounds.context import PairTexts, Round, pair_texts
 from choosy.types import Candidates
 
 Gaps = Mapping[PairTexts, float]
 
 
-def weigh(at: Round, labeled: Sequence[Candidates], weighting: Weighting, reward_gap: GapSource) -> list[Candidates]:
-    """Return the candidates with the weights of the pairs that were labeled in this round, or of a lone response.
+def weigh(at: Round, mine: Sequence[Candidates], weighting: Weighting, reward_gap: GapSource) -> list[Candidates]:
+    """Return this rank's candidates with the weights of this round's pairs, or of a lone response.
 
     A predicted gap rests on the labels of earlier rounds, a difference on the verdicts on all other pairs. While these
     are too few the gap is 0, and where the weighting reads it every pair has weight 1.
     """
     if reward_gap != "bought" and (weighting.needs == "gap" or "reward" in at.loss.needs):
         with at.phases("select"):
-            known = predicted_gaps(at, labeled) if reward_gap == "predicted" else at.learned.differences(labeled, at)
+            known = predicted_gaps(at, mine) if reward_gap == "predicted" else differences(at, mine)
         if known is None and at.number == 0 and at.ranks.rank == 0:  # once, for the labels only become more
             effect = "every new pair has weight 1" if weighting.needs == "gap" else "the gap of every new pair is 0"
             at.phases.say(f"There are too few labels to predict reward gaps (learned_reward.min_labels): {effect}.")
-        labeled = [with_gaps(c, known or {}, at.number) for c in labeled]
+        mine = [with_gaps(c, known or {}, at.number) for c in mine]
         if known is None and weighting.needs == "gap":
-            return list(labeled)
-    return [
-        weigh_lone(c, weighting) if len(c.responses) == 1 else weigh_pairs(c, weighting, at.number) for c in labeled
-    ]
+            return list(mine)
+    return [weigh_lone(c, weighting) if len(c.responses) == 1 else weigh_pairs(c, weighting, at.number) for c in mine]
 
 
-def predicted_gaps(at: Round, labeled: Sequence[Candidates]) -> Gaps | None:
-    """Predict the reward gaps of this round's pairs; every rank must call this.
+def differences(at: Round, mine: Sequence[Candidates]) -> Gaps | None:
+    """Predict the gaps of all ranks' pairs from the verdicts on all others; every rank must call this."""
+    paired = at.ranks.gather([replace(c, prompt_ids=(), own=()) for c in mine if c.pairs])
+    return at.learned.differences(sorted(paired, key=lambda c: c.prompt.id), at)
 
-    Returns:
-        The same on every rank; None while there are too few labels.
+
+def predicted_gaps(at: Round, mine: Sequence[Candidates]) -> Gaps | None:
+    """Predict the reward gaps of this rank's pairs of this round; every rank must call this.
+
+    None while there are too few labels.
     """
     if (head := at.learned.head(at)) is None:
         return None
     halves = []
-    for c in labeled:
+    for c in mine:
         used = {n for pair in c.pairs if pair.round == at.number for n in (pair.chosen, pair.rejected)}
         halves.append(replace(c, responses=tuple(c.responses[n] for n in sorted(used))))
-    mine = shard([half for half in halves if half.responses], at.ranks)
-    rewards = [head.rewards(embed_ND).tolist() for embed_ND in at.learned.embed(mine, at)]
-    names = [[(c.prompt.id, r.text) for r in c.responses] for c in mine]
-    found = [named for pair in zip(names, rewards, strict=True) for named in zip(*pair, strict=True)]
-    reward = dict(at.ranks.gather(found))
-    pairs = [pair_texts(c, pair) for c in labeled for pair in c.pairs if pair.round == at.number]
+    halves = [half for half in halves if half.responses]
+    rewards = [head.rewards(embed_ND).tolist() for embed_ND in at.learned.embed(halves, at)]
+    names = [[(c.prompt.id, r.text) for r in c.responses] for c in halves]
+    reward = dict(named for pair in zip(names, rewards, strict=True) for named in zip(*pair, strict=True))
+    pairs = [pair_texts(c, pair) for c in mine for pair in c.pairs if pair.round == at.number]
     return {(name, one, other): reward[name, one] - reward[name, other] for name, one, other in pairs}
 
 
