@@ -36,66 +36,70 @@ def lists(values: pa.Array, length: int) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, values)
 
 
-def million(n: int) -> pa.Table:
-    """A pool of n prompts as a run keeps it: texts, token ids, rewards, log-probs, one pair a prompt."""
-    draw = np.random.default_rng(0)
-    names = pa.array([f"{i:016x}" for i in range(n)])
-    prompts = pa.array([f"Tell me something about subject number {i}, please, and keep it short." for i in range(n)])
-    answers = pa.array(
-        [f"Subject {i // 2} has a side {i % 2} that is well worth a sentence or two." for i in range(2 * n)]
-    )
-    rewards = draw.normal(size=2 * n)
-    first = rewards[::2] >= rewards[1::2]
-    chosen = np.where(first, 0, 1).astype(np.int32)
-    pair = pa.StructArray.from_arrays(
-        [
-            pa.array(chosen),
-            pa.array(1 - chosen),
-            pa.array(np.ones(n)),
-            pa.array(np.full(n, np.nan)),
-            pa.array(["vader"] * n),
-            pa.array(np.zeros(n, np.int32)),
-        ],
-        fields=list(POOL_SCHEMA.field("pairs").type.value_type),
-    )
-    ids = pa.array(draw.integers(0, 49152, 2 * n * WORDS, dtype=np.int32))
+def rows(first: int, n: int, *, prompt: int = WORDS, response: int = WORDS) -> pa.Table:
+    """Rows of a pool as a run keeps them: texts and ids of so many tokens, rewards, log-probs, a pair a prompt."""
+    draw = np.random.default_rng(first)
+
+    def texts(count: int, tokens: int) -> pa.Array:  # 4 letters a token
+        letters = draw.integers(97, 123, count * tokens * 4, dtype=np.uint8)
+        offsets = np.arange(0, len(letters) + 1, tokens * 4, dtype=np.int32)
+        return pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(letters))
+
+    def ids(count: int, tokens: int) -> pa.Array:
+        return lists(pa.array(draw.integers(0, 49152, count * tokens, dtype=np.int32)), tokens)
+
+    prompts, answers, rewards = texts(n, prompt), texts(2 * n, response), draw.normal(size=2 * n)
+    chosen = np.where(rewards[::2] >= rewards[1::2], 0, 1).astype(np.int32)
+    pair = {"chosen": chosen, "rejected": 1 - chosen, "weight": np.ones(n), "source": ["vader"] * n}
+    pair["round"] = np.zeros(n, np.int32)
     columns: dict[str, Any] = {
         "split": pa.array(["train"] * n),
-        "prompt_id": names,
+        "prompt_id": pa.array([name_of(i) for i in range(first, first + n)]),
         "prompt": prompts,
         "origin": pa.array(["sampled"] * n),
         "sampled_in": pa.array(np.zeros(n, np.int32)),
-        "prompt_utility": pa.nulls(n, pa.float64()),
         "responses": lists(answers, 2),
         "rewards": lists(pa.array(rewards), 2),
         "logps": lists(pa.array(rewards - 60), 2),
         "ref_logps": lists(pa.array(rewards - 61), 2),
         "finished": lists(pa.array(np.ones(2 * n, bool)), 2),
-        "response_ids": lists(lists(ids, WORDS), 2),
-        "prompt_ids": lists(ids[: n * WORDS], WORDS),
+        "response_ids": lists(ids(2 * n, response), 2),
+        "prompt_ids": ids(n, prompt),
         "gold": lists(pa.nulls(2 * n, pa.float64()), 2),
-        "given_weight": pa.nulls(n, pa.float64()),
-        "pairs": lists(pair, 1),
+        "pairs": lists(struct("pairs", pair, n), 1),
+        "undecided": pa.array([[]] * n, POOL_SCHEMA.field("undecided").type),
+        "earlier_rewards": struct("earlier_rewards", {"count": np.zeros(n), "mean": np.zeros(n), "m2": np.zeros(n)}, n),
         "chosen": answers.take(pa.array(np.arange(n) * 2 + chosen)),
         "rejected": answers.take(pa.array(np.arange(n) * 2 + 1 - chosen)),
         "weight": pa.array(np.ones(n)),
-        "utility": pa.nulls(n, pa.float64()),
-        "outcome": pa.nulls(n, pa.float64()),
     }
-    return pa.table(columns, schema=POOL_SCHEMA)
+    return pa.table([columns.get(f.name, pa.nulls(n, f.type)) for f in POOL_SCHEMA], schema=POOL_SCHEMA)
+
+
+def name_of(number: int) -> str:
+    """The id of a prompt; ids are in the order of the numbers."""
+    return f"{number:016x}"
+
+
+def struct(name: str, known: dict[str, Any], n: int) -> pa.Array:
+    """Structs of the pool with these facts, and nulls for the others."""
+    kind = POOL_SCHEMA.field(name).type
+    kind = kind.value_type if pa.types.is_list(kind) else kind
+    facts = [pa.array(known[f.name], f.type) if f.name in known else pa.nulls(n, f.type) for f in kind]
+    return pa.StructArray.from_arrays(facts, fields=list(kind))
 
 
 def measure(n: int) -> dict[str, float]:
     """Seconds and gigabytes of one size."""
-    pool = Pool(million(n), round=0)
-    prompts = [Prompt(name, "") for name in pool.table["prompt_id"].to_pylist()]
+    pool = Pool(rows(0, n), round=0)
+    prompts = [Prompt(name_of(i), "") for i in range(n)]
     names = [p.id for p in prompts]
 
     class At:  # all that the selector reads of a round
         pass
 
     At.pool = pool  # type: ignore[attr-defined]
-    selector, seconds = OPTune(0.3), {}
+    selector, seconds = OPTune(fraction=0.3), {}
     started = time.perf_counter()
     utilities = selector.prompt_utilities(prompts, At)  # type: ignore[arg-type]
     chosen = selection.top_k(utilities, selection.quota(n, fraction=0.3), names=names, seed=0)

@@ -229,13 +229,19 @@ class Batch:
 
 
 def batch_of(items: Sequence[Item], *, rank: int = 0, size: int = 1, mean_weight: float = 1.0) -> Batch:
-    """This rank's share of an optimiser batch, its weights divided by the mean weight of the round if wanted.
+    """This rank's share of an optimiser batch, its weights divided by the mean weight of the round if wanted."""
+    return batch_from(items[share_of(len(items), rank, size)], len(items), mean_weight)
 
-    Neighbours stay on one rank, as far as they can: they may have a prompt in common.
-    """
-    weight_B = torch.tensor([item.weight for item in items], dtype=torch.float32) / mean_weight
-    mine = slice(len(items) * rank // size, len(items) * (rank + 1) // size)
-    return Batch(tuple(items[mine]), weight_B[mine], len(items))
+
+def share_of(n: int, rank: int, size: int) -> slice:
+    """Which of n items of a batch a rank takes: neighbours, for they may have a prompt in common."""
+    return slice(n * rank // size, n * (rank + 1) // size)
+
+
+def batch_from(mine: Sequence[Item], total: int, mean_weight: float) -> Batch:
+    """A batch of this rank's items, of so many over all ranks."""
+    weight_B = torch.tensor([item.weight for item in mine], dtype=torch.float32) / mean_weight
+    return Batch(tuple(mine), weight_B, total)
 
 
 def shuffled(n: int, *, seed: int, round: int, passes: int) -> list[list[int]]:
@@ -298,8 +304,8 @@ class ItemBatches:
         start, self.given = self.given, 0
         for number, positions in enumerate(self.batches[start:], start=start):
             self.given = number + 1
-            mine = [self.items[i] for i in positions]
-            yield batch_of(mine, rank=self.rank, size=self.size, mean_weight=self.mean_weight)
+            mine = [self.items[i] for i in positions[share_of(len(positions), self.rank, self.size)]]
+            yield batch_from(mine, len(positions), self.mean_weight)
         self.given = 0
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,7 +21,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from choosy.data.table_files import damage, read_about, write_table
-from choosy.parallel.ranks import Ranks
 from choosy.types import Candidates, Moments, Pair, Prompt, Response
 
 Keep = Literal["newest", "all"]
@@ -159,13 +158,9 @@ def from_row(row: Mapping[str, Any]) -> Candidates:
     )
 
 
-def all_rows(mine: pa.Table, ranks: Ranks) -> pa.Table:
-    """The rows of all ranks, which cross as Arrow keeps them: Python objects would be several times as many bytes."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, mine.schema) as stream:
-        stream.write_table(mine)
-    shares = ranks.gather([sink.getvalue().to_pybytes()])
-    return pa.concat_tables(pa.ipc.open_stream(share).read_all() for share in shares)
+def as_rows(candidates: Sequence[Candidates]) -> pa.Table:
+    """Rows of the table, of responses that were sampled in this round."""
+    return pa.Table.from_pylist([to_row(c, origin="sampled") for c in candidates], schema=POOL_SCHEMA)
 
 
 class Pool:
@@ -174,18 +169,15 @@ class Pool:
     def __init__(self, table: pa.Table | None = None, *, round: int = -1) -> None:
         self.table = POOL_SCHEMA.empty_table() if table is None else table
         self.round = round
+        self._batches = self.table.to_batches()
+        self._starts = np.cumsum([0, *map(len, self._batches)])
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
     def put(self, fresh: Sequence[Candidates], *, round: int, keep: Keep = "newest") -> Pool:
         """The pool after a round (see `put_rows`)."""
-        return self.put_rows(self.fresh_rows(fresh), round=round, keep=keep)
-
-    def fresh_rows(self, fresh: Sequence[Candidates]) -> pa.Table:
-        """The rows of candidates of a round, with what the pool knows about their prompts."""
-        rows = [to_row(c, origin="sampled") for c in self._with_earlier(fresh)]
-        return pa.Table.from_pylist(rows, schema=POOL_SCHEMA)
+        return self.put_rows(as_rows(self.with_earlier(fresh)), round=round, keep=keep)
 
     def put_rows(self, fresh: pa.Table, *, round: int, keep: Keep = "newest") -> Pool:
         """The pool after a round: a prompt's newest responses, and those that its labels are about.
@@ -211,7 +203,7 @@ class Pool:
         sampled_in = pc.cast(self.table["sampled_in"], pa.string())
         return pc.binary_join_element_wise(self.table["prompt_id"], sampled_in, "@")
 
-    def _with_earlier(self, fresh: Sequence[Candidates]) -> list[Candidates]:
+    def with_earlier(self, fresh: Sequence[Candidates]) -> list[Candidates]:
         """The fresh candidates with the moments of the rewards that their prompts had in earlier rounds."""
         result = []
         for c, (sampled_in, earlier, newest) in zip(fresh, self._moments([c.prompt.id for c in fresh]), strict=True):
@@ -260,8 +252,16 @@ class Pool:
 
     def candidates(self, rows: Iterable[int] | None = None) -> list[Candidates]:
         """The candidates of some rows, or of all."""
-        table = self.table if rows is None else self.table.take(pa.array(list(rows), pa.int64()))
-        return [from_row(row) for row in table.to_pylist()]
+        if rows is None:
+            return [from_row(row) for row in self.table.to_pylist()]
+        row_X = np.fromiter(rows, np.int64)
+        batch_X = np.searchsorted(self._starts, row_X, side="right") - 1  # to take from all of them would copy them
+        found: dict[int, Candidates] = {}
+        for batch in np.unique(batch_X).tolist():
+            place_X = (batch_X == batch).nonzero()[0]
+            taken = self._batches[batch].take(pa.array(row_X[place_X] - self._starts[batch]))
+            found |= zip(place_X.tolist(), map(from_row, taken.to_pylist()), strict=True)
+        return [found[place] for place in range(len(row_X))]
 
     def part_means(self) -> dict[str, float]:
         """The mean of each part of the rewards of the last round's responses, where the rewards are sums."""
@@ -293,7 +293,7 @@ class Pool:
         for name, values in (("ref_logps", sums), ("ref_token_logps", tokens)):
             column = pa.array(values, POOL_SCHEMA.field(name).type)
             table = table.set_column(table.schema.get_field_index(name), name, column)
-        return Pool(table.combine_chunks(), round=self.round)
+        return Pool(table, round=self.round)
 
     def pair_rows(self, *, round: int | None = None) -> list[tuple[int, int, float]]:
         """(row, position in the row's pairs, weight) of every pair, or of those made in one round."""
@@ -346,20 +346,26 @@ class Pool:
         Raises:
             ValueError: The file is missing or damaged; the message names it and the last good one.
         """
+        refuse_unreadable(folder, round)
         path = round_file(folder, round)
-        if why := damage(path):
-            good = [f.name for f in sorted(Path(folder).glob("round_*.parquet")) if f != path and not damage(f)]
-            last = f"the last good one is {good[-1]}" if good else "no other round is there"
-            raise ValueError(
-                f"The pool file {path} cannot be read ({why}); {last}. Put the file back, or "
-                "train again on the rounds that are whole and the labels in the ledger: type ckpt_path=start."
-            )
         table = with_all_columns(pq.read_table(path))
         about = read_about(path)
         of_train = pc.equal(table["split"], "train")
         train = table if pc.all(of_train).as_py() else table.filter(of_train)
         del table  # a pool may be gigabytes, and the next line copies it
         return Pool(train.combine_chunks(), round=round), about
+
+
+def refuse_unreadable(folder: str | Path, round: int) -> None:
+    """Refuse a round's file that is missing or damaged; name it and the last good one."""
+    path = round_file(folder, round)
+    if why := damage(path):
+        good = [f.name for f in sorted(Path(folder).glob("round_*.parquet")) if f != path and not damage(f)]
+        last = f"the last good one is {good[-1]}" if good else "no other round is there"
+        raise ValueError(
+            f"The pool file {path} cannot be read ({why}); {last}. Put the file back, or "
+            "train again on the rounds that are whole and the labels in the ledger: type ckpt_path=start."
+        )
 
 
 def with_all_columns(table: pa.Table) -> pa.Table:

@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 TIMEOUT = timedelta(days=365)  # people may label for days; a rank that dies is noticed by its closed socket
 
+PORTION = 1024  # items of a rank that cross at once
+
 LOST = (
     "another process of this run has ended, so this one ends too. The error of the first to fail stands above; "
     "if there is none, it was killed from outside, perhaps for its memory. Go on with ckpt_path=last."
@@ -111,9 +113,13 @@ class TorchRanks:
         return [item for share in shares for item in share]
 
     def collect(self, mine: Sequence[T]) -> list[T]:
-        shares: list[Any] | None = [None] * self.size if self.rank == 0 else None
-        dist.gather_object(list(mine), shares, group=self.group)
-        return [item for share in shares or () for item in share]
+        shares: list[list[T]] = [[] for _ in range(self.size)] if self.rank == 0 else []
+        for start in range(0, max(self.gather([len(mine)])), PORTION):
+            some: list[Any] | None = [None] * self.size if self.rank == 0 else None
+            dist.gather_object(list(mine[start : start + PORTION]), some, group=self.group)
+            for share, more in zip(shares, some or (), strict=True):
+                share += more
+        return [item for share in shares for item in share]
 
     def on_rank_zero(self, act: Callable[[], T]) -> T:
         box: list[Any] = [None, None]

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from choosy.data.shared_pool import forget_mapped
 from choosy.data.table_files import damage, read_about
 from choosy.files import remove_unfinished
 from choosy.labeling.ledger_check import fault
@@ -104,6 +105,7 @@ def open_folder(folder: Path, labels: LabelBuyer, ranks: Ranks, read: Mapping[st
         labels.open(name)
         refuse_lost_labels(folder, labels)
         remove_unfinished(folder)
+        forget_mapped(folder / "rounds")  # of a run that was killed
         return name
 
     with ExitStack() as undone:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from choosy.data.pool import Pool, all_rows
+from choosy.data.pool import Pool
+from choosy.data.shared_pool import put_together
 from choosy.rounds.choose import choose_pairs, choose_prompts
 from choosy.rounds.context import Parts, Round
 from choosy.rounds.edit import edit_pairs
@@ -35,5 +36,4 @@ def play_round(at: Round, prompts: Sequence[Prompt], parts: Parts) -> Pool:
     edited = edit_pairs(at, weighed, parts.labels)  # only with an editor: BMC
     scored = score_trained(at, edited)
     count_agreement(at, scored)
-    rows = all_rows(at.pool.fresh_rows(scored), at.ranks)
-    return at.pool.put_rows(rows, round=at.number, keep=parts.keep)
+    return put_together(at.pool, scored, at.folder, at.ranks, round=at.number, keep=parts.keep)

@@ -11,6 +11,7 @@ from typing import Any
 
 from choosy.data.batches import ItemBatches, PoolItems
 from choosy.data.pool import Pool, round_file
+from choosy.data.shared_pool import forget_mapped, read_round
 from choosy.data.table_files import damage
 from choosy.errors import refuse_none
 from choosy.labeling.buyer import LabelBuyer
@@ -43,10 +44,7 @@ log = logger(__name__)
 SAMPLED = (
     *("tokens_generated", "prompts_sampled", "responses_sampled", "responses_cut", "responses_empty"),
     *("sync_milliseconds", "labeled_ahead"),
-    *(
-        "full_responses",
-        "full_labels",
-    ),  # of sampling every prompt, and scoring every response or comparing every pair
+    *("full_responses", "full_labels"),  # of sampling all prompts, and scoring all responses or comparing all pairs
 )
 
 MANY = 0.5  # share of responses that were cut, above which the run says so
@@ -155,6 +153,8 @@ class Run:
     def close(self) -> None:
         """End the sampler, and give the folder free."""
         self.sampler.close()
+        if self.ranks.rank == 0:
+            forget_mapped(self.rounds_folder)
         if self.holds_folder:
             release(self.folder)
             self.holds_folder = False
@@ -282,7 +282,7 @@ class Run:
 
     def _adopt(self, number: int) -> None:
         """Take a round from its file, which may have counted the round's training already."""
-        self.pool, about = Pool.load(self.rounds_folder, number)
+        self.pool, about = read_round(self.rounds_folder, number, self.ranks)
         self.counts = Counter({k: about[k] for k in SAMPLED}) + Counter(pairs_trained=self.counts["pairs_trained"])
         judged = about["judged"]
         self.counts.update(judged["run"])

@@ -12,7 +12,7 @@ import torch
 from choosy.models.policy import Policy
 from choosy.models.rows import Ids
 from choosy.sampling.settings import SamplingSettings
-from choosy.types import Candidates, Prompt, Response
+from choosy.types import Candidates, Prompt, Response, token_ids
 
 OnComplete = Callable[[Mapping[int, list[Response]]], None]
 
@@ -97,4 +97,4 @@ def check_engine(engine: str, policy: Policy, prompt: Ids, response: Response) -
 def as_response(policy: Policy, ids: Sequence[int], logp: float) -> Response:
     """Make a response of sampled token ids; a token that ended it stays in the ids, not in the text."""
     finished = bool(ids) and ids[-1] in policy.tokens.stop_ids
-    return Response(policy.tokens.decode(ids).strip(), tuple(ids), finished, logp)
+    return Response(policy.tokens.decode(ids).strip(), token_ids(ids), finished, logp)

@@ -1,0 +1,184 @@
+"""A later round's pool on several ranks: what each rank holds, and for how long it computes.
+
+`python benchmarks/pool_ranks.py` writes benchmarks/results/pool_ranks.json and docs/images/pool_ranks.png: 30% of the
+prompts are sampled again, 2 responses of 256 tokens each. The ranks are processes that talk by gloo. Each of them
+holds its share of the fresh responses as objects and maps the pool; rank 0 labels a tenth of the pairs, and writes. The
+sampling and the scoring are left out: the responses are drawn at random.
+
+Memory is what a process has for itself at its fullest (RssAnon), interpreter and libraries included; the mapped pool
+is a file, which the machine keeps once for all ranks as long as it has room. Seconds are those of the processor on the
+busiest rank, as if each had one for itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import pyarrow as pa
+import torch.distributed as dist
+from common import ROOT, save
+from pool_size import name_of, rows
+from torch.multiprocessing import start_processes
+
+from callbacks.optune import OPTune
+from callbacks.random import RandomPairs
+from choosy.data.batches import PoolItems
+from choosy.data.pool import Pool, round_file
+from choosy.data.shared_pool import PIECE, mapped, put_together, read_round
+from choosy.labeling.protocols import ResponsePair
+from choosy.parallel.ranks import Ranks, TorchRanks, shard
+from choosy.reporting.display import Phases
+from choosy.rounds.choose import choose_pairs, choose_prompts
+from choosy.rounds.context import ChosenPrompt, Round
+from choosy.rounds.label import label
+from choosy.types import Candidates, Prompt, Response, Verdict, token_ids
+
+PROMPT, RESPONSE = 128, 256  # tokens
+WAYS = ((62_500, 1), (62_500, 8), (125_000, 8), (250_000, 8), (250_000, 4), (250_000, 2), (250_000, 1))
+IMAGE = ROOT / "docs" / "images" / "pool_ranks.png"
+
+
+class FirstWins:
+    """Stands in the place of the buyer and its ledger: the first response wins."""
+
+    labeler = SimpleNamespace(name="first wins")
+    scores = False
+
+    def compare(self, questions: Sequence[ResponsePair]) -> list[Verdict | None]:
+        return ["first"] * len(questions)
+
+
+class Watch:
+    """Seconds of the processor by phase, and the most memory that this process had for itself."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.most = 0.0
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def _look(self) -> None:
+        while True:
+            self.most = max(self.most, own_memory())
+            time.sleep(0.02)
+
+    def __call__(self, name: str, act: Callable[[], Any]) -> Any:
+        began = time.process_time()
+        result = act()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - began
+        return result
+
+
+def own_memory() -> float:
+    """Gigabytes that this process has for itself."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 2**20
+
+
+def start_pool(n: int) -> Iterator[pa.Table]:
+    for first in range(0, n, PIECE):
+        yield rows(first, min(PIECE, n - first), prompt=PROMPT, response=RESPONSE)
+
+
+def sampled(chosen: ChosenPrompt, number: int) -> Candidates:
+    """Fresh responses to a prompt, of tokens drawn at random."""
+    draw = random.Random(chosen.prompt.id)
+
+    def response() -> Response:
+        ids = token_ids(draw.choices(range(49152), k=RESPONSE))
+        return Response(draw.randbytes(2 * RESPONSE).hex(), ids, True, -60.0, -61.0)
+
+    prompt_ids = token_ids(draw.choices(range(49152), k=PROMPT))
+    return Candidates(chosen.prompt, (response(), response()), prompt_ids, number, chosen.utility)
+
+
+def play(n: int, ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """A round of a pool of n prompts on this rank: what the rank holds, and its seconds."""
+    start = mapped(lambda: start_pool(n), folder, ranks, 0)
+    watch = Watch()
+    pool = played(start, [Prompt(name_of(i), "") for i in range(n)], folder, ranks, watch)
+    del start
+    if ranks.rank == 0:
+        watch("write", lambda: pool.save(folder, {"round": 1}))
+    ranks.gather([])
+    items = watch("list items", lambda: PoolItems(pool, {"reference"}, round=1))
+    few = random.Random(ranks.rank).sample(range(len(items)), 512)
+    watch("512 items", lambda: [items[i] for i in few])
+    again, _ = watch("read", lambda: read_round(folder, 1, ranks))
+    assert len(again) == len(pool) >= n
+    return {"own_gb": watch.most, "file_gb": round_file(folder, 1).stat().st_size / 1e9, "seconds": watch.seconds}
+
+
+def played(start: Pool, prompts: Sequence[Prompt], folder: Path, ranks: Ranks, watch: Watch) -> Pool:
+    """Choose, sample at random, label, and put together."""
+    parts: Any = (None, None, start, ranks, Phases(), None, None)
+    at = Round(1, 0, *parts, rounds=2, folder=folder)
+    chosen = watch("choose", lambda: choose_prompts(at, prompts, OPTune(fraction=0.3)))
+    mine = [sampled(one, 1) for one in shard(chosen, ranks)]
+    choice = watch("choose", lambda: choose_pairs(at, mine, RandomPairs(fraction=0.1)))
+    labels: Any = FirstWins()
+    labeled = watch("gather", lambda: label(at, mine, choice, labels))
+    pool: Pool = watch("gather", lambda: put_together(start, labeled, folder, ranks, round=1, keep="newest"))
+    return pool
+
+
+def one_rank(rank: int, size: int, n: int, folder: Path, port: int) -> None:
+    """Play on one process of several, and write down what it took."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=size)
+    (folder / f"{rank}.json").write_text(json.dumps(play(n, TorchRanks(), folder)))
+    dist.barrier()
+
+
+def measure(n: int, size: int) -> dict[str, Any]:
+    """The figures of all ranks: the fullest and the busiest."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        # forked, so that the libraries are in memory once
+        start_processes(one_rank, (size, n, folder, port), nprocs=size, start_method="fork")
+        found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
+    phases = found[0]["seconds"]
+    return {
+        "prompts": n,
+        "ranks": size,
+        "rank_0_gb": round(found[0]["own_gb"], 3),
+        "other_gb": round(max((one["own_gb"] for one in found[1:]), default=0.0), 3),
+        "file_gb": round(found[0]["file_gb"], 3),
+        "seconds": {name: round(max(one["seconds"].get(name, 0.0) for one in found), 2) for name in phases},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--one", help="PROMPTS,RANKS: measure this alone, and write nothing")
+    typed = parser.parse_args()
+    if typed.one:
+        print(json.dumps(measure(*map(int, typed.one.split(",")))))
+        return
+    found = []
+    for n, size in WAYS:
+        command = [sys.executable, __file__, "--one", f"{n},{size}"]
+        out = subprocess.run(command, check=True, capture_output=True, text=True)
+        found.append(json.loads(out.stdout.splitlines()[-1]))
+        print(found[-1], flush=True)
+    save("pool_ranks", {"runs": found})
+
+
+if __name__ == "__main__":
+    main()
