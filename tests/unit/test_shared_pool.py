@@ -1,0 +1,82 @@
+"""Ranks put a round into one pool that they all map: the same as one process makes in its memory."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from pathlib import Path
+
+import pytest
+from fake_ranks import FakeRanks
+from test_pool import candidates
+
+from choosy.data import shared_pool
+from choosy.data.pool import Keep, Pool
+from choosy.data.shared_pool import forget_mapped, put_together, read_round
+from choosy.parallel.ranks import OneRank, shard
+from choosy.types import Candidates, Response
+
+
+def some(draw: random.Random, round: int) -> list[Candidates]:
+    """Fresh responses to some of twenty prompts, in any order, some of them labeled."""
+    names = [f"p{n}é" for n in range(20) if draw.random() < 0.6]
+    draw.shuffle(names)
+    return [candidates(name, round, paired=draw.random() < 0.5) for name in names]
+
+
+@pytest.mark.parametrize("keep", ["newest", "all"])
+@pytest.mark.parametrize("piece", [1, 3, 4096])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_ranks_make_the_pool_of_one_process(
+    size: int, piece: int, keep: Keep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_pool, "PIECE", piece)
+    draw = random.Random(0)
+    alone, together = Pool(), [Pool()] * size
+    for round in range(4):
+        fresh = [] if round == 2 else some(draw, round)
+        alone = alone.put(fresh, round=round, keep=keep)
+
+        def play(
+            ranks: FakeRanks, pools: list[Pool] = together, fresh: list[Candidates] = fresh, round: int = round
+        ) -> Pool:
+            mine = shard(fresh, ranks)
+            return put_together(pools[ranks.rank], mine, tmp_path, ranks, round=round, keep=keep)
+
+        together = FakeRanks.play(size, play)
+        for pool in together:
+            assert pool.table.to_pylist() == alone.table.to_pylist()
+            assert repr(pool.candidates([5, 0, 3, 5])) == repr(alone.candidates([5, 0, 3, 5]))
+        assert [path.name for path in tmp_path.iterdir()] == [f"pool_{round:03d}.arrow"], "only the newest is kept"
+    assert len(alone) > 20 or keep == "newest"
+
+
+def test_a_pool_is_for_its_owner_alone_and_is_read_when_its_file_is_gone(tmp_path: Path) -> None:
+    pool = put_together(Pool(), [candidates("a")], tmp_path, OneRank(), round=0, keep="newest")
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    forget_mapped(tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert [c.prompt.id for c in pool.candidates([0])] == ["a"]
+
+
+@pytest.mark.parametrize("piece", [2, 4096])
+def test_a_round_is_mapped_from_its_file(piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_pool, "PIECE", piece)
+    pool = Pool().put(some(random.Random(1), 3), round=3)
+    pool.save(tmp_path, {"labels": 7}, pool.table.set_column(0, "split", [["heldout"] * len(pool)]).to_pylist())
+    for mapped, about in FakeRanks.play(2, lambda ranks: read_round(tmp_path, 3, ranks)):
+        assert mapped.table.to_pylist() == pool.table.to_pylist(), "held-out rows are not trained on"
+        assert (mapped.round, about) == (3, {"labels": 7})
+    with pytest.raises(ValueError, match=r"round_004.parquet cannot be read .* the last good one is round_003.parquet"):
+        read_round(tmp_path, 4, OneRank())
+
+
+def test_responses_cross_with_four_bytes_a_token() -> None:
+    ids = tuple(range(40_000, 40_512))
+    response = Response("text", ids, False, -1.0, -2.0, 0.5, None, (-0.1,), mask=(True, False))
+    sent = pickle.dumps(response)
+    assert len(sent) < 4 * len(ids) + 400
+    both = pickle.loads(sent), pickle.loads(sent)
+    assert both == (response, response)
+    assert all(one is other for one, other in zip(both[0].ids, both[1].ids, strict=True)), "one object a number"
