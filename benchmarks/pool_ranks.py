@@ -30,7 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import pyarrow as pa
 import torch.distributed as dist
-from common import ROOT, save
+from common import RESULTS, ROOT, save, write_between
 from pool_size import name_of, rows
 from torch.multiprocessing import start_processes
 
@@ -48,7 +48,9 @@ from choosy.rounds.label import label
 from choosy.types import Candidates, Prompt, Response, Verdict, token_ids
 
 PROMPT, RESPONSE = 128, 256  # tokens
-WAYS = ((62_500, 1), (62_500, 8), (125_000, 8), (250_000, 8), (250_000, 4), (250_000, 2), (250_000, 1))
+MOST_RANKS, OVER_RANKS = 8, 125_000
+WAYS = ((125_000, 8), (250_000, 8), (500_000, 8), (1_000_000, 8), (125_000, 1), (125_000, 2), (125_000, 4))
+START, END = "<!-- measured: written by benchmarks/pool_ranks.py -->", "<!-- end of measured -->"
 IMAGE = ROOT / "docs" / "images" / "pool_ranks.png"
 
 
@@ -164,6 +166,45 @@ def measure(n: int, size: int) -> dict[str, Any]:
     }
 
 
+def table(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """The figures for docs/scaling.md."""
+    phases = list(runs[0]["seconds"])
+    head = ["prompts", "ranks", "rank 0, GB", "another rank, GB", *(f"{name}, s" for name in phases), "together, s"]
+    lines = [head, ["---"] * len(head)]
+    for run in runs:
+        other = f"{run['other_gb']:.2f}" if run["ranks"] > 1 else ""
+        spent = [run["seconds"][name] for name in phases]
+        seconds = [f"{x:.2g}" if x < 10 else f"{x:.0f}" for x in (*spent, sum(spent))]
+        lines.append([f"{run['prompts']:,}", str(run["ranks"]), f"{run['rank_0_gb']:.2f}", other, *seconds])
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def draw(runs: Sequence[dict[str, Any]]) -> None:
+    """Memory and seconds against prompts and against ranks."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, ((own_n, seconds_n), (own_r, seconds_r)) = plt.subplots(2, 2, figsize=(9, 6.5), layout="constrained")
+    for x, what, over, own, seconds in (
+        ("prompts", "ranks", MOST_RANKS, own_n, seconds_n),
+        ("ranks", "prompts", OVER_RANKS, own_r, seconds_r),
+    ):
+        some = sorted((run for run in runs if run[what] == over), key=lambda run: run[x])
+        at = [run[x] for run in some]
+        own.plot(at, [run["rank_0_gb"] for run in some], marker="o", label="rank 0")
+        several = [run for run in some if run["ranks"] > 1]
+        own.plot([r[x] for r in several], [r["other_gb"] for r in several], marker="o", label="another rank")
+        for phase in some[0]["seconds"]:
+            seconds.plot(at, [run["seconds"][phase] for run in some], marker="o", label=phase)
+        for axes, unit in ((own, "own memory, GB"), (seconds, "seconds of the busiest rank")):
+            axes.set(xlabel=f"{x} ({over:,} {what})", ylabel=unit, ylim=(0, None))
+            axes.grid(alpha=0.3)
+            axes.legend(frameon=False)
+    figure.savefig(IMAGE, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--one", help="PROMPTS,RANKS: measure this alone, and write nothing")
@@ -171,13 +212,18 @@ def main() -> None:
     if typed.one:
         print(json.dumps(measure(*map(int, typed.one.split(",")))))
         return
-    found = []
+    file = RESULTS / "pool_ranks.json"
+    runs = json.loads(file.read_text())["runs"] if file.exists() else []  # one that is there is not repeated
     for n, size in WAYS:
-        command = [sys.executable, __file__, "--one", f"{n},{size}"]
-        out = subprocess.run(command, check=True, capture_output=True, text=True)
-        found.append(json.loads(out.stdout.splitlines()[-1]))
-        print(found[-1], flush=True)
-    save("pool_ranks", {"runs": found})
+        if not any((run["prompts"], run["ranks"]) == (n, size) for run in runs):
+            command = [sys.executable, __file__, "--one", f"{n},{size}"]
+            out = subprocess.run(command, check=True, capture_output=True, text=True)
+            runs.append(json.loads(out.stdout.splitlines()[-1]))
+            save("pool_ranks", {"runs": sorted(runs, key=lambda run: (run["prompts"], run["ranks"]))})
+    write_between(
+        ROOT / "docs" / "scaling.md", START, END, table(sorted(runs, key=lambda r: (r["prompts"], r["ranks"])))
+    )
+    draw(runs)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 Prints the tables of docs/scaling.md and writes benchmarks/results/scaling.json. Counts of weights are checked on the
 real architectures without memory (the meta device); bytes of activations, optimiser, rows and collectives on a small
-model and two gloo processes here; the gathering and the pool on 64 simulated ranks. Bytes that cross are those of the
-loopback; where other programs use it, too: unshare -n sh -c "ip link set lo up && python benchmarks/scaling.py"
+model and two gloo processes here. What the pool needs on several ranks is measured by pool_ranks.py. Bytes that cross
+are those of the loopback; where other programs use it, too:
+
+    unshare -n sh -c "ip link set lo up && python benchmarks/scaling.py"
 """
 
 from __future__ import annotations
@@ -13,23 +15,18 @@ import json
 import os
 import pickle
 import socket
-import sys
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 import torch
 import torch.multiprocessing as mp
-from fake_ranks import FakeRanks
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from choosy.data.pool import Pool
 from choosy.parallel.ranks import TorchRanks, shard
 from choosy.parallel.sharding import shard_weights
 from choosy.types import Candidates, Pair, Prompt, Response
@@ -377,30 +374,6 @@ def check_cache(s: Setting) -> tuple[float, float]:
     return memory(SMALL, few, gpus=1, way="lora")["cache"], float(found)
 
 
-def simulated(size: int, n: int, s: Setting) -> dict[str, float]:
-    """Gather and pool on simulated ranks, which are threads: seconds of one rank, and bytes."""
-    rows = [candidates(i, s) for i in range(n)]
-    share_bytes = sum(len(pickle.dumps(c)) for c in rows)
-
-    def program(ranks: FakeRanks) -> tuple[float, float, int]:
-        mine = shard(rows, ranks)
-        began = time.thread_time()
-        everybody = sorted(ranks.gather(mine), key=lambda c: c.prompt.id)
-        gathered = time.thread_time()
-        pool = Pool().put(everybody, round=0)
-        return gathered - began, time.thread_time() - gathered, len(pool)
-
-    played = FakeRanks.play(size, program)
-    assert {found for *_, found in played} == {n}
-    return {
-        "ranks": size,
-        "prompts": n,
-        "bytes that cross": share_bytes * (size - 1) / size,
-        "gather seconds a rank": sum(x[0] for x in played) / size,
-        "pool seconds a rank": sum(x[1] for x in played) / size,
-    }
-
-
 def pickled(s: Setting) -> tuple[float, float]:
     """Bytes of one prompt's candidates by formula, and pickled as a gather does it."""
     return bytes_of_row(s), float(len(pickle.dumps([candidates(i, s) for i in range(50)])) / 50)
@@ -457,10 +430,7 @@ def compared(name: str, pair: tuple[float, float]) -> list[str]:
 
 def main() -> None:
     """Check the formulas, and print what follows from them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=1000, help="of the simulated ranks")
-    parser.add_argument("--ranks", type=int, default=64)
-    asked = parser.parse_args()
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     s = Setting()
     torch.manual_seed(0)
     checks: dict[str, tuple[float, float]] = {}
@@ -472,12 +442,9 @@ def main() -> None:
     checks["keys and values of 4 x 32 tokens, small model"] = check_cache(s)
     checks |= {f"two processes, {what}": pair for what, pair in check_two_processes(200, s).items()}
     print(table(("checked", "formula", "measured", "ratio"), [compared(*item) for item in checks.items()]), "\n")
-    measured: Callable[[int, int], dict[str, float]] = lambda size, n: simulated(size, n, s)  # noqa: E731
-    ranks = [measured(1, asked.prompts), measured(asked.ranks, asked.prompts)]
-    print(table(ranks[0], [[show(x) for x in row.values()] for row in ranks]), "\n")
     print(projections(s))
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps({"checks": checks, "simulated": ranks}, indent=2) + "\n")
+    RESULTS.write_text(json.dumps({"checks": checks}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

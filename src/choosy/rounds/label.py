@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from choosy.data.pool import with_responses
 from choosy.labeling import statistics
@@ -68,9 +68,10 @@ class Changes(NamedTuple):
 
     def on(self, c: Candidates) -> Candidates:
         """The candidates as they are after the purchase."""
-        rewards, *of_all = self
-        responses = tuple(replace(r, reward=reward) for r, reward in zip(c.responses, rewards, strict=True))
-        return replace(c, responses=responses, **dict(zip(self._fields[1:], of_all, strict=True)))
+        responses = tuple(replace(r, reward=reward) for r, reward in zip(c.responses, self.rewards, strict=True))
+        changed: dict[str, Any] = self._asdict() | {"responses": responses}
+        del changed["rewards"]
+        return replace(c, **changed)
 
 
 def label(at: Round, mine: Sequence[Candidates], choice: PairChoice | None, labels: Labels) -> list[Candidates]:
