@@ -88,9 +88,10 @@ def round_pieces(path: Path) -> Iterator[pa.Table]:
     """The rows to train on of a round's file, some at a time."""
     with pq.ParquetFile(path) as file:
         for number in range(file.num_row_groups):
-            table = with_all_columns(file.read_row_group(number))
-            train = table.filter(pc.equal(table["split"], "train")).select(POOL_SCHEMA.names).cast(POOL_SCHEMA)
-            yield from (train.slice(start, PIECE).combine_chunks() for start in range(0, len(train), PIECE))
+            table = with_all_columns(file.read_row_group(number)).select(POOL_SCHEMA.names).cast(POOL_SCHEMA)
+            of_train = pc.equal(table["split"], "train")
+            train = table if pc.all(of_train).as_py() else table.filter(of_train)
+            yield from (train.slice(start, PIECE) for start in range(0, len(train), PIECE))
 
 
 def fresh_pieces(pool: Pool, mine: Sequence[Candidates]) -> Iterator[pa.Table]:
@@ -102,8 +103,7 @@ def fresh_pieces(pool: Pool, mine: Sequence[Candidates]) -> Iterator[pa.Table]:
 def merged(pool: Pool, fresh: Sequence[pa.Table], *, round: int, keep: Keep) -> Iterator[pa.Table]:
     """The rows of a pool after a round, some at a time; the fresh ones of each rank are in the order of their ids."""
     for old, *new in aligned([pool.table, *fresh]):
-        after = Pool(old.combine_chunks()).put_rows(pa.concat_tables(new).combine_chunks(), round=round, keep=keep)
-        yield after.table
+        yield Pool(old).put_rows(pa.concat_tables(new), round=round, keep=keep).table
 
 
 def aligned(tables: Sequence[pa.Table]) -> Iterator[list[pa.Table]]:
