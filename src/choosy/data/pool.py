@@ -278,17 +278,17 @@ class Pool:
 
     def part_means(self) -> dict[str, float]:
         """The mean of each part of the rewards of the last round's responses, where the rewards are sums."""
-        parts = self._fresh()["parts"].drop_null().to_pylist()
+        parts = self._fresh("parts")["parts"].drop_null().to_pylist()
         return means_by_name(of_response for of_prompt in parts for of_response in of_prompt)
 
     def source_means(self) -> dict[str, float]:
         """The mean reward of the last round's responses to the prompts of each source, where there are several."""
-        fresh = self._fresh().select(["source", "rewards"])
+        fresh = self._fresh("source", "rewards")
         rows = fresh.filter(fresh["source"].is_valid()).to_pylist()
         return means_by_name([(row["source"], x) for x in row["rewards"] if x is not None] for row in rows)
 
-    def _fresh(self) -> pa.Table:
-        return self.table.filter(pc.equal(self.table["origin"], "sampled"))
+    def _fresh(self, *columns: str) -> pa.Table:
+        return self.table.select(columns).filter(pc.equal(self.table["origin"], "sampled"))
 
     def with_labels(self) -> list[Candidates]:
         """The candidates with a pair or a reward."""

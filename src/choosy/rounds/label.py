@@ -55,7 +55,7 @@ class Bought(NamedTuple):
 class Changes(NamedTuple):
     """What a purchase changes of candidates."""
 
-    rewards: Sequence[float | None]
+    rewards: Sequence[tuple[float | None, tuple[tuple[str, float], ...]]]  # of the responses, with their parts
     pairs: tuple[Pair, ...]
     undecided: tuple[tuple[int, int], ...]
     threshold: float
@@ -64,11 +64,12 @@ class Changes(NamedTuple):
     @classmethod
     def of(cls, c: Candidates) -> Changes:
         """What these candidates have."""
-        return cls([r.reward for r in c.responses], c.pairs, c.undecided, c.threshold, c.round)
+        return cls([(r.reward, r.parts) for r in c.responses], c.pairs, c.undecided, c.threshold, c.round)
 
     def on(self, c: Candidates) -> Candidates:
         """The candidates as they are after the purchase."""
-        responses = tuple(replace(r, reward=reward) for r, reward in zip(c.responses, self.rewards, strict=True))
+        rewarded = zip(c.responses, self.rewards, strict=True)
+        responses = tuple(replace(r, reward=reward, parts=parts) for r, (reward, parts) in rewarded)
         changed: dict[str, Any] = self._asdict() | {"responses": responses}
         del changed["rewards"]
         return replace(c, **changed)
