@@ -33,6 +33,7 @@ def test_merge_writes_a_model_that_computes_the_same(tuned, tmp_path, capfd):
     capfd.readouterr()
     tuned_model.merge([str(tuned.run_dir), str(tmp_path / "merged")])
     assert capfd.readouterr().err == "", "no progress bars"
+    assert 'AutoModelForCausalLM.from_pretrained("merged")' in (tmp_path / "merged" / "README.md").read_text()
     with pytest.raises(
         ValueError, match=r"choosy merge lacks DIR, a new folder for the model\. Type choosy merge \[--gguf\] RUN DIR"
     ):

@@ -170,7 +170,7 @@ def quiet() -> None:
     """Mute banners of libraries, and their advice that does not apply here."""
     import_module("lightning.pytorch")  # which sets the levels of its loggers
     libraries = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "sentence_transformers")
-    for name in (*libraries, "httpx2", "httpcore2"):  # whose debug lines repeat what servers send
+    for name in (*libraries, "gguf", "httpx2", "httpcore2"):  # debug lines of the last two repeat what servers send
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*Experiment logs directory.*exists and is not empty.*",

@@ -95,7 +95,7 @@ def model_card(
         picture=PICTURE,
         results=_results(run),
         facts=_table(("", ""), ([name, text] for name, text in made.items() if text)),
-        code=_code(form, chat=chat),
+        code=_code(form, form, chat=chat),
         repeat=repeated(run.folder),
     )
 
@@ -155,13 +155,13 @@ def _interval(measured: Mapping[str, float | None], name: str, form: str) -> str
     return f"{value:{form}}" + ("" if low is None or high is None else f" ({low:{form}} to {high:{form}})")
 
 
-def _code(form: Form, *, chat: bool, file: str = "") -> str:
-    """The lines that load the model, typed in the folder in which the model's own is."""
+def _code(form: Form, name: str, *, chat: bool) -> str:
+    """The lines that load the model by the name of its folder or file, or of its repository."""
     if form == "gguf":
-        return LLAMA_CPP.format(file=file)
+        return LLAMA_CPP.format(file=name)
     loader = "AutoPeftModelForCausalLM" if form == "adapter" else "AutoModelForCausalLM"
     call = CHAT if chat else '("Hello!", return_tensors="pt")'
-    return CODE.format(imports=IMPORTS[loader], loader=loader, folder=form, call=call)
+    return CODE.format(imports=IMPORTS[loader], loader=loader, folder=name, call=call)
 
 
 def repeated(run_dir: Path) -> str:
@@ -216,8 +216,8 @@ def copy_card(source: Path, folder: Path, form: Form) -> None:
     card = source / "README.md"
     if not card.is_file() or "\n- choosy\n" not in (text := card.read_text(encoding="utf-8")).partition("\n---\n")[0]:
         return
-    file = next((file.name for file in folder.glob("*.gguf")), "")
-    code = _code(form, chat="apply_chat_template" in text, file=file)
+    name = next((file.name for file in folder.glob("*.gguf")), folder.name)
+    code = _code(form, name, chat="apply_chat_template" in text)
     text = re.sub(r"```python\n.*?```", lambda _: code, text, count=1, flags=re.DOTALL)
     text = re.sub(r"^library_name: .*$", f"library_name: {LIBRARY[form]}", text, count=1, flags=re.MULTILINE)
     text = re.sub(r"^base_model_relation: .*$", f"base_model_relation: {RELATION[form]}", text, count=1, flags=re.M)
