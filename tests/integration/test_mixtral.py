@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
+from tiny import ROOT, command, on_top, typed
 from torch.testing import assert_close
 
 # PEFT gives fused experts a rank of their own under a name that it then looks for among the layers
@@ -46,6 +48,22 @@ def test_the_experts_loss_is_trained_and_does_not_depend_on_the_packing(play, mi
     gate = next(name for name in one.weights if "gate.weight" in name)
     assert_close(many.weights[gate], one.weights[gate], rtol=0, atol=1e-4)
     assert (one.weights[gate] - none.weights[gate]).abs().max() > 1e-3
+
+
+@pytest.mark.slow
+def test_two_processes_balance_the_tokens_of_both(mixtral, tiny_policy_dir, prompts_file, tmp_path):
+    lines = on_top(
+        typed(tmp_path, tiny_policy_dir, prompts_file),
+        [*mixtral, "model=smollm2_full", "lr=1e-3", "rounds=1", "router_aux_loss_coef=0.5", "batching.batch_size=3"],
+    )
+    for name, launched, ranks in (("one", [], 1), ("two", ["trainer=ddp", "trainer.devices=2"], 2)):
+        words = [ROOT / "train.py", *lines, *launched, "trainer.accelerator=cpu", f"run_dir={tmp_path}/{name}"]
+        run = command(*words, folder=tmp_path, ranks=ranks)
+        assert run.returncode == 0, run.stderr
+    one, two = (pd.read_csv(tmp_path / name / "metrics.csv") for name in ("one", "two"))
+    for column in ("aux_loss", "loss_step", "grad_norm"):
+        assert two[column].dropna().tolist() == pytest.approx(one[column].dropna().tolist(), rel=1e-4)
+    assert_close(*(load_file(tmp_path / n / "model/model.safetensors") for n in ("one", "two")), rtol=0, atol=1e-5)
 
 
 def test_adapters_of_the_experts_are_trained_sampled_and_exported(play, mixtral):
