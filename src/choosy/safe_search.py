@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from choosy.methods.safe_region import Proposal, propose, quality_of
+from choosy.methods.safe_region import Proposal, Shown, propose, quality_of
+from choosy.methods.stopping import growth, least_quality
 
 Space = Mapping[str, BaseDistribution]
 Settings = dict[str, Any]
@@ -22,23 +24,44 @@ DIGITS = 4  # of a number that is proposed
 
 
 class SafeSampler(BaseSampler):
-    """Samples the start, then what promises the most improvement for its cost inside the safe region.
+    """Samples the start, then what teaches the most for its cost inside the safe region.
 
-    What a trial has cost stands in its user attribute `cost`, which is 1 where it is missing. The study maximises.
+    A trial may report its quality after each of its rounds, of which all have as many as the start; one that was
+    stopped before the last of them has the state PRUNED. What a trial has cost stands in its user attribute `cost`,
+    which is 1 where it is missing. The study maximises.
 
     Attributes:
         proposal: What was predicted of the latest settings; None of the start, which is not chosen.
+        least: The quality after each of its rounds but the last below which the latest trial is to be stopped.
         share_left: The share of the budget that is left: the less, the less a high cost matters.
     """
 
     def __init__(
-        self, space: Space, start: Settings, *, allowed_loss: float, confidence: float = 0.8, seed: int | None = None
+        self,
+        space: Space,
+        start: Settings,
+        *,
+        allowed_loss: float,
+        confidence: float = 0.9,
+        stops: bool = False,
+        seed: int | None = None,
     ) -> None:
+        """Keep what is searched.
+
+        Args:
+            space: The options and their ranges.
+            start: The settings that are known to be good enough.
+            allowed_loss: How much worse than the start a run may be.
+            confidence: With which a run is predicted to keep to that.
+            stops: Whether trials can be stopped after a round.
+            seed: Of what is drawn.
+        """
         self.space, self.start = dict(space), start
-        self.allowed_loss, self.confidence = allowed_loss, confidence
+        self.allowed_loss, self.confidence, self.stops = allowed_loss, confidence, stops
         self.random = RandomSampler(seed)
         self.draw = np.random.default_rng(seed)
         self.proposal: Proposal | None = None
+        self.least: tuple[float, ...] = ()
         self.share_left = 1.0
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -47,21 +70,22 @@ class SafeSampler(BaseSampler):
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> Settings:
         """Choose the settings of the next trial."""
-        self.proposal = None
-        done = finished(study)
+        self.proposal, self.least = None, ()
+        done = self.known(study)
         if not any(one.params == self.start for one in done):
             return self.start
-        point_ND, quality_N = self.observed(done)
-        candidates = self.candidates(study, trial, [one.params for one in done], point_ND, quality_N)
+        shown, forecast = self.shown(done), self.forecast(done)
+        best = done[int(shown.quality_N.argmax())].params
+        candidates = self.candidates(study, trial, [one.params for one in done], best)
         self.proposal = propose(
-            point_ND,
-            quality_N,
-            np.array([float(one.user_attrs.get("cost", 1.0)) for one in done]),
+            shown,
             np.array([self.at(settings) for settings in candidates]),
             allowed_loss=self.allowed_loss,
             confidence=self.confidence,
+            rounds=len(forecast[0]) + 1,
             cost_power=self.share_left,
         )
+        self.least = self.least_quality(shown, self.proposal, forecast)
         return candidates[self.proposal.index]
 
     def sample_independent(
@@ -74,47 +98,93 @@ class SafeSampler(BaseSampler):
 
     def best(self, study: Study) -> tuple[Settings, float]:
         """The settings of the trial with the highest predicted quality, which one lucky run does not decide."""
-        done = [one.params for one in finished(study)]
+        done = [one.params for one in self.known(study)]
         quality = self.predicted(study, done)
         return done[int(quality.argmax())], float(quality.max())
 
     def predicted(self, study: Study, some: Sequence[Settings]) -> np.ndarray:
         """The predicted quality of settings."""
-        point_ND, quality_N = self.observed(finished(study))
-        posterior = quality_of(point_ND, quality_N, self.at(self.start), self.allowed_loss)
+        posterior = quality_of(self.shown(self.known(study)), self.at(self.start), self.allowed_loss)
         return posterior.predict(np.array([self.at(settings) for settings in some]))[0]
 
-    def observed(self, done: Sequence[FrozenTrial]) -> tuple[np.ndarray, np.ndarray]:
-        """The settings of the trials as points, and their qualities."""
-        return np.array([self.at(one.params) for one in done]), np.array([one.value for one in done])
+    def known(self, study: Study) -> list[FrozenTrial]:
+        """The trials whose end is known or can be forecast."""
+        done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        stopped = range(1, self.rounds(done))
+        return [one for one in done if one.state == TrialState.COMPLETE or len(curve_of(one)) in stopped]
 
-    def candidates(
-        self, study: Study, trial: FrozenTrial, tried: list[Settings], point_ND: np.ndarray, quality_N: np.ndarray
-    ) -> list[Settings]:
-        """The start, then what was not tried: draws from the whole space, draws that change an option or two of others.
+    def rounds(self, done: Sequence[FrozenTrial]) -> int:
+        """After how many rounds, the last one included, a trial can be stopped: those of the start."""
+        of_start = [one for one in done if self.stops and one.state == TrialState.COMPLETE and one.params == self.start]
+        return max((len(curve_of(one)) for one in of_start), default=1)
 
-        Settings that were played are left out: what they are expected to gain would be the noise of one run.
+    def shown(self, done: Sequence[FrozenTrial]) -> Shown:
+        """What the trials have shown; one that was stopped counts with the forecast of its end."""
+        curves, rounds = [curve_of(one) for one in done], self.rounds(done)
+        growth_R, doubt_R = (np.append(each_R, 0.0) for each_R in self.forecast(done))
+        at = [len(curve) - 1 if one.state == TrialState.PRUNED else -1 for one, curve in zip(done, curves, strict=True)]
+        shares = [1.0 if last < 0 else (last + 1) / rounds for last in at]
+        return Shown(
+            np.array([self.at(one.params) for one in done]),
+            np.array([curve[-1] for curve in curves]) + growth_R[at],
+            doubt_R[at],
+            np.array([float(one.user_attrs.get("cost", 1.0)) for one in done]) / shares,
+        )
+
+    def forecast(self, done: Sequence[FrozenTrial]) -> tuple[np.ndarray, np.ndarray]:
+        """How much trials grow from each of their rounds but the last to their end, and the variance of that."""
+        complete = [curve_of(one) for one in done if one.state == TrialState.COMPLETE]
+        return growth(complete, self.rounds(done), 2 * self.allowed_loss)
+
+    def least_quality(
+        self, shown: Shown, proposal: Proposal, forecast: tuple[np.ndarray, np.ndarray]
+    ) -> tuple[float, ...]:
+        """The quality after each round but the last below which the proposed trial is to be stopped."""
+        quality = quality_of(shown, self.at(self.start), self.allowed_loss)
+        return least_quality(
+            proposal,
+            quality,
+            forecast,
+            best=float(quality.predict(shown.point_ND)[0].max()),
+            start=float(quality.predict(self.at(self.start)[None])[0][0]),
+            allowed_loss=self.allowed_loss,
+            confidence=self.confidence,
+        )
+
+    def candidates(self, study: Study, trial: FrozenTrial, tried: list[Settings], best: Settings) -> list[Settings]:
+        """The start, then all settings where they are few; else what was tried, and two kinds of draws.
+
+        One is from the whole space, the other changes an option or two of the start or of the best that was tried.
         """
+        if (every := grid(self.space)) is not None:
+            return [self.start, *(every[i] for i in self.draw.permutation(len(every)))]  # equal gains tie
         drawn = [
             {name: self.sample_independent(study, trial, name, one) for name, one in self.space.items()}
             for _ in range(DRAWS)
         ]
         near = []
         for other in drawn:
-            settings = (self.start, tried[int(quality_N.argmax())])[int(self.draw.integers(2))]
+            settings = (self.start, best)[int(self.draw.integers(2))]
             names = self.draw.choice(list(self.space), size=min(len(self.space), int(self.draw.integers(1, 3))))
             near.append({**settings, **{str(name): other[name] for name in names}})
-        return [self.start, *(settings for settings in (*drawn, *near) if settings not in tried)]
+        return [self.start, *tried, *drawn, *near]
 
     def at(self, settings: Settings) -> np.ndarray:
         """The coordinates of settings."""
         return np.concatenate([coordinates(settings[name], one) for name, one in self.space.items()])
 
 
-def finished(study: Study) -> list[FrozenTrial]:
-    """The trials whose quality is known."""
-    found: list[FrozenTrial] = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return found
+def curve_of(trial: FrozenTrial) -> tuple[float, ...]:
+    """A trial's quality after each of its rounds; its value alone where it has reported nothing else."""
+    return tuple(value for _, value in sorted(trial.intermediate_values.items())) or (trial.value,)
+
+
+def grid(space: Space) -> list[Settings] | None:
+    """All settings of a space; None if they are many or not countable."""
+    choices = [getattr(one, "choices", None) for one in space.values()]
+    if None in choices or math.prod(map(len, choices)) > DRAWS:
+        return None
+    return [dict(zip(space, values, strict=True)) for values in product(*choices)]
 
 
 def contains(distribution: BaseDistribution, value: Any) -> bool:

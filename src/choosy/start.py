@@ -103,13 +103,9 @@ def is_finished(config: Mapping[str, Any], run_dir: Path) -> bool:
 def stopped_early(config: Mapping[str, Any], run_dir: Path) -> bool:
     """Whether a run has stopped early, by the early stopping that it now has, which would stop it again."""
     from choosy.reporting.summary import read_run
-    from choosy.reporting.sweeps import config_of
+    from choosy.reporting.sweeps import config_of, early_stoppers
 
-    def stoppers(of: Mapping[str, Any]) -> list[Any]:
-        callbacks = (of.get("callbacks") or {}).values()
-        return [one for one in callbacks if str(one.get("_target_")).endswith("EarlyStopping")]
-
-    return read_run(run_dir).stopped_early and stoppers(config_of(run_dir)) == stoppers(config)
+    return read_run(run_dir).stopped_early and early_stoppers(config_of(run_dir)) == early_stoppers(config)
 
 
 def prepare(config: Mapping[str, Any], run_dir: Path, *, typed: Collection[str] = ()) -> Start:

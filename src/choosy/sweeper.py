@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from choosy.safe_search import SafeSampler
 
 OF_ONE_SEARCH = ("seed", "objective", "target_win_rate", "experiment")  # what may differ between comparable runs
+STOPS = "callbacks.least_quality"  # ends a run below the least quality that the search writes behind it
+AFTER = f"{STOPS}.after"
 NEEDS_OPTUNA = "A search needs Optuna: pip install 'choosy-tuning[cluster]'"
 
 
@@ -54,6 +56,7 @@ class Search:
         study: The runs.
         spent: What they have cost, without those of earlier sweeps.
         poor: How many of the latest were expected to gain too little.
+        stopped: How many were stopped before their last round.
     """
 
     fixed: list[str]
@@ -62,6 +65,7 @@ class Search:
     study: Study
     spent: float = 0.0
     poor: int = 0
+    stopped: int = 0
 
 
 class SafeSweeper(Sweeper):
@@ -155,6 +159,7 @@ class SafeSweeper(Sweeper):
             settings_in(here, space),
             allowed_loss=self.allowed_loss,
             confidence=self.confidence,
+            stops="rounds" not in space and bool(here.callbacks.get("least_quality")),
             seed=int(here.seed),
         )
         study = optuna.create_study(direction="maximize", sampler=sampler)
@@ -182,6 +187,7 @@ class SafeSweeper(Sweeper):
         """
         import optuna
 
+        from choosy.methods.stopping import falls_short
         from choosy.reporting.earlier import read_compared
 
         listed = read_compared(path)
@@ -197,11 +203,15 @@ class SafeSweeper(Sweeper):
             others |= {*differing}
             if differing:
                 continue
+            curve = run.course.quality[1:]
+            stopped = falls_short(curve, least_of(run.words))
             search.study.add_trial(
                 optuna.trial.create_trial(
+                    state=optuna.trial.TrialState.PRUNED if stopped else optuna.trial.TrialState.COMPLETE,
                     params=settings,
                     distributions=dict(search.space),
-                    value=run.course.quality[-1],
+                    value=curve[-1],
+                    intermediate_values=dict(enumerate(curve, 1)),
                     user_attrs={"cost": self.cost_of(run.course)},
                 )
             )
@@ -241,11 +251,14 @@ class SafeSweeper(Sweeper):
         proposal = search.sampler.proposal
         search.poor = search.poor + 1 if proposal and proposal.gain < self.least_gain else 0
         if words:
-            search.sampler.proposal = None  # which was made, and was not taken
+            search.sampler.proposal, search.sampler.least = None, least_of(words)  # others were made, and not taken
         return trial
 
     def play(self, search: Search, trial: Trial, number: int) -> None:
         """Play a run, and keep what it has reached and cost."""
+        from optuna.trial import TrialState
+
+        from choosy.methods.stopping import falls_short
         from choosy.reporting.summary import read_run
         from choosy.reporting.sweeps import course
 
@@ -253,11 +266,19 @@ class SafeSweeper(Sweeper):
             say(f"Predicted: quality {proposal.quality:.3g}, likely above {proposal.low:.3g}, cost {proposal.cost:.4g}")
         words = [word for word in search.fixed if not word.startswith("seed=")]
         words += [*typed_as(trial.params), f"seed={int(self.composition.seed) + number}"]
+        if least := search.sampler.least:
+            words.append(f"{AFTER}=[{','.join(f'{one:.4g}' for one in least)}]")
         (job,) = self.starts.launch([words], initial_job_idx=number)
         job.return_value  # noqa: B018  # raises what the job has raised
         found = course(read_run(self.folder(number)))
         trial.set_user_attr("cost", cost := self.cost_of(found))
-        search.study.tell(trial, found.quality[-1])
+        for number, quality in enumerate(curve := found.quality[1:], 1):
+            trial.report(quality, number)
+        if falls_short(curve, least_of(words)):
+            search.stopped += 1
+            search.study.tell(trial, state=TrialState.PRUNED)
+        else:
+            search.study.tell(trial, curve[-1])
         search.spent += cost
 
     def folder(self, number: int) -> Path:
@@ -298,20 +319,33 @@ class SafeSweeper(Sweeper):
             "start_params": search.sampler.start,
             "start_value": at_start,
             "trials": played,
+            "trials_stopped": search.stopped,
             "cost": search.spent,
             "stopped": why,
         }
         with replacing(Path(self.composition.hydra.sweep.dir) / "optimization_results.yaml") as unfinished:
             unfinished.write_text(OmegaConf.to_yaml(OmegaConf.create(result)), encoding="utf-8")
+        stopped = f", {search.stopped} of them stopped early," if search.stopped else ""
         say(
             f"Best: {' '.join(typed_as(settings))}, whose quality is predicted to be {quality:.3g}; the start's is "
-            f"{at_start:.3g}. {played} runs cost {search.spent:.4g}; {why}."
+            f"{at_start:.3g}. {played} runs{stopped} cost {search.spent:.4g}; {why}."
         )
 
 
 def typed_as(settings: Mapping[str, Any]) -> list[str]:
     """Settings as they are typed."""
     return [f"{name}={value}" for name, value in settings.items()]
+
+
+def least_of(words: Iterable[str]) -> list[float]:
+    """The least quality after each round that was typed for a run; none if it could not be stopped.
+
+    Example:
+        >>> least_of(["lr=1e-4", "callbacks.least_quality.after=[-inf,0.25]"]), least_of(["lr=1e-4"])
+        ([-inf, 0.25], [])
+    """
+    found = [word.removeprefix(f"{AFTER}=[").removesuffix("]") for word in words if word.startswith(f"{AFTER}=[")]
+    return [float(one) for one in found[0].split(",")] if found else []
 
 
 def named_leaves(cfg: DictConfig) -> dict[str, Any]:
@@ -321,7 +355,7 @@ def named_leaves(cfg: DictConfig) -> dict[str, Any]:
 
     own = (*OF_ONE_RUN, *OF_ONE_SEARCH)
     found = dict(leaves(OmegaConf.to_container(cfg, resolve=False)))
-    return {name: value for name, value in found.items() if name not in own}
+    return {name: value for name, value in found.items() if name not in own and not name.startswith(STOPS)}
 
 
 def settings_in(cfg: DictConfig, space: Mapping[str, BaseDistribution], *, strict: bool = True) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from choosy.reporting.run_page import (
 )
 from choosy.reporting.shown_prompts import SPLITS, shown_prompts
 from choosy.reporting.summary import LEARNED, MEASURES, RunSummary
-from choosy.reporting.sweeps import OF_ONE_RUN, config_of, values_of, words_of
+from choosy.reporting.sweeps import OF_ONE_RUN, config_of, early_stoppers, values_of, words_of
 
 PHASE_COLORS = dict(zip(PHASES, ("#2563eb", "#0891b2", "#7c3aed", "#db2777", "#d97706", "#65a30d"), strict=True))
 
@@ -90,7 +90,7 @@ def next_lines(run: RunSummary) -> Iterator[str]:
     words = words_of(run.folder)
     if words is not None:
         if run.stopped_early:
-            why, more = "for the other rounds", ["callbacks.early_stopping=null"]
+            why, more = "for the other rounds", [f"callbacks.{name}=null" for name in early_stoppers(config)]
         own = (*OF_ONE_RUN, *(["rounds"] if run.finished and not run.stopped_early else []))
         kept = [word for word in words if word.lstrip("+").split("=")[0] not in own]
         typed = [*in_the_shell(kept), f"run_dir={quoted(str(run.folder))}", *more, "ckpt_path=last"]

@@ -84,6 +84,12 @@ def config_of(run_dir: Path) -> dict[str, Any]:
     return read_yaml(file) if file.exists() else {}
 
 
+def early_stoppers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The callbacks of a configuration that may end a run before its last round, by their names."""
+    found = dict(config.get("callbacks") or {})
+    return {name: one for name, one in found.items() if str(one.get(CLASS)).endswith(("EarlyStopping", "LeastQuality"))}
+
+
 def judged_by(run_dir: Path) -> str:
     """Who judges a run's held-out data, and which they are: no reward of others can be compared with its rewards."""
     config = config_of(run_dir)
