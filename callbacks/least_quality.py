@@ -12,9 +12,6 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from choosy.methods.stopping import falls_short
 from choosy.reporting.summary import read_run
 from choosy.reporting.sweeps import quality_of
-from choosy.terminal import logger
-
-log = logger(__name__)
 
 
 class LeastQuality(EarlyStopping):
@@ -43,13 +40,12 @@ class LeastQuality(EarlyStopping):
         """Stop the run if its latest evaluation falls short."""
         if not self.after:
             return
-        ranks = trainer.datamodule.run.ranks
-        quality = ranks.on_rank_zero(lambda: quality_of(read_run(self.run_dir))[1][1:])
+        run = trainer.datamodule.run
+        quality = run.ranks.on_rank_zero(lambda: quality_of(read_run(self.run_dir))[1][1:])
         if not falls_short(quality, self.after):
             return
         trainer.should_stop, self.stopping_reason = True, EarlyStoppingReason.DIVERGENCE_THRESHOLD
-        if trainer.is_global_zero:
-            least = self.after[len(quality) - 1]
-            log.warning(
-                "The run ends: its quality %.3g is below %.3g, the least that is wanted now.", quality[-1], least
-            )
+        least = self.after[len(quality) - 1]
+        run.phases.say(
+            f"The run ends: its quality {quality[-1]:.3g} is below {least:.3g}, the least that is wanted now."
+        )

@@ -143,7 +143,7 @@ class SafeSampler(BaseSampler):
         quality = quality_of(shown, self.at(self.start), self.allowed_loss)
         return least_quality(
             proposal,
-            quality,
+            quality.noise,
             forecast,
             best=float(quality.predict(shown.point_ND)[0].max()),
             start=float(quality.predict(self.at(self.start)[None])[0][0]),

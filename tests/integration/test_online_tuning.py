@@ -11,8 +11,9 @@ import yaml
 from tiny import ROOT, command, summary, typed
 
 from choosy.data.table_files import read_about, read_table, write_table
-from choosy.reporting.sweeps import words_of
-from choosy.sweeper import SafeSweeper
+from choosy.reporting.summary import read_run
+from choosy.reporting.sweeps import quality_of, words_of
+from choosy.sweeper import SafeSweeper, least_of
 
 pytestmark = pytest.mark.slow
 TRAIN = ROOT / "train.py"
@@ -64,6 +65,54 @@ def test_a_search_starts_from_what_is_typed_takes_earlier_runs_and_goes_on_after
     assert {n: (sweep / str(n) / "ledger.sqlite").stat().st_mtime_ns for n in range(2)} == before
     assert settings(sweep / "2") == third
     assert (sweep / "3" / "summary.json").exists()
+
+
+def test_a_search_stops_runs_and_goes_on_with_them_after_a_kill(lines, tmp_path):
+    strict = ["rounds=3", "hydra.sweeper.allowed_loss=0.01", "hydra.sweeper.least_gain=0", "hydra.sweeper.n_trials=4"]
+    line = ["-m", *lines, *SEARCH, *strict]
+    run = command(TRAIN, *line, folder=tmp_path)
+    assert run.returncode == 0, run.stderr
+    sweep = tmp_path / "multirun" / "online_tuning"
+    played = [read_run(sweep / str(n)) for n in range(4)]
+    assert [one.finished for one in played] == [True] * 4
+    assert not played[0].stopped_early, "the start is played to its end"
+    short = [one for one in played if one.stopped_early]
+    assert short
+    found = yaml.safe_load((sweep / "optimization_results.yaml").read_text())
+    assert (found["trials"], found["trials_stopped"]) == (4, len(short))
+    assert f"4 runs, {len(short)} of them stopped early, cost" in run.stdout
+    assert found["cost"] == sum(one.numbers()["labels"]["spent"] for one in played)
+    stopped = short[0]
+    _, reached = quality_of(stopped)
+    assert reached[-1] < least_of(words_of(stopped.folder) or [])[len(stopped.rounds) - 1]
+    assert "The run ends: its quality" in run.stderr
+    compared = command("-m", "choosy", "compare", sweep, folder=tmp_path)
+    assert compared.returncode == 0, compared.stderr
+    assert {row["finished"] for row in csv.DictReader((sweep / "compare.csv").open())} == {"True"}
+
+    (stopped.folder / "summary.json").unlink()  # as if it were killed in its report
+    again = command(TRAIN, *line, "hydra.sweeper.n_trials=5", folder=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert [len(read_run(sweep / str(n)).rounds) for n in range(4)] == [len(one.rounds) for one in played]
+    assert read_run(stopped.folder).stopped_early
+    found = yaml.safe_load((sweep / "optimization_results.yaml").read_text())
+    assert (found["trials"], found["trials_stopped"] >= len(short)) == (5, True)
+
+    earlier = [
+        "hydra.sweep.dir=multirun/later",
+        f"hydra.sweeper.earlier=[{sweep}/compare.csv]",
+        "hydra.sweeper.n_trials=0",
+    ]
+    later = command(TRAIN, *line, *earlier, folder=tmp_path)
+    assert later.returncode == 0, later.stderr
+    assert "4 runs of" in later.stdout
+
+
+def test_a_search_without_stopping_plays_all_rounds(lines, tmp_path):
+    whole = ["rounds=2", "callbacks.least_quality=null", "hydra.sweeper.allowed_loss=0.01", "hydra.sweeper.n_trials=2"]
+    run = command(TRAIN, "-m", *lines, *SEARCH, *whole, folder=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert [len(read_run(tmp_path / "multirun" / "online_tuning" / str(n)).rounds) for n in range(2)] == [2, 2]
 
 
 def test_a_search_stops_within_its_budget(lines, tmp_path):

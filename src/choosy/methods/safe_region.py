@@ -70,7 +70,8 @@ class Posterior:
     """What runs tell about the value of other settings: a Gaussian process with a Matérn 5/2 kernel and noise.
 
     Attributes:
-        noise: The variance between runs with the same settings; with the length of the kernel the most probable of a few.
+        noise: The variance between runs with the same settings.
+        length: Of the kernel; it and the noise are the most probable of a few.
     """
 
     def __init__(

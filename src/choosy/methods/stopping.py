@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from choosy.methods.safe_region import Posterior, Proposal, expected_improvement
+from choosy.methods.safe_region import Proposal, expected_improvement
 
 ASSUMED = 3  # runs' worth of the variance that is assumed of forecasts
 FAR = 8.0  # standard deviations, beyond which nothing is expected
@@ -49,7 +49,7 @@ def growth(curves: Sequence[Sequence[float]], rounds: int, spread: float) -> tup
 
 def least_quality(
     proposal: Proposal,
-    quality: Posterior,
+    noise: float,
     forecast: tuple[np.ndarray, np.ndarray],
     *,
     best: float,
@@ -65,7 +65,7 @@ def least_quality(
 
     Args:
         proposal: What was predicted of the run before it began.
-        quality: What the runs before it tell.
+        noise: The variance between runs with the same settings.
         forecast: How much a run grows to its end, and the variance of that (see `growth`).
         best: The highest predicted quality of settings that were played.
         start: The predicted quality of the start.
@@ -74,10 +74,10 @@ def least_quality(
     """
     growth_R, doubt_R = forecast
     rounds, before = len(growth_R) + 1, proposal.variance
-    at_the_end = before * quality.noise / (before + quality.noise)
+    at_the_end = before * noise / (before + noise)
     found = []
     for played, (grown, doubt) in enumerate(zip(growth_R, doubt_R, strict=True), 1):
-        share = before / (before + quality.noise + doubt)  # of what it differs by, that counts
+        share = before / (before + noise + doubt)  # of what it differs by, that counts
         after = before * (1 - share)
         safe = start - allowed_loss * rounds / (played + 1) + norm.ppf(confidence) * math.sqrt(after)
         safe = safe if proposal.index else -math.inf  # the start is safe
