@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import EarlyStopping
@@ -23,9 +22,9 @@ class LeastQuality(EarlyStopping):
         after: The least quality after the first evaluation, the second, and so on; none = the run is not stopped.
     """
 
-    def __init__(self, run_dir: str, *, after: Sequence[float] = ()) -> None:
+    def __init__(self, *, after: Sequence[float] = ()) -> None:
         super().__init__(monitor="quality")
-        self.run_dir, self.after = Path(run_dir), tuple(after)
+        self.after = tuple(after)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Play no further round of a resumed run that was stopped, and go on with one that would not be any more."""
@@ -41,7 +40,7 @@ class LeastQuality(EarlyStopping):
         if not self.after:
             return
         run = trainer.datamodule.run
-        quality = run.ranks.on_rank_zero(lambda: quality_of(read_run(self.run_dir))[1][1:])
+        quality = run.ranks.on_rank_zero(lambda: quality_of(read_run(run.folder))[1][1:])
         if not falls_short(quality, self.after):
             return
         trainer.should_stop, self.stopping_reason = True, EarlyStoppingReason.DIVERGENCE_THRESHOLD

@@ -143,14 +143,14 @@ class SafeSweeper(Sweeper):
         from choosy.safe_search import SafeSampler
 
         parser = OverridesParser.create(config_loader=self.loader)
-        typed = parser.parse_overrides([*arguments])
-        params = parser.parse_overrides([f"{name}={values}" for name, values in self.params.items()])
+        typed, params = map(parser.parse_overrides, ([*arguments], [f"{n}={v}" for n, v in self.params.items()]))
         space = {one.get_key_element(): distribution(one) for one in [*params, *typed] if one.is_sweep_override()}
         if not space:
             raise ValueError("Nothing is searched: type such as 'hydra.sweeper.params={lr:\"interval(1e-5,1e-3)\"}'")
         if isinstance(self.composition.seed, str) or "seed" in space:
             raise ValueError("The search gives each run a seed of its own: type one seed, which is the first.")
-        fixed = [str(one.input_line) for one in typed if not one.is_sweep_override()]
+        last = {one.get_key_element(): str(one.input_line) for one in typed if not one.is_sweep_override()}
+        fixed = [*last.values()]  # an arm's words are sorted: none may stand twice
         here = self.composed(fixed)
         if here.objective != "quality":
             raise ValueError(f"This search maximises the quality, not objective={here.objective}: leave that out.")
@@ -344,8 +344,8 @@ def least_of(words: Iterable[str]) -> list[float]:
         >>> least_of(["lr=1e-4", "callbacks.least_quality.after=[-inf,0.25]"]), least_of(["lr=1e-4"])
         ([-inf, 0.25], [])
     """
-    found = [word.removeprefix(f"{AFTER}=[").removesuffix("]") for word in words if word.startswith(f"{AFTER}=[")]
-    return [float(one) for one in found[0].split(",")] if found else []
+    after = dict(word.partition("=")[::2] for word in words).get(AFTER, "").strip("[]")
+    return [float(one) for one in after.split(",") if one]
 
 
 def named_leaves(cfg: DictConfig) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def test_a_run_below_the_least_quality_is_finished_and_goes_on_without_it(
 ) -> None:
     of_run = ("data.heldout_limit=2", "~logger.tensorboard", "rounds=3", f"run_dir={tmp_path}/played")
     words = ["-m", "choosy", "train", *typed(tmp_path, tiny_policy_dir, prompts_file), *of_run]
-    least = "+callbacks.least_quality={_target_:callbacks.least_quality.LeastQuality,run_dir:${run_dir},after:[-9,99]}"
+    least = "+callbacks.least_quality={_target_:callbacks.least_quality.LeastQuality,after:[-9,99]}"
     stopped = command(*words, least, "callbacks.report.console=true", folder=tmp_path)
     assert stopped.returncode == 0, stopped.stderr
     assert summary(tmp_path / "played")["rounds"] == 2
