@@ -176,13 +176,14 @@ class SafeSampler(BaseSampler):
 
 def curve_of(trial: FrozenTrial) -> tuple[float, ...]:
     """A trial's quality after each of its rounds; its value alone where it has reported nothing else."""
-    return tuple(value for _, value in sorted(trial.intermediate_values.items())) or (trial.value,)
+    reported: dict[int, Any] = trial.intermediate_values or {1: trial.value}
+    return tuple(float(value) for _, value in sorted(reported.items()))
 
 
 def grid(space: Space) -> list[Settings] | None:
     """All settings of a space; None if they are many or not countable."""
-    choices = [getattr(one, "choices", None) for one in space.values()]
-    if None in choices or math.prod(map(len, choices)) > DRAWS:
+    choices: list[tuple[Any, ...]] = [getattr(one, "choices", ()) for one in space.values()]
+    if not 0 < math.prod(map(len, choices)) <= DRAWS:
         return None
     return [dict(zip(space, values, strict=True)) for values in product(*choices)]
 

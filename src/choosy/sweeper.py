@@ -337,15 +337,15 @@ def typed_as(settings: Mapping[str, Any]) -> list[str]:
     return [f"{name}={value}" for name, value in settings.items()]
 
 
-def least_of(words: Iterable[str]) -> list[float]:
+def least_of(words: Iterable[str]) -> tuple[float, ...]:
     """The least quality after each round that was typed for a run; none if it could not be stopped.
 
     Example:
         >>> least_of(["lr=1e-4", "callbacks.least_quality.after=[-inf,0.25]"]), least_of(["lr=1e-4"])
-        ([-inf, 0.25], [])
+        ((-inf, 0.25), ())
     """
     after = dict(word.partition("=")[::2] for word in words).get(AFTER, "").strip("[]")
-    return [float(one) for one in after.split(",") if one]
+    return tuple(float(one) for one in after.split(",") if one)
 
 
 def named_leaves(cfg: DictConfig) -> dict[str, Any]:
