@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,16 @@ def test_each_figure_has_an_interval_or_its_number(tmp_path: Path) -> None:
     page = page_of(tmp_path)
     for cell in ('25% <span class="range">n = 8</span>', '2.00 <span class="range">1.02 to 2.98</span>'):
         assert f"<td>{cell}</td>" in page
+
+
+def test_parts_of_a_reward_are_shown_beside_it(tmp_path: Path) -> None:
+    one = candidates("a", 0, [1.0, 0.0])
+    parts = [(("correct", 2.0), ("<i>length", -0.5)), ()]
+    responses = tuple(replace(r, parts=of) for r, of in zip(one.responses, parts, strict=True))
+    page = page_of(play(tmp_path, [[replace(one, responses=responses)]], **{"parts/correct": 0.25, "reward_low": 0.0}))
+    assert '<td data-name="reward">1 <span class="range">correct 2, &lt;i&gt;length -0.5</span></td>' in page
+    assert '<td data-name="reward">0</td>' in page
+    assert "<figcaption>held-out parts: correct</figcaption>" in page
 
 
 def test_the_gain_is_that_of_the_same_prompts(tmp_path: Path) -> None:

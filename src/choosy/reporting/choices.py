@@ -124,10 +124,11 @@ def fresh_rows(
         among: Only the rows of these prompts; None = all.
     """
     path = round_file(folder / "rounds", number)
-    if not {"sampled_in", "pairs"} <= {*pq.read_schema(path).names}:
+    known = pq.read_schema(path).names
+    if not {"sampled_in", "pairs"} <= {*known}:
         return None
     filters: list[Any] = [("split", "=", split), *([] if among is None else [("prompt_id", "in", {*among})])]
-    table = read_table(path, columns=[*columns], filters=filters)
+    table = read_table(path, columns=[name for name in columns if name in known], filters=filters)
     if split == "heldout":
         return table
     pairs = table["pairs"].combine_chunks()

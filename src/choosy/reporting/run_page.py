@@ -23,6 +23,7 @@ from choosy.reporting.sweeps import judged_by, words_of
 MOST_ROWS, MOST_CLOUDS, MOST_DOTS = 12, 6, 400  # rounds of a ridge, clouds, dots of a cloud
 MOST_RUNS = 6  # which colors and dashes tell apart
 AT_EQUAL_LENGTHS = {"win_rate_lc": ("win rate at equal lengths", ".0%")}
+MEANS = ("parts/", "sources/")  # of parts of the reward, and of the prompts of each source
 DRAWN = tuple(name for name in MEASURES if name != "ties")
 
 
@@ -166,24 +167,31 @@ def measured_otherwise(run: RunSummary, other: RunSummary) -> bool:
     return other is not run and judged_by(run.folder) != judged_by(other.folder)
 
 
+def looks_of(measure: str) -> tuple[str, str]:
+    """What a measure is called, and how it is written; the mean of a part of the reward, or of a source, by name."""
+    heading, form = MEASURES.get(measure, (measure.replace("/", ": "), ".2f"))
+    return heading if measure in TRAINING else f"held-out {heading}", form
+
+
 def curve_charts(runs: Mapping[str, RunSummary]) -> dict[str, list[Chart]]:
     """By the cost on the horizontal axis, a chart of each measure, with a line for each run."""
     first, *_ = runs.values()
     apart = {name for name, run in runs.items() if measured_otherwise(first, run)}
     every = {name: _from_the_start(run) for name, run in runs.items()}
-    measures = [name for name in DRAWN if any(s.measured.get(name) is not None for s in every[next(iter(runs))])]
+    known = {n: None for s in every[next(iter(runs))] for n, value in s.measured.items() if value is not None}
+    measures = [*(name for name in DRAWN if name in known), *(name for name in known if name.startswith(MEANS))]
 
     def points(name: str, measure: str, cost: int) -> list[Point]:
-        if name in apart and measure in (*OF_JUDGE, *OF_PAIRS):
+        if name in apart and (measure in (*OF_JUDGE, *OF_PAIRS) or measure.startswith(MEANS)):
             return []
         return [Point(stage.costs[cost], *interval_of(stage.measured, measure)) for stage in every[name]]
 
     return {
         cost: [
             line_chart(
-                MEASURES[measure][0] if measure in TRAINING else f"held-out {MEASURES[measure][0]}",
+                looks_of(measure)[0],
                 cost,
-                MEASURES[measure][1],
+                looks_of(measure)[1],
                 {name: points(name, measure, COSTS.index(cost)) for name in runs},
             )
             for measure in measures

@@ -12,7 +12,7 @@ from choosy.reporting.summary import RunSummary
 
 COLUMNS = (
     *("split", "prompt_id", "prompt", "sampled_in", "prompt_utility", "responses", "rewards", "logps", "ref_logps"),
-    *("finished", "pairs", "undecided", "outcome"),
+    *("finished", "pairs", "undecided", "outcome", "parts"),
 )
 MOST_PROMPTS = 500  # of each split
 MOST_LETTERS = 4_000_000  # of prompts and responses
@@ -29,6 +29,7 @@ class Shown(NamedTuple):
     ref_logp: float | None
     cut: bool
     role: str
+    parts: str = ""
 
 
 class Look(NamedTuple):
@@ -107,7 +108,8 @@ def look(row: Mapping[str, Any], number: int) -> Look:
     for pair in pairs:
         for role in ("chosen", "rejected"):
             roles.setdefault(pair[role], {})[role] = None
-    of_each = (row[name] or [None] * len(row["responses"]) for name in ("rewards", "logps", "ref_logps", "finished"))
+    columns = ("rewards", "logps", "ref_logps", "finished", "parts")
+    of_each = (row.get(name) or [None] * len(row["responses"]) for name in columns)
     responses = tuple(
         Shown(
             ("policy", "start")[n] if heldout else str(n + 1),
@@ -117,8 +119,11 @@ def look(row: Mapping[str, Any], number: int) -> Look:
             ref_logp,
             finished is False,
             ", ".join(roles.get(n, ())),
+            ", ".join(f"{name} {value:.3g}" for name, value in of_reward or ()),
         )
-        for n, (text, reward, logp, ref_logp, finished) in enumerate(zip(row["responses"], *of_each, strict=True))
+        for n, (text, reward, logp, ref_logp, finished, of_reward) in enumerate(
+            zip(row["responses"], *of_each, strict=True)
+        )
     )
     return Look(number, responses, tuple(_facts(row, pairs)))
 
