@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -103,7 +104,8 @@ def test_the_feed_gives_what_was_written_since_the_last_call(tmp_path: Path) -> 
 class Stub:
     """Policy and sampler in one: batches of two prompts, of which it can fail at one, and a count of what it did."""
 
-    sync_seconds = 0.0
+    start_seconds = sync_seconds = 0.0
+    origin = "stub"
     max_new_tokens = 4
 
     def __init__(self, fail_at: int | None = None) -> None:
@@ -161,6 +163,16 @@ def test_a_round_that_goes_on_samples_the_rest_only(before, after, tmp_path, mon
     last = [Stub() for _ in range(after)]
     assert texts(FakeRanks.play(after, lambda ranks: play(folder, last[ranks.rank], ranks))) == whole
     assert [stub.asked for stub in last] == [[]] * after, "now all of it is there"
+
+
+def test_one_line_says_where_the_tokens_came_from_and_at_what_rate(tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(Phases, "say", lambda self, line: said.append(line) if " tokens " in line else None)
+    FakeRanks.play(2, lambda ranks: play(tmp_path, Stub(), ranks))
+    (line,) = said
+    assert re.fullmatch(r"16 tokens from stub on 2 processes in \d\.\d s, [\d,]+ a second", line)
+    play(tmp_path, Stub(), OneRank())
+    assert said == [line], "nothing was sampled again"
 
 
 def test_another_number_of_responses_is_sampled_anew(tmp_path, monkeypatch):

@@ -347,3 +347,10 @@ def test_moments_cover_all_rewards_that_a_prompt_ever_had(tmp_path: Path) -> Non
 def test_moments_leave_out_responses_without_a_reward() -> None:
     pool = Pool().put([candidates("a", rewards=[None, 2.0])], round=0)
     assert [column.tolist() for column in pool.reward_moments(["a"])] == [[1], [2], [0]]
+
+
+def test_it_knows_how_long_the_newest_responses_to_a_prompt_are() -> None:
+    pool = Pool().put([candidates("a"), candidates("b", rewards=[None], paired=False)], round=0)
+    pool = pool.put([candidates("a", round=1, rewards=[None] * 3, paired=False)], round=1)
+    assert pool.response_tokens(["b", "never", "a"]).tolist() == pytest.approx([2, math.nan, 6], nan_ok=True)
+    assert math.isnan(*Pool().response_tokens(["a"]))

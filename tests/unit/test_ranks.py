@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ import torch
 from fake_ranks import FakeRanks
 from torch import nn
 
-from choosy.parallel.ranks import OneRank, TCPStore, first_writer, is_peer_failure
+from choosy.parallel.ranks import OneRank, TCPStore, fair_share, first_writer, is_peer_failure
 from choosy.parallel.sharding import full_tensor, is_sharded, lockstep, placed_like
 from choosy.resume.run_folder import refuse_different_folders
 
@@ -117,3 +118,14 @@ def test_a_rank_ends_with_the_process_that_started_it(tmp_path: Path):
     while (alive := state.exists() and " Z " not in state.read_text()) and time.monotonic() < end:
         time.sleep(0.1)
     assert not alive
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_a_fair_share_leaves_no_rank_with_much_more_than_another(size: int) -> None:
+    draw = random.Random(size)
+    costs = [draw.expovariate(1 / 100) for _ in range(40)]
+    shares = FakeRanks.play(size, lambda ranks: fair_share(range(40), costs, ranks))
+    assert sorted(n for share in shares for n in share) == list(range(40))
+    assert all([costs[n] for n in share] == sorted((costs[n] for n in share), reverse=True) for share in shares)
+    loads = [sum(costs[n] for n in share) for share in shares]
+    assert max(loads) - min(loads) <= max(costs[share[-1]] for share in shares), "the last one tips the scales at most"

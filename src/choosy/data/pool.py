@@ -263,6 +263,15 @@ class Pool:
         scored_PN[scored_PN] = given.is_valid().to_numpy(zero_copy_only=False)
         return reward_PN, scored_PN, row_P.is_valid().to_numpy(zero_copy_only=False)
 
+    def response_tokens(self, prompt_ids: Sequence[str]) -> np.ndarray:
+        """Tokens (P,) of all of each prompt's newest responses; nan of a prompt that was never sampled."""
+        ids = self.table["response_ids"]
+        row_X = pc.list_parent_indices(ids).to_numpy()  # X: all responses in turn
+        length_X = pc.list_value_length(pc.list_flatten(ids)).to_numpy()
+        tokens_R = pa.array(np.bincount(row_X, weights=length_X, minlength=len(self)))
+        tokens_P: np.ndarray = tokens_R.take(self.newest(prompt_ids)).to_numpy(zero_copy_only=False)
+        return tokens_P
+
     def candidates(self, rows: Iterable[int] | None = None) -> list[Candidates]:
         """The candidates of some rows, or of all."""
         if rows is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 import sys
 import threading
@@ -62,6 +63,25 @@ def shard(items: Sequence[T], ranks: Ranks) -> list[T]:
         ['a', 'b', 'c', 'd', 'e']
     """
     return list(items[ranks.rank :: ranks.size])
+
+
+def fair_share(items: Sequence[T], costs: Sequence[float], ranks: Ranks) -> list[T]:
+    """Take this rank's share of items that cost so much each: the dearest first, each to the rank with least so far.
+
+    Every rank must call this with the same items and costs.
+
+    Example:
+        >>> fair_share("abcde", [1, 3, 2, 3, 1], OneRank())
+        ['b', 'd', 'c', 'a', 'e']
+    """
+    mine: list[T] = []
+    loads = [(0.0, rank) for rank in range(ranks.size)]
+    for n in sorted(range(len(items)), key=lambda n: -costs[n]):
+        load, rank = loads[0]
+        heapq.heapreplace(loads, (load + costs[n], rank))
+        if rank == ranks.rank:
+            mine.append(items[n])
+    return mine
 
 
 def gather_rows(mine_XD: Tensor, ranks: Ranks) -> Tensor:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from choosy.models.instructions import Instructions
-from choosy.parallel.ranks import shard
+from choosy.parallel.ranks import fair_share
 from choosy.resume.partial_rounds import PartWriter, read_begun, unlabeled
 from choosy.rounds.context import ChosenPrompt, OnSampled, Round, Sample
 from choosy.rounds.label_ahead import LabelAhead
 from choosy.sampling.settings import SamplingSettings
+from choosy.terminal import counted
 from choosy.types import Candidates, Prompt, Response, seed_of
+
+CHARACTERS = 4  # of a token, about
 
 
 @dataclass(frozen=True)
@@ -29,10 +35,20 @@ class FreshResponses:
     def __call__(
         self, at: Round, chosen: Sequence[ChosenPrompt], *, begun: Mapping[str, Candidates], done: OnSampled
     ) -> list[Candidates]:
-        mine = shard(chosen, at.ranks)
+        expected = expected_tokens(at, [prompt for prompt, _ in chosen])
+        costs = [0.0 if prompt.id in begun else tokens for (prompt, _), tokens in zip(chosen, expected, strict=True)]
+        mine = fair_share(chosen, costs, at.ranks)
         how: dict[str, Any] = {"n": self.responses, "instructions": self.instructions}
         sampled = sample_responses(at, [prompt for prompt, _ in mine], **how, begun=begun, done=done)
         return [replace(c, utility=utility) for c, (_, utility) in zip(sampled, mine, strict=True)]
+
+
+def expected_tokens(at: Round, prompts: Sequence[Prompt]) -> list[float]:
+    """How many tokens each prompt will take, the responses as long as its last ones; the same on every rank."""
+    known = at.pool.response_tokens([prompt.id for prompt in prompts])
+    like_others = known[~np.isnan(known)].mean() if not np.isnan(known).all() else 0.0
+    responses = np.where(np.isnan(known), like_others, known)
+    return [len(p.text) / CHARACTERS + tokens for p, tokens in zip(prompts, responses.tolist(), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -120,7 +136,7 @@ def sample_responses(
         if first + 1 == len(asked):  # before, responses under the later ones are missing
             done(some)
 
-    synced = at.sampler.sync_seconds
+    began, *before = time.perf_counter(), at.sampler.start_seconds, at.sampler.sync_seconds
     for first, under_instruction in enumerate(asked):
         shares = [of_prompt[first :: len(asked)] for of_prompt in seeds]
         if any(at.ranks.gather([bool(rest)])):  # a sharded policy samples on all ranks or on none
@@ -128,9 +144,10 @@ def sample_responses(
                 at.policy, under_instruction, shares, settings=settings, done=partial(report, first)
             )
             found |= {c.prompt.id: c for c in placed(first, dict(enumerate(whole)))}
-    synced = at.sampler.sync_seconds - synced
-    if synced and at.ranks.rank == 0:
-        at.phases.say(f"The policy's weights went into the sampling engine in {synced:.2f} s.")
+    seconds, now = time.perf_counter() - began, (at.sampler.start_seconds, at.sampler.sync_seconds)
+    started, synced = (of_all - earlier for of_all, earlier in zip(now, before, strict=True))
+    fresh = sum(len(r.ids) for p in rest for r in found[p.id].responses)
+    say_origin(at, fresh, seconds - started - synced, started=started, synced=synced)
     every = [r for c in found.values() for r in c.responses]
     at.counts.update(
         tokens_generated=sum(len(r.ids) for r in every),
@@ -138,6 +155,27 @@ def sample_responses(
         responses_sampled=len(every),
         responses_cut=sum(not r.finished for r in every),
         responses_empty=sum(not r.text for r in every),
-        sync_milliseconds=round(1000 * synced),
+        sync_milliseconds=round(1000 * synced) if at.ranks.rank == 0 else 0,
     )
     return [found[p.id] for p in prompts]
+
+
+def say_origin(at: Round, tokens: int, seconds: float, *, started: float, synced: float) -> None:
+    """Say where the tokens of all ranks came from and at what rate; every rank must call this.
+
+    Args:
+        at: The context of the round.
+        tokens: Those that this rank has sampled.
+        seconds: How long that took.
+        started: Seconds that it waited for its engine before.
+        synced: Seconds that its engine took the policy's weights before.
+    """
+    of_ranks = at.ranks.gather([(tokens, seconds)])
+    tokens, seconds = sum(t for t, _ in of_ranks), max(s for _, s in of_ranks)
+    if not tokens or at.ranks.rank > 0:
+        return
+    where = f" on {at.ranks.size} processes" if at.ranks.size > 1 else ""
+    waits = {"to start it": started, "for the policy's weights": synced}
+    before = " and ".join(f"{waited:.2f} s {why}" for why, waited in waits.items() if waited)
+    rate = f"in {seconds:.1f} s, {tokens / seconds:,.0f} a second{f', after {before}' if before else ''}"
+    at.phases.say(f"{counted(tokens, 'tokens')} from {at.sampler.origin}{where} {rate}")

@@ -45,6 +45,7 @@ class _Flying:
 class Generate(Sampler):
     """Samples with transformers' model and cache in this process; for its arguments see `Sampler`."""
 
+    origin: str = field(default="sampler=generate", init=False)
     _checked: bool = field(default=False, init=False, repr=False)  # whether this engine samples the policy
 
     def answer(self, request: Request, done: OnComplete) -> list[list[Response]]:

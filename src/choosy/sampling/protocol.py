@@ -40,10 +40,14 @@ class Sampler(SamplingSettings, ABC):
 
     Attributes:
         sync_seconds: Seconds spent so far on copying the policy's weights into the engine; 0 where it needs no copy.
+        start_seconds: Seconds spent so far on starting the engine; 0 where nothing starts.
+        origin: Where the responses of the last call came from, in words.
     """
 
     batch_size: int = 64
     sync_seconds: float = field(default=0.0, init=False)
+    start_seconds: float = field(default=0.0, init=False)
+    origin: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
