@@ -54,7 +54,8 @@ test: $(STAMP)  ## Run every test, two at a time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-vllm: $(STAMP_VLLM)  ## Run the tests of sampler=vllm, in .venv-vllm
-	$(VENV_VLLM)/bin/python -m pytest -W default tests/integration/test_samplers.py -k vllm  # vLLM's imports warn
+	$(VENV_VLLM)/bin/python -m pytest -W default -k vllm tests/integration/test_samplers.py \
+	  tests/integration/test_vllm_servers.py tests/integration/test_ddp.py  # vLLM's imports warn
 
 # .venv with vLLM on top: its packages are looked up there, and only what they lack is installed.
 $(STAMP_VLLM): $(STAMP) requirements-vllm.txt

@@ -39,7 +39,7 @@ def main() -> None:
     asked.add_argument("--chats", type=int, default=48)
     asked.add_argument("--tokens", type=int, default=64)
     asked.add_argument("--runs", type=int, default=3)
-    asked.add_argument("--skip", nargs="*", default=[], choices=["generate", "vllm"])
+    asked.add_argument("--skip", nargs="*", default=[], choices=["generate", "vllm", "vllm_adapter"])
     typed = asked.parse_args()
 
     policy = moved(typed.model, torch.device(typed.device))
@@ -52,7 +52,7 @@ def main() -> None:
         for name, engine in engines.items():
             found = timed(engine, policy, ids, [[seed_of("bench", run, p.id)] for p in prompts])
             print(
-                f"{name:9}{'warm-up' if run == 0 else f'run {run}':9}{found['tokens_per_second']:7.0f} tok/s",
+                f"{name:13}{'warm-up' if run == 0 else f'run {run}':9}{found['tokens_per_second']:7.0f} tok/s",
                 flush=True,
             )
             runs[name].append(found)
@@ -78,6 +78,7 @@ def built(tokens: int, chats: int) -> dict[str, Sampler]:
     }
     if vllm.is_installed():
         engines["vllm"] = vllm.Vllm(max_new_tokens=tokens, batch_size=chats)
+        engines["vllm_adapter"] = vllm.Vllm(max_new_tokens=tokens, batch_size=chats, sync="adapter")
     return engines
 
 

@@ -93,6 +93,21 @@ def tiny_policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def wide_policy_dir(tmp_path_factory: pytest.TempPathFactory, tiny_policy_dir: Path) -> Path:
+    """The tiny policy with attention heads of 32, the least that vLLM has kernels for."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("wide-policy")
+    config = LlamaConfig.from_pretrained(tiny_policy_dir, head_dim=32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_policy_dir).save_pretrained(folder)
+    return folder
+
+
 def _byte_tokenizer():
     """One token a byte, plus `<|bos|>` (never added by itself), `<|end|>` and `<|pad|>`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import MIXTURE, ROOT, WEIGHTED, command, labels, on_top, summary, typed
+from tiny import MIXTURE, ROOT, WEIGHTED, command, labels, on_top, skip_without_vllm, summary, typed
 from torch.testing import assert_close
 
 from choosy.main import compose, train
@@ -94,6 +94,7 @@ LEARNED = ["learned_reward.embedder=policy", "learned_reward.min_labels=4", "dat
 SHRUNK = ["selector=optune", "callbacks.optune.statistic=shrunk", "callbacks.optune.direction=smallest"]
 PREDICTED_GAPS = ["labeler._target_=toy.Longer", "weighting=wdpo", "reward_gap=predicted", "rounds=3"]
 PREDICTED_GAPS += [*LEARNED, "selector=random_pairs"]
+VLLM = ["sampler=vllm", "sampler.compiled=false"]
 CERTAINTY = ["selector=certainty", "data.responses=3"]
 
 WAYS = {
@@ -122,15 +123,20 @@ WAYS = {
         [*EMBED, *RECOMPUTE, "labels.budget=9"],
     ),
     "fsdp, two, in step": ("fsdp", 2, [*IDLE, *STOPS, "model.compute.gather=never", "reference=previous_round"]),
+    "ddp, two, vllm": ("ddp", 2, [*VLLM, *IDLE]),
     "fsdp, two, idle rank": ("fsdp", 2, [*IDLE]),
+    "fsdp, two, vllm": ("fsdp", 2, [*VLLM, *IDLE]),
     "fsdp, two, all weights": ("fsdp", 2, [*FULL, *UNEVEN, "reset_policy=each_round", "selector=optune"]),
 }
 
 
 @pytest.mark.parametrize(("strategy", "processes", "settings"), WAYS.values(), ids=WAYS)
-def test_many_processes_equal_one(strategy, processes, settings, tmp_path, tiny_policy_dir, prompts_file, monkeypatch):
+def test_many_processes_equal_one(strategy, processes, settings, tmp_path, request, prompts_file, monkeypatch):
+    if "sampler=vllm" in settings:
+        skip_without_vllm()
+    policy = request.getfixturevalue("wide_policy_dir" if "sampler=vllm" in settings else "tiny_policy_dir")
     monkeypatch.syspath_prepend(tmp_path)
-    lines = on_top(typed(tmp_path, tiny_policy_dir, prompts_file), ["data.limit=7", "data.heldout_limit=3", *settings])
+    lines = on_top(typed(tmp_path, policy, prompts_file), ["data.limit=7", "data.heldout_limit=3", *settings])
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("".join(f'{{"prompt": "a {n}", "chosen": "good", "rejected": "bad one"}}\n' for n in range(2)))
     lines.append(f"data.heldout_pairs={pairs}")

@@ -6,11 +6,13 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from scipy.stats import chisquare
+from tiny import skip_without_vllm
 
 from choosy.models.adapters import Lora
 from choosy.models.policy import Policy
@@ -20,27 +22,14 @@ from choosy.sampling.generate import Generate
 from choosy.sampling.protocol import Sampler, check_engine
 from choosy.sampling.settings import SamplingSettings
 from choosy.sampling.vllm import Vllm
+from choosy.sampling.vllm_server import VllmServer
 from choosy.types import Candidates, Prompt, Response, seed_of
 
-ENGINES = {"generate": Generate, "vllm": Vllm}
+ENGINES = {"generate": Generate, "vllm": Vllm, "vllm_server": VllmServer}
 DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 24}
 BUILT = {"max_new_tokens": 64, "max_prompt_tokens": 128, "batch_size": 32, "compiled": False}
 
 Make = Callable[..., Sampler]
-
-
-@pytest.fixture(scope="module")
-def wide_policy_dir(tmp_path_factory: pytest.TempPathFactory, tiny_policy_dir: Path) -> Path:
-    """The tiny policy with attention heads of 32, the least that vLLM has kernels for."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("wide-policy")
-    config = LlamaConfig.from_pretrained(tiny_policy_dir, head_dim=32)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_policy_dir).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module", params=["cpu", "cuda"])
@@ -65,13 +54,17 @@ def move(policy: Policy, *, seed: int) -> None:
 
 @pytest.fixture(scope="module", params=list(ENGINES))
 def make(request: pytest.FixtureRequest, policy: Policy) -> Iterator[Make]:
-    """Make the engine with these settings; vLLM, slow to start, is started once and set anew."""
-    if request.param != "vllm":
-        yield lambda **settings: ENGINES[request.param](**DEFAULTS | settings)
+    """Make the engine with these settings; vLLM and its servers, slow to start, are started once and set anew."""
+    if request.param == "generate":
+        yield lambda **settings: Generate(**DEFAULTS | settings)
         return
-    if not vllm.is_installed():
-        pytest.skip("vLLM is not installed here; make test-vllm runs this in an environment that has it")
-    engine = Vllm(**BUILT)
+    skip_without_vllm()
+    if request.param == "vllm":
+        engine: Sampler = Vllm(**BUILT)
+    else:
+        servers = request.getfixturevalue("vllm_servers")
+        folder = request.getfixturevalue("tmp_path_factory").mktemp("served")
+        engine = VllmServer(servers=list(servers), folder=str(folder))
 
     def made(**settings: Any) -> Sampler:
         for name, value in (DEFAULTS | settings).items():
@@ -182,9 +175,11 @@ def first_token_probabilities(
     ids=lambda settings: "none" if settings is None else "-".join(settings) or "plain",
 )
 def test_first_tokens_come_as_often_as_the_settings_say(own, of_the_call, make, policy):
-    n, prompt = 3000, prompts(policy)[1]
     settings = None if of_the_call is None else SamplingSettings(max_new_tokens=1, **of_the_call)
     sampler = make(max_new_tokens=1 if settings is None else 24, **own)
+    if isinstance(sampler, VllmServer) and len(own) not in (0, 3):
+        pytest.skip("a request for each response: all settings at once, and those of a call, show it")
+    n, prompt = 1500 if isinstance(sampler, VllmServer) else 3000, prompts(policy)[1]
     (responses,) = sampler.sample(policy, [prompt], [[seed_of("chi", i) for i in range(n)]], settings=settings)
     assert all(len(r.ids) == 1 for r in responses)
     in_force = own if of_the_call is None else of_the_call
@@ -248,7 +243,7 @@ def test_settings_that_sample_nothing_are_refused(setting, message, engine):
 
 def test_settings_of_one_engine_are_refused_by_it(monkeypatch):
     monkeypatch.setattr(vllm, "is_installed", lambda: True)
-    with pytest.raises(ValueError, match=r"sampler\.cache_gib=0 holds no cache; choose at least 1"):
+    with pytest.raises(ValueError, match=r"sampler\.cache_gib=0 holds no cache; choose above 0, or null"):
         Vllm(cache_gib=0)
     with pytest.raises(ValueError, match=r"sampler\.gpu_memory=1\.5 is no share .* choose in \(0, 1\]"):
         Vllm(gpu_memory=1.5)
@@ -276,10 +271,49 @@ def test_vllm_refuses_longer_responses_than_it_was_built_for(policy, monkeypatch
 
 
 def test_vllm_refuses_where_it_cannot_run():
-    with pytest.raises(ValueError, match=r"one engine in one process, and this run has 2; choose sampler=generate"):
-        vllm.refuse_ranks(2)
+    with pytest.raises(ValueError, match=r"takes whole weights.*Choose sampler=generate, model\.compute\.gather=alw"):
+        vllm.refuse_shares(SimpleNamespace(is_gathered=False))
     with pytest.raises(ValueError, match=r"on cuda and the installed vLLM is built for cpu; choose trainer=cpu"):
         vllm.refuse_device("cuda", "cpu")
+
+
+def test_vllm_sleeps_on_no_cpu(policy, monkeypatch):
+    monkeypatch.setattr(vllm, "is_installed", lambda: True)
+    if policy.device.type == "cuda":
+        pytest.skip("it sleeps on a GPU")
+    with pytest.raises(ValueError, match=r"sampler\.sleep=true .* policy is on the CPU, where an engine cannot; leave"):
+        Vllm(sleep=True).sample(policy, prompts(policy), SEEDS)
+
+
+def test_vllm_refuses_weights_that_it_cannot_take_as_an_adapter(monkeypatch):
+    monkeypatch.setattr(vllm, "is_installed", lambda: True)
+    with pytest.raises(ValueError, match=r"sampler\.sync=adaptor is none of merged, adapter\."):
+        Vllm(sync="adaptor")
+    whole = SimpleNamespace(is_mergeable=True, lora=None, adapter=None)
+    with pytest.raises(
+        ValueError, match=r"sampler\.sync=adapter hands over a LoRA adapter, and model\.lora=null trains"
+    ):
+        vllm.refuse_sync(whole, "adapter")
+    vllm.refuse_sync(whole, "merged")
+    with pytest.raises(
+        ValueError, match=r"takes plain LoRA, merged or as an adapter, which x is not; choose sampler=gen"
+    ):
+        vllm.refuse_sync(SimpleNamespace(is_mergeable=False, adapter="x"), "merged")
+    with pytest.raises(ValueError, match=r"takes ranks up to 512; type sampler\.sync=merged"):
+        vllm.engine_rank(513)
+
+
+def test_vllm_samples_an_adapter_as_it_is_trained(policy):
+    skip_without_vllm()
+    sampler, asked = Vllm(**BUILT | {"max_new_tokens": 24}, sync="adapter"), prompts(policy)
+    sampled = sampler.sample(policy, asked, SEEDS)
+    with policy.states.as_start():
+        assert ids(sampler.sample(policy, asked, SEEDS)) != ids(sampled)
+    assert ids(sampler.sample(policy, asked, SEEDS)) == ids(sampled)
+    sampler.close()
+    scored = policy.score([Candidates(Prompt("", ""), tuple(rs), p) for p, rs in zip(asked, sampled, strict=True)])
+    for responses, own in zip(sampled, scored, strict=True):
+        assert [r.logp for r in responses] == pytest.approx(own, abs=1e-3)
 
 
 def test_an_engine_that_samples_another_model_is_found_out(policy):
@@ -297,19 +331,19 @@ def test_an_engine_that_samples_another_model_is_found_out(policy):
 
 
 @pytest.mark.parametrize(
-    ("device", "has_vllm", "ranks", "chosen"),
+    ("device", "has_vllm", "sharded", "chosen"),
     [
-        ("cpu", False, 1, "generate"),
-        ("cpu", True, 1, "vllm"),
-        ("cpu", True, 2, "generate"),
-        ("cuda", False, 1, "generate"),
-        ("cuda", True, 1, "vllm"),
-        ("cuda", True, 2, "generate"),
-        ("mps", True, 1, "generate"),
+        ("cpu", False, False, "generate"),
+        ("cpu", True, False, "vllm"),
+        ("cpu", True, True, "generate"),
+        ("cuda", False, False, "generate"),
+        ("cuda", True, False, "vllm"),
+        ("cuda", True, True, "generate"),
+        ("mps", True, False, "generate"),
     ],
 )
-def test_auto_takes_the_fastest_there_is(device, has_vllm, ranks, chosen):
-    name, why = fastest(device, has_vllm=has_vllm, ranks=ranks)
+def test_auto_takes_the_fastest_there_is(device, has_vllm, sharded, chosen):
+    name, why = fastest(device, has_vllm=has_vllm, sharded=sharded)
     assert name == chosen
     assert why
 
@@ -328,13 +362,13 @@ def test_auto_samples_as_what_it_chose_and_says_so_once(policy, caplog):
 
 
 @pytest.mark.parametrize("sampler", [*ENGINES, "auto"])
-def test_a_run_with_each_file_of_the_menu(sampler, play, wide_policy_dir):
-    if sampler == "vllm" and not vllm.is_installed():
-        pytest.skip("vLLM is not installed here; make test-vllm runs this in an environment that has it")
+def test_a_run_with_each_file_of_the_menu(sampler, play, wide_policy_dir, request):
+    if sampler.startswith("vllm"):
+        skip_without_vllm()
     if sampler == "auto" and vllm.is_installed():
         pytest.skip("auto takes vLLM here, which has its own line")
-    fast = ["sampler.compiled=false"] if sampler == "vllm" else []
-    run = play(f"sampler={sampler}", f"model.name={wide_policy_dir}", *fast)
+    own = {"vllm": lambda: ["sampler.compiled=false"], "vllm_server": lambda: [served(request)]}
+    run = play(f"sampler={sampler}", f"model.name={wide_policy_dir}", *own.get(sampler, list)())
     fresh = [
         (ends, text)
         for n in range(2)
@@ -347,4 +381,8 @@ def test_a_run_with_each_file_of_the_menu(sampler, play, wide_policy_dir):
         "empty": sum(not text for _, text in fresh),
     }
     assert run.summary["responses"]["cut"] > 0
-    assert (run.summary["sync_seconds"] > 0) == (sampler == "vllm")
+    assert (run.summary["sync_seconds"] > 0) == sampler.startswith("vllm")
+
+
+def served(request: pytest.FixtureRequest) -> str:
+    return f"sampler.servers=[{','.join(request.getfixturevalue('vllm_servers'))}]"

@@ -379,6 +379,11 @@ class Policy(nn.Module):
                 tick(len(batch))
         self.train(was_training)
 
+    def write_adapter(self, folder: str) -> None:
+        """Write the adapter as it is now in PEFT's format, for an engine of this rank that reads files."""
+        assert isinstance(self.model, PeftModel), "only LoRA has one"
+        self.model.save_pretrained(folder, save_embedding_layers=False)
+
     # -- the files of the trained policy -----------------------------------------------------------------------
 
     def save(self, folder: str) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from choosy.models.policy import Policy
 from choosy.parallel.ranks import current_ranks
+from choosy.parallel.sharding import is_sharded
 from choosy.sampling.generate import Generate
 from choosy.sampling.protocol import OnComplete, Request, Sampler
 from choosy.sampling.vllm import Vllm, is_installed
@@ -17,22 +19,22 @@ log = logger(__name__)
 Engine = Literal["generate", "vllm"]
 
 
-def fastest(device: str, *, has_vllm: bool, ranks: int) -> tuple[Engine, str]:
+def fastest(device: str, *, has_vllm: bool, sharded: bool = False) -> tuple[Engine, str]:
     """Name the engine that samples fastest, with the reason.
 
     On a CPU vLLM was measured at 1.3 to 1.5 times the speed of `generate`, once it had started (a minute;
     benchmarks/engines.py); on a GPU its kernels and captured graphs are made for this, but it was not measured.
 
     Example:
-        >>> fastest("cpu", has_vllm=True, ranks=1)[0], fastest("cpu", has_vllm=True, ranks=2)[0]
+        >>> fastest("cpu", has_vllm=True)[0], fastest("cpu", has_vllm=True, sharded=True)[0]
         ('vllm', 'generate')
     """
     if device not in ("cpu", "cuda"):
         return "generate", f"the others do not run on {device}"
     if not has_vllm:
         return "generate", "vLLM, which is faster, is not installed"
-    if ranks > 1:
-        return "generate", f"vLLM samples in one process, and there are {ranks}"
+    if sharded:
+        return "generate", "vLLM keeps whole weights on each device, and these are sharded"
     return "vllm", "it is installed, and worth the minute that it takes to start"
 
 
@@ -49,19 +51,19 @@ class Auto(Sampler):
 
     def answer(self, request: Request, done: OnComplete) -> list[list[Response]]:
         if self._engine is None:
-            self._engine = self._choose(request.policy.device.type)
+            self._engine = self._choose(request.policy)
         responses = self._engine.answer(request, done)
-        self.sync_seconds = self._engine.sync_seconds
+        for name in ("start_seconds", "sync_seconds", "origin"):
+            setattr(self, name, getattr(self._engine, name))
         return responses
 
     def close(self) -> None:
         if self._engine is not None:
             self._engine.close()
 
-    def _choose(self, device: str) -> Sampler:
-        ranks = current_ranks()
-        name, why = fastest(device, has_vllm=is_installed(), ranks=ranks.size)
-        if ranks.rank == 0:
+    def _choose(self, policy: Policy) -> Sampler:
+        name, why = fastest(policy.device.type, has_vllm=is_installed(), sharded=is_sharded(policy))
+        if current_ranks().rank == 0:
             log.info("sampler=auto samples with %s: %s.", name, why)
         own = {f.name: getattr(self, f.name) for f in fields(Sampler) if f.init}
         return Vllm(max_prompt_tokens=self.max_prompt_tokens, **own) if name == "vllm" else Generate(**own)

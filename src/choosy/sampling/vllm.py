@@ -1,26 +1,33 @@
-"""Sampling with vLLM in this process.
+"""Sampling with vLLM in this process, and in each of a run's processes an engine of its own.
 
 The engine starts once and takes each round's weights by vLLM's own update call, from the policy's tensors, without a
 file. Its first response after a start is scored by the policy: an engine that samples another model is refused.
+
+Engines of several ranks start together, because vLLM makes groups of processes for them, and sharded weights are
+gathered together. Between that and the end of the call no rank waits for another.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import platform
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from choosy.errors import refuse_unknown
+from choosy.models.compute import free_memory
 from choosy.models.policy import Policy
 from choosy.models.trust import loaded
-from choosy.parallel.ranks import current_ranks
+from choosy.parallel.ranks import Ranks, current_ranks
 from choosy.sampling.protocol import OnComplete, Request, Sampler, as_response, check_engine
 from choosy.sampling.settings import SamplingSettings
 from choosy.types import Response
@@ -30,6 +37,11 @@ HOW_TO_INSTALL = (
     "make test-vllm builds .venv-vllm, which has it (pip install --no-deps -r requirements-vllm.txt, see there). "
     "Or choose sampler=generate."
 )
+
+Sync = Literal["merged", "adapter"]
+
+CPU_BLOCK = 128  # tokens of a block of vLLM's cache on a CPU
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of adapters that vLLM has room for
 
 
 def is_installed() -> bool:
@@ -43,22 +55,33 @@ class Vllm(Sampler):
 
     Args:
         max_prompt_tokens: Longest prompt; with `max_new_tokens` the longest sequence the engine is built for.
-        cache_gib: Memory of the engine's cache on a CPU, in GiB.
-        gpu_memory: Share of a GPU's memory for the engine's weights and cache; training needs the rest.
+        sync: How the engine gets the policy's weights in each call: LoRA `merged` into all of them, or as an `adapter`
+            on the engine's own copy of the model.
+        sleep: Let the engine give its memory on a GPU free between the calls.
+        cache_gib: Memory of each engine's cache on a CPU, in GiB; None = what `batch_size` of the longest sequences
+            fill, and at most half of what is free, shared among the processes of the machine.
+        gpu_memory: Share of the memory that is free on a GPU, the policy loaded, for the engine's weights and cache;
+            training needs the rest.
         compiled: Let vLLM compile the model and capture graphs: a slower start, faster steps.
     """
 
     max_prompt_tokens: int = 512
-    cache_gib: int = 1
-    gpu_memory: float = 0.4
+    sync: Sync = "merged"
+    sleep: bool = False
+    cache_gib: float | None = None
+    gpu_memory: float = 0.5
     compiled: bool = True
+    origin: str = field(default="sampler=vllm", init=False)
     _llm: Any = field(default=None, init=False, repr=False)
+    _adapter: Any = field(default=None, init=False, repr=False)  # vLLM's name of the one in force
+    _adapters: int = field(default=0, init=False, repr=False)  # handed over so far
     _checked: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.cache_gib < 1:
-            raise ValueError(f"sampler.cache_gib={self.cache_gib} holds no cache; choose at least 1.")
+        refuse_unknown("sampler.sync", self.sync, get_args(Sync))
+        if self.cache_gib is not None and self.cache_gib <= 0:
+            raise ValueError(f"sampler.cache_gib={self.cache_gib} holds no cache; choose above 0, or null.")
         if not 0 < self.gpu_memory <= 1:
             raise ValueError(f"sampler.gpu_memory={self.gpu_memory} is no share of a GPU's memory; choose in (0, 1].")
         if not is_installed():
@@ -75,16 +98,36 @@ class Vllm(Sampler):
                     f"{name}={tokens} is wanted and the engine is built for sampler.{name}={most}; type "
                     f"sampler.{name}={tokens} or more."
                 )
-        wanted = [(p, n) for p in range(len(prompts)) for n in range(len(seeds[p]))]
-        if not wanted:
-            return [[] for _ in prompts]
-        with policy.for_sampling():
+        ranks = current_ranks()
+        first = [(p, s[0]) for p, s in zip(prompts, seeds, strict=True) if s][:1]
+        firsts = ranks.gather(first)
+        if not firsts:
+            return request.blank
+        with policy.for_sampling() if self.sync == "merged" else policy.weights_gathered():
+            refuse_shares(policy)
             if self._llm is None:
-                self._llm = self._start(policy)
+                began = time.perf_counter()
+                self._llm = self._start(policy, ranks)
+                self.start_seconds += time.perf_counter() - began
             self._hand_over(policy)
+        if not self._checked:
+            prompt, seed = firsts[0]  # a rank without prompts checks its engine, too
+            brief = SamplingSettings(max_new_tokens=min(settings.max_new_tokens, 16))
+            ((response,),) = self._sample(Request(policy, [prompt], [[seed]], brief), done=lambda ended: None)
+            check_engine("vllm", policy, prompt, response)
+            self._checked = True
+        responses = self._sample(request, done)
+        if self.sleep:  # merged weights are handed over anew, and those under an adapter are kept in the CPU's memory
+            self._llm.sleep(level=2 if self.sync == "merged" else 1)
+        return responses
+
+    def _sample(self, request: Request, done: OnComplete) -> list[list[Response]]:
+        policy, prompts, seeds, settings = request
+        wanted = [(p, n) for p in range(len(prompts)) for n in range(len(seeds[p]))]
         queued = self._llm.enqueue(
             [{"prompt_token_ids": list(prompts[p])} for p, _ in wanted],
             [sampling_params(policy, seeds[p][n], settings) for p, n in wanted],
+            lora_request=self._adapter,
             use_tqdm=False,
         )
         names = [name.partition("-")[0] for name in queued]  # an output has its name without what the engine adds
@@ -95,9 +138,6 @@ class Vllm(Sampler):
             for output in ended:
                 (p, n), sampled = place_of[output.request_id], output.outputs[0]
                 responses[p][n] = as_response(policy, sampled.token_ids, float(sampled.cumulative_logprob))
-                if not self._checked:
-                    check_engine("vllm", policy, prompts[p], responses[p][n])
-                    self._checked = True
                 left[p] -= 1
                 if not left[p]:
                     done({p: responses[p]})
@@ -109,8 +149,9 @@ class Vllm(Sampler):
         from vllm.distributed import cleanup_dist_env_and_memory
 
         self._llm.llm_engine.engine_core.shutdown()
-        self._llm, self._checked = None, False
-        cleanup_dist_env_and_memory()
+        self._llm, self._adapter, self._checked = None, None, False
+        if current_ranks().size == 1:  # with several, the processes' group is the run's own
+            cleanup_dist_env_and_memory()
         gc.collect()
 
     def _ended(self, names: Sequence[str]) -> Generator[Any]:
@@ -126,19 +167,32 @@ class Vllm(Sampler):
             if left:
                 engine.abort_request(sorted(left))
 
-    def _start(self, policy: Policy) -> Any:
-        refuse_ranks(current_ranks().size)
-        if not policy.is_mergeable:
+    def _start(self, policy: Policy, ranks: Ranks) -> Any:
+        device, place = policy.device, {}
+        refuse_sync(policy, self.sync)
+        if self.sleep and device.type == "cpu":
             raise ValueError(
-                f"sampler=vllm samples merged weights, and the adapter {policy.adapter} cannot be merged exactly; "
-                "choose sampler=generate, or a plain LoRA adapter."
+                "sampler.sleep=true gives a GPU's memory free between the calls, and the policy is on the CPU, where "
+                "an engine cannot; leave it out."
             )
-        with undisturbed(VLLM_CPU_KVCACHE_SPACE=str(self.cache_gib)):
+        options: dict[str, Any] = {"enable_sleep_mode": True} if self.sleep else {}
+        if self.sync == "adapter":
+            assert policy.lora is not None
+            options |= {"enable_lora": True, "max_lora_rank": engine_rank(policy.lora.r)}
+        if ranks.size > 1:  # an engine a process, which the run has launched
+            options["distributed_executor_backend"] = "external_launcher"
+            place = {"RANK": str(ranks.rank), "LOCAL_RANK": str(device.index or 0)}
+        tokens = min(self.max_prompt_tokens + self.max_new_tokens, policy.tokens.window or 1 << 30)
+        if device.type == "cpu":
+            options["kv_cache_memory_bytes"] = self._cache_bytes(policy, tokens, ranks)
+        else:
+            free, total = torch.cuda.mem_get_info(device)
+            options["gpu_memory_utilization"] = self.gpu_memory * free / total
+        with undisturbed(**place):
             from vllm import LLM
             from vllm.platforms import current_platform
 
-            refuse_device(policy.device.type, current_platform.device_type)
-            options = {} if current_platform.is_cpu() else {"gpu_memory_utilization": self.gpu_memory}
+            refuse_device(device.type, current_platform.device_type)
             return loaded(
                 LLM,
                 policy.source.resolved,
@@ -146,19 +200,44 @@ class Vllm(Sampler):
                 option="model.trust_remote_code",
                 revision=policy.source.revision,
                 dtype=str(policy.compute_dtype).removeprefix("torch."),
-                max_model_len=min(self.max_prompt_tokens + self.max_new_tokens, policy.tokens.window or 1 << 30),
+                max_model_len=tokens,
                 max_num_seqs=self.batch_size,
                 skip_tokenizer_init=True,  # token ids in, token ids out
                 enforce_eager=not self.compiled,
                 **options,
             )
 
+    def _cache_bytes(self, policy: Policy, tokens: int, ranks: Ranks) -> int:
+        if self.cache_gib is not None:
+            return int(self.cache_gib * 2**30)
+        here = ranks.gather([platform.node()]).count(platform.node())
+        blocks = self.batch_size * -(-tokens // CPU_BLOCK) + 1  # vLLM keeps one empty
+        wanted = blocks * CPU_BLOCK * token_bytes(policy)
+        return min(wanted, free_memory(policy.device) // (2 * here))
+
     def _hand_over(self, policy: Policy) -> None:
         begun = time.perf_counter()
-        weights = list(policy.sampling_weights())
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        if asleep := self._llm.llm_engine.is_sleeping():
+            self._llm.wake_up(tags=["weights"])
+        if self.sync == "adapter":
+            self._load_adapter(policy)
+        else:
+            weights = list(policy.sampling_weights())
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._llm.reset_prefix_cache()  # what was computed with the old weights
+        if asleep:
+            self._llm.wake_up(tags=["kv_cache"])
         self.sync_seconds += time.perf_counter() - begun
+
+    def _load_adapter(self, policy: Policy) -> None:
+        """Load the policy's adapter in the place of the one before; vLLM reads adapters from files only."""
+        from vllm.lora.request import LoRARequest
+
+        with TemporaryDirectory() as folder:
+            policy.write_adapter(folder)
+            self._adapters += 1
+            self._adapter = LoRARequest(f"round-{self._adapters}", self._adapters, folder)
+            self._llm.llm_engine.add_lora(self._adapter)
 
 
 def sampling_params(policy: Policy, seed: int, settings: SamplingSettings) -> Any:
@@ -178,12 +257,47 @@ def sampling_params(policy: Policy, seed: int, settings: SamplingSettings) -> An
     )
 
 
-def refuse_ranks(ranks: int) -> None:
-    """Raise a ValueError for a run of several processes: an engine belongs to one."""
-    if ranks > 1:
+def token_bytes(policy: Policy) -> int:
+    """Bytes of a token's keys and values in all layers, in the forward's precision."""
+    config = policy.causal_lm.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * width * policy.compute_dtype.itemsize)
+
+
+def engine_rank(rank: int) -> int:
+    """The smallest of the ranks that vLLM has room for which takes an adapter of this one.
+
+    Example:
+        >>> engine_rank(4), engine_rank(64)
+        (8, 64)
+    """
+    if rank > RANKS[-1]:
+        raise ValueError(f"sampler.sync=adapter takes ranks up to {RANKS[-1]}; type sampler.sync=merged.")
+    return next(room for room in RANKS if room >= rank)
+
+
+def refuse_sync(policy: Policy, sync: Sync) -> None:
+    """Raise a ValueError for weights that an engine cannot take in this way."""
+    if not policy.is_mergeable:
         raise ValueError(
-            f"sampler=vllm runs one engine in one process, and this run has {ranks}; "
-            "choose sampler=generate, or trainer.devices=1."
+            f"sampler=vllm takes plain LoRA, merged or as an adapter, which {policy.adapter} is not; choose "
+            "sampler=generate, or a plain LoRA adapter."
+        )
+    if sync == "adapter" and policy.lora is None:
+        raise ValueError(
+            "sampler.sync=adapter hands over a LoRA adapter, and model.lora=null trains all weights; type "
+            "sampler.sync=merged."
+        )
+
+
+def refuse_shares(policy: Policy) -> None:
+    """Raise a ValueError inside `for_sampling` for a policy whose weights are not whole on this rank."""
+    if not policy.is_gathered:
+        raise ValueError(
+            "sampler=vllm takes whole weights, and the sharded ones (trainer=fsdp) are not gathered: they take more "
+            "than half of a rank's free memory, or model.compute.gather=never. Choose sampler=generate, "
+            "model.compute.gather=always, or trainer=ddp."
         )
 
 
@@ -201,17 +315,16 @@ def undisturbed(**settings: str) -> Iterator[None]:
     """Start an engine within the block, with these environment variables, and leave the process as it was.
 
     vLLM leaves variables in the environment, seeds every random generator, and replaces `torch.set_num_threads`. Its
-    engine runs in this process, so that nothing of it outlives the run. The user's own variables win.
+    engine runs in this process, so that nothing of it outlives the run. The user's own variables win, but for these.
     """
     wanted = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the training's threads are these threads
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
-        **settings,
     }
     environ, set_num_threads = dict(os.environ), torch.set_num_threads
-    os.environ.update({name: value for name, value in wanted.items() if name not in environ})
+    os.environ.update({**wanted, **environ, **settings})
     try:
         with isolate_rng():
             yield
