@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import STDOUT, Popen
 from typing import Any
 
+import httpx2
 import pandas as pd
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from tiny import PLAIN, on_top
+from programs import free_port
+from tiny import PLAIN, on_top, skip_without_vllm
 
 from choosy.main import compose, train
 from choosy.models.adapters import Lora
@@ -147,6 +155,45 @@ def play(tmp_path: Path, tiny_policy_dir: Path, prompts_file: Path, monkeypatch:
         return Finished(tmp_path / name, trainer.lightning_module.policy, trainer.datamodule, witness)
 
     return played
+
+
+@pytest.fixture(scope="session")
+def vllm_servers(wide_policy_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Popen[bytes]]]:
+    """Two servers of the wide policy on loopback, by their addresses."""
+    skip_without_vllm()
+    folder = tmp_path_factory.mktemp("servers")
+    own = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    own |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+    shape = "--dtype float32 --enforce-eager --max-model-len 192 --max-num-seqs 32 --enable-lora --max-lora-rank 16"
+    started: dict[str, Popen[bytes]] = {}
+    for port in (free_port(), free_port()):
+        where = ["--model", str(wide_policy_dir), "--host", "127.0.0.1", "--port", str(port), *shape.split()]
+        started[f"http://127.0.0.1:{port}"] = Popen(
+            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *where],
+            cwd=folder,
+            env={**os.environ, **own},
+            stdout=(folder / f"{port}.log").open("wb"),
+            stderr=STDOUT,
+            start_new_session=True,
+        )
+    try:
+        for address, process in started.items():
+            while not answers(address):
+                log = folder / f"{address.rpartition(':')[2]}.log"
+                assert process.poll() is None, log.read_text(errors="replace")[-3000:]
+                time.sleep(0.5)
+        yield started
+    finally:
+        for process in started.values():
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def answers(address: str) -> bool:
+    with suppress(httpx2.RequestError):
+        return httpx2.get(f"{address}/health", trust_env=False).status_code == 200
+    return False
 
 
 @pytest.fixture

@@ -79,6 +79,9 @@ ELSEWHERE = {  # what TRL, PEFT, transformers, LLaMA-Factory and Lightning call 
     "sampler.top_k": "top_k",
     "sampler=vllm": "use_vllm vllm_mode vllm",
     "sampler.gpu_memory (of sampler=vllm)": "vllm_gpu_memory_utilization gpu_memory_utilization",
+    "sampler.sleep (of sampler=vllm)": "vllm_enable_sleep_mode",
+    "sampler=vllm_server sampler.servers": "vllm_server_base_url vllm_server_host vllm_server_port",
+    "sampler.patience (of sampler=vllm_server)": "vllm_server_timeout",
     "labeler": "reward judge judges annotator",
     "labeler.weights": "reward_weights",
     "labeler=reward_model labeler.model": "reward_model_path reward_model reward_model_name",
@@ -115,9 +118,8 @@ NONE = {  # what Choosy has no option for, and why
     "Choosy offloads nothing to the CPU: type model.compute.gradient_checkpointing=true": "activation_offloading",
     "Sampling takes temperature, top_p and top_k, whose probabilities are known": "min_p repetition_penalty "
     "generation_kwargs cache_implementation",
-    "No server of vLLM is used: it samples in the process of the run": "vllm_model_impl vllm_server_base_url "
-    "vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port vllm_tensor_parallel_size "
-    "vllm_enable_sleep_mode vllm_structured_outputs_regex",
+    "An engine of sampler=vllm belongs to one process; type sampler=vllm_server for larger ones": "vllm_group_port "
+    "vllm_model_impl vllm_tensor_parallel_size vllm_structured_outputs_regex",
     "Sharded weights are gathered to sample: model.compute.gather says when": "ds3_gather_for_generation",
     "A run uploads nothing by itself; afterwards type choosy push RUN OWNER/NAME": "push_to_hub hub_model_id hub_token",
     "What is done goes by the command: choosy train, choosy report": "stage do_train do_eval do_predict task",
