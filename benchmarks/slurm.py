@@ -91,14 +91,23 @@ class Bench:
             "seconds": round(time.monotonic() - began),
             "log": [line for job in jobs for line in self.slurm.log(job)],
         }
-        print(f"{name}: {self.rows[name]}", flush=True)
+        print(f"{name}: {states}, {self.rows[name]['restarts']} restarts, unequal: {unequal or 'nothing'}", flush=True)
 
     def output(self) -> str:
         """The last lines of all jobs."""
         files = sorted(self.folder.rglob("*.out")) + sorted(self.folder.rglob("*.err"))
         return "\n".join(f"{file}:\n{file.read_text()[-2000:]}" for file in files)
 
-    # -- the scenarios ----------------------------------------------------------------------------------------
+    def play(self) -> None:
+        """Play everything."""
+        self.undisturbed("undisturbed")
+        self.grid("grid", preempted=False, like=[self.folder / "undisturbed"])
+        self.grid("preempted grid", preempted=True, like=[self.folder / "grid" / n for n in "01"])
+        self.out_of_time("out of time")
+        self.preempted("preempted while it trains", "low", trains)
+        self.preempted("preempted while it labels", "low", is_labeled)
+        self.preempted("preempted while it starts", "low", starts)
+        self.preempted("preempted without grace", "graceless", trains)
 
     def undisturbed(self, name: str) -> None:
         began = time.monotonic()
@@ -132,7 +141,7 @@ class Bench:
         finally:
             played.kill()
         array = next(sweep.glob(".submitit/*_0")).name.removesuffix("_0")
-        jobs = {self.slurm.shown(f"{array}_{n}", "JobId"): run for n, run in enumerate(runs)}
+        jobs = {f"{array}_{n}": run for n, run in enumerate(runs)}
         self.ended(name, jobs, began, dict(zip(runs, like, strict=False)))
 
 
@@ -167,17 +176,11 @@ def main() -> None:
         os.chdir(runs)
         with small_slurm(at) as slurm:
             bench = Bench(slurm, runs)
-            bench.undisturbed("undisturbed")
-            bench.preempted("preempted while it trains", "low", trains)
-            bench.preempted("preempted while it labels", "low", is_labeled)
-            bench.preempted("preempted while it starts", "low", starts)
-            bench.preempted("preempted without grace", "graceless", trains)
-            bench.out_of_time("out of time")
-            bench.grid("grid", preempted=False, like=[runs / "undisturbed"])
-            bench.grid("preempted grid", preempted=True, like=[runs / "grid" / "0", runs / "grid" / "1"])
-            version = slurm("sinfo", "--version")
-    os.chdir(ROOT)
-    save("slurm", {"slurm": version, **bench.rows})
+            try:
+                bench.play()
+            finally:
+                os.chdir(ROOT)
+                save("slurm", {"slurm": slurm("sinfo", "--version"), **bench.rows})
     if any(row["unequal"] for row in bench.rows.values()):
         sys.exit("not every run ended as the undisturbed one")
 
