@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt requirements-demo.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "Choosy needs Python 3.11 or newer; found: $$($(PYTHON) --version 2>&1 | tail -1)." >&2; \
 	  echo "Install one and type: make $(or $(MAKECMDGOALS),setup) PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@echo "installing Choosy into $(VENV) (once; minutes, most of them torch; 2 GB on the disk)"
+	@echo "installing Choosy into $(VENV) (once; minutes, most of them torch; 2.6 GB on the disk)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev,human]' | $(LARGE)
 	@echo "installing the demo's weights (once; about 180 MB)"

@@ -139,3 +139,13 @@ def test_each_run_of_a_sweep_is_a_run_of_its_own(lines: list[str], tmp_path: Pat
     assert [len(part) for part in parts] == [1, 1]
     assert not {*parts[0]} & {*parts[1]}
     assert {*of_trackio(tmp_path)} == {"plum 0", "plum 1"}
+
+
+@MLFLOWS_OWN
+def test_processes_of_one_run_begin_one_mlflow_run(lines: list[str], tmp_path: Path) -> None:
+    ranks = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.heldout=null"]
+    words = [ROOT / "train.py", *lines, *ranks, "logger=mlflow", "name=plum"]
+    run = command(*words, folder=tmp_path, ranks=2)
+    assert run.returncode == 0, run.stderr
+    ((run_of_both, rows),) = of_mlflow(tmp_path)
+    assert (run_of_both.info.status, {row["split"] for row in rows}) == ("FINISHED", {"train"})

@@ -122,6 +122,8 @@ NONE = {  # what Choosy has no option for, and why
     "vllm_model_impl vllm_tensor_parallel_size vllm_structured_outputs_regex",
     "Sharded weights are gathered to sample: model.compute.gather says when": "ds3_gather_for_generation",
     "A run uploads nothing by itself; afterwards type choosy push RUN OWNER/NAME": "push_to_hub hub_model_id hub_token",
+    "Every tracker gets a table of each round's answers: logger=wandb, mlflow or trackio": "log_completions "
+    "num_completions_to_print",
     "What is done goes by the command: choosy train, choosy report": "stage do_train do_eval do_predict task",
     "Columns are found by their names, and those without a use are named": "remove_unused_columns dataset_num_proc "
     "preprocessing_num_workers",
@@ -131,7 +133,8 @@ HINTS = {  # what else may have been meant by a choice that a group does not hav
     "data": "Your data go by data.train=FILE.",
     "labeler": "A function of yours goes by labeler=function labeler.path=my_rewards.function.",
     "optimizer": "Any other class goes by optimizer._target_=torch.optim.NAME.",
-    "logger": "None goes by ~logger. Others are added: +logger.wandb._target_=lightning.pytorch.loggers.WandbLogger.",
+    "logger": "Several go by 'logger=[wandb,mlflow]', none by ~logger, others by their class: "
+    "+logger.comet._target_=lightning.pytorch.loggers.CometLogger.",
 }
 CHOICES = {  # what others call a choice of a group: what Choosy calls it
     "loss": {
