@@ -44,7 +44,7 @@ def main() -> None:
 
     policy = moved(typed.model, torch.device(typed.device))
     prompts = read_prompts("choosy:prompts/train.jsonl", as_chat=True, limit=typed.chats)
-    prompts = Reader().within_limit({p.id: p for p in prompts}, policy, "prompts")
+    prompts = list(Reader().within_limit({p.id: p for p in prompts}, policy, "prompts").values())
     ids = [policy.tokens.encode_prompt(p) for p in prompts]
     engines = {name: e for name, e in built(typed.tokens, typed.chats).items() if name not in typed.skip}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in engines}

@@ -147,7 +147,8 @@ def sample_responses(
     seconds, now = time.perf_counter() - began, (at.sampler.start_seconds, at.sampler.sync_seconds)
     started, synced = (of_all - earlier for of_all, earlier in zip(now, before, strict=True))
     fresh = sum(len(r.ids) for p in rest for r in found[p.id].responses)
-    say_origin(at, fresh, seconds - started - synced, started=started, synced=synced)
+    if purpose == "train":
+        say_origin(at, fresh, seconds - started - synced, started=started, synced=synced)
     every = [r for c in found.values() for r in c.responses]
     at.counts.update(
         tokens_generated=sum(len(r.ids) for r in every),
