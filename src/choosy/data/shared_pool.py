@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 from choosy.data.pool import POOL_SCHEMA, Keep, Pool, as_rows, refuse_unreadable, round_file, with_all_columns
 from choosy.data.table_files import read_about
 from choosy.files import create_private, make_folder
-from choosy.parallel.ranks import Ranks
 from choosy.types import Candidates
+
+if TYPE_CHECKING:  # which imports torch
+    from choosy.parallel.ranks import Ranks
 
 PIECE = 4096  # rows that are in memory at once while a pool is written
 
