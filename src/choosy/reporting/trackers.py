@@ -117,9 +117,7 @@ class MLFlowLogger(loggers.MLFlowLogger):
         self.file = Path(run_dir) / "mlflow_run_id"
         self.begun = read_line(self.file, "[0-9a-f]{32}") if self.file.exists() else None
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-        if getattr(
-            rank_zero_only, "rank", 0
-        ):  # Lightning opens it at once, and two processes would create one database
+        if getattr(rank_zero_only, "rank", 0):  # which logs nothing; Lightning would open the database all the same
             uri = "http://never.asked.invalid"
         with self._begins():
             super().__init__(tracking_uri=uri, run_name=shown_name(run_dir, run_name), run_id=self.begun, **settings)
