@@ -48,8 +48,8 @@ from choosy.rounds.label import label
 from choosy.types import Candidates, Prompt, Response, Verdict, token_ids
 
 PROMPT, RESPONSE = 128, 256  # tokens
-MOST_RANKS, OVER_RANKS = 8, 125_000
-WAYS = ((125_000, 8), (250_000, 8), (500_000, 8), (1_000_000, 8), (125_000, 1), (125_000, 2), (125_000, 4))
+MOST_RANKS, OVER_RANKS = 8, 31_250
+WAYS = ((31_250, 1), (31_250, 2), (31_250, 4), (31_250, 8), (62_500, 8), (125_000, 8))
 START, END = "<!-- measured: written by benchmarks/pool_ranks.py -->", "<!-- end of measured -->"
 IMAGE = ROOT / "docs" / "images" / "pool_ranks.png"
 

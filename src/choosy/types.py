@@ -6,12 +6,13 @@ import json
 import math
 from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from functools import cache
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal
 
 Verdict = Literal["first", "second", "tie", "invalid"]
+
+NUMBERS: list[int] = []  # from 0, each at its own place (see `token_ids`)
 
 MIRRORED: dict[Verdict, Verdict] = {"first": "second", "second": "first", "tie": "tie", "invalid": "invalid"}
 
@@ -98,7 +99,7 @@ class Response:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What crosses to another process: the ids as 4 bytes each."""
-        text, _, *others = (getattr(self, one.name) for one in fields(self))
+        text, _, *others = (getattr(self, name) for name in self.__slots__)
         return _response, (text, array("i", self.ids).tobytes(), *others)
 
     @property
@@ -122,12 +123,9 @@ def token_ids(ids: Iterable[int]) -> tuple[int, ...]:
     Example:
         >>> [one] = {id(number) for number in token_ids([40_000, int("40000")])}
     """
-    return tuple(map(_known, ids))
-
-
-@cache
-def _known(number: int) -> int:
-    return number
+    ids = tuple(ids)
+    NUMBERS.extend(range(len(NUMBERS), max(ids, default=-1) + 1))
+    return tuple(map(NUMBERS.__getitem__, ids))
 
 
 @dataclass(frozen=True, slots=True)
