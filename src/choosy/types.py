@@ -8,11 +8,13 @@ from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from threading import Lock
 from typing import Any, Literal
 
 Verdict = Literal["first", "second", "tie", "invalid"]
 
 NUMBERS: list[int] = []  # from 0, each at its own place (see `token_ids`)
+GROWING = Lock()
 
 MIRRORED: dict[Verdict, Verdict] = {"first": "second", "second": "first", "tie": "tie", "invalid": "invalid"}
 
@@ -124,7 +126,10 @@ def token_ids(ids: Iterable[int]) -> tuple[int, ...]:
         >>> [one] = {id(number) for number in token_ids([40_000, int("40000")])}
     """
     ids = tuple(ids)
-    NUMBERS.extend(range(len(NUMBERS), max(ids, default=-1) + 1))
+    most = max(ids, default=-1)
+    if most >= len(NUMBERS):
+        with GROWING:  # two threads would add the same numbers twice
+            NUMBERS.extend(range(len(NUMBERS), most + 1))
     return tuple(map(NUMBERS.__getitem__, ids))
 
 
