@@ -40,8 +40,20 @@ def without_nulls(config: MutableMapping[str, Any]) -> None:
 
 
 def without_replaced(config: DictConfig, typed: Iterable[str]) -> None:
-    """Take away what a group gives to its class where another class was typed that does not take it."""
+    """Take away what a group gives to its class where another class was typed that does not take it.
+
+    An experiment's settings of a selector's callback are taken away where the selector that was typed brings no such
+    callback.
+
+    Raises:
+        ValueError: Settings of a callback that is not there were typed.
+    """
     words = dict(word.lstrip("+").partition("=")[::2] for word in typed)
+    for name in [name for name, part in config["callbacks"].items() if "_target_" not in part]:
+        if of_it := next((word for word in words if word.startswith(f"callbacks.{name}.")), None):
+            there = ", ".join(other for other in config["callbacks"] if other != name)
+            raise ValueError(f"This run has no callback {name}: leave out {of_it}. Its callbacks are {there}.")
+        del config["callbacks"][name]
     for name, path in words.items():
         place, _, last = name.rpartition(".")
         node = OmegaConf.select(config, place) if place and last == "_target_" else None

@@ -11,7 +11,7 @@ from answers import answers
 from omegaconf import OmegaConf
 
 from choosy.data.table_files import write_table
-from choosy.main import compose, plain
+from choosy.main import compose, plain, without_nulls
 from choosy.sealed import write_json, write_line
 
 OWN = """
@@ -44,6 +44,7 @@ REFUSED = {  # by the parts of a run themselves, which import torch: what the se
     "selector=certainty callbacks.certainty.fraction=2": "fraction=2 is no share",
     "selector=certainty reference=previous_round": "certainty would draw lots",
     "selector=[certainty,dissimilarity]": "both choose pairs",
+    "experiment=demo selector=certainty callbacks.random_prompts.count=4": "This run has no callback random_prompts",
     "selector=spread labeler=human": "selector=spread buys a score of every response",
     SERVED: "4 responses to a prompt make many pairs",
     "loss=selm pairing=all sampler.temperature=1": "would count some of them more often",
@@ -163,3 +164,10 @@ def test_what_is_refused_takes_a_sentence_no_torch_and_less_than_two_seconds(fol
 def test_so_does_what_cannot_be_resumed_or_written(folder):
     begin_run(folder / "runs" / "begun")
     refuses(typed(OF_A_FOLDER), folder)
+
+
+@pytest.mark.parametrize("selector", sorted(path.stem for path in Path("conf/selector").glob("*.yaml")))
+def test_an_experiments_settings_of_another_selector_are_left_out(selector):
+    cfg = compose(["experiment=demo", f"selector={selector}"])
+    without_nulls(cfg)
+    assert all("_target_" in part for part in cfg.callbacks.values())
