@@ -171,9 +171,6 @@ def compare_arms(words: list[str]) -> None:
     priced = typed.label_price is not None or typed.hour_price is not None
     prices = UnitPrices(typed.label_price or 0.0, typed.hour_price or 0.0) if priced else None
     comparison = compare(typed.sweep_dir, baseline=typed.baseline, prices=prices)
-    if not comparison.beside:
-        left = "".join(f" {name} is left out: {why}." for name, why in comparison.skipped.items())
-        raise ValueError(f"{typed.sweep_dir} holds nothing to compare. {comparison.sentence}{left}")
     print_comparison(comparison)
     say(write_comparison(comparison, typed.sweep_dir))
 

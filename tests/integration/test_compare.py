@@ -12,6 +12,7 @@ import pytest
 
 from choosy.__main__ import main
 from choosy.reporting.compare import compare
+from choosy.reporting.earlier import read_compared
 
 ARMS = {"random_pairs": "selector=random_pairs", "certainty": "selector=certainty"}
 
@@ -102,9 +103,17 @@ def test_runs_on_given_pairs_are_compared_by_their_accuracy_on_held_out_ones(pla
     assert "Final accuracy, and its difference" in (tmp_path / "sweep" / "compare.html").read_text()
 
 
-def test_lone_runs_are_no_arms_to_compare(play, tmp_path, monkeypatch):
-    for name in ("one", "two"):  # of the same words and the same seed
-        play("rounds=1", name=f"lone/{name}")
-    with pytest.raises(SystemExit, match=r"lone holds nothing to compare\. There is only one arm, .*; run another"):
-        choosy(monkeypatch, "compare", str(tmp_path / "lone"))
-    assert {path.name for path in (tmp_path / "lone").iterdir()} == {"one", "two"}
+def test_runs_without_a_seed_in_common_are_listed_and_not_compared(play, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "search"
+    for number, (lr, seed) in enumerate([("1e-3", 0), ("1e-4", 1), ("1e-4", 1)]):
+        run = play("rounds=1", f"lr={lr}", f"seed={seed}", name=f"search/{number}").run_dir
+        (run / ".hydra").mkdir(exist_ok=True)
+        (run / ".hydra" / "overrides.yaml").write_text(f"[lr={lr}, seed={seed}]")
+    choosy(monkeypatch, "compare", str(folder))
+    *_, sentence, left_out, written = capsys.readouterr().out.splitlines()
+    assert sentence == "The 2 arms are listed in compare.csv and not compared: no seed in common with lr=1e-3."
+    assert left_out == "2 is left out: another run of its arm has its seed, 1"
+    assert written == str(folder / "compare.csv")
+    assert {path.name for path in folder.iterdir()} == {"0", "1", "2", "compare.csv"}
+    found = read_compared(folder / "compare.csv")
+    assert [(run.words, len(run.course.quality)) for run in found] == [(("lr=1e-3",), 2), (("lr=1e-4",), 2)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shlex
 import sys
 from pathlib import Path
 
@@ -12,8 +11,6 @@ import yaml
 from tiny import ROOT, command, summary, typed
 
 from choosy.data.table_files import read_about, read_table, write_table
-from choosy.reporting.courses import Course
-from choosy.reporting.earlier import WANTED
 from choosy.reporting.summary import read_run
 from choosy.reporting.sweeps import quality_of, read_sweep, words_of
 from choosy.sweeper import SafeSweeper, least_of
@@ -37,17 +34,6 @@ def earlier(lines, tmp_path) -> Path:
     assert run.returncode == 0, run.stderr
     assert command("-m", "choosy", "compare", tmp_path / "earlier", folder=tmp_path).returncode == 0
     return tmp_path / "earlier" / "compare.csv"
-
-
-def write_compared(courses: list[Course], path: Path) -> None:
-    """Write runs as `choosy compare` does."""
-    with path.open("w", newline="") as lines:
-        table = csv.DictWriter(lines, WANTED)
-        table.writeheader()
-        for seed, course in enumerate(courses):
-            for quality, labels, seconds in zip(course.quality, *(course.spent[c] for c in WANTED[2:4]), strict=True):
-                values = (shlex.join(course.typed), seed, labels, seconds, quality, course.finished)
-                table.writerow(dict(zip(WANTED, values, strict=True)))
 
 
 def settings(run: Path) -> dict[str, str]:
@@ -102,7 +88,8 @@ def test_a_search_stops_runs_and_goes_on_with_them_after_a_kill(lines, tmp_path)
     assert "The run ends: its quality" in run.stderr
     courses = [course for arm in read_sweep(sweep)[0].values() for course in arm.values()]
     assert sorted(len(course.quality) - 1 for course in courses) == sorted(len(one.rounds) for one in played)
-    write_compared(courses, tmp_path / "compare.csv")
+    compared = command("-m", "choosy", "compare", sweep, folder=tmp_path)
+    assert (compared.returncode, "The 4 arms are listed in compare.csv" in compared.stdout) == (0, True)
 
     (stopped.folder / "summary.json").unlink()  # as if it were killed in its report
     again = command(TRAIN, *line, "hydra.sweeper.n_trials=5", folder=tmp_path)
@@ -114,7 +101,7 @@ def test_a_search_stops_runs_and_goes_on_with_them_after_a_kill(lines, tmp_path)
 
     earlier = [
         "hydra.sweep.dir=multirun/later",
-        "hydra.sweeper.earlier=[compare.csv]",
+        "hydra.sweeper.earlier=[multirun/online_tuning/compare.csv]",
         "hydra.sweeper.n_trials=0",
     ]
     later = command(TRAIN, *line, *earlier, folder=tmp_path)

@@ -83,11 +83,13 @@ def test_an_arm_that_is_sooner_there_and_ends_lower_is_said_to() -> None:
 def test_arms_without_a_common_seed_are_named_and_other_measures_refused() -> None:
     late = {s + 100: run for s, run in arm(0.02).items()}
     comparison = compared({"random_pairs": arm(0.01), "spread": late})
-    assert comparison.skipped == {"spread": "it has no seed in common with random_pairs"}
-    assert "only one arm" in comparison.sentence
+    assert comparison.skipped == {"spread": "no seed in common with random_pairs"}
+    listed = "The 2 arms are listed in compare.csv and not compared: no seed in common with random_pairs."
+    assert comparison.sentence == listed
+    assert "only one arm" in compared({"spread": late}).sentence
     judged = {s: replace(run, judge="labeler=vader") for s, run in arm(0.02).items()}
     comparison = compared({"random_pairs": arm(0.01), "spread": judged})
-    assert comparison.skipped["spread"].startswith("it is judged by labeler=vader")
+    assert comparison.skipped["spread"].startswith("judged by labeler=vader")
     assert not comparison.beside
     with pytest.raises(ValueError, match="Some runs measure reward, others win_rate"):
         compared({"random_pairs": arm(0.01), "spread": arm(0.02, measure="win_rate")})

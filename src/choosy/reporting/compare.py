@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
@@ -19,9 +18,9 @@ from rich.table import Table
 
 from choosy.console import Terminal, console
 from choosy.files import replacing
-from choosy.foreign import csv_text
 from choosy.reporting.courses import Arm, Course, Interval, Versus, mean_course, versus
 from choosy.reporting.curves import count_axis
+from choosy.reporting.earlier import write_compared
 from choosy.reporting.pages import write_page
 from choosy.reporting.summary import MEASURES, as_spread
 from choosy.reporting.sweeps import read_sweep, warn_of_few_seeds
@@ -109,8 +108,11 @@ class Comparison:
     def sentence(self) -> str:
         """Which arm pays here, by how much; or that none does, and what would tell."""
         cost, baseline = self.headline_cost, self.baseline
-        if not self.beside:
+        if len(self.arms) == 1:
             return f"There is only one arm, {baseline}; run another one on the same seeds to compare."
+        if not self.beside:
+            reasons = sorted({self.skipped[name] for name in self.arms.keys() - {baseline}})
+            return f"The {len(self.arms)} arms are listed in compare.csv and not compared: {'; '.join(reasons)}."
         best, found = self.best, self.beside[self.best][cost]
         ratio, gain = found.ratio, found.gain.value
         lead = f"{warn_of_few_seeds(found.seeds)} ".lstrip()
@@ -254,12 +256,10 @@ def compared(
     if len(measures) > 1:
         raise ValueError(f"Some runs measure {measures[0]}, others {measures[1]}; compare runs with one evaluation.")
     its_own = arms[baseline]
-    apart = {
-        name: f"it has no seed in common with {baseline}" for name, arm in arms.items() if not arm.keys() & its_own
-    }
+    apart = {name: f"no seed in common with {baseline}" for name, arm in arms.items() if not arm.keys() & its_own}
     for name, arm in arms.items():
         if other := next((arm[s].judge for s in arm.keys() & its_own if arm[s].judge != its_own[s].judge), None):
-            apart[name] = f"it is judged by {other}, and {baseline} by {next(iter(its_own.values())).judge}"
+            apart[name] = f"judged by {other}, and {baseline} by {next(iter(its_own.values())).judge}"
     beside = {
         name: {cost: versus(arm, its_own, cost) for cost in costs}
         for name, arm in arms.items()
@@ -270,7 +270,15 @@ def compared(
 
 
 def print_comparison(comparison: Comparison, out: Terminal | None = None) -> None:
-    """Print what each arm needs of the headline's cost for the baseline's final quality, then the sentence."""
+    """Print what each arm needs of the headline's cost for the baseline's final quality, then the sentence.
+
+    Where no arm is compared there is no page: the sentence and the runs that are left out are all that is printed.
+    """
+    out = out or console()
+    if not comparison.beside:
+        left = [f"{run} is left out: {why}" for run, why in comparison.skipped.items() if run not in comparison.arms]
+        out.print("\n".join([comparison.sentence, *left]), soft_wrap=True)
+        return
     cost = comparison.headline_cost
     amount = partial(as_amount, cost=cost)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -285,31 +293,24 @@ def print_comparison(comparison: Comparison, out: Terminal | None = None) -> Non
             *paid,
             as_difference(found.gain.value) if name != comparison.baseline else "",
         )
-    out = out or console()
     out.print(f"{cost} to the final {comparison.measure} of {comparison.baseline}:", soft_wrap=True)
     out.print(table)
     out.print(comparison.sentence, soft_wrap=True)
 
 
-def _evaluations(comparison: Comparison) -> Iterator[tuple[Any, ...]]:
-    """Yield each evaluation of each run: arm, seed, number, costs, KL, quality, what was typed, whether it ended."""
-    for name, arm in comparison.arms.items():
-        for seed, run in sorted(arm.items()):
-            kl = run.kl or [None] * len(run.quality)
-            rows = zip(*(run.spent[cost] for cost in comparison.costs), kl, run.quality, strict=True)
-            of_run = (shlex.join(run.typed), run.finished)
-            yield from ((name, seed, number, *row, *of_run) for number, row in enumerate(rows))
-
-
 def write_comparison(comparison: Comparison, sweep_dir: str | Path) -> Path:
-    """Write `compare.csv`, `compare.png` and the returned `compare.html` into the folder of a sweep."""
+    """Write `compare.csv` into the folder of a sweep and, where arms are compared, `compare.png` and `compare.html`.
+
+    Returns:
+        The page; without it the table.
+    """
     folder = Path(sweep_dir)
+    with replacing(table := folder / "compare.csv") as unfinished:
+        write_compared(comparison.arms, comparison.costs, unfinished)
+    if not comparison.beside:
+        return table
     with replacing(folder / "compare.png") as unfinished:
         unfinished.write_bytes(draw(comparison))
-    with replacing(folder / "compare.csv") as unfinished:
-        columns = ("arm", "seed", "evaluation", *comparison.costs, "kl", "quality", "typed", "finished")
-        rows = (dict(zip(columns, row, strict=True)) for row in _evaluations(comparison))
-        unfinished.write_text(csv_text(columns, rows), encoding="utf-8", newline="")
     write_page(
         "compare.html.j2",
         folder / "compare.html",

@@ -1,14 +1,16 @@
-"""Reads the runs that a compare.csv lists."""
+"""Writes the runs of a sweep into compare.csv, and reads them there."""
 
 from __future__ import annotations
 
 import csv
 import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from choosy.foreign import from_cell
-from choosy.reporting.courses import Course
+from choosy.foreign import csv_text, from_cell
+from choosy.reporting.courses import Arm, Course
 
 WANTED = ("typed", "seed", "labels", "seconds", "quality", "finished")  # columns
 
@@ -24,6 +26,22 @@ class EarlierRun:
 
     words: tuple[str, ...]
     course: Course
+
+
+def write_compared(arms: Mapping[str, Arm], costs: Sequence[str], path: Path) -> None:
+    """Write a row for each evaluation of each run."""
+    columns = ("arm", "seed", "evaluation", *costs, "kl", "quality", "typed", "finished")
+    rows = (dict(zip(columns, row, strict=True)) for row in _evaluations(arms, costs))
+    path.write_text(csv_text(columns, rows), encoding="utf-8", newline="")
+
+
+def _evaluations(arms: Mapping[str, Arm], costs: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    for name, arm in arms.items():
+        for seed, run in sorted(arm.items()):
+            kl = run.kl or [None] * len(run.quality)
+            rows = zip(*(run.spent[cost] for cost in costs), kl, run.quality, strict=True)
+            of_run = (shlex.join(run.typed), run.finished)
+            yield from ((name, seed, number, *row, *of_run) for number, row in enumerate(rows))
 
 
 def read_compared(path: str | Path) -> list[EarlierRun]:

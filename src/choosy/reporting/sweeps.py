@@ -61,7 +61,10 @@ def read_sweep(
             continue
         try:
             run = read_run(run_dir)
-            found[words][int(run.latest["seed"])] = course(run)
+            its, seed = course(run), int(run.latest["seed"])
+            if seed in found[words]:
+                raise ValueError(f"another run of its arm has its seed, {seed}")
+            found[words][seed] = its
         except (ValueError, OSError) as error:
             skipped[str(run_dir.relative_to(folder))] = str(error)
     arms = named({words: arm for words, arm in found.items() if arm})
