@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from scipy.stats import spearmanr
 from test_report import facts, write_run
@@ -19,8 +20,8 @@ from choosy.reporting.charts import line_chart, ridge_chart, scatter_chart
 from choosy.reporting.choices import choices_of, rank_correlation
 from choosy.reporting.pages import script_hash
 from choosy.reporting.report import write_report
-from choosy.reporting.run_page import money_table, names_of, spent, tiles
-from choosy.reporting.shown_prompts import shown_prompts
+from choosy.reporting.run_page import curve_charts, money_table, names_of, spent, tiles
+from choosy.reporting.shown_prompts import MARKUP, shown_prompts
 from choosy.reporting.summary import read_run
 from choosy.types import Candidates, Pair, Prompt, Response
 
@@ -135,19 +136,46 @@ def test_a_page_says_what_it_leaves_out(run_dir: Path) -> None:
     some, left_out = shown_prompts(run, most=2)
     assert len(some) == 3
     assert left_out.startswith("Left out: 4 of 7 prompts; ")
-    letters = len(f"Prompt a {EVIL}") + sum(len(one.text) for one in every[0].looks[0].responses)
+    letters = len(f"Prompt a {EVIL}") + sum(len(one.text) + MARKUP for one in every[0].looks[0].responses)
     some, left_out = shown_prompts(run, letters=letters)
     assert [len(p.looks) for p in some] == [1]
     assert left_out.startswith("Left out: 6 of 7 prompts and 1 older round of those that are shown; ")
 
 
+def test_a_page_of_many_short_answers_stays_small(tmp_path: Path) -> None:
+    short = Candidates(Prompt("p", "?"), (Response("a", reward=1.0), Response("b", reward=0.0)))
+    run_dir = play(tmp_path, [[replace(short, round=number)] for number in range(120)])
+    run = read_run(run_dir)
+    some, left_out = shown_prompts(run, letters=50 * 4 * MARKUP)
+    assert sum(len(prompt.looks) for prompt in some) < 110
+    assert "older rounds of those that are shown" in left_out
+    charts = curve_charts({"run": run})["seconds"]
+    assert {len(chart.dots) for chart in charts} == {100}
+
+
+def test_a_round_is_read_once_for_its_choices_and_twice_for_its_prompts(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, reads = read_run(run_dir), list[Path]()
+    read = pq.read_table
+    monkeypatch.setattr(pq, "read_table", lambda path, **what: (reads.append(path), read(path, **what))[1])
+    monkeypatch.setattr("choosy.data.table_files.refuse_damaged", lambda path: pytest.fail("read_run has checked it"))
+    choices_of(run)
+    assert len(reads) == 2
+    shown_prompts(run)
+    assert len(reads) == 2 + 4
+    some, left_out = shown_prompts(run, letters=0)
+    assert (len(reads), some) == (2 + 4 + 3, []), "no texts are read when the letters are spent"
+    assert left_out.startswith("Left out: 7 of 7 prompts; ")
+
+
 def test_each_figure_has_an_interval_or_its_number(tmp_path: Path) -> None:
     run = read_run(play(tmp_path, [[]], reward_low=0.5, reward_high=1.5, kl=2.0, kl_error=0.5, ties=0.25, judged=8))
     shown = {tile.label: (tile.value, tile.note) for tile in tiles(run)}
-    assert shown["held-out reward"] == ("1.00 → 1.00", "0.50 to 1.50")
+    assert shown["held-out reward"] == ("1.00", "0.50 to 1.50"), "one value is no course"
     assert shown["held-out KL"] == ("2.00", "1.02 to 2.98")
     assert shown["held-out win rate"] == ("100%", "n = 8")
-    assert shown["training accuracy"] == ("75% → 75%", "n = 6")
+    assert shown["training accuracy"] == ("75%", "n = 6, each pass counted")
     page = page_of(tmp_path)
     for cell in ('25% <span class="range">n = 8</span>', '2.00 <span class="range">1.02 to 2.98</span>'):
         assert f"<td>{cell}</td>" in page
@@ -222,7 +250,9 @@ def test_the_lines_that_load_the_model_are_those_of_its_card(run_dir: Path) -> N
     assert "<pre>model = load(&#34;&lt;here&gt;&#34;)</pre>" in page_of(run_dir)
 
 
-@pytest.mark.parametrize("numbers", [[], [0.0], [2.0] * 5, [-1e-9, 1e9], [float("nan"), 1.0]])
+@pytest.mark.parametrize(
+    "numbers", [[], [0.0], [2.0] * 5, [0.3, 0.3 + 5e-17], [1e18] * 2, [-1e-9, 1e9], [float("nan"), 1.0]]
+)
 def test_any_numbers_can_be_drawn(numbers: list[float]) -> None:
     from choosy.reporting.charts import Point
 

@@ -95,15 +95,28 @@ class Scale:
         from matplotlib.ticker import MaxNLocator
 
         known = [value for value in values if math.isfinite(value)] or [0.0]
-        low, high = min(known), max(known)
-        room = (high - low) * 0.04 or abs(high) * 0.1 or 1.0
-        self.low, self.high = (low - room * (low != 0), high + room) if low < high else (low - room, high + room)
+        low, high = widened(min(known), max(known))
+        room = (high - low) * 0.04
+        self.low, self.high = low - room * (low != 0), high + room
         self.start, self.end = start, end
         found = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(self.low, self.high)
         self.ticks = [(self(tick), text(tick)) for tick in found if self.low - 1e-9 <= tick <= self.high]
 
     def __call__(self, value: float) -> float:
         return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
+
+
+def widened(low: float, high: float) -> tuple[float, float]:
+    """The ends of a range, or of a wider one around numbers that differ by their rounding alone.
+
+    Example:
+        >>> widened(0.0, 2.0), widened(0.5, 0.5), widened(0.0, 0.0)
+        ((0.0, 2.0), (0.45, 0.55), (-1.0, 1.0))
+    """
+    if high - low > 1e-9 * max(abs(low), abs(high)):
+        return low, high
+    room = abs(high) * 0.1 or 1.0
+    return low - room, high + room
 
 
 def amount(value: float) -> str:
@@ -126,7 +139,7 @@ def line_chart(title: str, x_label: str, form: str, series: Mapping[str, Sequenc
         title: What is measured.
         x_label: What the amount is of.
         form: How a value is written.
-        series: The values of each by name; a value that is nan leaves a gap.
+        series: The values of each by name; a value that is nan is left out.
     """
 
     def tick(value: float) -> str:
@@ -168,7 +181,8 @@ def ridge_chart(title: str, x_label: str, rows: Mapping[str, np.ndarray]) -> Cha
         x_label: What their axis is.
         rows: The numbers of each row by its name; a row without any stays empty.
     """
-    edges = np.histogram_bin_edges(np.concatenate([np.zeros(0), *rows.values()]), BINS)
+    every = np.concatenate([np.zeros(0), *rows.values()])
+    edges = np.linspace(*(widened(every.min(), every.max()) if len(every) else (0.0, 1.0)), BINS + 1)
     height = TOP + ROW * len(rows) + BOTTOM
     left, right = LEFT + 26, WIDTH - 44
     x = Scale(edges.tolist(), left, right, amount)

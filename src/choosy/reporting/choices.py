@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from choosy.data.pool import round_file
-from choosy.data.table_files import read_table
 from choosy.reporting.courses import Z95, Interval
 from choosy.reporting.summary import RunSummary
 
@@ -112,30 +111,33 @@ def _choice(folder: Path, number: int) -> Choice | None:
 
 
 def fresh_rows(
-    folder: Path, number: int, columns: Sequence[str], split: str = "train", *, among: Collection[str] | None = None
+    folder: Path, number: int, columns: Sequence[str], *, heldout: bool = False, among: Set[str] | None = None
 ) -> pa.Table | None:
-    """The rows that a round has sampled or made pairs of, or has held out; None where its file does not tell them.
+    """The rows that a round has sampled or made pairs of; None where its file does not tell them.
+
+    The file's checksum was compared when the run was read, and is not once more.
 
     Args:
         folder: The folder of the run.
         number: The round's number, from 0.
         columns: The columns to read, `sampled_in` and `pairs` among them.
-        split: Rows that were trained on (`train`) or `heldout`.
+        heldout: Whether to read those that it has held out, too; `split` is then among the columns.
         among: Only the rows of these prompts; None = all.
     """
     path = round_file(folder / "rounds", number)
     known = pq.read_schema(path).names
     if not {"sampled_in", "pairs"} <= {*known}:
         return None
-    filters: list[Any] = [("split", "=", split), *([] if among is None else [("prompt_id", "in", {*among})])]
-    table = read_table(path, columns=[name for name in columns if name in known], filters=filters)
-    if split == "heldout":
-        return table
+    filters: list[Any] = [] if heldout else [("split", "=", "train")]
+    filters += [] if among is None else [("prompt_id", "in", among)]
+    table = pq.read_table(path, columns=[name for name in columns if name in known], filters=filters or None)
     pairs = table["pairs"].combine_chunks()
     rounds = pc.struct_field(pc.list_flatten(pairs), "round")
     paired = pc.list_parent_indices(pairs).filter(pc.equal(rounds, number)).to_numpy()
     sampled = pc.equal(table["sampled_in"], number).to_numpy(zero_copy_only=False)
-    return table.take(np.union1d(sampled.nonzero()[0], paired)).combine_chunks()
+    held_out = pc.equal(table["split"], "heldout").to_numpy().nonzero()[0] if heldout else []
+    fresh = np.union1d(np.union1d(sampled.nonzero()[0], paired), held_out).astype(int)
+    return table.take(fresh).combine_chunks()
 
 
 def _at(table: pa.Table, column: str, row_X: np.ndarray, place_X: np.ndarray) -> np.ndarray:

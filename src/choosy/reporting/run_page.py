@@ -21,6 +21,7 @@ from choosy.reporting.summary import COSTS, MEASURES, OF_JUDGE, OF_PAIRS, TRAINI
 from choosy.reporting.sweeps import judged_by, words_of
 
 MOST_ROWS, MOST_CLOUDS, MOST_DOTS = 12, 6, 400  # rounds of a ridge, clouds, dots of a cloud
+MOST_POINTS = 100  # of a curve
 MOST_RUNS = 6  # which colors and dashes tell apart
 AT_EQUAL_LENGTHS = {"win_rate_lc": ("win rate at equal lengths", ".0%")}
 MEANS = ("parts/", "sources/")  # of parts of the reward, and of the prompts of each source
@@ -92,7 +93,7 @@ def spread(run: RunSummary, stage: Stage, name: str) -> str:
     if not math.isnan(found.low):
         return range_text(found, MEASURES.get(name, ("", ".0%"))[1])
     n = number_of(run, stage, name)
-    return f"n = {n:,.0f}" if n else ""
+    return f"n = {n:,.0f}{', each pass counted' * (name in TRAINING)}" if n else ""
 
 
 def range_text(found: Interval, form: str) -> str:
@@ -132,7 +133,7 @@ def tiles(run: RunSummary) -> Iterator[Tile]:
         if name not in last or name in hidden:
             continue
         values = [stage.measured[name] for stage in every if stage.measured.get(name) is not None]
-        first = [] if name in ("win_rate", "win_rate_lc", "kl", "log_ratio") else values[:1]
+        first = [] if name in ("win_rate", "win_rate_lc", "kl", "log_ratio") else values[:-1][:1]
         shown = " → ".join(as_text(value, form) for value in (*first, values[-1]))
         note = spread(run, last[name], name)
         if name == "reward" and not math.isnan(grown):
@@ -140,7 +141,7 @@ def tiles(run: RunSummary) -> Iterator[Tile]:
         yield Tile(shown, heading if name in TRAINING else f"held-out {heading}", note)
     numbers = run.numbers()
     labels, money = numbers["labels"], numbers["money"]
-    yield Tile(f"{labels['spent']:,}", "labels bought", f"{labels['reused']:,} reused")
+    yield Tile(f"{labels['spent']:,}", f"labels {run.bought}", f"{labels['reused']:,} reused")
     if money.get("spent"):
         yield Tile(as_money(money["spent"]), "spent on labels", f"{as_money(money['spent'] / labels['spent'])} each")
     if numbers["tokens_generated"]:
@@ -184,7 +185,9 @@ def curve_charts(runs: Mapping[str, RunSummary]) -> dict[str, list[Chart]]:
     def points(name: str, measure: str, cost: int) -> list[Point]:
         if name in apart and (measure in (*OF_JUDGE, *OF_PAIRS) or measure.startswith(MEANS)):
             return []
-        return [Point(stage.costs[cost], *interval_of(stage.measured, measure)) for stage in every[name]]
+        known = [stage for stage in every[name] if stage.measured.get(measure) is not None]
+        some = evenly(known, MOST_POINTS)
+        return [Point(stage.costs[cost], *interval_of(stage.measured, measure)) for stage in some]
 
     return {
         cost: [

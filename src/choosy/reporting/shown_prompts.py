@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Any, NamedTuple
 
 from choosy.reporting.choices import fresh_rows
@@ -15,7 +14,8 @@ COLUMNS = (
     *("finished", "pairs", "undecided", "outcome", "parts"),
 )
 MOST_PROMPTS = 500  # of each split
-MOST_LETTERS = 4_000_000  # of prompts and responses
+MOST_LETTERS = 4_000_000  # of prompts and responses, with
+MARKUP = 250  # letters around each response
 SPLITS = {"train": "trained on", "heldout": "held out"}
 
 
@@ -74,30 +74,43 @@ def shown_prompts(
     Args:
         run: The run.
         most: Most prompts of each split.
-        letters: Most letters of prompts and responses.
+        letters: Most letters of prompts and responses with their markup; no round is read after they are spent.
     """
     found: dict[tuple[str, str], ShownPrompt] = {}
     ids_of: dict[str, set[str]] = {split: set() for split in SPLITS}
     dropped: list[tuple[str, str]] = []
-    for number, (split, ids) in product((played["round"] for played in reversed(run.rounds)), ids_of.items()):
-        fresh = fresh_rows(run.folder, number, ("prompt_id", "sampled_in", "pairs"), split)
-        names = [] if fresh is None else [*dict.fromkeys(fresh["prompt_id"].to_pylist())]
-        known = [name for of, name in found if of == split]
-        wanted = [*known, *[name for name in names if name not in ids][: most - len(known)]]
-        ids.update(names)
-        table = fresh_rows(run.folder, number, COLUMNS, split, among=wanted) if names and wanted else None
-        for row in [] if table is None else table.to_pylist():
-            letters -= sum(map(len, [row["prompt"], *row["responses"]]))
+    for number in (played["round"] for played in reversed(run.rounds)):
+        fresh = fresh_rows(run.folder, number, ("split", "prompt_id", "sampled_in", "pairs"), heldout=True)
+        keys = [] if fresh is None else [*zip(*(fresh[of].to_pylist() for of in ("split", "prompt_id")), strict=True)]
+        wanted = {key: None for key in keys if key in found}
+        for split, ids in ids_of.items():
+            room = most - sum(of == split for of, _ in found)
+            new = dict.fromkeys(key for key in keys if key[0] == split and key[1] not in ids)
+            wanted |= dict.fromkeys([*new][:room])
+            ids.update(name for _, name in new)
+        for row in _rows_of(run, number, {*wanted}) if letters >= 0 else ():
+            letters -= len(row["prompt"]) + sum(len(text) + MARKUP for text in row["responses"])
             if letters < 0:
-                dropped.append((split, row["prompt_id"]))
-                continue
-            shown = found.setdefault((split, row["prompt_id"]), ShownPrompt(split, row["prompt"]))
+                break
+            key = (row["split"], row["prompt_id"])
+            shown = found.setdefault(key, ShownPrompt(row["split"], row["prompt"]))
             shown.add(look(row, number), row)
+            wanted.pop(key, None)
+        dropped += wanted
     every = sorted(found.values(), key=lambda prompt: [*SPLITS].index(prompt.split))
     total, older = sum(map(len, ids_of.values())), sum(key in found for key in dropped)
     left = [f"{total - len(found):,} of {total:,} prompts"] if len(found) < total else []
     left += [f"{older:,} older round{'s' * (older > 1)} of those that are shown"] if older else []
     return every, f"Left out: {' and '.join(left)}; rounds/*.parquet has them." if left else ""
+
+
+def _rows_of(run: RunSummary, number: int, keys: Set[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The rows of some prompts of a round, those that were trained on first."""
+    table = fresh_rows(run.folder, number, COLUMNS, heldout=True, among={name for _, name in keys}) if keys else None
+    rows = [] if table is None else table.to_pylist()
+    return sorted(
+        (row for row in rows if (row["split"], row["prompt_id"]) in keys), key=lambda row: [*SPLITS].index(row["split"])
+    )
 
 
 def look(row: Mapping[str, Any], number: int) -> Look:
