@@ -51,7 +51,7 @@ def tokenizer(split: str) -> Any:
         [pre_tokenizers.Split(Regex(regex), "isolated")] if regex else []
     )
     last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=regex is None)
-    made = Tokenizer(models.BPE())
+    made = Tokenizer(models.BPE(ignore_merges=split == "llama-bpe"))
     made.pre_tokenizer = pre_tokenizers.Sequence([*first, last]) if first else last
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -157,3 +157,30 @@ def test_a_tokenizer_that_llama_cpp_would_read_otherwise_is_refused():
     assert split_name(own) is None
     with pytest.raises(ValueError, match="no byte-level BPE of GPT-2, SmolLM, Qwen or Llama 3"):
         refuse_gguf(made.config, own)
+
+
+def test_llama_3_s_tokenizer_takes_whole_words_without_merging():
+    from tokenizers import models
+
+    own = tokenizer("llama-bpe")
+    assert split_name(own) == "llama-bpe"
+    own.backend_tokenizer.model = models.BPE()
+    assert split_name(own) is None
+
+
+def test_several_chat_templates_and_both_ends_are_written(tmp_path):
+    from gguf import GGUFReader
+    from tokenizers import processors
+
+    own = tokenizer("gpt-2")
+    own.chat_template = {"default": own.chat_template, "tool_use": "tools"}
+    ends = [(token, own.convert_tokens_to_ids(token)) for token in ("<|bos|>", "<|end|>")]
+    own.backend_tokenizer.post_processor = processors.TemplateProcessing("<|bos|> $A <|end|>", None, ends)
+    found = GGUFReader(write_gguf(model("llama", own), own, tmp_path, "tiny")).fields
+    template, tools, adds_bos, adds_eos = (
+        found[f"tokenizer.{name}"].contents()
+        for name in ("chat_template", "chat_template.tool_use", "ggml.add_bos_token", "ggml.add_eos_token")
+    )
+    assert (template, tools) == (own.chat_template["default"], "tools")
+    assert adds_bos
+    assert adds_eos

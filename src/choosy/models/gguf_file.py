@@ -66,7 +66,8 @@ def split_name(tokenizer: Any) -> str | None:
         case [{"type": "Digits", "individual_digits": True}] if last["use_regex"]:
             return "smollm"
         case [{"type": "Split", "pattern": {"Regex": regex}}] if not last["use_regex"]:
-            return SPLITS.get(regex)
+            name = SPLITS.get(regex)  # llama.cpp takes whole words as they are, without merging, for llama-bpe alone
+            return name if bool(bpe.get("ignore_merges")) == (name == "llama-bpe") else None
     return None
 
 
@@ -133,11 +134,12 @@ def _add_tokenizer(writer: GGUFWriter, tokenizer: Any, size: int) -> None:
     for name in ("bos", "eos", "unk", "pad"):
         if (number := getattr(tokenizer, f"{name}_token_id")) is not None:
             getattr(writer, f"add_{name}_token_id")(number)
-    whole, plain = (tokenizer("a", add_special_tokens=adds).input_ids for adds in (True, False))
-    writer.add_add_bos_token(whole[: -len(plain)] == [tokenizer.bos_token_id])
+    whole = tokenizer("a").input_ids
+    writer.add_add_bos_token(whole[0] == tokenizer.bos_token_id)
     writer.add_add_eos_token(whole[-1] == tokenizer.eos_token_id)
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)
+    if templates := tokenizer.chat_template:
+        named = isinstance(templates, dict)  # several, by name
+        writer.add_chat_template([{"name": n, "template": t} for n, t in templates.items()] if named else templates)
 
 
 def _tensors(model: PreTrainedModel, arch: MODEL_ARCH) -> Iterator[tuple[str, Tensor]]:
