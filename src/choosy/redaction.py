@@ -10,7 +10,9 @@ from typing import Any
 VARIABLE = re.compile(r"(^|_)(KEY|APIKEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 ENTRY = re.compile(r"(api_?key|access_?key|secret|password|passwd|(api|auth|access|hf)_?token)$", re.IGNORECASE)
 IN_ADDRESS = re.compile(  # a password in an address, and a token behind it
-    r"(?<=://)[^/\s@]*:[^/\s@]+(?=@)|(?<=[?&])[\w-]*(?:token|key|secret|password)=[^&\s]{8,}", re.IGNORECASE
+    r"(?<=://)[^/\s@]*:[^/\s@]+(?=@)"
+    r"|(?<=[?&])(?:[\w-]*[_-])?(?:(?:api|access|auth)?(?:token|key)|(?:client)?secret|password)=[^&\s]{8,}",
+    re.IGNORECASE,
 )
 NAMED: set[str] = set()  # variables that hold a key, whatever they are called, as a configuration has said
 SHORTEST = 8  # a shorter value, such as EMPTY, is a word that may stand in any text

@@ -122,3 +122,9 @@ def test_no_key_is_printed_or_logged(
         exit_with(f"401: {KEY}")
     assert capsys.readouterr().out == f"401: [{variable}]\n"
     assert caplog.messages == [stop.value.code] == [f"401: [{variable}]"]
+
+
+def test_an_address_loses_its_key_and_no_other_word() -> None:
+    found = {name: redaction.scrub(f"http://h/?{name}=0123456789") for name in ("api_key", "apikey", "x-token", "key")}
+    assert set(found.values()) == {"http://h/?[password]"}
+    assert redaction.scrub("http://h/?monkey=0123456789") == "http://h/?monkey=0123456789"
