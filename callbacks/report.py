@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,7 +23,7 @@ from choosy.models.locate import shown_name
 from choosy.options.parts import typed_for
 from choosy.reporting.curves import write_curves
 from choosy.reporting.exports import write_whole
-from choosy.reporting.model_card import PICTURE, Form, copy_card, model_card
+from choosy.reporting.model_card import PICTURE, Form, by_name, copy_card, model_card
 from choosy.reporting.report import print_report, shown_settings, write_report
 from choosy.reporting.summary import RunSummary, read_run, write_summary
 from choosy.terminal import logger
@@ -62,7 +64,23 @@ class Export(Callback):
         policy.save(str(tuned))
         if self.form != "adapter" and trainer.is_global_zero:
             name, trusted = self.run_dir.resolve().name, policy.source.trust_remote_code
-            write_whole(str(tuned), self.run_dir / self.form, self.form, name=name, trusted=trusted)
+            with told(self.form, f"choosy merge {self.run_dir} DIR{' --gguf' * (self.form == 'gguf')}"):
+                write_whole(str(tuned), self.run_dir / self.form, self.form, name=name, trusted=trusted)
+
+
+@contextmanager
+def told(what: str, again: str) -> Iterator[None]:
+    """Tell of an error while something is written that a command can write again, so that the run ends in order.
+
+    An error of the disk, which has a number, ends the run: it can be resumed when there is room.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        log.error("%s is not written (%s); when that is mended, type %s", what, why, again)
 
 
 def bests(trainer: Any) -> list[ModelCheckpoint]:
@@ -130,9 +148,13 @@ class Report(Callback):
         run = read_run(self.run_dir)
         callbacks = cast(Any, trainer).callbacks
         exported = next((one.exported for one in callbacks if isinstance(one, Export)), None)
-        write_curves(run)
-        write_cards(self.run_dir, run, trainer, pl_module, exported)  # with the curves
-        write_report(run)  # with the card's code
+        again = f"choosy report {self.run_dir}"
+        with told("curves.png", again):
+            write_curves(run)
+        with told("README.md of the tuned model", again):
+            write_cards(self.run_dir, run, trainer, pl_module, exported)  # with the curves
+        with told("report.html", again):
+            write_report(run)  # with the card's code
         stops = [one.stopping_reason for one in callbacks if isinstance(one, EarlyStopping)]
         early = any(reason != EarlyStoppingReason.NOT_STOPPED for reason in stops)
         if run.finished or early:  # last, since a run that has a summary has ended
@@ -170,7 +192,7 @@ def write_cards(folder: Path, summary: RunSummary, trainer: Any, module: Any, ex
     }
     card = model_card(
         replace(summary, rounds=summary.rounds[:exported]),
-        facts,
+        {name: without_folders(text) for name, text in facts.items()},
         base=shown_name(policy.source.name),
         data=trained_on,
         judged=", ".join(judged_on),
@@ -189,7 +211,13 @@ def write_cards(folder: Path, summary: RunSummary, trainer: Any, module: Any, ex
 def names_of(source: Source) -> list[str]:
     """Return the hub ids of a data source, and the names of its files."""
     sources = [source] if isinstance(source, str) else source
-    return [Path(one).name if Path(one).expanduser().exists() else shown_name(one) for one in sources]
+    here = {one for one in sources if Path(one).expanduser().exists()}
+    return [Path(one).name if one in here else without_folders(shown_name(one)) for one in sources]
+
+
+def without_folders(text: str) -> str:
+    """Return a text with the files of this machine by their names, as in the name of a labeler of several functions."""
+    return "+".join(by_name(part, folders=True)[0] for part in text.split("+"))
 
 
 def name_of(part: object) -> str:

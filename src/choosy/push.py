@@ -11,7 +11,7 @@ from choosy.models.adapters import CONFIG
 from choosy.models.checksums import NAME, write_checksums
 from choosy.models.locate import UNREACHABLE, shown_name
 from choosy.options.words import Words
-from choosy.reporting.model_card import on_the_hub, with_base
+from choosy.reporting.model_card import PICTURE, is_ours, on_the_hub, with_base
 from choosy.terminal import say
 from choosy.tuned_model import TunedModel
 
@@ -42,11 +42,11 @@ def push(words: list[str]) -> None:
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     with TemporaryDirectory() as folder:
-        not_uploaded = shutil.ignore_patterns(".cache", ".git")
+        not_uploaded = all_but_gguf if is_gguf else shutil.ignore_patterns(".*")
         copy = Path(shutil.copytree(source, Path(folder, "model"), ignore=not_uploaded))
         name_base(copy, typed.base)
-        if (card := copy / "README.md").exists():
-            card.write_text(on_the_hub(card.read_text(encoding="utf-8"), typed.repo), encoding="utf-8")
+        if (card := copy / "README.md").exists() and is_ours(text := card.read_text(encoding="utf-8")):
+            card.write_text(on_the_hub(text, typed.repo), encoding="utf-8")
         if (copy / NAME).exists():
             write_checksums(copy)
         hub = HfApi()
@@ -62,6 +62,11 @@ def push(words: list[str]) -> None:
         except httpx2.TransportError as error:
             raise ValueError(f"{typed.repo} is not uploaded: {UNREACHABLE} at {hub.endpoint} ({error}).") from None
     say(f"{hub.endpoint}/{typed.repo}")
+
+
+def all_but_gguf(folder: str, names: list[str]) -> set[str]:
+    """What is not uploaded of a folder with files of llama.cpp, which may hold anything else."""
+    return {name for name in names if not name.endswith(".gguf") and name not in ("README.md", PICTURE, NAME)}
 
 
 def name_base(folder: Path, base: str | None) -> None:
@@ -84,8 +89,8 @@ def name_base(folder: Path, base: str | None) -> None:
                 f"such as {known}."
             )
         file.write_text(json.dumps({**config, BASE: found}, indent=2) + "\n", encoding="utf-8")
-    if base and card.exists():
-        card.write_text(with_base(card.read_text(encoding="utf-8"), base), encoding="utf-8")
+    if base and card.exists() and is_ours(text := card.read_text(encoding="utf-8")):
+        card.write_text(with_base(text, base), encoding="utf-8")
 
 
 def is_hub_id(name: str) -> bool:

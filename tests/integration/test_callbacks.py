@@ -170,7 +170,7 @@ def test_the_card_has_the_numbers_of_the_round_that_is_exported(lines, tmp_path)
     card = (run_dir / "adapter" / "README.md").read_text()
     first, last = (f"{about(run_dir, number)['evaluation']['reward']:.3g} (" for number in (0, 2))
     assert first != last
-    (reward,) = [line for line in card.splitlines() if line.startswith("| held-out reward ")]
+    (reward,) = [line for line in card.splitlines() if line.startswith("| reward ")]
     assert first in reward
     assert last not in reward
     assert "| weights | after round 1, the best one |" in card

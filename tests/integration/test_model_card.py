@@ -60,6 +60,9 @@ def test_the_card_says_what_to_type_to_repeat_the_run(tmp_path, monkeypatch):
         "labeler=function",
         "labeler.path=rewards.length",
         "model.name=Qwen/Qwen2.5-0.5B",
+        "logger.wandb.project=mine",
+        f"labels.ledger=sqlite:///{tmp_path}/x.db",
+        f"data.test=file://{tmp_path}/a.jsonl",
         "name=mine",
     ]
     write_yaml(tmp_path / ".hydra" / "overrides.yaml", yaml.safe_dump(typed))
@@ -67,10 +70,26 @@ def test_the_card_says_what_to_type_to_repeat_the_run(tmp_path, monkeypatch):
     assert (
         "choosy train --config-dir menu 'data.train=[prompts.jsonl,owner/questions:train]' "
         "data.heldout=choosy:prompts/heldout.jsonl labeler=function labeler.path=rewards.length "
-        "model.name=Qwen/Qwen2.5-0.5B\n"
+        "model.name=Qwen/Qwen2.5-0.5B labels.ledger=x.db data.test=a.jsonl\n"
     ) in said
-    assert "not published here: `menu`, `prompts.jsonl`, `rewards.py`." in said
+    assert "not published here: `menu`, `prompts.jsonl`, `rewards.py`, `x.db`, `a.jsonl`." in said
     assert str(tmp_path) not in said
+
+
+def test_the_card_names_no_folder_of_a_labeler(play, tmp_path):
+    (file := tmp_path / "mine.py").write_text("def good(prompt, response):\n    return -len(response)\n")
+    run = play(f"labeler.path={file}:good", "rounds=1", "data.heldout=null")
+    card = (run.run_dir / "adapter" / "README.md").read_text()
+    assert "function:mine.py:good" in card
+    assert str(tmp_path) not in card
+
+
+def test_a_whole_model_that_cannot_be_written_loses_no_report(play, monkeypatch, caplog):
+    monkeypatch.setattr("choosy.models.gguf_file._add_tokenizer", lambda *_: [].pop())
+    run = play("export=gguf", "rounds=1", "data.heldout=null")
+    assert {"summary.json", "report.html", "adapter"} <= {file.name for file in run.run_dir.iterdir()}
+    assert f"type choosy merge {run.run_dir} DIR --gguf" in caplog.text
+    assert not (run.run_dir / "gguf").exists()
 
 
 def test_the_loggers_get_the_settings(play):

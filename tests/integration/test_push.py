@@ -154,3 +154,13 @@ def test_a_folder_of_this_machine_names_no_base(base, tmp_path, monkeypatch):
 def test_a_name_without_an_owner_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"tuned is no repository of the hub, which is OWNER/NAME, such as me/tuned"):
         push([str(tmp_path), "tuned"])
+
+
+def test_a_card_of_another_s_stays_as_it_is_and_only_the_model_goes_up(hub, tmp_path, monkeypatch):
+    card = '# Mine\nllama-server -m a.gguf\nmodel = AutoModel.from_pretrained("here")\n'
+    for name, text in {"README.md": card, ".env": "KEY=1", "notes.txt": "x", "a.gguf": "GGUF"}.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.hf_api.HfApi.__init__", partialmethod(HfApi.__init__, hub.url, token="hf_t"))
+    push([str(tmp_path), "me/tuned", "--base", "owner/tiny"])
+    assert hub.files == {"README.md": card.encode(), "a.gguf": b"GGUF"}

@@ -67,6 +67,7 @@ llama-server -m {file}
 LIBRARY = {"adapter": "peft", "model": "transformers", "merged": "transformers", "gguf": "gguf"}
 RELATION = {"adapter": "adapter", "model": "finetune", "merged": "finetune", "gguf": "quantized"}  # as the hub has it
 WORD = re.compile(rf"""(?:{PACKAGED}|\w+://|[A-Za-z]:(?=[/\\]))?[^\s'"\[\]{{}},:=]+""")
+ELSEWHERE = re.compile(r"(?!file:)\w+://[^/]")  # an address with a host; file:///a and sqlite:////a have a path here
 
 
 def model_card(
@@ -172,7 +173,8 @@ def repeated(run_dir: Path) -> str:
     words = words_of(run_dir)
     typed, files = ["fit", "--config", "config.yaml"], ["config.yaml"]
     if words is not None:
-        kept = [word for word in words if word.lstrip("+").split("=")[0] not in OF_ONE_RUN]
+        names = [(word, word.lstrip("+~").split("=")[0]) for word in words]
+        kept = [word for word, name in names if name not in OF_ONE_RUN and name.partition(".")[0] != "logger"]
         found = [without_paths(word) for word in in_the_shell(kept)]
         typed, files = ["train", *(word for word, _ in found)], [name for _, names in found for name in names]
     command = f"```\npip install choosy-tuning=={__version__}\n{shlex.join(['choosy', *typed])}\n```"
@@ -188,17 +190,25 @@ def without_paths(word: str) -> tuple[str, list[str]]:
         ('data.train=[a.jsonl,owner/set:train,b.csv]', ['a.jsonl', 'b.csv'])
         >>> without_paths("labeler.base_url=http://localhost:8000/v1")
         ('labeler.base_url=http://localhost:8000/v1', [])
+        >>> without_paths("labels.ledger=sqlite:////data/x.db")
+        ('labels.ledger=x.db', ['x.db'])
         >>> without_paths("~logger.tensorboard")
         ('~logger.tensorboard', [])
     """
-    names: list[str] = []
     name, equals, value = word.partition("=") if "=" in word else ("", "", word)
     folders = not equals or name.startswith("model.")  # elsewhere a choice may be called like a folder that is here
+    text, names = by_name(value, folders=folders)
+    return name + equals + text, names
+
+
+def by_name(value: str, *, folders: bool) -> tuple[str, list[str]]:
+    """Return a text with the files of this machine by their names, and these names; `folders`: its folders, too."""
+    names: list[str] = []
 
     def named(found: re.Match[str]) -> str:
         text = found[0]
         path = Path(os.path.expanduser(text))  # Path's own raises where ~word names no user, as in ~logger.tensorboard
-        if text.startswith(PACKAGED) or "://" in text:
+        if text.startswith(PACKAGED) or ELSEWHERE.match(text):
             return text
         is_path = re.search(r"[/\\]", text) and (text.count("/") != 1 or text[0] in "./~" or path.exists())
         if is_path or path.is_file() or (folders and path.is_dir()):
@@ -208,13 +218,24 @@ def without_paths(word: str) -> tuple[str, list[str]]:
             names.append(module.name)
         return text
 
-    return name + equals + WORD.sub(named, value), names
+    return WORD.sub(named, value), names
+
+
+def is_ours(card: str) -> bool:
+    r"""Whether Choosy has written a card, this version or an earlier one.
+
+    Example:
+        >>> is_ours("---\ntags:\n- choosy\n---\n"), is_ours("---\ntags: [choosy, x]\n---\n"), is_ours("# choosy")
+        (True, True, False)
+    """
+    head, fence, _ = card.partition("\n---\n")
+    return bool(fence) and re.search(r"^(- choosy|tags: \[choosy, .*)$", head, re.MULTILINE) is not None
 
 
 def copy_card(source: Path, folder: Path, form: Form) -> None:
     """Copy the card of a tuned model that Choosy has written, with its picture, for the same model in another form."""
     card = source / "README.md"
-    if not card.is_file() or "\n- choosy\n" not in (text := card.read_text(encoding="utf-8")).partition("\n---\n")[0]:
+    if not card.is_file() or not is_ours(text := card.read_text(encoding="utf-8")):
         return
     name = next((file.name for file in folder.glob("*.gguf")), folder.name)
     code = _code(form, name, chat="apply_chat_template" in text)
@@ -228,16 +249,17 @@ def copy_card(source: Path, folder: Path, form: Form) -> None:
 
 
 def with_base(card: str, base: str) -> str:
-    """Return a card that names the base model by its hub id."""
+    """Return a card that Choosy has written, naming the base model by its hub id."""
     head, fence, body = card.removeprefix("---\n").partition("---\n")
-    relation = next(RELATION[form] for form, name in LIBRARY.items() if f"library_name: {name}\n" in head)
+    relations = [RELATION[form] for form, name in LIBRARY.items() if f"library_name: {name}\n" in head]
     kept = [line for line in head.splitlines() if not line.startswith("base_model")]
     body = re.sub(r"^\| base model \| .* \|$", f"| base model | {base} |", body, count=1, flags=re.MULTILINE)
     body = re.sub(r"^.+ (?=tuned on preferences with Choosy)", f"{base} ", body, count=1, flags=re.MULTILINE)
-    return "\n".join(["---", f"base_model: {base}", *kept, f"base_model_relation: {relation}", fence + body])
+    kept += [f"base_model_relation: {relation}" for relation in relations[:1]]
+    return "\n".join(["---", f"base_model: {base}", *kept, fence + body])
 
 
 def on_the_hub(card: str, repo: str) -> str:
-    """Return a card whose code loads the model from the hub."""
+    """Return a card that Choosy has written, whose code loads the model from the hub."""
     card = re.sub(r'from_pretrained\("[^"]*"\)', f'from_pretrained("{repo}")', card)
     return re.sub(r"^llama-server -m .*$", f"llama-server -hf {repo}", card, flags=re.MULTILINE)
