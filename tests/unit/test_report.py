@@ -440,6 +440,21 @@ def test_the_callback_leaves_everything_behind(run_dir, capsys):
     assert "Left behind in" in capsys.readouterr().out
 
 
+def test_a_page_that_cannot_be_drawn_loses_no_summary(run_dir, monkeypatch, caplog):
+    monkeypatch.setattr("callbacks.report.write_report", lambda run: 1 / 0)
+    Report(str(run_dir)).teardown(RANK_0, MODULE, "fit")
+    assert read_json(run_dir / "summary.json")["rounds"] == 2
+    (said,) = [one.getMessage() for one in caplog.records]
+    assert said.startswith("report.html is not written (ZeroDivisionError: division by zero); when that is mended")
+    assert said.endswith(f"type choosy report {run_dir}")
+
+
+def test_labels_that_came_with_the_data_were_read(tmp_path):
+    given = facts(0, rounds=1, budget=None, evaluation=None) | {"labels_given": True}
+    write_round(tmp_path, "round_000", [], given)
+    assert read_run(tmp_path).costs.startswith("12 labels read from the data, ")
+
+
 def test_the_callback_calls_no_interrupted_run_finished(tmp_path, capsys):
     write_run(tmp_path, rounds=4)
     Report(str(tmp_path), console=False).teardown(RANK_0, MODULE, "fit")

@@ -207,12 +207,17 @@ class RunSummary:
         return f" of {self.last['pairs']:,.0f} pairs" if self.last.get("pairs") else ""
 
     @property
+    def bought(self) -> str:
+        """What the run did with its labels: those that came with the data are read, all others bought."""
+        return "read from the data" if self.latest.get("labels_given") else "bought"
+
+    @property
     def costs(self) -> str:
         """Labels and money spent, in one line."""
         numbers = self.numbers()
         labels, judged = numbers["labels"], numbers["judgements"]
         bought = f"{labels['spent']:,}" + ("" if labels["budget"] is None else f" of {labels['budget']:,}")
-        parts = [f"{bought} label{'s' * (bought != '1')} bought", f"{labels['reused']:,} reused"]
+        parts = [f"{bought} label{'s' * (bought != '1')} {self.bought}", f"{labels['reused']:,} reused"]
         parts += [f"{n:,} tie{'s' * (n != 1)}" for n in (judged["ties"],) if n]
         parts += [f"{n:,} invalid" for n in (judged["invalid"],) if n]
         money = numbers["money"]
