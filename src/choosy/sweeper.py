@@ -272,8 +272,8 @@ class SafeSweeper(Sweeper):
         job.return_value  # noqa: B018  # raises what the job has raised
         found = course(read_run(self.folder(number)))
         trial.set_user_attr("cost", cost := self.cost_of(found))
-        for number, quality in enumerate(curve := found.quality[1:], 1):
-            trial.report(quality, number)
+        for played, quality in enumerate(curve := found.quality[1:], 1):
+            trial.report(quality, played)
         if falls_short(curve, least_of(words)):
             search.stopped += 1
             search.study.tell(trial, state=TrialState.PRUNED)

@@ -11,7 +11,7 @@ from choosy.files import replacing
 from choosy.reporting.summary import MEASURES, TRAINING, RunSummary
 
 GRID, FRAME, INK = "#e5e7eb", "#9ca3af", "#4b5563"
-COSTS = {"labels": "labels bought", "tokens": "tokens generated", "seconds": "seconds"}
+AXES = {"labels": "labels bought", "tokens": "tokens generated", "seconds": "seconds"}
 CURVES = {"reward": "#2563eb", "win_rate": "#d97706", "accuracy": "#7c3aed", "train_accuracy": "#7c3aed"}
 
 
@@ -34,7 +34,7 @@ def curves(run: RunSummary) -> bytes:
     if run.evaluated:
         looks[0] = {"win_rate": 0.5, "kl": 0.0, **looks[0]}
     drawn = [name for name in CURVES if name in run.measures] or list(run.measures[:1]) or ["reward"]
-    spent = dict(zip(COSTS, zip(*(costs for _, costs in stages), strict=True), strict=True))
+    spent = dict(zip(AXES, zip(*(costs for _, costs in stages), strict=True), strict=True))
     size = (0.3 + 3.6 * len(run.spent_on), 0.4 + 2.4 * len(drawn))
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.04, hspace=0.06))
     axes = figure.subplots(len(drawn), len(run.spent_on), sharex="col", sharey="row", squeeze=False)
@@ -45,7 +45,7 @@ def curves(run: RunSummary) -> bytes:
             if MEASURES[name][1].endswith("%"):
                 axes[row, column].axhline(0.5, color=FRAME, linewidth=1, linestyle="--", zorder=0)
                 axes[row, column].set_ylim(-0.05, 1.15)
-        axes[-1, column].set_xlabel(COSTS[cost], color=INK)
+        axes[-1, column].set_xlabel(AXES[cost], color=INK)
     for row, name in enumerate(drawn):
         axes[row, 0].set_ylabel(f"{'held-out ' * (name not in TRAINING)}{MEASURES[name][0]}", color=INK)
     png = io.BytesIO()
