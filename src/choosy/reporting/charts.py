@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from choosy.reporting.courses import Interval
+
 WIDTH, HEIGHT = 340, 210
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 34  # room for the ticks
 ROW = 30  # height of a round in a ridge
@@ -170,7 +172,8 @@ def line_chart(title: str, x_label: str, form: str, series: Mapping[str, Sequenc
 
 def ends(point: Point, form: str) -> str:
     """Write the interval of a value in brackets; "" if it has none."""
-    return "" if math.isnan(point.low + point.high) else f" ({point.low:{form}} to {point.high:{form}})"
+    known = Interval(*point[1:]).ends(form)
+    return f" ({known})" if known else ""
 
 
 def ridge_chart(title: str, x_label: str, rows: Mapping[str, np.ndarray]) -> Chart:

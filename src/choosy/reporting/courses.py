@@ -57,6 +57,15 @@ class Interval(NamedTuple):
     low: float = math.nan
     high: float = math.nan
 
+    def ends(self, form: str) -> str:
+        """Write the ends; "" where they are not known.
+
+        Example:
+            >>> Interval(0.5, 0.25, 0.75).ends(".0%"), Interval(0.5).ends(".0%")
+            ('25% to 75%', '')
+        """
+        return "" if math.isnan(self.low) or math.isnan(self.high) else f"{self.low:{form}} to {self.high:{form}}"
+
 
 @dataclass(frozen=True)
 class Versus:

@@ -14,6 +14,7 @@ from typing import Literal
 from choosy.data.sources import PACKAGED
 from choosy.files import replacing
 from choosy.options.typed import in_the_shell
+from choosy.reporting.courses import Interval
 from choosy.reporting.summary import MEASURES, TRAINING, RunSummary
 from choosy.reporting.sweeps import OF_ONE_RUN, words_of
 from choosy.version import __version__
@@ -153,7 +154,8 @@ def _interval(measured: Mapping[str, float | None], name: str, form: str) -> str
     value, low, high = (measured.get(f"{name}{end}") for end in ("", "_low", "_high"))
     if value is None:
         return ""
-    return f"{value:{form}}" + ("" if low is None or high is None else f" ({low:{form}} to {high:{form}})")
+    known = "" if low is None or high is None else Interval(value, low, high).ends(form)
+    return f"{value:{form}}" + (f" ({known})" if known else "")
 
 
 def _code(form: Form, name: str, *, chat: bool) -> str:

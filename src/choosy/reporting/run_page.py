@@ -91,14 +91,9 @@ def spread(run: RunSummary, stage: Stage, name: str) -> str:
     if math.isnan(found.value):
         return ""
     if not math.isnan(found.low):
-        return range_text(found, MEASURES.get(name, ("", ".0%"))[1])
+        return found.ends(MEASURES.get(name, ("", ".0%"))[1])
     n = number_of(run, stage, name)
     return f"n = {n:,.0f}{', each pass counted' * (name in TRAINING)}" if n else ""
-
-
-def range_text(found: Interval, form: str) -> str:
-    """Write the ends of an interval."""
-    return f"{found.low:{form}} to {found.high:{form}}"
 
 
 def number_of(run: RunSummary, stage: Stage, name: str) -> float | None:
@@ -262,7 +257,8 @@ def correlation_text(found: Interval) -> str:
     """Write a rank correlation with its interval."""
     if math.isnan(found.value):
         return "no rank correlation"
-    return f"ρ = {found.value:.2f}" + ("" if math.isnan(found.low) else f" ({found.low:.2f} to {found.high:.2f})")
+    known = found.ends(".2f")
+    return f"ρ = {found.value:.2f}" + (f" ({known})" if known else "")
 
 
 def choices_table(choices: Sequence[Choice]) -> list[tuple[str, ...]]:
