@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from choosy.data.table_files import damage, read_about, write_table
+from choosy.data.table_files import damage, read_about, read_table, write_table
 from choosy.types import Candidates, Moments, Pair, Prompt, Response
 
 Keep = Literal["newest", "all"]
@@ -36,7 +36,7 @@ POOL_SCHEMA = pa.schema(
     {
         "split": pa.string(),  # train | heldout
         "prompt_id": pa.string(),
-        "prompt": pa.string(),
+        "prompt": pa.string(),  # as text; the turns of a conversation are not kept
         "source": pa.string(),  # of a mixture, which the prompt is of; null without shares
         "origin": pa.string(),  # sampled | reused | heldout
         "sampled_in": pa.int32(),  # the round that sampled the responses, or scored a lone one
@@ -370,10 +370,7 @@ class Pool:
         """
         refuse_unreadable(folder, round)
         path = round_file(folder, round)
-        table = with_all_columns(pq.read_table(path))
-        about = read_about(path)
-        of_train = pc.equal(table["split"], "train")
-        return Pool(table if pc.all(of_train).as_py() else table.filter(of_train), round=round), about
+        return Pool(rows_to_train_on(pq.read_table(path)), round=round), read_about(path)
 
 
 def refuse_unreadable(folder: str | Path, round: int) -> None:
@@ -386,6 +383,18 @@ def refuse_unreadable(folder: str | Path, round: int) -> None:
             f"The pool file {path} cannot be read ({why}); {last}. Put the file back, or "
             "train again on the rounds that are whole and the labels in the ledger: type ckpt_path=start."
         )
+
+
+def read_candidates(path: Path) -> list[Candidates]:
+    """The candidates of a file of rows, which an earlier version may have written; a ValueError if it is damaged."""
+    return [from_row(row) for row in with_all_columns(read_table(path)).to_pylist()]
+
+
+def rows_to_train_on(table: pa.Table) -> pa.Table:
+    """The rows of a round's file, or of a piece of one, that are trained on, with all columns."""
+    table = with_all_columns(table)
+    of_train = pc.equal(table["split"], "train")
+    return table if pc.all(of_train).as_py() else table.filter(of_train)
 
 
 def with_all_columns(table: pa.Table) -> pa.Table:

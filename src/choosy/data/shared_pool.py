@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from choosy.data.pool import POOL_SCHEMA, Keep, Pool, as_rows, refuse_unreadable, round_file, with_all_columns
+from choosy.data.pool import POOL_SCHEMA, Keep, Pool, as_rows, refuse_unreadable, round_file, rows_to_train_on
 from choosy.data.table_files import read_about
 from choosy.files import create_private, make_folder
 from choosy.types import Candidates
@@ -90,9 +89,7 @@ def round_pieces(path: Path) -> Iterator[pa.Table]:
     """The rows to train on of a round's file, some at a time."""
     with pq.ParquetFile(path) as file:
         for number in range(file.num_row_groups):
-            table = with_all_columns(file.read_row_group(number)).select(POOL_SCHEMA.names).cast(POOL_SCHEMA)
-            of_train = pc.equal(table["split"], "train")
-            train = table if pc.all(of_train).as_py() else table.filter(of_train)
+            train = rows_to_train_on(file.read_row_group(number)).select(POOL_SCHEMA.names).cast(POOL_SCHEMA)
             yield from (train.slice(start, PIECE) for start in range(0, len(train), PIECE))
 
 

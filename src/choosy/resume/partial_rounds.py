@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from choosy.data.pool import POOL_SCHEMA, from_row, to_row
-from choosy.data.table_files import damage, read_about, read_table, write_table
+from choosy.data.pool import POOL_SCHEMA, read_candidates, to_row
+from choosy.data.table_files import damage, read_about, write_table
 from choosy.parallel.ranks import Ranks
 from choosy.terminal import logger
 from choosy.types import Candidates, Prompt
@@ -89,7 +89,7 @@ def read_begun(
         if why := damage(path):
             log.warning("%s is damaged (%s): its responses are sampled again.", path, why)
             continue
-        candidates = rows(path)
+        candidates = read_candidates(path)
         if unknown := [c.prompt.id for c in candidates if c.prompt.id not in known]:
             raise ValueError(
                 f"{path} holds responses to prompt {unknown[0]}, which data.train has not: the prompts of a run must "
@@ -112,18 +112,13 @@ def unlabeled(folder: Path, number: int, prompts: Iterable[Prompt], *, responses
             if path not in seen:
                 seen.add(path)
                 with suppress(ValueError):  # a part of an interrupted run may be damaged
-                    found |= {c.prompt.id: c for c in rows(path) if len(c.responses) == responses}
+                    found |= {c.prompt.id: c for c in read_candidates(path) if len(c.responses) == responses}
         yield [replace(c, prompt=left.pop(name)) for name, c in found.items() if name in left]
 
 
 def files_of(folder: Path, number: int) -> list[Path]:
     """Return all parts of a round."""
     return sorted(folder.glob(f"sampling_{number:03d}.*.parquet"))
-
-
-def rows(path: Path) -> list[Candidates]:
-    """Read the candidates of a part; their prompts lack the turns of a conversation."""
-    return [from_row(row) for row in read_table(path).to_pylist()]
 
 
 def forget(folder: Path, number: int) -> None:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torchmetrics import CatMetric, MeanMetric, Metric
 
-from choosy.data.pool import POOL_SCHEMA, from_row, means_by_name, to_row
-from choosy.data.table_files import read_table, write_table
+from choosy.data.pool import POOL_SCHEMA, means_by_name, read_candidates, to_row
+from choosy.data.table_files import write_table
 from choosy.labeling.buyer import LabelBuyer
 from choosy.methods.length_control import Z95, length_controlled
 from choosy.methods.loss_inputs import Loss, LossInputs, form_of
@@ -363,7 +363,7 @@ def write_start(folder: Path, answers: Sequence[Candidates], about: Mapping[str,
 
 def read_start(folder: Path, prompts: Sequence[Prompt]) -> list[Candidates]:
     """Read the start policy's answers to these prompts, which must be those of the start."""
-    known = {row["prompt_id"]: from_row(row) for row in read_table(start_file(folder)).to_pylist()}
+    known = {c.prompt.id: c for c in read_candidates(start_file(folder))}
     if lost := [p.id for p in prompts if p.id not in known]:
         raise ValueError(
             f"{start_file(folder)} has no start answer to held-out prompt {lost[0]} ({len(lost)} lack one); "
