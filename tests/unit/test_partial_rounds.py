@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from fake_ranks import FakeRanks
 
 from choosy.data.pool import Pool
+from choosy.data.table_files import read_about, write_table
 from choosy.methods.losses import SigmoidLoss
 from choosy.parallel.ranks import OneRank
 from choosy.reporting.display import Phases
@@ -98,6 +100,17 @@ def test_the_feed_gives_what_was_written_since_the_last_call(tmp_path: Path) -> 
     assert next(feed) == []
 
 
+def test_a_part_of_a_version_without_some_columns_is_read(tmp_path: Path) -> None:
+    writer = parts(tmp_path)
+    writer.add([candidates(prompt) for prompt in PROMPTS])
+    writer.write()
+    (path,) = files_of(tmp_path, 3)
+    write_table(pq.read_table(path).drop_columns(["source", "parts"]), path, read_about(path))
+    wanted = [candidates(prompt) for prompt in PROMPTS]
+    assert [*read_begun(tmp_path, 3, PROMPTS, responses=2)[0].values()] == wanted
+    assert next(unlabeled(tmp_path, 3, PROMPTS, responses=2)) == wanted
+
+
 # -- a round that goes on --------------------------------------------------------------------------------------
 
 
@@ -163,6 +176,12 @@ def test_a_round_that_goes_on_samples_the_rest_only(before, after, tmp_path, mon
     last = [Stub() for _ in range(after)]
     assert texts(FakeRanks.play(after, lambda ranks: play(folder, last[ranks.rank], ranks))) == whole
     assert [stub.asked for stub in last] == [[]] * after, "now all of it is there"
+
+
+def test_what_was_sampled_before_is_dealt_to_all_ranks(tmp_path):
+    play(tmp_path, Stub(), OneRank())
+    shares = FakeRanks.play(4, lambda ranks: play(tmp_path, Stub(), ranks))
+    assert [len(mine) for mine, _ in shares] == [2, 2, 2, 2]
 
 
 def test_one_line_says_where_the_tokens_came_from_and_at_what_rate(tmp_path, monkeypatch):

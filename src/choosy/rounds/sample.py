@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from choosy.models.instructions import Instructions
-from choosy.parallel.ranks import fair_share
+from choosy.parallel.ranks import fair_share, shard
 from choosy.resume.partial_rounds import PartWriter, read_begun, unlabeled
 from choosy.rounds.context import ChosenPrompt, OnSampled, Round, Sample
 from choosy.rounds.label_ahead import LabelAhead
@@ -35,9 +35,9 @@ class FreshResponses:
     def __call__(
         self, at: Round, chosen: Sequence[ChosenPrompt], *, begun: Mapping[str, Candidates], done: OnSampled
     ) -> list[Candidates]:
-        expected = expected_tokens(at, [prompt for prompt, _ in chosen])
-        costs = [0.0 if prompt.id in begun else tokens for (prompt, _), tokens in zip(chosen, expected, strict=True)]
-        mine = fair_share(chosen, costs, at.ranks)
+        rest = [one for one in chosen if one[0].id not in begun]
+        there = [one for one in chosen if one[0].id in begun]  # cost nothing here, and as much as others later
+        mine = fair_share(rest, expected_tokens(at, [prompt for prompt, _ in rest]), at.ranks) + shard(there, at.ranks)
         how: dict[str, Any] = {"n": self.responses, "instructions": self.instructions}
         sampled = sample_responses(at, [prompt for prompt, _ in mine], **how, begun=begun, done=done)
         return [replace(c, utility=utility) for c, (_, utility) in zip(sampled, mine, strict=True)]
