@@ -195,6 +195,14 @@ def test_a_configured_adapter_is_sampled_as_it_is_scored(options, tiny_policy_di
     assert scored == pytest.approx(wanted, abs=1e-3)
 
 
+def test_muon_leaves_out_the_trained_copy_of_the_head(tiny_policy_dir: Path) -> None:
+    options = {"modules_to_save": ["lm_head"]}
+    policy = Policy(str(tiny_policy_dir), lora=Lora(r=4, targets=["q_proj", "embed_tokens"], options=options))
+    policy.load(device=torch.device("cpu"), seed=0)
+    of_vocabulary = {name for name, p in policy.trainable() if getattr(p, "of_vocabulary", False)}
+    assert of_vocabulary == {name for name, _ in policy.trainable() if "lm_head" in name} != set()
+
+
 @pytest.mark.parametrize(
     ("lora", "message"),
     [

@@ -8,8 +8,10 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 there = find_spec("bitsandbytes") is not None
 EightBit: Any = import_module("bitsandbytes.optim").AdamW8bit if there else torch.optim.AdamW
@@ -32,6 +34,14 @@ class AdamW8bit(EightBit):  # type: ignore[misc]  # bitsandbytes may not be ther
         if find_spec("bitsandbytes") is None:
             raise ValueError("optimizer=adamw_8bit needs bitsandbytes; type pip install 'choosy-tuning[nf4]'")
         super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+
+
+def mark_vocabulary(model: PreTrainedModel) -> None:
+    """Mark the weights with a row for each token, and the copies that an adapter trains, for `Muon` to leave out."""
+    tables: list[nn.Module] = [model.get_input_embeddings(), model.get_output_embeddings()]  # type: ignore[no-untyped-call]  # transformers gives it no type
+    for table in tables:
+        for name, weight in table.named_parameters():
+            weight.of_vocabulary = "lora_" not in name  # type: ignore[attr-defined]  # adapters are matrices as others
 
 
 class Muon(Optimizer):

@@ -37,6 +37,7 @@ from choosy.models.loading import (
 )
 from choosy.models.locate import ModelSource
 from choosy.models.logprobs import can_share_prompt, final_states, group_logps, sum_by_response, takes_one_row
+from choosy.models.optimizers import mark_vocabulary
 from choosy.models.rows import Group, deduplicated, packed
 from choosy.models.states import States, can_merge, merged, on_rank_0, swapped_in, trainable
 from choosy.models.tokens import Tokens
@@ -123,9 +124,6 @@ class Policy(nn.Module):
         self.tokens.fit(model)
         # a slice of hidden states is not contiguous, and torch would copy the whole head once for each row
         head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers gives it no type
-        tables: Any = model.get_input_embeddings(), head
-        for table in tables:
-            table.weight.of_vocabulary = True  # for optimizer=muon
         head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
         self.model = add_adapter(model, self.lora, self.adapter, seed=seed) if self.lora else model
         switch_off_dropout(self.model)
@@ -139,6 +137,7 @@ class Policy(nn.Module):
         nn.Module.to(self.model, device)
         if self.compute.fused and not sharded and not nf4:  # shards hold shares outside of a forward, nf4 no matrices
             fuse(self.model)
+        mark_vocabulary(self.causal_lm)  # last, as adapters copy weights and shards take their place
         self.states = States(self.model, sharded=sharded)
 
     def _shard(self, device: torch.device) -> None:
