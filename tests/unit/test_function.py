@@ -173,6 +173,10 @@ def test_several_functions_are_summed_by_weight_and_none_leaves_it_to_the_others
     assert [two.parts_in(answer.raw) for answer in answers] == [{"length": 5.0, "sometimes": 1.0}, {"length": 1.0}]
     alike = Function(["my_rewards.length", "my_rewards.py:length"])
     assert alike.parts_in(alike.score(ITEMS)[0].raw) == {"my_rewards.length": 5.0, "my_rewards.py:length": 5.0}
+    twice = Function(["my_rewards.length", "my_rewards.length"], weights=[1.0, 2.0])
+    (answer, _) = twice.score(ITEMS)
+    assert answer.value == 15.0
+    assert twice.parts_in(answer.raw) == {"my_rewards.length": 5.0, "my_rewards.length 2": 5.0}
     assert two.name == "function:my_rewards.length+my_rewards.py:sometimes"
     assert two.terms.fingerprint != Function(["my_rewards.length", "my_rewards.sometimes"]).terms.fingerprint
     with pytest.raises(ValueError, match=r"labeler\.weights=\[1\.0\]: give one weight to each of 2 functions"):

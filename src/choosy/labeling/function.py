@@ -70,7 +70,7 @@ class Function:
         if not self._rewards or len(self._weights) != len(self._rewards):
             raise ValueError(f"labeler.weights={weights}: give one weight to each of {len(self._rewards)} functions")
         last = [reward.shown.rpartition(":")[2].rpartition(".")[2] for reward in self._rewards]
-        self._names = last if len({*last}) == len(last) else [reward.shown for reward in self._rewards]
+        self._names = last if len({*last}) == len(last) else numbered([reward.shown for reward in self._rewards])
         self.name = name or "function:" + "+".join(reward.shown for reward in self._rewards)
         self.terms = Terms(
             fingerprint=content_id(*(reward.code for reward in self._rewards), *map(str, weights or []))
@@ -111,13 +111,13 @@ class Function:
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float | Answer]:
         """The weighted sum of the functions' values for each item, with the values of several functions."""
         of_functions = [reward(items) for reward in self._rewards]
-        weight_of = dict(zip(self._names, self._weights, strict=True))
         answers: list[float | Answer] = []
         for at, values in enumerate(zip(*of_functions, strict=True)):
             parts = {name: value for name, value in zip(self._names, values, strict=True) if value is not None}
             if not parts:
                 raise ValueError(f"{self.name} returned None; a reward is a number")
-            total = sum(weight_of[name] * value for name, value in parts.items())
+            weighed = zip(self._weights, values, strict=True)
+            total = sum(weight * value for weight, value in weighed if value is not None)
             several = len(self._names) > 1
             answers.append(Answer(at, total, json.dumps(parts, ensure_ascii=False)) if several else total)
         return answers
@@ -126,6 +126,17 @@ class Function:
         """Read the value of each of several functions from what was written with a label."""
         parts: dict[str, float] = json.loads(raw or "{}")
         return parts
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """The names, of which those that occur again have a number.
+
+    Example:
+        >>> numbered(["a:f", "b:f", "a:f"])
+        ['a:f', 'b:f', 'a:f 2']
+    """
+    times = [names[: n + 1].count(name) for n, name in enumerate(names)]
+    return [name if time == 1 else f"{name} {time}" for name, time in zip(names, times, strict=True)]
 
 
 @dataclass(frozen=True)
