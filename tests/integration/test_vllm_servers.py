@@ -7,12 +7,14 @@ import re
 import signal
 from collections.abc import Mapping
 
+import httpx2
 import pytest
 import torch
 
 from choosy.models.adapters import Lora
 from choosy.models.policy import Policy
-from choosy.sampling.vllm_server import VllmServer
+from choosy.sampling.spread import Failed
+from choosy.sampling.vllm_server import VllmServer, post, sampled
 from choosy.types import Prompt, Response, seed_of
 
 TEXTS = ("Tea?", "Tell me about rain.", "x" * 60)
@@ -48,6 +50,47 @@ def test_servers_take_no_whole_weights(wide_policy_dir, tmp_path):
     policy.load(device=torch.device("cpu"), seed=0)
     with pytest.raises(ValueError, match=r"hands over a plain LoRA adapter, and this run trains all weights; choose"):
         VllmServer(folder=str(tmp_path)).sample(policy, prompts(policy), SEEDS)
+
+
+def test_a_sampler_that_is_closed_leaves_no_folder(wide_policy_dir, tmp_path):
+    policy = Policy(str(wide_policy_dir), lora=Lora(r=2), dtype="float32")
+    policy.load(device=torch.device("cpu"), seed=0)
+    sampler = VllmServer(servers=["http://127.0.0.1:9"], folder=str(tmp_path / "served"), patience=0.2)
+    with pytest.raises(ValueError, match=r"None is left of the servers http://127\.0\.0\.1:9"):
+        sampler.sample(policy, prompts(policy), SEEDS)
+    assert len([*(tmp_path / "served").iterdir()]) == 1
+    sampler.close()
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"text": "a", "logprobs": {"token_logprobs": [-1.0]}},
+        {"text": "a", "token_ids": None, "logprobs": {"token_logprobs": [-1.0]}},
+        {"text": "a", "token_ids": [1], "logprobs": None},
+    ],
+)
+def test_a_server_that_sends_no_token_ids_is_named_with_the_version_that_is_needed(choice):
+    with pytest.raises(ValueError, match=r"http://one:8000 answers without the token ids .* must be vLLM 0\.10\.2 or"):
+        sampled("http://one:8000", {"choices": [choice]})
+
+
+@pytest.mark.parametrize(("status", "times"), [(404, 1), (503, 3)])
+def test_only_a_server_that_is_busy_is_asked_again(status, times, monkeypatch):
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
+    asked = []
+
+    def reply(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request)
+        return httpx2.Response(status, text="The model `choosy-1` does not exist.")
+
+    with (
+        httpx2.Client(transport=httpx2.MockTransport(reply)) as client,
+        pytest.raises(Failed, match=f"status {status}"),
+    ):
+        post(client, "http://one:8000/v1/completions", {})
+    assert len(asked) == times
 
 
 def test_vllm_servers_without_room_for_the_adapter_say_what_to_type(vllm_servers, wide_policy_dir, tmp_path):

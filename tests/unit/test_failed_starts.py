@@ -95,3 +95,9 @@ def test_a_run_that_has_ended_is_no_failed_start(folder):
     with leaving_no_failed_start(folder):
         pass
     assert not (folder / MARK).exists(), "without its checkpoints, the next start would replace the finished run"
+
+
+def test_adapters_that_a_killed_run_has_left_for_servers_are_moved_aside_too(folder):
+    (folder / "served").mkdir()
+    overwrite(folder)
+    assert not (folder / "served").exists()

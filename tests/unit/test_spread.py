@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -99,3 +103,22 @@ def test_without_a_server_the_error_says_what_is_missing(caplog: pytest.LogCaptu
     with pytest.raises(ValueError, match=r"None is left of the servers a, b, before they gave 5[2-9] responses"):
         squares(servers.spread("ab"))
     assert "b did not answer for 0.2 s (connection refused); it is done without" in caplog.text
+
+
+def test_a_slow_server_does_not_keep_the_process_from_ending() -> None:
+    program = (
+        "import time\n"
+        "from choosy.sampling.spread import Spread\n"
+        "def ask(server, number):\n"
+        "    print('asked', flush=True)\n"
+        "    time.sleep(60)\n"
+        "spread = Spread(['a'], ask=ask, prepare=lambda server: None, at_once=1, patience=1)\n"
+        "list(spread.answers([1]))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"asked\n"
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=50)
+    assert time.monotonic() - began < 20

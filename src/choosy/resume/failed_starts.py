@@ -18,6 +18,7 @@ OURS = (
     *(
         MARK,
         "rounds",
+        "served",
         "checkpoints",
         "tensorboard",
         "wandb",

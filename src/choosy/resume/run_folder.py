@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import uuid
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -105,7 +106,8 @@ def open_folder(folder: Path, labels: LabelBuyer, ranks: Ranks, read: Mapping[st
         labels.open(name)
         refuse_lost_labels(folder, labels)
         remove_unfinished(folder)
-        forget_mapped(folder / "rounds")  # of a run that was killed
+        forget_mapped(folder / "rounds")  # of a run that was killed, like the adapters for servers
+        shutil.rmtree(folder / "served", ignore_errors=True)
         return name
 
     with ExitStack() as undone:

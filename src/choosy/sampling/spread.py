@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from threading import Event
-from typing import Any, Generic, TypeVar
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from threading import Event, Thread
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import tenacity
 
@@ -16,6 +16,7 @@ log = logger(__name__)
 
 Q = TypeVar("Q")
 A = TypeVar("A")
+P = ParamSpec("P")
 
 FAILURES = 3  # without an answer between them, after which a server is done without
 
@@ -49,7 +50,6 @@ class Spread(Generic[Q, A]):
         self._ask, self._prepare = ask, prepare
         self._at_once, self._patience = at_once, patience
         self._over = Event()
-        self._pool = ThreadPoolExecutor(len(servers) * (at_once + 1))
         self._ready: list[str] = []
         self._failures: Counter[str] = Counter()
         self._flying: dict[Future[A], tuple[str, Q]] = {}
@@ -67,7 +67,7 @@ class Spread(Generic[Q, A]):
             while waiting or self._flying:
                 while waiting and (server := self._free()):
                     question = waiting.popleft()
-                    self._flying[self._pool.submit(self._ask, server, question)] = server, question
+                    self._flying[in_thread(self._ask, server, question)] = server, question
                 if not (self._ready or self._coming or self._flying):
                     missing = counted(len(waiting), "responses")
                     raise ValueError(
@@ -90,7 +90,6 @@ class Spread(Generic[Q, A]):
                     yield server, question, answer
         finally:
             self._over.set()
-            self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _free(self) -> str | None:
         """Return the server with the fewest questions, unless it has as many as it takes."""
@@ -106,7 +105,7 @@ class Spread(Generic[Q, A]):
             retry=tenacity.retry_if_exception_type(Failed),
             reraise=True,
         )
-        return self._pool.submit(patiently, self._prepare, server)
+        return in_thread(patiently, self._prepare, server)
 
     def _arrived(self, coming: Future[None]) -> None:
         server = self._coming.pop(coming)
@@ -127,3 +126,17 @@ class Spread(Generic[Q, A]):
         log.warning("%s fails (%s): what it was asked goes to the other servers, and %s.", server, why, then)
         if again:
             self._coming[self._prepared(server)] = server
+
+
+def in_thread(act: Callable[P, A], *args: P.args, **kwargs: P.kwargs) -> Future[A]:
+    """Call a function in a thread that does not keep the process from ending, as those of a pool would."""
+    future: Future[A] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(act(*args, **kwargs))
+        except BaseException as error:  # whatever it is, it is raised where the result is read
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True, name="ask a server").start()
+    return future

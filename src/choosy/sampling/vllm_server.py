@@ -10,8 +10,8 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
-from contextlib import closing
+from collections.abc import Collection, Generator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
@@ -30,8 +30,10 @@ from choosy.sampling.settings import SamplingSettings
 from choosy.sampling.spread import Failed, Spread
 from choosy.types import Response
 
+OLDEST = "0.10.2"  # the first vLLM whose answers have token ids
 BUSY = frozenset({408, 425, 429})  # statuses that may pass, like those of 500 and above
 CANNOT = frozenset({500})  # but this one, where a server answers so to an adapter that it has no room for
+Place = tuple[int, int]  # of a response: its prompt, and its sample
 UNKNOWN = 404  # of a server that was started again and has lost the adapter
 
 
@@ -44,7 +46,7 @@ class VllmServer(Sampler):
         folder: Where adapters are written for the servers, which read them under the same path.
         key_env: Name of an environment variable with the servers' key; None = they ask for none.
         patience: Seconds that a server which does not answer is waited for, before it is done without.
-        timeout: Seconds that one response may take.
+        timeout: Seconds that one response may take; a server that stops to answer is noticed after them.
     """
 
     servers: Sequence[str] = ("http://localhost:8000",)
@@ -66,7 +68,7 @@ class VllmServer(Sampler):
         self._headers()
 
     def answer(self, request: Request, done: OnComplete) -> list[list[Response]]:
-        policy, prompts, seeds, settings = request
+        policy, prompts, seeds, _ = request
         ranks = current_ranks()
         wanted = [(p, n) for p in range(len(prompts)) for n in range(len(seeds[p]))]
         if not any(ranks.gather([bool(wanted)])):
@@ -74,13 +76,32 @@ class VllmServer(Sampler):
         self._write(policy)
         responses, left = request.blank, [len(of_prompt) for of_prompt in seeds]
         by_server: Counter[str] = Counter()
-        with httpx2.Client(headers=self._headers(), timeout=self.timeout, trust_env=False) as client:
+        with closing(self._answers(request, wanted)) as answers:
+            for server, (p, n), response in answers:
+                if server not in self._checked and not is_sharded(policy):  # scoring those takes all ranks
+                    check_engine(f"vllm_server ({server})", policy, prompts[p], response)
+                self._checked.add(server)
+                by_server[server] += 1
+                responses[p][n] = response
+                left[p] -= 1
+                if not left[p]:
+                    done({p: responses[p]})
+        every = sum(ranks.gather([by_server]), Counter[str]())
+        shares = ", ".join(f"{server} {every[server]}" for server in self.servers)
+        self.origin = f"sampler=vllm_server (responses: {shares})"
+        return responses
 
-            def ask(server: str, place: tuple[int, int]) -> Response:
+    def _answers(self, request: Request, wanted: Sequence[Place]) -> Generator[tuple[str, Place, Response]]:
+        """Yield the response at each place with the server that gave it, as they come."""
+        policy, prompts, seeds, settings = request
+        limits = httpx2.Timeout(self.timeout, connect=self.patience)
+        with httpx2.Client(headers=self._headers(), timeout=limits, trust_env=False) as client:
+
+            def ask(server: str, place: Place) -> Response:
                 p, n = place
                 body = {"model": self._adapter, "prompt": list(prompts[p]), **fields(policy, seeds[p][n], settings)}
-                (choice,) = post(client, f"{server}/v1/completions", body)["choices"]
-                return as_response(policy, choice["token_ids"], math.fsum(choice["logprobs"]["token_logprobs"]))
+                ids, logp = sampled(server, post(client, f"{server}/v1/completions", body))
+                return as_response(policy, ids, logp)
 
             spread = Spread(
                 self.servers,
@@ -89,23 +110,13 @@ class VllmServer(Sampler):
                 at_once=max(1, min(self.batch_size, len(wanted)) // len(self.servers)),
                 patience=self.patience,
             )
-            with closing(spread.answers(wanted)) as answers:
-                for server, (p, n), responses[p][n] in answers:
-                    if server not in self._checked and not is_sharded(policy):  # scoring those takes all ranks
-                        check_engine(f"vllm_server ({server})", policy, prompts[p], responses[p][n])
-                    self._checked.add(server)
-                    by_server[server] += 1
-                    left[p] -= 1
-                    if not left[p]:
-                        done({p: responses[p]})
-        every = sum(ranks.gather([by_server]), Counter[str]())
-        shares = ", ".join(f"{server} {every[server]}" for server in self.servers)
-        self.origin = f"sampler=vllm_server (responses: {shares})"
-        return responses
+            yield from spread.answers(wanted)
 
     def close(self) -> None:
         if self._adapter and current_ranks().rank == 0:
             self._forget(self._adapter)
+            with suppress(OSError):  # others write there, or it is gone
+                self._path("").rmdir()
         self._adapter = ""
         self._checked.clear()
 
@@ -152,7 +163,7 @@ class VllmServer(Sampler):
     def _prepare(self, client: httpx2.Client, server: str, policy: Policy) -> None:
         """Have a server load the adapter, unless it has."""
         try:
-            models = client.get(f"{server}/v1/models")
+            models = client.get(f"{server}/v1/models", timeout=min(self.patience, self.timeout))
         except httpx2.RequestError as error:
             raise Failed(str(error) or type(error).__name__) from None
         if self._adapter in {model["id"] for model in checked(models).json()["data"]}:
@@ -166,6 +177,19 @@ class VllmServer(Sampler):
                 f"{error} It must load adapters: VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve {policy.source.name} "
                 f"--enable-lora --max-lora-rank {policy.lora.r}, on a machine where {self.folder} is the same folder."
             ) from None
+
+
+def sampled(server: str, reply: Any) -> tuple[list[int], float]:
+    """Return the token ids of the response in a server's reply, and their log-prob."""
+    try:
+        (choice,) = reply["choices"]
+        ids: list[int] = list(choice["token_ids"])
+        return ids, math.fsum(choice["logprobs"]["token_logprobs"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"{server} answers without the token ids or the log-probs of its response, which sampler=vllm_server asks "
+            f"for; it must be vLLM {OLDEST} or newer (vllm serve)."
+        ) from None
 
 
 def fields(policy: Policy, seed: int, settings: SamplingSettings) -> dict[str, Any]:
@@ -188,7 +212,7 @@ def fields(policy: Policy, seed: int, settings: SamplingSettings) -> dict[str, A
 @tenacity.retry(
     stop=tenacity.stop_after_attempt(3),
     wait=tenacity.wait_random_exponential(max=4),
-    retry=tenacity.retry_if_exception_message(match=r"status (4|503)"),  # a server that lives and is busy
+    retry=tenacity.retry_if_exception_message(match=r"status (408|425|429|503)"),  # a server that lives and is busy
     reraise=True,
 )
 def post(client: httpx2.Client, address: str, body: dict[str, Any], *, final: Collection[int] = ()) -> Any:
