@@ -58,6 +58,9 @@ def test_too_few_rows_are_refused_with_what_is_taken() -> None:
         drawn({"a": 100, "b": 9}, [0.7, 0.3], limit=100)
     with pytest.raises(ValueError, match=r"takes 0 of 2 prompts from b, which has 9; type other"):
         drawn({"a": 2, "b": 9}, [0.9, 0.1], limit=None)
+    for limit in (None, 10):
+        with pytest.raises(ValueError, match=r"from b, which has 0; type other shares, or leave it out"):
+            drawn({"a": 100, "b": 0}, [0.7, 0.3], limit=limit)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +73,7 @@ def test_too_few_rows_are_refused_with_what_is_taken() -> None:
         ("a", [1.0], "data.train=a is one; type null"),
         ({"a": 0.7, "b": 0.3}, [1.0, 1.0], "data.train=.* has shares, and data.shares=.* others; drop one"),
         ({"a": 0.7, "b": -0.3}, None, "gives no positive share"),
+        ({"a": "x"}, None, r"data\.shares=\['x'\] gives no positive share"),
     ],
 )
 def test_what_is_no_share_of_each_source_is_refused(train, shares, words) -> None:

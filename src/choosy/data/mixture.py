@@ -34,12 +34,17 @@ def divided(
         raise ValueError(f"data.shares={shares} mixes several sources, and data.train={train} is one; type null.")
     if twice := [source for n, source in enumerate(train) if source in train[:n]]:
         raise ValueError(f"data.train names {twice[0]} twice; name it once, and add up its shares.")
-    if len(shares) != len(train) or not all(0 < share < math.inf for share in shares):
+    if len(shares) != len(train) or not all(is_share(one) for one in shares):
         raise ValueError(
             f"data.shares={list(shares)} gives no positive share to each of the {len(train)} sources of data.train; "
             "type one number for each, such as data.shares=[0.7,0.3], or null to take all rows."
         )
     return train, shares
+
+
+def is_share(value: object) -> bool:
+    """Whether a value is a number that can be the share of a source."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def mixture(
@@ -79,7 +84,7 @@ def drawn(available: Mapping[str, int], shares: Sequence[float], *, limit: int |
     by_rest = sorted(exact, key=lambda source: counts[source] - exact[source])
     for source in by_rest[: total - sum(counts.values())]:
         counts[source] += 1
-    for source, count in counts.items():
+    for source, count in sorted(counts.items(), key=lambda item: available[item[0]] > 0):  # an empty one first
         has = (
             f"data.shares={list(shares)} takes {count} of {total} prompts from {source}, which has {available[source]}"
         )
