@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from choosy.labeling.buyer import LabelBuyer
+from choosy.labeling.function import Function
 from choosy.labeling.noisy import Noisy
 from choosy.labeling.predictor.labeler import Predictor
 from choosy.labeling.protocols import Terms, terms_of
@@ -99,3 +100,21 @@ def test_a_p_that_is_no_probability_is_refused(p: float) -> None:
 def test_a_labeler_that_learns_from_its_own_labels_is_refused() -> None:
     with pytest.raises(ValueError, match=r"predictor:vader-.* learns from its own labels.*labeler@labeler.paid=noisy"):
         Noisy(Predictor(Vader()))
+
+
+def test_the_parts_of_a_negated_reward_are_negated() -> None:
+    several = Function([length, one], weights=[1.0, 2.0])
+    for p, sign in ((0.0, 1.0), (1.0, -1.0)):
+        noisy = Noisy(several, p=p)
+        (answer,) = noisy.score([(Prompt("p", "?"), Response("abc"))])
+        assert answer.value == sign * 5.0
+        assert noisy.parts_in(answer.raw) == {"length": sign * 3.0, "one": sign * 1.0}
+    assert Noisy(Lengths()).parts_in("words") == {}
+
+
+def length(response: str) -> float:
+    return float(len(response))
+
+
+def one(response: str) -> float:
+    return 1.0

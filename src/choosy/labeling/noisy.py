@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import count
 
@@ -17,6 +17,7 @@ from choosy.labeling.protocols import (
     ReadsColumns,
     Scores,
     Stamps,
+    SumsParts,
     fingerprint_of,
     terms_of,
 )
@@ -79,7 +80,16 @@ class Noisy:
         for answer in map(as_answer, count(), self.wrapped.score(items)):
             prompt, _ = items[answer.at]
             reverse = self._reverses(prompt) and not isinstance(answer.value, str)
-            yield answer._replace(value=-answer.value) if reverse else answer  # type: ignore[operator]  # a number
+            raw = f"-{answer.raw}" if answer.raw and isinstance(self.wrapped, SumsParts) else answer.raw
+            yield answer._replace(value=-answer.value, raw=raw) if reverse else answer  # type: ignore[operator]  # a number
+
+    def parts_in(self, raw: str) -> Mapping[str, float]:
+        """Read the parts of the other labeler's reward, negated where the reward is."""
+        if not isinstance(self.wrapped, SumsParts):
+            return {}
+        if raw.startswith("-"):
+            return {name: -value for name, value in self.wrapped.parts_in(raw[1:]).items()}
+        return self.wrapped.parts_in(raw)
 
     def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> Iterator[Answer]:
         """The other labeler's verdicts, some of them reversed."""
