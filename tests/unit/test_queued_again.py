@@ -101,3 +101,15 @@ def test_outside_of_slurm_nothing_is_handled(monkeypatch: pytest.MonkeyPatch) ->
     before = [signal.getsignal(signum) for signum in slurm.SIGNALS]
     end_with_slurm()
     assert [signal.getsignal(signum) for signum in slurm.SIGNALS] == before
+
+
+def test_a_scontrol_that_does_not_answer_is_not_waited_for(
+    queued: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    queued.with_name("scontrol").write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(slurm, "ANSWERS", 0.2)
+    with pytest.raises(SystemExit) as stop:
+        leave(signal.SIGUSR1)
+    assert not isinstance(stop.value, QueuedAgain)
+    assert "scontrol requeue 7 failed: " in caplog.text
+    assert "timed out after 0.2 seconds" in caplog.text

@@ -18,6 +18,7 @@ log = logger(__name__)
 
 JOB = "SLURM_JOB_ID"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+ANSWERS = 20.0  # seconds that scontrol may take, as SLURM soon ends a job that it takes back
 PATIENCE = 5.0  # seconds in which the first process can queue the job again before another one ends
 
 
@@ -57,7 +58,10 @@ def leave(signum: int, frame: FrameType | None = None) -> NoReturn:
 
 def is_preempted() -> bool:
     """Whether SLURM wants this job's machine for another job and has not yet decided to end this one."""
-    shown = scontrol("show", "job", job_number()).stdout
+    done = scontrol("show", "job", job := job_number())
+    if done.returncode:
+        log.error("scontrol show job %s failed, so the job is not queued again: %s", job, done.stderr.strip())
+    shown = done.stdout
     return "JobState=RUNNING" in shown and re.search(r"\bPreemptTime=\d", shown) is not None
 
 
@@ -81,6 +85,6 @@ def job_number() -> str:
 def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
     """Run scontrol, which a container may lack."""
     try:
-        return subprocess.run(["scontrol", *words], capture_output=True, text=True, check=False)
-    except OSError as error:
+        return subprocess.run(["scontrol", *words], capture_output=True, text=True, check=False, timeout=ANSWERS)
+    except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(words, 127, "", str(error))
