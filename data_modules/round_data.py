@@ -154,6 +154,9 @@ class RoundData(LightningDataModule, ABC):
         self.play(number)
         return self.run.loader(number)
 
+    def on_exception(self, exception: BaseException) -> None:
+        self.run.forget_pool()  # there is no teardown after an error
+
     def teardown(self, stage: str) -> None:
         self.run.close()
 

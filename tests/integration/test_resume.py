@@ -7,13 +7,14 @@ import sys
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from lightning.pytorch import Callback
 from test_configs import options
 from tiny import MIXTURE, WEIGHTED
 from torch.testing import assert_close
 
-from choosy.data.table_files import damage
+from choosy.data.table_files import damage, read_about, write_table
 from choosy.reporting.summary import read_run
 from choosy.reporting.sweeps import read_sweep
 from choosy.rounds.sample import FreshResponses
@@ -201,6 +202,21 @@ def test_damaged_start_answers_are_named_and_sampled_again(play, tmp_path, capsy
     assert damage(start) is None
     assert resumed.summary["win_rate"] == whole.summary["win_rate"]
     assert resumed.summary["labels"] == whole.summary["labels"]
+
+
+def test_a_run_of_a_version_without_some_columns_goes_on(play, tmp_path):
+    whole = play(*ROUNDS, name="whole")
+    with pytest.raises(Killed):
+        play(*ROUNDS, callbacks=[Kill(1, 1)])
+    rounds = tmp_path / "run" / "rounds"
+    assert not [*rounds.glob("*.arrow")], "an error leaves no mapped pool"
+    for path in rounds.glob("*.parquet"):
+        write_table(pq.read_table(path).drop_columns(["source", "parts"]), path, read_about(path))
+    (left := rounds.parent / "served" / "choosy-1").mkdir(parents=True)
+    resumed = play(*ROUNDS, "ckpt_path=last")
+    assert not left.exists(), "an adapter that a killed run has left for a server is deleted"
+    pd.testing.assert_frame_equal(resumed.pool, whole.pool)
+    assert resumed.summary["win_rate"] == whole.summary["win_rate"]
 
 
 def test_the_metrics_of_before_the_interruption_are_kept(play):

@@ -153,11 +153,15 @@ class Run:
     def close(self) -> None:
         """End the sampler, and give the folder free."""
         self.sampler.close()
-        if self.ranks.rank == 0:
-            forget_mapped(self.rounds_folder)
+        self.forget_pool()
         if self.holds_folder:
             release(self.folder)
             self.holds_folder = False
+
+    def forget_pool(self) -> None:
+        """Delete the file that the ranks have mapped; those that have it in memory keep it."""
+        if self.ranks.rank == 0 and self.pool.round >= 0:  # else the folder may be another run's
+            forget_mapped(self.rounds_folder)
 
     def play(self, number: int, prompts: Sequence[Prompt], sample: Sample) -> None:
         """Play a round, unless the pool has it or its file is there from before an interruption."""
