@@ -126,6 +126,7 @@ def token_ids(ids: Iterable[int]) -> tuple[int, ...]:
         >>> [one] = {id(number) for number in token_ids([40_000, int("40000")])}
     """
     ids = tuple(ids)
+    assert min(ids, default=0) >= 0, f"token id {min(ids)} is negative"
     most = max(ids, default=-1)
     if most >= len(NUMBERS):
         with GROWING:  # two threads would add the same numbers twice

@@ -30,7 +30,7 @@ FIXED = (  # the weights, the responses or the labels were made with these
     *("data.train*", "data.heldout", "data.limit", "data.shares", "data.heldout_limit", "data.reader.*"),
     "data.instructions*",
 )
-JUDGE = {"labeler", *(f"labeler.{name}" for name in ("path", "weights", "name", "model", "template", "wrapped"))}
+JUDGE = {"labeler", *(f"labeler.{name}" for name in ("path", "name", "model", "template", "wrapped"))}
 INSIDE = ("labeler.parts", "labeler.weights", "labeler.members")  # whose settings are the judge too
 REFERS = "${"  # to another option
 MENU = {  # where a setting is in the composed run: what is typed for it in the menu
