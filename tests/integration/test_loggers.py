@@ -94,41 +94,39 @@ def test_trackers_get_a_run_and_its_resumed_rounds(lines: list[str], tmp_path: P
     for words in ("init -q", "add notes.txt", "-c user.name=a -c user.email=a@b commit -qm one"):
         subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
     (tmp_path / "notes.txt").write_text(f"key: {KEYS['HF_TOKEN']}\n")
-    play(*lines, ALL, "name=plum", folder=tmp_path)
+    resumed = ["rounds=1,2", "ckpt_path=auto", "name=plum", "hydra.sweep.dir=runs", "hydra.sweep.subdir=plum"]
+    play("-m", *lines, ALL, *resumed, folder=tmp_path)  # in one process, which imports the trackers once
     played = tmp_path / "runs/plum"
 
-    (part,), rows = of_wandb(played)[0].items(), of_wandb(played)[1]
-    for words in (b"plum", b"loss.beta", b"0.00123", b"labels/spent", *(f"train/{name}".encode() for name in OF_TRL)):
-        assert words in part[1], words
-    is_table(rows, 1)
-
-    ((run, rows),) = of_mlflow(tmp_path)
-    assert (run.info.run_name, run.info.status) == ("plum", "FINISHED")
-    assert (run.data.params["lr"], run.data.params["loss.beta"]) == ("0.00123", "0.1")
-    assert {*OF_TRL, "labels/spent", "objective/scores", "objective/kl", "val/contain_eos_token"} <= {*run.data.metrics}
-    is_table(rows, 1)
-
-    ((name, (settings, logged)),) = of_trackio(tmp_path).items()
-    assert (name, settings["lr"], settings["loss.beta"]) == ("plum", 0.00123, 0.1)
-    assert {f"train/{name}" for name in OF_TRL} <= {name for row in logged for name in row}
-    is_table([row for each in logged for row in each.get("completions", {}).get("_value", [])], 1)
-
-    play(*lines, ALL, "run_dir=runs/plum", "rounds=2", "ckpt_path=last", folder=tmp_path)  # under the name that it has
     parts, rows = of_wandb(played)
     assert len(parts) == 1, "a resumed run continues its W&B run"
+    (part,) = parts.values()
+    for words in (b"plum", b"loss.beta", b"0.00123", b"labels/spent", *(f"train/{name}".encode() for name in OF_TRL)):
+        assert words in part, words
     is_table(rows, 2)
+
     ((run, rows),) = of_mlflow(tmp_path)
     assert (run.info.run_name, run.info.status, run.data.tags["resumed with rounds"]) == ("plum", "FINISHED", "2")
+    assert (run.data.params["lr"], run.data.params["loss.beta"]) == ("0.00123", "0.1")
+    assert {*OF_TRL, "labels/spent", "objective/scores", "objective/kl", "val/contain_eos_token"} <= {*run.data.metrics}
     is_table(rows, 2)
+
     ((name, (settings, logged)),) = of_trackio(tmp_path).items()
-    assert (name, settings["rounds"]) == ("plum", 2)
+    assert (name, settings["lr"], settings["loss.beta"], settings["rounds"]) == ("plum", 0.00123, 0.1, 2)
+    assert {f"train/{name}" for name in OF_TRL} <= {name for row in logged for name in row}
     is_table([row for each in logged for row in each.get("completions", {}).get("_value", [])], 2)
 
-    again = ["--config=runs/plum/config.yaml", "--run_dir=runs/plum", "--rounds=3", "--ckpt_path=last"]
+    again = ["--config=runs/plum/config.yaml", "--run_dir=runs/plum", "--rounds=3", "--ckpt_path=last"]  # in another
     run = command("-m", "choosy", "fit", *again, folder=tmp_path)
     assert run.returncode == 0, run.stderr
     assert len(of_wandb(played)[0]) == len(of_mlflow(tmp_path)) == len(of_trackio(tmp_path)) == 1
-    is_table(of_mlflow(tmp_path)[0][1], 3)
+    is_table(of_wandb(played)[1], 3)
+    ((run, rows),) = of_mlflow(tmp_path)
+    assert (run.info.status, run.data.tags["resumed with rounds"]) == ("FINISHED", "3")
+    is_table(rows, 3)
+    ((name, (settings, logged)),) = of_trackio(tmp_path).items()
+    assert (name, settings["rounds"]) == ("plum", 3)
+    is_table([row for each in logged for row in each.get("completions", {}).get("_value", [])], 3)
     has_no_key(played, tmp_path / "trackio", *tmp_path.glob("ml*"))
 
 
