@@ -47,12 +47,13 @@ def of_wandb(folder: Path) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
 
 
 def of_mlflow(folder: Path, uri: str = "") -> list[tuple[Any, list[dict[str, Any]]]]:
-    """Each MLflow run that is kept in a folder, with the rows of its tables."""
+    """Each MLflow run that is kept in a folder, by name, with the rows of its tables."""
     from mlflow import MlflowClient
 
     client = MlflowClient(uri or f"sqlite:///{folder}/mlflow.db")
     found = []
-    for run in client.search_runs([each.experiment_id for each in client.search_experiments()]):
+    ids = [each.experiment_id for each in client.search_experiments()]
+    for run in sorted(client.search_runs(ids), key=lambda run: run.info.run_name):
         tables = sorted((Path(run.info.artifact_uri) / "completions").glob("*.json"))
         read = [json.loads(path.read_text()) for path in tables]
         found.append((run, [dict(zip(table["columns"], row, strict=True)) for table in read for row in table["data"]]))
@@ -89,54 +90,48 @@ def has_no_key(*folders: Path) -> None:
 
 
 @MLFLOWS_OWN
-def test_trackers_get_a_run_and_its_resumed_rounds(lines: list[str], tmp_path: Path) -> None:
+def test_trackers_get_each_run_of_a_sweep_and_its_resumed_rounds(lines: list[str], tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("key: none\n")  # of a repository whose uncommitted changes hold a key
     for words in ("init -q", "add notes.txt", "-c user.name=a -c user.email=a@b commit -qm one"):
         subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
     (tmp_path / "notes.txt").write_text(f"key: {KEYS['HF_TOKEN']}\n")
-    resumed = ["rounds=1,2", "ckpt_path=auto", "name=plum", "hydra.sweep.dir=runs", "hydra.sweep.subdir=plum"]
-    play("-m", *lines, ALL, *resumed, folder=tmp_path)  # in one process, which imports the trackers once
-    played = tmp_path / "runs/plum"
+    resumed = ["seed=0,1", "rounds=1,2", "ckpt_path=auto", "hydra.sweep.dir=runs", "hydra.sweep.subdir=${seed}"]
+    play("-m", *lines, ALL, "name=plum", *resumed, folder=tmp_path)  # in one process: it imports the trackers once
+    played, other = tmp_path / "runs/0", tmp_path / "runs/1"
 
     parts, rows = of_wandb(played)
-    assert len(parts) == 1, "a resumed run continues its W&B run"
+    assert len({*parts, *of_wandb(other)[0]}) == 2, "a run of the sweep is one W&B run, which it continues"
     (part,) = parts.values()
     for words in (b"plum", b"loss.beta", b"0.00123", b"labels/spent", *(f"train/{name}".encode() for name in OF_TRL)):
         assert words in part, words
     is_table(rows, 2)
 
-    ((run, rows),) = of_mlflow(tmp_path)
-    assert (run.info.run_name, run.info.status, run.data.tags["resumed with rounds"]) == ("plum", "FINISHED", "2")
+    (run, rows), _ = of_mlflow(tmp_path)
+    assert (run.info.run_name, run.info.status, run.data.tags["resumed with rounds"]) == ("plum 0", "FINISHED", "2")
     assert (run.data.params["lr"], run.data.params["loss.beta"]) == ("0.00123", "0.1")
     assert {*OF_TRL, "labels/spent", "objective/scores", "objective/kl", "val/contain_eos_token"} <= {*run.data.metrics}
     is_table(rows, 2)
 
-    ((name, (settings, logged)),) = of_trackio(tmp_path).items()
-    assert (name, settings["lr"], settings["loss.beta"], settings["rounds"]) == ("plum", 0.00123, 0.1, 2)
+    runs = of_trackio(tmp_path)
+    assert {*runs} == {"plum 0", "plum 1"}
+    settings, logged = runs["plum 0"]
+    assert (settings["lr"], settings["loss.beta"], settings["rounds"]) == (0.00123, 0.1, 2)
     assert {f"train/{name}" for name in OF_TRL} <= {name for row in logged for name in row}
     is_table([row for each in logged for row in each.get("completions", {}).get("_value", [])], 2)
 
-    again = ["--config=runs/plum/config.yaml", "--run_dir=runs/plum", "--rounds=3", "--ckpt_path=last"]  # in another
+    again = ["--config=runs/0/config.yaml", "--run_dir=runs/0", "--rounds=3", "--ckpt_path=last"]  # in another
     run = command("-m", "choosy", "fit", *again, folder=tmp_path)
     assert run.returncode == 0, run.stderr
-    assert len(of_wandb(played)[0]) == len(of_mlflow(tmp_path)) == len(of_trackio(tmp_path)) == 1
-    is_table(of_wandb(played)[1], 3)
-    ((run, rows),) = of_mlflow(tmp_path)
+    parts, rows = of_wandb(played)
+    assert (len(parts), len(of_mlflow(tmp_path)), len(of_trackio(tmp_path))) == (1, 2, 2)
+    is_table(rows, 3)
+    (run, rows), _ = of_mlflow(tmp_path)
     assert (run.info.status, run.data.tags["resumed with rounds"]) == ("FINISHED", "3")
     is_table(rows, 3)
-    ((name, (settings, logged)),) = of_trackio(tmp_path).items()
-    assert (name, settings["rounds"]) == ("plum", 3)
+    settings, logged = of_trackio(tmp_path)["plum 0"]
+    assert settings["rounds"] == 3
     is_table([row for each in logged for row in each.get("completions", {}).get("_value", [])], 3)
-    has_no_key(played, tmp_path / "trackio", *tmp_path.glob("ml*"))
-
-
-def test_each_run_of_a_sweep_is_a_run_of_its_own(lines: list[str], tmp_path: Path) -> None:
-    trackers = ["logger=[wandb,trackio]", "~logger.tensorboard", "name=plum"]
-    play("-m", *lines, *trackers, "hydra.sweep.dir=sweep", "seed=0,1", folder=tmp_path)
-    parts = [of_wandb(tmp_path / "sweep" / arm)[0] for arm in "01"]
-    assert [len(part) for part in parts] == [1, 1]
-    assert not {*parts[0]} & {*parts[1]}
-    assert {*of_trackio(tmp_path)} == {"plum 0", "plum 1"}
+    has_no_key(played, other, tmp_path / "trackio", *tmp_path.glob("ml*"))
 
 
 @MLFLOWS_OWN
