@@ -103,6 +103,9 @@ def test_the_weight_column_weighs_the_pairs(play, rows_file):
     assert dict(zip(run.pool["prompt"], run.pool["weight"], strict=True)) == {r["prompt"]: r["weight"] for r in TRL}
     with pytest.raises(ValueError, match="needs a weight column in the data"):
         play(*OFFLINE, rows_file(HH), "weighting=column", name="without")
+    card = (run.run_dir / "adapter" / "README.md").read_text()
+    assert "labels read from the data" in card
+    assert "bought" not in card
 
 
 def several(n: int, said: str) -> list[Row]:
