@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Set
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -17,6 +18,7 @@ OURS = ("choosy", "callbacks", "data_modules")
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Path)
 BY_DATACLASS = ("__init__", "__repr__", "__eq__", "__hash__", "__lt__", "__le__", "__gt__", "__ge__", "__replace__")
 Names = dict[str, None]  # a set in the order of its first words
+PARSING = Lock()  # Python 3.11 counts the depth of all threads' trees in one number
 
 
 def is_own(module: str, file: str | None) -> bool:
@@ -179,7 +181,8 @@ def _source_of(code: CodeType) -> tuple[ast.Module | None, ast.AST | None]:
     """
     try:
         text = "".join(inspect.findsource(code)[0])
-        tree = ast.parse(text)
+        with PARSING:
+            tree = ast.parse(text)
         compiled = _compiled(text, code)
     except (OSError, SyntaxError, ValueError, IndexError):
         return None, None

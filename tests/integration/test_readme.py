@@ -96,7 +96,7 @@ SWEEPS = {
 def single(overrides: list[str]) -> list[str]:
     """The overrides of one job of a sweep, with a value for those that are left open, and without what is Hydra's."""
     rest = (word for word in overrides if not word.startswith("hydra") and word not in SWEEPS)
-    return [re.sub(r"\.\.\.|\b[A-Z]{3,}\b", "x", word.split(",")[0]) for word in rest]
+    return [re.sub(r"\.\.\.|\b[A-Z]{3,}\b", "x", re.split(r",(?![^{[]*[]}])", word)[0]) for word in rest]
 
 
 TYPED = [pytest.param(line, id=f"{path.name}: {line}") for path in PAGES for line in typed(path)]
