@@ -90,7 +90,7 @@ REFUSED = {  # by the parts of a run themselves, which import torch: what the se
     "data.train=rows.jsonl data.heldout=topics.jsonl": "topics.jsonl, line 1: no prompt",
     "data.train=rows.jsonl data.shares=[0.5,0.5]": "data.train=rows.jsonl is one",
     "data.train=[rows.jsonl,pairs.jsonl] data.shares=[1,0]": "gives no positive share to each of the 2 sources",
-    "data.train=[rows.jsonl,pairs.jsonl] data.shares=[1,1] data.limit=999": "takes 500 of 999 prompts from rows.jsonl",
+    "data.train=[rows.jsonl,pairs.jsonl] data.shares=[1,1] data.limit=999": "takes 499 of 999 prompts from pairs.jsonl",
     "data.train={rows.jsonl:0.7,pairs.jsonl:-0.3}": "gives no positive share to each of the 2 sources",
     "data.heldout_pairs=rows.jsonl": "rows.jsonl, line 1: no known preference format",
     "data=offline data.train=pairs.jsonl weighting=column": "needs a weight column",
