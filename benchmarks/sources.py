@@ -131,6 +131,17 @@ def scored_answers(typed: Path | None = None) -> Source:
     return source
 
 
+def human_choices(typed: Path | None = None) -> Source:
+    """Conversations of which people have chosen one, which nothing that ships can replace."""
+    source = found(typed, "hh_harmless.jsonl")
+    if source is None:
+        raise SystemExit(
+            "harmless needs people's choices; type --only harmless --data FILE, a JSONL file with a chosen and a "
+            "rejected conversation on each line"
+        )
+    return source
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows, one a line, completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,12 +11,15 @@ import os
 import pickle
 import random
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a run imports this file for its labeler alone
     from sources import Source
+
+from choosy.types import Prompt, Response, Verdict
 
 HERE = Path(__file__).parent
 CACHES = HERE / "cache"
@@ -53,6 +56,19 @@ def make_labeler(folder: Path, train: list[dict[str, Any]], test: list[dict[str,
     right = classifier.score([row["text"] for row in test], [row["label"] for row in test])
     print(f"film: the labeler is right on {right:.1%} of {len(test)} unseen sentences", flush=True)
     (folder / "labeler.pkl").write_bytes(pickle.dumps(classifier))
+    make_second_judge(folder, train, test)
+
+
+def make_second_judge(folder: Path, train: list[dict[str, Any]], test: list[dict[str, Any]]) -> None:
+    """Fit a classifier to MiniLM's embeddings of the same sentences."""
+    from sklearn.linear_model import LogisticRegression
+
+    embedder = _embedder()
+    classifier = LogisticRegression(C=4.0, max_iter=1000)
+    classifier.fit(embedder.encode([row["text"] for row in train]), [row["label"] for row in train])
+    right = classifier.score(embedder.encode([row["text"] for row in test]), [row["label"] for row in test])
+    print(f"film: the second judge is right on {right:.1%} of {len(test)} unseen sentences", flush=True)
+    (folder / "second_judge.pkl").write_bytes(pickle.dumps(classifier))
 
 
 def make_prompts(folder: Path, rows: list[dict[str, Any]]) -> None:
@@ -140,6 +156,37 @@ def sentiment(prompt: str, response: str) -> float:
     return float(_labeler().decision_function([prompt + response])[0])
 
 
+class Verdicts:
+    """The labeler as one that only compares: the response of the larger margin is the better one."""
+
+    name = "film.verdicts"
+
+    def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> list[Verdict]:
+        """One verdict per pair."""
+        margins = [[sentiment(prompt.text, response.text) for response in pair] for prompt, *pair in items]
+        return ["tie" if first == second else "first" if first > second else "second" for first, second in margins]
+
+
+def second_judge(prompts: Sequence[str], completions: Sequence[str], **_: object) -> list[float]:
+    """The margin of another classifier, which is fitted to MiniLM's embeddings and which no selector sees."""
+    texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+    return list(_second_classifier().decision_function(_embedder().encode(texts)))
+
+
+@cache
+def _second_classifier() -> Any:
+    return pickle.loads(Path(os.environ["FILM_LABELER"]).with_name("second_judge.pkl").read_bytes())
+
+
+@cache
+def _embedder() -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    from choosy.models.locate import resolve_model
+
+    return SentenceTransformer(resolve_model("demo:minilm", demo="demo:minilm"), device="cpu")
+
+
 LINES = (
     "trainer=cpu",
     "model=smollm2_full",
@@ -148,8 +195,6 @@ LINES = (
     "data.train={made}/train.jsonl",
     "data.heldout={made}/heldout.jsonl",
     "data.reader.as_chat=false",
-    "labeler=function",
-    "labeler.path=film.sentiment",
     "loss=sigmoid",
     "sampler=generate",
     "sampler.temperature=0.7",
@@ -159,6 +204,16 @@ LINES = (
     "callbacks.report.console=false",
     "callbacks.checkpoint.every_n_steps=0",
 )
+SCORED = ("labeler=function", "labeler.path=film.sentiment")
+COMPARED = ("labeler=mine", "labeler._target_=film.Verdicts")
+OFTEN_WRONG = (
+    "labeler=noisy",
+    "labeler@labeler.wrapped=mine",
+    "labeler.wrapped._target_=film.Verdicts",
+    "labeler.p=0.2",
+)
+JUDGED_BY_SCORE = ("labeler@labels.evaluation=function", "labels.evaluation.path=film.sentiment")
+JUDGED_BY_ANOTHER = ("labeler@labels.evaluation=function", "labels.evaluation.path=film.second_judge")
 PAIRS = (  # each round labels pairs, and trains the start's weights on all labels so far
     *LINES,
     "weighting=uniform",
@@ -171,6 +226,7 @@ PAIRS = (  # each round labels pairs, and trains the start's weights on all labe
 )
 ONLINE = (  # each round samples prompts again, scores all responses, and trains on each prompt's newest pair
     *LINES,
+    *SCORED,
     "data.responses=2",
     "rounds=5",
     "epochs_per_round=1",

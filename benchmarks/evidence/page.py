@@ -25,11 +25,29 @@ review; a classifier of sentiment (tf-idf, logistic regression) gives the reward
 64 pairs labeled in each of four rounds, or all responses to 32 prompts, trained from the start's weights on all labels;
 512 held-out prompts. `few_prompts` trains on all pairs of unequal scores, `best_against_worst` and `spread` on one a
 prompt. The runs were made on more than one machine, so that their shares of seconds are rough.""",
+    "film_two": """\
+The task film with two responses to each prompt instead of four.""",
+    "film_eight": """\
+The task film with eight responses to each prompt instead of four; whole prompts are 16 in each round.""",
+    "film_verdicts": """\
+The task film with a labeler that says only which of two responses is better, by the same classifier: a pair is one
+label. Held-out answers are scored as in the task film.""",
+    "film_wrong_verdicts": """\
+The same, where each verdict is wrong with probability 0.2.""",
+    "film_second_judge": """\
+The task film, where held-out answers are scored by another judge, which no selector sees: a classifier of sentiment on
+MiniLM's embeddings.""",
+    "film_weights": """\
+The task film with the responses to 32 random prompts labeled in each round, and the best trained against the worst: the
+arms differ in the weight of a pair.""",
+    "film_predictor": """\
+The task film with random pairs: all labels bought, or some given by a small model that learns them from those bought
+(`labeler=predictor`). Labels count where they are bought.""",
     "film_prompts": """\
-The same policy and labeler, where prompts are chosen instead of pairs: the first of five rounds samples two responses
-to all 512 prompts, each later one to 30 % of them (`full`: to all), and trains on each prompt's newest pair.
-`few_prompts` samples four responses to a random quarter of the prompts in every round, and trains on all pairs of that
-round. Shares are of what `full` pays for its final reward.""",
+The policy and labeler of the task film, where prompts are chosen instead of pairs: the first of five rounds samples
+two responses to all 512 prompts, each later one to 30 % of them (`full`: to all), and trains on each prompt's newest
+pair. `few_prompts` samples four responses to a random quarter of the prompts in every round, and trains on all pairs
+of that round. Shares are of what `full` pays for its final reward.""",
     "chat": """\
 SmolLM2-135M-Instruct with LoRA answers 64 of the prompts that come with Choosy in up to 24 tokens; VADER's sentiment is
 the reward. Four responses a prompt, 16 pairs labeled in each of three rounds, or all responses to 8 prompts, trained
@@ -38,6 +56,9 @@ is a tenth of what a user would run, so that a run takes minutes, and all arms h
     "pools": """\
 SmolLM2-135M-Instruct with LoRA learns from other models' answers to instructions, scored by GPT-4; the quality is the
 share of held-out pairs in which it prefers the answer that GPT-4 prefers.""",
+    "harmless": """\
+SmolLM2-135M-Instruct with LoRA learns people's choices between two answers to a conversation; the quality is the share
+of held-out pairs in which it prefers the answer that people preferred.""",
 }
 HEAD = """\
 | arm | lr, beta | labels | 95 % interval | final reward, difference | p | area | at equal KL | seconds | tokens |

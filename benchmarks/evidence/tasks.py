@@ -9,8 +9,9 @@ from pathlib import Path
 
 import chat
 import film
+import harmless
 import pools
-from sources import Source, film_sentences, scored_answers
+from sources import Source, film_sentences, human_choices, scored_answers
 
 
 @dataclass(frozen=True)
@@ -146,19 +147,83 @@ def prompt_arms(share: float) -> dict[str, list[str]]:
     }
 
 
+def weighted_arms(prompts: int) -> dict[str, list[str]]:
+    """The weightings of pairs, which all train on the same pairs in the first round."""
+    by_chance = score_prompts(prompts)["best_against_worst"]
+    names = ("uniform", "wdpo", "wdpo_linear", "wdpo_normalized", "inverse_gap")
+    return {name: [*by_chance, f"weighting={name}"] for name in names}
+
+
+def predictor_arms(pairs: int) -> dict[str, list[str]]:
+    """Labels that are all bought, and labels that a small model gives where it is sure."""
+    by_chance = choose_pairs(pairs, "random_pairs")["random_pairs"]
+    paid = ["labeler=predictor", "labeler@labeler.paid=function", "labeler.paid.path=film.sentiment"]
+    return {"paid": [*by_chance, *film.SCORED], "predictor": [*by_chance, *paid, *film.JUDGED_BY_SCORE]}
+
+
+def of_pairs(*names: str, responses: int = 4) -> dict[str, list[str]]:
+    """Some of the arms that label 64 pairs of a film review's continuations a round."""
+    arms = pair_arms(64, responses)
+    return {name: [*arms[name], f"data.responses={responses}"] for name in names}
+
+
+FILM = (film_sentences, film.prepare)
+FILM_GRID = settings((1e-3,), (0.1, 0.4))  # 5e-4, 2e-3 and 3e-3, and beta 1, were worse for two arms on seed 101
+COMPARING = (
+    "random_pairs",
+    "certainty",
+    "entropy_certainty",
+    "dissimilarity",
+    "length_matched",
+    "predicted_gap",
+    "delta_ucb",
+)
 TASKS: Mapping[str, Task] = {
-    "film": Task(
-        film_sentences,
-        film.prepare,
-        film.PAIRS,
+    "film": Task(*FILM, [*film.PAIRS, *film.SCORED], "random_pairs", pair_arms(64, 4), FILM_GRID, 20),
+    "film_two": Task(
+        *FILM,
+        [*film.PAIRS, *film.SCORED],
         "random_pairs",
-        pair_arms(64, 4),
-        settings((1e-3,), (0.1, 0.4)),  # 5e-4, 2e-3 and 3e-3, and beta 1, were worse for two arms on seed 101
+        of_pairs("random_pairs", "certainty", "dissimilarity", "predicted_gap", "few_prompts", responses=2),
+        FILM_GRID,
         20,
     ),
+    "film_eight": Task(
+        *FILM,
+        [*film.PAIRS, *film.SCORED],
+        "random_pairs",
+        of_pairs("random_pairs", "certainty", "dissimilarity", "predicted_gap", "few_prompts", responses=8),
+        FILM_GRID,
+        20,
+    ),
+    "film_verdicts": Task(
+        *FILM,
+        [*film.PAIRS, *film.COMPARED, *film.JUDGED_BY_SCORE],
+        "random_pairs",
+        of_pairs(*COMPARING),
+        FILM_GRID,
+        20,
+    ),
+    "film_wrong_verdicts": Task(
+        *FILM,
+        [*film.PAIRS, *film.OFTEN_WRONG, *film.JUDGED_BY_SCORE],
+        "random_pairs",
+        of_pairs(*COMPARING),
+        FILM_GRID,
+        20,
+    ),
+    "film_second_judge": Task(
+        *FILM,
+        [*film.PAIRS, *film.SCORED, *film.JUDGED_BY_ANOTHER],
+        "random_pairs",
+        of_pairs("random_pairs", "dissimilarity", "predicted_gap", "best_against_worst", "few_prompts"),
+        FILM_GRID,
+        20,
+    ),
+    "film_weights": Task(*FILM, [*film.PAIRS, *film.SCORED], "uniform", weighted_arms(32), FILM_GRID, 20),
+    "film_predictor": Task(*FILM, film.PAIRS, "paid", predictor_arms(64), settings((1e-3,), (0.1,)), 10),
     "film_prompts": Task(
-        film_sentences,
-        film.prepare,
+        *FILM,
         film.ONLINE,
         "full",
         prompt_arms(0.3),
@@ -180,6 +245,15 @@ TASKS: Mapping[str, Task] = {
         pools.LINES,
         "random_pairs",
         given_arms(16, 6),
+        settings((5e-4,), (0.1,)),
+        5,
+    ),
+    "harmless": Task(
+        human_choices,
+        harmless.prepare,
+        harmless.LINES,
+        "random_pairs",
+        choose_pairs(64, "random_pairs", "certainty", "dissimilarity", "d_optimal", "predicted_gap", "length_matched"),
         settings((5e-4,), (0.1,)),
         5,
     ),
