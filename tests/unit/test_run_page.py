@@ -17,10 +17,10 @@ from test_report import facts, write_run
 from choosy.__main__ import report
 from choosy.data.pool import Pool, to_row
 from choosy.reporting.charts import line_chart, ridge_chart, scatter_chart
-from choosy.reporting.choices import choices_of, rank_correlation
+from choosy.reporting.choices import Choice, choices_of, rank_correlation
 from choosy.reporting.pages import script_hash
 from choosy.reporting.report import write_report
-from choosy.reporting.run_page import curve_charts, money_table, names_of, spent, tiles
+from choosy.reporting.run_page import clouds, curve_charts, money_table, names_of, spent, tiles
 from choosy.reporting.shown_prompts import MARKUP, shown_prompts
 from choosy.reporting.summary import read_run
 from choosy.types import Candidates, Pair, Prompt, Response
@@ -96,6 +96,14 @@ def test_a_labeler_that_compares_has_the_policy_s_own_preference_for_an_outcome(
     (choice,) = choices_of(read_run(play(tmp_path, [[candidates("a", 0, [None, None, None], utility=0.25)]])))
     assert (choice.utilities, choice.outcome) == ([(0.25, 2.0)], "log-ratio gap")
     assert not len(choice.gaps)
+
+
+def test_equal_utilities_as_of_a_choice_by_chance_are_not_drawn() -> None:
+    def choice(*utilities: float) -> Choice:
+        return Choice(0, 2, np.ones(4), np.ones(2), 0, 2, [(one, 0.5) for one in utilities], "gap")
+
+    assert clouds([choice(0, 0), choice()]) == []
+    assert len(clouds([choice(0, 0), choice(0, 1)])) == 1
 
 
 def test_the_rank_correlation_is_spearman_s_with_ties_and_its_interval_holds_it() -> None:

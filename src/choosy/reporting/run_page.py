@@ -239,9 +239,10 @@ def ridges(choices: Sequence[Choice]) -> list[Chart]:
 
 
 def clouds(choices: Sequence[Choice]) -> list[Chart]:
-    """The utility of what each round chose against what came of it."""
+    """Draw the utilities of what each round chose against what came of it, unless all are equal, as by chance."""
     charts = []
-    for choice in evenly([c for c in choices if c.utilities], MOST_CLOUDS):
+    unequal = [c for c in choices if len({utility for utility, _ in c.utilities}) > 1]
+    for choice in evenly(unequal, MOST_CLOUDS):
         some, found = evenly(choice.utilities, MOST_DOTS), choice.correlation
         note = f"{correlation_text(found)}, n = {len(choice.utilities):,}"
         note += f", {len(some):,} of them drawn" if len(some) < len(choice.utilities) else ""
