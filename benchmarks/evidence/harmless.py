@@ -10,7 +10,7 @@ import json
 import random
 from pathlib import Path
 
-from sources import Source
+from sources import Source, write_rows
 
 CACHES = Path(__file__).parent / "cache"
 WORDS = 100  # longer conversations are left out, so that a run takes minutes
@@ -23,9 +23,8 @@ def prepare(data: Source) -> Path:
     rows = [json.loads(line) for line in data.path.read_text().splitlines()]
     rows = [row for row in rows if max(len(row[side].split()) for side in ("chosen", "rejected")) <= WORDS]
     random.Random(0).shuffle(rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, some in (("train", rows[HELDOUT:]), ("pairs", rows[:HELDOUT])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    write_rows(folder / "train.jsonl", rows[HELDOUT:])
+    write_rows(folder / "pairs.jsonl", rows[:HELDOUT])
     print(f"harmless: {len(rows) - HELDOUT} conversations, {HELDOUT} held out", flush=True)
     return folder
 

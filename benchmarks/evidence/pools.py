@@ -12,7 +12,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from sources import Source
+from sources import Source, write_rows
 
 CACHES = Path(__file__).parent / "cache"
 WORDS = 40  # longer answers are left out, so that a run takes minutes
@@ -28,9 +28,8 @@ def prepare(data: Source) -> Path:
     rows = [row for row in rows if len(row["responses"]) >= FEWEST]
     random.Random(0).shuffle(rows)
     pairs = [pair for row in rows[:HELDOUT] for pair in pairs_of(row)]
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, some in (("train", rows[HELDOUT:]), ("pairs", pairs)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    write_rows(folder / "train.jsonl", rows[HELDOUT:])
+    write_rows(folder / "pairs.jsonl", pairs)
     print(f"pools: {len(rows) - HELDOUT} prompts, {len(pairs)} held-out pairs", flush=True)
     return folder
 

@@ -178,49 +178,25 @@ COMPARING = (
     "predicted_gap",
     "delta_ucb",
 )
+SCORING = ("random_pairs", "certainty", "dissimilarity", "predicted_gap", "few_prompts")
+
+
+def film_pairs(labeler: Sequence[str], arms: Mapping[str, Sequence[str]], *, baseline: str = "random_pairs") -> Task:
+    """The task film with another labeler or other arms, on 20 seeds."""
+    return Task(*FILM, [*film.PAIRS, *labeler], baseline, arms, FILM_GRID, 20)
+
+
 TASKS: Mapping[str, Task] = {
-    "film": Task(*FILM, [*film.PAIRS, *film.SCORED], "random_pairs", pair_arms(64, 4), FILM_GRID, 20),
-    "film_two": Task(
-        *FILM,
-        [*film.PAIRS, *film.SCORED],
-        "random_pairs",
-        of_pairs("random_pairs", "certainty", "dissimilarity", "predicted_gap", "few_prompts", responses=2),
-        FILM_GRID,
-        20,
-    ),
-    "film_eight": Task(
-        *FILM,
-        [*film.PAIRS, *film.SCORED],
-        "random_pairs",
-        of_pairs("random_pairs", "certainty", "dissimilarity", "predicted_gap", "few_prompts", responses=8),
-        FILM_GRID,
-        20,
-    ),
-    "film_verdicts": Task(
-        *FILM,
-        [*film.PAIRS, *film.COMPARED, *film.JUDGED_BY_SCORE],
-        "random_pairs",
-        of_pairs(*COMPARING),
-        FILM_GRID,
-        20,
-    ),
-    "film_wrong_verdicts": Task(
-        *FILM,
-        [*film.PAIRS, *film.OFTEN_WRONG, *film.JUDGED_BY_SCORE],
-        "random_pairs",
-        of_pairs(*COMPARING),
-        FILM_GRID,
-        20,
-    ),
-    "film_second_judge": Task(
-        *FILM,
-        [*film.PAIRS, *film.SCORED, *film.JUDGED_BY_ANOTHER],
-        "random_pairs",
+    "film": film_pairs(film.SCORED, pair_arms(64, 4)),
+    "film_two": film_pairs(film.SCORED, of_pairs(*SCORING, responses=2)),
+    "film_eight": film_pairs(film.SCORED, of_pairs(*SCORING, responses=8)),
+    "film_verdicts": film_pairs([*film.COMPARED, *film.JUDGED_BY_SCORE], of_pairs(*COMPARING)),
+    "film_wrong_verdicts": film_pairs([*film.OFTEN_WRONG, *film.JUDGED_BY_SCORE], of_pairs(*COMPARING)),
+    "film_second_judge": film_pairs(
+        [*film.SCORED, *film.JUDGED_BY_ANOTHER],
         of_pairs("random_pairs", "dissimilarity", "predicted_gap", "best_against_worst", "few_prompts"),
-        FILM_GRID,
-        20,
     ),
-    "film_weights": Task(*FILM, [*film.PAIRS, *film.SCORED], "uniform", weighted_arms(32), FILM_GRID, 20),
+    "film_weights": film_pairs(film.SCORED, weighted_arms(32), baseline="uniform"),
     "film_predictor": Task(*FILM, film.PAIRS, "paid", predictor_arms(64), settings((1e-3,), (0.1,)), 10),
     "film_prompts": Task(
         *FILM,
