@@ -64,13 +64,13 @@ class Export(Callback):
         policy.save(str(tuned))
         if self.form != "adapter" and trainer.is_global_zero:
             name, trusted = self.run_dir.resolve().name, policy.source.trust_remote_code
-            with told(self.form, f"choosy merge {self.run_dir} DIR{' --gguf' * (self.form == 'gguf')}"):
+            with logged_errors(self.form, f"choosy merge {self.run_dir} DIR{' --gguf' * (self.form == 'gguf')}"):
                 write_whole(str(tuned), self.run_dir / self.form, self.form, name=name, trusted=trusted)
 
 
 @contextmanager
-def told(what: str, again: str) -> Iterator[None]:
-    """Tell of an error while something is written that a command can write again, so that the run ends in order.
+def logged_errors(what: str, again: str) -> Iterator[None]:
+    """Log an error in writing what a command can write again, so that the run ends in order.
 
     An error of the disk, which has a number, ends the run: it can be resumed when there is room.
     """
@@ -149,11 +149,11 @@ class Report(Callback):
         callbacks = cast(Any, trainer).callbacks
         exported = next((one.exported for one in callbacks if isinstance(one, Export)), None)
         again = f"choosy report {self.run_dir}"
-        with told("curves.png", again):
+        with logged_errors("curves.png", again):
             write_curves(run)
-        with told("README.md of the tuned model", again):
+        with logged_errors("README.md of the tuned model", again):
             write_cards(self.run_dir, run, trainer, pl_module, exported)  # with the curves
-        with told("report.html", again):
+        with logged_errors("report.html", again):
             write_report(run)  # with the card's code
         stops = [one.stopping_reason for one in callbacks if isinstance(one, EarlyStopping)]
         early = any(reason != EarlyStoppingReason.NOT_STOPPED for reason in stops)

@@ -82,9 +82,8 @@ def _nan(x: float | None) -> float:
 
 
 def _facts(words: Pair | Moments) -> dict[str, Any]:
-    return {
-        name: getattr(words, name) for name in words.__slots__
-    }  # asdict copies each value, and takes ten times as long
+    # asdict copies each value, and takes ten times as long
+    return {name: getattr(words, name) for name in words.__slots__}
 
 
 def _pair_row(pair: Pair) -> dict[str, Any]:
