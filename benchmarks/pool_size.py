@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import save
 
 from callbacks.optune import OPTune
-from choosy.data.pool import POOL_SCHEMA, Pool
+from choosy.data.pool import Pool
+from choosy.data.pool_rows import POOL_SCHEMA
 from choosy.methods import selection
 from choosy.types import Prompt
 

@@ -108,6 +108,7 @@ def test_no_file_reaches_torch_distributed_without_importing_it() -> None:
         ("parallel/ranks.py", {"torch", "choosy.terminal"}),
         ("parallel/sharding.py", {"torch", "choosy.parallel"}),
         ("data/pool.py", {"numpy", "pyarrow", "choosy.data", "choosy.types"}),
+        ("data/pool_rows.py", {"pyarrow", "choosy.types"}),
         ("data/table_files.py", {"pyarrow", "choosy.files", "choosy.sealed"}),
         ("models/fast/tree_attention.py", {"torch", "transformers"}),
         ("models/fast/fused.py", {"torch", "peft", "choosy.terminal"}),

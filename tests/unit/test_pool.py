@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from choosy.data import pool as pool_module
-from choosy.data.pool import Pool, from_row, round_file, to_row, with_responses
+from choosy.data.pool import Pool, round_file, with_responses
+from choosy.data.pool_rows import from_row, to_row
 from choosy.data.table_files import damage, read_about, write_table
 from choosy.types import Candidates, Pair, Prompt, Response
 

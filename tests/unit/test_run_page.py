@@ -15,7 +15,8 @@ from scipy.stats import spearmanr
 from test_report import facts, write_run
 
 from choosy.__main__ import report
-from choosy.data.pool import Pool, to_row
+from choosy.data.pool import Pool
+from choosy.data.pool_rows import to_row
 from choosy.reporting.charts import line_chart, ridge_chart, scatter_chart
 from choosy.reporting.choices import Choice, choices_of, rank_correlation
 from choosy.reporting.pages import script_hash

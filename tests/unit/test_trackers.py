@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from choosy.data.pool import Pool, to_row
+from choosy.data.pool import Pool
+from choosy.data.pool_rows import to_row
 from choosy.reporting.tracked import Row, answers, log_round, of_answers
 from choosy.reporting.trackers import MLFlowLogger, TrackioLogger, WandbLogger
 from choosy.sealed import write_line

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from choosy.data.pool import POOL_SCHEMA, Keep, Pool, as_rows, refuse_unreadable, round_file, rows_to_train_on
+from choosy.data.pool import Keep, Pool, refuse_unreadable, round_file, rows_to_train_on
+from choosy.data.pool_rows import POOL_SCHEMA, as_rows
 from choosy.data.table_files import read_about
 from choosy.files import create_private, make_folder
 from choosy.types import Candidates

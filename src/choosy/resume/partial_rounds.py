@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from choosy.data.pool import POOL_SCHEMA, read_candidates, to_row
+from choosy.data.pool import read_candidates
+from choosy.data.pool_rows import POOL_SCHEMA, to_row
 from choosy.data.table_files import damage, read_about, write_table
 from choosy.parallel.ranks import Ranks
 from choosy.terminal import logger

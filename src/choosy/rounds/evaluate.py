@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torchmetrics import CatMetric, MeanMetric, Metric
 
-from choosy.data.pool import POOL_SCHEMA, means_by_name, read_candidates, to_row
+from choosy.data.pool import means_by_name, read_candidates
+from choosy.data.pool_rows import POOL_SCHEMA, to_row
 from choosy.data.table_files import write_table
 from choosy.labeling.buyer import LabelBuyer
 from choosy.methods.length_control import Z95, length_controlled
