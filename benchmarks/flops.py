@@ -21,8 +21,28 @@ def flops(policy: Policy, groups: list[Group]) -> float:
     linear = 2 * tokens * (base * (2 if frozen else 3) + 3 * adapters)
     head = 2 * predicted * embedding * (2 if frozen else 3)
     seen = 0.0  # (query, key) pairs
-    for prompt, responses in groups:
+    for prompt, responses, _ in groups:
         seen += len(prompt) ** 2 / 2
         seen += sum(len(ids) * len(prompt) + len(ids) ** 2 / 2 for ids in responses)
     width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
     return linear + head + 3 * 4 * seen * width * config.num_hidden_layers
+
+
+PUBLISHED = {  # dense bf16 products of NVIDIA's data sheets in TFLOP/s, by what a card's name has; the first that fits
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "H200 NVL": 835,
+    "H100": 989,
+    "H200": 989,
+    "A100": 312,
+}
+
+
+def published_peak(card: str) -> float | None:
+    """The FLOP/s that a card's data sheet promises for dense bf16 products; None of a card that is not known.
+
+    Example:
+        >>> published_peak("NVIDIA H100 80GB HBM3"), published_peak("NVIDIA H100 PCIe"), published_peak("cpu")
+        (989000000000000.0, 756000000000000.0, None)
+    """
+    return next((tera * 1e12 for name, tera in PUBLISHED.items() if name in card), None)

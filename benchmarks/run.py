@@ -20,7 +20,10 @@ from common import RESULTS, ROOT
 
 HERE = Path(__file__).parent
 WITH_VLLM = ROOT / ".venv-vllm" / "bin" / "python"  # made by `make test-vllm`
-SCRIPTS = sorted(path.stem for path in HERE.glob("*.py") if path.stem != "run" and "\ndef main()" in path.read_text())
+NOT_HERE = ("run", "gpu")  # gpu.py wants a GPU, and writes a table of its own
+SCRIPTS = sorted(
+    path.stem for path in HERE.glob("*.py") if path.stem not in NOT_HERE and "\ndef main()" in path.read_text()
+)
 OF_THE_TABLE = ("trajectory", "dpo_step", "online_round", "choosing", "engines", "top_p", "pool_size")
 START, END = "<!-- measured: written by benchmarks/run.py -->", "<!-- end of measured -->"
 

@@ -44,6 +44,15 @@ SET_BY_LIBRARIES = {
 }
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU, and torch finds none")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def threads() -> None:
     """One thread a worker where there are several."""

@@ -32,11 +32,9 @@ BUILT = {"max_new_tokens": 64, "max_prompt_tokens": 128, "batch_size": 32, "comp
 Make = Callable[..., Sampler]
 
 
-@pytest.fixture(scope="module", params=["cpu", "cuda"])
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def policy(request: pytest.FixtureRequest, wide_policy_dir: Path) -> Policy:
     """The wide policy, its adapter moved away from zero, in fp32."""
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
     policy = Policy(str(wide_policy_dir), lora=Lora(r=4), dtype="float32")
     policy.load(device=torch.device(request.param), seed=0)
     move(policy, seed=1)
