@@ -40,7 +40,16 @@ from common import RESULTS, ROOT, machine, write_between
 SCRIPT = ROOT / "benchmarks" / "ours" / "gpu.py"
 LEAST = 10  # seconds that are worth a start
 START, END = "<!-- gpu: written by benchmarks/gpu.py -->", "<!-- end of gpu -->"
-LIBRARIES = ("torch", "transformers", "lightning", "peft", "hydra", "omegaconf", "pyarrow", "torchmetrics", "tenacity")
+LIBRARIES = (
+    *("torch", "transformers", "lightning", "peft", "torchmetrics", "hydra", "omegaconf", "pyarrow", "tenacity"),
+    *("httpx2", "gguf"),
+)
+ENVIRON = {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "GLOO_SOCKET_IFNAME": "lo",  # a machine without a network may not find its own name
+    "NCCL_SOCKET_IFNAME": "lo",
+}
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,7 @@ class Worker:
                     stdout=subprocess.PIPE,
                     stderr=log,
                     text=True,
+                    env={**ENVIRON, **os.environ},
                     start_new_session=True,  # it may have processes of its own, which compile
                 )
         process = self.process
@@ -105,6 +115,8 @@ class Worker:
             late.cancel()
         if said:
             found: dict[str, Any] = json.loads(said)
+            if "failed" in found:  # an error on a GPU spoils what follows in the process
+                self.end()
             return found
         self.end()
         if not in_time:
@@ -168,6 +180,7 @@ ABOUT = {
     "seconds": "{:.1f} s",
     "sampled_tokens_per_s": "sampled {:,.0f} tokens/s",
     "first_pass_s": "first pass {:.1f} s",
+    "graphs": "{} graphs compiled",
     "new_lengths_step_s": "a step of new lengths {:.3f} s",
     "score_s": "the reference scored in {:.2f} s",
     "passed": "{} passed",

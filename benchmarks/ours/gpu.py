@@ -65,7 +65,7 @@ class Size:
     new_tokens: int
 
 
-SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+SMALL = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
 FULL = Size(
     shape={
         "hidden_size": 2048,
@@ -226,8 +226,8 @@ class Clock(Callback):
         self.steps.candidates = scored
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
-        if batch_idx == self.steps.measured.start:
-            clean()
+        if batch_idx == self.steps.measured.start and ON_GPU:
+            torch.cuda.reset_peak_memory_stats(DEVICE)
         self.began = now()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -249,12 +249,14 @@ def step(*, attention: str, share_prompt: bool = True, fused: bool = True, shard
         2 N (2 P + 3 A) + 2 M (2 E) + 3 * 4 S D L
 
     since frozen weights take a product forward and one for the gradient of their input, and trained ones a third.
+    Padded rows hold each prompt twice: their parts have half the budget, so that they take about as much memory.
     """
+    budget = SIZE.tokens_per_step if share_prompt else SIZE.tokens_per_step // 2
     policy = Policy(
         model(SIZE.shape, "llama"),
         lora=Lora(r=16, alpha=32),
         dtype="bfloat16",
-        compute=Compute(SIZE.tokens_per_step, attention=attention, share_prompt=share_prompt, fused=fused),
+        compute=Compute(budget, attention=attention, share_prompt=share_prompt, fused=fused),
     )
     steps = Steps(drawn(2 * SIZE.batches * SIZE.pairs))
     clock = Clock(steps)
@@ -289,9 +291,17 @@ def step(*, attention: str, share_prompt: bool = True, fused: bool = True, shard
         "score_s": clock.score_seconds,
         "attention": policy.causal_lm.config._attn_implementation,
         "one_row": policy.one_row,
+        **({"graphs": graphs()} if attention == "flex_attention" else {}),
         "loss": clock.losses[-1],
         "steps_s": clock.seconds,
     }
+
+
+def graphs() -> int:
+    """How many graphs torch has compiled in this process: beyond a limit it computes without compiling, and slowly."""
+    from torch._dynamo.utils import counters  # seconds, and only FlexAttention compiles
+
+    return int(counters["stats"]["unique_graphs"])
 
 
 # -- whole runs ------------------------------------------------------------------------------------------------
