@@ -74,7 +74,6 @@ RUNS = {
     "own samples": ["loss=hypo", "loss.shares.kl=1.0", "data.responses=3"],
     "a head": ["loss=spo", "loss.share=1.0"],
     "of the step": ["loss=aot"],
-    "fused AdamW": ["+optimizer.fused=true"],
 }
 
 
