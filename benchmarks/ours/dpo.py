@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from flops import flops
+from flops import flops, matmul_peak
 
 from choosy.data.batches import Batch, Item, batch_of
 from choosy.methods.losses import SigmoidLoss
@@ -32,18 +32,6 @@ job = json.loads(sys.argv[1])
 def say(**what: Any) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps(what | {"peak_gb": peak}), flush=True)
-
-
-def matmul_peak() -> float:
-    """The best rate of bf16 matrix products on this machine now, in FLOP/s."""
-    best = 0.0
-    for m, k, n in ((2048, 2048, 2048), (2048, 576, 1536)):
-        one, other = torch.randn(m, k, dtype=torch.bfloat16), torch.randn(n, k, dtype=torch.bfloat16)
-        for _ in range(6):
-            started = time.perf_counter()
-            torch.nn.functional.linear(one, other)
-            best = max(best, 2 * m * k * n / (time.perf_counter() - started))
-    return best
 
 
 class Windows(Callback):

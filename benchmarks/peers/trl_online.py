@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 job = json.loads(sys.argv[1])
+clock = time.process_time if job["one_thread"] else time.perf_counter
 tokenizer = AutoTokenizer.from_pretrained(job["model"], padding_side="left")
 
 
@@ -35,10 +36,10 @@ class Rounds(TrainerCallback):
         if self.steps == job["steps"]:  # the first round warms up
             say(warm=True)
         else:
-            say(seconds=time.perf_counter() - self.started)
+            say(seconds=clock() - self.started)
         if self.steps < (job["windows"] + 1) * job["steps"]:
             sys.stdin.readline()
-            self.started = time.perf_counter()
+            self.started = clock()
 
 
 def say(**what) -> None:

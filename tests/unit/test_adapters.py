@@ -263,3 +263,32 @@ def test_targets_that_the_model_lacks_are_named(tiny_policy_dir: Path) -> None:
     policy = Policy(str(tiny_policy_dir), lora=Lora(targets=["q_proj", "vv_proj"]), dtype="float32")
     with pytest.raises(ValueError, match=r"targets names vv_proj, and the model has no such layer\. .* v_proj"):
         policy.load(device=torch.device("cpu"), seed=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_reference_whose_adapter_adds_nothing_is_scored_without_it(dtype: Any, tiny_policy_dir: Path) -> None:
+    policy = Policy(str(tiny_policy_dir), lora=Lora(r=4), dtype=dtype)
+    policy.load(device=torch.device("cpu"), seed=0)
+    candidates = [Candidates(Prompt("p", ""), (Response("", (65, 66, 67)), Response("", (68,))), IDS)]
+    trained = [name for name, _ in policy.trainable()]
+    (fresh,) = policy.score(candidates)
+    asked: list[bool] = []
+    layer = next(module for name, module in policy.model.named_modules() if name.endswith("q_proj"))
+    layer.register_forward_hook(lambda *_: asked.append(layer.disable_adapters))
+
+    def score_reference() -> list[float]:
+        (scored,) = policy.score_reference(candidates)
+        return [r.logp_ref for r in scored.responses]
+
+    assert score_reference() == fresh  # to the bit
+    assert asked == [True]
+    with torch.no_grad():
+        for name, p in policy.trainable():
+            if "lora_B" in name:
+                p.fill_(0.1)
+    (moved,) = policy.score(candidates)
+    assert score_reference() == fresh != moved
+    policy.states.refer_to_current()
+    assert score_reference() == moved
+    assert asked == [True, False, True, False]
+    assert [name for name, _ in policy.trainable()] == trained

@@ -50,6 +50,26 @@ def test_bfloat16_is_near() -> None:
     torch.testing.assert_close(near.double(), exact, rtol=0.05, atol=0.05)
 
 
+def test_a_softmax_that_waits_for_the_backward_gives_the_gradients_of_one_made_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+    shares = attention._shares
+    monkeypatch.setattr(attention, "_shares", lambda *given: made.append(1) or shares(*given))
+
+    def gradients(kept: int) -> tuple[Tensor, ...]:
+        monkeypatch.setattr(attention, "KEPT", kept)
+        query, key, value = draw(4, seed=0), draw(2, seed=1), draw(2, seed=2)
+        made.clear()
+        tree, _ = grouped_attention(None, query, key, value, None, tree=Tree(SEGMENTS))
+        return torch.autograd.grad(tree.sum(), (query, key, value))
+
+    again, twice = gradients(0), len(made)
+    waiting, once = gradients(1000), len(made)
+    assert all(map(torch.equal, again, waiting))
+    assert twice == 2 * once
+
+
 def test_blocks_cover_every_token_once_and_show_each_its_own_past() -> None:
     seen = torch.zeros_like(ROWS.mask_BLL[0])
     for start, end, spans in blocks(SEGMENTS, 2):

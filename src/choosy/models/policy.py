@@ -39,7 +39,7 @@ from choosy.models.locate import ModelSource
 from choosy.models.logprobs import can_share_prompt, final_states, group_logps, sum_by_response, takes_one_row
 from choosy.models.optimizers import mark_vocabulary
 from choosy.models.rows import Group, deduplicated, packed
-from choosy.models.states import States, can_merge, merged, on_rank_0, swapped_in, trainable
+from choosy.models.states import States, can_merge, merged, on_rank_0, swapped_in, trainable, unadapted
 from choosy.models.tokens import Tokens
 from choosy.parallel.ranks import current_ranks
 from choosy.parallel.sharding import gathered, is_sharded, lockstep, shard_weights
@@ -349,7 +349,7 @@ class Policy(nn.Module):
     ) -> list[Candidates]:
         """The candidates with each response's log-probability under the reference, and of its tokens if wanted."""
         result = list(candidates)
-        with self.states.as_reference():
+        with self.states.as_reference(), nullcontext() if is_sharded(self) else unadapted(self.model):
             for n, logps, logp_T_of in self._scored(candidates, tick):
                 of_tokens = [tuple(logp_T.tolist()) if tokens else () for logp_T in logp_T_of]
                 scored = zip(candidates[n].responses, logps, of_tokens, strict=True)

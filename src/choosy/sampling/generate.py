@@ -3,15 +3,15 @@
 A prompt is computed once for all its responses, and finished rows leave the batch. Each response has its own stream of
 random numbers, so that its text depends on its seed and not on its neighbours in the batch.
 
-Axes: R rows (responses in flight), V vocabulary.
+Axes: R rows (responses in flight), N tokens of a response, T tries of a draw, V vocabulary.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,6 @@ from choosy.models.fast.fused import packed_linears
 from choosy.parallel.sharding import is_sharded
 from choosy.sampling.prefill import prefill
 from choosy.sampling.protocol import OnComplete, Request, Sampler, as_response, check_engine
-from choosy.sampling.settings import SamplingSettings
 from choosy.terminal import logger
 from choosy.types import Response
 
@@ -30,15 +29,13 @@ log = logger(__name__)
 TRIES = 4  # draws for a token, of which top_p = 0.9 needs the second in one of ten cases
 
 
-@dataclass
-class _Flying:
-    """One response in flight."""
+class _Sampled(NamedTuple):
+    """One response: its prompt's position, which of the prompt's samples it is, its tokens and its log-prob."""
 
     prompt: int
     sample: int
-    draws: list[list[float]]
-    ids: list[int] = field(default_factory=list)
-    logp: float = 0.0
+    ids: list[int]
+    logp: float
 
 
 @dataclass(kw_only=True, eq=False)
@@ -75,7 +72,7 @@ class Generate(Sampler):
                 done({p: responses[p] for p in batch})
         return responses
 
-    def _fitting(self, request: Request, batch: Sequence[int]) -> list[_Flying]:
+    def _fitting(self, request: Request, batch: Sequence[int]) -> list[_Sampled]:
         """Sample a batch, in halves if it does not fit into the memory; later batches are then smaller too."""
         policy = request.policy
         try:
@@ -94,47 +91,52 @@ class Generate(Sampler):
         return [row for half in (batch[:middle], batch[middle:]) for row in self._fitting(request, half)]
 
 
-def _sample_batch(request: Request, batch: Sequence[int]) -> list[_Flying]:
+def _sample_batch(request: Request, batch: Sequence[int]) -> list[_Sampled]:
     policy, prompts, seeds, settings = request
-    model, device, stop_ids = policy.causal_lm, policy.device, policy.tokens.stop_ids
+    model, device, last = policy.causal_lm, policy.device, settings.max_new_tokens
     logits_RV, cache, mask_RL = prefill(policy, [prompts[p] for p in batch], [len(seeds[p]) for p in batch])
-    flying = [_Flying(p, n, uniforms(seed, settings.max_new_tokens)) for p in batch for n, seed in enumerate(seeds[p])]
-    done: list[_Flying] = []
-    while True:
-        token_R = _draw(flying, logits_RV, settings)
-        alive = [r for r, row in enumerate(flying) if row.ids[-1] not in stop_ids]  # positions in the cache
-        done += [row for row in flying if row.ids[-1] in stop_ids]
-        if not alive or len(flying[0].ids) == settings.max_new_tokens:
-            return done + [flying[r] for r in alive]
-        if len(alive) < len(flying):
-            alive = closed_up(alive)
+    places = [(p, n) for p in batch for n in range(len(seeds[p]))]  # of each row: its prompt and sample
+    draw_RNT = torch.stack([uniforms(seed, last) for p in batch for seed in seeds[p]]).to(device)
+    ids_RN = torch.zeros(len(places), last, dtype=torch.long, device=device)
+    logp_R = torch.zeros(len(places), dtype=torch.float64, device=device)
+    stop_S = torch.tensor(sorted(policy.tokens.stop_ids), dtype=torch.long, device=device)
+    done: list[_Sampled] = []
+    for n in range(last):
+        logp_RV = logits_RV.log_softmax(-1)
+        token_R = choose_token(logits_RV, draw_RNT[:, n], settings.temperature, settings.top_p, settings.top_k)
+        ids_RN[:, n] = token_R
+        logp_R += logp_RV.gather(-1, token_R[:, None]).squeeze(-1)
+        refuse_nan(logp_R, n)
+        ended_R = torch.isin(token_R, stop_S) if n + 1 < last else torch.ones_like(token_R, dtype=torch.bool)
+        if ended_R.any():
+            rows = ended_R.nonzero().flatten().tolist()
+            ended = zip(rows, ids_RN[rows, : n + 1].tolist(), logp_R[rows].tolist(), strict=True)
+            done += [_Sampled(*places[row], ids, logp) for row, ids, logp in ended]
+            if len(rows) == len(places):
+                break
+            alive = closed_up((~ended_R).nonzero().flatten().tolist())
             keep_R = torch.tensor(alive, device=device)
             cache.reorder_cache(keep_R)  # type: ignore[arg-type]  # any integers, whatever it says
-            flying = [flying[r] for r in alive]
-            token_R, mask_RL = token_R[keep_R], mask_RL[keep_R]
+            places = [places[row] for row in alive]
+            token_R, mask_RL, draw_RNT, ids_RN, logp_R = (
+                rows_R[keep_R] for rows_R in (token_R, mask_RL, draw_RNT, ids_RN, logp_R)
+            )
         position_R1 = mask_RL.sum(-1, keepdim=True)
         mask_RL = torch.cat([mask_RL, mask_RL.new_ones(len(mask_RL), 1)], dim=-1)
         found = model(
             input_ids=token_R[:, None], attention_mask=mask_RL, position_ids=position_R1, past_key_values=cache
         )
         logits_RV = found.logits[:, -1].float()
+    return done
 
 
-def _draw(flying: Sequence[_Flying], logits_RV: Tensor, settings: SamplingSettings) -> Tensor:
-    """Draw the next token (R,) of each row, and append it with its log-prob under the policy."""
-    step = len(flying[0].ids)
-    draw_RT = torch.tensor([row.draws[step] for row in flying], device=logits_RV.device)
-    token_R = choose_token(logits_RV, draw_RT, settings.temperature, settings.top_p, settings.top_k)
-    logp_R = logits_RV.gather(-1, token_R[:, None]).squeeze(-1) - logits_RV.logsumexp(-1)
-    for row, token, logp in zip(flying, token_R.tolist(), logp_R.tolist(), strict=True):
-        if math.isnan(logp):
-            raise ValueError(
-                f"The policy's logits are no numbers (nan) at token {step + 1} of a response: nothing can be sampled. "
-                "Resume from an earlier checkpoint with a smaller lr, or check the model's weights."
-            )
-        row.ids.append(token)
-        row.logp += logp
-    return token_R
+def refuse_nan(logp_R: Tensor, step: int) -> None:
+    """Refuse to sample from logits that are no numbers."""
+    if logp_R.isnan().any():
+        raise ValueError(
+            f"The policy's logits are no numbers (nan) at token {step + 1} of a response: nothing can be sampled. "
+            "Resume from an earlier checkpoint with a smaller lr, or check the model's weights."
+        )
 
 
 def closed_up(alive: Sequence[int]) -> list[int]:
@@ -149,11 +151,10 @@ def closed_up(alive: Sequence[int]) -> list[int]:
     return [place if place in staying else next(movers) for place in range(len(alive))]
 
 
-def uniforms(seed: int, n: int) -> list[list[float]]:
-    """Draw the uniform numbers in [0, 1) of one response: for each of its n tokens one, and some for further tries."""
+def uniforms(seed: int, n: int) -> Tensor:
+    """Draw the uniform numbers (N, T) in [0, 1) of one response: for each of its n tokens one, and some more tries."""
     generator = torch.Generator().manual_seed(seed)
-    draws: list[list[float]] = torch.rand(TRIES, n, generator=generator, dtype=torch.float64).T.tolist()
-    return draws
+    return torch.rand(TRIES, n, generator=generator, dtype=torch.float64).T.float()
 
 
 def choose_token(logits_RV: Tensor, draw_RT: Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0) -> Tensor:

@@ -22,6 +22,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 BLOCK = 256  # queries at a time: shorter wastes calls, longer computes more of what the causal mask hides
 A_CALL = 4_096  # scores of one query head that take as long as the fixed cost of a bundle
 A_BUNDLE = 2**19  # most scores of one query head in one product, which bounds the memory
+KEPT = 3  # softmaxes of at most so many times the queries' size wait for the backward, larger ones are made again
 KEYS = 16  # keys are padded to a multiple of this, for which products and softmax are faster
 
 
@@ -174,38 +175,40 @@ def _shares(query_bqK: Tensor, key_bSK: Tensor, hidden_nLS: Tensor) -> Tensor:
 
 
 class TreeAttention(torch.autograd.Function):
-    """Attention of a tree; the backward recomputes the softmax, so that nothing of size L x S is stored."""
+    """Attention of a tree; the backward recomputes a large softmax, so that nothing of size L x S is stored."""
 
     @staticmethod
     def forward(ctx: Any, query_NHK: Tensor, key_NGK: Tensor, value_NGW: Tensor, tree: Tree, scaling: float) -> Tensor:
         N, H = query_NHK.shape[:2]
         query_XK, key_YK, value_YW = _flat(query_NHK), _flat(key_NGK), _flat(value_NGW)
         plan, place_X = tree.laid(H, key_NGK.shape[1], query_NHK)
-        seen = []
+        seen, kept = [], []
+        keeps = any(ctx.needs_input_grad) and H * sum(b.hidden_nLS.numel() for b in plan) <= KEPT * query_NHK.numel()
         for query_GnRL, key_GnS, _, hidden_nLS in plan:
             share_bqS = _shares(_rows(query_XK, query_GnRL).mul_(scaling), _rows(key_YK, key_GnS), hidden_nLS)
             seen.append(_flat(torch.bmm(share_bqS, _rows(value_YW, key_GnS))))
+            kept += [share_bqS] if keeps else []
         seen_XW = torch.cat(seen).index_select(0, place_X)
         ctx.tree, ctx.scaling = tree, scaling
-        ctx.save_for_backward(query_NHK, key_NGK, value_NGW, seen_XW)
+        ctx.save_for_backward(query_NHK, key_NGK, value_NGW, seen_XW, *kept)
         return seen_XW.view(N, H, -1)
 
     @staticmethod
     def backward(ctx: Any, grad_NHW: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query_NHK, key_NGK, value_NGW, seen_XW = ctx.saved_tensors
+        query_NHK, key_NGK, value_NGW, seen_XW, *kept = ctx.saved_tensors
         query_XK, key_YK, value_YW, grad_XW = map(_flat, (query_NHK, key_NGK, value_NGW, grad_NHW))
         plan, place_X = ctx.tree.laid(query_NHK.shape[1], key_NGK.shape[1], query_NHK)
         along_X1 = torch.linalg.vecdot(grad_XW, seen_XW).unsqueeze_(-1)
         grad_query: list[Tensor] = []
         grad_key_YK = torch.zeros_like(key_YK, dtype=torch.float32)
         grad_value_YW = torch.zeros_like(value_YW, dtype=torch.float32)
-        for query_GnRL, key_GnS, real_nL, hidden_nLS in plan:
+        for n, (query_GnRL, key_GnS, real_nL, hidden_nLS) in enumerate(plan):
             query_bqK = _rows(query_XK, query_GnRL).mul_(ctx.scaling)
             key_bSK, value_bSW = _rows(key_YK, key_GnS), _rows(value_YW, key_GnS)
             real_bq1 = real_nL[:, None].expand(query_GnRL.shape).reshape(*query_bqK.shape[:2], 1)
             grad_bqW = _rows(grad_XW, query_GnRL).mul_(real_bq1)
             along_bq1 = _rows(along_X1, query_GnRL).mul_(real_bq1)
-            share_bqS = _shares(query_bqK, key_bSK, hidden_nLS)
+            share_bqS = kept[n] if kept else _shares(query_bqK, key_bSK, hidden_nLS)
             key_y = key_GnS.flatten()
             grad_value_YW.index_add_(0, key_y, _flat(torch.bmm(share_bqS.transpose(1, 2), grad_bqW)).float())
             slope_bqS = torch.bmm(grad_bqW, value_bSW.transpose(1, 2)).sub_(along_bq1).mul_(share_bqS)
