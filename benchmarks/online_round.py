@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,23 +59,26 @@ def main() -> None:
         programs["peer"] = Program(peer_python(), "peers/trl_online.py", job | {"folder": folder})
         programs["peer"].answer(), programs["peer"].answer()
         times = [{name: program.go() for name, program in programs.items()} for _ in range(windows)]
-    result: dict[str, Any] = {
-        "clock": "processor seconds of one thread" if typed.one_thread else "seconds",
-        "peer_seconds": middle([t["peer"]["seconds"] for t in times]),
-    }
+    save("online_round", summed_up(times, "processor seconds of one thread" if typed.one_thread else "seconds"))
+
+
+def summed_up(times: Sequence[dict[str, dict[str, Any]]], clock: str) -> dict[str, Any]:
+    """Medians over windows: ratios to the peer, and what they would be if a round were its useful products alone."""
+    result: dict[str, Any] = {"clock": clock, "peer_seconds": middle([t["peer"]["seconds"] for t in times])}
     for name in WAYS:
+        own, peer = [t[name] for t in times], [t["peer"]["seconds"] for t in times]
         result[name] = {
-            "seconds": middle([t[name]["seconds"] for t in times]),
-            "ratio": middle([t["peer"]["seconds"] / t[name]["seconds"] for t in times]),
-            "flop_share": middle([t[name]["flops"] / t[name]["seconds"] / t[name]["peak_flop_per_s"] for t in times]),
+            "seconds": middle([t["seconds"] for t in own]),
+            "ratio": middle([theirs / t["seconds"] for t, theirs in zip(own, peer, strict=True)]),
+            "flop_share": middle([t["flops"] / t["seconds"] / t["peak_flop_per_s"] for t in own]),
             "ratio_at_peak": middle(
-                [t["peer"]["seconds"] * t[name]["peak_flop_per_s"] / t[name]["flops"] for t in times]
+                [theirs * t["peak_flop_per_s"] / t["flops"] for t, theirs in zip(own, peer, strict=True)]
             ),
-            "peak_gflop_per_s": middle([t[name]["peak_flop_per_s"] / 1e9 for t in times]),
-            "phases": {k: middle([t[name]["phases"].get(k, 0.0) for t in times]) for k in times[0][name]["phases"]},
-            "peak_gb": times[-1][name]["peak_gb"],
+            "peak_gflop_per_s": middle([t["peak_flop_per_s"] / 1e9 for t in own]),
+            "phases": {k: middle([t["phases"].get(k, 0.0) for t in own]) for k in own[0]["phases"]},
+            "peak_gb": own[-1]["peak_gb"],
         }
-    save("online_round", result | {"runs": [{n: t[n]["seconds"] for n in t} for t in times]})
+    return result | {"runs": [{name: t[name]["seconds"] for name in t} for t in times]}
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def main() -> None:
 
     def end(trainer: Any, module: Any) -> None:
         phases = dict(trainer.datamodule.run.phases.seconds)
-        spent = {k: v - seconds_of.get(k, 0.0) for k, v in phases.items()}
+        spent = {} if job["one_thread"] else {k: v - seconds_of.get(k, 0.0) for k, v in phases.items()}
         seconds_of.update(phases)
         if trainer.current_epoch == 0:
             say(warm=True)
