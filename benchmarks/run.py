@@ -45,9 +45,9 @@ def summary() -> dict[str, float]:
         ratios["dpo_memory"] = max(kind["memory_ratio"] for kind in kinds)
         ratios["flop_share"] = min(kind["flop_share"] for kind in kinds)
     if rounds := found("online_round"):
+        kinds_of = {"": "ratio", "_flop_share": "flop_share", "_at_peak": "ratio_at_peak"}
         for name in ("online_round", "online_round_optune03"):
-            ratios |= {name: rounds[name]["ratio"], f"{name}_flop_share": rounds[name]["flop_share"]}
-            ratios[f"{name}_at_peak"] = rounds[name]["ratio_at_peak"]
+            ratios |= {name + end: rounds[name][kind] for end, kind in kinds_of.items() if kind in rounds[name]}
     if choosing := found("choosing"):
         ratios["selection_share"] = max(v["share"] for k, v in choosing.items() if k not in ("machine", "entropy"))
         ratios["selection_share_entropy"] = choosing["entropy"]["share"]
