@@ -30,10 +30,9 @@ TRIES = 4  # draws for a token, of which top_p = 0.9 needs the second in one of 
 
 
 class _Sampled(NamedTuple):
-    """One response: its prompt's position, which of the prompt's samples it is, its tokens and its log-prob."""
+    """One response: its place (its prompt's position, which of the prompt's samples), its tokens and its log-prob."""
 
-    prompt: int
-    sample: int
+    place: tuple[int, int]
     ids: list[int]
     logp: float
 
@@ -67,8 +66,8 @@ class Generate(Sampler):
                 while order and rows + len(seeds[order[0]]) <= self.batch_size:
                     rows += len(seeds[order[0]])
                     batch.append(order.pop(0))
-                for row in self._fitting(request, batch):
-                    responses[row.prompt][row.sample] = as_response(policy, row.ids, row.logp)
+                for (p, n), ids, logp in self._fitting(request, batch):
+                    responses[p][n] = as_response(policy, ids, logp)
                 done({p: responses[p] for p in batch})
         return responses
 
@@ -111,7 +110,7 @@ def _sample_batch(request: Request, batch: Sequence[int]) -> list[_Sampled]:
         if ended_R.any():
             rows = ended_R.nonzero().flatten().tolist()
             ended = zip(rows, ids_RN[rows, : n + 1].tolist(), logp_R[rows].tolist(), strict=True)
-            done += [_Sampled(*places[row], ids, logp) for row, ids, logp in ended]
+            done += [_Sampled(places[row], ids, logp) for row, ids, logp in ended]
             if len(rows) == len(places):
                 break
             alive = closed_up((~ended_R).nonzero().flatten().tolist())
