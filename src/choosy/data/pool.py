@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from choosy.data.pool_rows import OWN, POOL_SCHEMA, as_rows, from_row, null_of
-from choosy.data.table_files import damage, read_about, read_table, write_table
+from choosy.data.table_files import damage, facts_of, read_table, write_table
 from choosy.types import Candidates, Moments, Pair, Response
 
 Keep = Literal["newest", "all"]
@@ -224,13 +224,12 @@ class Pool:
         Raises:
             ValueError: The file is missing or damaged; the message names it and the last good one.
         """
-        refuse_unreadable(folder, round)
-        path = round_file(folder, round)
-        return Pool(rows_to_train_on(pq.read_table(path)), round=round), read_about(path)
+        about = about_round(folder, round)
+        return Pool(rows_to_train_on(pq.read_table(round_file(folder, round))), round=round), about
 
 
-def refuse_unreadable(folder: str | Path, round: int) -> None:
-    """Refuse a round's file that is missing or damaged; name it and the last good one."""
+def about_round(folder: str | Path, round: int) -> dict[str, Any]:
+    """What was written about a round; refuse its file if it is missing or damaged, and name the last good one."""
     path = round_file(folder, round)
     if why := damage(path):
         good = [f.name for f in sorted(Path(folder).glob("round_*.parquet")) if f != path and not damage(f)]
@@ -239,6 +238,7 @@ def refuse_unreadable(folder: str | Path, round: int) -> None:
             f"The pool file {path} cannot be read ({why}); {last}. Put the file back, or "
             "train again on the rounds that are whole and the labels in the ledger: type ckpt_path=start."
         )
+    return facts_of(path)
 
 
 def read_candidates(path: Path) -> list[Candidates]:

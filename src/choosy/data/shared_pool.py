@@ -1,23 +1,24 @@
-"""The pool of a run in one Arrow file, which all ranks map into their memory, so that a machine holds it once."""
+"""The pool of a run in Arrow files, which all ranks map into their memory, so that a machine holds it once."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from choosy.data.pool import Keep, Pool, refuse_unreadable, round_file, rows_to_train_on
+from choosy.data.pool import Keep, Pool, about_round, round_file, rows_to_train_on
 from choosy.data.pool_rows import POOL_SCHEMA, as_rows
-from choosy.data.table_files import read_about
 from choosy.files import create_private, make_folder
 from choosy.types import Candidates
 
 if TYPE_CHECKING:  # which imports torch
     from choosy.parallel.ranks import Ranks
+
+T = TypeVar("T")
 
 PIECE = 4096  # rows that are in memory at once while a pool is written
 
@@ -25,12 +26,13 @@ PIECE = 4096  # rows that are in memory at once while a pool is written
 def put_together(pool: Pool, mine: Sequence[Candidates], folder: Path, ranks: Ranks, *, round: int, keep: Keep) -> Pool:
     """The pool after a round, of which each rank has its share of the candidates; every rank must call this.
 
-    Each rank writes its rows to a file, and rank 0 writes the pool; no candidates cross between the ranks.
+    Each rank writes its rows to a file, and then its part of the pool; no candidates cross between the ranks.
     """
     files = [folder / f"fresh_{round:03d}.{rank}of{ranks.size}.arrow" for rank in range(ranks.size)]
     write_pieces(fresh_pieces(pool, mine), files[ranks.rank])
     ranks.gather([])  # all are written
-    result = mapped(lambda: merged(pool, [*map(read_pieces, files)], round=round, keep=keep), folder, ranks, round)
+    cut = part_of([*aligned([pool.table, *map(read_pieces, files)])], ranks)
+    result = mapped((merged(*tables, round=round, keep=keep) for tables in cut), folder, ranks, round)
     files[ranks.rank].unlink()
     return result
 
@@ -41,31 +43,34 @@ def read_round(folder: Path, number: int, ranks: Ranks) -> tuple[Pool, dict[str,
     Raises:
         ValueError: The file is missing or damaged; the message names it and the last good one.
     """
-    path = round_file(folder, number)
-
-    def about() -> dict[str, Any]:
-        refuse_unreadable(folder, number)
-        return read_about(path)
-
-    known = ranks.on_rank_zero(about)
-    return mapped(lambda: round_pieces(path), folder, ranks, number), known
+    about = ranks.on_rank_zero(lambda: about_round(folder, number))
+    return mapped(round_pieces(round_file(folder, number), ranks), folder, ranks, number), about
 
 
-def mapped(pieces: Callable[[], Iterable[pa.Table]], folder: Path, ranks: Ranks, number: int) -> Pool:
-    """Write the pool of a round on rank 0, and map it on every rank; the one that was mapped before is deleted."""
-    path = folder / f"pool_{number:03d}.arrow"
-    ranks.on_rank_zero(lambda: write_pieces(pieces(), path))
-    pool = Pool(read_pieces(path), round=number)
-    ranks.gather([])  # all have mapped it
+def mapped(part: Iterable[pa.Table], folder: Path, ranks: Ranks, number: int) -> Pool:
+    """Write this rank's part of a round's pool, and map those of all ranks; what was mapped before is deleted.
+
+    The parts follow each other in the order of their prompts' ids.
+    """
+    files = [folder / f"pool_{number:03d}.{rank}of{ranks.size}.arrow" for rank in range(ranks.size)]
+    write_pieces(part, files[ranks.rank])
+    ranks.gather([])  # all are written
+    pool = Pool(pa.concat_tables(map(read_pieces, files)), round=number)
+    ranks.gather([])  # all have mapped them
     if ranks.rank == 0:
-        forget_mapped(folder, but=path)
+        forget_mapped(folder, but=files)
     return pool
 
 
-def forget_mapped(folder: Path, but: Path | None = None) -> None:
-    """Delete the files of a pool; a rank of this machine that has mapped one goes on to read it."""
+def part_of(pieces: Sequence[T], ranks: Ranks) -> Sequence[T]:
+    """This rank's part of pieces in their order: neighbours."""
+    return pieces[len(pieces) * ranks.rank // ranks.size : len(pieces) * (ranks.rank + 1) // ranks.size]
+
+
+def forget_mapped(folder: Path, but: Collection[Path] = ()) -> None:
+    """Delete the files of a pool; a rank of this machine that has mapped them goes on to read them."""
     for path in folder.glob("pool_*.arrow*") if but else folder.glob("*.arrow*"):
-        if path != but:
+        if path not in but:
             path.unlink(missing_ok=True)
 
 
@@ -86,10 +91,10 @@ def read_pieces(path: Path) -> pa.Table:
         return pa.ipc.open_file(file).read_all()
 
 
-def round_pieces(path: Path) -> Iterator[pa.Table]:
-    """The rows to train on of a round's file, some at a time."""
+def round_pieces(path: Path, ranks: Ranks) -> Iterator[pa.Table]:
+    """This rank's part of the rows to train on of a round's file, some at a time."""
     with pq.ParquetFile(path) as file:
-        for number in range(file.num_row_groups):
+        for number in part_of(range(file.num_row_groups), ranks):
             train = rows_to_train_on(file.read_row_group(number)).select(POOL_SCHEMA.names).cast(POOL_SCHEMA)
             yield from (train.slice(start, PIECE) for start in range(0, len(train), PIECE))
 
@@ -100,10 +105,9 @@ def fresh_pieces(pool: Pool, mine: Sequence[Candidates]) -> Iterator[pa.Table]:
     yield from (as_rows(fresh[start : start + PIECE]) for start in range(0, len(fresh), PIECE))
 
 
-def merged(pool: Pool, fresh: Sequence[pa.Table], *, round: int, keep: Keep) -> Iterator[pa.Table]:
-    """The rows of a pool after a round, some at a time; the fresh ones of each rank are in the order of their ids."""
-    for old, *new in aligned([pool.table, *fresh]):
-        yield Pool(old).put_rows(pa.concat_tables(new), round=round, keep=keep).table
+def merged(old: pa.Table, *fresh: pa.Table, round: int, keep: Keep) -> pa.Table:
+    """The rows of a pool after a round, of some of its prompts: those that were there and those of each rank."""
+    return Pool(old).put_rows(pa.concat_tables(fresh), round=round, keep=keep).table
 
 
 def aligned(tables: Sequence[pa.Table]) -> Iterator[list[pa.Table]]:

@@ -43,6 +43,11 @@ def write_table(table: pa.Table, path: Path, about: Mapping[str, Any]) -> Path:
 def read_about(path: Path) -> dict[str, Any]:
     """Read the facts that were written with a table; a ValueError if its file is damaged."""
     refuse_damaged(path)
+    return facts_of(path)
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    """Read the facts that were written with a table that is known to be whole."""
     about: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {}).get(b"choosy", b"{}"))
     return about
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from choosy.data.pool import with_responses
@@ -78,27 +79,50 @@ class Changes(NamedTuple):
 def label(at: Round, mine: Sequence[Candidates], choice: PairChoice | None, labels: Labels) -> list[Candidates]:
     """Buy the labels of the chosen pairs, or score every response; ties and invalid verdicts make no pair.
 
-    Rank 0 reads the responses of all ranks and buys; the others receive what was bought, and no response.
+    Rank 0 reads the responses that are asked about and buys; the others receive what was bought, and no response.
 
     Returns:
         This rank's candidates with their new pairs.
     """
     total, unit = to_label(at.ranks.gather([len(c.responses) for c in mine]), choice)
-    every = at.ranks.collect([replace(c, prompt_ids=(), own=()) for c in mine])  # no labeler reads these
+    with at.phases("label", total=total, unit=unit) as tick:
+        if choice is None:
+            labeled, _ = bought(at, mine, lambda fresh: buy_labels(at, fresh, labels))
+            labeled = with_thresholds(at, labeled) if labels.scores else labeled
+        else:
+            labeled = ranked_pairs(at, mine, choice, labels)
+        tick(total)
+    return labeled
 
-    def buy() -> tuple[dict[str, Changes], Counter[str]]:
+
+def bought(
+    at: Round,
+    mine: Sequence[Candidates],
+    buy: Callable[[list[Candidates]], Bought],
+    *,
+    asked: Collection[str] | None = None,
+) -> tuple[list[Candidates], int]:
+    """Let rank 0 buy, with the candidates of all ranks or of those prompts that are asked about.
+
+    Every rank must call this.
+
+    Returns:
+        This rank's candidates after the purchase, and how many prompts or pairs the budget could not pay.
+    """
+    sent = (c for c in mine if asked is None or c.prompt.id in asked)
+    every = at.ranks.collect([replace(c, prompt_ids=(), own=()) for c in sent])  # no labeler reads these
+
+    def act() -> tuple[dict[str, Changes], int, Counter[str]]:
         fresh = sorted(every, key=lambda c: c.prompt.id)
         every.clear()
-        bought = buy_labels(at, fresh, choice, labels)
-        changed = (c for c, before in zip(bought.labeled, fresh, strict=True) if c is not before)
-        return {c.prompt.id: Changes.of(c) for c in changed}, bought.counts
+        labeled, unpaid, counts = buy(fresh)
+        changed = (c for c, before in zip(labeled, fresh, strict=True) if c is not before)
+        return {c.prompt.id: Changes.of(c) for c in changed}, unpaid, counts
 
-    with at.phases("label", total=total, unit=unit) as tick:
-        changes, counts = at.ranks.on_rank_zero(buy)
-        tick(total)
+    changes, unpaid, counts = at.ranks.on_rank_zero(act)
     if at.ranks.rank == 0:  # the counts of all ranks are added up
         at.counts.update(counts)
-    return [changes[c.prompt.id].on(c) if c.prompt.id in changes else c for c in mine]
+    return [changes[c.prompt.id].on(c) if c.prompt.id in changes else c for c in mine], unpaid
 
 
 def to_label(responses: Sequence[int], choice: PairChoice | None) -> tuple[int, str]:
@@ -109,42 +133,50 @@ def to_label(responses: Sequence[int], choice: PairChoice | None) -> tuple[int, 
     return min(choice.wanted, len(choice.ranked)), "responses" if lone else "pairs"
 
 
-def buy_labels(at: Round, fresh: Sequence[Candidates], choice: PairChoice | None, labels: Labels) -> Bought:
-    """Buy labels of the chosen pairs, or of every response, on this rank."""
-    if choice is None and labels.scores:
+def buy_labels(at: Round, fresh: Sequence[Candidates], labels: Labels) -> Bought:
+    """Buy a score of every response, or a comparison of the only two responses of each prompt, on this rank."""
+    if labels.scores:
         return all_scored(at, fresh, labels)
-    return ranked_pairs(at, fresh, choice or the_only_pairs(fresh, labels.labeler.name), labels)
+    return compared_pairs(at, fresh, the_only_pairs(fresh, labels.labeler.name), labels)
 
 
-def ranked_pairs(at: Round, fresh: Sequence[Candidates], choice: PairChoice, labels: Labels) -> Bought:
-    """Buy the first pairs of a ranking; with `top_up`, until as many as wanted have a winner."""
+def ranked_pairs(at: Round, mine: Sequence[Candidates], choice: PairChoice, labels: Labels) -> list[Candidates]:
+    """Buy the first pairs of a ranking; with `top_up`, until as many as wanted have a winner.
+
+    Every rank must call this, and only the candidates that are asked about cross.
+    """
     buy = scored_prompts if choice.score_all else scored_pairs if labels.scores else compared_pairs
-    bought = Bought(list(fresh), 0, Counter())
-    left, wanted = choice.ranked, choice.wanted
-    while True:
-        made = winners(bought.labeled, choice)
-        some = top_pairs(left, wanted, per_prompt=choice.per_prompt, labeled=made)
-        if not some:
+    names = sorted(at.ranks.gather([c.prompt.id for c in mine]))
+    place = {name: p for p, name in enumerate(names)}
+    left, wanted, unpaid, labeled = choice.ranked, choice.wanted, 0, list(mine)
+    made = winners(at, labeled, choice)
+    while some := top_pairs(left, wanted, per_prompt=choice.per_prompt, labeled={place[c]: n for c, n in made.items()}):
+        asked = {name: p for p, name in enumerate(sorted({names[pair.prompt] for pair in some}))}
+        pairs = [pair._replace(prompt=asked[names[pair.prompt]]) for pair in some]
+        labeled, unpaid = bought(at, labeled, partial(buy, at, asked=pairs, labels=labels), asked=asked)
+        if choice.score_all:
+            labeled = with_thresholds(at, labeled)
+        if not choice.top_up or unpaid:
             break
-        more = buy(at, bought.labeled, some, labels)
-        bought = Bought(more.labeled, more.unpaid, bought.counts + more.counts)
-        if not choice.top_up or more.unpaid:
-            break
-        wanted -= sum(winners(more.labeled, choice).values()) - sum(made.values())
-        asked = {pair[:3] for pair in some}
+        before, made = made, winners(at, labeled, choice)
+        wanted -= made.total() - before.total()
+        known = {pair[:3] for pair in some}
         whole = {pair.prompt for pair in some} if choice.score_all else set()  # nothing of these is left to buy
-        left = [pair for pair in left if pair[:3] not in asked and pair.prompt not in whole]
-    if choice.top_up and wanted and not bought.unpaid:
-        what = "prompts have a winner" if choice.score_all else "pairs have a winner"
-        if all(len(c.responses) == 1 for c in fresh):
-            what = "responses are good or bad"
-        at.phases.say(f"{choice.wanted - wanted} {what}, {choice.wanted} were wanted, and no other is left to label.")
-    return bought
+        left = [pair for pair in left if pair[:3] not in known and pair.prompt not in whole]
+    if choice.top_up and wanted and not unpaid:
+        alone = all(at.ranks.gather([len(c.responses) == 1 for c in mine]))
+        what = "responses are good or bad" if alone else f"{'prompts' if choice.score_all else 'pairs'} have a winner"
+        if at.ranks.rank == 0:
+            at.phases.say(
+                f"{choice.wanted - wanted} {what}, {choice.wanted} were wanted, and no other is left to label."
+            )
+    return labeled
 
 
-def winners(candidates: Sequence[Candidates], choice: PairChoice) -> dict[int, int]:
-    """How many labeled pairs each prompt has; one whose responses are all scored, or is alone, counts once."""
-    return {p: int(c.labeled) if choice.score_all else len(c.pairs) for p, c in enumerate(candidates)}
+def winners(at: Round, mine: Sequence[Candidates], choice: PairChoice) -> Counter[str]:
+    """How many labeled pairs each rank's prompts have; one whose responses are all scored, or is alone, counts once."""
+    counts = [(c.prompt.id, int(c.labeled) if choice.score_all else len(c.pairs)) for c in mine]
+    return Counter(dict(at.ranks.gather([one for one in counts if one[1]])))
 
 
 def all_scored(at: Round, fresh: Sequence[Candidates], labels: Labels) -> Bought:
@@ -153,11 +185,11 @@ def all_scored(at: Round, fresh: Sequence[Candidates], labels: Labels) -> Bought
     return scored_prompts(at, fresh, [ChosenPair(i, 0, 0, math.nan) for i in order], labels)
 
 
-def with_thresholds(candidates: Sequence[Candidates], at: Round) -> list[Candidates]:
-    """Write the reward that parts good lone responses from bad ones."""
-    alone = [c.responses[0].reward for c in candidates if len(c.responses) == 1]
+def with_thresholds(at: Round, mine: Sequence[Candidates]) -> list[Candidates]:
+    """Write the reward that parts good lone responses from bad ones; every rank must call this."""
+    alone = at.ranks.gather([c.responses[0].reward for c in mine if len(c.responses) == 1])
     threshold = good_above([reward for reward in alone if reward is not None], at.threshold)
-    return [replace(c, threshold=threshold) if len(c.responses) == 1 else c for c in candidates]
+    return [replace(c, threshold=threshold) if len(c.responses) == 1 else c for c in mine]
 
 
 def scored_prompts(at: Round, fresh: Sequence[Candidates], asked: Sequence[ChosenPair], labels: Labels) -> Bought:
@@ -170,7 +202,7 @@ def scored_prompts(at: Round, fresh: Sequence[Candidates], asked: Sequence[Chose
         labeled[a.prompt], judged = with_pairs(scored, at, labels.labeler.name, a.utility)
         verdicts += judged
     unpaid = sum(any(r.reward is None for r in labeled[a.prompt].responses) for a in asked)
-    return Bought(with_thresholds(labeled, at), unpaid, statistics.count(verdicts, shown=False))
+    return Bought(labeled, unpaid, statistics.count(verdicts, shown=False))
 
 
 def with_pairs(c: Candidates, at: Round, source: str, utility: float) -> tuple[Candidates, list[Verdict | None]]:
@@ -187,11 +219,11 @@ def with_pairs(c: Candidates, at: Round, source: str, utility: float) -> tuple[C
     return replace(c, pairs=(*c.pairs, *pairs)), ["first"] * len(new) or [None]
 
 
-def the_only_pairs(fresh: Sequence[Candidates], labeler: str) -> PairChoice:
+def the_only_pairs(fresh: Sequence[Candidates], labeler: str) -> list[ChosenPair]:
     """Return the pair of every prompt that has two different responses."""
     refuse_many(max((len(c.responses) for c in fresh), default=0), labeler)
     pairs = [ChosenPair(p, 0, 1, math.nan) for p, c in enumerate(fresh) if {(0, 1)} - excluded_pairs(c)]
-    return PairChoice([pair for pair in pairs if len(fresh[pair.prompt].responses) == 2], len(fresh))
+    return [pair for pair in pairs if len(fresh[pair.prompt].responses) == 2]
 
 
 def refuse_many(responses: int, labeler: str) -> None:

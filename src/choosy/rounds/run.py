@@ -259,7 +259,7 @@ class Run:
 
     def _played(self, at: Round, prompts: Sequence[Prompt], sample: Sample) -> Pool:
         """Play a round that a crash does not lose, with labels bought during the sampling where that is possible."""
-        with LabelAhead(self.labels, lambda some: buy_labels(at, some, None, self.labels)) as labels:
+        with LabelAhead(self.labels, lambda some: buy_labels(at, some, self.labels)) as labels:
             ahead = labels if self.pair_selector is None else None  # a selector has not yet chosen what is labeled
             parts = Parts(
                 sample=Resumable(sample, prompts, self.rounds_folder, ahead),
