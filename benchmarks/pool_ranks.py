@@ -28,6 +28,7 @@ from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+import numpy as np
 import pyarrow as pa
 import torch.distributed as dist
 from common import RESULTS, ROOT, save, write_between
@@ -38,13 +39,18 @@ from callbacks.optune import OPTune
 from callbacks.random import RandomPairs
 from choosy.data.batches import PoolItems
 from choosy.data.pool import Pool, round_file
-from choosy.data.shared_pool import PIECE, mapped, put_together, read_round
+from choosy.data.shared_pool import PIECE, mapped, part_of, put_together, read_round
 from choosy.labeling.protocols import ResponsePair
-from choosy.parallel.ranks import Ranks, TorchRanks, shard
+from choosy.methods.losses import SigmoidLoss
+from choosy.methods.weighting import Uniform
+from choosy.parallel.ranks import Ranks, TorchRanks, fair_share
 from choosy.reporting.display import Phases
 from choosy.rounds.choose import choose_pairs, choose_prompts
 from choosy.rounds.context import ChosenPrompt, Round
 from choosy.rounds.label import label
+from choosy.rounds.sample import expected_tokens
+from choosy.rounds.score import score_trained
+from choosy.rounds.weigh import weigh
 from choosy.types import Candidates, Prompt, Response, Verdict, token_ids
 
 PROMPT, RESPONSE = 128, 256  # tokens
@@ -90,31 +96,33 @@ def own_memory() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 2**20
 
 
-def start_pool(n: int) -> Iterator[pa.Table]:
-    for first in range(0, n, PIECE):
+def start_pool(n: int, ranks: Ranks) -> Iterator[pa.Table]:
+    """This rank's part of the pool before the round."""
+    for first in part_of(range(0, n, PIECE), ranks):
         yield rows(first, min(PIECE, n - first), prompt=PROMPT, response=RESPONSE)
 
 
-def sampled(chosen: ChosenPrompt, number: int) -> Candidates:
+def sampled(chosen: ChosenPrompt, number: int, draw: np.random.Generator) -> Candidates:
     """Fresh responses to a prompt, of tokens drawn at random."""
-    draw = random.Random(chosen.prompt.id)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return token_ids(draw.integers(0, 49152, length).tolist())
 
     def response() -> Response:
-        ids = token_ids(draw.choices(range(49152), k=RESPONSE))
-        return Response(draw.randbytes(2 * RESPONSE).hex(), ids, True, -60.0, -61.0)
+        return Response(draw.bytes(2 * RESPONSE).hex(), ids(RESPONSE), True, -60.0, -61.0)
 
-    prompt_ids = token_ids(draw.choices(range(49152), k=PROMPT))
-    return Candidates(chosen.prompt, (response(), response()), prompt_ids, number, chosen.utility)
+    return Candidates(chosen.prompt, (response(), response()), ids(PROMPT), number, chosen.utility)
 
 
 def play(n: int, ranks: Ranks, folder: Path) -> dict[str, Any]:
     """A round of a pool of n prompts on this rank: what the rank holds, and its seconds."""
-    start = mapped(lambda: start_pool(n), folder, ranks, 0)
+    start = mapped(start_pool(n, ranks), folder, ranks, 0)
     watch = Watch()
     pool = played(start, [Prompt(name_of(i), "") for i in range(n)], folder, ranks, watch)
     del start
-    if ranks.rank == 0:
-        watch("write", lambda: pool.save(folder, {"round": 1}))
+    for _ in range(2):  # before and after the training
+        if ranks.rank == 0:
+            watch("write", lambda: pool.save(folder, {"round": 1}))
     ranks.gather([])
     items = watch("list items", lambda: PoolItems(pool, {"reference"}, round=1))
     few = random.Random(ranks.rank).sample(range(len(items)), 512)
@@ -125,15 +133,22 @@ def play(n: int, ranks: Ranks, folder: Path) -> dict[str, Any]:
 
 
 def played(start: Pool, prompts: Sequence[Prompt], folder: Path, ranks: Ranks, watch: Watch) -> Pool:
-    """Choose, sample at random, label, and put together."""
-    parts: Any = (None, None, start, ranks, Phases(), None, None)
+    """Choose, sample at random, label, weigh, and put together."""
+    loss: Any = SigmoidLoss()
+    parts: Any = (None, None, start, ranks, Phases(), loss, None)
     at = Round(1, 0, *parts, rounds=2, folder=folder)
-    chosen = watch("choose", lambda: choose_prompts(at, prompts, OPTune(fraction=0.3)))
-    mine = [sampled(one, 1) for one in shard(chosen, ranks)]
+
+    def mine_of_chosen() -> list[ChosenPrompt]:
+        chosen = choose_prompts(at, prompts, OPTune(fraction=0.3))
+        return fair_share(chosen, expected_tokens(at, [prompt for prompt, _ in chosen]), ranks)
+
+    chosen, draw = watch("choose", mine_of_chosen), np.random.default_rng(ranks.rank)
+    mine = [sampled(one, 1, draw) for one in chosen]
     choice = watch("choose", lambda: choose_pairs(at, mine, RandomPairs(fraction=0.1)))
     labels: Any = FirstWins()
     labeled = watch("gather", lambda: label(at, mine, choice, labels))
-    pool: Pool = watch("gather", lambda: put_together(start, labeled, folder, ranks, round=1, keep="newest"))
+    weighed = watch("gather", lambda: score_trained(at, weigh(at, labeled, Uniform(), "bought")))
+    pool: Pool = watch("gather", lambda: put_together(start, weighed, folder, ranks, round=1, keep="newest"))
     return pool
 
 

@@ -94,9 +94,9 @@ def read_pieces(path: Path) -> pa.Table:
 def round_pieces(path: Path, ranks: Ranks) -> Iterator[pa.Table]:
     """This rank's part of the rows to train on of a round's file, some at a time."""
     with pq.ParquetFile(path) as file:
-        for number in part_of(range(file.num_row_groups), ranks):
-            train = rows_to_train_on(file.read_row_group(number)).select(POOL_SCHEMA.names).cast(POOL_SCHEMA)
-            yield from (train.slice(start, PIECE) for start in range(0, len(train), PIECE))
+        groups = part_of(range(file.num_row_groups), ranks)
+        for batch in file.iter_batches(PIECE, row_groups=groups) if groups else ():
+            yield rows_to_train_on(pa.Table.from_batches([batch])).select(POOL_SCHEMA.names).cast(POOL_SCHEMA)
 
 
 def fresh_pieces(pool: Pool, mine: Sequence[Candidates]) -> Iterator[pa.Table]:

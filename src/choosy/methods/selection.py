@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from itertools import combinations, groupby, islice
+from itertools import combinations, islice
 from typing import Literal, NamedTuple
 
 import torch
@@ -70,13 +70,15 @@ def ranking(
     utilities: Sequence[float], break_ties: Callable[[list[int]], list[int]], *, names: Sequence[str]
 ) -> Iterator[int]:
     """Positions in the order of falling utility; `break_ties` orders the positions of equal ones."""
-    for utility, name in zip(utilities, names, strict=True):
-        if not math.isfinite(utility):
-            raise ValueError(f"The utility of {name} is {utility}; every utility must be a finite number.")
-    order = sorted(range(len(utilities)), key=utilities.__getitem__, reverse=True)
-    for _, run in groupby(order, key=utilities.__getitem__):
-        tied = list(run)
-        yield from break_ties(tied) if len(tied) > 1 else tied
+    assert len(utilities) == len(names)
+    known = torch.tensor(utilities, dtype=torch.float64)
+    for at in (~known.isfinite()).nonzero().flatten().tolist():
+        raise ValueError(f"The utility of {names[at]} is {utilities[at]}; every utility must be a finite number.")
+    sorted_N, order_N = known.sort(descending=True, stable=True)
+    places = iter(order_N.tolist())
+    for size in torch.unique_consecutive(sorted_N, return_counts=True)[1].tolist():
+        tied = list(islice(places, size))
+        yield from break_ties(tied) if size > 1 else tied
 
 
 def orient(utilities: Sequence[float], direction: Direction) -> list[float]:
@@ -331,8 +333,14 @@ def rank_pairs(
 
     def prompts_in_turn(tied: list[int]) -> list[int]:
         turn: Counter[int] = Counter()
+        tied_pairs = Counter(competing[at].prompt for at in tied)
         keys = {}
-        for at in sorted(tied, key=lambda at: seed_of(seed, names[competing[at].prompt], *competing[at][1:3])):
+
+        def drawn(at: int) -> int:  # orders the pairs of one prompt
+            prompt, i, j, _ = competing[at]
+            return seed_of(seed, names[prompt], i, j) if tied_pairs[prompt] > 1 else 0
+
+        for at in sorted(tied, key=drawn):
             prompt = competing[at].prompt
             keys[at] = (turn[prompt], seed_of(seed, names[prompt]), names[prompt])
             turn[prompt] += 1
