@@ -32,17 +32,18 @@ import numpy as np
 import pyarrow as pa
 import torch.distributed as dist
 from common import RESULTS, ROOT, save, write_between
-from pool_size import name_of, rows
 from torch.multiprocessing import start_processes
 
 from callbacks.optune import OPTune
 from callbacks.random import RandomPairs
 from choosy.data.batches import PoolItems
 from choosy.data.pool import Pool, round_file
-from choosy.data.shared_pool import PIECE, mapped, part_of, put_together, read_round
+from choosy.data.pool_rows import POOL_SCHEMA
+from choosy.data.shared_pool import PIECE, mapped, put_together, read_round
 from choosy.labeling.protocols import ResponsePair
 from choosy.methods.losses import SigmoidLoss
 from choosy.methods.weighting import Uniform
+from choosy.parallel.neighbours import share_of
 from choosy.parallel.ranks import Ranks, TorchRanks, fair_share
 from choosy.reporting.display import Phases
 from choosy.rounds.choose import choose_pairs, choose_prompts
@@ -96,10 +97,69 @@ def own_memory() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 2**20
 
 
+def lists(values: pa.Array, length: int) -> pa.Array:
+    offsets = pa.array(np.arange(0, len(values) + 1, length, dtype=np.int32))
+    return pa.ListArray.from_arrays(offsets, values)
+
+
+def rows(first: int, n: int) -> pa.Table:
+    """Rows of a pool as a run keeps them: texts and ids of so many tokens, rewards, log-probs, a pair a prompt."""
+    draw = np.random.default_rng(first)
+
+    def texts(count: int, tokens: int) -> pa.Array:  # 4 letters a token
+        letters = draw.integers(97, 123, count * tokens * 4, dtype=np.uint8)
+        offsets = np.arange(0, len(letters) + 1, tokens * 4, dtype=np.int32)
+        return pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(letters))
+
+    def ids(count: int, tokens: int) -> pa.Array:
+        return lists(pa.array(draw.integers(0, 49152, count * tokens, dtype=np.int32)), tokens)
+
+    prompts, answers, rewards = texts(n, PROMPT), texts(2 * n, RESPONSE), draw.normal(size=2 * n)
+    chosen = np.where(rewards[::2] >= rewards[1::2], 0, 1).astype(np.int32)
+    pair = {"chosen": chosen, "rejected": 1 - chosen, "weight": np.ones(n), "source": ["vader"] * n}
+    pair["round"] = np.zeros(n, np.int32)
+    columns: dict[str, Any] = {
+        "split": pa.array(["train"] * n),
+        "prompt_id": pa.array([name_of(i) for i in range(first, first + n)]),
+        "prompt": prompts,
+        "origin": pa.array(["sampled"] * n),
+        "sampled_in": pa.array(np.zeros(n, np.int32)),
+        "responses": lists(answers, 2),
+        "rewards": lists(pa.array(rewards), 2),
+        "logps": lists(pa.array(rewards - 60), 2),
+        "ref_logps": lists(pa.array(rewards - 61), 2),
+        "finished": lists(pa.array(np.ones(2 * n, bool)), 2),
+        "response_ids": lists(ids(2 * n, RESPONSE), 2),
+        "prompt_ids": ids(n, PROMPT),
+        "gold": lists(pa.nulls(2 * n, pa.float64()), 2),
+        "pairs": lists(struct("pairs", pair, n), 1),
+        "undecided": pa.array([[]] * n, POOL_SCHEMA.field("undecided").type),
+        "earlier_rewards": struct("earlier_rewards", {"count": np.zeros(n), "mean": np.zeros(n), "m2": np.zeros(n)}, n),
+        "chosen": answers.take(pa.array(np.arange(n) * 2 + chosen)),
+        "rejected": answers.take(pa.array(np.arange(n) * 2 + 1 - chosen)),
+        "weight": pa.array(np.ones(n)),
+    }
+    return pa.table([columns.get(f.name, pa.nulls(n, f.type)) for f in POOL_SCHEMA], schema=POOL_SCHEMA)
+
+
+def name_of(number: int) -> str:
+    """The id of a prompt; ids are in the order of the numbers."""
+    return f"{number:016x}"
+
+
+def struct(name: str, known: dict[str, Any], n: int) -> pa.Array:
+    """Structs of the pool with these facts, and nulls for the others."""
+    kind = POOL_SCHEMA.field(name).type
+    kind = kind.value_type if pa.types.is_list(kind) else kind
+    facts = [pa.array(known[f.name], f.type) if f.name in known else pa.nulls(n, f.type) for f in kind]
+    return pa.StructArray.from_arrays(facts, fields=list(kind))
+
+
 def start_pool(n: int, ranks: Ranks) -> Iterator[pa.Table]:
     """This rank's part of the pool before the round."""
-    for first in part_of(range(0, n, PIECE), ranks):
-        yield rows(first, min(PIECE, n - first), prompt=PROMPT, response=RESPONSE)
+    starts = range(0, n, PIECE)
+    for first in starts[share_of(len(starts), ranks.rank, ranks.size)]:
+        yield rows(first, min(PIECE, n - first))
 
 
 def sampled(chosen: ChosenPrompt, number: int, draw: np.random.Generator) -> Candidates:

@@ -20,6 +20,7 @@ from choosy.methods.pairing import ranked
 from choosy.methods.weighting import mean_weight
 from choosy.models.logprobs import sum_by_response
 from choosy.models.rows import Group, Ids, deduplicated, packed, together
+from choosy.parallel.neighbours import share_of
 from choosy.types import Candidates, seed_of
 
 ItemKey = tuple[str, tuple[int, ...], tuple[tuple[int, ...], ...]]
@@ -229,13 +230,11 @@ class Batch:
 
 
 def batch_of(items: Sequence[Item], *, rank: int = 0, size: int = 1, mean_weight: float = 1.0) -> Batch:
-    """This rank's share of an optimiser batch, its weights divided by the mean weight of the round if wanted."""
+    """This rank's share of an optimiser batch, its weights divided by the mean weight of the round if wanted.
+
+    It takes neighbours, for they may have a prompt in common.
+    """
     return batch_from(items[share_of(len(items), rank, size)], len(items), mean_weight)
-
-
-def share_of(n: int, rank: int, size: int) -> slice:
-    """Which of n items of a batch a rank takes: neighbours, for they may have a prompt in common."""
-    return slice(n * rank // size, n * (rank + 1) // size)
 
 
 def batch_from(mine: Sequence[Item], total: int, mean_weight: float) -> Batch:

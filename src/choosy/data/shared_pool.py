@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,12 +13,11 @@ import pyarrow.parquet as pq
 from choosy.data.pool import Keep, Pool, about_round, round_file, rows_to_train_on
 from choosy.data.pool_rows import POOL_SCHEMA, as_rows
 from choosy.files import create_private, make_folder
+from choosy.parallel.neighbours import share_of
 from choosy.types import Candidates
 
 if TYPE_CHECKING:  # which imports torch
     from choosy.parallel.ranks import Ranks
-
-T = TypeVar("T")
 
 PIECE = 4096  # rows that are in memory at once while a pool is written
 
@@ -31,8 +30,9 @@ def put_together(pool: Pool, mine: Sequence[Candidates], folder: Path, ranks: Ra
     files = [folder / f"fresh_{round:03d}.{rank}of{ranks.size}.arrow" for rank in range(ranks.size)]
     write_pieces(fresh_pieces(pool, mine), files[ranks.rank])
     ranks.gather([])  # all are written
-    cut = part_of([*aligned([pool.table, *map(read_pieces, files)])], ranks)
-    result = mapped((merged(*tables, round=round, keep=keep) for tables in cut), folder, ranks, round)
+    cut = [*aligned([pool.table, *map(read_pieces, files)])]
+    mine_of_all = cut[share_of(len(cut), ranks.rank, ranks.size)]
+    result = mapped((merged(*tables, round=round, keep=keep) for tables in mine_of_all), folder, ranks, round)
     files[ranks.rank].unlink()
     return result
 
@@ -62,11 +62,6 @@ def mapped(part: Iterable[pa.Table], folder: Path, ranks: Ranks, number: int) ->
     return pool
 
 
-def part_of(pieces: Sequence[T], ranks: Ranks) -> Sequence[T]:
-    """This rank's part of pieces in their order: neighbours."""
-    return pieces[len(pieces) * ranks.rank // ranks.size : len(pieces) * (ranks.rank + 1) // ranks.size]
-
-
 def forget_mapped(folder: Path, but: Collection[Path] = ()) -> None:
     """Delete the files of a pool; a rank of this machine that has mapped them goes on to read them."""
     for path in folder.glob("pool_*.arrow*") if but else folder.glob("*.arrow*"):
@@ -94,7 +89,7 @@ def read_pieces(path: Path) -> pa.Table:
 def round_pieces(path: Path, ranks: Ranks) -> Iterator[pa.Table]:
     """This rank's part of the rows to train on of a round's file, some at a time."""
     with pq.ParquetFile(path) as file:
-        groups = part_of(range(file.num_row_groups), ranks)
+        groups = range(file.num_row_groups)[share_of(file.num_row_groups, ranks.rank, ranks.size)]
         for batch in file.iter_batches(PIECE, row_groups=groups) if groups else ():
             yield rows_to_train_on(pa.Table.from_batches([batch])).select(POOL_SCHEMA.names).cast(POOL_SCHEMA)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import pyarrow as pa
+
 from choosy.data.pool import Pool
+from choosy.data.shared_pool import PIECE, mapped
 from choosy.labeling.statistics import agreement
 from choosy.methods.loss_inputs import form_of
-from choosy.parallel.ranks import shard
+from choosy.parallel.neighbours import share_of
 from choosy.rounds.context import PairSelector, Round
 from choosy.types import Candidates, Response
 
@@ -55,16 +58,23 @@ def count_agreement(at: Round, mine: Sequence[Candidates]) -> None:
 
 
 def rescore_pool(at: Round) -> Pool:
-    """Return the pool with log-probs of a reference that has changed."""
+    """Return the pool with log-probs of a reference that has changed; every rank must call this.
+
+    Each rank scores its part of the rows, some at a time, and writes them to its file of the pool.
+    """
 
     def forgotten(c: Candidates) -> Candidates:
         return replace(c, responses=tuple(replace(r, logp_ref=math.nan, token_logps_ref=()) for r in c.responses))
 
-    rows = shard(range(len(at.pool)), at.ranks)
-    scored = score_trained(at, [forgotten(c) for c in at.pool.candidates(rows)])
-    logps = [[(r.logp_ref, r.token_logps_ref) for r in c.responses] for c in scored]
-    found = dict(at.ranks.gather(list(zip(rows, logps, strict=True))))
-    return at.pool.with_reference([found[row] for row in range(len(at.pool))])
+    def rescored() -> Iterator[pa.Table]:
+        mine = share_of(len(at.pool), at.ranks.rank, at.ranks.size)
+        for start in range(0, -(-len(at.pool) // at.ranks.size), PIECE):  # as often on every rank
+            rows = range(len(at.pool))[mine][start : start + PIECE]
+            some = Pool(at.pool.table.slice(rows.start, len(rows)))
+            scored = score_trained(at, [forgotten(c) for c in some.candidates()])
+            yield some.with_reference([[(r.logp_ref, r.token_logps_ref) for r in c.responses] for c in scored]).table
+
+    return mapped(rescored(), at.folder, at.ranks, at.pool.round)
 
 
 def trained(at: Round, c: Candidates) -> Positions:
