@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,13 @@ def put_together(pool: Pool, mine: Sequence[Candidates], folder: Path, ranks: Ra
     write_pieces(fresh_pieces(pool, mine), files[ranks.rank])
     ranks.gather([])  # all are written
     cut = [*aligned([pool.table, *map(read_pieces, files)])]
-    mine_of_all = cut[share_of(len(cut), ranks.rank, ranks.size)]
-    result = mapped((merged(*tables, round=round, keep=keep) for tables in mine_of_all), folder, ranks, round)
+    rows = [0, *accumulate(sum(map(len, tables)) for tables in cut)]  # before each piece, and of all
+    here = [
+        tables
+        for tables, before in zip(cut, rows, strict=False)
+        if before * ranks.size // max(rows[-1], 1) == ranks.rank
+    ]
+    result = mapped((merged(*tables, round=round, keep=keep) for tables in here), folder, ranks, round)
     files[ranks.rank].unlink()
     return result
 
