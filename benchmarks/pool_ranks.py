@@ -2,8 +2,9 @@
 
 `python benchmarks/pool_ranks.py` writes benchmarks/results/pool_ranks.json and docs/images/pool_ranks.png: 30% of the
 prompts are sampled again, 2 responses of 256 tokens each. The ranks are processes that talk by gloo. Each of them
-holds its share of the fresh responses as objects and maps the pool; rank 0 labels a tenth of the pairs, and writes. The
-sampling and the scoring are left out: the responses are drawn at random.
+holds its share of the fresh responses as objects and maps the pool; rank 0 labels a tenth of the pairs, and writes the
+round's file twice, as a run does: before and after the training. The sampling and the scoring are left out: the
+responses are drawn at random.
 
 Memory is what a process has for itself at its fullest (RssAnon), interpreter and libraries included; the mapped pool
 is a file, which the machine keeps once for all ranks as long as it has room. Seconds are those of the processor on the
@@ -56,7 +57,7 @@ from choosy.types import Candidates, Prompt, Response, Verdict, token_ids
 
 PROMPT, RESPONSE = 128, 256  # tokens
 MOST_RANKS, OVER_RANKS = 8, 31_250
-WAYS = ((31_250, 1), (31_250, 4), (31_250, 8), (62_500, 8), (125_000, 8))
+WAYS = ((31_250, 1), (31_250, 4), (31_250, 8), (62_500, 8), (125_000, 8), (250_000, 8))
 START, END = "<!-- measured: written by benchmarks/pool_ranks.py -->", "<!-- end of measured -->"
 IMAGE = ROOT / "docs" / "images" / "pool_ranks.png"
 

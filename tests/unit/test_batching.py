@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pools import put
 
 from choosy.data.batches import Batch, Item, ItemBatches, PoolItems, batch_of, shuffled
 from choosy.data.pool import Pool
@@ -20,7 +21,8 @@ NEEDS = frozenset({"pair", "reference"})
 
 def pool_of(pairs: int) -> Pool:
     """One pair a prompt, each with a weight and lengths of its own."""
-    return Pool().put(
+    return put(
+        Pool(),
         [
             Candidates(
                 Prompt(f"p{i:02d}", "?"),
@@ -107,9 +109,9 @@ def test_a_normalised_weight_depends_on_the_round_and_not_on_the_batch(batch_siz
 def test_only_the_items_of_the_round_are_in_the_mean() -> None:
     """Weights 1 and 2 of round 0, 3 and 4 of round 1; rank 0 of 2 has the first two of four."""
     labeled = [replace(c, pairs=(replace(c.pairs[0], round=i // 2),)) for i, c in enumerate(pool_of(4).candidates())]
-    items = PoolItems(Pool().put(labeled, round=1), NEEDS, round=1, only_round=True)
+    items = PoolItems(put(Pool(), labeled, round=1), NEEDS, round=1, only_round=True)
     assert ItemBatches(items, batch_size=4, seed=0, round=1, normalize=True).mean_weight == 3.5
-    every = list(PoolItems(Pool().put(labeled, round=1), NEEDS, round=1))
+    every = list(PoolItems(put(Pool(), labeled, round=1), NEEDS, round=1))
     assert batch_of(every, rank=0, size=2, mean_weight=2.5).weight_B.tolist() == pytest.approx([0.4, 0.8])
     assert batch_of(every).weight_B.tolist() == [1, 2, 3, 4]
 
@@ -200,8 +202,8 @@ def all_pairs_pool(prompts: int) -> Pool:
     """Four scored responses to each prompt, in all six pairs."""
     responses = tuple(Response("", (i, i + 1), logp_ref=-1.0, reward=float(-i)) for i in range(4))
     pairs = tuple(Pair(i, j) for i in range(4) for j in range(i + 1, 4))
-    return Pool().put(
-        [Candidates(Prompt(f"p{n}", "?"), responses, (n, 9), pairs=pairs) for n in range(prompts)], round=0
+    return put(
+        Pool(), [Candidates(Prompt(f"p{n}", "?"), responses, (n, 9), pairs=pairs) for n in range(prompts)], round=0
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 import pytest
+from pools import put
 
 from choosy.data.batches import PoolItems
 from choosy.data.pool import Pool
@@ -36,7 +37,7 @@ ROWS = [
 
 
 def items(*needs: Need, **how: Any) -> PoolItems:
-    return PoolItems(Pool().put(ROWS, round=1), needs, round=1, **how)
+    return PoolItems(put(Pool(), ROWS, round=1), needs, round=1, **how)
 
 
 def shown(found: Collection[Any]) -> list[tuple[str, list[tuple[int, ...]], float, bool]]:
@@ -94,7 +95,7 @@ def test_own_samples_are_the_other_responses_of_this_round(form: Need) -> None:
 
 def test_given_responses_are_no_samples_of_the_policy() -> None:
     given = Candidates(Prompt("p", "?"), (Response("a", (1,)), Response("b", (2,))), (9,), 0, pairs=(Pair(0, 1),))
-    (item,) = PoolItems(Pool().put([given], round=0), {"pair", "own"}, round=0)
+    (item,) = PoolItems(put(Pool(), [given], round=0), {"pair", "own"}, round=0)
     assert math.isnan(given.responses[0].logp)
     assert (item.on_policy, item.own_ids) == (False, [])
 
@@ -103,12 +104,12 @@ def test_samples_beside_given_responses_go_with_the_first_item_of_the_prompt() -
     own = (Response("", (7, 7), logp=-4.0, logp_ref=-3.0),)
     responses = (Response("a", (1,)), Response("b", (2,)))
     given = Candidates(Prompt("p", "?"), responses, (9,), 0, pairs=(Pair(0, 1),), own=own)
-    pool = Pool().put([given], round=4)
+    pool = put(Pool(), [given], round=4)
     first, second = PoolItems(pool, {"single", "own"}, round=4)
     assert (first.own_ids, first.own_ref_logps, first.own_logps) == ([(7, 7)], [-3.0], [-4.0])
     assert (second.own_ids, second.own_logps) == ([], [])
     assert [x.own_ids for x in PoolItems(pool, {"pair"}, round=4)] == [[]]
-    later = pool.put([], round=5)
+    later = put(pool, [], round=5)
     assert [x.own_ids for x in PoolItems(later, {"pair", "own"}, round=5)] == [[]], "they were another policy's"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fake_ranks import FakeRanks
+from pools import put
 
 from choosy.data.batches import PoolItems
 from choosy.data.pool import Pool
@@ -216,7 +217,7 @@ def test_single_responses_are_good_above_the_threshold_of_the_round(tmp_path, th
     labels = LabelBuyer(Score(), ledger=str(tmp_path / "ledger.sqlite"))
     labels.open("run")
     at = Round(0, 0, None, None, Pool(), OneRank(), Phases(), None, None, threshold=threshold)  # type: ignore[arg-type]
-    pool = Pool().put(label(at, candidates("a", "b", "c", "j"), None, labels), round=0)
+    pool = put(Pool(), label(at, candidates("a", "b", "c", "j"), None, labels), round=0)
     assert {c.threshold for c in pool.candidates()} == {value}
     items = PoolItems(pool, {"single"}, round=0)
     assert [items[n].good for n in range(len(items))] == good

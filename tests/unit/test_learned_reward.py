@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fake_ranks import FakeRanks
+from pools import put
 
 from callbacks.d_optimal import DOptimal
 from callbacks.predicted_gap import PredictedGap
@@ -56,13 +57,13 @@ def candidates(round: int, *, labeled: bool = False) -> list[Candidates]:
 
 
 def round_one(learned: LearnedReward, ranks: Ranks | None = None) -> Round:
-    pool = Pool().put(candidates(0, labeled=True), round=0)
+    pool = put(Pool(), candidates(0, labeled=True), round=0)
     parts: Any = (None, None, pool, ranks or OneRank(), Phases(), None, learned)
     return Round(1, 0, *parts)
 
 
 def test_only_labeled_prompts_are_read_a_tie_included() -> None:
-    pool = Pool().put(candidates(0, labeled=True), round=0)
+    pool = put(Pool(), candidates(0, labeled=True), round=0)
     assert [c.prompt.id for c in pool.with_labels()] == ["p0", "p2", "p4", "p6"]
     assert Pool().with_labels() == []
 
@@ -191,10 +192,10 @@ def test_new_labels_of_single_responses_tell_how_well_the_head_ranks_good_above_
     new = judged(1, [4.0, 0.0, 7.0, 3.0, 1.0, 3.5, None], 3.5)
     learned = LearnedReward(min_labels=4)
     parts: Any = (OneRank(), Phases(), None, learned)
-    head = learned.head(Round(1, 0, None, None, Pool().put(first, round=0), *parts))  # type: ignore[arg-type]
+    head = learned.head(Round(1, 0, None, None, put(Pool(), first, round=0), *parts))  # type: ignore[arg-type]
     assert head is not None
     assert "accuracy" not in learned.knowledge, "nothing was predicted yet"
-    learned.head(Round(2, 0, None, None, Pool().put(first, round=0).put(new, round=1), *parts))  # type: ignore[arg-type]
+    learned.head(Round(2, 0, None, None, put(put(Pool(), first, round=0), new, round=1), *parts))  # type: ignore[arg-type]
     embed_7D = torch.cat(learned.embed(new, round_one(learned)))
     reward = head.rewards(embed_7D).tolist()
     right = [reward[good] > reward[bad] for good in (0, 2) for bad in (1, 3, 4)]

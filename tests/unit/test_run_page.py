@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from pools import put
 from scipy.stats import spearmanr
 from test_report import facts, write_run
 
@@ -51,7 +52,7 @@ def play(folder: Path, rounds: Sequence[Sequence[Candidates]], **evaluation: flo
     row = to_row(heldout, origin="heldout", split="heldout", outcome=1.0)
     pool = Pool()
     for number, fresh in enumerate(rounds):
-        pool = pool.put(fresh, round=number, keep="all")
+        pool = put(pool, fresh, round=number, keep="all")
         about = facts(
             number, rounds=len(rounds), budget=None, evaluation={"reward": 1.0, "win_rate": 1.0, **evaluation}
         )

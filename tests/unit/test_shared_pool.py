@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fake_ranks import FakeRanks
+from pools import put
 from test_pool import candidates
 
 from choosy.data import shared_pool
@@ -35,7 +36,7 @@ def test_ranks_make_the_pool_of_one_process(
     alone, together = Pool(), [Pool()] * size
     for round in range(4):
         fresh = [] if round == 2 else some(draw, round)
-        alone = alone.put(fresh, round=round, keep=keep)
+        alone = put(alone, fresh, round=round, keep=keep)
 
         def play(
             ranks: FakeRanks, pools: list[Pool] = together, fresh: list[Candidates] = fresh, round: int = round
@@ -64,7 +65,7 @@ def test_a_pool_is_for_its_owner_alone_and_is_read_when_its_file_is_gone(tmp_pat
 @pytest.mark.parametrize("piece", [2, 4096])
 def test_a_round_is_mapped_from_its_file(piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_pool, "PIECE", piece)
-    pool = Pool().put(some(random.Random(1), 3), round=3)
+    pool = put(Pool(), some(random.Random(1), 3), round=3)
     pool.save(tmp_path, {"labels": 7}, pool.table.set_column(0, "split", [["heldout"] * len(pool)]).to_pylist())
     for mapped, about in FakeRanks.play(2, lambda ranks: read_round(tmp_path, 3, ranks)):
         assert mapped.table.to_pylist() == pool.table.to_pylist(), "held-out rows are not trained on"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pools import put
 
 from choosy.data.pool import Pool
 from choosy.data.pool_rows import to_row
@@ -29,7 +30,7 @@ PAIRED = Candidates(
 )
 EARLIER = Candidates(Prompt("p1", "rain"), (Response("old", reward=9.0),), round=0)
 GIVEN = Candidates(Prompt("p2", "soup"), (Response("given", finished=True, reward=3.0),), round=1)
-POOL = Pool().put([EARLIER], round=0).put([PAIRED, GIVEN], round=1)
+POOL = put(put(Pool(), [EARLIER], round=0), [PAIRED, GIVEN], round=1)
 TWO = [Candidates(Prompt(n, f"held out {KEY}"), (Response("now"), Response("then"))) for n in "ab"]
 HELDOUT = [to_row(each, origin="heldout", split="heldout", outcome=1.0) for each in TWO]
 

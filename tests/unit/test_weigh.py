@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from fake_ranks import FakeRanks
+from pools import put
 
 from choosy.console import Terminal
 from choosy.data.batches import PoolItems
@@ -125,7 +126,7 @@ def test_a_run_says_once_that_labels_are_too_few(given: Any, effect: str) -> Non
 
 def test_a_margin_reads_the_predicted_gap_too() -> None:
     made = weighed(Uniform(), loss=SelfRewardLoss())
-    items = PoolItems(Pool().put(made, round=1), SelfRewardLoss().needs, round=1, only_round=True)
+    items = PoolItems(put(Pool(), made, round=1), SelfRewardLoss().needs, round=1, only_round=True)
     assert sorted(tuple(item.rewards) for item in items) == [(-2.0, 0.0), (2.0, 0.0), (3.0, 0.0)]
 
 
@@ -136,7 +137,7 @@ def test_nothing_is_predicted_that_nothing_reads() -> None:
 
 def test_the_predicted_gap_survives_the_table() -> None:
     made = weighed(RewardGap())
-    kept = Pool().put(made, round=1).candidates()
+    kept = put(Pool(), made, round=1).candidates()
     gaps = {c.prompt.id: [pair.predicted_gap for pair in c.pairs] for c in kept}
     assert gaps["as predicted"] == [3.0]
     assert math.isnan(gaps["two"][0])

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from choosy.data.pool_rows import OWN, POOL_SCHEMA, as_rows, from_row, null_of
+from choosy.data.pool_rows import OWN, POOL_SCHEMA, from_row, null_of
 from choosy.data.table_files import damage, facts_of, read_table, write_table
 from choosy.types import Candidates, Moments, Pair, Response
 
@@ -36,10 +36,6 @@ class Pool:
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
-
-    def put(self, fresh: Sequence[Candidates], *, round: int, keep: Keep = "newest") -> Pool:
-        """The pool after a round (see `put_rows`)."""
-        return self.put_rows(as_rows(self.with_earlier(fresh)), round=round, keep=keep)
 
     def put_rows(self, fresh: pa.Table, *, round: int, keep: Keep = "newest") -> Pool:
         """The pool after a round: a prompt's newest responses, and those that its labels are about.
