@@ -1,6 +1,6 @@
 """Runs the benchmarks and writes what they found into docs/benchmarks.md.
 
-`make bench` runs those of the table, the peer beside us in each run; `make bench ONLY=pool_size,kill` those that are
+`make bench` runs those of the table, the peer beside us in each run; `make bench ONLY=pool_ranks,kill` those that are
 named, and `ONLY=all` every script. A result that is there already and was not asked for stays in the table, with the
 machine it was measured on.
 """
@@ -25,7 +25,7 @@ NOT_HERE = ("run", "gpu")  # gpu.py wants a GPU, and writes a table of its own
 SCRIPTS = sorted(
     path.stem for path in HERE.glob("*.py") if path.stem not in NOT_HERE and "\ndef main()" in path.read_text()
 )
-OF_THE_TABLE = ("trajectory", "dpo_step", "online_round", "choosing", "engines", "top_p", "pool_size")
+OF_THE_TABLE = ("trajectory", "dpo_step", "online_round", "choosing", "engines", "top_p")
 START, END = "<!-- measured: written by benchmarks/run.py -->", "<!-- end of measured -->"
 
 
@@ -57,10 +57,6 @@ def summary() -> dict[str, float]:
         ratios["top_p"] = top_p["price"]
     if to_reward := found("seconds_to_reward"):
         ratios["seconds_to_reward_vs_trl"] = to_reward["ratio"]
-    if (pool := found("pool_size")) and "1000000" in pool:
-        million = pool["1000000"]
-        ratios |= {"pool_choose_s": million["choose_s"], "pool_reload_s": million["reload_s"]}
-        ratios["pool_gb"] = million["peak_gb"]
     return ratios | of_choosing(found("evidence") or {})
 
 
@@ -101,9 +97,6 @@ GOALS: dict[str, tuple[str, str, Callable[[float], bool] | None]] = {  # None: n
     "optune_seconds_speedup": ("the same for seconds", ">= 1.3", lambda x: x >= 1.3),
     "seconds_to_reward_vs_trl": ("OnlineDPOTrainer's seconds to reward 0.6 over ours", ">= 6", lambda x: x >= 6),
     "top_p": ("price of a token with top_p=0.9, as a share of one without", "<= 0.05", lambda x: x <= 0.05),
-    "pool_choose_s": ("a million prompts: choose, s", "<= 2", lambda x: x <= 2),
-    "pool_reload_s": ("a million prompts: reload, s", "<= 20", lambda x: x <= 20),
-    "pool_gb": ("a million prompts: peak memory, GB", "<= 4", lambda x: x <= 4),
 }
 
 
