@@ -33,6 +33,14 @@ class OfflineData(RoundData):
 
     own_samples: int = 1
 
+    def __post_init__(self) -> None:
+        if self.run.sampler.ahead:
+            raise ValueError(
+                "sampler.ahead=1 samples the next round's prompts, and data=offline has given responses; type "
+                "sampler.ahead=0, or data=on_policy."
+            )
+        super().__post_init__()
+
     @property
     def responses(self) -> int:
         """The most responses that a prompt has."""

@@ -49,6 +49,11 @@ class OnPolicyData(RoundData):
                 f"data.responses={self.responses} cannot be shared evenly by {len(self.instructions.texts)} "
                 f"instructions; choose data.responses={len(self.instructions.texts)}, or a multiple of it."
             )
+        if self.instructions is not None and self.run.sampler.ahead:
+            raise ValueError(
+                "sampler.ahead=1 weighs a response by how likely it was when it was sampled, which is not known of one "
+                "under data.instructions; type sampler.ahead=0, or data.instructions=null."
+            )
         super().__post_init__()
 
     def read_train(self, module: WeightedDPO) -> list[Prompt]:
@@ -73,6 +78,7 @@ class OnPolicyData(RoundData):
     def play(self, number: int) -> None:
         prompts = [] if self.run.spent_out(number) else self.prompts_of(number)
         self.run.play(number, prompts, FreshResponses(self.responses, self.instructions))
+        self.run.sample_ahead(number + 1, self.prompts_of(number + 1), responses=self.responses)
 
     def prompts_of(self, number: int) -> list[Prompt]:
         """Return the prompts that a round may sample: all, or the next ones of the stream."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from choosy.data.batches import ItemBatches
 from choosy.data.encode import Reader
@@ -92,6 +93,11 @@ class RoundData(LightningDataModule, ABC):
         assert self.trainer is not None
         module = cast(WeightedDPO, self.trainer.lightning_module)
         refuse_mixed_adapters(self.run.reference, module.policy)
+        if self.run.sampler.ahead and isinstance(self.trainer.strategy, ModelParallelStrategy):
+            raise ValueError(
+                "sampler.ahead=1 copies whole weights to the process that samples, and trainer=fsdp shards them; type "
+                "trainer=ddp, or sampler.ahead=0."
+            )
         with saying_once():
             self.read(module)
         read = {
@@ -156,6 +162,7 @@ class RoundData(LightningDataModule, ABC):
 
     def on_exception(self, exception: BaseException) -> None:
         self.run.forget_pool()  # there is no teardown after an error
+        self.run.ahead.close()
 
     def teardown(self, stage: str) -> None:
         self.run.close()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forked import Forked
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -21,6 +22,7 @@ import choosy.labeling.ledger
 import choosy.models.tokens
 import choosy.resume.checkpoints
 import choosy.resume.partial_rounds
+import choosy.sampling.elsewhere
 from choosy.main import main
 
 
@@ -79,6 +81,7 @@ save, write_table = torch.save, choosy.data.pool.pq.write_table
 if __name__ == "__main__":
     point, count, sys.argv[1:] = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
     choosy.resume.partial_rounds.EVERY = math.inf  # or a slow machine would write parts at any point
+    choosy.sampling.elsewhere.Popen = Forked
     match point:
         case "sampling":
             decode = choosy.models.tokens.Tokens.decode
@@ -88,6 +91,12 @@ if __name__ == "__main__":
             decode = choosy.models.tokens.Tokens.decode
             last = die if point == "sampling kept" else die_labeled()
             choosy.models.tokens.Tokens.decode = countdown(count, decode, last=lambda *args: last())
+        case "sampling ahead":
+            choosy.resume.partial_rounds.EVERY = choosy.resume.partial_rounds.SHARE = 0.0
+            write = choosy.resume.partial_rounds.PartWriter.write
+            choosy.resume.partial_rounds.PartWriter.write = countdown(count, write, last=lambda *args: die())
+        case "nowhere":
+            pass
         case "labeling":
             import toy
 

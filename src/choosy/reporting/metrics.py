@@ -24,7 +24,7 @@ from choosy.terminal import logger
 
 log = logger(__name__)
 
-MEANS = ("learned_reward", "labeler", "parts", "sources")  # of a round, by names of their own
+MEANS = ("importance", "learned_reward", "labeler", "parts", "sources")  # of a round, by names of their own
 
 
 def log_at_once(module: LightningModule, metrics: Mapping[str, float | torch.Tensor], *, step: int) -> None:
@@ -49,7 +49,7 @@ def cost_metrics(about: Mapping[str, Any]) -> dict[str, float]:
         **{name: about[name] for name in ("tokens_generated", "prompts_sampled", "pairs_trained")},
         **{f"responses/{name}": about[f"responses_{name}"] for name in ("cut", "empty")},
         **({} if cut_share is None else {"responses/cut_share": cut_share}),
-        "seconds/sync": about["sync_milliseconds"] / 1000,
+        **{f"seconds/{name}": about[f"{name}_milliseconds"] / 1000 for name in ("sync", "hidden")},
         **{f"{of}/{name}": value for of in MEANS for name, value in about[of].items()},
         **{f"seconds/{phase}": seconds for phase, seconds in about["seconds"].items()},
     }

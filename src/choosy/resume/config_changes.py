@@ -28,8 +28,9 @@ FIXED = (  # the weights, the responses or the labels were made with these
     *("seed", "reference", "optimizer", "data"),
     *("model", "model.name", "model.revision", "model.adapter", "model.dtype", "model.chat_template*", "model.lora*"),
     *("data.train*", "data.heldout", "data.limit", "data.shares", "data.heldout_limit", "data.reader.*"),
-    "data.instructions*",
+    *("data.instructions*", "sampler.ahead"),
 )
+OFF = {"sampler.ahead": 0}  # as in every run of a version that could not set it
 JUDGE = {"labeler", *(f"labeler.{name}" for name in ("path", "name", "model", "template", "wrapped"))}
 INSIDE = ("labeler.parts", "labeler.weights", "labeler.members")  # whose settings are the judge too
 REFERS = "${"  # to another option
@@ -155,7 +156,8 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     module, seed = ("module", "seed") if "module" in config else ("model", "seed_everything")
     trainer = {**config["trainer"], **{name: config[name] for name in ("callbacks", "logger") if config.get(name)}}
     parts = {"seed": config.get(seed), "module": config[module], "data": config["data"], "trainer": trainer}
-    return {_typed(name): value for name, value in leaves(parts) if value is not None}
+    typed = ((_typed(name), value) for name, value in leaves(parts) if value is not None)
+    return {name: value for name, value in typed if OFF.get(name) != value}
 
 
 def named_settings(config: Mapping[str, Any]) -> dict[str, Any]:

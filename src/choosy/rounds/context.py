@@ -36,7 +36,7 @@ OnSampled = Callable[[Sequence[Candidates]], None]
 
 @dataclass(frozen=True)
 class Round:
-    """The context of one round. Nothing in it changes during the round except `counts`.
+    """The context of one round. Nothing in it changes during the round except `counts` and `importance`.
 
     Attributes:
         number: Number of the round, from 0.
@@ -54,6 +54,8 @@ class Round:
         folder: Where the rounds' files are.
         pairing: Which responses make pairs where all of a prompt are scored.
         threshold: The reward above which a prompt's single response is good, and below which it is bad.
+        ahead: The prompts that were chosen and sampled while the round before trained; None where that was not done.
+        importance: Figures of the weights of responses that were sampled ahead, the same on every rank.
     """
 
     number: int
@@ -71,6 +73,8 @@ class Round:
     folder: Path = Path()
     pairing: PairingRule = "best_worst"
     threshold: Threshold = 0.0
+    ahead: Sequence[ChosenPrompt] | None = None
+    importance: dict[str, float] = field(default_factory=dict)
 
     def each_on_one_rank(self, prompts: Sequence[Prompt], numbers_of: Callable[[list[Prompt]], list[T]]) -> list[T]:
         """Compute what is expensive for each prompt on one rank only; every rank returns all of it."""

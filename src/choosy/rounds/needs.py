@@ -69,6 +69,12 @@ def check_needs(
             "more often than others. Choose pairing=best_worst, or loss=sigmoid."
         )
     sampler = run.sampler
+    if "own" in loss.needs and sampler.ahead:
+        raise ValueError(
+            f"{name} needs samples of the policy that begins the round, and sampler.ahead=1 gives those of one round "
+            "before. Type sampler.ahead=0, or a loss without own samples (loss=sigmoid, or loss=kto "
+            "loss.reference_point=zero)."
+        )
     if "own" in loss.needs and (sampler.temperature, sampler.top_p, sampler.top_k) != (1, 1, 0):
         raise ValueError(
             f"{name} needs samples of the policy's own distribution, and sampler.temperature={sampler.temperature} "

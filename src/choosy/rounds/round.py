@@ -9,6 +9,7 @@ from choosy.data.shared_pool import put_together
 from choosy.rounds.choose import choose_pairs, choose_prompts
 from choosy.rounds.context import Parts, Round
 from choosy.rounds.edit import edit_pairs
+from choosy.rounds.importance import weigh_importance
 from choosy.rounds.label import label
 from choosy.rounds.score import count_agreement, score_reference, score_trained, scores_first
 from choosy.rounds.weigh import weigh
@@ -33,6 +34,7 @@ def play_round(at: Round, prompts: Sequence[Prompt], parts: Parts) -> Pool:
     pairs = choose_pairs(at, fresh, parts.pair_selector)  # slot 2: certainty, dissimilarity
     labeled = label(at, fresh, pairs, parts.labels)  # on rank 0; ties and invalid verdicts make no pair
     weighed = weigh(at, labeled, parts.weighting, parts.reward_gap)
+    weighed = weigh_importance(at, weighed)  # only of what was sampled ahead
     edited = edit_pairs(at, weighed, parts.labels)  # only with an editor: BMC
     scored = score_trained(at, edited)
     count_agreement(at, scored)

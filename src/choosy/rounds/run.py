@@ -25,6 +25,7 @@ from choosy.reporting.metrics import cost_metrics
 from choosy.resume.partial_rounds import files_of, forget
 from choosy.resume.run_folder import ledger_copy, open_folder, refuse_edited
 from choosy.resume.run_lock import release
+from choosy.rounds.ahead import SampleAhead
 from choosy.rounds.choose import refuse_second, refuse_without
 from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample
 from choosy.rounds.label import buy_labels, made_of, refuse_many
@@ -43,7 +44,7 @@ log = logger(__name__)
 
 SAMPLED = (
     *("tokens_generated", "prompts_sampled", "responses_sampled", "responses_cut", "responses_empty"),
-    *("sync_milliseconds", "labeled_ahead"),
+    *("sync_milliseconds", "hidden_milliseconds", "labeled_ahead"),
     *("full_responses", "full_labels"),  # of sampling all prompts, and scoring all responses or comparing all pairs
 )
 
@@ -81,8 +82,11 @@ class Run:
         learned_reward: LearnedReward | None = None,
     ) -> None:
         refuse_none("rounds", rounds)
+        if sampler.ahead and rounds == 1:
+            raise ValueError("sampler.ahead=1 samples the next round's prompts, and rounds=1 has none; type rounds=2.")
         self.folder = Path(folder)
-        self.sampler = sampler
+        self.ahead = SampleAhead(sampler)
+        self.sampler = self.ahead.sampler
         self.labels = labels
         self.weighting = weighting
         self.training = training
@@ -104,6 +108,7 @@ class Run:
         self.counts: Counter[str] = Counter()
         self.judged: Counter[str] = Counter()
         self.cut_share: float | None = None  # of the round's fresh responses
+        self.importance: Mapping[str, float] = {}  # of the round's weights
         self.ranks: Ranks = OneRank()
         self.heldout_rows: Sequence[Mapping[str, Any]] = ()
         self.evaluation: Mapping[str, float | None] | None = None
@@ -176,10 +181,12 @@ class Run:
             return
         self.evaluation, self.heldout_rows, self.trained = None, (), {}
         at = replace(self.at(number), given=sample.given)
+        at = replace(at, ahead=self.ahead.finish(at, prompts, responses=sample.responses))
         if moved and len(self.pool) and "reference" in self.loss.needs:
             at = replace(at, pool=rescore_pool(at))
         self.pool = self._played(at, prompts, sample)
         self._count(sum(self.ranks.gather([at.counts]), Counter[str]()))
+        self.importance = at.importance
         if not sample.given:
             self.counts["full_responses"] += len(prompts) * sample.responses
             labels = sample.responses if self.labels.scores else comb(sample.responses, 2)
@@ -187,6 +194,17 @@ class Run:
         self.write()
         self._report_items(number)
         self._report_empty(number)
+
+    def sample_ahead(self, number: int, prompts: Sequence[Prompt], *, responses: int) -> None:
+        """Begin to sample a round while the one before trains, with sampler.ahead=1, where it may buy labels."""
+
+        def is_wanted() -> bool:
+            path = round_file(self.rounds_folder, number)
+            return not self.labels.exhausted and not (path.exists() and damage(path) is None)
+
+        if number < self.rounds:
+            selector = self.prompt_selector
+            self.ahead.begin(self.at(number), prompts, selector, responses=responses, is_wanted=is_wanted)
 
     def _items(self, number: int, *, only_round: bool | None = None) -> PoolItems:
         """The items that a round trains on."""
@@ -287,11 +305,14 @@ class Run:
     def _adopt(self, number: int) -> None:
         """Take a round from its file, which may have counted the round's training already."""
         self.pool, about = read_round(self.rounds_folder, number, self.ranks)
-        self.counts = Counter({k: about[k] for k in SAMPLED}) + Counter(pairs_trained=self.counts["pairs_trained"])
+        self.counts = Counter({k: about.get(k, 0) for k in SAMPLED}) + Counter(
+            pairs_trained=self.counts["pairs_trained"]
+        )
         judged = about["judged"]
         self.counts.update(judged["run"])
         self.judged = Counter(judged["round"])
         self.cut_share = about["responses_cut_share"]
+        self.importance = about.get("importance", {})
         self.learned_reward.knowledge = about["learned_reward"]
         self.labels_before = about["labels"]["spent"], about["labels"]["reused"]
         self.start_pairs = about.get("start_pairs") or self.start_pairs  # a file of an earlier version has none
@@ -302,7 +323,7 @@ class Run:
 
         def nothing_left() -> bool:  # a round that was begun before, or whose file is damaged, has bought its labels
             begun = files_of(self.rounds_folder, number) or round_file(self.rounds_folder, number).exists()
-            return self.labels.exhausted and not begun
+            return self.labels.exhausted and not begun and not self.ahead.plans(number)
 
         if len(self.pool) == 0 or not self.ranks.on_rank_zero(nothing_left):
             return False
@@ -341,6 +362,7 @@ class Run:
             "money": {"spent": bought.money, "evaluation": bought.money_evaluation, "budget": labels.budget_money},
             "responses_cut_share": self.cut_share,
             "seconds": dict(self.phases.seconds),
+            "importance": dict(self.importance),
             "learned_reward": self.learned_reward.knowledge,
             "labeler": labels.knowledge,
             "parts": self.pool.part_means(),
@@ -381,6 +403,7 @@ class Run:
             "phases": self.phases.seconds,
             "pairs_trained": self.counts["pairs_trained"],
             "data": self.read,
+            "ahead": self.ahead.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -393,5 +416,6 @@ class Run:
         self.counts["pairs_trained"] = state["pairs_trained"]
         if state["round"] >= 0:
             self._adopt(state["round"])
+        self.ahead.load_state_dict(state.get("ahead", {}))  # one of an earlier version has none
         self.phases.resume(state["phases"])
         refuse_edited(state["data"], self.read)

@@ -94,6 +94,11 @@ class Resumable:
         return mine
 
 
+def seeds_of(at: Round, prompts: Sequence[Prompt], n: int, purpose: str = "train") -> list[list[int]]:
+    """The seed of each of the N responses to each prompt: a hash of (run, purpose, round, prompt, sample)."""
+    return [[seed_of(at.seed, purpose, at.number, p.id, sample) for sample in range(n)] for p in prompts]
+
+
 def sample_responses(
     at: Round,
     prompts: Sequence[Prompt],
@@ -105,7 +110,7 @@ def sample_responses(
     begun: Mapping[str, Candidates] | None = None,
     done: OnSampled = lambda some: None,
 ) -> list[Candidates]:
-    """Sample N responses to each prompt; the seed of a response is a hash of (run, purpose, round, prompt, sample).
+    """Sample N responses to each prompt.
 
     Args:
         at: The context of the round; its counts are added to.
@@ -121,7 +126,7 @@ def sample_responses(
     found = {p.id: begun[p.id] for p in prompts if p.id in begun} if begun else {}
     rest = [p for p in prompts if p.id not in found]
     ids = [at.policy.tokens.encode_prompt(prompt) for prompt in rest]
-    seeds = [[seed_of(at.seed, purpose, at.number, p.id, sample) for sample in range(n)] for p in rest]
+    seeds = seeds_of(at, rest, n, purpose)
     asked = [ids] if instructions is None else instructions.encode(at.policy.tokens, rest)
     responses = [[Response("")] * n for _ in rest]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,10 @@ class Sampler(SamplingSettings, ABC):
 
     Args:
         batch_size: Responses in flight at once.
+        ahead: 1 = sample the next round's prompts while this round trains, in another process; 0 = when it begins.
+        ahead_device: The device of that process: auto = a CPU beside a CPU, and a second GPU beside each that trains.
+        max_ratio: c of [1/c, c], to which the importance ratio of a response that was sampled ahead is clipped: how
+            likely it is when its round begins, over how likely it was when it was sampled. 1 = all weigh alike.
 
     Attributes:
         sync_seconds: Seconds spent so far on copying the policy's weights into the engine; 0 where it needs no copy.
@@ -45,6 +50,9 @@ class Sampler(SamplingSettings, ABC):
     """
 
     batch_size: int = 64
+    ahead: int = 0
+    ahead_device: str = "auto"
+    max_ratio: float = 2.0
     sync_seconds: float = field(default=0.0, init=False)
     start_seconds: float = field(default=0.0, init=False)
     origin: str = field(default="", init=False)
@@ -53,6 +61,15 @@ class Sampler(SamplingSettings, ABC):
         super().__post_init__()
         if self.batch_size < 1:
             raise ValueError(f"sampler.batch_size={self.batch_size} samples nothing; choose >= 1.")
+        if self.ahead not in (0, 1):
+            raise ValueError(f"sampler.ahead={self.ahead}: prompts are sampled one round ahead, or none; type 1 or 0.")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.ahead_device):
+            raise ValueError(f"sampler.ahead_device={self.ahead_device} is none of auto, cpu, cuda and cuda:N.")
+        if not self.max_ratio >= 1:
+            raise ValueError(
+                f"sampler.max_ratio={self.max_ratio} leaves no ratio in [1/{self.max_ratio}, {self.max_ratio}]; choose "
+                ">= 1 (1 = responses that were sampled ahead weigh like others)."
+            )
 
     def sample(
         self,
