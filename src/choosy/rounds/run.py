@@ -28,6 +28,7 @@ from choosy.resume.run_lock import release
 from choosy.rounds.ahead import SampleAhead
 from choosy.rounds.choose import refuse_second, refuse_without
 from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample
+from choosy.rounds.empty import refuse_empty
 from choosy.rounds.label import buy_labels, made_of, refuse_many
 from choosy.rounds.label_ahead import LabelAhead
 from choosy.rounds.learned_reward import LearnedReward
@@ -49,7 +50,6 @@ SAMPLED = (
 )
 
 MANY = 0.5  # share of responses that were cut, above which the run says so
-EMPTY_ROUNDS = 3  # rounds in a row with nothing to train on, after which the run stops
 
 
 class Run:
@@ -235,19 +235,9 @@ class Run:
             f"Round {number + 1} of {self.rounds} made no {form_of(self.loss.needs)} out of {len(self.pool)} prompts: "
             f"every verdict was a tie, invalid, or beyond the label budget ({ties} ties, {invalid} invalid)."
         )
-        last = number + 1 == self.rounds
-        if self.empty_rounds < EMPTY_ROUNDS and not (last and not self.counts["pairs_trained"]):
-            self.phases.say(f"{found} It trains nothing, and the run continues.")
-            return
-        stops = (
-            "The run has trained nothing." if last else f"The run stops after {self.empty_rounds} such rounds in a row."
-        )
-        again = "" if last else "; ckpt_path=last continues with the next round"
-        check = "Check the labeler, and that the sampler gives different responses"
-        if self.labels.exhausted:
-            unless = "" if self.labels.budget_money is None else ", or labels.evaluation=none"
-            check = f"{self.labels.limits} pays no further label: type a larger one{unless}"
-        raise ValueError(f"{found} {stops} {check}{again}.")
+        last, has_trained = number + 1 == self.rounds, self.counts["pairs_trained"] > 0
+        refuse_empty(found, self.empty_rounds, is_last=last, has_trained=has_trained, labels=self.labels)
+        self.phases.say(f"{found} It trains nothing, and the run continues.")
 
     def _count(self, of_round: Counter[str]) -> None:
         """Add a round's counts to the run's, and say so if many of its responses were cut."""

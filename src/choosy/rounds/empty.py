@@ -1,0 +1,28 @@
+"""When a run stops since its rounds have nothing to train on."""
+
+from __future__ import annotations
+
+from choosy.labeling.buyer import LabelBuyer
+
+IN_A_ROW = 3  # rounds with nothing to train on, after which a run stops
+
+
+def refuse_empty(found: str, in_a_row: int, *, is_last: bool, has_trained: bool, labels: LabelBuyer) -> None:
+    """Raise a ValueError after several such rounds in a row, and where no round of the run had anything.
+
+    Args:
+        found: What is said of the round.
+        in_a_row: Rounds with nothing to train on so far.
+        is_last: Whether it is the run's last round.
+        has_trained: Whether a round before had something.
+        labels: Where labels are bought.
+    """
+    if in_a_row < IN_A_ROW and not (is_last and not has_trained):
+        return
+    stops = "The run has trained nothing." if is_last else f"The run stops after {in_a_row} such rounds in a row."
+    again = "" if is_last else "; ckpt_path=last continues with the next round"
+    check = "Check the labeler, and that the sampler gives different responses"
+    if labels.exhausted:
+        unless = "" if labels.budget_money is None else ", or labels.evaluation=none"
+        check = f"{labels.limits} pays no further label: type a larger one{unless}"
+    raise ValueError(f"{found} {stops} {check}{again}.")
