@@ -154,7 +154,7 @@ def test_interrupted_in_whatever_way_it_ends_as_if_never_interrupted(play, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("point", "count"), [("sampling ahead", 4), ("training", 4)])
+@pytest.mark.parametrize(("point", "count"), [("sampling ahead", 11), ("training", 4)])
 def test_killed_while_it_samples_ahead_it_ends_as_if_never_killed(
     point, count, tmp_path, tiny_policy_dir, prompts_file
 ):
@@ -166,7 +166,7 @@ def test_killed_while_it_samples_ahead_it_ends_as_if_never_killed(
     assert done.returncode == 0, done.stderr
     killed = command(HERE / "killed.py", point, count, *lines, f"run_dir={run}", folder=tmp_path)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert bool(list(run.glob("rounds/sampling_001*"))) == (point == "sampling ahead")
+    assert point == "training" or len(list(run.glob("rounds/sampling_001*"))) == 1, "some of round 1 is there"
     resumed = command(HERE / "killed.py", "nowhere", 0, *lines, f"run_dir={run}", "ckpt_path=last", folder=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert ending(run) == ending(whole)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,6 +171,8 @@ class SampleAhead:
         self._plan = Plan(**state) if state else None
 
     def close(self) -> None:
-        """End the process that samples."""
+        """End the process that samples; what it has sent is kept."""
         if self._engine is not None:
             self._engine.close()
+        if self._sampling is not None:
+            wait([self._sampling])

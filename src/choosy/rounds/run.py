@@ -158,6 +158,7 @@ class Run:
     def close(self) -> None:
         """End the sampler, and give the folder free."""
         self.sampler.close()
+        self.ahead.close()
         self.forget_pool()
         if self.holds_folder:
             release(self.folder)
