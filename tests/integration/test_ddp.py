@@ -99,7 +99,7 @@ CERTAINTY = ["selector=certainty", "data.responses=3"]
 
 WAYS = {
     "ddp, two, certainty": ("ddp", 2, CERTAINTY),
-    "ddp, two, one round ahead": ("ddp", 2, [*CERTAINTY, "sampler.ahead=1", "rounds=3", "lr=1e-3"]),
+    "ddp, two, one round ahead": ("ddp", 2, [*CERTAINTY, "sampler.ahead=1", "rounds=3", "lr=5e-5"]),
     "ddp, two, predicted gap": (
         "ddp",
         2,
