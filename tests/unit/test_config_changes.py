@@ -59,6 +59,7 @@ def changed(**settings: Any) -> dict[str, Any]:
 
 def test_the_same_configuration_has_no_changes():
     assert changes(HYDRA, copy.deepcopy(HYDRA)) == {}
+    assert changes(HYDRA, changed(data__run__sampler={"ahead": 0})) == {}, "one of a version that could not set it"
 
 
 @pytest.mark.parametrize(
@@ -155,6 +156,7 @@ def test_lightning_cli_and_hydra_write_the_same_configuration():
         ({"module__policy__name": "n"}, "model.name: 'm' -> 'n'"),
         ({"module__policy__lora__r": 8}, "model.lora.r: 16 -> 8"),
         ({"module__policy__lora": None}, "model.lora.r: 16 -> not set"),
+        ({"data__run__sampler": {"ahead": 1}}, "sampler.ahead: not set -> 1"),
         ({"data__train": "other.jsonl"}, "data.train: 'prompts.jsonl' -> 'other.jsonl'"),
         ({"module__optimizer___target_": "torch.optim.SGD"}, "optimizer: adamw -> torch.optim.SGD"),
     ],

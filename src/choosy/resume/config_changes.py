@@ -30,7 +30,7 @@ FIXED = (  # the weights, the responses or the labels were made with these
     *("data.train*", "data.heldout", "data.limit", "data.shares", "data.heldout_limit", "data.reader.*"),
     *("data.instructions*", "sampler.ahead"),
 )
-OFF = {"sampler.ahead": 0}  # as in every run of a version that could not set it
+OFF = {"sampler.ahead": 0}  # in every run of a version that could not set it
 JUDGE = {"labeler", *(f"labeler.{name}" for name in ("path", "name", "model", "template", "wrapped"))}
 INSIDE = ("labeler.parts", "labeler.weights", "labeler.members")  # whose settings are the judge too
 REFERS = "${"  # to another option
@@ -108,7 +108,8 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
         in_both = name in was and name in now
         return alike or in_both or (is_fixed(name) and not name.startswith("data.reader."))  # which is never null
 
-    differing = sorted(n for n in was.keys() | now.keys() if was.get(n) != now.get(n) and comparable(n))
+    then, later = {**OFF, **was}, {**OFF, **now}
+    differing = sorted(n for n in then.keys() | later.keys() if then.get(n) != later.get(n) and comparable(n))
     options, with_them = other_options(was, now, differing)
     rest = [name for name in differing if name not in with_them]
     return options | {name: f"{name}: {_shown(was.get(name))} -> {_shown(now.get(name))}" for name in rest}
@@ -156,8 +157,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     module, seed = ("module", "seed") if "module" in config else ("model", "seed_everything")
     trainer = {**config["trainer"], **{name: config[name] for name in ("callbacks", "logger") if config.get(name)}}
     parts = {"seed": config.get(seed), "module": config[module], "data": config["data"], "trainer": trainer}
-    typed = ((_typed(name), value) for name, value in leaves(parts) if value is not None)
-    return {name: value for name, value in typed if OFF.get(name) != value}
+    return {_typed(name): value for name, value in leaves(parts) if value is not None}
 
 
 def named_settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -167,7 +167,12 @@ class SampleAhead:
         return {"round": self._plan.round, "chosen": list(self._plan.chosen), "weights": dict(self._plan.weights)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue with a checkpoint's plan."""
+        """Continue with a checkpoint's plan; another engine was perhaps typed without it."""
+        if state and self._engine is None:
+            raise ValueError(
+                f"The prompts of round {state['round'] + 1} were sampled ahead, as the run began with sampler.ahead=1; "
+                "type that again."
+            )
         self._plan = Plan(**state) if state else None
 
     def close(self) -> None:
