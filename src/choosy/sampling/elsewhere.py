@@ -30,6 +30,7 @@ from choosy.errors import Stopped
 from choosy.models.policy import Policy
 from choosy.sampling.protocol import OnComplete, Request, Sampler
 from choosy.sampling.settings import SamplingSettings
+from choosy.terminal import logger
 from choosy.types import Response
 
 Weights = Mapping[str, Tensor]
@@ -102,7 +103,7 @@ class Elsewhere(Sampler):
                                 responses[p] = of_prompt
                             done(ended)
                         case "log", record:
-                            logging.getLogger(record.name).handle(record)
+                            logger(record.name).handle(record)
                         case "failed", error:
                             raise error
                         case _, over:
@@ -261,8 +262,9 @@ def serve(pipe: int) -> None:
 
     Thread(target=read, daemon=True).start()
     replies = Replies(connection)
-    logging.getLogger().addHandler(replies)
-    logging.getLogger("choosy").setLevel(logging.INFO)
+    ours = logger("choosy")
+    ours.addHandler(replies)
+    ours.setLevel(logging.INFO)
     policy, engine, device = pickle.loads(calls.get())
     while True:
         call = pickle.loads(calls.get())
