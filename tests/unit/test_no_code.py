@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LOADERS = ("from_pretrained", "SentenceTransformer", "LLM")  # read by `loaded`, which gives them trust_remote_code
 SAFE = {  # what else reads a file that can hold code, as it is written
     "torch.load(file, map_location='meta', weights_only=True)",
+    "torch.load(io.BytesIO(weights), weights_only=True)",
     "PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=True)",  # weights only, no code
     "datasets.load_from_disk(str(path))",  # tables; datasets runs no scripts from version 4 on
     "datasets.load_dataset(name, *subset, split=part)",

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field, fields
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection, Pipe
@@ -116,12 +117,12 @@ class Elsewhere(Sampler):
     def _send(self, message: object) -> None:
         with self._naming_its_end():
             assert self._pipe is not None
-            self._pipe.send_bytes(pickle.dumps(message))
+            self._pipe.send(message)
 
     def _received(self) -> Any:
         with self._naming_its_end():
             assert self._pipe is not None
-            return pickle.loads(self._pipe.recv_bytes())
+            return self._pipe.recv()
 
     @contextmanager
     def _naming_its_end(self) -> Iterator[None]:
@@ -201,17 +202,9 @@ def surroundings() -> dict[str, str]:
 def unloaded(policy: Policy) -> Policy:
     """The same policy without its weights, which another process loads."""
     tokens, source = policy.tokens, policy.source
-    return Policy(
-        source.name,
-        lora=policy.lora,
-        adapter=policy.adapter,
-        dtype=policy.dtype,
-        chat_template=tokens.chat_template,
-        chat_template_kwargs=tokens.chat_template_kwargs,
-        revision=source.revision,
-        trust_remote_code=source.trust_remote_code,
-        compute=policy.compute,
-    )
+    given = {name: getattr(policy, name) for name in ("lora", "adapter", "dtype", "compute")}
+    given |= {name: getattr(tokens, name) for name in ("chat_template", "chat_template_kwargs")}
+    return Policy(source.name, **given, **{name: getattr(source, name) for name in ("revision", "trust_remote_code")})
 
 
 def copied_weights(policy: Policy) -> dict[str, Tensor]:
@@ -238,9 +231,8 @@ class Replies(QueueHandler):
         self._lock = Lock()
 
     def send(self, kind: str, what: object) -> None:
-        message = pickle.dumps((kind, what))
         with self._lock:
-            self._connection.send_bytes(message)
+            self._connection.send((kind, what))
 
     def enqueue(self, record: logging.LogRecord) -> None:
         self.send("log", record)
@@ -251,23 +243,25 @@ def serve(pipe: int) -> None:
     for each in PASSED:
         signal.signal(each, signal.SIG_IGN)
     connection: Connection[Any, Any] = Connection(pipe)
-    calls = SimpleQueue[bytes]()
+    calls, replies = SimpleQueue[Any](), Replies(connection)
 
     def read() -> None:
         while True:
             try:
-                calls.put(connection.recv_bytes())
+                calls.put(connection.recv())
             except (EOFError, OSError):  # the caller has ended, in whatever way
                 os._exit(0)
+            except Exception as error:  # of an engine of the user's that cannot be imported here
+                replies.send("failed", sendable(error))
+                os._exit(1)
 
     Thread(target=read, daemon=True).start()
-    replies = Replies(connection)
     ours = logger("choosy")
     ours.addHandler(replies)
     ours.setLevel(logging.INFO)
-    policy, engine, device = pickle.loads(calls.get())
+    policy, engine, device = calls.get()
     while True:
-        call = pickle.loads(calls.get())
+        call = calls.get()
         try:
             answer(call, policy, engine, torch.device(device), replies)
         except BrokenPipeError:
@@ -292,7 +286,7 @@ def answer(call: Any, policy: Policy, engine: Sampler, device: torch.device, rep
 def sendable(error: Exception) -> Exception:
     """The error, or its words where it cannot cross to another process."""
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.dumps(copy(error))
     except Exception:  # some take other arguments than those they keep
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
