@@ -114,10 +114,17 @@ def commit() -> str:
     return said.stdout.strip()
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is the old or the new one whenever it is read."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
+    os.replace(new, path)
+
+
 def write_between(page: Path, start: str, end: str, lines: Sequence[str]) -> None:
     """Write lines into a page, in the place of those between two marks."""
     before, _, rest = page.read_text().partition(start)
-    page.write_text(before + "\n".join([start, *lines, end]) + rest.partition(end)[2])
+    write_whole(page, before + "\n".join([start, *lines, end]) + rest.partition(end)[2])
 
 
 def middle(values: Sequence[float]) -> float:

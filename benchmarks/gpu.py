@@ -35,7 +35,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 import wheels
-from common import RESULTS, ROOT, machine, write_between
+from common import RESULTS, ROOT, machine, write_between, write_whole
 
 SCRIPT = ROOT / "benchmarks" / "ours" / "gpu.py"
 LEAST = 10  # seconds that are worth a start
@@ -145,6 +145,7 @@ def marked_tests(seconds: float, log: Path) -> dict[str, Any]:
         run = subprocess.run(
             [sys.executable, "-m", "pytest", *words, "not vllm", *files],
             cwd=ROOT,
+            env={**ENVIRON, **os.environ},
             capture_output=True,
             text=True,
             timeout=seconds,
@@ -162,13 +163,6 @@ def marked_tests(seconds: float, log: Path) -> dict[str, Any]:
 
 
 # -- what was found --------------------------------------------------------------------------------------------
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file that is the old or the new one whenever it is read."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text)
-    os.replace(new, path)
 
 
 ABOUT = {
@@ -224,7 +218,7 @@ def table(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def play(out: Path, *, toy: bool, seconds: float) -> dict[str, Any]:
+def play(out: Path, *, toy: bool, seconds: float) -> None:
     """Measure part after part, and write what each has found at once."""
     ends = time.monotonic() + seconds
     out.mkdir(parents=True, exist_ok=True)
@@ -256,12 +250,13 @@ def play(out: Path, *, toy: bool, seconds: float) -> dict[str, Any]:
                 if part.alone:
                     worker.end()
                 result["parts"][part.name] = {**found, "took_s": round(time.monotonic() - began, 1)}
-                write(out / "gpu.json", json.dumps(result, indent=1) + "\n")
-                write(out / "gpu.md", "\n".join(table(result)) + "\n")
+                write_whole(out / "gpu.json", json.dumps(result, indent=1) + "\n")
+                write_whole(out / "gpu.md", "\n".join(table(result)) + "\n")
+                if not toy:
+                    write_between(ROOT / "docs" / "benchmarks.md", START, END, table(result))
                 print(f"{part.name}: {words(found)} ({time.monotonic() - began:.0f} s)", flush=True)
         finally:
             worker.end()
-    return result
 
 
 def main() -> None:
@@ -287,9 +282,7 @@ def main() -> None:
         )
         wheels.use(typed.wheels, [__file__, *again])
     out = typed.out or (Path(tempfile.mkdtemp()) if typed.toy else RESULTS)
-    result = play(out, toy=typed.toy, seconds=typed.seconds)
-    if not typed.toy:
-        write_between(ROOT / "docs" / "benchmarks.md", START, END, table(result))
+    play(out, toy=typed.toy, seconds=typed.seconds)
     print(f"written: {out / 'gpu.json'}")
 
 
