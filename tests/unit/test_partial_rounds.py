@@ -192,6 +192,11 @@ def test_one_line_says_where_the_tokens_came_from_and_at_what_rate(tmp_path, mon
     assert re.fullmatch(r"16 tokens from stub on 2 processes in \d\.\d s, [\d,]+ a second", line)
     play(tmp_path, Stub(), OneRank())
     assert said == [line], "nothing was sampled again"
+    play(tmp_path / "one", Stub(), OneRank())
+    assert said == [line], "the phase's line says as much of one process"
+    monkeypatch.setattr(Stub, "sync_seconds", property(lambda stub: float(len(stub.asked))))
+    play(tmp_path / "engine", Stub(), OneRank())
+    assert re.fullmatch(r"16 tokens from stub in .* a second, after 4\.00 s for the policy's weights", said[1])
 
 
 def test_another_number_of_responses_is_sampled_anew(tmp_path, monkeypatch):

@@ -169,6 +169,8 @@ def sample_responses(
 def say_origin(at: Round, tokens: int, seconds: float, *, started: float, synced: float) -> None:
     """Say where the tokens of all ranks came from and at what rate; every rank must call this.
 
+    Of one process with nothing to wait for the phase's own line says as much.
+
     Args:
         at: The context of the round.
         tokens: Those that this rank has sampled.
@@ -178,10 +180,10 @@ def say_origin(at: Round, tokens: int, seconds: float, *, started: float, synced
     """
     of_ranks = at.ranks.gather([(tokens, seconds)])
     tokens, seconds = sum(t for t, _ in of_ranks), max(s for _, s in of_ranks)
-    if not tokens or at.ranks.rank > 0:
-        return
-    where = f" on {at.ranks.size} processes" if at.ranks.size > 1 else ""
     waits = {"to start it": started, "for the policy's weights": synced}
     before = " and ".join(f"{waited:.2f} s {why}" for why, waited in waits.items() if waited)
+    if not tokens or at.ranks.rank > 0 or (at.ranks.size == 1 and not before):
+        return
+    where = f" on {at.ranks.size} processes" if at.ranks.size > 1 else ""
     rate = f"in {seconds:.1f} s, {tokens / seconds:,.0f} a second{f', after {before}' if before else ''}"
     at.phases.say(f"{counted(tokens, 'tokens')} from {at.sampler.origin}{where} {rate}")
