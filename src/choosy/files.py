@@ -44,6 +44,8 @@ def replacing(path: str | Path, *, private: bool = False) -> Iterator[Path]:
             create_private(unfinished, like=path)
         yield unfinished
         for written in (*unfinished.rglob("*"), unfinished):
+            if not private:
+                open_as_others(written)
             flush(written)
         if path.is_dir():
             os.replace(path, old)
@@ -65,6 +67,7 @@ def replacing_files(folder: str | Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=SUFFIX, dir=folder.parent) as new:
         yield Path(new)
         for file in sorted(path for path in Path(new).rglob("*") if path.is_file()):
+            open_as_others(file)
             flush(file)
             place = folder / file.relative_to(new)
             make_folder(place.parent)
@@ -111,6 +114,14 @@ def create_private(path: Path, *, like: Path | None = None) -> None:
 def for_owner(path: str | Path, flags: int) -> int:
     """Open a file, as the `opener` of `open`; one that is new is for its owner alone."""
     return os.open(path, flags, 0o600)
+
+
+def open_as_others(file: Path) -> None:
+    """Give a file that a library made for its owner alone, as safetensors does, the permissions of any new one."""
+    if file.is_file() and file.stat().st_mode & 0o777 == 0o600:
+        (other := file.with_name(f"{file.name}{SUFFIX}")).touch()
+        file.chmod(other.stat().st_mode & 0o777)
+        other.unlink()
 
 
 def make_folder(folder: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from choosy.files import SUFFIX, remove_unfinished, replacing, replacing_files
 
@@ -133,3 +136,27 @@ def test_files_of_a_folder_are_replaced_one_by_one_and_their_other_names_keep_th
     }
     assert {path.read_text() for path in tmp_path.iterdir() if path.is_file()} == {"old"}
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["adapter"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_weights_have_the_permissions_of_any_new_file(umask, tmp_path):
+    def save(path: Path) -> None:
+        save_file({"weight": torch.zeros(2)}, path / "model.safetensors")
+        (path / "config.json").write_text("{}")
+
+    assert save_file({"weight": torch.zeros(2)}, tmp_path / "alone") is None
+    assert stat.S_IMODE((tmp_path / "alone").stat().st_mode) == 0o600, "safetensors no longer makes private files"
+    before = os.umask(umask)
+    try:
+        with replacing(tmp_path / "model") as unfinished:
+            unfinished.mkdir()
+            save(unfinished)
+        with replacing_files(tmp_path / "adapter") as new:
+            save(new)
+        with replacing(tmp_path / "answers", private=True) as unfinished:
+            unfinished.write_text("")
+    finally:
+        os.umask(before)
+    written = [*(tmp_path / "model").iterdir(), *(tmp_path / "adapter").iterdir()]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in written] == [0o666 & ~umask] * 4
+    assert stat.S_IMODE((tmp_path / "answers").stat().st_mode) == 0o600
