@@ -379,9 +379,10 @@ class Policy(nn.Module):
         self.train(was_training)
 
     def write_adapter(self, folder: str) -> None:
-        """Write the adapter as it is now in PEFT's format, for an engine of this rank that reads files."""
+        """Write the adapter as it is now in PEFT's format, for an engine of this rank; inside `weights_gathered`."""
         assert isinstance(self.model, PeftModel), "only LoRA has one"
-        self.model.save_pretrained(folder, save_embedding_layers=False)
+        state = {name: p.detach().clone() for name, p in self.trainable()}  # state_dict() would shard them again
+        self.model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
 
     # -- the files of the trained policy -----------------------------------------------------------------------
 
