@@ -16,7 +16,7 @@ from tiny import skip_without_vllm
 
 from choosy.models.adapters import Lora
 from choosy.models.policy import Policy
-from choosy.sampling import vllm
+from choosy.sampling import vllm, vllm_refusals
 from choosy.sampling.auto import Auto, fastest
 from choosy.sampling.generate import Generate
 from choosy.sampling.protocol import Sampler, check_engine
@@ -270,9 +270,9 @@ def test_vllm_refuses_longer_responses_than_it_was_built_for(policy, monkeypatch
 
 def test_vllm_refuses_where_it_cannot_run():
     with pytest.raises(ValueError, match=r"takes whole weights.*Choose sampler=generate, model\.compute\.gather=alw"):
-        vllm.refuse_shares(SimpleNamespace(is_gathered=False))
+        vllm_refusals.refuse_shares(SimpleNamespace(is_gathered=False))
     with pytest.raises(ValueError, match=r"on cuda and the installed vLLM is built for cpu; choose trainer=cpu"):
-        vllm.refuse_device("cuda", "cpu")
+        vllm_refusals.refuse_device("cuda", "cpu")
 
 
 def test_vllm_sleeps_on_no_cpu(policy, monkeypatch):
@@ -291,14 +291,14 @@ def test_vllm_refuses_weights_that_it_cannot_take_as_an_adapter(monkeypatch):
     with pytest.raises(
         ValueError, match=r"sampler\.sync=adapter hands over a LoRA adapter, and model\.lora=null trains"
     ):
-        vllm.refuse_sync(whole, "adapter")
-    vllm.refuse_sync(whole, "merged")
+        vllm_refusals.refuse_sync(whole, "adapter")
+    vllm_refusals.refuse_sync(whole, "merged")
     with pytest.raises(
         ValueError, match=r"takes plain LoRA, merged or as an adapter, which x is not; choose sampler=gen"
     ):
-        vllm.refuse_sync(SimpleNamespace(is_mergeable=False, adapter="x"), "merged")
+        vllm_refusals.refuse_sync(SimpleNamespace(is_mergeable=False, adapter="x"), "merged")
     with pytest.raises(ValueError, match=r"takes ranks up to 512; type sampler\.sync=merged"):
-        vllm.engine_rank(513)
+        vllm_refusals.engine_rank(513)
 
 
 def test_vllm_samples_an_adapter_as_it_is_trained(policy):

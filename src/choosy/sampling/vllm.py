@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -30,6 +30,7 @@ from choosy.models.trust import loaded
 from choosy.parallel.ranks import Ranks, current_ranks
 from choosy.sampling.protocol import OnComplete, Request, Sampler, as_response, check_engine
 from choosy.sampling.settings import SamplingSettings
+from choosy.sampling.vllm_refusals import Sync, engine_rank, refuse_device, refuse_shares, refuse_sync
 from choosy.types import Response
 
 HOW_TO_INSTALL = (
@@ -38,10 +39,8 @@ HOW_TO_INSTALL = (
     "Or choose sampler=generate."
 )
 
-Sync = Literal["merged", "adapter"]
 
 CPU_BLOCK = 128  # tokens of a block of vLLM's cache on a CPU
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of adapters that vLLM has room for
 
 
 def is_installed() -> bool:
@@ -263,51 +262,6 @@ def token_bytes(policy: Policy) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(2 * config.num_hidden_layers * heads * width * policy.compute_dtype.itemsize)
-
-
-def engine_rank(rank: int) -> int:
-    """The smallest of the ranks that vLLM has room for which takes an adapter of this one.
-
-    Example:
-        >>> engine_rank(4), engine_rank(64)
-        (8, 64)
-    """
-    if rank > RANKS[-1]:
-        raise ValueError(f"sampler.sync=adapter takes ranks up to {RANKS[-1]}; type sampler.sync=merged.")
-    return next(room for room in RANKS if room >= rank)
-
-
-def refuse_sync(policy: Policy, sync: Sync) -> None:
-    """Raise a ValueError for weights that an engine cannot take in this way."""
-    if not policy.is_mergeable:
-        raise ValueError(
-            f"sampler=vllm takes plain LoRA, merged or as an adapter, which {policy.adapter} is not; choose "
-            "sampler=generate, or a plain LoRA adapter."
-        )
-    if sync == "adapter" and policy.lora is None:
-        raise ValueError(
-            "sampler.sync=adapter hands over a LoRA adapter, and model.lora=null trains all weights; type "
-            "sampler.sync=merged."
-        )
-
-
-def refuse_shares(policy: Policy) -> None:
-    """Raise a ValueError inside `for_sampling` for a policy whose weights are not whole on this rank."""
-    if not policy.is_gathered:
-        raise ValueError(
-            "sampler=vllm takes whole weights, and the sharded ones (trainer=fsdp) are not gathered: they take more "
-            "than half of a rank's free memory, or model.compute.gather=never. Choose sampler=generate, "
-            "model.compute.gather=always, or trainer=ddp."
-        )
-
-
-def refuse_device(policy_on: str, built_for: str) -> None:
-    """Raise a ValueError where the installed vLLM is built for another device than the policy's."""
-    if policy_on != built_for:
-        raise ValueError(
-            f"The policy is on {policy_on} and the installed vLLM is built for {built_for}; choose "
-            f"trainer={'cpu' if built_for == 'cpu' else 'gpu'}, or sampler=generate."
-        )
 
 
 @contextmanager
