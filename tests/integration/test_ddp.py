@@ -95,6 +95,7 @@ SHRUNK = ["selector=optune", "callbacks.optune.statistic=shrunk", "callbacks.opt
 PREDICTED_GAPS = ["labeler._target_=toy.Longer", "weighting=wdpo", "reward_gap=predicted", "rounds=3"]
 PREDICTED_GAPS += [*LEARNED, "selector=random_pairs"]
 VLLM = ["sampler=vllm", "sampler.compiled=false"]
+SHARED = "sampler.tensor_parallel=2"  # of many processes only: one has no engine to share
 CERTAINTY = ["selector=certainty", "data.responses=3"]
 
 WAYS = {
@@ -127,6 +128,8 @@ WAYS = {
     "ddp, two, vllm": ("ddp", 2, [*VLLM, *IDLE]),
     "fsdp, two, idle rank": ("fsdp", 2, [*IDLE]),
     "fsdp, two, vllm": ("fsdp", 2, [*VLLM, *IDLE]),
+    "ddp, four, vllm, two engines": ("ddp", 4, [*VLLM, SHARED]),
+    "fsdp, two, vllm, one engine, idle rank": ("fsdp", 2, [*VLLM, *IDLE, SHARED, "sampler.sync=adapter"]),
     "fsdp, two, all weights": ("fsdp", 2, [*FULL, *UNEVEN, "reset_policy=each_round", "selector=optune"]),
 }
 
@@ -137,7 +140,9 @@ def test_many_processes_equal_one(strategy, processes, settings, tmp_path, reque
         skip_without_vllm()
     policy = request.getfixturevalue("wide_policy_dir" if "sampler=vllm" in settings else "tiny_policy_dir")
     monkeypatch.syspath_prepend(tmp_path)
-    lines = on_top(typed(tmp_path, policy, prompts_file), ["data.limit=7", "data.heldout_limit=3", *settings])
+    of_many = [setting for setting in settings if setting == SHARED]
+    own = [setting for setting in settings if setting not in of_many]
+    lines = on_top(typed(tmp_path, policy, prompts_file), ["data.limit=7", "data.heldout_limit=3", *own])
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("".join(f'{{"prompt": "a {n}", "chosen": "good", "rejected": "bad one"}}\n' for n in range(2)))
     lines.append(f"data.heldout_pairs={pairs}")
@@ -145,7 +150,7 @@ def test_many_processes_equal_one(strategy, processes, settings, tmp_path, reque
     train(compose(lines), one)
     with (tmp_path / "toy.py").open("a") as toy:
         toy.write(SHOW_RANK)
-    launched = [f"trainer={strategy}", "trainer.accelerator=cpu", f"trainer.devices={processes}"]
+    launched = [f"trainer={strategy}", "trainer.accelerator=cpu", f"trainer.devices={processes}", *of_many]
     ranks = 1 if settings == CERTAINTY else processes  # of one, Lightning launches the others
     run = command(ROOT / "train.py", *lines, *launched, f"run_dir={many}", folder=tmp_path, ranks=ranks)
     assert run.returncode == 0, run.stderr

@@ -245,6 +245,10 @@ def test_settings_of_one_engine_are_refused_by_it(monkeypatch):
         Vllm(cache_gib=0)
     with pytest.raises(ValueError, match=r"sampler\.gpu_memory=1\.5 is no share .* choose in \(0, 1\]"):
         Vllm(gpu_memory=1.5)
+    with pytest.raises(ValueError, match=r"sampler\.tensor_parallel=0 makes no engine; choose >= 1"):
+        Vllm(tensor_parallel=0)
+    with pytest.raises(ValueError, match=r"tensor_parallel=2 has processes .* sampler\.ahead=1 .*; choose one of the"):
+        Vllm(tensor_parallel=2, ahead=1)
 
 
 # -- vLLM ---------------------------------------------------------------------------------------------------------
@@ -273,6 +277,34 @@ def test_vllm_refuses_where_it_cannot_run():
         vllm_refusals.refuse_shares(SimpleNamespace(is_gathered=False))
     with pytest.raises(ValueError, match=r"on cuda and the installed vLLM is built for cpu; choose trainer=cpu"):
         vllm_refusals.refuse_device("cuda", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("processes", "ranks", "config", "message"),
+    [
+        (
+            2,
+            1,
+            {},
+            r"tensor_parallel=2 makes engines of 2 processes each, and this run has 1; choose 1 or another numb",
+        ),
+        (3, 4, {}, r"tensor_parallel=3 makes .*, and this run has 4; choose 1, 2, 4 or another number of trainer\.dev"),
+        (4, 4, {"num_attention_heads": 6}, r"=4 divides every layer .*, and x has num_attention_heads=6; choose a div"),
+        (3, 3, {"num_key_value_heads": 2}, r"=3 divides every layer .*, and x has num_key_value_heads=2; choose a div"),
+        (4, 8, {"intermediate_size": 6}, r"=4 divides every layer .*, and x has intermediate_size=6; choose a divisor"),
+        (4, 8, {"num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": None}, None),
+        (2, 2, {"num_key_value_heads": 4}, None),
+    ],
+)
+def test_vllm_refuses_groups_that_do_not_divide(processes, ranks, config, message):
+    sizes = {"num_attention_heads": 12, "num_key_value_heads": 12, "intermediate_size": 24} | config
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(**sizes)))
+    policy = SimpleNamespace(causal_lm=model, source=SimpleNamespace(name="x"))
+    if message is None:
+        vllm_refusals.refuse_group(policy, processes, ranks)
+        return
+    with pytest.raises(ValueError, match=message):
+        vllm_refusals.refuse_group(policy, processes, ranks)
 
 
 def test_vllm_sleeps_on_no_cpu(policy, monkeypatch):

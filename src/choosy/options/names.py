@@ -80,6 +80,7 @@ ELSEWHERE = {  # what TRL, PEFT, transformers, LLaMA-Factory and Lightning call 
     "sampler=vllm": "use_vllm vllm_mode vllm",
     "sampler.gpu_memory (of sampler=vllm)": "vllm_gpu_memory_utilization gpu_memory_utilization",
     "sampler.sleep (of sampler=vllm)": "vllm_enable_sleep_mode",
+    "sampler.tensor_parallel (of sampler=vllm)": "vllm_tensor_parallel_size tensor_parallel_size",
     "sampler=vllm_server sampler.servers": "vllm_server_base_url vllm_server_host vllm_server_port",
     "sampler.patience (of sampler=vllm_server)": "vllm_server_timeout",
     "labeler": "reward judge judges annotator",
@@ -118,8 +119,8 @@ NONE = {  # what Choosy has no option for, and why
     "Choosy offloads nothing to the CPU: type model.compute.gradient_checkpointing=true": "activation_offloading",
     "Sampling takes temperature, top_p and top_k, whose probabilities are known": "min_p repetition_penalty "
     "generation_kwargs cache_implementation",
-    "An engine of sampler=vllm belongs to one process; type sampler=vllm_server for larger ones": "vllm_group_port "
-    "vllm_model_impl vllm_tensor_parallel_size vllm_structured_outputs_regex",
+    "An engine of sampler=vllm runs in the run's own processes, with the settings that it needs": "vllm_group_port "
+    "vllm_model_impl vllm_structured_outputs_regex",
     "Sharded weights are gathered to sample: model.compute.gather says when": "ds3_gather_for_generation",
     "A run uploads nothing by itself; afterwards type choosy push RUN OWNER/NAME": "push_to_hub hub_model_id hub_token",
     "Every tracker gets a table of each round's answers: logger=wandb, mlflow or trackio": "log_completions "

@@ -128,9 +128,7 @@ class TorchRanks:
         self.group = group_that_waits(dist.group.WORLD)
 
     def gather(self, mine: Sequence[T]) -> list[T]:
-        shares: list[Any] = [None] * self.size
-        dist.all_gather_object(shares, list(mine), group=self.group)
-        return [item for share in shares for item in share]
+        return [item for share in shares_of(self.group, mine) for item in share]
 
     def collect(self, mine: Sequence[T]) -> list[T]:
         shares: list[list[T]] = [[] for _ in range(self.size)] if self.rank == 0 else []
@@ -153,6 +151,13 @@ class TorchRanks:
             raise box[1]
         result: T = box[0]
         return result
+
+
+def shares_of(group: Any, mine: Sequence[T]) -> list[list[T]]:
+    """Give every process of a group of torch.distributed the items of each, in their order there."""
+    shares: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(shares, list(mine), group=group)
+    return shares
 
 
 @cache

@@ -1,10 +1,11 @@
-"""Sampling with vLLM in this process, and in each of a run's processes an engine of its own.
+"""Sampling with vLLM in the processes of a run, each with an engine of its own or with its share of one.
 
 The engine starts once and takes each round's weights by vLLM's own update call, from the policy's tensors, without a
 file. Its first response after a start is scored by the policy: an engine that samples another model is refused.
 
 Engines of several ranks start together, because vLLM makes groups of processes for them, and sharded weights are
-gathered together. Between that and the end of the call no rank waits for another.
+gathered together. Between that and the end of the call a rank waits for those only that share its engine. They give it
+the same requests in the same order, those of all of them, so that it takes the same steps on each.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import chain
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
+from unittest.mock import patch
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -26,11 +29,12 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from choosy.errors import refuse_unknown
 from choosy.models.compute import free_memory
 from choosy.models.policy import Policy
+from choosy.models.rows import Ids
 from choosy.models.trust import loaded
-from choosy.parallel.ranks import Ranks, current_ranks
+from choosy.parallel.ranks import Ranks, current_ranks, shares_of
 from choosy.sampling.protocol import OnComplete, Request, Sampler, as_response, check_engine
 from choosy.sampling.settings import SamplingSettings
-from choosy.sampling.vllm_refusals import Sync, engine_rank, refuse_device, refuse_shares, refuse_sync
+from choosy.sampling.vllm_refusals import Sync, engine_rank, refuse_device, refuse_group, refuse_shares, refuse_sync
 from choosy.types import Response
 
 HOW_TO_INSTALL = (
@@ -39,6 +43,8 @@ HOW_TO_INSTALL = (
     "Or choose sampler=generate."
 )
 
+
+Asked = tuple[Ids, int]  # one response: to which prompt, by which seed
 
 CPU_BLOCK = 128  # tokens of a block of vLLM's cache on a CPU
 
@@ -56,6 +62,7 @@ class Vllm(Sampler):
         max_prompt_tokens: Longest prompt; with `max_new_tokens` the longest sequence the engine is built for.
         sync: How the engine gets the policy's weights in each call: LoRA `merged` into all of them, or as an `adapter`
             on the engine's own copy of the model.
+        tensor_parallel: Processes that share an engine: each holds a part of every layer, and samples with the others.
         sleep: Let the engine give its memory on a GPU free between the calls.
         cache_gib: Memory of each engine's cache on a CPU, in GiB; None = what `batch_size` of the longest sequences
             fill, and at most half of what is free, shared among the processes of the machine.
@@ -66,6 +73,7 @@ class Vllm(Sampler):
 
     max_prompt_tokens: int = 512
     sync: Sync = "merged"
+    tensor_parallel: int = 1
     sleep: bool = False
     cache_gib: float | None = None
     gpu_memory: float = 0.5
@@ -79,6 +87,15 @@ class Vllm(Sampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_unknown("sampler.sync", self.sync, get_args(Sync))
+        if self.tensor_parallel < 1:
+            raise ValueError(f"sampler.tensor_parallel={self.tensor_parallel} makes no engine; choose >= 1.")
+        if self.tensor_parallel > 1 and self.ahead:
+            raise ValueError(
+                f"sampler.tensor_parallel={self.tensor_parallel} has processes of the run share an engine, and "
+                "sampler.ahead=1 gives each of them a process of its own that samples; choose one of the two."
+            )
+        if self.tensor_parallel > 1:
+            self.origin += f" (engines of {self.tensor_parallel} processes)"
         if self.cache_gib is not None and self.cache_gib <= 0:
             raise ValueError(f"sampler.cache_gib={self.cache_gib} holds no cache; choose above 0, or null.")
         if not 0 < self.gpu_memory <= 1:
@@ -98,6 +115,7 @@ class Vllm(Sampler):
                     f"sampler.{name}={tokens} or more."
                 )
         ranks = current_ranks()
+        refuse_group(policy, self.tensor_parallel, ranks.size)
         first = [(p, s[0]) for p, s in zip(prompts, seeds, strict=True) if s][:1]
         firsts = ranks.gather(first)
         if not firsts:
@@ -123,24 +141,38 @@ class Vllm(Sampler):
     def _sample(self, request: Request, done: OnComplete) -> list[list[Response]]:
         policy, prompts, seeds, settings = request
         wanted = [(p, n) for p in range(len(prompts)) for n in range(len(seeds[p]))]
+        shares, mine = self._shares([(prompts[p], seeds[p][n]) for p, n in wanted])
+        every = [*chain(*shares)]
         queued = self._llm.enqueue(
-            [{"prompt_token_ids": list(prompts[p])} for p, _ in wanted],
-            [sampling_params(policy, seeds[p][n], settings) for p, n in wanted],
+            [{"prompt_token_ids": list(prompt)} for prompt, _ in every],
+            [sampling_params(policy, seed, settings) for _, seed in every],
             lora_request=self._adapter,
             use_tqdm=False,
         )
         names = [name.partition("-")[0] for name in queued]  # an output has its name without what the engine adds
-        place_of = dict(zip(names, wanted, strict=True))
+        before = sum(map(len, shares[:mine]))
+        place_of = dict(zip(names[before : before + len(wanted)], wanted, strict=True))
         responses = request.blank
         left = [len(of_prompt) for of_prompt in seeds]
         with closing(self._ended(names)) as ended:
             for output in ended:
+                if output.request_id not in place_of:
+                    continue  # another rank's, which has it from its own part of the engine
                 (p, n), sampled = place_of[output.request_id], output.outputs[0]
                 responses[p][n] = as_response(policy, sampled.token_ids, float(sampled.cumulative_logprob))
                 left[p] -= 1
                 if not left[p]:
                     done({p: responses[p]})
         return responses
+
+    def _shares(self, mine: list[Asked]) -> tuple[list[list[Asked]], int]:
+        """Return what each rank asks of the engine that it shares, and this rank's place among them."""
+        if self.tensor_parallel == 1:
+            return [mine], 0
+        from vllm.distributed import get_tp_group
+
+        group = get_tp_group()
+        return shares_of(group.cpu_group, mine), group.rank_in_group
 
     def close(self) -> None:
         if self._llm is None:
@@ -178,8 +210,9 @@ class Vllm(Sampler):
         if self.sync == "adapter":
             assert policy.lora is not None
             options |= {"enable_lora": True, "max_lora_rank": engine_rank(policy.lora.r)}
-        if ranks.size > 1:  # an engine a process, which the run has launched
+        if ranks.size > 1:  # the run has launched the processes
             options["distributed_executor_backend"] = "external_launcher"
+            options["tensor_parallel_size"] = self.tensor_parallel
             place = {"RANK": str(ranks.rank), "LOCAL_RANK": str(device.index or 0)}
         tokens = min(self.max_prompt_tokens + self.max_new_tokens, policy.tokens.window or 1 << 30)
         if device.type == "cpu":
@@ -187,7 +220,7 @@ class Vllm(Sampler):
         else:
             free, total = torch.cuda.mem_get_info(device)
             options["gpu_memory_utilization"] = self.gpu_memory * free / total
-        with undisturbed(**place):
+        with undisturbed(**place), by_sockets():
             from vllm import LLM
             from vllm.platforms import current_platform
 
@@ -211,7 +244,7 @@ class Vllm(Sampler):
             return int(self.cache_gib * 2**30)
         here = ranks.gather([platform.node()]).count(platform.node())
         blocks = self.batch_size * -(-tokens // CPU_BLOCK) + 1  # vLLM keeps one empty
-        wanted = blocks * CPU_BLOCK * token_bytes(policy)
+        wanted = blocks * CPU_BLOCK * token_bytes(policy, self.tensor_parallel)
         return min(wanted, free_memory(policy.device) // (2 * here))
 
     def _hand_over(self, policy: Policy) -> None:
@@ -256,12 +289,25 @@ def sampling_params(policy: Policy, seed: int, settings: SamplingSettings) -> An
     )
 
 
-def token_bytes(policy: Policy) -> int:
-    """Bytes of a token's keys and values in all layers, in the forward's precision."""
+def token_bytes(policy: Policy, processes: int) -> int:
+    """Bytes of a token's keys and values in all layers on each process of an engine, in the forward's precision."""
     config = policy.causal_lm.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * width * policy.compute_dtype.itemsize)
+    return int(2 * config.num_hidden_layers * -(-heads // processes) * width * policy.compute_dtype.itemsize)
+
+
+@contextmanager
+def by_sockets() -> Iterator[None]:
+    """Let processes that share an engine on a CPU, started within the block, talk by torch.distributed.
+
+    vLLM would have them talk by shared memory, whose name is that of every other run's on the machine, is left behind
+    by a run that is killed, and stops the next one; and in which they would wait without end for one that has died.
+    """
+    from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+
+    with patch.object(CpuCommunicator, "_all_group_ranks_share_shm_group_name", lambda self: False):
+        yield
 
 
 @contextmanager

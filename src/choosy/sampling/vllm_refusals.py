@@ -37,6 +37,25 @@ def refuse_sync(policy: Policy, sync: Sync) -> None:
         )
 
 
+def refuse_group(policy: Policy, processes: int, ranks: int) -> None:
+    """Raise a ValueError where a run's ranks, or a model's layers, are not divided by the processes of an engine."""
+    if ranks % processes:
+        fitting = ", ".join(str(k) for k in range(1, ranks + 1) if ranks % k == 0)
+        raise ValueError(
+            f"sampler.tensor_parallel={processes} makes engines of {processes} processes each, and this run has "
+            f"{ranks}; choose {fitting} or another number of trainer.devices."
+        )
+    config = policy.causal_lm.config.get_text_config()
+    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        n = getattr(config, name, None) or processes
+        copied = name == "num_key_value_heads" and processes % n == 0  # several processes have the same one
+        if n % processes and not copied:
+            raise ValueError(
+                f"sampler.tensor_parallel={processes} divides every layer among {processes} processes, and "
+                f"{policy.source.name} has {name}={n}; choose a divisor of it."
+            )
+
+
 def refuse_shares(policy: Policy) -> None:
     """Raise a ValueError inside `for_sampling` for a policy whose weights are not whole on this rank."""
     if not policy.is_gathered:
