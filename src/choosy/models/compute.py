@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import torch
 
 from choosy.errors import refuse_unknown
+from choosy.parallel.ranks import Ranks
 
 Gather = Literal["auto", "always", "never"]
 
@@ -50,6 +51,13 @@ class Compute:
         if self.tokens_per_step < 1:
             raise ValueError(f"batching.tokens_per_step={self.tokens_per_step} holds no token; choose at least 1.")
         refuse_unknown("model.compute.gather", self.gather, get_args(Gather))
+
+    def gathers(self, needed: int, device: torch.device, ranks: Ranks) -> bool:
+        """Whether sharded weights of so many bytes are gathered at once; all ranks must call this."""
+        if self.gather == "auto":
+            free = free_memory(device) // (ranks.size if device.type == "cpu" else 1)
+            return all(ranks.gather([2 * needed <= free]))
+        return self.gather == "always"
 
     @contextmanager
     def explain_oom(self, device: torch.device) -> Iterator[None]:

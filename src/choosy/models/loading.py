@@ -82,6 +82,19 @@ def keep_differentiable(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # torch takes it for a module
 
 
+def give_contiguous_states(model: PreTrainedModel) -> None:
+    """Give the head contiguous hidden states: of a slice torch would copy the whole head once for each row."""
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers gives it no type
+    head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
+
+
+def recompute_layers(model: PreTrainedModel, *, frozen: bool) -> None:
+    """Let the backward recompute the activations of each layer, of a model whose embeddings may be frozen."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if frozen:
+        model.enable_input_require_grads()  # type: ignore[no-untyped-call]  # transformers gives it no type
+
+
 def add_adapter(model: PreTrainedModel, lora: Lora, folder: str | None, *, seed: int) -> PeftModel:
     """Add an adapter to frozen weights: the trained one of a folder, or else a new one that changes nothing yet."""
     if folder is not None:

@@ -124,6 +124,13 @@ def takes_one_row(model: nn.Module) -> bool:
     return _attention(model) in TREE_ATTENTION
 
 
+def fits_window(model: nn.Module, tokens: int) -> bool:
+    """Whether so many tokens fit into the attention's window, if it has one."""
+    names = ("sliding_window", "window_size", "attention_chunk_size")
+    windows = [getattr(model.config, name, None) for name in names]
+    return all(tokens <= window for window in windows if isinstance(window, int) and window)
+
+
 def needs_no_mask(model: nn.Module) -> bool:
     """Whether the memory for one row of segments does not grow with the row's square."""
     return _attention(model) == "grouped"

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
@@ -20,26 +19,34 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from choosy.errors import refuse_unknown
-from choosy.files import replacing_files
 from choosy.models.adapters import Lora, starting_point, with_tokenizer
-from choosy.models.checksums import forget_checksums, write_checksums
-from choosy.models.compute import Compute, free_memory, keep_freed_memory
+from choosy.models.compute import Compute, keep_freed_memory
 from choosy.models.experts import Routed, experts_per_token, recorded, say_what_is_frozen, times_of, token_weights
 from choosy.models.fast.fused import fuse
 from choosy.models.loading import (
     Dtype,
     add_adapter,
     auto_dtype,
+    give_contiguous_states,
     keep_differentiable,
     load_weights,
+    recompute_layers,
     refuse_nf4,
     switch_off_dropout,
 )
 from choosy.models.locate import ModelSource
-from choosy.models.logprobs import can_share_prompt, final_states, group_logps, sum_by_response, takes_one_row
+from choosy.models.logprobs import (
+    can_share_prompt,
+    final_states,
+    fits_window,
+    group_logps,
+    sum_by_response,
+    takes_one_row,
+)
 from choosy.models.optimizers import mark_vocabulary
 from choosy.models.rows import Group, deduplicated, packed
-from choosy.models.states import States, can_merge, merged, on_rank_0, swapped_in, trainable, unadapted
+from choosy.models.saving import write_policy
+from choosy.models.states import States, can_merge, merged, swapped_in, trainable, unadapted
 from choosy.models.tokens import Tokens
 from choosy.parallel.ranks import current_ranks
 from choosy.parallel.sharding import gathered, is_sharded, lockstep, shard_weights
@@ -122,16 +129,12 @@ class Policy(nn.Module):
         if nf4:
             keep_differentiable(model)
         self.tokens.fit(model)
-        # a slice of hidden states is not contiguous, and torch would copy the whole head once for each row
-        head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers gives it no type
-        head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
+        give_contiguous_states(model)
         self.model = add_adapter(model, self.lora, self.adapter, seed=seed) if self.lora else model
         switch_off_dropout(self.model)
         say_what_is_frozen(self.model, self.source.name)
         if self.compute.gradient_checkpointing:
-            self.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            if self.lora:
-                self.causal_lm.enable_input_require_grads()  # type: ignore[no-untyped-call]  # transformers gives it no type
+            recompute_layers(self.causal_lm, frozen=self.lora is not None)
         if sharded:
             self._shard(device)
         nn.Module.to(self.model, device)
@@ -201,13 +204,9 @@ class Policy(nn.Module):
                 yield
 
     def _fits(self) -> bool:
-        ranks = current_ranks()
-        if self.compute.gather == "auto":
-            width = None if self.lora else self.compute_dtype.itemsize
-            needed = sum(p.numel() * (width or p.element_size()) for p in self.parameters())
-            free = free_memory(self.device) // (ranks.size if self.device.type == "cpu" else 1)
-            return all(ranks.gather([2 * needed <= free]))
-        return self.compute.gather == "always"
+        width = None if self.lora else self.compute_dtype.itemsize
+        needed = sum(p.numel() * (width or p.element_size()) for p in self.parameters())
+        return self.compute.gathers(needed, self.device, current_ranks())
 
     @contextmanager
     def for_sampling(self) -> Iterator[None]:
@@ -288,10 +287,7 @@ class Policy(nn.Module):
         """Whether these groups share their prompts: each fits into the attention's window, if it has one."""
         if not groups or not self.shares_prompts:
             return False
-        config = self.causal_lm.config
-        windows = [getattr(config, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size")]
-        longest = max(group.tokens for group in groups)
-        return all(longest <= window for window in windows if isinstance(window, int) and window)
+        return fits_window(self.causal_lm, max(group.tokens for group in groups))
 
     @property
     def one_row(self) -> bool:
@@ -389,20 +385,7 @@ class Policy(nn.Module):
     def save(self, folder: str) -> None:
         """Write the adapter, or the whole model, with its tokenizer, in Hugging Face format, on rank 0."""
         assert self.model is not None, "load() comes first"
-        state: dict[str, Tensor] = self.model.state_dict()
-        if is_sharded(self):  # every rank gathers
-            wanted = {name for name, _ in self.trainable()} if self.lora else state.keys()
-            state = on_rank_0({name: tensor for name, tensor in state.items() if name in wanted})
-        if current_ranks().rank > 0:
-            return
-        if not isinstance(self.model, PeftModel):
-            state = {name: tensor.to(self.compute_dtype) for name, tensor in state.items()}
-        else:
-            for config in self.model.peft_config.values():
-                if (base := Path(config.base_model_name_or_path or "")).is_dir():  # loads from any folder
-                    config.base_model_name_or_path = str(base.resolve())
-        forget_checksums(folder)
-        with replacing_files(folder) as new:
-            self.model.save_pretrained(str(new), state_dict=state)
-            self.tokens.tokenizer.save_pretrained(str(new))
-        write_checksums(folder)
+        shared = None
+        if is_sharded(self):
+            shared = {name for name, _ in self.trainable()} if self.lora else self.model.state_dict().keys()
+        write_policy(folder, self.model, self.tokens, dtype=self.compute_dtype, shared=shared)
