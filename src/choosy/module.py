@@ -226,7 +226,7 @@ class WeightedDPO(LightningModule):
         loss_B = part.weight_B.to(s.logp_R.device) * item_losses(self.loss, s, len(part.weight_B))
         loss = loss_B.sum() / part.total
         if load and routed:
-            loss = loss + self.router_aux_loss_coef * load.balance_loss(routed[0])
+            loss = loss + self.router_aux_loss_coef * load.balance_loss(Routed.sum(routed))
         bad = [part.items[n].key for n in (~torch.isfinite(loss_B)).nonzero().flatten().tolist()]
         return loss, StepStats.of(s, loss, self.loss.rewards(s), bad)
 
@@ -301,14 +301,15 @@ class WeightedDPO(LightningModule):
         mine: list[StepStats] = []
         for number, part in enumerate(parts, start=1):
             last = number == len(parts)
-            with self.policy.compute.explain_oom(self.device):
+            explain = partial(self.policy.compute.explain_oom, self.device, part.tokens_of)
+            with explain():
                 loss, stats = part_loss(part) if part.items else self.no_loss()
             mine.append(stats)
             if last:
                 everybody = StepStats.sum(ranks.gather([StepStats.sum(mine)]))
                 if everybody.bad:
                     return everybody
-            with nullcontext() if last else self.no_sync(), self.policy.compute.explain_oom(self.device):
+            with nullcontext() if last else self.no_sync(), explain():
                 self.manual_backward(loss * self.trainer.world_size)  # ranks average their gradients
         return everybody
 

@@ -83,6 +83,7 @@ class Comparer(Sold):
 
 # ranks with 2 and 1 pairs of a batch cut it into 2 and 1 parts
 UNEVEN = ["batching.batch_size=3", "batching.tokens_per_step=1"]
+SPLIT = [*UNEVEN, "model.compute.split_long=true"]  # and each pair into its responses
 # round 1 samples one prompt again, and one answer is evaluated: the last rank has none
 IDLE = ["selector=optune", "callbacks.optune.count=1", "callbacks.optune.fraction=null", "data.heldout_limit=1"]
 EMBED = ["selector=dissimilarity", "callbacks.dissimilarity.embedder=policy", "data.responses=3"]
@@ -110,14 +111,14 @@ WAYS = {
     "ddp, two, verdicts weighted by predicted gaps": ("ddp", 2, PREDICTED_GAPS),
     "ddp, three, predicted gain and spread": ("ddp", 3, [*LEARNED, "selector=[predicted_gain,spread]"]),
     "ddp, two, weighted rewards on a mixture": ("ddp", 2, [*WEIGHTED, *MIXTURE]),
-    "ddp, two, uneven parts": ("ddp", 2, [*SHRUNK, *UNEVEN]),
+    "ddp, two, uneven parts": ("ddp", 2, [*SHRUNK, *SPLIT]),
     "ddp, three, idle rank": ("ddp", 3, [*IDLE, "reference=previous_round"]),
     "ddp, two, singles with own samples": ("ddp", 2, [*UNEVEN, "loss=kto", "selector=certainty", "data.responses=4"]),
     "ddp, two, singles with a running shift": ("ddp", 2, [*UNEVEN, "loss=bco", "lr=1e-3"]),
     "fsdp, two, pairs in the step's order": ("fsdp", 2, [*UNEVEN, "loss=aot", "lr=1e-3"]),
     "ddp, three, a head, idle rank": ("ddp", 3, [*IDLE, *UNEVEN, "loss=spo", "lr=1e-3"]),
     "ddp, three, lists": ("ddp", 3, ["loss=pro", "selector=none", "data.responses=4"]),
-    "ddp, two, the policy's own likelihood": ("ddp", 2, [*UNEVEN, "loss=wpo", "lr=1e-3"]),
+    "ddp, two, the policy's own likelihood": ("ddp", 2, [*SPLIT, "loss=wpo", "lr=1e-3"]),
     "fsdp, two, weighted tokens": ("fsdp", 2, [*CERTAINTY, *UNEVEN, "loss=ld_dpo"]),
     "fsdp, two, budget, embedded, recomputing": (
         "fsdp",

@@ -93,6 +93,7 @@ SETTINGS = {
     ],
     "mixed reference": ["model=smollm2_full", "lr=1e-3", "reference=0.6", "pool.keep=all"],
     "weights of tokens": ["loss=bmc", "lr=1e-2"],
+    "items in pieces": ["batching.tokens_per_step=1", "model.compute.split_long=true", "lr=1e-2"],
     "reset": ["reset_policy=each_round", "warmup_steps=3", "labels.budget=40"],
     "kl of the last step": ["loss=kto", "data.responses=3", "lr=1e-2"],
     "mean reward of the steps": ["loss=bco", "lr=1e-2"],

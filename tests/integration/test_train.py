@@ -667,6 +667,15 @@ def test_the_token_budget_changes_the_speed_and_not_the_weights(play):
     assert_close(one.weights, two.weights, rtol=0, atol=1e-5)
 
 
+def test_items_in_pieces_train_the_same_weights(play):
+    """Each pair is longer than a pass, and its responses are computed one after the other."""
+    whole = play(name="whole")
+    cut = play("batching.tokens_per_step=1", "model.compute.split_long=true", name="cut")
+    assert responses(whole.round(0)) == responses(cut.round(0))
+    assert cut.losses == pytest.approx(whole.losses, rel=1e-4)
+    assert_close(cut.weights, whole.weights, rtol=0, atol=1e-5)
+
+
 # -- sampling ---------------------------------------------------------------------------------------------------
 
 PROMPTS = ["Tell me about tea.", "Why?", "What is the longest river of the continent, and who lives there?"]

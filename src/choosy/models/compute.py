@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import torch
 
 from choosy.errors import refuse_unknown
+from choosy.models.rows import Group, cut
 from choosy.parallel.ranks import Ranks
 
 Gather = Literal["auto", "always", "never"]
@@ -34,6 +35,8 @@ class Compute:
         packed: Sample with packed copies of the weights, where the processor multiplies by such (bf16 on a CPU).
         keep_freed_memory: Let the process keep the memory that it has freed, on a CPU under glibc.
         gradient_checkpointing: Recompute activations in the backward: less memory, more time.
+        split_long: Compute the responses of an item that is longer than `tokens_per_step` one after the other, all
+            but the last of them once more in the backward; not with sharded weights (trainer=fsdp).
         gather: Gather sharded weights once for a whole phase of sampling or scoring, not layer by layer in each
             forward: `auto` = if they fit into half of the free memory.
     """
@@ -45,12 +48,29 @@ class Compute:
     packed: bool = True
     keep_freed_memory: bool = True
     gradient_checkpointing: bool = False
+    split_long: bool = False
     gather: Gather = "auto"
 
     def __post_init__(self) -> None:
         if self.tokens_per_step < 1:
             raise ValueError(f"batching.tokens_per_step={self.tokens_per_step} holds no token; choose at least 1.")
         refuse_unknown("model.compute.gather", self.gather, get_args(Gather))
+
+    def refuse_sharded(self, *, nf4: bool) -> None:
+        """Refuse what sharded weights, which all ranks gather together, do not allow."""
+        if nf4:
+            raise ValueError("model.dtype=nf4 keeps whole weights on each device, which trainer=fsdp shards; use ddp.")
+        if self.split_long:
+            raise ValueError(
+                "model.compute.split_long=true lets ranks make different numbers of passes, and with trainer=fsdp each "
+                "pass takes all ranks; type trainer=ddp, or model.compute.gradient_checkpointing=true instead."
+            )
+
+    def pieces(self, groups: Sequence[Group]) -> list[list[Group]]:
+        """What is computed at once of groups that were packed to be: all, or with `split_long` few long responses."""
+        if not self.split_long or sum(group.tokens for group in groups) <= self.tokens_per_step:
+            return [list(groups)]
+        return [[piece] for group in groups for piece in cut(group, self.tokens_per_step)]
 
     def gathers(self, needed: int, device: torch.device, ranks: Ranks) -> bool:
         """Whether sharded weights of so many bytes are gathered at once; all ranks must call this."""
@@ -60,17 +80,29 @@ class Compute:
         return self.gather == "always"
 
     @contextmanager
-    def explain_oom(self, device: torch.device) -> Iterator[None]:
-        """Say which setting helps when a training step within the block runs out of memory."""
+    def explain_oom(self, device: torch.device, tokens_of: Mapping[str, int]) -> Iterator[None]:
+        """Say which setting helps when a training pass within the block runs out of memory.
+
+        Args:
+            tokens_of: The tokens of each prompt with its responses that the pass is made of.
+        """
         try:
             yield
         except torch.OutOfMemoryError as error:
-            advice = [f"type batching.tokens_per_step={max(self.tokens_per_step // 2, 1)}"]
+            ((prompt_id, tokens),) = tokens_of.items() if len(tokens_of) == 1 else [("", 0)]
+            if long := tokens > self.tokens_per_step:  # it is a pass by itself, whatever the budget
+                what = f"The item of prompt {prompt_id} has {tokens} tokens and"
+                advice = [] if self.split_long else ["type model.compute.split_long=true"]
+            else:
+                what = f"A training step of batching.tokens_per_step={self.tokens_per_step}"
+                advice = [f"type batching.tokens_per_step={max(self.tokens_per_step // 2, 1)}"]
             if not self.gradient_checkpointing:
-                advice.append("model.compute.gradient_checkpointing=true")
+                advice.append(f"{'' if advice else 'type '}model.compute.gradient_checkpointing=true")
+            if long:
+                advice.append("shorten responses (sampler.max_new_tokens, data.reader.max_response_tokens)")
             raise ValueError(
-                f"A training step of batching.tokens_per_step={self.tokens_per_step} does not fit into the memory of "
-                f"{device}; {' or '.join(advice)}, and continue with ckpt_path=last. ({error})"
+                f"{what} does not fit into the memory of {device}; {' or '.join(advice)}, and continue with "
+                f"ckpt_path=last. ({error})"
             ) from error
 
 

@@ -79,9 +79,12 @@ class Routed:
 
 
 @contextmanager
-def recorded(model: nn.Module) -> Iterator[list[Tensor]]:
+def recorded(model: nn.Module, *, wanted: bool = True) -> Iterator[list[Tensor]]:
     """Keep the routers' logits, one tensor a layer, of the forward pass within the block; none without experts."""
     logits: list[Tensor] = []
+    if not wanted:
+        yield logits
+        return
     get_decoder: Any = model.get_decoder
     decoder: nn.Module = get_decoder()
 
@@ -120,6 +123,20 @@ def say_what_is_frozen(model: nn.Module, name: str) -> None:
 
 
 # -- how often each token counts: once for each response that it stands before or in --------------------------------
+
+
+def routed_by(
+    model: nn.Module,
+    logits: Sequence[Tensor],
+    distinct: Sequence[Group],
+    groups: Sequence[Group],
+    *,
+    share: bool,
+    one_row: bool,
+) -> Routed:
+    """What the routers did with merged groups, or some of them, by their logits in that pass."""
+    weight_N = token_weights(distinct, times_of(groups, distinct), share=share, one_row=one_row)
+    return Routed.of(logits, weight_N.to(logits[0].device), experts_per_token(model))
 
 
 def times_of(groups: Sequence[Group], distinct: Sequence[Group]) -> Tensor:

@@ -88,13 +88,6 @@ def give_contiguous_states(model: PreTrainedModel) -> None:
     head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
 
 
-def recompute_layers(model: PreTrainedModel, *, frozen: bool) -> None:
-    """Let the backward recompute the activations of each layer, of a model whose embeddings may be frozen."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if frozen:
-        model.enable_input_require_grads()  # type: ignore[no-untyped-call]  # transformers gives it no type
-
-
 def add_adapter(model: PreTrainedModel, lora: Lora, folder: str | None, *, seed: int) -> PeftModel:
     """Add an adapter to frozen weights: the trained one of a folder, or else a new one that changes nothing yet."""
     if folder is not None:

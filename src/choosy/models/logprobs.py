@@ -8,12 +8,14 @@ Axes: B rows, L tokens of a row, T predicted tokens, S responses, D hidden width
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from choosy.models.fast.recompute import again
 from choosy.models.fast.tree_attention import Tree
 from choosy.models.rows import Group, Rows, share_prompt
 from choosy.terminal import logger
@@ -156,12 +158,12 @@ def _attention_arguments(model: nn.Module, rows: Rows) -> dict[str, Any]:
     return {"attention_mask": mask_B1LL}
 
 
-def token_logps(model: nn.Module, rows: Rows, *, collisions: bool = False) -> Tensor:
+def token_logps(model: nn.Module, rows: Rows, *, collisions: bool = False, recompute: bool = False) -> Tensor:
     """Log-probability (T,) of every token that the assistant says, response by response in the order of the groups.
 
-    With `collisions` it is (2, T), as in `chosen_token_logps`.
+    With `collisions` it is (2, T), as in `chosen_token_logps`. With `recompute` no activation is kept for the backward.
     """
-    hidden_BLD = last_hidden(model, rows)
+    hidden_BLD = again(last_hidden, model, rows) if recompute else last_hidden(model, rows)
     get_head: Any = model.get_output_embeddings
     head = get_head()
     assert isinstance(head, nn.Linear), "a head with an adapter takes the padded path"
@@ -195,12 +197,15 @@ def padded_token_logps(model: nn.Module, groups: Sequence[Group], *, collisions:
     return torch.stack([logp_T, (2 * logp_SLV.detach()[said_SL]).logsumexp(-1)])
 
 
-def group_logps(model: nn.Module, groups: Sequence[Group], *, share: bool, collisions: bool = False) -> Tensor:
+def group_logps(
+    model: nn.Module, groups: Sequence[Group], *, share: bool, collisions: bool = False, recompute: bool = False
+) -> Tensor:
     """The same, each prompt computed once for all its responses if they `share` it, else by the padded path."""
     if not share:
-        return padded_token_logps(model, groups, collisions=collisions)
-    rows = share_prompt(groups, one_row=takes_one_row(model))
-    return token_logps(model, rows.to(next(model.parameters()).device), collisions=collisions)
+        logps = partial(padded_token_logps, model, groups, collisions=collisions)
+        return cast(Tensor, again(logps)) if recompute else logps()
+    rows = share_prompt(groups, one_row=takes_one_row(model)).to(next(model.parameters()).device)
+    return token_logps(model, rows, collisions=collisions, recompute=recompute)
 
 
 def final_states(model: nn.Module, groups: Sequence[Group], *, share: bool) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast, get_args
 
 import torch
@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 from choosy.errors import refuse_unknown
 from choosy.models.adapters import Lora, starting_point, with_tokenizer
 from choosy.models.compute import Compute, keep_freed_memory
-from choosy.models.experts import Routed, experts_per_token, recorded, say_what_is_frozen, times_of, token_weights
+from choosy.models.experts import Routed, experts_per_token, recorded, routed_by, say_what_is_frozen
 from choosy.models.fast.fused import fuse
+from choosy.models.fast.recompute import recompute_layers
 from choosy.models.loading import (
     Dtype,
     add_adapter,
@@ -30,7 +31,6 @@ from choosy.models.loading import (
     give_contiguous_states,
     keep_differentiable,
     load_weights,
-    recompute_layers,
     refuse_nf4,
     switch_off_dropout,
 )
@@ -120,12 +120,11 @@ class Policy(nn.Module):
         if self.compute.keep_freed_memory and device.type == "cpu":
             keep_freed_memory()
         nf4 = self.dtype == "nf4"
-        if nf4 and sharded:
-            raise ValueError("model.dtype=nf4 keeps whole weights on each device, which trainer=fsdp shards; use ddp.")
+        if sharded:
+            self.compute.refuse_sharded(nf4=nf4)
         self.compute_dtype = auto_dtype(device) if self.dtype in ("auto", "nf4") else getattr(torch, self.dtype)
         own_dtype = self.compute_dtype if self.lora else torch.float32  # full fine-tuning: fp32 master weights
-        attention = self.compute.attention
-        model = load_weights(self.source, dtype=own_dtype, attention=attention, device=device, nf4=nf4)
+        model = load_weights(self.source, dtype=own_dtype, attention=self.compute.attention, device=device, nf4=nf4)
         if nf4:
             keep_differentiable(model)
         self.tokens.fit(model)
@@ -310,14 +309,16 @@ class Policy(nn.Module):
 
     def _token_logps(self, groups: Sequence[Group], collisions: bool, routed: list[Routed] | None) -> Tensor:
         distinct, place_T = deduplicated(groups)
-        share = self.shares(distinct)
-        routers: AbstractContextManager[list[Tensor]] = nullcontext([]) if routed is None else recorded(self.causal_lm)
-        with self.precision(), routers as logits:
-            logp_T = group_logps(self.causal_lm, distinct, share=share, collisions=collisions)
-        if routed is not None:
-            weight_N = token_weights(distinct, times_of(groups, distinct), share=share, one_row=self.one_row)
-            routed.append(Routed.of(logits, weight_N.to(logp_T.device), experts_per_token(self.causal_lm)))
-        return logp_T[..., place_T.to(logp_T.device)]
+        pieces, parts = self.compute.pieces(distinct), []
+        logps = partial(group_logps, self.causal_lm, collisions=collisions)
+        for number, piece in enumerate(pieces, start=1):
+            share = self.shares(piece)
+            recompute = number < len(pieces)  # the backward starts with the last, and ends each before the one before
+            with self.precision(), recorded(self.causal_lm, wanted=routed is not None) as logits:
+                parts.append(logps(piece, share=share, recompute=recompute))
+            if routed is not None:
+                routed.append(routed_by(self.causal_lm, logits, piece, groups, share=share, one_row=self.one_row))
+        return torch.cat(parts, dim=-1)[..., place_T.to(self.device)]
 
     def has_routers(self) -> bool:
         """Whether there are routers of experts, whose loads can be balanced."""

@@ -246,6 +246,26 @@ def together(groups: Sequence[Group], tokens_per_step: int) -> list[list[int]]:
     return lists
 
 
+def cut(group: Group, tokens_per_step: int) -> list[Group]:
+    """The group in pieces of at most so many tokens, each with the prompt; a response that is longer is alone.
+
+    Example:
+        >>> [piece.response_ids for piece in cut(Group([5], [[6, 7, 8], [9, 4], [3, 2]]), 3)]
+        [[[6, 7, 8]], [[9, 4], [3, 2]]]
+    """
+    pieces: list[Group] = []
+    for ids, mask in zip_longest(group.response_ids, group.masks, fillvalue=()):
+        alone = Group(group.prompt_ids, [ids], [mask])
+        if pieces:
+            _, before, masks = pieces[-1]
+            joined = Group(group.prompt_ids, [*before, ids], [*masks, mask])
+            if joined.tokens <= tokens_per_step:
+                pieces[-1] = joined
+                continue
+        pieces.append(alone)
+    return pieces
+
+
 def packed(groups: Sequence[Group], tokens_per_step: int, *, one_row: bool = False) -> Iterator[list[int]]:
     """Positions of groups in batches of at most about so many tokens, padding included, similar lengths together.
 

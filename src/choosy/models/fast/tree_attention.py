@@ -6,7 +6,7 @@ ones of similar size are computed together (docs/log.md). transformers knows it 
 segments it is plain attention in which query heads that share a key head are one matrix product.
 
 Axes: H query heads, G key heads, R = H/G, N tokens of the row, X = N * H, Y = N * G, n blocks of a bundle, L queries
-and S keys of a block, b = G * n, q = R * L, K head width, W that of values (for most models K).
+and S keys of a block, Z of them not seen by all, b = G * n, q = R * L, K head width, W that of values (mostly K).
 """
 
 from __future__ import annotations
@@ -81,13 +81,14 @@ class Bundle(NamedTuple):
         query_GnRL: The row of each query among all (token, query head); a padded one repeats the block's first.
         key_GnS: The row of each key among all (token, key head), ancestors first; likewise.
         real_nL: 1 for a query, 0 for a padded one.
-        hidden_nLS: What is added to the scores: -inf where a query does not attend to a key, else 0.
+        hidden_nLZ: What is added to the scores of the last Z keys: -inf where a query does not attend to one, else 0.
+            Every query attends to all keys before them.
     """
 
     query_GnRL: Tensor
     key_GnS: Tensor
     real_nL: Tensor
-    hidden_nLS: Tensor
+    hidden_nLZ: Tensor
 
 
 def bundles(plan: Sequence[Block]) -> Iterator[list[Block]]:
@@ -148,12 +149,13 @@ def _laid(together: Sequence[Block], heads: int, key_heads: int) -> Bundle:
     own_n1 = torch.tensor([[block.queries] for block in together])
     all_n1 = torch.tensor([[block.keys] for block in together])
     head_GR = torch.arange(heads).view(key_heads, R)
+    first = min(block.keys - block.queries for block in together)
     seen_nL = torch.minimum(all_n1 - own_n1 + torch.arange(1, L + 1), all_n1)  # how many keys, from the first on
     return Bundle(
         query_nL[:, None] * heads + head_GR[:, None, :, None],
         key_nS * key_heads + torch.arange(key_heads)[:, None, None],
         (torch.arange(L) < own_n1).float(),
-        torch.zeros(len(together), L, S).masked_fill_(torch.arange(S) >= seen_nL[..., None], -torch.inf),
+        torch.zeros(len(together), L, S - first).masked_fill_(torch.arange(first, S) >= seen_nL[..., None], -torch.inf),
     )
 
 
@@ -166,11 +168,11 @@ def _rows(x_XK: Tensor, at: Tensor) -> Tensor:
     return x_XK.index_select(0, at.flatten()).view(at.shape[0] * at.shape[1], -1, x_XK.shape[-1])
 
 
-def _shares(query_bqK: Tensor, key_bSK: Tensor, hidden_nLS: Tensor) -> Tensor:
+def _shares(query_bqK: Tensor, key_bSK: Tensor, hidden_nLZ: Tensor) -> Tensor:
     """Softmax (b, q, S) of scaled queries against keys."""
     score_bqS = torch.bmm(query_bqK, key_bSK.transpose(1, 2))
-    n, L, S = hidden_nLS.shape
-    score_bqS.view(len(score_bqS) // n, n, -1, L, S).add_(hidden_nLS[:, None])
+    n, L, Z = hidden_nLZ.shape
+    score_bqS.view(len(score_bqS) // n, n, -1, L, key_bSK.shape[1])[..., -Z:].add_(hidden_nLZ[:, None])
     return torch.softmax(score_bqS, dim=-1)
 
 
@@ -183,9 +185,10 @@ class TreeAttention(torch.autograd.Function):
         query_XK, key_YK, value_YW = _flat(query_NHK), _flat(key_NGK), _flat(value_NGW)
         plan, place_X = tree.laid(H, key_NGK.shape[1], query_NHK)
         seen, kept = [], []
-        keeps = any(ctx.needs_input_grad) and H * sum(b.hidden_nLS.numel() for b in plan) <= KEPT * query_NHK.numel()
-        for query_GnRL, key_GnS, _, hidden_nLS in plan:
-            share_bqS = _shares(_rows(query_XK, query_GnRL).mul_(scaling), _rows(key_YK, key_GnS), hidden_nLS)
+        scores = H * sum(bundle.real_nL.numel() * bundle.key_GnS.shape[-1] for bundle in plan)
+        keeps = any(ctx.needs_input_grad) and scores <= KEPT * query_NHK.numel()
+        for query_GnRL, key_GnS, _, hidden_nLZ in plan:
+            share_bqS = _shares(_rows(query_XK, query_GnRL).mul_(scaling), _rows(key_YK, key_GnS), hidden_nLZ)
             seen.append(_flat(torch.bmm(share_bqS, _rows(value_YW, key_GnS))))
             kept += [share_bqS] if keeps else []
         seen_XW = torch.cat(seen).index_select(0, place_X)
@@ -202,13 +205,13 @@ class TreeAttention(torch.autograd.Function):
         grad_query: list[Tensor] = []
         grad_key_YK = torch.zeros_like(key_YK, dtype=torch.float32)
         grad_value_YW = torch.zeros_like(value_YW, dtype=torch.float32)
-        for n, (query_GnRL, key_GnS, real_nL, hidden_nLS) in enumerate(plan):
+        for n, (query_GnRL, key_GnS, real_nL, hidden_nLZ) in enumerate(plan):
             query_bqK = _rows(query_XK, query_GnRL).mul_(ctx.scaling)
             key_bSK, value_bSW = _rows(key_YK, key_GnS), _rows(value_YW, key_GnS)
             real_bq1 = real_nL[:, None].expand(query_GnRL.shape).reshape(*query_bqK.shape[:2], 1)
             grad_bqW = _rows(grad_XW, query_GnRL).mul_(real_bq1)
             along_bq1 = _rows(along_X1, query_GnRL).mul_(real_bq1)
-            share_bqS = kept[n] if kept else _shares(query_bqK, key_bSK, hidden_nLS)
+            share_bqS = kept[n] if kept else _shares(query_bqK, key_bSK, hidden_nLZ)
             key_y = key_GnS.flatten()
             grad_value_YW.index_add_(0, key_y, _flat(torch.bmm(share_bqS.transpose(1, 2), grad_bqW)).float())
             slope_bqS = torch.bmm(grad_bqW, value_bSW.transpose(1, 2)).sub_(along_bq1).mul_(share_bqS)

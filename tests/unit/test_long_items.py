@@ -1,0 +1,107 @@
+"""An item longer than a pass is cut into its responses, and nothing changes but the memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from choosy.models.adapters import Lora
+from choosy.models.compute import Compute
+from choosy.models.policy import Policy
+from choosy.models.rows import Group
+
+CPU = torch.device("cpu")
+ITEM = Group(
+    list(range(5, 16)), [list(range(20, 20 + n)) for n in (9, 1, 14, 3, 12)], [(), (), (), (False, True, True)]
+)
+PIECES = {1: 5, 30: 3, 1000: 1}  # of the item, by the tokens of a pass
+
+
+def built(folder: Path, *, lora: bool, tokens: int, **how: Any) -> Policy:
+    compute = Compute(tokens_per_step=tokens, **how)
+    policy = Policy(str(folder), lora=Lora(r=4) if lora else None, dtype="float32", compute=compute)
+    policy.load(device=CPU, seed=0)
+    policy.train()  # layers are recomputed in training only
+    noise = torch.Generator().manual_seed(1)
+    for name, p in policy.trainable():
+        if "lora_B" in name:
+            p.data.normal_(0, 0.05, generator=noise)
+    return policy
+
+
+def value_and_gradients(policy: Policy, groups: list[Group]) -> tuple[Tensor, dict[str, Tensor]]:
+    """A loss in which each token's slope depends on all tokens, as that of a pair's log-probs does."""
+    logp_2T = policy.token_logps(groups, collisions=True)
+    logp_T, said_T = logp_2T[0].double(), torch.linspace(-1, 1, logp_2T.shape[1], dtype=torch.float64)
+    loss = -torch.nn.functional.logsigmoid(0.1 * (logp_T * said_T).sum()) + 0.01 * (logp_T.cumsum(0) ** 2).mean()
+    loss.backward()
+    return logp_2T.detach(), {name: p.grad for name, p in policy.trainable() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"gradient_checkpointing": True},
+        {"attention": "sdpa", "fused": False},
+        {"share_prompt": False},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("lora", [True, False])
+def test_cutting_an_item_changes_no_value_and_no_gradient(
+    how: dict[str, Any], lora: bool, tiny_policy_dir: Path
+) -> None:
+    whole = built(
+        tiny_policy_dir, lora=lora, tokens=1, **how
+    )  # without split_long an item is a pass, whatever its length
+    wanted_2T, wanted = value_and_gradients(whole, [ITEM])
+    for tokens in PIECES:
+        cut = built(tiny_policy_dir, lora=lora, tokens=tokens, split_long=True, **how)
+        found_2T, found = value_and_gradients(cut, [ITEM])
+        torch.testing.assert_close(found_2T, wanted_2T, rtol=1e-5, atol=1e-5)
+        assert found.keys() == wanted.keys() != set()
+        for name, gradient in wanted.items():
+            close = {"rtol": 1e-4, "atol": 1e-5 * gradient.abs().max().item()}
+            torch.testing.assert_close(found[name], gradient, **close, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("tokens", PIECES)
+def test_each_pass_holds_what_fits(tokens: int, tiny_policy_dir: Path) -> None:
+    policy = built(tiny_policy_dir, lora=True, tokens=tokens, split_long=True)
+    value_and_gradients(policy, [ITEM])  # the first use compares the paths
+    passes: list[int] = []
+    policy.causal_lm.get_decoder().register_forward_pre_hook(
+        lambda _, __, given: passes.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    value_and_gradients(policy, [ITEM])
+    n = PIECES[tokens]
+    assert len(passes) == 2 * n - 1, "all but the last once more"
+    assert passes[n:] == passes[: n - 1][::-1], "from the last but one to the first"
+    longest = len(ITEM.prompt_ids) + max(map(len, ITEM.response_ids)) - 1
+    assert max(passes) <= max(tokens, longest)
+
+
+def test_sharded_weights_refuse_to_cut_items(tiny_policy_dir: Path) -> None:
+    policy = Policy(str(tiny_policy_dir), lora=Lora(), compute=Compute(split_long=True))
+    with pytest.raises(
+        ValueError, match=r"split_long=true .* trainer=ddp, or model.compute.gradient_checkpointing=true"
+    ):
+        policy.load(device=CPU, seed=0, sharded=True)
+
+
+@pytest.mark.parametrize(
+    ("tokens_of", "how", "advice"),
+    [
+        ({"a": 30, "b": 30}, {}, "step=40 does not fit .* type batching.tokens_per_step=20 or model.compute.gradient"),
+        ({"a": 90}, {}, "item of prompt a has 90 tokens and does not fit .* type model.compute.split_long=true or mod"),
+        ({"a": 90}, {"split_long": True, "gradient_checkpointing": True}, "cpu; shorten responses .sampler.max_new"),
+    ],
+)
+def test_an_item_that_does_not_fit_is_named(tokens_of: dict[str, int], how: dict[str, bool], advice: str) -> None:
+    with pytest.raises(ValueError, match=advice), Compute(tokens_per_step=40, **how).explain_oom(CPU, tokens_of):
+        raise torch.OutOfMemoryError("out of memory")
