@@ -10,25 +10,26 @@ length have to give the same loss, and the same gradient up to the rounding of b
 from __future__ import annotations
 
 import argparse
-import json
+import ctypes
+import os
 import random
-import subprocess
 import sys
 import tempfile
-import time
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 import torch
 import torch.nn.functional as F
-from common import save
+from common import ROOT, save, write_between
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from choosy.models import logprobs
 from choosy.models.adapters import Lora
-from choosy.models.compute import Compute
+from choosy.models.compute import M_MMAP_THRESHOLD, Compute
 from choosy.models.locate import resolve_model
 from choosy.models.policy import Policy
 from choosy.models.rows import Group
@@ -49,6 +50,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "checkpointing": {"gradient_checkpointing": True},
     "both": {"gradient_checkpointing": True, "split_long": True},
 }
+START, END = "<!-- measured: written by benchmarks/long_responses.py -->", "<!-- end of measured -->"
+IMAGE = ROOT / "docs" / "images" / "long_responses.png"
 MOST_WHOLE = 2048  # whole logits of longer ones do not fit into the memory of the machine
 
 
@@ -72,6 +75,7 @@ def own_memory(name: str = "RssAnon") -> float:
 def step(model: str, way: str, length: int) -> dict[str, Any]:
     """Forward and backward of one pair, in this process."""
     torch.set_num_threads(1)
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**21)  # what is freed goes back to the system
     if way == WHOLE:
         logprobs.chosen_token_logps = partial(logprobs.chosen_token_logps, chunk=sys.maxsize)
     policy = Policy(model, lora=Lora(), dtype="bfloat16", compute=Compute(keep_freed_memory=False, **WAYS[way]))
@@ -95,9 +99,9 @@ def step(model: str, way: str, length: int) -> dict[str, Any]:
     both(16)  # what is allocated once
     policy.zero_grad()
     Path("/proc/self/clear_refs").write_text("5")  # the most memory is counted from here on
-    before, began = own_memory("VmRSS"), time.process_time()
+    before, began = own_memory("VmRSS"), os.times().user
     loss = both(length)
-    seconds = time.process_time() - began
+    seconds = os.times().user - began
     gradient = torch.cat([p.grad.flatten() for _, p in policy.trainable() if p.grad is not None])
     measured = {"memory_mb": own_memory("VmHWM") - before, "seconds": seconds}
     return {"way": way, "length": length, **measured, "loss": loss, "gradient": gradient.norm().item()}
@@ -105,25 +109,53 @@ def step(model: str, way: str, length: int) -> dict[str, Any]:
 
 def run(model: str, way: str, length: int) -> dict[str, Any]:
     """The same in a process of its own."""
-    command = [sys.executable, __file__, "--one", f"{model},{way},{length}"]
-    out = subprocess.run(command, check=True, capture_output=True, text=True)
-    found: dict[str, Any] = json.loads(out.stdout.splitlines()[-1])
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        found = pool.submit(step, model, way, length).result()
     print(found, flush=True)
     return found
 
 
+def table(runs: list[dict[str, Any]]) -> list[str]:
+    """Rows of Markdown, one for each length."""
+    found = {(run["length"], run["way"]): run for run in runs}
+    lines = ["| tokens of a response | " + " | ".join(WAYS) + " |", "| --- |" + " --- |" * len(WAYS)]
+    for n in sorted({n for n, _ in found}):
+        cells = [f"{r['memory_mb']:.0f} MB, {r['seconds']:.1f} s" if (r := found.get((n, way))) else "" for way in WAYS]
+        lines.append(f"| {n:,} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def draw(runs: list[dict[str, Any]]) -> None:
+    """Memory against length, a line for each way."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
+    for way in WAYS:
+        mine = sorted((run["length"], run["memory_mb"]) for run in runs if run["way"] == way)
+        axes.plot(*zip(*mine, strict=True), marker="o", label=way)
+    axes.set(xscale="log", xlabel="tokens of a response", ylabel="memory of a step, MB", ylim=(0, None))
+    axes.set_xticks(LENGTHS, [f"{n:,}" for n in LENGTHS], minor=False)
+    axes.minorticks_off()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(IMAGE, dpi=110)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--one", help="MODEL,WAY,LENGTH: measure this alone, and write nothing")
-    typed = parser.parse_args()
-    if typed.one:
-        model, way, length = typed.one.split(",")
-        print(json.dumps(step(model, way, int(length))))
-        return
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         model = small_llama(folder)
-        runs = [run(model, way, n) for n in LENGTHS for way in WAYS if way != WHOLE or n <= MOST_WHOLE]
-    save("long_responses", {"model": SHAPE, "prompt": PROMPT, "runs": runs})
+        for n in LENGTHS[::-1]:
+            for way in WAYS:
+                if way != WHOLE or n <= MOST_WHOLE:
+                    runs.append(run(model, way, n))
+                    save("long_responses", {"model": SHAPE, "prompt": PROMPT, "runs": runs})
+    write_between(ROOT / "docs" / "training.md", START, END, table(runs))
+    draw(runs)
 
 
 if __name__ == "__main__":
