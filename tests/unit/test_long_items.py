@@ -98,7 +98,11 @@ def test_sharded_weights_refuse_to_cut_items(tiny_policy_dir: Path) -> None:
     ("tokens_of", "how", "advice"),
     [
         ({"a": 30, "b": 30}, {}, "step=40 does not fit .* type batching.tokens_per_step=20 or model.compute.gradient"),
-        ({"a": 90}, {}, "item of prompt a has 90 tokens and does not fit .* type model.compute.split_long=true or mod"),
+        (
+            {"a": 90},
+            {},
+            "item of prompt a whose length in tokens is 90 does not fit .* type model.compute.split_long=true or mod",
+        ),
         ({"a": 90}, {"split_long": True, "gradient_checkpointing": True}, "cpu; shorten responses .sampler.max_new"),
     ],
 )

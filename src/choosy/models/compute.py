@@ -91,7 +91,7 @@ class Compute:
         except torch.OutOfMemoryError as error:
             ((prompt_id, tokens),) = tokens_of.items() if len(tokens_of) == 1 else [("", 0)]
             if long := tokens > self.tokens_per_step:  # it is a pass by itself, whatever the budget
-                what = f"The item of prompt {prompt_id} has {tokens} tokens and"
+                what = f"The item of prompt {prompt_id} whose length in tokens is {tokens}"
                 advice = [] if self.split_long else ["type model.compute.split_long=true"]
             else:
                 what = f"A training step of batching.tokens_per_step={self.tokens_per_step}"
