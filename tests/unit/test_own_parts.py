@@ -35,7 +35,7 @@ class Mine:
 
 
 def chosen(utilities: Any, *, pairs: bool, candidates: Any = CANDIDATES) -> Any:
-    at: Any = SimpleNamespace(phases=Phases(), number=0, seed=0, given={}, ranks=OneRank(), pool=Pool())
+    at: Any = SimpleNamespace(phases=Phases(), number=0, seed=0, given={}, ahead=None, ranks=OneRank(), pool=Pool())
     if pairs:
         return choose_pairs(at, candidates, Mine(utilities))  # type: ignore[arg-type]
     return [one.prompt.id for one in choose_prompts(at, [c.prompt for c in CANDIDATES], Mine(utilities))]  # type: ignore[arg-type]
