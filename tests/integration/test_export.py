@@ -9,11 +9,12 @@ import subprocess
 import sys
 
 import pytest
-from tiny import ROOT
+import torch
+from peft import AutoPeftModelForCausalLM
+from tiny import ROOT, skip_without_vllm
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from choosy import tuned_model
-from choosy.sampling import vllm
 
 SHOWN = dict(re.findall(r'^```python title="([^"]+)"\n(.*?)^```', (ROOT / "docs/export.md").read_text(), re.M | re.S))
 ANSWERS = """
@@ -24,33 +25,49 @@ print(model.generate(**inputs, max_new_tokens=4, do_sample=False).tolist(), "cho
 IN_VLLM = """
 import json, sys
 from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
 
 if __name__ == "__main__":
-    engine = LLM(sys.argv[1], dtype="float32", max_model_len=256, enforce_eager=True)
-    [said] = engine.generate(["Hello"], SamplingParams(temperature=0, max_tokens=4))
-    print("tokens", json.dumps([*said.prompt_token_ids, *said.outputs[0].token_ids]))
+    model, *adapter = sys.argv[1:]
+    engine = LLM(model, dtype="float32", max_model_len=256, enforce_eager=True, enable_lora=bool(adapter))
+    tuned = LoRARequest("tuned", 1, *adapter) if adapter else None
+    greedy = SamplingParams(temperature=0, max_tokens=4, logprobs=0)
+    [said] = engine.generate(["Hello"], greedy, lora_request=tuned)
+    print("said", json.dumps([said.prompt_token_ids, *said.outputs[0].token_ids, said.outputs[0].cumulative_logprob]))
 """
 
 
 @pytest.mark.slow
-def test_vllm_loads_a_merged_model(play, tmp_path, tiny_policy_dir):
-    if not vllm.is_installed():
-        pytest.skip("vLLM is not installed here; make test-vllm runs this in an environment that has it")
+@pytest.mark.parametrize("export", ["merged", "adapter"])
+def test_vllm_loads_what_is_exported(export, play, tmp_path, tiny_policy_dir):
+    skip_without_vllm()
     base = tmp_path / "base"
     config = LlamaConfig.from_pretrained(tiny_policy_dir, head_dim=32)  # the least that vLLM has kernels for
     LlamaForCausalLM(config).save_pretrained(base)
     AutoTokenizer.from_pretrained(tiny_policy_dir).save_pretrained(base)
-    run = play("rounds=1", "data.heldout=null", "lr=1e-2", "export=merged", f"model.name={base}")
-    model = AutoModelForCausalLM.from_pretrained(run.run_dir / "merged")
-    ids = AutoTokenizer.from_pretrained(run.run_dir / "merged")("Hello", return_tensors="pt").input_ids
-    known = model.generate(ids, max_new_tokens=4, do_sample=False)[0].tolist()
+    run = play("rounds=1", "data.heldout=null", "lr=1e-2", f"export={export}", f"model.name={base}")
+    given = [run.run_dir / "merged"] if export == "merged" else [base, run.run_dir / "adapter"]
     (tmp_path / "in_vllm.py").write_text(IN_VLLM)
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
-    command = [sys.executable, str(tmp_path / "in_vllm.py"), str(run.run_dir / "merged")]
+    command = [sys.executable, tmp_path / "in_vllm.py", *given]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    (said,) = [line for line in done.stdout.splitlines() if line.startswith("tokens ")]  # vLLM prints others
-    assert json.loads(said.removeprefix("tokens ")) == known
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("said ")]  # vLLM prints others
+    prompt, *said, logp = json.loads(line.removeprefix("said "))
+    kind = AutoModelForCausalLM if export == "merged" else AutoPeftModelForCausalLM
+    model = kind.from_pretrained(given[-1])
+    assert AutoTokenizer.from_pretrained(given[-1])("Hello").input_ids == prompt
+    answer = model.generate(torch.tensor([prompt]), max_new_tokens=4, do_sample=False)[0].tolist()
+    assert answer == [*prompt, *said]
+    assert logp == pytest.approx(logp_of(model, prompt, said), abs=1e-3)
+    assert abs(logp - logp_of(AutoModelForCausalLM.from_pretrained(base), prompt, said)) > 0.01, "it was not tuned"
+
+
+@torch.no_grad()
+def logp_of(model: torch.nn.Module, prompt: list[int], response: list[int]) -> float:
+    """The log-prob of a response."""
+    logp_TV = model(input_ids=torch.tensor([[*prompt, *response]])).logits[0].log_softmax(-1)
+    return sum(float(logp_TV[len(prompt) - 1 + n, token]) for n, token in enumerate(response))
 
 
 @pytest.mark.slow
