@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import chisquare
-from tiny import skip_without_vllm
+from tiny import command, skip_without_vllm
 
 from choosy.models.adapters import Lora
 from choosy.models.policy import Policy
@@ -181,12 +182,17 @@ def test_first_tokens_come_as_often_as_the_settings_say(own, of_the_call, make, 
     (responses,) = sampler.sample(policy, [prompt], [[seed_of("chi", i) for i in range(n)]], settings=settings)
     assert all(len(r.ids) == 1 for r in responses)
     in_force = own if of_the_call is None else of_the_call
-    expected = (first_token_probabilities(policy, prompt, **in_force) * n).tolist()
-    seen = Counter(r.ids[0] for r in responses)
-    assert not [token for token in seen if expected[token] == 0], "tokens that were cut off"
+    refute([r.ids[0] for r in responses], first_token_probabilities(policy, prompt, **in_force))
+
+
+def refute(seen: list[int], probabilities: torch.Tensor) -> None:
+    """Fail if tokens were not drawn with these probabilities, by chi-square."""
+    n, counts = len(seen), Counter(seen)
+    expected = (probabilities * n).tolist()
+    assert not [token for token in counts if expected[token] == 0], "tokens that were cut off"
     common = [token for token, often in enumerate(expected) if often >= 5]
-    rest = n - sum(expected[token] for token in common), n - sum(seen[token] for token in common)
-    bins = [(expected[token], seen[token]) for token in common] + ([rest] if rest[0] >= 1 else [])
+    rest = n - sum(expected[token] for token in common), n - sum(counts[token] for token in common)
+    bins = [(expected[token], counts[token]) for token in common] + ([rest] if rest[0] >= 1 else [])
     total = sum(often for often, _ in bins)
     found = sum(often for _, often in bins)
     assert len(bins) >= 3
@@ -344,6 +350,62 @@ def test_vllm_samples_an_adapter_as_it_is_trained(policy):
     scored = policy.score([Candidates(Prompt("", ""), tuple(rs), p) for p, rs in zip(asked, sampled, strict=True)])
     for responses, own in zip(sampled, scored, strict=True):
         assert [r.logp for r in responses] == pytest.approx(own, abs=1e-3)
+
+
+ON_A_RANK = """
+import json, os
+import torch
+import torch.distributed as dist
+from choosy.models.adapters import Lora
+from choosy.models.policy import Policy
+from choosy.sampling.settings import SamplingSettings
+from choosy.sampling.vllm import Vllm
+
+model, built, calls = json.load(open("asked.json"))
+rank = int(os.environ["LOCAL_RANK"])
+dist.init_process_group("gloo", rank=rank, world_size=2)
+policy = Policy(model, lora=Lora(r=4), dtype="float32")
+policy.load(device=torch.device("cpu"), seed=0)
+weights = torch.load("adapter.pt")
+for name, p in policy.trainable():
+    p.data.copy_(weights[name])
+engine, sampled = Vllm(**built), []
+for prompts, seeds, tokens in calls:
+    settings = SamplingSettings(max_new_tokens=tokens)
+    answers = engine.sample(policy, prompts[rank::2], seeds[rank::2], settings=settings)
+    sampled.append([[list(r.ids) for r in of_prompt] for of_prompt in answers])
+engine.close()
+answers = engine.sample(policy, prompts[rank:1], seeds[rank:1], settings=settings)  # the other rank has none
+assert [[list(r.ids) for r in of_prompt] for of_prompt in answers] == sampled[-1][: 1 - rank]
+json.dump(sampled, open(f"sampled{rank}.json", "w"))
+"""
+
+
+@pytest.mark.parametrize("together", [1, 2], ids=["an engine each", "one engine"])
+def test_vllm_samples_on_two_ranks_as_on_one(together, policy, wide_policy_dir, tmp_path):
+    skip_without_vllm()
+    if policy.device.type == "cuda":
+        pytest.skip("the ranks are on the CPU")
+    asked = prompts(policy)
+    sampler = Vllm(**BUILT)
+    alone = ids(sampler.sample(policy, asked, SEEDS, settings=SamplingSettings(max_new_tokens=24)))
+    sampler.close()
+    many = [[seed_of("chi", rank, n) for n in range(1500)] for rank in range(2)]
+    calls = [([asked[1]] * 2, many, 1), (asked, SEEDS, 24)]
+    built = BUILT | {"tensor_parallel": together}
+    (tmp_path / "asked.json").write_text(json.dumps([str(wide_policy_dir), built, calls]))
+    torch.save({name: p.detach() for name, p in policy.trainable()}, tmp_path / "adapter.pt")
+    (tmp_path / "on_a_rank.py").write_text(ON_A_RANK)
+    done = command(tmp_path / "on_a_rank.py", folder=tmp_path, ranks=2)
+    assert done.returncode == 0, done.stderr
+    of_ranks = [json.loads((tmp_path / f"sampled{rank}.json").read_text()) for rank in range(2)]
+    texts: list[Any] = [None] * len(asked)
+    for rank, (_, of_prompts) in enumerate(of_ranks):
+        texts[rank::2] = [[tuple(tokens) for tokens in of_prompt] for of_prompt in of_prompts]
+    assert texts == alone
+    firsts = [token for (first, _) in of_ranks for of_prompt in first for (token,) in of_prompt]
+    assert len(firsts) == 3000
+    refute(firsts, first_token_probabilities(policy, asked[1]))
 
 
 def test_an_engine_that_samples_another_model_is_found_out(policy):
