@@ -15,7 +15,7 @@ import os
 import platform
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import chain
@@ -177,12 +177,10 @@ class Vllm(Sampler):
     def close(self) -> None:
         if self._llm is None:
             return
-        from vllm.distributed import cleanup_dist_env_and_memory
-
-        self._llm.llm_engine.engine_core.shutdown()
+        several = current_ranks().size > 1  # the processes' group, which vLLM would destroy, is the run's own
+        with patch("vllm.v1.engine.core.cleanup_dist_env_and_memory") if several else nullcontext():
+            self._llm.llm_engine.engine_core.shutdown()
         self._llm, self._adapter, self._checked = None, None, False
-        if current_ranks().size == 1:  # with several, the processes' group is the run's own
-            cleanup_dist_env_and_memory()
         gc.collect()
 
     def _ended(self, names: Sequence[str]) -> Generator[Any]:
