@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +78,8 @@ def buy(tmp_path: Path) -> Callable[..., tuple[list[Candidates], LabelBuyer]]:
 
 def every_pair(fresh: Sequence[Candidates], wanted: int, **how: Any) -> PairChoice:
     pairs = [ChosenPair(p, i, j, 0.0) for p, c in enumerate(fresh) for j in range(len(c.responses)) for i in range(j)]
-    return PairChoice(pairs, wanted, **how)
+    lone = [ChosenPair(p, 0, 0, 0.0) for p, c in enumerate(fresh) if len(c.responses) == 1]
+    return PairChoice(pairs + lone, wanted, **how)
 
 
 def test_what_is_labeled_is_counted_as_what_it_is() -> None:
@@ -88,20 +90,44 @@ def test_what_is_labeled_is_counted_as_what_it_is() -> None:
     assert to_label([2, 3], None) == (2, "prompts")
 
 
-@pytest.mark.parametrize("labeler", [FirstLetter, Score])
-def test_rank_zero_buys_for_all_ranks(labeler: Any, tmp_path: Path) -> None:
-    """The pairs, the rewards and the ties are those of one process; only rank 0 asks."""
-    fresh = candidates("ab", "bb", "ca", "dc", "e1", "af", "gb")
+TOP_UP = {"top_up": True, "per_prompt": 1}
+ALL = {**TOP_UP, "score_all": True}
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize(
+    ("labeler", "words", "wanted", "how", "budget"),
+    [
+        (FirstLetter, "ab bb ca dc e1 af gb", 5, {}, None),
+        (Score, "ab bb ca dc ee af gb", 5, {}, None),
+        (FirstLetter, "aab bb cca dd e1 af gb", 4, TOP_UP, None),
+        (FirstLetter, "aab bb cca dd e1 af gb", 7, {"top_up": True}, None),
+        (Score, "aab bb cca dd ee af gb", 4, TOP_UP, None),
+        (Score, "aaa bbb abc dd ee af gbb", 3, ALL, None),
+        (FirstLetter, "aab bb cca dd e1 af gb", 4, TOP_UP, 4),
+        (Score, "abc bbb abd dd ef af gbb", 6, ALL, 9),
+        (Score, "c a c e b d c", 4, ALL, None),
+        (Score, "c a c e b d c", 4, {"score_all": True}, 3),
+    ],
+)
+def test_rank_zero_buys_for_all_ranks(
+    labeler: Any, words: str, wanted: int, how: dict[str, Any], budget: int | None, size: int, tmp_path: Path
+) -> None:
+    """The pairs, rewards, ties and thresholds are those of one process; only rank 0 asks, and asks no more."""
+    fresh = candidates(*words.split())
+    choice = every_pair(fresh, wanted, **how)
+    random.Random(0).shuffle(choice.ranked)
 
     def played(ranks: Ranks) -> tuple[list[Candidates], int]:
-        buyer = LabelBuyer(labeler(), ledger=str(tmp_path / f"{ranks.rank}of{ranks.size}"), max_invalid=None)
+        ledger = str(tmp_path / f"{ranks.rank}of{ranks.size}")
+        buyer = LabelBuyer(labeler(), ledger=ledger, max_invalid=None, budget=budget)
         buyer.open("run")
         parts: Any = (None, None, Pool(), ranks, Phases(), None, None)
-        return label(Round(0, 0, *parts), shard(fresh, ranks), every_pair(fresh, 5), buyer), buyer.spent
+        return label(Round(0, 0, *parts, threshold="mean"), shard(fresh, ranks), choice, buyer), buyer.spent
 
     alone, spent = played(OneRank())
-    assert any(c.pairs for c in alone)
-    assert FakeRanks.play(3, played) == [(alone[0::3], spent), (alone[1::3], 0), (alone[2::3], 0)]
+    assert any(c.labeled for c in alone)
+    assert FakeRanks.play(size, played) == [(alone[n::size], 0 if n else spent) for n in range(size)]
 
 
 @pytest.mark.parametrize("labeler", [FirstLetter, Score])

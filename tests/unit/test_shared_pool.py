@@ -11,9 +11,9 @@ from fake_ranks import FakeRanks
 from pools import put
 from test_pool import candidates
 
-from choosy.data import shared_pool
+from choosy.data import shared_pool, table_files
 from choosy.data.pool import Keep, Pool
-from choosy.data.shared_pool import forget_mapped, put_together, read_round
+from choosy.data.shared_pool import forget_mapped, put_together, read_pieces, read_round
 from choosy.parallel.ranks import OneRank, shard
 from choosy.types import Candidates, Response
 
@@ -63,13 +63,21 @@ def test_a_pool_is_for_its_owner_alone_and_is_read_when_its_file_is_gone(tmp_pat
 
 
 @pytest.mark.parametrize("piece", [2, 4096])
-def test_a_round_is_mapped_from_its_file(piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_a_round_is_mapped_from_its_file(
+    size: int, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shared_pool, "PIECE", piece)
+    monkeypatch.setitem(table_files.HOW, "row_group_size", 3)
     pool = put(Pool(), some(random.Random(1), 3), round=3)
-    pool.save(tmp_path, {"labels": 7}, pool.table.set_column(0, "split", [["heldout"] * len(pool)]).to_pylist())
-    for mapped, about in FakeRanks.play(2, lambda ranks: read_round(tmp_path, 3, ranks)):
+    heldout = pool.table.set_column(0, "split", [["heldout"] * len(pool)]).to_pylist()
+    pool.save(tmp_path, {"labels": 7}, heldout[:2])
+    for mapped, about in FakeRanks.play(size, lambda ranks: read_round(tmp_path, 3, ranks)):
         assert mapped.table.to_pylist() == pool.table.to_pylist(), "held-out rows are not trained on"
         assert (mapped.round, about) == (3, {"labels": 7})
+    parts = [len(read_pieces(tmp_path / f"pool_003.{rank}of{size}.arrow")) for rank in range(size)]
+    assert sum(parts) == len(pool)
+    assert sum(map(bool, parts)) == min(size, 4), "of five groups the last has a held-out row alone"
     with pytest.raises(ValueError, match=r"round_004.parquet cannot be read .* the last good one is round_003.parquet"):
         read_round(tmp_path, 4, OneRank())
 
