@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pickle
 import random
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from fake_ranks import FakeRanks
 from pools import put
@@ -13,7 +16,8 @@ from test_pool import candidates
 
 from choosy.data import shared_pool, table_files
 from choosy.data.pool import Keep, Pool
-from choosy.data.shared_pool import forget_mapped, put_together, read_pieces, read_round
+from choosy.data.shared_pool import forget_mapped, mapped, put_together, read_pieces, read_round
+from choosy.parallel.neighbours import share_of
 from choosy.parallel.ranks import OneRank, shard
 from choosy.types import Candidates, Response
 
@@ -62,6 +66,30 @@ def test_a_pool_is_for_its_owner_alone_and_is_read_when_its_file_is_gone(tmp_pat
     assert [c.prompt.id for c in pool.candidates([0])] == ["a"]
 
 
+def test_a_part_is_replaced_when_no_rank_reads_it_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reference that has moved scores a round's rows again, and their files keep the names."""
+    table = put(Pool(), some(random.Random(1), 0), round=0).table
+    first, waits = tmp_path / "pool_000.0of2.arrow", threading.Event()
+
+    def play(ranks: FakeRanks) -> Pool:
+        part = table[share_of(len(table), ranks.rank, ranks.size)]
+        mapped([part], tmp_path, ranks, 0)
+        number, gather = first.stat().st_ino, ranks.gather
+        monkeypatch.setattr(ranks, "gather", lambda mine: (waits.set(), gather(mine))[1])
+
+        def again() -> Iterator[pa.Table]:
+            assert ranks.rank == 0 or waits.wait(60), "rank 0 has written its part"
+            assert first.stat().st_ino == number
+            yield part
+
+        pool = mapped(again(), tmp_path, ranks, 0)
+        assert first.stat().st_ino != number
+        return pool
+
+    for pool in FakeRanks.play(2, play):
+        assert pool.table == table
+
+
 @pytest.mark.parametrize("piece", [2, 4096])
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_a_round_is_mapped_from_its_file(
@@ -72,9 +100,9 @@ def test_a_round_is_mapped_from_its_file(
     pool = put(Pool(), some(random.Random(1), 3), round=3)
     heldout = pool.table.set_column(0, "split", [["heldout"] * len(pool)]).to_pylist()
     pool.save(tmp_path, {"labels": 7}, heldout[:2])
-    for mapped, about in FakeRanks.play(size, lambda ranks: read_round(tmp_path, 3, ranks)):
-        assert mapped.table.to_pylist() == pool.table.to_pylist(), "held-out rows are not trained on"
-        assert (mapped.round, about) == (3, {"labels": 7})
+    for read, about in FakeRanks.play(size, lambda ranks: read_round(tmp_path, 3, ranks)):
+        assert read.table.to_pylist() == pool.table.to_pylist(), "held-out rows are not trained on"
+        assert (read.round, about) == (3, {"labels": 7})
     parts = [len(read_pieces(tmp_path / f"pool_003.{rank}of{size}.arrow")) for rank in range(size)]
     assert sum(parts) == len(pool)
     assert sum(map(bool, parts)) == min(size, 4), "of five groups the last has a held-out row alone"

@@ -56,11 +56,16 @@ def read_round(folder: Path, number: int, ranks: Ranks) -> tuple[Pool, dict[str,
 def mapped(part: Iterable[pa.Table], folder: Path, ranks: Ranks, number: int) -> Pool:
     """Write this rank's part of a round's pool, and map those of all ranks; what was mapped before is deleted.
 
-    The parts follow each other in the order of their prompts' ids.
+    The parts follow each other in the order of their prompts' ids. Those of this round may be mapped already, and they
+    are replaced when no rank reads them any more: over NFS another machine could not go on to read them.
     """
     files = [folder / f"pool_{number:03d}.{rank}of{ranks.size}.arrow" for rank in range(ranks.size)]
-    write_pieces(part, files[ranks.rank])
+    mine = files[ranks.rank]
+    unfinished = mine.with_name(f"{mine.name}.unfinished")
+    write_pieces(part, unfinished)
     ranks.gather([])  # all are written
+    unfinished.replace(mine)
+    ranks.gather([])  # all are in their places
     pool = Pool(pa.concat_tables(map(read_pieces, files)), round=number)
     ranks.gather([])  # all have mapped them
     if ranks.rank == 0:
@@ -76,14 +81,12 @@ def forget_mapped(folder: Path, but: Collection[Path] = ()) -> None:
 
 
 def write_pieces(pieces: Iterable[pa.Table], path: Path) -> None:
-    """Write rows of pools to one file, which takes the place of an earlier one at once."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
+    """Write rows of pools to one file, which its owner alone can read."""
     make_folder(path.parent)
-    create_private(unfinished)
-    with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_file(file, POOL_SCHEMA) as rows:
+    create_private(path)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, POOL_SCHEMA) as rows:
         for piece in pieces:
             rows.write_table(piece)
-    unfinished.replace(path)
 
 
 def read_pieces(path: Path) -> pa.Table:
