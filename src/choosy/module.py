@@ -299,17 +299,17 @@ class WeightedDPO(LightningModule):
         optimizer.zero_grad()
         parts = self._parts(batch)
         mine: list[StepStats] = []
+        explain_oom = partial(self.policy.compute.explain_oom, self.device, sharded=is_sharded(self.policy))
         for number, part in enumerate(parts, start=1):
             last = number == len(parts)
-            explain = partial(self.policy.compute.explain_oom, self.device, part.tokens_of)
-            with explain():
+            with explain_oom(part.named_groups):
                 loss, stats = part_loss(part) if part.items else self.no_loss()
             mine.append(stats)
             if last:
                 everybody = StepStats.sum(ranks.gather([StepStats.sum(mine)]))
                 if everybody.bad:
                     return everybody
-            with nullcontext() if last else self.no_sync(), explain():
+            with nullcontext() if last else self.no_sync(), explain_oom(part.named_groups):
                 self.manual_backward(loss * self.trainer.world_size)  # ranks average their gradients
         return everybody
 

@@ -95,7 +95,7 @@ def test_a_sharded_run_on_one_gpu(tmp_path: Path, wide_policy_dir: Path, prompts
 
 def test_the_message_of_a_step_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match=r"tokens_per_step=8 does not fit into the memory of cuda.*tokens_per_step=4"):  # noqa: SIM117
-        with Compute(8).explain_oom(DEVICE):
+        with Compute(8).explain_oom(DEVICE, []):
             torch.empty(1 << 45, device=DEVICE)
 
 

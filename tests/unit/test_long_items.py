@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from choosy.data.batches import Item, batch_of
 from choosy.models.adapters import Lora
 from choosy.models.compute import Compute
 from choosy.models.policy import Policy
@@ -94,18 +96,33 @@ def test_sharded_weights_refuse_to_cut_items(tiny_policy_dir: Path) -> None:
         policy.load(device=CPU, seed=0, sharded=True)
 
 
+def item(*lengths: int, prompt_id: str = "a") -> Item:
+    """An item with responses of these lengths to a prompt of 10 tokens; those of one length are equal."""
+    ids = [[n] * n for n in lengths]
+    return Item(prompt_id, [1] * 10, ids, [0.0] * len(ids))
+
+
+SPLIT, CHECKPOINT, SHORTEN = "model.compute.split_long=true", "model.compute.gradient_checkpointing=true", "shorten"
+FOUR = [item(*pair) for pair in itertools.combinations((11, 12, 13, 14), 2)]  # 56 tokens as one prompt
+
+
 @pytest.mark.parametrize(
-    ("tokens_of", "how", "advice"),
+    ("items", "how", "wanted"),
     [
-        ({"a": 30, "b": 30}, {}, "step=40 does not fit .* type batching.tokens_per_step=20 or model.compute.gradient"),
-        (
-            {"a": 90},
-            {},
-            "item of prompt a whose length in tokens is 90 does not fit .* type model.compute.split_long=true or mod",
-        ),
-        ({"a": 90}, {"split_long": True, "gradient_checkpointing": True}, "cpu; shorten responses .sampler.max_new"),
+        ([item(20), item(21, prompt_id="b")], {}, f"step=60 .* type batching.tokens_per_step=30 or {CHECKPOINT}, and"),
+        (FOUR, {}, f"step=60 .* type batching.tokens_per_step=30 or {CHECKPOINT}, and"),
+        ([item(40, 42)], {}, f"prompt a whose length in tokens is 90 .* type {SPLIT} or {CHECKPOINT} or {SHORTEN}"),
+        ([item(42, 42)], {}, f"length in tokens is 51 .* type {CHECKPOINT} or {SHORTEN}"),
+        ([item(82)], {}, f"length in tokens is 91 .*; type {CHECKPOINT} or {SHORTEN}"),  # nothing to split
+        ([item(20, 22)], {}, f"in tokens is 50 .* type {SPLIT} batching.tokens_per_step=25 or {CHECKPOINT} or"),
+        ([item(40, 42)], {"sharded": True}, f"in tokens is 90 .* type {CHECKPOINT} or {SHORTEN}"),
+        ([item(40, 42)], {"split_long": True, "gradient_checkpointing": True}, f"tokens is 90 .* cpu; {SHORTEN}"),
+        ([item(20, 22, 23)], {"split_long": True}, f"is 72 .* type batching.tokens_per_step=30 or {CHECKPOINT} or"),
     ],
 )
-def test_an_item_that_does_not_fit_is_named(tokens_of: dict[str, int], how: dict[str, bool], advice: str) -> None:
-    with pytest.raises(ValueError, match=advice), Compute(tokens_per_step=40, **how).explain_oom(CPU, tokens_of):
+def test_a_step_that_does_not_fit_says_what_helps(items: list[Item], how: dict[str, bool], wanted: str) -> None:
+    how, sharded = {name: on for name, on in how.items() if name != "sharded"}, "sharded" in how
+    compute = Compute(tokens_per_step=60, **how)
+    (part,) = batch_of(items).parts(compute.tokens_per_step, one_row=True)
+    with pytest.raises(ValueError, match=wanted), compute.explain_oom(CPU, part.named_groups, sharded=sharded):
         raise torch.OutOfMemoryError("out of memory")

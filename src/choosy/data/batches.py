@@ -160,12 +160,9 @@ class Batch:
         return [item.group for item in self.items]
 
     @property
-    def tokens_of(self) -> dict[str, int]:
-        """The tokens of each prompt with its responses, by its id."""
-        tokens: dict[str, int] = {}
-        for item in self.items:
-            tokens[item.prompt_id] = tokens.get(item.prompt_id, 0) + item.group.tokens
-        return tokens
+    def named_groups(self) -> list[tuple[str, Group]]:
+        """The prompt of each item with its responses, behind the prompt's id."""
+        return [(item.prompt_id, item.group) for item in self.items]
 
     def loss_inputs(
         self, logp_T: Tensor, facts: Facts = NO_STEPS_YET, partners: Mapping[ItemKey, Sequence[float]] | None = None

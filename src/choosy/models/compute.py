@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 
 from choosy.errors import refuse_unknown
-from choosy.models.rows import Group, cut
+from choosy.models.rows import Group, cut, deduplicated
 from choosy.parallel.ranks import Ranks
 
 Gather = Literal["auto", "always", "never"]
@@ -80,30 +80,43 @@ class Compute:
         return self.gather == "always"
 
     @contextmanager
-    def explain_oom(self, device: torch.device, tokens_of: Mapping[str, int]) -> Iterator[None]:
+    def explain_oom(
+        self, device: torch.device, items: Sequence[tuple[str, Group]], *, sharded: bool = False
+    ) -> Iterator[None]:
         """Say which setting helps when a training pass within the block runs out of memory.
 
         Args:
-            tokens_of: The tokens of each prompt with its responses that the pass is made of.
+            items: The prompt's id and the tokens of each item that the pass is made of.
+            sharded: Whether the weights are, which do not allow `split_long`.
         """
         try:
             yield
         except torch.OutOfMemoryError as error:
-            ((prompt_id, tokens),) = tokens_of.items() if len(tokens_of) == 1 else [("", 0)]
-            if long := tokens > self.tokens_per_step:  # it is a pass by itself, whatever the budget
-                what = f"The item of prompt {prompt_id} whose length in tokens is {tokens}"
-                advice = [] if self.split_long else ["type model.compute.split_long=true"]
+            if len(items) == 1:  # it is a pass by itself, whatever the budget
+                ((group,), _) = deduplicated([group for _, group in items])
+                what = f"The item of prompt {items[0][0]} whose length in tokens is {group.tokens}"
+                advice = [] if sharded else self._smaller_pieces(group)
             else:
                 what = f"A training step of batching.tokens_per_step={self.tokens_per_step}"
-                advice = [f"type batching.tokens_per_step={max(self.tokens_per_step // 2, 1)}"]
+                advice = [f"batching.tokens_per_step={max(self.tokens_per_step // 2, 1)}"]
             if not self.gradient_checkpointing:
-                advice.append(f"{'' if advice else 'type '}model.compute.gradient_checkpointing=true")
-            if long:
+                advice.append("model.compute.gradient_checkpointing=true")
+            advice = [f"type {' or '.join(advice)}"] if advice else []
+            if len(items) == 1:
                 advice.append("shorten responses (sampler.max_new_tokens, data.reader.max_response_tokens)")
             raise ValueError(
                 f"{what} does not fit into the memory of {device}; {' or '.join(advice)}, and continue with "
                 f"ckpt_path=last. ({error})"
             ) from error
+
+    def _smaller_pieces(self, group: Group) -> list[str]:
+        """What to type to compute a group in more pieces; nothing if its responses do not allow that."""
+        split = [] if self.split_long else ["model.compute.split_long=true"]
+        half = max(min(self.tokens_per_step, group.tokens) // 2, 1)
+        for tokens, lower in ((self.tokens_per_step, []), (half, [f"batching.tokens_per_step={half}"])):
+            if len(cut(group, tokens)) > len(self.pieces([group])):
+                return [" ".join([*split, *lower])]
+        return []
 
 
 @cache
