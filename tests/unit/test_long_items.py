@@ -111,13 +111,13 @@ FOUR = [item(*pair) for pair in itertools.combinations((11, 12, 13, 14), 2)]  # 
     [
         ([item(20), item(21, prompt_id="b")], {}, f"step=60 .* type batching.tokens_per_step=30 or {CHECKPOINT}, and"),
         (FOUR, {}, f"step=60 .* type batching.tokens_per_step=30 or {CHECKPOINT}, and"),
-        ([item(40, 42)], {}, f"prompt a whose length in tokens is 90 .* type {SPLIT} or {CHECKPOINT} or {SHORTEN}"),
+        ([item(40, 42)], {}, f"prompt a whose length in tokens is 90 .* type {CHECKPOINT} or {SPLIT} or {SHORTEN}"),
         ([item(42, 42)], {}, f"length in tokens is 51 .* type {CHECKPOINT} or {SHORTEN}"),
         ([item(82)], {}, f"length in tokens is 91 .*; type {CHECKPOINT} or {SHORTEN}"),  # nothing to split
-        ([item(20, 22)], {}, f"in tokens is 50 .* type {SPLIT} batching.tokens_per_step=25 or {CHECKPOINT} or"),
+        ([item(20, 22)], {}, f"in tokens is 50 .* type {CHECKPOINT} or {SPLIT} batching.tokens_per_step=25 or"),
         ([item(40, 42)], {"sharded": True}, f"in tokens is 90 .* type {CHECKPOINT} or {SHORTEN}"),
         ([item(40, 42)], {"split_long": True, "gradient_checkpointing": True}, f"tokens is 90 .* cpu; {SHORTEN}"),
-        ([item(20, 22, 23)], {"split_long": True}, f"is 72 .* type batching.tokens_per_step=30 or {CHECKPOINT} or"),
+        ([item(20, 22, 23)], {"split_long": True}, f"is 72 .* type {CHECKPOINT} or batching.tokens_per_step=30 or"),
     ],
 )
 def test_a_step_that_does_not_fit_says_what_helps(items: list[Item], how: dict[str, bool], wanted: str) -> None:

@@ -92,15 +92,14 @@ class Compute:
         try:
             yield
         except torch.OutOfMemoryError as error:
+            checkpointing = [] if self.gradient_checkpointing else ["model.compute.gradient_checkpointing=true"]
             if len(items) == 1:  # it is a pass by itself, whatever the budget
                 ((group,), _) = deduplicated([group for _, group in items])
                 what = f"The item of prompt {items[0][0]} whose length in tokens is {group.tokens}"
-                advice = [] if sharded else self._smaller_pieces(group)
+                advice = [*checkpointing, *([] if sharded else self._smaller_pieces(group))]
             else:
                 what = f"A training step of batching.tokens_per_step={self.tokens_per_step}"
-                advice = [f"batching.tokens_per_step={max(self.tokens_per_step // 2, 1)}"]
-            if not self.gradient_checkpointing:
-                advice.append("model.compute.gradient_checkpointing=true")
+                advice = [f"batching.tokens_per_step={max(self.tokens_per_step // 2, 1)}", *checkpointing]
             advice = [f"type {' or '.join(advice)}"] if advice else []
             if len(items) == 1:
                 advice.append("shorten responses (sampler.max_new_tokens, data.reader.max_response_tokens)")

@@ -117,8 +117,9 @@ NONE = {  # what Choosy has no option for, and why
     "Padding is Choosy's own business and changes no value": "padding_free pad_to_multiple_of pad_token packing "
     "train_sampling_strategy group_by_length",
     "Choosy offloads nothing to the CPU: type model.compute.gradient_checkpointing=true": "activation_offloading",
-    "Choosy computes a response on one device: type model.compute.gradient_checkpointing=true and "
-    "model.compute.split_long=true": "context_parallel_size sequence_parallel_size context_parallel sequence_parallel",
+    "Choosy computes a response on one device: type model.compute.gradient_checkpointing=true, and for the longest "
+    "responses model.compute.split_long=true too": "context_parallel_size sequence_parallel_size context_parallel "
+    "sequence_parallel",
     "Sampling takes temperature, top_p and top_k, whose probabilities are known": "min_p repetition_penalty "
     "generation_kwargs cache_implementation",
     "An engine of sampler=vllm runs in the run's own processes, with the settings that it needs": "vllm_group_port "
