@@ -57,7 +57,7 @@ from choosy.types import Candidates, Prompt, Response, Verdict, token_ids
 
 PROMPT, RESPONSE = 128, 256  # tokens
 MOST_RANKS, OVER_RANKS = 8, 31_250
-WAYS = ((31_250, 1), (31_250, 4), (31_250, 8), (62_500, 8), (125_000, 8))
+WAYS = ((31_250, 1), (31_250, 4), (31_250, 8), (62_500, 8), (125_000, 8), (250_000, 8), (1_000_000, 8))
 START, END = "<!-- measured: written by benchmarks/pool_ranks.py -->", "<!-- end of measured -->"
 IMAGE = ROOT / "docs" / "images" / "pool_ranks.png"
 
