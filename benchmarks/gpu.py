@@ -141,22 +141,26 @@ def marked_tests(seconds: float, log: Path) -> dict[str, Any]:
     """The tests marked gpu, in so many seconds at most; vLLM has parts of its own."""
     files = [path for path in sorted(ROOT.glob("tests/**/test_*.py")) if "mark.gpu" in path.read_text()]
     words = ["-m", "gpu", "-W", "default", "-rs", "-q", "--no-header", "--continue-on-collection-errors", "-k"]
-    try:
-        run = subprocess.run(
+    with log.open("w") as out:
+        run = subprocess.Popen(
             [sys.executable, "-m", "pytest", *words, "not vllm", *files],
             cwd=ROOT,
             env={**ENVIRON, **os.environ},
-            capture_output=True,
-            text=True,
-            timeout=seconds,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,  # some tests have processes of their own
         )
-    except subprocess.TimeoutExpired as late:
-        log.write_bytes(late.stdout or b"")
+    try:
+        run.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
         return {"stopped": f"they were not done after {seconds:.0f} s; the log says how far they came"}
-    log.write_text(run.stdout + run.stderr)
+    said = log.read_text()
+    ending = next((line for line in reversed(said.splitlines()) if re.search(r" in \d+\.\d+s", line)), "")
     ends = r"(\d+) (passed|failed|skipped|errors?)\b"
-    counts = {what.removesuffix("s"): int(n) for n, what in re.findall(ends, run.stdout.strip().rpartition("\n")[2])}
-    why = re.findall(r"^SKIPPED .*?: (.*)", run.stdout, re.MULTILINE)
+    counts = {what.removesuffix("s"): int(n) for n, what in re.findall(ends, ending)}
+    why = re.findall(r"^SKIPPED .*?: (.*)", said, re.MULTILINE)
     if not counts:
         return {"failed": f"pytest ended with {run.returncode}: {last_line(log)}"}
     return {**counts, **({"skipped_because": sorted(set(why))} if why else {})}

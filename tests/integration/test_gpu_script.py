@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,14 @@ def run(out: Path, *words: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # beside other programs
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the parts of a GPU are played there by benchmarks/gpu.py itself")
 def test_every_part_is_played_at_toy_size(tmp_path: Path) -> None:
-    parts = run(tmp_path, "--seconds", "550")["parts"]
+    parts = run(tmp_path, "--seconds", "1100")["parts"]
     assert list(parts) == [part.name for part in gpu.PARTS]
     log = (tmp_path / "gpu.log").read_text()
+    late = [name for name, found in parts.items() if "s are left" in found.get("skipped", "")]
+    assert not late, f"no time was left for {late}\n{log[-3000:]}"
     for name, found in parts.items():
         assert not {"failed", "stopped", "out_of_memory", "error"} & found.keys(), f"{name}: {found}\n{log[-3000:]}"
     assert parts["tests"]["skipped"] > 30
@@ -66,6 +70,36 @@ def test_a_part_that_takes_too_long_is_stopped_and_one_whose_process_dies_says_s
     (tmp_path / "worker.py").write_text("input(); print('{\"seconds\": 2}')")
     assert worker.ask("round", 60) == {"seconds": 2}
     worker.end()
+
+
+def test_marked_tests_that_take_too_long_end_with_the_processes_that_they_started(tmp_path, monkeypatch) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_slow.py").write_text(
+        "import subprocess, sys, pathlib\n"
+        "import pytest\n"
+        "@pytest.mark.gpu\n"
+        "def test_slow():\n"
+        "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "    pathlib.Path('child').write_text(str(child.pid))\n"
+        "    child.wait()\n"
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    assert gpu.marked_tests(20, tmp_path / "log").keys() == {"stopped"}
+    child = int((tmp_path / "child").read_text())
+    for _ in range(100):
+        if is_gone(child):
+            break
+        time.sleep(0.1)
+    assert is_gone(child)
+    (tmp_path / "tests" / "test_slow.py").write_text("import pytest\n@pytest.mark.gpu\ndef test_quick(): pass\n")
+    assert gpu.marked_tests(300, tmp_path / "log") == {"passed": 1}
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, perhaps without anyone who has asked how."""
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_the_published_rate_of_a_card() -> None:
