@@ -117,8 +117,8 @@ def for_owner(path: str | Path, flags: int) -> int:
 
 
 def open_as_others(file: Path) -> None:
-    """Give a file that a library made for its owner alone, as safetensors does, the permissions of any new one."""
-    if file.is_file() and file.stat().st_mode & 0o777 == 0o600:
+    """Give weights, which safetensors makes for their owner alone, the permissions of any new file."""
+    if file.suffix == ".safetensors" and not file.is_symlink() and file.stat().st_mode & 0o777 == 0o600:
         (other := file.with_name(f"{file.name}{SUFFIX}")).touch()
         file.chmod(other.stat().st_mode & 0o777)
         other.unlink()

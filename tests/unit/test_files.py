@@ -160,3 +160,19 @@ def test_weights_have_the_permissions_of_any_new_file(umask, tmp_path):
     written = [*(tmp_path / "model").iterdir(), *(tmp_path / "adapter").iterdir()]
     assert [stat.S_IMODE(path.stat().st_mode) for path in written] == [0o666 & ~umask] * 4
     assert stat.S_IMODE((tmp_path / "answers").stat().st_mode) == 0o600
+
+
+def test_the_permissions_of_other_private_files_stay(tmp_path):
+    """A secret beside the weights, or one that a link among them leads to, is still for its owner alone."""
+    for name in ("secret", "linked.safetensors"):
+        (tmp_path / name).touch(0o600)
+    with replacing(tmp_path / "model") as unfinished:
+        unfinished.mkdir()
+        (unfinished / "own").touch(0o600)
+        (unfinished / "link").symlink_to(tmp_path / "secret")
+        (unfinished / "link.safetensors").symlink_to(tmp_path / "linked.safetensors")
+    with replacing_files(tmp_path / "adapter") as new:
+        (new / "own").touch(0o600)
+        (new / "link.safetensors").symlink_to(tmp_path / "linked.safetensors")
+    private = [tmp_path / "secret", tmp_path / "linked.safetensors", tmp_path / "model/own", tmp_path / "adapter/own"]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in private] == [0o600] * 4
