@@ -10,7 +10,7 @@ import yaml
 
 from choosy.cli import from_hydra
 from choosy.main import compose, plain
-from choosy.resume.config_changes import FIXED, changes, named_settings, report_changes, settings
+from choosy.resume.config_changes import FIXED, OFF, changes, named_settings, report_changes, settings
 
 HYDRA: dict[str, Any] = {
     "seed": 0,
@@ -183,6 +183,19 @@ def test_another_labeler_may_judge_on_another_scale(tmp_path, caplog):
     report_changes(tmp_path, changed(data__run__labels__labeler={"price": 2.0}))
     assert "labeler.price" in caplog.text
     assert "scale" not in caplog.text
+
+
+@pytest.mark.parametrize("sampler", ["generate", "vllm"])
+def test_a_run_of_a_version_without_an_option_is_not_told_of_its_default(sampler):
+    now = plain(compose(["name=one", "run_dir=runs/one", f"sampler={sampler}"]))
+    was = copy.deepcopy(now)
+    options = was["data"]["run"]["sampler"], was["module"]["policy"]["compute"]
+    names = {option.rpartition(".")[2] for option in OFF}
+    taken = [part.pop(name) for part in options for name in names & part.keys()]
+    assert len(taken) == len(OFF) - (sampler == "generate")
+    assert changes(was, now) == {}
+    now["data"]["run"]["sampler"]["max_ratio"] = 3.0
+    assert changes(was, now) == {"sampler.max_ratio": "sampler.max_ratio: not set -> 3.0"}
 
 
 def test_a_run_without_its_configuration_is_not_compared(tmp_path):

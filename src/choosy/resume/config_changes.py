@@ -30,7 +30,13 @@ FIXED = (  # the weights, the responses or the labels were made with these
     *("data.train*", "data.heldout", "data.limit", "data.shares", "data.heldout_limit", "data.reader.*"),
     *("data.instructions*", "sampler.ahead"),
 )
-OFF = {"sampler.ahead": 0}  # in every run of a version that could not set it
+OFF = {  # in every run of a version that could not set them
+    "model.compute.split_long": False,
+    "sampler.ahead": 0,
+    "sampler.ahead_device": "auto",
+    "sampler.max_ratio": 2.0,
+    "sampler.tensor_parallel": 1,
+}
 JUDGE = {"labeler", *(f"labeler.{name}" for name in ("path", "name", "model", "template", "wrapped"))}
 INSIDE = ("labeler.parts", "labeler.weights", "labeler.members")  # whose settings are the judge too
 REFERS = "${"  # to another option
