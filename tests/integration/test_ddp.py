@@ -135,6 +135,7 @@ WAYS = {
 }
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("strategy", "processes", "settings"), WAYS.values(), ids=WAYS)
 def test_many_processes_equal_one(strategy, processes, settings, tmp_path, request, prompts_file, monkeypatch):
     if "sampler=vllm" in settings:
@@ -153,7 +154,7 @@ def test_many_processes_equal_one(strategy, processes, settings, tmp_path, reque
         toy.write(SHOW_RANK)
     launched = [f"trainer={strategy}", "trainer.accelerator=cpu", f"trainer.devices={processes}", *of_many]
     ranks = 1 if settings == CERTAINTY else processes  # of one, Lightning launches the others
-    run = command(ROOT / "train.py", *lines, *launched, f"run_dir={many}", folder=tmp_path, ranks=ranks)
+    run = command(ROOT / "train.py", *lines, *launched, f"run_dir={many}", folder=tmp_path, ranks=ranks, timeout=900)
     assert run.returncode == 0, run.stderr
     assert (tmp_path / f"rank{processes - 1}").exists(), "there were fewer processes"
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from scipy.stats import chisquare
 from tiny import command, skip_without_vllm
 
 from choosy.models.adapters import Lora
@@ -196,7 +195,19 @@ def refute(seen: list[int], probabilities: torch.Tensor) -> None:
     total = sum(often for often, _ in bins)
     found = sum(often for _, often in bins)
     assert len(bins) >= 3
-    assert chisquare([o for _, o in bins], [e * found / total for e, _ in bins]).pvalue > 1e-3
+    statistic = sum((often - e * found / total) ** 2 / (e * found / total) for e, often in bins)
+    assert upper_tail(statistic, len(bins) - 1) > 1e-3
+
+
+def upper_tail(statistic: float, degrees: int) -> float:
+    """The probability that a chi-square variable is larger than this; a machine with a GPU may lack SciPy."""
+    half = torch.tensor([degrees / 2, statistic / 2], dtype=torch.float64)
+    return float(torch.special.gammaincc(*half))
+
+
+def test_the_upper_tail_is_that_of_published_tables() -> None:
+    for degrees, statistic in ((1, 3.841), (5, 11.070), (20, 31.410)):
+        assert upper_tail(statistic, degrees) == pytest.approx(0.05, abs=1e-4)
 
 
 def test_temperature_zero_takes_the_likeliest_token(make, policy):
@@ -313,6 +324,15 @@ def test_vllm_refuses_groups_that_do_not_divide(processes, ranks, config, messag
         vllm_refusals.refuse_group(policy, processes, ranks)
 
 
+def test_a_run_whose_processes_make_no_engine_ends_before_its_weights_are_loaded(play, monkeypatch):
+    monkeypatch.setattr(vllm, "is_installed", lambda: True)
+    monkeypatch.setattr(Policy, "load", lambda *_, **__: pytest.fail("the weights were loaded"))
+    with pytest.raises(ValueError, match=r"tensor_parallel=2 makes engines of 2 processes each, and this run has 1"):
+        play("sampler=vllm", "sampler.tensor_parallel=2")
+    with pytest.raises(ValueError, match=r"tensor_parallel=2 has processes of the run share .*; choose one of the two"):
+        Vllm(tensor_parallel=2, ahead=1)
+
+
 def test_vllm_sleeps_on_no_cpu(policy, monkeypatch):
     monkeypatch.setattr(vllm, "is_installed", lambda: True)
     if policy.device.type == "cuda":
@@ -381,6 +401,7 @@ json.dump(sampled, open(f"sampled{rank}.json", "w"))
 """
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("together", [1, 2], ids=["an engine each", "one engine"])
 def test_vllm_samples_on_two_ranks_as_on_one(together, policy, wide_policy_dir, tmp_path):
     skip_without_vllm()
@@ -396,7 +417,7 @@ def test_vllm_samples_on_two_ranks_as_on_one(together, policy, wide_policy_dir, 
     (tmp_path / "asked.json").write_text(json.dumps([str(wide_policy_dir), built, calls]))
     torch.save({name: p.detach() for name, p in policy.trainable()}, tmp_path / "adapter.pt")
     (tmp_path / "on_a_rank.py").write_text(ON_A_RANK)
-    done = command(tmp_path / "on_a_rank.py", folder=tmp_path, ranks=2)
+    done = command(tmp_path / "on_a_rank.py", folder=tmp_path, ranks=2, timeout=900)
     assert done.returncode == 0, done.stderr
     of_ranks = [json.loads((tmp_path / f"sampled{rank}.json").read_text()) for rank in range(2)]
     texts: list[Any] = [None] * len(asked)
@@ -406,6 +427,38 @@ def test_vllm_samples_on_two_ranks_as_on_one(together, policy, wide_policy_dir, 
     firsts = [token for (first, _) in of_ranks for of_prompt in first for (token,) in of_prompt]
     assert len(firsts) == 3000
     refute(firsts, first_token_probabilities(policy, asked[1]))
+
+
+IN_A_GROUP_OF_ONE = """
+import sys
+import torch
+import torch.distributed as dist
+from choosy.models.adapters import Lora
+from choosy.models.policy import Policy
+from choosy.sampling.vllm import Vllm
+
+policy = Policy(sys.argv[1], lora=Lora(r=4), dtype="float32")
+policy.load(device=torch.device("cpu"), seed=0)
+engine = Vllm(max_new_tokens=4, max_prompt_tokens=32, batch_size=4, compiled=False)
+if sys.argv[2] == "of the run":
+    dist.init_process_group("gloo", init_method=f"file://{sys.argv[3]}", rank=0, world_size=1)
+sampled = [engine.sample(policy, [[5, 6, 7]], [[1]])]
+engine.close()
+assert dist.is_initialized() == (sys.argv[2] == "of the run")
+sampled.append(engine.sample(policy, [[5, 6, 7]], [[1]]))
+engine.close()
+assert sampled[0] == sampled[1]
+assert dist.is_initialized() == (sys.argv[2] == "of the run")
+"""
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("group", ["of the run", "of the engine"])
+def test_vllm_leaves_a_group_of_one_process_to_the_run_that_made_it(group, wide_policy_dir, tmp_path):
+    skip_without_vllm()
+    (script := tmp_path / "alone.py").write_text(IN_A_GROUP_OF_ONE)
+    done = command(script, wide_policy_dir, group, tmp_path / "group", folder=tmp_path, timeout=900)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_engine_that_samples_another_model_is_found_out(policy):

@@ -152,6 +152,7 @@ class Run:
         self.labels.use_policy(policy)
         self.labels.check_prompts(prompts)
         self.ranks = current_ranks()
+        self.sampler.refuse_ranks(self.ranks.size)
         self.read = dict(read)
         self.holds_folder = open_folder(self.folder, self.labels, self.ranks, self.read, resuming=self.resuming)
 

@@ -98,6 +98,9 @@ class Sampler(SamplingSettings, ABC):
     def answer(self, request: Request, done: OnComplete) -> list[list[Response]]:
         """Sample the responses of a request."""
 
+    def refuse_ranks(self, ranks: int) -> None:  # most engines work with any number
+        """Raise a ValueError for a number of processes that the engine cannot sample in, before weights are loaded."""
+
     def close(self) -> None:  # an engine that holds nothing has nothing to free
         """Free what the engine holds; the next call starts it again."""
 

@@ -31,10 +31,18 @@ from choosy.models.compute import free_memory
 from choosy.models.policy import Policy
 from choosy.models.rows import Ids
 from choosy.models.trust import loaded
-from choosy.parallel.ranks import Ranks, current_ranks, shares_of
+from choosy.parallel.ranks import OneRank, Ranks, current_ranks, shares_of
 from choosy.sampling.protocol import OnComplete, Request, Sampler, as_response, check_engine
 from choosy.sampling.settings import SamplingSettings
-from choosy.sampling.vllm_refusals import Sync, engine_rank, refuse_device, refuse_group, refuse_shares, refuse_sync
+from choosy.sampling.vllm_refusals import (
+    Sync,
+    engine_rank,
+    refuse_device,
+    refuse_group,
+    refuse_ranks,
+    refuse_shares,
+    refuse_sync,
+)
 from choosy.types import Response
 
 HOW_TO_INSTALL = (
@@ -83,6 +91,7 @@ class Vllm(Sampler):
     _adapter: Any = field(default=None, init=False, repr=False)  # vLLM's name of the one in force
     _adapters: int = field(default=0, init=False, repr=False)  # handed over so far
     _checked: bool = field(default=False, init=False, repr=False)
+    _in_group: bool = field(default=False, init=False, repr=False)  # of the run's, which the engine did not make
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,6 +111,9 @@ class Vllm(Sampler):
             raise ValueError(f"sampler.gpu_memory={self.gpu_memory} is no share of a GPU's memory; choose in (0, 1].")
         if not is_installed():
             raise ValueError(HOW_TO_INSTALL)
+
+    def refuse_ranks(self, ranks: int) -> None:
+        refuse_ranks(self.tensor_parallel, ranks)
 
     def answer(self, request: Request, done: OnComplete) -> list[list[Response]]:
         policy, prompts, seeds, settings = request
@@ -177,8 +189,8 @@ class Vllm(Sampler):
     def close(self) -> None:
         if self._llm is None:
             return
-        several = current_ranks().size > 1  # the processes' group, which vLLM would destroy, is the run's own
-        with patch("vllm.v1.engine.core.cleanup_dist_env_and_memory") if several else nullcontext():
+        # vLLM would destroy the processes' group, which is the run's own where it was there before the engine
+        with patch("vllm.v1.engine.core.cleanup_dist_env_and_memory") if self._in_group else nullcontext():
             self._llm.llm_engine.engine_core.shutdown()
         self._llm, self._adapter, self._checked = None, None, False
         gc.collect()
@@ -198,6 +210,7 @@ class Vllm(Sampler):
 
     def _start(self, policy: Policy, ranks: Ranks) -> Any:
         device, place = policy.device, {}
+        self._in_group = not isinstance(ranks, OneRank)
         refuse_sync(policy, self.sync)
         if self.sleep and device.type == "cpu":
             raise ValueError(

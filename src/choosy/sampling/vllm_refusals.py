@@ -37,14 +37,19 @@ def refuse_sync(policy: Policy, sync: Sync) -> None:
         )
 
 
-def refuse_group(policy: Policy, processes: int, ranks: int) -> None:
-    """Raise a ValueError where a run's ranks, or a model's layers, are not divided by the processes of an engine."""
+def refuse_ranks(processes: int, ranks: int) -> None:
+    """Raise a ValueError where a run's ranks are not divided by the processes of an engine."""
     if ranks % processes:
         fitting = ", ".join(str(k) for k in range(1, ranks + 1) if ranks % k == 0)
         raise ValueError(
             f"sampler.tensor_parallel={processes} makes engines of {processes} processes each, and this run has "
             f"{ranks}; choose {fitting} or another number of trainer.devices."
         )
+
+
+def refuse_group(policy: Policy, processes: int, ranks: int) -> None:
+    """Raise a ValueError where a run's ranks, or a model's layers, are not divided by the processes of an engine."""
+    refuse_ranks(processes, ranks)
     config = policy.causal_lm.config.get_text_config()
     for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
         n = getattr(config, name, None) or processes
