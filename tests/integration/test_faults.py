@@ -214,6 +214,33 @@ def test_training_that_does_not_fit_names_the_setting(play):
         play("data.heldout=null", callbacks=[TrainingNeedsMemory()])
 
 
+SMALL_MEMORY = """
+import torch
+from lightning.pytorch import Callback
+
+class NeedsMemory(Callback):
+    def on_train_start(self, trainer, pl_module):
+        pl_module.policy.causal_lm.get_decoder().register_forward_pre_hook(self.fail)
+
+    def fail(self, module, args):
+        if torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+"""
+
+
+@pytest.mark.parametrize("trainer", ["cpu", "fsdp"])
+def test_an_item_is_not_advised_what_sharded_weights_refuse(trainer, tmp_path, tiny_policy_dir, prompts_file):
+    (tmp_path / "small_memory.py").write_text(SMALL_MEMORY)
+    lines = [*typed(tmp_path, tiny_policy_dir, prompts_file), "data.heldout=null", "batching.tokens_per_step=1"]
+    many = [] if trainer == "cpu" else ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=1"]
+    small = "+callbacks.small={_target_: small_memory.NeedsMemory}"
+    run = command(ROOT / "train.py", *lines, *many, small, f"run_dir={tmp_path / 'run'}", folder=tmp_path)
+    assert run.returncode != 0
+    found = re.search(r"The item of prompt p.* does not fit .*; type model.compute.gradient_check.*", run.stderr)
+    assert found, run.stderr
+    assert ("model.compute.split_long=true" in found[0]) == (trainer == "cpu")
+
+
 # -- disks and clocks ------------------------------------------------------------------------------------------
 
 
