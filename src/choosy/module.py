@@ -28,7 +28,7 @@ from choosy.models.experts import Routed
 from choosy.models.policy import Policy
 from choosy.models.rows import Group
 from choosy.parallel.ranks import current_ranks
-from choosy.parallel.sharding import full_tensor, is_sharded
+from choosy.parallel.sharding import full_tensor, is_sharded, refuse_tensor_parallel
 from choosy.reporting.metrics import StepStats, log_at_once
 from choosy.reporting.tracked import log_round
 from choosy.rounds.bad_losses import BadLosses, OnBadLoss
@@ -388,12 +388,3 @@ class WeightedDPO(LightningModule):
         self.facts = Facts(*states.get("facts", [states.get("kl", 0.0)]))  # older checkpoints have kl alone
         self.rounds_trained = states.get("rounds_trained", 0.0)  # which older checkpoints do not have
         self.policy.states.load(states["initial"], states["reference"])
-
-
-def refuse_tensor_parallel(mesh: Sequence[int], nodes: int) -> None:
-    """Refuse sizes that would have no effect: all ranks share the weights."""
-    if mesh[0] != nodes:
-        raise ValueError(
-            f"trainer.strategy asks for {mesh[0]} x {mesh[1]} data and tensor parallel ranks, and Choosy shards the "
-            "weights over all ranks; leave data_parallel_size and tensor_parallel_size at auto."
-        )

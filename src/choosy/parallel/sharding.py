@@ -18,6 +18,15 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from choosy.parallel.ranks import Ranks
 
 
+def refuse_tensor_parallel(mesh: Sequence[int], nodes: int) -> None:
+    """Refuse sizes that would have no effect: all ranks share the weights."""
+    if mesh[0] != nodes:
+        raise ValueError(
+            f"trainer.strategy asks for {mesh[0]} x {mesh[1]} data and tensor parallel ranks, and Choosy shards the "
+            "weights over all ranks; leave data_parallel_size and tensor_parallel_size at auto."
+        )
+
+
 def shard_weights(
     root: nn.Module, blocks: Sequence[nn.Module], *, device: torch.device, compute: torch.dtype | None
 ) -> None:
