@@ -44,9 +44,9 @@ class Pool:
         """
         ids, new = self.table["prompt_id"], Pool(fresh)
         again = pc.is_in(self._stamps(), value_set=new._stamps())
-        superseded = pc.or_(again, pc.and_(pc.invert(self._labeled()), pc.is_in(ids, value_set=fresh["prompt_id"])))
+        superseded = pc.or_(again, pc.and_(pc.invert(self.labeled()), pc.is_in(ids, value_set=fresh["prompt_id"])))
         if keep == "newest":
-            labeled_ids = fresh["prompt_id"].filter(new._labeled())
+            labeled_ids = fresh["prompt_id"].filter(new.labeled())
             superseded = pc.or_(superseded, pc.is_in(ids, value_set=labeled_ids))
         old = self.table
         stale: dict[str, Any] = {"origin": "reused", **dict.fromkeys(OWN)}  # of an earlier policy
@@ -203,7 +203,7 @@ class Pool:
         threshold_X = pc.fill_null(self.table["threshold"].combine_chunks().take(row_X), 0.0)
         return row_X.filter(pc.fill_null(pc.not_equal(reward_X, threshold_X), False))
 
-    def _labeled(self) -> pa.Array:
+    def labeled(self) -> pa.Array:
         """Whether there is a label to train on in each row (see `Candidates.labeled`)."""
         paired = pc.greater(pc.list_value_length(self.table["pairs"]), 0).to_numpy(zero_copy_only=False)
         return pa.array(paired | np.isin(np.arange(len(self)), self._lone_rows()))

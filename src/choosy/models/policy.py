@@ -6,10 +6,11 @@ swaps in merged weights in the same way, so the exact weights are back afterward
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
+from itertools import islice, tee
 from typing import Any, cast, get_args
 
 import torch
@@ -55,6 +56,8 @@ from choosy.types import Candidates
 
 log = logger(__name__)
 
+Pieces = Iterable[Sequence[Candidates]]
+Scored = tuple[float, tuple[float, ...]]  # log-probability of a response, and of its tokens if wanted
 Tick = Callable[[int], None]  # is given the number of candidates that have been scored since the last call
 
 
@@ -336,43 +339,47 @@ class Policy(nn.Module):
 
     def score(self, candidates: Sequence[Candidates], tick: Tick = lambda n: None) -> list[list[float]]:
         """Summed log-probability of each response of each candidate, in their order, without gradients."""
-        scored: list[list[float]] = [[] for _ in candidates]
-        for n, logps, _ in self._scored(candidates, tick):
-            scored[n] = logps
-        return scored
+        (scored,) = self._scored([candidates], tick, tokens=False)
+        return [[logp for logp, _ in of_candidate] for of_candidate in scored]
 
     def score_reference(
         self, candidates: Sequence[Candidates], tick: Tick = lambda n: None, *, tokens: bool = False
     ) -> list[Candidates]:
         """The candidates with each response's log-probability under the reference, and of its tokens if wanted."""
-        result = list(candidates)
-        with self.states.as_reference(), nullcontext() if is_sharded(self) else unadapted(self.model):
-            for n, logps, logp_T_of in self._scored(candidates, tick):
-                of_tokens = [tuple(logp_T.tolist()) if tokens else () for logp_T in logp_T_of]
-                scored = zip(candidates[n].responses, logps, of_tokens, strict=True)
-                responses = tuple(replace(r, logp_ref=logp, token_logps_ref=each) for r, logp, each in scored)
-                result[n] = replace(candidates[n], responses=responses)
-        return result
+        (scored,) = self.reference_scores([candidates], tick, tokens=tokens)
+        return scored
 
-    def _scored(
-        self, candidates: Sequence[Candidates], tick: Tick
-    ) -> Iterator[tuple[int, list[float], Sequence[Tensor]]]:
-        """Position of each candidate, log-probabilities of its responses, and of each response's tokens."""
-        groups = [Group(c.prompt_ids, [r.ids for r in c.responses], [r.mask for r in c.responses]) for c in candidates]
-        self.tokens.refuse_beyond_window(max((group.longest for group in groups), default=0))
+    def reference_scores(self, pieces: Pieces, tick: Tick, *, tokens: bool) -> Iterator[list[Candidates]]:
+        """What `score_reference` gives for each of some pieces; sharded weights are gathered once for all of them."""
+        pieces, asked = tee(pieces)
+        with self.states.as_reference(), nullcontext() if is_sharded(self) else unadapted(self.model):
+            for candidates, scored in zip(pieces, self._scored(asked, tick, tokens=tokens), strict=True):
+                found = (zip(c.responses, of, strict=True) for c, of in zip(candidates, scored, strict=True))
+                known = ([replace(r, logp_ref=logp, token_logps_ref=each) for r, (logp, each) in of] for of in found)
+                yield [replace(c, responses=tuple(of)) for c, of in zip(candidates, known, strict=True)]
+
+    def _scored(self, pieces: Pieces, tick: Tick, *, tokens: bool) -> Iterator[list[list[Scored]]]:
+        """What is found for each response of each piece's candidates."""
         was_training = self.training
         self.eval()
         with self.weights_gathered():
-            share = self.shares(groups)
-            for batch in packed(groups, self.compute.tokens_per_step, one_row=share and self.one_row):
-                chosen = [groups[n] for n in batch]
-                with torch.no_grad(), self.precision():
-                    logp_T = group_logps(self.causal_lm, chosen, share=share).cpu()
-                logps = iter(sum_by_response(logp_T, chosen).tolist())
-                of_tokens = iter(torch.split(logp_T, [len(places) for group in chosen for places in group.places]))
-                for n, group in zip(batch, chosen, strict=True):
-                    yield n, [next(logps) for _ in group.response_ids], [next(of_tokens) for _ in group.response_ids]
-                tick(len(batch))
+            for candidates in pieces:
+                every = ((c.prompt_ids, c.responses) for c in candidates)
+                groups = [Group(ids, [r.ids for r in of], [r.mask for r in of]) for ids, of in every]
+                self.tokens.refuse_beyond_window(max((group.longest for group in groups), default=0))
+                share = self.shares(groups)
+                scored: list[list[Scored]] = [[] for _ in groups]
+                for batch in packed(groups, self.compute.tokens_per_step, one_row=share and self.one_row):
+                    chosen = [groups[n] for n in batch]
+                    with torch.no_grad(), self.precision():
+                        logp_T = group_logps(self.causal_lm, chosen, share=share).cpu()
+                    logp_T_of = torch.split(logp_T, [len(places) for group in chosen for places in group.places])
+                    of_tokens = (tuple(each.tolist()) if tokens else () for each in logp_T_of)
+                    found = zip(sum_by_response(logp_T, chosen).tolist(), of_tokens, strict=True)
+                    for n, group in zip(batch, chosen, strict=True):
+                        scored[n] = [*islice(found, len(group.response_ids))]
+                    tick(len(batch))
+                yield scored
         self.train(was_training)
 
     def write_adapter(self, folder: str) -> None:

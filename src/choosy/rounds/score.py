@@ -6,10 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import tee
 
 import pyarrow as pa
 
-from choosy.data.pool import Pool
+from choosy.data.pool import Pool, with_responses
 from choosy.data.shared_pool import PIECE, mapped
 from choosy.labeling.statistics import agreement
 from choosy.methods.loss_inputs import form_of
@@ -62,17 +63,25 @@ def rescore_pool(at: Round) -> Pool:
 
     Each rank scores its part of the rows, some at a time, and writes them to its file of the pool.
     """
+    rows = range(len(at.pool))[share_of(len(at.pool), at.ranks.rank, at.ranks.size)]
+    pieces = [Pool(at.pool.table[start : min(start + PIECE, rows.stop)]) for start in rows[::PIECE]]
 
     def forgotten(c: Candidates) -> Candidates:
         return replace(c, responses=tuple(replace(r, logp_ref=math.nan, token_logps_ref=()) for r in c.responses))
 
+    def asked(piece: Pool) -> tuple[list[Candidates], list[Positions]]:
+        some = [forgotten(c) for c in piece.candidates()]
+        return some, [trained(at, c) for c in some]
+
     def rescored() -> Iterator[pa.Table]:
-        mine = share_of(len(at.pool), at.ranks.rank, at.ranks.size)
-        for start in range(0, -(-len(at.pool) // at.ranks.size), PIECE):  # as often on every rank
-            rows = range(len(at.pool))[mine][start : start + PIECE]
-            some = Pool(at.pool.table.slice(rows.start, len(rows)))
-            scored = score_trained(at, [forgotten(c) for c in some.candidates()])
-            yield some.with_reference([[(r.logp_ref, r.token_logps_ref) for r in c.responses] for c in scored]).table
+        every, again = tee(map(asked, pieces))
+        total = sum(piece.labeled().true_count for piece in pieces)
+        with at.phases("score", total=total, unit="prompts") as tick:
+            parts = (_of(*one) for one in again)
+            found = at.policy.reference_scores(parts, tick, tokens="tokens" in at.loss.needs)
+            for piece, one, scored in zip(pieces, every, found, strict=True):  # strict: of no pieces, too, it is asked
+                logps = [[(r.logp_ref, r.token_logps_ref) for r in c.responses] for c in _with(*one, scored)]
+                yield piece.with_reference(logps).table
 
     return mapped(rescored(), at.folder, at.ranks, at.pool.round)
 
@@ -95,14 +104,24 @@ def _lacking(at: Round, c: Candidates, positions: Positions) -> Positions:
 
 def _scored(at: Round, candidates: Sequence[Candidates], lacking: Sequence[Positions]) -> list[Candidates]:
     """The candidates with the log-probs of those responses that lack them; every rank must call this."""
-    result = list(candidates)
-    new = [i for i, positions in enumerate(lacking) if positions]
-    asked = [replace(result[i], responses=tuple(result[i].responses[n] for n in lacking[i])) for i in new]
-    with at.phases("score", total=len(new), unit="prompts") as tick:
+    asked = _of(candidates, lacking)
+    with at.phases("score", total=len(asked), unit="prompts") as tick:
         found = at.policy.score_reference(asked, tick, tokens="tokens" in at.loss.needs)
-    for i, part in zip(new, found, strict=True):
-        responses = list(result[i].responses)
-        for n, response in zip(lacking[i], part.responses, strict=True):
-            responses[n] = response
-        result[i] = replace(result[i], responses=tuple(responses))
-    return result
+    return _with(candidates, lacking, found)
+
+
+def _of(candidates: Sequence[Candidates], wanted: Sequence[Positions]) -> list[Candidates]:
+    """The candidates with the wanted responses alone; those of which none is wanted are left out."""
+    chosen = ((c, [c.responses[n] for n in positions]) for c, positions in zip(candidates, wanted, strict=True))
+    return [replace(c, responses=tuple(responses)) for c, responses in chosen if responses]
+
+
+def _with(
+    candidates: Sequence[Candidates], wanted: Sequence[Positions], found: Sequence[Candidates]
+) -> list[Candidates]:
+    """The candidates with what was found for the wanted responses in their places."""
+    left = iter(found)
+    return [
+        with_responses(c, dict(zip(positions, next(left).responses, strict=True))) if positions else c
+        for c, positions in zip(candidates, wanted, strict=True)
+    ]
