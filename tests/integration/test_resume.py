@@ -14,6 +14,7 @@ from test_configs import options
 from tiny import MIXTURE, WEIGHTED
 from torch.testing import assert_close
 
+from choosy.data import shared_pool
 from choosy.data.table_files import damage, read_about, write_table
 from choosy.reporting.summary import read_run
 from choosy.reporting.sweeps import read_sweep
@@ -218,6 +219,16 @@ def test_a_run_of_a_version_without_some_columns_goes_on(play, tmp_path):
     assert not left.exists(), "an adapter that a killed run has left for a server is deleted"
     pd.testing.assert_frame_equal(resumed.pool, whole.pool)
     assert resumed.summary["win_rate"] == whole.summary["win_rate"]
+
+
+def test_an_error_while_the_first_pool_is_put_together_leaves_no_file_of_it(play, tmp_path, monkeypatch):
+    def failing(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(shared_pool, "merged", failing)
+    with pytest.raises(OSError, match="no space left"):
+        play(*ROUNDS)
+    assert not [*(tmp_path / "run" / "rounds").glob("*.arrow*")]
 
 
 def test_the_metrics_of_before_the_interruption_are_kept(play):

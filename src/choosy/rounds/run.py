@@ -100,6 +100,7 @@ class Run:
                 "reference=initial, or learned_reward.embedder=minilm."
             )
         self.holds_folder = False  # locked by this run, and by no command that plays it
+        self.is_open = False  # the folder is this run's, whoever has locked it
         self.resuming = False  # set before the run is opened, where it continues an earlier one
         self.prompt_selector: PromptSelector | None = None
         self.pair_selector: PairSelector | None = None
@@ -155,19 +156,21 @@ class Run:
         self.sampler.refuse_ranks(self.ranks.size)
         self.read = dict(read)
         self.holds_folder = open_folder(self.folder, self.labels, self.ranks, self.read, resuming=self.resuming)
+        self.is_open = True
 
     def close(self) -> None:
         """End the sampler, and give the folder free."""
         self.sampler.close()
         self.ahead.close()
         self.forget_pool()
+        self.is_open = False
         if self.holds_folder:
             release(self.folder)
             self.holds_folder = False
 
     def forget_pool(self) -> None:
-        """Delete the file that the ranks have mapped; those that have it in memory keep it."""
-        if self.ranks.rank == 0 and self.pool.round >= 0:  # else the folder may be another run's
+        """Delete the files that the ranks have mapped or write; those that have mapped one keep it."""
+        if self.ranks.rank == 0 and self.is_open:  # else the folder may be another run's
             forget_mapped(self.rounds_folder)
 
     def play(self, number: int, prompts: Sequence[Prompt], sample: Sample) -> None:
