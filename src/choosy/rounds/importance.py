@@ -19,16 +19,17 @@ def weigh_importance(at: Round, mine: Sequence[Candidates]) -> list[Candidates]:
     """Return this rank's candidates with the weights of labels on what was sampled ahead; every rank must call this.
 
     A label counts as often as the policy that begins the round would have made it: its weight is multiplied by the
-    importance ratios pi(now) / pi(sampled) of the responses in its item, each clipped to [1/c, c]. So the mean loss is
-    that of a run that does not sample ahead, but for what is clipped.
+    importance ratios pi(now) / pi(sampled) of the responses in its item, each clipped to [1/c, c]. Where all of a
+    prompt's responses are in its item (two of them, or a list), the mean loss is that of a run that does not sample
+    ahead, but for what is clipped. The choice of a pair among more responses is not corrected.
     """
     if at.ahead is None:
         return list(mine)
     most, is_list = at.sampler.max_ratio, form_of(at.loss.needs) == "list"
     used = [trained(at, c) for c in mine]
     asked = [replace(c, responses=tuple(c.responses[n] for n in ns)) for c, ns in zip(mine, used, strict=True) if ns]
-    with at.phases("score", total=len(asked), unit="prompts sampled ahead") as tick:
-        now = iter(at.policy.score(asked, tick))
+    with at.phases("score", total=len(asked), unit="prompts sampled ahead") as tick, at.policy.for_sampling():
+        now = iter(at.policy.score(asked, tick))  # weights rounded as those that sampled: else, in bf16, it is noise
     result, of_mine = [], list[float]()
     for c, ns in zip(mine, used, strict=True):
         ratios = {n: ratio_of(c, n, logp) for n, logp in zip(ns, next(now) if ns else (), strict=True)}
