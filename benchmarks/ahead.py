@@ -56,8 +56,8 @@ class Rounds(Callback):
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--prompts", type=int, default=24)
-    asked.add_argument("--tokens", type=int, default=64)
-    asked.add_argument("--rounds", type=int, default=4)
+    asked.add_argument("--tokens", type=int, default=48)
+    asked.add_argument("--rounds", type=int, default=3)
     asked.add_argument("--runs", type=int, default=1)
     typed = asked.parse_args()
     torch.set_num_threads(1)
@@ -72,7 +72,10 @@ def main() -> None:
         of: {way: median(x for run in runs for x in run[of]) for way, runs in found.items()}
         for of in ("clock", "own_core")
     }
-    what = f"{typed.prompts} prompts, 2 responses of {typed.tokens} tokens, half of the pairs labeled and trained on"
+    what = (
+        f"{typed.prompts} prompts, 2 responses of {typed.tokens} tokens, half of the pairs labeled and trained on; "
+        f"runs of {typed.rounds} rounds, {typed.runs} each way"
+    )
     ratio = {of: ways["without"] / ways["ahead"] for of, ways in middle.items()}
     save("ahead", {"what": what, "load": os.getloadavg()[0], "median_round": middle, "ratio": ratio, "runs": found})
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from choosy.sampling import elsewhere
 
@@ -21,6 +22,7 @@ class Forked:
     def __init__(self, words: Sequence[str], *, pass_fds: Sequence[int], **_: Any) -> None:
         code, (pipe,) = words[-1], pass_fds
         sys.stdout.flush()
+        torch.set_num_threads(1)  # a fork has none of the other threads, and would wait for them
         self.returncode: int | None = None
         self.pid = os.fork()
         if self.pid == 0:

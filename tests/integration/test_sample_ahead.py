@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from torch.testing import assert_close
 
 from choosy.resume import partial_rounds
 from choosy.sampling import generate
+from choosy.sampling.elsewhere import Elsewhere
 
 HERE = Path(__file__).parent
 ROUNDS = ["rounds=3", "lr=1e-2", "selector=random", "callbacks.random_prompts.fraction=0.5", "data.heldout=null"]
@@ -98,13 +101,13 @@ class Stop(Callback):
             raise self.error
 
 
-def in_the_third_batch(act: Callable[[], None]) -> Callable[..., Any]:
-    """Sample, but `act` in the third batch of a process: after the first one, which is a check, and round 0."""
+def in_a_batch(number: int, act: Callable[[], object]) -> Callable[..., Any]:
+    """Sample, but `act` in a batch of a process: the third is after the first one, which is a check, and round 0."""
     sample, batches = generate._sample_batch, []
 
     def counted(*given: Any) -> Any:
         batches.append(given)
-        if len(batches) == 3:
+        if len(batches) == number:
             act()
         return sample(*given)
 
@@ -135,7 +138,7 @@ def test_interrupted_in_whatever_way_it_ends_as_if_never_interrupted(play, monke
     whole = play(*lines, name="whole")
     for name, (act, message) in FAILS.items():
         with monkeypatch.context() as patched:
-            patched.setattr(generate, "_sample_batch", in_the_third_batch(act))
+            patched.setattr(generate, "_sample_batch", in_a_batch(3, act))
             with pytest.raises(ValueError, match=message):
                 play(*lines, name=name)
         assert "could not be sampled; this round is trained and saved" in caplog.text
@@ -171,6 +174,98 @@ def test_killed_while_it_samples_ahead_it_ends_as_if_never_killed(
     resumed = command(HERE / "killed.py", "nowhere", 0, *lines, f"run_dir={run}", "ckpt_path=last", folder=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert ending(run) == ending(whole)
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_waits_for_sampling_that_fails_is_made_all_the_same(play, monkeypatch, caplog, tmp_path):
+    def fail_once() -> None:
+        if not (tmp_path / "failed").exists():
+            (tmp_path / "failed").touch()
+            time.sleep(2)  # until the evaluation waits
+            fail()
+
+    lines = [*ROUNDS[:-1], "sampler.ahead=1"]  # with held-out prompts, which the start policy answers first
+    whole = play(*lines, name="whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(generate, "_sample_batch", in_a_batch(3, fail_once))
+        with pytest.raises(ValueError, match="the second GPU is on fire"):
+            play(*lines, name="fails")
+    assert "could not be sampled; this round is trained and saved" in caplog.text
+    assert list((whole.run_dir.parent / "fails").rglob("round_000.ckpt")), "the round that trained is over"
+    resumed = play(*lines, "ckpt_path=last", name="fails")
+    assert_close(resumed.weights, whole.weights, rtol=0, atol=0)
+    for number in range(3):
+        pd.testing.assert_frame_equal(resumed.round(number), whole.round(number))
+        pd.testing.assert_frame_equal(resumed.round(number, "heldout"), whole.round(number, "heldout"))
+
+
+class EndsEarly(Callback):
+    """Ends the run after its first round, as early stopping does."""
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        trainer.should_stop = True
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_early_leaves_nothing_of_the_next_round_and_can_go_on(play):
+    lines = [*ROUNDS, "sampler.ahead=1"]
+    whole, early = play(*lines, name="whole"), play(*lines, callbacks=[EndsEarly()])
+    assert (early.run_dir / "rounds" / "round_000.parquet").exists()
+    assert not list(early.run_dir.glob("rounds/sampl*"))
+    on = play(*lines, "ckpt_path=last")
+    assert_close(on.weights, whole.weights, rtol=0, atol=0)
+    pd.testing.assert_frame_equal(on.round(2), whole.round(2))
+
+
+def test_a_resumed_run_with_another_stream_of_prompts_is_refused(play):
+    lines = [*ROUNDS[:2], "data.heldout=null", "sampler.ahead=1", "callbacks.checkpoint.every_n_steps=1"]
+    with pytest.raises(RuntimeError, match="a step fails"):
+        play(*lines, callbacks=[Stop(RuntimeError("a step fails"))])
+    with pytest.raises(ValueError, match=r"data\.prompts_per_round is another\. Type the old one"):
+        play(*lines, "data.prompts_per_round=4", "ckpt_path=last")
+
+
+# -- the process that samples ----------------------------------------------------------------------------------
+
+
+def test_a_call_that_waits_for_one_that_fails_starts_the_process_again(load_policy):
+    policy, engine = load_policy(), Elsewhere.of(generate.Generate(max_new_tokens=4, ahead=1))
+    engine.start(policy)
+    begun = threading.Event()
+
+    def fails() -> None:
+        with engine._turn:
+            begun.set()
+            time.sleep(0.3)
+            engine._end()
+
+    thread = threading.Thread(target=fails)
+    thread.start()
+    begun.wait()
+    try:
+        ((response,),) = engine.sample(policy, [(5, 6)], [[1]])
+    finally:
+        thread.join()
+        engine.close()
+    assert response.ids
+    assert engine.waited_seconds > 0.1
+
+
+class Leaves(generate.Generate):
+    """Notes that it was closed."""
+
+    def close(self) -> None:
+        Path(self.note).write_text("closed")
+
+
+def test_an_engine_is_closed_in_its_process(load_policy, tmp_path):
+    inner = Leaves(max_new_tokens=4, ahead=1)
+    inner.note = str(tmp_path / "note")
+    engine = Elsewhere.of(inner)
+    engine.sample(load_policy(), [(5, 6)], [[1]])
+    engine.close()
+    assert (tmp_path / "note").read_text() == "closed"
+    assert Forked.started[0].returncode == 0
 
 
 # -- what is refused -------------------------------------------------------------------------------------------

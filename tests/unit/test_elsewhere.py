@@ -40,7 +40,7 @@ def test_another_process_samples_what_this_one_would(policy):
         with torch.no_grad():
             for _, p in policy.trainable():
                 p += 1.0  # as a step of training would
-        later = elsewhere.answer_from(before, Request(policy, PROMPTS, SEEDS, engine), lambda ended: None)
+        later, *_ = elsewhere.answer_from(before, Request(policy, PROMPTS, SEEDS, engine), lambda ended: None)
     finally:
         process = elsewhere._process
         elsewhere.close()

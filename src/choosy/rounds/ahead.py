@@ -6,14 +6,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from choosy.parallel.ranks import fair_share
-from choosy.resume.partial_rounds import PartWriter, read_begun
+from choosy.resume.partial_rounds import PartWriter, forget, read_begun
 from choosy.rounds.choose import choose_prompts
 from choosy.rounds.context import ChosenPrompt, PromptSelector, Round
 from choosy.rounds.sample import expected_tokens, seeds_of
-from choosy.sampling.elsewhere import Elsewhere, Weights, copied_weights
+from choosy.sampling.elsewhere import Elsewhere, Weights, copied_weights, sendable
 from choosy.sampling.protocol import Request, Sampler
 from choosy.sampling.spread import in_thread
 from choosy.terminal import counted, logger
@@ -39,17 +40,23 @@ class Plan:
     weights: Weights
 
     def chosen_of(self, prompts: Sequence[Prompt]) -> list[ChosenPrompt]:
-        """The chosen ones among some prompts."""
+        """The chosen ones among the prompts that the round may sample."""
         by_id = {p.id: p for p in prompts}
+        if gone := [name for name, _ in self.chosen if name not in by_id]:
+            raise ValueError(
+                f"Prompt {gone[0]} was chosen for round {self.round + 1} while the round before it trained, and that "
+                "round may not sample it any more: data.prompts_per_round is another. Type the old one to resume."
+            )
         return [ChosenPrompt(by_id[name], utility) for name, utility in self.chosen]
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """What this rank has sampled ahead: so many tokens, in so many seconds."""
+    """What this rank has sampled ahead: so many tokens, in so many seconds, of which it took weights for some."""
 
-    tokens: int
-    seconds: float
+    tokens: int = 0
+    seconds: float = 0.0
+    sync_seconds: float = 0.0
 
 
 class SampleAhead:
@@ -101,13 +108,15 @@ class SampleAhead:
         assert self._plan is not None
         assert self._engine is not None
         plan, engine = self._plan, self._engine
+        chosen = plan.chosen_of(prompts)
         begun, _ = read_begun(at.folder, at.number, prompts, responses=n)
         at.ranks.gather([])  # no rank writes before all have read
-        rest = [one.prompt for one in plan.chosen_of(prompts) if one.prompt.id not in begun]
+        rest = [one.prompt for one in chosen if one.prompt.id not in begun]
         mine = fair_share(rest, expected_tokens(at, rest), at.ranks)
         ids = [at.policy.tokens.encode_prompt(prompt) for prompt in mine]
         request = Request(at.policy, ids, seeds_of(at, mine, n), engine)
         parts = PartWriter(at.folder, at.number, at.ranks, seconds=dict)
+        engine.waited_seconds = 0.0
         if mine:
             engine.start(at.policy)
 
@@ -116,41 +125,46 @@ class SampleAhead:
 
         def sample() -> Sampled:
             if not mine:
-                return Sampled(0, 0.0)
+                return Sampled()
             began = time.perf_counter()
             try:
-                sampled = engine.answer_from(plan.weights, request, keep)
+                answer = engine.answer_from(plan.weights, request, keep)
             except Exception as error:
                 if not isinstance(error, CancelledError):  # the run has ended
                     log.warning("%s: %s", FAILED, error)
                 raise
             finally:
                 parts.write()
-            tokens = sum(len(r.ids) for of_prompt in sampled for r in of_prompt)
-            return Sampled(tokens, time.perf_counter() - began)
+            tokens = sum(len(r.ids) for of_prompt in answer.responses for r in of_prompt)
+            return Sampled(tokens, time.perf_counter() - began, answer.sync_seconds)
 
         return in_thread(sample)
 
     def finish(self, at: Round, prompts: Sequence[Prompt], *, responses: int) -> list[ChosenPrompt] | None:
         """Wait until a round's responses are on the disk, and return its prompts; None if they were not chosen.
 
-        Every rank must call this.
+        Every rank must call this; an error of one is raised on all.
         """
         if not self.plans(at.number):
             self._plan = self._sampling = None
             return None
         assert self._plan is not None
+        assert self._engine is not None
         if self._sampling is None:
             self._sampling = self._begun(at, prompts, responses)
         began = time.perf_counter()
         with at.phases("sample"):
-            mine = self._sampling.result()
-        every = at.ranks.gather([(mine, time.perf_counter() - began)])
+            error = self._sampling.exception()
+        if errors := at.ranks.gather([] if error is None else [sendable(error)]):
+            raise errors[0] if error is None else error
+        mine = self._sampling.result()
+        every = at.ranks.gather([(mine, self._engine.waited_seconds + time.perf_counter() - began)])
         tokens, seconds = sum(each.tokens for each, _ in every), max(each.seconds for each, _ in every)
-        waited = max(waited for _, waited in every)
+        waited = max(waited for _, waited in every)  # for the rest now, and before by an evaluation
         if tokens and at.ranks.rank == 0:
             hidden = max(0.0, seconds - waited)
             at.counts["hidden_milliseconds"] += round(1000 * hidden)
+            at.counts["sync_milliseconds"] += round(1000 * mine.sync_seconds)
             at.phases.say(
                 f"{counted(len(self._plan.chosen), 'prompts')} sampled ahead, while the round before trained: "
                 f"{counted(tokens, 'tokens')} from {self.sampler.origin} in {seconds:.1f} s, of which training hid "
@@ -181,3 +195,8 @@ class SampleAhead:
             self._engine.close()
         if self._sampling is not None:
             wait([self._sampling])
+
+    def forget(self, folder: Path) -> None:
+        """Delete what was sampled of a round that a run which is over does not play; each rank must call this."""
+        if self._plan is not None:
+            forget(folder, self._plan.round)

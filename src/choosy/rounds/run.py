@@ -159,9 +159,10 @@ class Run:
         self.is_open = True
 
     def close(self) -> None:
-        """End the sampler, and give the folder free."""
+        """End the sampler of a run that is over, and give the folder free."""
         self.sampler.close()
         self.ahead.close()
+        self.ahead.forget(self.rounds_folder)
         self.forget_pool()
         self.is_open = False
         if self.holds_folder:

@@ -12,9 +12,10 @@ import os
 import pickle
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field, fields
 from logging.handlers import QueueHandler
@@ -22,7 +23,7 @@ from multiprocessing.connection import Connection, Pipe
 from queue import SimpleQueue
 from subprocess import DEVNULL, Popen
 from threading import Lock, RLock, Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +39,16 @@ Weights = Mapping[str, Tensor]
 
 OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
 PASSED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # what they mean, the caller decides
+PATIENCE = 5.0  # seconds that an engine has to free what it holds
 SERVE = "import sys; sys.path[:] = {path!r}; from choosy.sampling.elsewhere import serve; serve({pipe})"
+
+
+class Answer(NamedTuple):
+    """Responses, and the seconds that the engine took to start, and to take the weights, before."""
+
+    responses: list[list[Response]]
+    start_seconds: float
+    sync_seconds: float
 
 
 @dataclass(kw_only=True, eq=False)
@@ -47,9 +57,13 @@ class Elsewhere(Sampler):
 
     Args:
         engine: Samples there.
+
+    Attributes:
+        waited_seconds: Seconds that calls of `sample` have waited for the one before them.
     """
 
     engine: Sampler
+    waited_seconds: float = field(default=0.0, init=False)
     _process: Popen[bytes] | None = field(default=None, init=False, repr=False)
     _pipe: Connection[Any, Any] | None = field(default=None, init=False, repr=False)
     _threads: int = field(default=0, init=False, repr=False)  # of this process before the other one shared them
@@ -61,14 +75,23 @@ class Elsewhere(Sampler):
         return cls(engine=engine, **{f.name: getattr(engine, f.name) for f in fields(Sampler) if f.init})
 
     def answer(self, request: Request, done: OnComplete) -> list[list[Response]]:
-        self.start(request.policy)
-        return self.answer_from(copied_weights(request.policy), request, done, threads=self._threads)
+        began = time.perf_counter()
+        with self._turn:
+            self.waited_seconds += time.perf_counter() - began
+            self.start(request.policy)  # only now: the call before may have ended the other process
+            answer = self.answer_from(copied_weights(request.policy), request, done, threads=self._threads)
+        self.start_seconds += answer.start_seconds
+        self.sync_seconds += answer.sync_seconds
+        return answer.responses
 
     def start(self, policy: Policy) -> None:
         """Start the other process, unless it runs; of the threads of a CPU, this process keeps half."""
         if self._process is not None:
             return
-        device, environ = second_device(policy.device, self.ahead_device), surroundings()
+        device, environ = (
+            second_device(policy.device, self.ahead_device, gpus=torch.cuda.device_count()),
+            surroundings(),
+        )
         if device.type == "cuda":  # an engine takes the first that it sees
             place, visible = device.index or 0, os.environ.get("CUDA_VISIBLE_DEVICES")
             environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[place] if visible else str(place)
@@ -87,9 +110,7 @@ class Elsewhere(Sampler):
         if policy.device.type == device.type == "cpu":
             torch.set_num_threads(half(self._threads))
 
-    def answer_from(
-        self, weights: Weights, request: Request, done: OnComplete, *, threads: int = 0
-    ) -> list[list[Response]]:
+    def answer_from(self, weights: Weights, request: Request, done: OnComplete, *, threads: int = 0) -> Answer:
         """Sample a request from these weights; on a CPU by so many threads, or by those that training leaves."""
         settings = SamplingSettings(**{f.name: getattr(request.settings, f.name) for f in fields(SamplingSettings)})
         responses = request.blank
@@ -108,27 +129,27 @@ class Elsewhere(Sampler):
                         case "failed", error:
                             raise error
                         case _, over:
-                            self.start_seconds, self.sync_seconds, self.origin = over
-                            return responses
+                            *seconds, self.origin = over
+                            return Answer(responses, *seconds)
             except BaseException:  # of `done`, too, while the other process goes on
                 self._end()
                 raise
 
     def _send(self, message: object) -> None:
-        with self._naming_its_end():
-            assert self._pipe is not None
-            self._pipe.send(message)
+        with self._naming_its_end() as pipe:
+            pipe.send(message)
 
     def _received(self) -> Any:
-        with self._naming_its_end():
-            assert self._pipe is not None
-            return self._pipe.recv()
+        with self._naming_its_end() as pipe:
+            return pipe.recv()
 
     @contextmanager
-    def _naming_its_end(self) -> Iterator[None]:
+    def _naming_its_end(self) -> Iterator[Connection[Any, Any]]:
         """Say how the other process has ended where it does not answer any more, unless this one has ended it."""
+        if self._pipe is None:
+            raise CancelledError
         try:
-            yield
+            yield self._pipe
         except (EOFError, OSError):
             if self._process is None:
                 raise CancelledError from None
@@ -151,7 +172,23 @@ class Elsewhere(Sampler):
                 self._pipe.close()
             self._pipe = None
 
+    def _let_close(self) -> None:
+        """Let the engine free what it holds, such as adapters on servers, unless a call is under way."""
+        if not self._turn.acquire(blocking=False):
+            return
+        try:
+            with suppress(EOFError, OSError):  # the other process has ended
+                if self._pipe is not None:
+                    self._pipe.send(None)
+                while self._pipe is not None and self._pipe.poll(PATIENCE):
+                    kind, what = self._pipe.recv()
+                    if kind == "log":
+                        logger(what.name).handle(what)
+        finally:
+            self._turn.release()
+
     def close(self) -> None:
+        self._let_close()
         self._end()
         if self._threads:
             torch.set_num_threads(self._threads)
@@ -173,23 +210,28 @@ def other_half(threads: int) -> int:
     return max(1, threads - threads // 2)
 
 
-def second_device(first: torch.device, wanted: str) -> torch.device:
+def second_device(first: torch.device, wanted: str, *, gpus: int) -> torch.device:
     """The device that samples beside the one that trains; of several GPUs the first half train.
 
     Example:
-        >>> second_device(torch.device("cpu"), "auto"), second_device(torch.device("cuda:0"), "cuda:1")
+        >>> second_device(torch.device("cpu"), "auto", gpus=0), second_device(torch.device("cuda:0"), "auto", gpus=2)
         (device(type='cpu'), device(type='cuda', index=1))
     """
     if wanted != "auto":
-        return torch.device(wanted)
+        device = torch.device(wanted)
+        if device.type == "cuda" and (device.index or 0) >= gpus:
+            there = f"cuda:0 to cuda:{gpus - 1}" if gpus else "no GPU"
+            raise ValueError(f"sampler.ahead_device={wanted}: there is {there}; type one that is there, cpu, or auto.")
+        return device
     if first.type == "cpu":
         return first
-    place, count = first.index or 0, torch.cuda.device_count() if first.type == "cuda" else 1
+    place, count = first.index or 0, gpus if first.type == "cuda" else 1
     if place >= count // 2:
         raise ValueError(
             f"sampler.ahead=1 trains on the first half of the GPUs and samples on the others, and the policy is on "
             f"{first} of {count}. Type trainer.devices={max(count // 2, 1)} where there are several, "
-            f"sampler.ahead_device={first} to share one, or sampler.ahead=0."
+            f"sampler.ahead_device={first} to share one, sampler.ahead_device=cpu where servers sample "
+            "(sampler=vllm_server), or sampler.ahead=0."
         )
     return torch.device(first.type, place + count // 2)
 
@@ -263,6 +305,9 @@ def serve(pipe: int) -> None:
     while True:
         call = calls.get()
         try:
+            if call is None:
+                engine.close()
+                os._exit(0)
             answer(call, policy, engine, torch.device(device), replies)
         except BrokenPipeError:
             os._exit(0)
@@ -279,11 +324,12 @@ def answer(call: Any, policy: Policy, engine: Sampler, device: torch.device, rep
     with torch.no_grad():
         for name, p in policy.trainable():
             p.copy_(now[name])
+    started, synced = engine.start_seconds, engine.sync_seconds
     engine.sample(policy, prompts, seeds, settings=settings, done=lambda ended: replies.send("done", dict(ended)))
-    replies.send("over", (engine.start_seconds, engine.sync_seconds, engine.origin))
+    replies.send("over", (engine.start_seconds - started, engine.sync_seconds - synced, engine.origin))
 
 
-def sendable(error: Exception) -> Exception:
+def sendable(error: BaseException) -> BaseException:
     """The error, or its words where it cannot cross to another process."""
     try:
         pickle.dumps(copy(error))
