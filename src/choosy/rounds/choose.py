@@ -60,13 +60,14 @@ def choose_pairs(at: Round, mine: Sequence[Candidates], selector: PairSelector |
         of_name = {name: list(islice(flat, comb(n, 2))) for name, n in zip(names, every, strict=True)}
         names.sort()
         place = {name: p for p, name in enumerate(names)}
-        excluded = at.ranks.gather([(c.prompt.id, i, j) for c in mine for i, j in excluded_pairs(c)])
+        known = [(c.prompt.id, i, j) for c in mine for i, j in excluded_pairs(c)]
+        excluded: list[list[Any]] = [at.ranks.gather([one[n] for one in known]) for n in range(3)]
         ranked = selection.rank_pairs(
             [of_name[name] for name in names],
             names=names,
             seed=seed_of(at.seed, "pairs", at.number),
             direction=selector.direction,
-            excluded={(place[name], i, j) for name, i, j in excluded},
+            excluded={(place[name], i, j) for name, i, j in zip(*excluded, strict=True)},
         )
         wanted = wanted_pairs(at, Counter(pair.prompt for pair in ranked), selector)
         return PairChoice(ranked, wanted, selector.per_prompt, selector.count is not None, selector.score_all)
@@ -76,8 +77,8 @@ def choose_responses(
     at: Round, mine: Sequence[Candidates], utilities: Sequence[float], selector: PairSelector
 ) -> PairChoice:
     """Choose which single responses to label, one of each prompt; every rank must call this."""
-    every = at.ranks.gather([(c.prompt.id, u, is_scored(c)) for c, u in zip(mine, utilities, strict=True)])
-    every.sort(key=lambda one: one[0])
+    columns = [c.prompt.id for c in mine], utilities, [is_scored(c) for c in mine]
+    every = sorted(zip(*map(at.ranks.gather, columns), strict=True), key=lambda one: one[0])
     left = [p for p, (_, _, scored) in enumerate(every) if not scored]
     oriented = selection.orient([every[p][1] for p in left], selector.direction)
     names, seed = [every[p][0] for p in left], seed_of(at.seed, "responses", at.number)

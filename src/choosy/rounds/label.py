@@ -175,8 +175,9 @@ def ranked_pairs(at: Round, mine: Sequence[Candidates], choice: PairChoice, labe
 
 def winners(at: Round, mine: Sequence[Candidates], choice: PairChoice) -> Counter[str]:
     """How many labeled pairs each rank's prompts have; one whose responses are all scored, or is alone, counts once."""
-    counts = [(c.prompt.id, int(c.labeled) if choice.score_all else len(c.pairs)) for c in mine]
-    return Counter(dict(at.ranks.gather([one for one in counts if one[1]])))
+    counts = {c.prompt.id: int(c.labeled) if choice.score_all else len(c.pairs) for c in mine}
+    labeled = {name: n for name, n in counts.items() if n}
+    return Counter(dict(zip(at.ranks.gather([*labeled]), at.ranks.gather([*labeled.values()]), strict=True)))
 
 
 def all_scored(at: Round, fresh: Sequence[Candidates], labels: Labels) -> Bought:
