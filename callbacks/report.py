@@ -201,7 +201,8 @@ def write_cards(folder: Path, summary: RunSummary, trainer: Any, module: Any, ex
     )
     with replacing(tuned / "README.md") as unfinished:
         unfinished.write_text(card, encoding="utf-8")
-    shutil.copyfile(folder / PICTURE, tuned / PICTURE)
+    if (folder / PICTURE).is_file():  # it may not have been drawn
+        shutil.copyfile(folder / PICTURE, tuned / PICTURE)
     forms: tuple[Form, ...] = ("merged", "gguf")
     for other in forms:
         if (folder / other).is_dir():

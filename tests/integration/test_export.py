@@ -84,3 +84,11 @@ def test_peft_and_transformers_load_what_a_run_leaves(play, tmp_path, monkeypatc
     assert said[0] == said[1], "both are the tuned model"
     assert said[0].endswith(" False"), "without Choosy"
     assert (run.run_dir / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_curves_that_cannot_be_drawn_end_no_run(play, monkeypatch, caplog):
+    monkeypatch.setattr("callbacks.report.write_curves", lambda run: 1 / 0)
+    run = play()
+    assert run.summary["rounds"] == 2
+    assert (run.run_dir / "adapter" / "README.md").is_file()
+    assert "curves.png is not written (ZeroDivisionError: division by zero); when that is mended" in caplog.text
