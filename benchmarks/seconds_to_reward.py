@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import LORA, ROOT, Program, busy_share, middle, peer_python, save
+from common import LORA, RESULTS, ROOT, Program, busy_share, middle, peer_python, save
 
 from choosy.data.reading import read_prompts
 from choosy.models.locate import resolve_model
@@ -40,7 +40,6 @@ JOB = {
     "beta": 0.2,
     "every": 8,  # steps between the evaluations of TRL
     "target": TARGET,
-    "most_seconds": MOST_SECONDS,
 }
 
 
@@ -54,16 +53,17 @@ def ours(seed: int, folder: Path) -> list[tuple[float, float]]:
     return [(busy * seconds, reward) for seconds, reward in zip(found.spent["seconds"], found.quality, strict=True)]
 
 
-def theirs(seed: int, lr: float, folder: Path, start: float) -> list[tuple[float, float]]:
+def theirs(seed: int, lr: float, folder: Path, start: float, most: float = MOST_SECONDS) -> list[tuple[float, float]]:
     """The same of TRL's run, which ends at the target; both begin with the same policy and so with the same reward."""
     train, heldout = (
         [p.text for p in read_prompts(f"choosy:prompts/{name}.jsonl", as_chat=False)] for name in ("train", "heldout")
     )
     model = resolve_model("demo:smollm2")
     job: dict[str, Any] = {"model": model, "prompts": train, "heldout": heldout, "folder": str(folder)}
-    program = Program(peer_python(), "peers/trl_time.py", job | JOB | {"seed": seed, "lr": lr}, log="trl_time")
+    job |= JOB | {"seed": seed, "lr": lr, "most_seconds": most}
+    program = Program(peer_python(), "peers/trl_time.py", job, log="trl_time")
     points = [(0.0, start)]
-    while points[-1][1] < TARGET and points[-1][0] <= MOST_SECONDS:
+    while points[-1][1] < TARGET and points[-1][0] <= most:
         said = program.answer()
         points.append((said["seconds"], said["reward"]))
         print(json.dumps({"seed": seed, "lr": lr} | said), flush=True)
@@ -81,25 +81,37 @@ def seconds_to(points: Sequence[tuple[float, float]]) -> float:
     return before + (after - before) * (TARGET - low) / (high - low)
 
 
+def tuned(lrs: Sequence[float], folder: Path) -> dict[float, float]:
+    """Seconds of TRL with each learning rate on the seed for tuning; one that is slower than the best so far is cut."""
+    start = ours(TUNED_ON, folder / "ours")[0][1]
+    found: dict[float, float] = {}
+    for lr in lrs:
+        most = min(found.values(), default=MOST_SECONDS)
+        found[lr] = seconds_to(theirs(TUNED_ON, lr, folder / f"tuning_{lr}", start, min(most, MOST_SECONDS)))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lrs", default="2e-4,5e-4", help="learning rates that TRL may have")
+    parser.add_argument("--fresh", action="store_true", help="repeat what an earlier call has measured")
     typed = parser.parse_args()
-    lrs = [float(lr) for lr in typed.lrs.split(",")]
+    kept = RESULTS / "seconds_to_reward.json"
+    before = json.loads(kept.read_text()) if kept.exists() and not typed.fresh else {}
     os.environ["OMP_NUM_THREADS"] = "1"  # of both
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        start = ours(TUNED_ON, folder / "ours")[0][1]
-        tuned = {lr: seconds_to(theirs(TUNED_ON, lr, folder / f"tuning_{lr}", start)) for lr in lrs}
-        lr = min(tuned, key=lambda lr: tuned[lr])
-        turns = []
-        for seed in range(typed.seeds):
+        tried = before.get("tuned") or tuned([float(lr) for lr in typed.lrs.split(",")], folder)
+        lr = min(tried, key=lambda lr: tried[lr])
+        turns = before.get("seeds", [])
+        for seed in range(len(turns), typed.seeds):
             mine = ours(seed, folder / f"ours_{seed}")
-            theirs_to = seconds_to(theirs(seed, lr, folder / f"theirs_{seed}", mine[0][1]))
+            theirs_to = seconds_to(theirs(seed, float(lr), folder / f"theirs_{seed}", mine[0][1]))
             turns.append({"ours": seconds_to(mine), "trl": theirs_to})
             ratio = middle([turn["trl"] / turn["ours"] for turn in turns])
-            save("seconds_to_reward", {"target": TARGET, "ratio": ratio, "trl_lr": lr, "tuned": tuned, "seeds": turns})
+            result = {"target": TARGET, "ratio": ratio, "trl_lr": lr, "tuned": tried, "seeds": turns}
+            save("seconds_to_reward", result)
 
 
 if __name__ == "__main__":
