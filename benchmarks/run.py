@@ -55,7 +55,7 @@ def summary() -> dict[str, float]:
         ratios["all_pairs"] = all_pairs["ratio"]
     if top_p := found("top_p"):
         ratios["top_p"] = top_p["price"]
-    if to_reward := found("seconds_to_reward"):
+    if "ratio" in (to_reward := found("seconds_to_reward") or {}):
         ratios["seconds_to_reward_vs_trl"] = to_reward["ratio"]
     return ratios | of_choosing(found("evidence") or {})
 

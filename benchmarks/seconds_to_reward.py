@@ -81,20 +81,20 @@ def seconds_to(points: Sequence[tuple[float, float]]) -> float:
     return before + (after - before) * (TARGET - low) / (high - low)
 
 
-def tuned(lrs: Sequence[float], folder: Path) -> dict[float, float]:
-    """Seconds of TRL with each learning rate on the seed for tuning; one that is slower than the best so far is cut."""
-    start = ours(TUNED_ON, folder / "ours")[0][1]
-    found: dict[float, float] = {}
+def tune(lrs: Sequence[str], tried: dict[str, float], folder: Path) -> None:
+    """Add TRL's seconds on the seed for tuning with each learning rate; one slower than the best so far is cut."""
     for lr in lrs:
-        most = min(found.values(), default=MOST_SECONDS)
-        found[lr] = seconds_to(theirs(TUNED_ON, lr, folder / f"tuning_{lr}", start, min(most, MOST_SECONDS)))
-    return found
+        if lr not in tried:
+            start = ours(TUNED_ON, folder / "ours")[0][1]
+            most = min([MOST_SECONDS, *tried.values()])
+            tried[lr] = seconds_to(theirs(TUNED_ON, float(lr), folder / f"tuning_{lr}", start, most))
+            save("seconds_to_reward", {"target": TARGET, "tuned": tried})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--lrs", default="2e-4,5e-4", help="learning rates that TRL may have")
+    parser.add_argument("--lrs", default="2e-4,5e-4,1e-3", help="learning rates that TRL may have")
     parser.add_argument("--fresh", action="store_true", help="repeat what an earlier call has measured")
     typed = parser.parse_args()
     kept = RESULTS / "seconds_to_reward.json"
@@ -102,9 +102,9 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # of both
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tried = before.get("tuned") or tuned([float(lr) for lr in typed.lrs.split(",")], folder)
+        tried, turns = before.get("tuned", {}), before.get("seeds", [])
+        tune(typed.lrs.split(","), tried, folder)
         lr = min(tried, key=lambda lr: tried[lr])
-        turns = before.get("seeds", [])
         for seed in range(len(turns), typed.seeds):
             mine = ours(seed, folder / f"ours_{seed}")
             theirs_to = seconds_to(theirs(seed, float(lr), folder / f"theirs_{seed}", mine[0][1]))

@@ -85,8 +85,16 @@ def make_prompts(folder: Path, rows: list[dict[str, Any]]) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in some))
 
 
-def make_policy(folder: Path, texts: list[str]) -> None:
-    """Train the tokenizer and the language model."""
+def make_policy(
+    folder: Path,
+    texts: list[str],
+    *,
+    longest: int = LONGEST,
+    epochs: int = 12,
+    size: int = 64,
+    task: str = "film",
+) -> None:
+    """Train the tokenizer and the language model on texts of at most so many tokens, `size` a step."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -108,16 +116,16 @@ def make_policy(folder: Path, texts: list[str]) -> None:
             num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=4,
-            max_position_embeddings=128,
+            max_position_embeddings=max(128, 2 * longest),
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    rows = [[*tokenizer(text).input_ids[: LONGEST - 1], tokenizer.eos_token_id] for text in texts]
+    rows = [[*tokenizer(text).input_ids[: longest - 1], tokenizer.eos_token_id] for text in texts]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
-    epochs, size, draw = 12, 64, random.Random(2)
+    draw = random.Random(2)
     steps = epochs * (len(rows) // size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     began, losses = time.monotonic(), []
@@ -137,7 +145,7 @@ def make_policy(folder: Path, texts: list[str]) -> None:
             schedule.step()
             losses.append(loss.item())
         print(
-            f"film: {sum(p.numel() for p in model.parameters()):,} parameters, loss {sum(losses[-50:]) / 50:.2f}, "
+            f"{task}: {sum(p.numel() for p in model.parameters()):,} parameters, loss {sum(losses[-50:]) / 50:.2f}, "
             f"{time.monotonic() - began:.0f} s",
             flush=True,
         )

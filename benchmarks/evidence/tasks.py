@@ -220,8 +220,8 @@ TASKS: Mapping[str, Task] = {
         pools.prepare,
         pools.LINES,
         "random_pairs",
-        given_arms(16, 6),
-        settings((5e-4,), (0.1,)),
+        given_arms(32, 7),
+        settings((1e-3,), (2.0,)),
         5,
     ),
     "harmless": Task(
