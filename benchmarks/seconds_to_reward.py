@@ -3,7 +3,8 @@
 `python benchmarks/seconds_to_reward.py` writes benchmarks/results/seconds_to_reward.json. Both tune SmolLM2-135M with
 LoRA on the prompts that come with Choosy, by VADER's sentiment, with the same sampling and loss. Seconds are those of a
 processor, on one thread, for choosing, sampling, scoring and training: loading the model and judging held-out answers
-do not count. TRL has the learning rate, of several, that was the fastest on another seed.
+do not count. Each has the learning rate, of several, that was the fastest on another seed. What is measured is kept, so
+that a call that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ from choosy.models.locate import resolve_model
 from choosy.reporting.summary import read_run
 from choosy.reporting.sweeps import course
 
+NAME = "seconds_to_reward"
 TARGET = 0.6
+START = (
+    0.2  # about the reward of the policy that both begin with; it counts only where the first point is past the target
+)
 MOST_SECONDS = 1500.0
 TUNED_ON = 101
 JOB = {
@@ -43,26 +48,28 @@ JOB = {
 }
 
 
-def ours(seed: int, folder: Path) -> list[tuple[float, float]]:
+def ours(seed: int, lr: str, folder: Path) -> list[tuple[float, float]]:
     """Seconds and rewards of the demo's run, with rounds enough to pass the target."""
-    typed = ["experiment=demo", "trainer=cpu", "rounds=4", f"seed={seed}", "callbacks.report.console=false"]
+    typed = ["experiment=demo", "trainer=cpu", "rounds=4", f"lr={lr}", f"seed={seed}", "callbacks.report.console=false"]
     command = [sys.executable, ROOT / "train.py", *typed, f"run_dir={folder}"]
     with Path(f"{folder}.log").open("w") as log:
         busy = busy_share(command, {**os.environ, "HF_HUB_OFFLINE": "1"}, log)
     found = course(read_run(folder))
-    return [(busy * seconds, reward) for seconds, reward in zip(found.spent["seconds"], found.quality, strict=True)]
+    points = [(busy * seconds, reward) for seconds, reward in zip(found.spent["seconds"], found.quality, strict=True)]
+    print(json.dumps({"choosy": points, "seed": seed, "lr": lr}), flush=True)
+    return points
 
 
-def theirs(seed: int, lr: float, folder: Path, start: float, most: float = MOST_SECONDS) -> list[tuple[float, float]]:
-    """The same of TRL's run, which ends at the target; both begin with the same policy and so with the same reward."""
+def theirs(seed: int, lr: str, folder: Path, most: float = MOST_SECONDS) -> list[tuple[float, float]]:
+    """The same of TRL's run, which ends at the target or at `most` seconds."""
     train, heldout = (
         [p.text for p in read_prompts(f"choosy:prompts/{name}.jsonl", as_chat=False)] for name in ("train", "heldout")
     )
     model = resolve_model("demo:smollm2")
     job: dict[str, Any] = {"model": model, "prompts": train, "heldout": heldout, "folder": str(folder)}
-    job |= JOB | {"seed": seed, "lr": lr, "most_seconds": most}
+    job |= JOB | {"seed": seed, "lr": float(lr), "most_seconds": most}
     program = Program(peer_python(), "peers/trl_time.py", job, log="trl_time")
-    points = [(0.0, start)]
+    points = [(0.0, START)]
     while points[-1][1] < TARGET and points[-1][0] <= most:
         said = program.answer()
         points.append((said["seconds"], said["reward"]))
@@ -81,37 +88,41 @@ def seconds_to(points: Sequence[tuple[float, float]]) -> float:
     return before + (after - before) * (TARGET - low) / (high - low)
 
 
-def tune(lrs: Sequence[str], tried: dict[str, float], folder: Path) -> None:
-    """Add TRL's seconds on the seed for tuning with each learning rate; one slower than the best so far is cut."""
+Tried = dict[str, dict[str, float]]  # seconds to the target, by trainer and learning rate
+
+
+def tune(lrs: Sequence[str], tried: Tried, folder: Path) -> None:
+    """Add what is missing on the seed for tuning; a run of TRL that is slower than its best so far is cut."""
     for lr in lrs:
-        if lr not in tried:
-            start = ours(TUNED_ON, folder / "ours")[0][1]
-            most = min([MOST_SECONDS, *tried.values()])
-            tried[lr] = seconds_to(theirs(TUNED_ON, float(lr), folder / f"tuning_{lr}", start, most))
-            save("seconds_to_reward", {"target": TARGET, "tuned": tried})
+        if lr not in tried["choosy"]:
+            tried["choosy"][lr] = seconds_to(ours(TUNED_ON, lr, folder / f"ours_{lr}"))
+            save(NAME, {"target": TARGET, "tuned": tried})
+        if lr not in tried["trl"]:
+            most = min([MOST_SECONDS, *tried["trl"].values()])
+            tried["trl"][lr] = seconds_to(theirs(TUNED_ON, lr, folder / f"theirs_{lr}", most))
+            save(NAME, {"target": TARGET, "tuned": tried})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--lrs", default="2e-4,5e-4,1e-3", help="learning rates that TRL may have")
+    parser.add_argument("--lrs", default="2e-4,5e-4,1e-3,2e-3", help="learning rates to try, with commas between them")
     parser.add_argument("--fresh", action="store_true", help="repeat what an earlier call has measured")
     typed = parser.parse_args()
-    kept = RESULTS / "seconds_to_reward.json"
+    kept = RESULTS / f"{NAME}.json"
     before = json.loads(kept.read_text()) if kept.exists() and not typed.fresh else {}
     os.environ["OMP_NUM_THREADS"] = "1"  # of both
+    tried: Tried = before.get("tuned", {"choosy": {}, "trl": {}})
+    turns = before.get("seeds", [])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tried, turns = before.get("tuned", {}), before.get("seeds", [])
         tune(typed.lrs.split(","), tried, folder)
-        lr = min(tried, key=lambda lr: tried[lr])
+        lrs = {trainer: min(found, key=lambda lr: found[lr]) for trainer, found in tried.items()}
         for seed in range(len(turns), typed.seeds):
-            mine = ours(seed, folder / f"ours_{seed}")
-            theirs_to = seconds_to(theirs(seed, float(lr), folder / f"theirs_{seed}", mine[0][1]))
-            turns.append({"ours": seconds_to(mine), "trl": theirs_to})
-            ratio = middle([turn["trl"] / turn["ours"] for turn in turns])
-            result = {"target": TARGET, "ratio": ratio, "trl_lr": lr, "tuned": tried, "seeds": turns}
-            save("seconds_to_reward", result)
+            mine = seconds_to(ours(seed, lrs["choosy"], folder / f"ours_{seed}"))
+            turns.append({"choosy": mine, "trl": seconds_to(theirs(seed, lrs["trl"], folder / f"theirs_{seed}"))})
+            ratio = middle([turn["trl"] / turn["choosy"] for turn in turns])
+            save(NAME, {"target": TARGET, "ratio": ratio, "tuned": tried, "lrs": lrs, "seeds": turns})
 
 
 if __name__ == "__main__":
