@@ -221,7 +221,7 @@ TASKS: Mapping[str, Task] = {
         pools.LINES,
         "random_pairs",
         given_arms(32, 7),
-        settings((1e-3,), (2.0,)),
+        [["lr=1e-3", "loss.loss.beta=2"]],
         5,
     ),
     "harmless": Task(
