@@ -43,7 +43,7 @@ JOB = {
     "top_p": 0.9,
     "missing_eos_penalty": 0.5,
     "beta": 0.2,
-    "every": 8,  # steps between the evaluations of TRL
+    "every": 4,  # steps between the evaluations of TRL
     "target": TARGET,
 }
 
@@ -106,7 +106,7 @@ def tune(lrs: Sequence[str], tried: Tried, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--lrs", default="2e-4,5e-4,1e-3,2e-3", help="learning rates to try, with commas between them")
+    parser.add_argument("--lrs", default="2e-4,5e-4,1e-3,2e-3,4e-3", help="learning rates to try, with commas between them")
     parser.add_argument("--fresh", action="store_true", help="repeat what an earlier call has measured")
     typed = parser.parse_args()
     kept = RESULTS / f"{NAME}.json"

@@ -54,8 +54,11 @@ the reward. Four responses a prompt, 16 pairs labeled in each of three rounds, o
 from the start's weights on all labels; 64 held-out prompts. `random` samples only the prompts that it labels. The task
 is a tenth of what a user would run, so that a run takes minutes, and all arms have the same learning rate and beta.""",
     "pools": """\
-SmolLM2-135M-Instruct with LoRA learns from other models' answers to instructions, scored by GPT-4; the quality is the
-share of held-out pairs in which it prefers the answer that GPT-4 prefers.""",
+A Llama of 1.2 million parameters, trained on other models' answers to 200 instructions, learns which of them GPT-4
+scores higher; the quality is the share of held-out pairs, a power of ten of GPT-4's share of wins apart or more, in
+which it prefers the answer that GPT-4 prefers. 32 decided pairs of answers of at most 100 words are labeled in each of
+three rounds, or all answers to 9 prompts; it is trained from the start's weights on all labels. Pairs whose answers
+have equal scores are labels too. The quality is known to 2.5 points in a run.""",
     "harmless": """\
 SmolLM2-135M-Instruct with LoRA learns people's choices between two answers to a conversation; the quality is the share
 of held-out pairs in which it prefers the answer that people preferred.""",
