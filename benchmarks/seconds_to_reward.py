@@ -106,7 +106,7 @@ def tune(lrs: Sequence[str], tried: Tried, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--lrs", default="2e-4,5e-4,1e-3,2e-3,4e-3", help="learning rates to try, with commas between them")
+    parser.add_argument("--lrs", default="2e-4,5e-4,1e-3,2e-3,4e-3", help="learning rates, with commas")
     parser.add_argument("--fresh", action="store_true", help="repeat what an earlier call has measured")
     typed = parser.parse_args()
     kept = RESULTS / f"{NAME}.json"

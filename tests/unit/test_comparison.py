@@ -121,6 +121,15 @@ def test_kl_is_a_panel_where_all_runs_measured_it() -> None:
     assert panels(compared({**arms, "spread": without})) == ["labels", "seconds", "tokens"]
 
 
+def test_a_cost_that_no_run_had_is_no_panel() -> None:
+    def given(runs: Arm) -> Arm:  # offline runs sample nothing
+        return {s: Course(run.spent | {"tokens": (0.0,) * 4}, run.quality) for s, run in runs.items()}
+
+    arms = {"random_pairs": arm(0.01), "spread": arm(0.02)}
+    assert panels(compared({name: given(runs) for name, runs in arms.items()})) == ["labels", "seconds"]
+    assert "tokens" in panels(compared({**arms, "spread": given(arms["spread"])}))
+
+
 @pytest.mark.parametrize(
     ("start", "measured", "quality"),
     [

@@ -335,9 +335,10 @@ def colors(comparison: Comparison) -> dict[str, str]:
 
 
 def panels(comparison: Comparison) -> list[str]:
-    """What quality is drawn against: each cost, and KL where every run measured it."""
-    measured = all(run.kl for arm in comparison.arms.values() for run in arm.values())
-    return [*comparison.costs, *(["KL from the start"] if measured else [])]
+    """What quality is drawn against: each cost that any run had, and KL where every run measured it."""
+    runs = [run for arm in comparison.arms.values() for run in arm.values()]
+    had = [cost for cost in comparison.costs if any(run.spent[cost][-1] for run in runs)]
+    return [*had, *(["KL from the start"] if all(run.kl for run in runs) else [])]
 
 
 def draw(comparison: Comparison, against: Sequence[str] | None = None) -> bytes:
