@@ -104,7 +104,7 @@ def test_a_prompt_that_is_held_out_and_too_long_to_be_answered_is_refused_like_a
             raise ValueError("A prompt and its response may take 9 tokens")
 
     data = data_of(0, SimpleNamespace(check_prompts=list))
-    data.run.reference, data.run.sampler = "initial", SimpleNamespace(max_new_tokens=8)
+    data.run.reference, data.run.sampler = "initial", SimpleNamespace(max_new_tokens=8, ahead=0)
     policy = SimpleNamespace(lora=None, tokens=SimpleNamespace(refuse_long_answers=refuse_long_answers))
     data.trainer.lightning_module = SimpleNamespace(policy=policy)
     data.read_train = lambda module: [Prompt(str(n), f"{n}?") for n in range(10)]  # type: ignore[method-assign]
