@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
@@ -78,17 +79,22 @@ def theirs(seed: int, lr: str, folder: Path, most: float = MOST_SECONDS) -> list
     return points
 
 
-def seconds_to(points: Sequence[tuple[float, float]]) -> float:
-    """When the reward, a straight line between evaluations, is first at the target; infinity if it never is."""
+def seconds_to(points: Sequence[tuple[float, float]]) -> float | None:
+    """When the reward, a straight line between evaluations, is first at the target; None if it never is."""
     best = np.maximum.accumulate([reward for _, reward in points])
     if best[-1] < TARGET:
-        return float("inf")
+        return None
     at = int(np.argmax(best >= TARGET))
     (before, low), (after, high) = points[at - 1], points[at]
     return before + (after - before) * (TARGET - low) / (high - low)
 
 
-Tried = dict[str, dict[str, float]]  # seconds to the target, by trainer and learning rate
+Tried = dict[str, dict[str, float | None]]  # seconds to the target, by trainer and learning rate
+
+
+def fastest(tried: dict[str, float | None]) -> tuple[float, str]:
+    """The fewest seconds, and their learning rate."""
+    return min(((seconds, lr) for lr, seconds in tried.items() if seconds is not None), default=(MOST_SECONDS, ""))
 
 
 def tune(lrs: Sequence[str], tried: Tried, folder: Path) -> None:
@@ -98,7 +104,7 @@ def tune(lrs: Sequence[str], tried: Tried, folder: Path) -> None:
             tried["choosy"][lr] = seconds_to(ours(TUNED_ON, lr, folder / f"ours_{lr}"))
             save(NAME, {"target": TARGET, "tuned": tried})
         if lr not in tried["trl"]:
-            most = min([MOST_SECONDS, *tried["trl"].values()])
+            most, _ = fastest(tried["trl"])
             tried["trl"][lr] = seconds_to(theirs(TUNED_ON, lr, folder / f"theirs_{lr}", most))
             save(NAME, {"target": TARGET, "tuned": tried})
 
@@ -117,11 +123,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tune(typed.lrs.split(","), tried, folder)
-        lrs = {trainer: min(found, key=lambda lr: found[lr]) for trainer, found in tried.items()}
+        lrs = {trainer: fastest(found)[1] for trainer, found in tried.items()}
         for seed in range(len(turns), typed.seeds):
             mine = seconds_to(ours(seed, lrs["choosy"], folder / f"ours_{seed}"))
             turns.append({"choosy": mine, "trl": seconds_to(theirs(seed, lrs["trl"], folder / f"theirs_{seed}"))})
-            ratio = middle([turn["trl"] / turn["choosy"] for turn in turns])
+            ratio = middle([(turn["trl"] or math.inf) / (turn["choosy"] or math.inf) for turn in turns])
             save(NAME, {"target": TARGET, "ratio": ratio, "tuned": tried, "lrs": lrs, "seeds": turns})
 
 
