@@ -183,7 +183,7 @@ def _source_of(code: CodeType) -> tuple[ast.Module | None, ast.AST | None]:
         text = "".join(inspect.findsource(code)[0])
         with PARSING:
             tree = ast.parse(text)
-        compiled = _compiled(text, code)
+            compiled = _compiled(text, code)
     except (OSError, SyntaxError, ValueError, IndexError):
         return None, None
     kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
@@ -236,7 +236,8 @@ def _gives_value(statement: ast.stmt, name: str) -> bool:
 
 def _unparsed(text: str) -> str:
     try:
-        return ast.unparse(ast.parse(text))
+        with PARSING:
+            return ast.unparse(ast.parse(text))
     except SyntaxError:
         return text
 
