@@ -4,7 +4,7 @@
 LoRA on the prompts that come with Choosy, by VADER's sentiment, with the same sampling and loss. Seconds are those of a
 processor, on one thread, for choosing, sampling, scoring and training: loading the model and judging held-out answers
 do not count. Each has the learning rate, of several, that was the fastest on another seed. What is measured is kept, so
-that a call that was stopped goes on.
+that a call that was stopped can be continued.
 """
 
 from __future__ import annotations

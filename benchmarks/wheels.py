@@ -105,7 +105,7 @@ def download(package: str, folder: Path, python: str) -> bool:
 
 
 def use(folder: Path, words: Sequence[str]) -> None:
-    """Begin a command of Python anew with a folder's wheels, and with this checkout, which is not installed."""
+    """Restart a Python command with a folder's wheels and this checkout, which is not installed, on its path."""
     site = Path(tempfile.mkdtemp(prefix="choosy-site-"))
     found = sorted(map(str, folder.glob("*.whl")))
     if not found:

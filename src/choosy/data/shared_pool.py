@@ -74,7 +74,7 @@ def mapped(part: Iterable[pa.Table], folder: Path, ranks: Ranks, number: int) ->
 
 
 def forget_mapped(folder: Path, but: Collection[Path] = ()) -> None:
-    """Delete the files of a pool; a rank of this machine that has mapped them goes on to read them."""
+    """Delete the files of a pool; a rank of this machine that has mapped them can still read them."""
     for path in folder.glob("pool_*.arrow*") if but else folder.glob("*.arrow*"):
         if path not in but:
             path.unlink(missing_ok=True)

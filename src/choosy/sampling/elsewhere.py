@@ -1,4 +1,4 @@
-"""Sampling in a process of its own, on another device, which goes on while this process trains.
+"""Sampling in a second process, on another device, while this process trains.
 
 The other process holds a copy of the policy, and an engine. Each call brings it the weights to sample from, so that no
 step of training changes what is sampled. It answers one call after the other, and ends with this process.
@@ -88,10 +88,8 @@ class Elsewhere(Sampler):
         """Start the other process, unless it runs; of the threads of a CPU, this process keeps half."""
         if self._process is not None:
             return
-        device, environ = (
-            second_device(policy.device, self.ahead_device, gpus=torch.cuda.device_count()),
-            surroundings(),
-        )
+        device = second_device(policy.device, self.ahead_device, gpus=torch.cuda.device_count())
+        environ = surroundings()
         if device.type == "cuda":  # an engine takes the first that it sees
             place, visible = device.index or 0, os.environ.get("CUDA_VISIBLE_DEVICES")
             environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[place] if visible else str(place)
@@ -131,7 +129,7 @@ class Elsewhere(Sampler):
                         case _, over:
                             *seconds, self.origin = over
                             return Answer(responses, *seconds)
-            except BaseException:  # of `done`, too, while the other process goes on
+            except BaseException:  # of `done`, too: the other process would sample on
                 self._end()
                 raise
 
