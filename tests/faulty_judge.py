@@ -74,7 +74,6 @@ class FaultyJudge:
 
     Attributes:
         asked: Every request, in order of arrival.
-        done: How many requests were answered in full with what the mind says, or had which fault.
     """
 
     mind: Mind = prefers_longer
@@ -84,13 +83,13 @@ class FaultyJudge:
     patience: float = 3.0  # the longest that a slow reply lasts
     keep: bool = True
     asked: list[Asked] = field(default_factory=list)
-    done: Counter[str] = field(default_factory=Counter)
     most_at_once: int = 0
     on_done: Callable[[Asked, str], None] = lambda asked, outcome: None
 
     def __enter__(self) -> FaultyJudge:
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._number = self._at_once = 0
+        self._done: Counter[str] = Counter()
         self._closing = threading.Event()
         judge = self
 
@@ -114,6 +113,16 @@ class FaultyJudge:
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
+
+    @property
+    def done(self) -> Counter[str]:
+        """How many requests were answered in full with what the mind says, or had which fault.
+
+        A client has its reply a moment before the request is counted here, so that this waits for those under way.
+        """
+        with self._lock:
+            self._lock.wait_for(lambda: not self._at_once, timeout=1.0)
+            return self._done.copy()
 
     @property
     def under_way(self) -> int:
@@ -140,7 +149,8 @@ class FaultyJudge:
     def leave(self, outcome: str, asked: Asked) -> None:
         with self._lock:
             self._at_once -= 1
-            self.done[outcome] += 1
+            self._done[outcome] += 1
+            self._lock.notify_all()
             self.on_done(asked, outcome)
 
 

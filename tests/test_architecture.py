@@ -128,6 +128,7 @@ FLOORS = [
         "version",
         "errors",
         "own_code",
+        "syntax_trees",
         "current_folder",
         "foreign",
         "terminal",

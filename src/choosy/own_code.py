@@ -8,17 +8,16 @@ import sys
 from collections.abc import Iterator, Mapping, Set
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+from choosy.syntax_trees import parsed
 from choosy.types import content_id
 
 OURS = ("choosy", "callbacks", "data_modules")
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Path)
 BY_DATACLASS = ("__init__", "__repr__", "__eq__", "__hash__", "__lt__", "__le__", "__gt__", "__ge__", "__replace__")
 Names = dict[str, None]  # a set in the order of its first words
-PARSING = Lock()  # Python 3.11 counts the depth of all threads' trees in one number
 
 
 def is_own(module: str, file: str | None) -> bool:
@@ -181,9 +180,7 @@ def _source_of(code: CodeType) -> tuple[ast.Module | None, ast.AST | None]:
     """
     try:
         text = "".join(inspect.findsource(code)[0])
-        with PARSING:
-            tree = ast.parse(text)
-            compiled = _compiled(text, code)
+        tree, compiled = parsed(text), _compiled(text, code)
     except (OSError, SyntaxError, ValueError, IndexError):
         return None, None
     kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
@@ -236,8 +233,7 @@ def _gives_value(statement: ast.stmt, name: str) -> bool:
 
 def _unparsed(text: str) -> str:
     try:
-        with PARSING:
-            return ast.unparse(ast.parse(text))
+        return ast.unparse(parsed(text))
     except SyntaxError:
         return text
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from choosy.options.names import any_of, file_meant
+from choosy.syntax_trees import parsed
 
 EXTRAS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "TrackioLogger": "trackio"}  # each an extra of its name
 LOGGERS = {**EXTRAS, "CometLogger": "comet_ml", "NeptuneLogger": "neptune"}
@@ -126,7 +127,7 @@ def _lacks(path: str) -> str | None:
 def _functions_in(file: Path) -> str:
     """Return the functions of a Python file as they are typed; "" if it has none."""
     try:
-        body = ast.parse(file.read_bytes()).body
+        body = parsed(file.read_bytes()).body
     except (SyntaxError, ValueError):
         return ""
     names = [one.name for one in body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
@@ -137,7 +138,7 @@ def _functions_in(file: Path) -> str:
 def _names(file: Path) -> set[str] | None:
     """Return the names that a Python file gives values to, and more; None if its source does not say."""
     try:
-        tree = ast.parse(file.read_bytes())
+        tree = parsed(file.read_bytes())
     except (SyntaxError, ValueError):
         return None
     found: set[str] = set()

@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from choosy.syntax_trees import parsed
+
 PLAIN = ("ABC", "Protocol", "Generic", "object", "NamedTuple")  # base classes without arguments of their own
 
 
@@ -70,7 +72,7 @@ def read_module(name: str) -> Module | None:
 def _parsed(name: str, package: str, file: Path) -> Module:
     names: dict[str, ast.stmt] = {}
     is_whole = True
-    for statement in _statements(ast.parse(file.read_text(encoding="utf-8")).body):
+    for statement in _statements(parsed(file.read_text(encoding="utf-8")).body):
         match statement:
             case ast.ImportFrom() | ast.Import():
                 is_whole &= all(alias.name != "*" for alias in statement.names)

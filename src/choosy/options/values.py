@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from choosy.options.signatures import Module, find
+from choosy.syntax_trees import parsed
 
 PLAIN: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "int": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
@@ -60,7 +61,7 @@ def _alternatives(annotation: ast.expr | None, module: Module) -> Iterator[tuple
     """Yield the parts of a union, with the modules that they are written in."""
     match annotation:
         case ast.Constant(value=str() as text):
-            yield from _alternatives(ast.parse(text, mode="eval").body, module)
+            yield from _alternatives(parsed(text, mode="eval").body, module)
         case ast.BinOp(op=ast.BitOr(), left=left, right=right):
             yield from _alternatives(left, module)
             yield from _alternatives(right, module)
