@@ -159,9 +159,9 @@ def _labeler() -> Any:
     return pickle.loads(Path(os.environ["FILM_LABELER"]).read_bytes())
 
 
-def sentiment(prompt: str, response: str) -> float:
-    """The labeler's margin on prompt and response together; larger is more positive."""
-    return float(_labeler().decision_function([prompt + response])[0])
+def sentiment(prompts: Sequence[str], completions: Sequence[str], **_: object) -> list[float]:
+    """The labeler's margin on each prompt and response together; larger is more positive."""
+    return list(_labeler().decision_function([p + c for p, c in zip(prompts, completions, strict=True)]))
 
 
 class Verdicts:
@@ -171,7 +171,7 @@ class Verdicts:
 
     def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> list[Verdict]:
         """One verdict per pair."""
-        margins = [[sentiment(prompt.text, response.text) for response in pair] for prompt, *pair in items]
+        margins = [sentiment([prompt.text] * 2, [response.text for response in pair]) for prompt, *pair in items]
         return ["tie" if first == second else "first" if first > second else "second" for first, second in margins]
 
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import random
+import resource
 import shutil
 import sys
 import time
@@ -24,7 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import page
 import readme
-from common import RESULTS, ROOT, busy_share, commit, save
+from common import RESULTS, ROOT, commit, save
 from sources import Source
 from store import Job, Store
 from tasks import TASKS, Task, chosen
@@ -36,20 +38,42 @@ HERE = Path(__file__).parent
 RUNS = HERE / "cache" / "runs"
 TUNED = (101, 102)  # seeds on which the learning rate and the beta of an arm are chosen
 Settings = Mapping[str, Sequence[str]]  # what is typed for each arm's learning rate and beta
+LOADED = multiprocessing.get_context("forkserver")  # a process from which runs are forked, with what they import
+LOADED.set_forkserver_preload(["choosy.main", "choosy.module", "lightning", "torchmetrics", "sentence_transformers"])
+
+
+def train(typed: Sequence[str], environ: Mapping[str, str], log: Path, answer: Any) -> None:
+    """Do what `python train.py` does, and answer with the share of its seconds in which a processor worked for it."""
+    began, used = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
+    before = used.ru_utime + used.ru_stime
+    with log.open("w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.environ.update(environ)
+    sys.path[:0] = [str(ROOT), environ["PYTHONPATH"]]
+    sys.argv = ["train.py", *typed]
+    from choosy.main import main
+
+    main()
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    answer.send((used.ru_utime + used.ru_stime - before) / (time.monotonic() - began))
 
 
 def play(job: Job, task: str, made: Path, store: Store) -> None:
     """Play a run in a process of its own on one thread, and keep what it shows."""
     folder, log = job.folder(RUNS / task), RUNS / "log" / f"{task}_{job.arm}_{job.seed}_{job.key}.txt"
-    environ = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE)}
-    environ["FILM_LABELER"] = str(made / "labeler.pkl")
+    environ = {"PYTHONPATH": str(HERE), "FILM_LABELER": str(made / "labeler.pkl")}
     typed = [line.replace("{made}", str(made)) for line in job.lines]
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as output:
-        command = [sys.executable, ROOT / "train.py", *typed, f"seed={job.seed}", f"run_dir={folder}"]
-        busy = busy_share(command, environ, output)
-    store.add(job, folder, commit(), busy)
+    reads, answers = LOADED.Pipe(duplex=False)
+    typed += [f"seed={job.seed}", f"run_dir={folder}"]
+    run = LOADED.Process(target=train, args=(typed, environ, log, answers))
+    run.start()
+    run.join()
+    if run.exitcode:
+        raise SystemExit(f"a run failed; see {log}")
+    store.add(job, folder, commit(), reads.recv())
     shutil.rmtree(folder)
 
 
@@ -164,6 +188,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a JSONL file for film or pools, with --only")
     parser.add_argument("--as-it-stands", action="store_true", help="play nothing, compare the runs that are finished")
     typed = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # of the runs
     for name, task in chosen(typed.only):
         data = task.source(typed.data)
         called = f"{name}{data.tag}"
