@@ -63,6 +63,9 @@ have equal scores are labels too. The quality is known to 2.5 points in a run.""
 SmolLM2-135M-Instruct with LoRA learns people's choices between two answers to a conversation; the quality is the share
 of held-out pairs in which it prefers the answer that people preferred.""",
 }
+OVERVIEW = """\
+| task | compared with | the best beside it | labels | 95 % interval | p | seeds, arms |
+|---|---|---|---|---|---|---|"""
 HEAD = """\
 | arm | lr, beta | labels | 95 % interval | final reward, difference | p | area | at equal KL | seconds | tokens |
 |---|---|---|---|---|---|---|---|---|---|"""
@@ -70,7 +73,20 @@ HEAD = """\
 
 def written(result: Mapping[str, Any]) -> str:
     """The page."""
-    return "\n\n".join(["# Does choosing pay?", INTRO, *(of_task(name, task) for name, task in result.items())]) + "\n"
+    overview = "\n".join([OVERVIEW, *(in_a_row(name, task) for name, task in result.items())])
+    tasks = (of_task(name, task) for name, task in result.items())
+    return "\n\n".join(["# Does choosing pay?", INTRO, overview, *tasks]) + "\n"
+
+
+def in_a_row(name: str, task: Mapping[str, Any]) -> str:
+    """One task's line of the overview: its best arm beside its baseline."""
+    best = task["best"]
+    found = task["beside_random"][best]["labels"]
+    ratio, low, high = map(share, found["ratio"])
+    rests = f"{task['seeds']}, {task['comparisons'] + 1}"
+    return (
+        f"| [{name}](#{name}) | {task['baseline']} | {best} | {ratio} | {low} to {high} | {found['p']:.2g} | {rests} |"
+    )
 
 
 def of_task(name: str, task: Mapping[str, Any]) -> str:
