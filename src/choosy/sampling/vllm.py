@@ -310,14 +310,19 @@ def token_bytes(policy: Policy, processes: int) -> int:
 
 @contextmanager
 def by_sockets() -> Iterator[None]:
-    """Let processes that share an engine on a CPU, started within the block, talk by torch.distributed.
+    """Let processes that share an engine, started within the block, talk by torch.distributed.
 
-    vLLM would have them talk by shared memory, whose name is that of every other run's on the machine, is left behind
-    by a run that is killed, and stops the next one; and in which they would wait without end for one that has died.
+    On a CPU vLLM would have them talk by shared memory, whose name is that of every other run's on the machine, is left
+    behind by a run that is killed, and stops the next one; and in which they would wait without end for one that has
+    died. On every device it would make a queue in shared memory, too, which processes that a run has launched never use.
     """
     from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+    from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 
-    with patch.object(CpuCommunicator, "_all_group_ranks_share_shm_group_name", lambda self: False):
+    with (
+        patch.object(CpuCommunicator, "_all_group_ranks_share_shm_group_name", lambda self: False),
+        patch.object(MessageQueue, "create_from_process_group", lambda *given: None),
+    ):
         yield
 
 
