@@ -52,11 +52,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Sampled:
-    """What this rank has sampled ahead: so many tokens, in so many seconds, of which it took weights for some."""
+    """What this rank has sampled ahead: so many tokens, in so many seconds, some for weights, and where."""
 
     tokens: int = 0
     seconds: float = 0.0
     sync_seconds: float = 0.0
+    origin: str = ""
 
 
 class SampleAhead:
@@ -136,7 +137,7 @@ class SampleAhead:
             finally:
                 parts.write()
             tokens = sum(len(r.ids) for of_prompt in answer.responses for r in of_prompt)
-            return Sampled(tokens, time.perf_counter() - began, answer.sync_seconds)
+            return Sampled(tokens, time.perf_counter() - began, answer.sync_seconds, answer.origin)
 
         return in_thread(sample)
 
@@ -165,9 +166,10 @@ class SampleAhead:
             hidden = max(0.0, seconds - waited)
             at.counts["hidden_milliseconds"] += round(1000 * hidden)
             at.counts["sync_milliseconds"] += round(1000 * mine.sync_seconds)
+            origin = next(each.origin for each, _ in every if each.tokens)
             at.phases.say(
                 f"{counted(len(self._plan.chosen), 'prompts')} sampled ahead, while the round before trained: "
-                f"{counted(tokens, 'tokens')} from {self.sampler.origin} in {seconds:.1f} s, of which training hid "
+                f"{counted(tokens, 'tokens')} from {origin} in {seconds:.1f} s, of which training hid "
                 f"{hidden:.1f} s"
             )
         chosen = self._plan.chosen_of(prompts)

@@ -44,11 +44,12 @@ SERVE = "import sys; sys.path[:] = {path!r}; from choosy.sampling.elsewhere impo
 
 
 class Answer(NamedTuple):
-    """Responses, and the seconds that the engine took to start, and to take the weights, before."""
+    """Responses, the seconds that the engine took before to start and to take the weights, and where they came from."""
 
     responses: list[list[Response]]
     start_seconds: float
     sync_seconds: float
+    origin: str
 
 
 @dataclass(kw_only=True, eq=False)
@@ -82,6 +83,7 @@ class Elsewhere(Sampler):
             answer = self.answer_from(copied_weights(request.policy), request, done, threads=self._threads)
         self.start_seconds += answer.start_seconds
         self.sync_seconds += answer.sync_seconds
+        self.origin = answer.origin
         return answer.responses
 
     def start(self, policy: Policy) -> None:
@@ -127,8 +129,7 @@ class Elsewhere(Sampler):
                         case "failed", error:
                             raise error
                         case _, over:
-                            *seconds, self.origin = over
-                            return Answer(responses, *seconds)
+                            return Answer(responses, *over)
             except BaseException:  # of `done`, too: the other process would sample on
                 self._end()
                 raise

@@ -314,7 +314,7 @@ def by_sockets() -> Iterator[None]:
 
     On a CPU vLLM would have them talk by shared memory, whose name is that of every other run's on the machine, is left
     behind by a run that is killed, and stops the next one; and in which they would wait without end for one that has
-    died. On every device it would make a queue in shared memory, too, which processes that a run has launched never use.
+    died. On every device it would make a queue in shared memory, too, which processes of a run never use.
     """
     from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
     from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
