@@ -41,7 +41,8 @@ def failing(self, names):
         if (RANK, steps) == (WHO, int(WHEN)):
             HERE.joinpath("failed").write_text(str(time.time()))
             maps = pathlib.Path("/proc/self/maps").read_text().splitlines()
-            HERE.joinpath("shared").write_text("".join(line for line in maps if "/dev/shm/" in line))
+            named = [line for line in maps if "/dev/shm/" in line and "(deleted)" not in line]
+            HERE.joinpath("shared").write_text("".join(named))
             if HOW == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise ValueError("the first error of all")
