@@ -98,8 +98,9 @@ def total(seconds: Sequence[float | None]) -> float:
 
 
 def fastest(tried: dict[str, list[float | None]], seeds: int, count: int = 1) -> list[str]:
-    """The learning rates with the fewest seconds, of those that were tried on so many seeds."""
-    return sorted((lr for lr, found in tried.items() if len(found) >= seeds), key=lambda lr: total(tried[lr]))[:count]
+    """The learning rates with the fewest seconds on so many seeds, of those that were tried on as many."""
+    known = {lr: total(found[:seeds]) for lr, found in tried.items() if len(found) >= seeds}
+    return sorted(known, key=lambda lr: known[lr])[:count]
 
 
 def tune(lrs: Sequence[str], known: dict[str, Any], folder: Path) -> dict[str, str]:
