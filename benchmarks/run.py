@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -57,21 +58,23 @@ def summary() -> dict[str, float]:
         ratios["top_p"] = top_p["price"]
     if "ratio" in (to_reward := found("seconds_to_reward") or {}):
         ratios["seconds_to_reward_vs_trl"] = to_reward["ratio"]
-    return ratios | of_choosing(found("evidence") or {})
+    return ratios | {name: share for name, (share, *_) in of_choosing().items()}
 
 
-def of_choosing(evidence: dict[str, Any]) -> dict[str, float]:
-    """What the best arm of each task paid, as a share of what the baseline paid for its final quality."""
+def of_choosing() -> dict[str, tuple[float, float, float]]:
+    """What the best arm of each task paid, as a share of what the baseline paid for its final quality; interval."""
+    evidence = found("evidence") or {}
 
-    def least(task: str, cost: str) -> float | None:
+    def least(task: str, cost: str) -> tuple[float, float, float] | None:
         arms = evidence.get(task, {}).get("beside_random", {})
-        paid = [costs[cost]["ratio"][0] for arm, costs in arms.items() if arm not in CONTROLS]
-        return min((share for share in paid if share), default=None)
+        paid = [costs[cost]["ratio"] for arm, costs in arms.items() if arm not in CONTROLS]
+        known = [[math.inf if end is None else end for end in ratio] for ratio in paid if ratio[0]]
+        return min(((share, low, high) for share, low, high in known), default=None)
 
     shares = {f"labels_ratio_{task}": least(task, "labels") for task in ("film", "chat", "pools")}
     speedups = {f"optune_{cost}_speedup": least("film_prompts", cost) for cost in ("tokens", "seconds")}
     return {name: share for name, share in shares.items() if share} | {
-        name: 1 / share for name, share in speedups.items() if share
+        name: (1 / share[0], 1 / share[2], 1 / share[1]) for name, share in speedups.items() if share
     }
 
 
@@ -102,10 +105,17 @@ GOALS: dict[str, tuple[str, str, Callable[[float], bool] | None]] = {  # None: n
 
 def table(ratios: dict[str, float]) -> str:
     lines = ["| measured | goal | found | met |", "|---|---|---|---|"]
+    intervals = {name: ends for name, (_, *ends) in of_choosing().items()}
     for name, (what, goal, met) in GOALS.items():
         if name in ratios:
             is_met = "" if met is None else "yes" if met(ratios[name]) else "no"
-            lines.append(f"| `{name}`: {what} | {goal} | {ratios[name]:.3g} | {is_met} |")
+            value = f"{ratios[name]:.3g}"
+            if name in intervals:
+                low, high = intervals[name]
+                value += f" ({low:.2g} to {'never' if math.isinf(high) else f'{high:.2g}'})"
+                if is_met == "yes" and low <= 1 <= high:
+                    is_met = "not shown"
+            lines.append(f"| `{name}`: {what} | {goal} | {value} | {is_met} |")
     if len(lines) == 2:
         return "No ratio has been measured to the end yet; `make bench` takes a quiet hour."
     machines = {json.dumps(r["machine"], sort_keys=True) for n in SCRIPTS if (r := found(n)) and "machine" in r}
