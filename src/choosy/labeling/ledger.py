@@ -371,6 +371,7 @@ class Ledger:
         with closing(sqlite3.connect(os.path.realpath(self.path), timeout=60)) as db:
             use_checksums(db)
             db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA wal_autocheckpoint = 100")  # pages: a journal that stays open takes little of the disk
             with db:
                 yield db
 
