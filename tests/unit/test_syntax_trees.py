@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,23 +26,24 @@ class ParsesWhenDeleted:
         ast.parse("def f(x):\n    return [x, (x, {x: x})]\n")
 
 
-@pytest.fixture
-def busy_collector() -> Iterator[None]:
-    before = gc.get_threshold()
+def with_a_deletion_within(parse: Callable[[str], ast.Module]) -> ast.Module:
+    """Parse the source, in the middle of which the collector deletes an object that parses too."""
+    usual = gc.get_threshold()
+    gc.set_threshold(300)  # objects of the tree are made until the collector comes by
     gc.collect()
-    gc.set_threshold(300)
-    yield
-    gc.set_threshold(*before)
+    ParsesWhenDeleted()
+    try:
+        return parse(SOURCE)
+    finally:
+        gc.set_threshold(*usual)
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="counts the depth of each tree")
-@pytest.mark.usefixtures("busy_collector")
 def test_source_is_parsed_again_if_an_object_that_is_deleted_parses_too() -> None:
-    ParsesWhenDeleted()
     with pytest.raises(SystemError, match="depth mismatch"):
-        ast.parse(SOURCE)
-    ParsesWhenDeleted()
-    assert len(parsed(SOURCE).body) == 3 * len(ast.parse(Path(__file__).read_text()).body)
+        with_a_deletion_within(ast.parse)
+    tree = with_a_deletion_within(parsed)
+    assert len(tree.body) == 3 * len(ast.parse(Path(__file__).read_text()).body)
 
 
 def test_an_error_that_stays_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
