@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -69,7 +70,14 @@ def test_a_pool_is_for_its_owner_alone_and_is_read_when_its_file_is_gone(tmp_pat
 def test_a_part_is_replaced_when_no_rank_reads_it_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reference that has moved scores a round's rows again, and their files keep the names."""
     table = put(Pool(), some(random.Random(1), 0), round=0).table
-    first, waits = tmp_path / "pool_000.0of2.arrow", threading.Event()
+    first, waits, begun = tmp_path / "pool_000.0of2.arrow", threading.Event(), threading.Event()
+    forget = shared_pool.forget_mapped
+
+    def forget_late(*given: Any, **named: Any) -> None:
+        assert begun.wait(60), "rank 1 writes its next part already"
+        forget(*given, **named)
+
+    monkeypatch.setattr(shared_pool, "forget_mapped", forget_late)
 
     def play(ranks: FakeRanks) -> Pool:
         part = table[share_of(len(table), ranks.rank, ranks.size)]
@@ -78,6 +86,8 @@ def test_a_part_is_replaced_when_no_rank_reads_it_any_more(tmp_path: Path, monke
         monkeypatch.setattr(ranks, "gather", lambda mine: (waits.set(), gather(mine))[1])
 
         def again() -> Iterator[pa.Table]:
+            if ranks.rank == 1:
+                begun.set()
             assert ranks.rank == 0 or waits.wait(60), "rank 0 has written its part"
             assert first.stat().st_ino == number
             yield part

@@ -60,16 +60,15 @@ def mapped(part: Iterable[pa.Table], folder: Path, ranks: Ranks, number: int) ->
     are replaced when no rank reads them any more: over NFS another machine could not go on to read them.
     """
     files = [folder / f"pool_{number:03d}.{rank}of{ranks.size}.arrow" for rank in range(ranks.size)]
-    mine = files[ranks.rank]
-    unfinished = mine.with_name(f"{mine.name}.unfinished")
-    write_pieces(part, unfinished)
+    unfinished = [file.with_name(f"{file.name}.unfinished") for file in files]
+    write_pieces(part, unfinished[ranks.rank])
     ranks.gather([])  # all are written
-    unfinished.replace(mine)
+    unfinished[ranks.rank].replace(files[ranks.rank])
     ranks.gather([])  # all are in their places
     pool = Pool(pa.concat_tables(map(read_pieces, files)), round=number)
     ranks.gather([])  # all have mapped them
     if ranks.rank == 0:
-        forget_mapped(folder, but=files)
+        forget_mapped(folder, but=[*files, *unfinished])  # another rank may write its part of the next pool already
     return pool
 
 
