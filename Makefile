@@ -55,7 +55,8 @@ test: $(STAMP)  ## Run every test, two at a time
 
 test-vllm: $(STAMP_VLLM)  ## Run the tests of sampler=vllm, in .venv-vllm
 	$(VENV_VLLM)/bin/python -m pytest -W default -k vllm tests/integration/test_samplers.py \
-	  tests/integration/test_vllm_ends.py tests/integration/test_vllm_servers.py tests/integration/test_ddp.py tests/integration/test_export.py  # vLLM's imports warn
+	  tests/integration/test_vllm_ends.py tests/integration/test_vllm_servers.py tests/integration/test_ddp.py \
+	  tests/integration/test_export.py  # vLLM's imports warn
 
 # .venv with vLLM on top: its packages are looked up there, and only what they lack is installed.
 $(STAMP_VLLM): $(STAMP) requirements-vllm.txt

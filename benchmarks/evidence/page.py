@@ -83,10 +83,8 @@ def in_a_row(name: str, task: Mapping[str, Any]) -> str:
     best = task["best"]
     found = task["beside_random"][best]["labels"]
     ratio, low, high = map(share, found["ratio"])
-    rests = f"{task['seeds']}, {task['comparisons'] + 1}"
-    return (
-        f"| [{name}](#{name}) | {task['baseline']} | {best} | {ratio} | {low} to {high} | {found['p']:.2g} | {rests} |"
-    )
+    cells = [f"[{name}](#{name})", task["baseline"], best, ratio, f"{low} to {high}", f"{found['p']:.2g}"]
+    return f"| {' | '.join(cells)} | {found['seeds']}, {task['comparisons'] + 1} |"
 
 
 def of_task(name: str, task: Mapping[str, Any]) -> str:
@@ -96,7 +94,8 @@ def of_task(name: str, task: Mapping[str, Any]) -> str:
     rows = [row(arm, task["settings"][arm], costs) for arm, costs in ranked]
     table = "\n".join([HEAD, f"| {first} | {tuned(task['settings'][first])} | 100% | | | | | | 100% | 100% |", *rows])
     on = f"chosen on seeds {', '.join(map(str, task['tuned_on']))}" if task["tuned_on"] else "the same for all"
-    rests = f"{task['seeds']} seeds, {task['comparisons']} comparisons; learning rate and beta {on}."
+    seeds = sorted({costs["labels"]["seeds"] for costs in task["beside_random"].values()})
+    rests = f"{' to '.join(map(str, seeds))} seeds, {task['comparisons']} comparisons; learning rate and beta {on}."
     picture = f"![reward against costs](images/evidence_{name}.png)"
     typed = "\n".join(f"- {arm}: `{' '.join(words)}`" for arm, words in task["typed"].items())
     for_all = fill(" ".join(task["typed_for_all"]), 120, break_long_words=False, break_on_hyphens=False)
