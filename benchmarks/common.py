@@ -98,12 +98,13 @@ class Program:
         return self.answer()
 
 
-def save(name: str, result: dict[str, Any]) -> None:
-    """Write a result, and print it."""
+def save(name: str, result: dict[str, Any], *, say: bool = True) -> None:
+    """Write a result, and print it unless it is long (`say=False`)."""
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({"machine": machine(), **result}, indent=1)
     (RESULTS / f"{name}.json").write_text(text + "\n")
-    print(json.dumps({name: result}), flush=True)
+    if say:
+        print(json.dumps({name: result}), flush=True)
 
 
 def commit() -> str:

@@ -169,7 +169,7 @@ def write(name: str, found: dict[str, Any]) -> None:
     kept = RESULTS / "evidence.json"
     before = json.loads(kept.read_text()) if kept.exists() else {}
     result = {task: found if task == name else before[task] for task in TASKS if task == name or task in before}
-    save("evidence", result)
+    save("evidence", result, say=False)
     (ROOT / "docs" / "evidence.md").write_text(page.written(result))
     if name == "film":
         readme_path = ROOT / "README.md"
@@ -199,8 +199,9 @@ def main() -> None:
         if data.published:
             write(name, result)
         else:
-            save(f"evidence_{called}", {"data": data.what, name: result})
-        print(result["sentence"], flush=True)
+            save(f"evidence_{called}", {"data": data.what, name: result}, say=False)
+        where = ROOT / "docs" / "evidence.md" if data.published else RESULTS / f"evidence_{called}.json"
+        print(f"{result['sentence']} See {where.relative_to(ROOT)}.", flush=True)
 
 
 if __name__ == "__main__":

@@ -116,6 +116,10 @@ def chat_arms(pairs: int, responses: int) -> dict[str, list[str]]:
     return {
         "random": [*alone, "data.responses=2"],
         **{name: [*arms[name], f"data.responses={responses}"] for name in kept},
+        "few_prompts_24": [  # as many steps as `random`, each of four prompts and not of one
+            *[*arms["few_prompts"], f"data.responses={responses}"],
+            "batching.batch_size=24",
+        ],
     }
 
 
@@ -212,7 +216,7 @@ TASKS: Mapping[str, Task] = {
         chat.LINES,
         "random",
         chat_arms(16, 4),
-        settings((5e-4,), (0.1,)),  # beta 0.4 was worse for random and few_prompts on seed 101
+        settings((5e-4,), (0.1,)),  # 2e-4, 1e-3 and beta 0.4 were worse for random on seed 101
         5,
     ),
     "pools": Task(
