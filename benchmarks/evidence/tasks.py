@@ -117,7 +117,8 @@ def chat_arms(pairs: int, responses: int) -> dict[str, list[str]]:
         "random": [*alone, "data.responses=2"],
         **{name: [*arms[name], f"data.responses={responses}"] for name in kept},
         "few_prompts_24": [  # as many steps as `random`, each of four prompts and not of one
-            *[*arms["few_prompts"], f"data.responses={responses}"],
+            *arms["few_prompts"],
+            f"data.responses={responses}",
             "batching.batch_size=24",
         ],
     }
