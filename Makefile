@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt requirements-demo.txt
 	  echo "Install one and type: make $(or $(MAKECMDGOALS),setup) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "installing Choosy into $(VENV) (once; minutes, most of them torch; 2.6 GB on the disk)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev,human]' | $(LARGE)
+	@$(BIN)/python -m pip install --progress-bar off --use-pep517 -c constraints.txt -e '.[dev,human]' | $(LARGE)
 	@echo "installing the demo's weights (once; about 180 MB)"
 	@$(WEIGHTS)
 	@touch $@
