@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.protocols import ResponsePair
 from choosy.models.tokens import Tokens
 from choosy.rounds.context import Labels, PairTexts, Round, pair_texts
@@ -70,3 +71,12 @@ def with_edit(c: Candidates, pair: Pair, text: str | None, tokens: Tokens) -> Ca
     old = c.responses[pair.chosen]
     edit = Response(text, ids, reward=old.reward, gold=old.gold)
     return replace(c, responses=tuple(edit if n == pair.chosen else r for n, r in enumerate(c.responses)))
+
+
+def refuse_several(responses: int, editor: LabelBuyer | None) -> None:
+    """Refuse an editor where several pairs of a prompt may be labeled, of so many responses."""
+    if editor is not None and responses > 2:
+        raise ValueError(
+            f"{editor.labeler.name} edits one pair of a prompt, and {responses} responses to each may make several; "
+            "type pairing=best_worst, per_prompt=1 of the selector, or editor=null."
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from choosy.labeling.buyer import LabelBuyer
 
 IN_A_ROW = 3  # rounds with nothing to train on, after which a run stops
@@ -26,3 +28,9 @@ def refuse_empty(found: str, in_a_row: int, *, is_last: bool, has_trained: bool,
         unless = "" if labels.budget_money is None else ", or labels.evaluation=none"
         check = f"{labels.limits} pays no further label: type a larger one{unless}"
     raise ValueError(f"{found} {stops} {check}{again}.")
+
+
+def why_empty(judged: Mapping[str, int]) -> str:
+    """Say why a round has nothing to train on, by its counts of judgements."""
+    ties, invalid = judged["ties"], judged["invalid"]
+    return f"every verdict was a tie, invalid, or beyond the label budget ({ties} ties, {invalid} invalid)."

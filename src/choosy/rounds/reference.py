@@ -38,3 +38,12 @@ def refuse_mixed_adapters(reference: Reference, policy: Policy) -> None:
             f"reference={reference} mixes weights, and the product of an adapter's mixed factors is not the mixture of "
             "their products: type model=smollm2_full (model.lora=null), or reference=previous_round."
         )
+
+
+def refuse_moving(reference: Reference, embedder: str) -> None:
+    """Refuse to embed with a reference that moves, since embeddings of several rounds are compared."""
+    if embedder == "policy" and policy_share(reference):
+        raise ValueError(
+            f"learned_reward.embedder=policy embeds with the reference, which reference={reference} moves: type "
+            "reference=initial, or learned_reward.embedder=minilm."
+        )

@@ -28,13 +28,14 @@ from choosy.resume.run_lock import release
 from choosy.rounds.ahead import SampleAhead
 from choosy.rounds.choose import refuse_second, refuse_without
 from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample
-from choosy.rounds.empty import refuse_empty
+from choosy.rounds.edit import refuse_several
+from choosy.rounds.empty import refuse_empty, why_empty
 from choosy.rounds.label import buy_labels, made_of, refuse_many
 from choosy.rounds.label_ahead import LabelAhead
 from choosy.rounds.learned_reward import LearnedReward
-from choosy.rounds.reference import Reference, policy_share
+from choosy.rounds.reference import Reference, policy_share, refuse_moving
 from choosy.rounds.round import play_round
-from choosy.rounds.sample import Resumable
+from choosy.rounds.sample import Resumable, many_cut
 from choosy.rounds.score import rescore_pool
 from choosy.rounds.training import Training
 from choosy.sampling.protocol import Sampler
@@ -48,8 +49,6 @@ SAMPLED = (
     *("sync_milliseconds", "hidden_milliseconds", "labeled_ahead"),
     *("full_responses", "full_labels"),  # of sampling all prompts, and scoring all responses or comparing all pairs
 )
-
-MANY = 0.5  # share of responses that were cut, above which the run says so
 
 
 class Run:
@@ -94,11 +93,7 @@ class Run:
         self.rounds = rounds
         self.reference, self.reference_share = reference, policy_share(reference)
         self.learned_reward = learned_reward or LearnedReward()
-        if self.reference_share and self.learned_reward.embedder == "policy":
-            raise ValueError(
-                f"learned_reward.embedder=policy embeds with the reference, which reference={reference} moves: type "
-                "reference=initial, or learned_reward.embedder=minilm."
-            )
+        refuse_moving(reference, self.learned_reward.embedder)
         self.holds_folder = False  # locked by this run, and by no command that plays it
         self.is_open = False  # the folder is this run's, whoever has locked it
         self.resuming = False  # set before the run is opened, where it continues an earlier one
@@ -137,12 +132,8 @@ class Run:
         """Refuse a selector of pairs, or none, that does not suit the most responses that a prompt has."""
         if self.pair_selector is None and not self.labels.scores:
             refuse_many(responses, self.labels.labeler.name)
-        several = self.training.pairing == "all" or (self.pair_selector and self.pair_selector.per_prompt != 1)
-        if self.labels.editor is not None and several and responses > 2:
-            raise ValueError(
-                f"{self.labels.editor.labeler.name} edits one pair of a prompt, and {responses} responses to each may "
-                "make several; type pairing=best_worst, per_prompt=1 of the selector, or editor=null."
-            )
+        if self.training.pairing == "all" or (self.pair_selector and self.pair_selector.per_prompt != 1):
+            refuse_several(responses, self.labels.editor)
 
     def open(self, policy: Policy, loss: Loss, prompts: Sequence[Prompt], read: Mapping[str, str]) -> None:
         """Open the run's folder and its ledger once all ranks have met; the policy's weights may not be loaded yet.
@@ -236,11 +227,8 @@ class Run:
         self.empty_rounds = 0 if self._items(number) else self.empty_rounds + 1
         if not self.empty_rounds:
             return
-        ties, invalid = self.judged["ties"], self.judged["invalid"]
-        found = (
-            f"Round {number + 1} of {self.rounds} made no {form_of(self.loss.needs)} out of {len(self.pool)} prompts: "
-            f"every verdict was a tie, invalid, or beyond the label budget ({ties} ties, {invalid} invalid)."
-        )
+        no_item = f"no {form_of(self.loss.needs)} out of {len(self.pool)} prompts"
+        found = f"Round {number + 1} of {self.rounds} made {no_item}: {why_empty(self.judged)}"
         last, has_trained = number + 1 == self.rounds, self.counts["pairs_trained"] > 0
         refuse_empty(found, self.empty_rounds, is_last=last, has_trained=has_trained, labels=self.labels)
         self.phases.say(f"{found} It trains nothing, and the run continues.")
@@ -251,12 +239,8 @@ class Run:
         self.judged = Counter({name: of_round[name] for name in COUNTED})
         sampled = of_round["responses_sampled"]
         self.cut_share = of_round["responses_cut"] / sampled if sampled else None
-        if self.cut_share is not None and self.cut_share > MANY:
-            limit = f"sampler.max_new_tokens={self.sampler.max_new_tokens}"
-            self.phases.say(
-                f"{self.cut_share:.0%} of the responses were cut at {limit} before they ended: raise it, or type "
-                "labels.missing_eos_penalty=1.0, which teaches the policy to end."
-            )
+        if cut := many_cut(self.cut_share or 0.0, self.sampler.max_new_tokens):
+            self.phases.say(cut)
 
     def at(self, number: int) -> Round:
         """Return the context of a round; -1 is the start."""
@@ -301,9 +285,8 @@ class Run:
     def _adopt(self, number: int) -> None:
         """Take a round from its file, which may have counted the round's training already."""
         self.pool, about = read_round(self.rounds_folder, number, self.ranks)
-        self.counts = Counter({k: about.get(k, 0) for k in SAMPLED}) + Counter(
-            pairs_trained=self.counts["pairs_trained"]
-        )
+        trained = Counter(pairs_trained=self.counts["pairs_trained"])
+        self.counts = Counter({k: about.get(k, 0) for k in SAMPLED}) + trained
         judged = about["judged"]
         self.counts.update(judged["run"])
         self.judged = Counter(judged["round"])

@@ -22,6 +22,7 @@ from choosy.terminal import counted
 from choosy.types import Candidates, Prompt, Response, seed_of
 
 CHARACTERS = 4  # of a token, about
+MANY = 0.5  # share of responses that were cut, above which the run says so
 
 
 @dataclass(frozen=True)
@@ -187,3 +188,13 @@ def say_origin(at: Round, tokens: int, seconds: float, *, started: float, synced
     where = f" on {at.ranks.size} processes" if at.ranks.size > 1 else ""
     rate = f"in {seconds:.1f} s, {tokens / seconds:,.0f} a second{f', after {before}' if before else ''}"
     at.phases.say(f"{counted(tokens, 'tokens')} from {at.sampler.origin}{where} {rate}")
+
+
+def many_cut(share: float, max_new_tokens: int) -> str:
+    """Say what to do where more than half of a round's responses were cut; empty where fewer were."""
+    if share <= MANY:
+        return ""
+    return (
+        f"{share:.0%} of the responses were cut at sampler.max_new_tokens={max_new_tokens} before they ended: raise "
+        "it, or type labels.missing_eos_penalty=1.0, which teaches the policy to end."
+    )
