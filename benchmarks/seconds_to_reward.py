@@ -50,8 +50,9 @@ JOB = {
 
 
 def ours(seed: int, lr: str, folder: Path) -> list[tuple[float, float]]:
-    """Seconds and rewards of the demo's run, with rounds enough to pass the target."""
+    """Seconds and rewards of the demo's run with VADER alone, and rounds enough to pass the target."""
     typed = ["experiment=demo", "trainer=cpu", "rounds=4", f"lr={lr}", f"seed={seed}", "callbacks.report.console=false"]
+    typed += ["labeler=vader", f"labels.missing_eos_penalty={JOB['missing_eos_penalty']}", f"loss.beta={JOB['beta']}"]
     command = [sys.executable, ROOT / "train.py", *typed, f"run_dir={folder}"]
     with Path(f"{folder}.log").open("w") as log:
         busy = busy_share(command, {**os.environ, "HF_HUB_OFFLINE": "1"}, log)

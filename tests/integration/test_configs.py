@@ -32,6 +32,8 @@ LABELER = {
     "thumbs_human": [],
     "queue": [],
     "vader": [],
+    "relevance": [],
+    "cheerful_answer": [],
     "noisy": [],
     "crowd": ["+labeler@labeler.members.one=vader", "+labeler@labeler.members.two=contrastive"],
     "weighted": ["+labeler@labeler.parts.one=vader", "+labeler@labeler.parts.two=dataset"],

@@ -431,6 +431,8 @@ def labeler_lines(tmp_path: Path, tiny_policy_dir: Path) -> dict[str, list[str]]
         "reward_model": [f"labeler.model={judge}"],
         "dataset": offline,
         "vader": offline,
+        "relevance": offline,
+        "cheerful_answer": offline,
         "noisy": offline,
         "contrastive": [],
         "weighted": ["+labeler@labeler.parts.one=function", "labeler.parts.one.path=toy_rewards.toy"],
@@ -944,3 +946,8 @@ def test_the_full_cost_of_a_labeler_that_compares_is_that_of_all_pairs(play):
     labeler = ["labeler=mine", "labeler._target_=toy_rewards.Longer"]
     run = play(*labeler, "selector=random_pairs", "data.responses=3", "rounds=1")
     assert read_run(run.run_dir).latest["full_labels"] == 12 * 3
+
+
+def test_the_full_cost_of_a_sum_of_rewards_counts_each_part(play):
+    run = play("labeler=cheerful_answer", "data.responses=3", "rounds=1", "data.heldout=null")
+    assert read_run(run.run_dir).latest["full_labels"] == 12 * 3 * 2

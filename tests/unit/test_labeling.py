@@ -28,8 +28,10 @@ from choosy.labeling.function import Function
 from choosy.labeling.judge.judge import Judge
 from choosy.labeling.noisy import Noisy
 from choosy.labeling.protocols import COMPARE, SCORE, Compares, ItemFailed, Scores
+from choosy.labeling.relevance import Relevance
 from choosy.labeling.reward_model import RewardModel
 from choosy.labeling.vader import Vader
+from choosy.labeling.weighted import Weighted
 from choosy.main import compose
 from choosy.types import Candidates, Message, Prompt, Response
 
@@ -73,6 +75,26 @@ def test_dataset_gives_the_scores_of_the_data() -> None:
 def test_a_sampled_response_has_no_score_of_the_data() -> None:
     with pytest.raises(ItemFailed, match=r"prompt 'p' has no score: sampled responses have no gold; .*labeler=vader"):
         Dataset().score([(PROMPT, Response("a", gold=0.5)), (PROMPT, Response("b"))])
+
+
+# --- relevance ---
+
+
+def test_an_answer_on_the_subject_is_more_relevant() -> None:
+    tea = Prompt("tea", "Why do people drink tea?")
+    asked = Prompt("turns", "long", (Message("user", "Hello!"), Message("user", tea.text)))
+    on, off, echo = Response("Tea is warm and calming."), Response("I'm happy to help!"), Response(tea.text)
+    of_tea = Relevance().score([(tea, r) for r in (on, off, echo)])
+    assert of_tea[1] < 0.3 < 0.5 < of_tea[0] < of_tea[2] == pytest.approx(1.0)
+    assert Relevance().score([(asked, on)]) == pytest.approx(of_tea[:1]), "the last turn is the prompt"
+
+
+def test_relevance_takes_no_language_model() -> None:
+    for embedder in ("policy", "lm:some/model"):
+        with pytest.raises(ValueError, match=rf"embedder={embedder} is a language model; type minilm"):
+            Relevance(embedder)
+    with pytest.raises(ValueError, match="not_there"):
+        Relevance("./not_there")
 
 
 # --- reward models: random weights, a vocabulary of letters ---
@@ -222,6 +244,8 @@ def test_a_model_that_is_no_reward_model_is_an_error(
         ("function", {"path": "my_rewards.longer"}, Function),
         ("reward_model", {"model": "not/loaded"}, RewardModel),
         ("noisy", {}, Noisy),
+        ("relevance", {}, Relevance),
+        ("cheerful_answer", {}, Weighted),
         ("judge", {"model": "toy", "base_url": "http://localhost:8000/v1"}, Judge),
         ("contrastive", {}, Contrastive),
     ],

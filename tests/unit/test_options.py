@@ -114,7 +114,8 @@ TYPED = {  # what is typed: what the sentence says
     "run_dir=${nme}": "Interpolation key 'nme' not found",
     "labeler.function=f.py:f": "function is called labeler=function labeler.path here: type labeler=function labeler.",
     "labeler.path=f.py:f": "There is no option labeler.path: it belongs to labeler=function.",
-    "+labeler.weights=[1]": "it belongs to labeler=contrastive, labeler=function or labeler=weighted.",
+    "+labeler.weights=[1]": "it belongs to labeler=cheerful_answer, labeler=contrastive, labeler=function or "
+    "labeler=weighted.",
     "callbacks.d_optimal.fraction=0.5": "it belongs to selector=d_optimal.",
     "optimizer._target_=torch.optim.Adafactor lr=abc": "lr wants a number, found 'abc'.",  # it takes no optimizer.fused
     "labeler=function labeler._target_=mine.Lists lr=abc": "lr wants a number, found 'abc'.",  # nor this a path

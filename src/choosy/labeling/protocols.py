@@ -274,7 +274,10 @@ def fingerprint_of(labeler: Labeler, terms: Terms | None = None) -> str:
 
 
 # The files of `conf/labeler/`, which a test compares. `noisy` can do what the labeler inside it can.
-SCORE = ("contrastive", "dataset", "function", "reward_model", "thumbs_human", "thumbs_judge", "vader", "weighted")
+SCORE = (
+    *("cheerful_answer", "contrastive", "dataset", "function", "relevance", "reward_model"),
+    *("thumbs_human", "thumbs_judge", "vader", "weighted"),
+)
 COMPARE = ("crowd", "human", "judge", "predictor", "queue")
 
 

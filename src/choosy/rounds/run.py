@@ -187,7 +187,7 @@ class Run:
         if not sample.given:
             self.counts["full_responses"] += len(prompts) * sample.responses
             labels = sample.responses if self.labels.scores else comb(sample.responses, 2)
-            self.counts["full_labels"] += len(prompts) * labels
+            self.counts["full_labels"] += len(prompts) * labels * self.labels.terms.labels_per_answer
         self.write()
         self._report_items(number)
         self._report_empty(number)
