@@ -84,9 +84,11 @@ def test_an_answer_on_the_subject_is_more_relevant() -> None:
     tea = Prompt("tea", "Why do people drink tea?")
     asked = Prompt("turns", "long", (Message("user", "Hello!"), Message("user", tea.text)))
     on, off, echo = Response("Tea is warm and calming."), Response("I'm happy to help!"), Response(tea.text)
-    of_tea = Relevance().score([(tea, r) for r in (on, off, echo)])
+    whole = Relevance(enough=1)
+    of_tea = whole.score([(tea, r) for r in (on, off, echo)])
     assert of_tea[1] < 0.3 < 0.5 < of_tea[0] < of_tea[2] == pytest.approx(1.0)
-    assert Relevance().score([(asked, on)]) == pytest.approx(of_tea[:1]), "the last turn is the prompt"
+    assert whole.score([(asked, on)]) == pytest.approx(of_tea[:1]), "the last turn is the prompt"
+    assert Relevance(enough=0.5).score([(tea, r) for r in (on, off, echo)]) == pytest.approx([0.5, of_tea[1], 0.5])
 
 
 def test_relevance_takes_no_language_model() -> None:
@@ -95,6 +97,8 @@ def test_relevance_takes_no_language_model() -> None:
             Relevance(embedder)
     with pytest.raises(ValueError, match="not_there"):
         Relevance("./not_there")
+    with pytest.raises(ValueError, match=r"enough=1.5 .*type a number in \(0, 1\]"):
+        Relevance(enough=1.5)
 
 
 # --- reward models: random weights, a vocabulary of letters ---

@@ -15,29 +15,34 @@ from choosy.types import Prompt, Response
 class Relevance:
     """Scores a response by the cosine similarity of its embedding with its prompt's, from -1 to 1.
 
-    It says whether a response stays with the subject, and nothing of its quality: a response that repeats the prompt
-    scores 1. So it is a part of `labeler=weighted`, against a reward that is easily had off the subject. Of a
-    conversation, the last turn is the prompt.
+    It says whether a response stays with the subject, and nothing of its quality, so that it is a part of
+    `labeler=weighted`, against a reward that is easily had off the subject. Of a conversation, the last turn is the
+    prompt.
 
     Args:
         embedder: `minilm`, or another sentence-transformers model by its hub id or its folder.
+        enough: The highest score. Good answers are about as similar as this, and more similar are those that repeat the
+            prompt; 1 rewards these too.
     """
 
     terms: ClassVar[Terms] = Terms(price=0.0)
 
-    def __init__(self, embedder: str = "minilm") -> None:
+    def __init__(self, embedder: str = "minilm", *, enough: float = 0.7) -> None:
         if embedder == "policy" or embedder.startswith("lm:"):
             raise ValueError(
                 f"labeler relevance compares sentences, and embedder={embedder} is a language model; type minilm, or "
                 "the hub id or folder of a sentence-transformers model"
             )
+        if not 0 < enough <= 1:
+            raise ValueError(f"labeler relevance: enough={enough} is no similarity to aim at; type a number in (0, 1]")
         refuse_embedder(embedder)
-        self.embedder = embedder
-        self.name = f"relevance:{embedder}"
+        self.embedder, self.enough = embedder, enough
+        self.name = f"relevance:{embedder}@{enough:g}"  # labels of another limit are not reused
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
-        """Return the similarity of each response with its prompt; every text is embedded once."""
+        """Return the similarity of each response with its prompt, at most `enough`; every text is embedded once."""
         both = [(p.messages[-1].content if p.messages else p.text, response.text) for p, response in items]
         row_of = {text: n for n, text in enumerate(dict.fromkeys(text for texts in both for text in texts))}
         embed_ND = F.normalize(sentence_embeddings([Response(text) for text in row_of], self.embedder).float(), dim=-1)
-        return [float(embed_ND[row_of[asked]] @ embed_ND[row_of[answer]]) for asked, answer in both]
+        similar = [float(embed_ND[row_of[asked]] @ embed_ND[row_of[answer]]) for asked, answer in both]
+        return [min(one, self.enough) for one in similar]
