@@ -445,7 +445,8 @@ def labeler_lines(tmp_path: Path, tiny_policy_dir: Path) -> dict[str, list[str]]
 def test_a_labeler_scores_what_is_trained_on(labeler, play, labeler_lines):
     run = play(f"labeler={labeler}", *labeler_lines[labeler], "rounds=1")
     each = 2 if labeler == "dataset" else 1  # a given pair is one label
-    assert scored(run.pool) == each * run.summary["labels"]["spent"] > 0
+    labels = scored(run.pool) * run.data.run.labels.terms.labels_per_answer
+    assert labels == each * run.summary["labels"]["spent"] > 0
     sources = {pair["source"] for pairs in run.pool["pairs"] for pair in pairs}
     assert sources == {run.data.run.labels.labeler.name}
 
