@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,6 +20,7 @@ class PredictedGain(PromptChooser):
 
     fraction: float | None = 0.3
     warmup_rounds: int = 1  # without one there is no label to learn from
+    learns: ClassVar[bool] = True
 
     def prompt_utilities(self, prompts: Sequence[Prompt], at: Round) -> list[float]:
         head = at.learned.head(at)

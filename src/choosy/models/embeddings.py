@@ -39,9 +39,9 @@ def embed(responses: Sequence[Response], embedder: str, policy: Policy) -> Tenso
 
 
 def refuse_embedder(name: str) -> None:
-    """Refuse an embedder whose folder is not there."""
-    if name not in ("policy", "minilm"):
-        resolve_model(name.removeprefix("lm:"), demo="demo:minilm")
+    """Refuse an embedder whose folder or package is not there."""
+    if name != "policy":
+        resolve_model("demo:minilm" if name == "minilm" else name.removeprefix("lm:"), demo="demo:minilm")
 
 
 @cache

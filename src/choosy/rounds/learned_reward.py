@@ -11,6 +11,7 @@ from torch import Tensor
 
 from choosy.data.pool import Pool
 from choosy.methods.reward_head import RewardHead, fit_scores, fit_verdicts, left_out_gaps, normal_scores
+from choosy.methods.weighting import GapSource
 from choosy.models.embeddings import embed, refuse_embedder
 from choosy.parallel.ranks import gather_rows, shard
 from choosy.rounds.context import PairTexts, Round, pair_texts
@@ -52,7 +53,13 @@ class LearnedReward:
     def __post_init__(self) -> None:
         if self.min_labels < 2:
             raise ValueError(f"learned_reward.min_labels={self.min_labels} fits no head; choose 2 or more.")
-        refuse_embedder(self.embedder)
+        if self.embedder != "minilm":  # the default, whose package is needed only where something predicts
+            refuse_embedder(self.embedder)
+
+    def refuse_absent(self, *selectors: object, reward_gap: GapSource) -> None:
+        """Refuse an embedder that is not there, where a selector or the gap of a pair asks for predictions."""
+        if reward_gap != "bought" or any(getattr(one, "learns", False) for one in selectors):
+            refuse_embedder(self.embedder)
 
     def head(self, at: Round) -> RewardHead | None:
         """Fit the head of a round; every rank must call this. None while there are too few labels."""

@@ -123,6 +123,7 @@ class Run:
         """Give a slot its selector; a slot that has another one refuses it."""
         refuse_without("prompt_utilities", prompts)
         refuse_without("pair_utilities", pairs)
+        self.learned_reward.refuse_absent(prompts, pairs, reward_gap=self.training.reward_gap)
         refuse_second("prompts", self.prompt_selector, prompts)
         refuse_second("pairs", self.pair_selector, pairs)
         self.prompt_selector = prompts or self.prompt_selector
@@ -218,9 +219,8 @@ class Run:
         if items:
             form, scored, passes = form_of(self.loss.needs), self.labels.scores, self.training.epochs_per_round
             bought, reused = now.spent - spent, now.reused - reused
-            given = self.labels.terms.given_only
             counts = {"bought": bought, "reused": reused, "passes": passes}
-            self.phases.say(made_of(items, new, form, **counts, scored=scored, given=given))
+            self.phases.say(made_of(items, new, form, **counts, scored=scored, given=self.labels.terms.given_only))
 
     def _report_empty(self, number: int) -> None:
         """Say that a round has nothing to train on; stop after several in a row, and where no round had anything."""

@@ -89,6 +89,8 @@ class PreferenceModel:
                 f"labeler.model.shares={self.shares} gives no positive share to each of {len(encoders)} encoders; type "
                 "one number for each, such as labeler.model.shares=[0.7,0.3], or null"
             )
+        for name in encoders:
+            resolve_model(name, demo="demo:minilm")  # refuses a folder or a package that is not there
         self._raters = [Rater(name, self) for name in encoders]
         self._shares = [share / sum(shares) for share in shares]
 
