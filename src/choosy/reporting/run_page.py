@@ -93,7 +93,7 @@ def spread(run: RunSummary, stage: Stage, name: str) -> str:
     if not math.isnan(found.low):
         return found.ends(MEASURES.get(name, ("", ".0%"))[1])
     n = number_of(run, stage, name)
-    return f"n = {n:,.0f}{', each pass counted' * (name in TRAINING)}" if n else ""
+    return f"n = {n:,.0f}" if n else ""
 
 
 def number_of(run: RunSummary, stage: Stage, name: str) -> float | None:
