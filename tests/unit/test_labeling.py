@@ -11,6 +11,7 @@ import pytest
 import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
+from small_models import MINILM
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -80,6 +81,7 @@ def test_a_sampled_response_has_no_score_of_the_data() -> None:
 # --- relevance ---
 
 
+@MINILM
 def test_an_answer_on_the_subject_is_more_relevant() -> None:
     tea = Prompt("tea", "Why do people drink tea?")
     asked = Prompt("turns", "long", (Message("user", "Hello!"), Message("user", tea.text)))
@@ -248,8 +250,8 @@ def test_a_model_that_is_no_reward_model_is_an_error(
         ("function", {"path": "my_rewards.longer"}, Function),
         ("reward_model", {"model": "not/loaded"}, RewardModel),
         ("noisy", {}, Noisy),
-        ("relevance", {}, Relevance),
-        ("cheerful_answer", {}, Weighted),
+        pytest.param("relevance", {}, Relevance, marks=MINILM),
+        pytest.param("cheerful_answer", {}, Weighted, marks=MINILM),
         ("judge", {"model": "toy", "base_url": "http://localhost:8000/v1"}, Judge),
         ("contrastive", {}, Contrastive),
     ],

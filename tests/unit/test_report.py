@@ -186,6 +186,9 @@ def test_what_full_rounds_would_have_cost(tmp_path):
     assert line in (write_report(read_run(folder)), (folder / "report.html").read_text())[1]
     write_round(folder, "round_001", [], about | {"responses_sampled": 50, "full_responses": 50, "full_labels": 26})
     assert read_run(folder).full_costs == "", "the rounds were full"
+    summed = {"full_labels": 52, "labels_per_answer": 2, "labels": {"spent": 0, "reused": 26, "evaluation": 0}}
+    write_round(folder, "round_001", [], about | {"responses_sampled": 50, "full_responses": 50} | summed)
+    assert read_run(folder).full_costs == "", "an answer that was there already is worth the labels of its parts"
 
 
 def test_answers_that_the_policy_itself_did_not_sample_have_a_log_ratio(tmp_path):

@@ -13,16 +13,16 @@ from choosy.types import Prompt, Response
 
 
 class Relevance:
-    """Scores a response by the cosine similarity of its embedding with its prompt's, from -1 to 1.
+    """Scores a response by the cosine similarity of its embedding with its prompt's, from -1 to `enough`.
 
-    It says whether a response stays with the subject, and nothing of its quality, so that it is a part of
-    `labeler=weighted`, against a reward that is easily had off the subject. Of a conversation, the last turn is the
-    prompt.
+    It says whether a response stays with the subject, and nothing about its quality. So it is meant as a part of
+    `labeler=weighted`, beside a reward that answers about something else could also earn. Of a conversation, only the
+    last turn is compared. An embedder reads only the beginning of a long text.
 
     Args:
         embedder: `minilm`, or another sentence-transformers model by its hub id or its folder.
-        enough: The highest score. Good answers are about as similar as this, and more similar are those that repeat the
-            prompt; 1 rewards these too.
+        enough: The highest score. A response that repeats the prompt is more similar to it than a good answer, and
+            gains nothing above this limit; 1 = no limit.
     """
 
     terms: ClassVar[Terms] = Terms(price=0.0)
@@ -40,7 +40,7 @@ class Relevance:
         self.name = f"relevance:{embedder}@{enough:g}"  # labels of another limit are not reused
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
-        """Return the similarity of each response with its prompt, at most `enough`; every text is embedded once."""
+        """Return the similarity of each response with its prompt, at most `enough`."""
         both = [(p.messages[-1].content if p.messages else p.text, response.text) for p, response in items]
         row_of = {text: n for n, text in enumerate(dict.fromkeys(text for texts in both for text in texts))}
         embed_ND = F.normalize(sentence_embeddings([Response(text) for text in row_of], self.embedder).float(), dim=-1)

@@ -232,7 +232,7 @@ class RunSummary:
         """What sampling every prompt and labeling all of it would have cost, in one line; empty if this run did so."""
         about, labels = self.latest, self.latest["labels"]
         sampled, full = about.get("responses_sampled"), about.get("full_responses")
-        bought = labels["spent"] + labels["reused"]
+        bought = labels["spent"] + labels["reused"] * about.get("labels_per_answer", 1)
         if not sampled or not full or (sampled >= full and bought >= about["full_labels"]):
             return ""
         tokens = about["tokens_generated"] * full / sampled

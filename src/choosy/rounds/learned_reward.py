@@ -11,7 +11,6 @@ from torch import Tensor
 
 from choosy.data.pool import Pool
 from choosy.methods.reward_head import RewardHead, fit_scores, fit_verdicts, left_out_gaps, normal_scores
-from choosy.methods.weighting import GapSource
 from choosy.models.embeddings import embed, refuse_embedder
 from choosy.parallel.ranks import gather_rows, shard
 from choosy.rounds.context import PairTexts, Round, pair_texts
@@ -56,9 +55,9 @@ class LearnedReward:
         if self.embedder != "minilm":  # the default, whose package is needed only where something predicts
             refuse_embedder(self.embedder)
 
-    def refuse_absent(self, *selectors: object, reward_gap: GapSource) -> None:
-        """Refuse an embedder that is not there, where a selector or the gap of a pair asks for predictions."""
-        if reward_gap != "bought" or any(getattr(one, "learns", False) for one in selectors):
+    def refuse_absent(self, *selectors: object) -> None:
+        """Refuse an embedder that is not there, where a selector asks for predictions."""
+        if any(getattr(one, "learns", False) for one in selectors):
             refuse_embedder(self.embedder)
 
     def head(self, at: Round) -> RewardHead | None:

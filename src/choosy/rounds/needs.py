@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from choosy.labeling.protocols import labelers_able_to
 from choosy.methods.loss_inputs import Loss, form_of
+from choosy.models.embeddings import refuse_embedder
 from choosy.options.parts import typed_for
 from choosy.rounds.context import PairSelector, ResponseSelector
 from choosy.rounds.run import Run
@@ -41,6 +42,8 @@ def check_needs(
             "several; type data.responses=1 and loss=kto, or threshold=0."
         )
     gaps = labels.scores or run.training.reward_gap != "bought"
+    if run.training.reward_gap != "bought" and (weighting.needs == "gap" or "reward" in loss.needs):
+        refuse_embedder(run.learned_reward.embedder)
     if weighting.needs == "gap" and not gaps:
         raise ValueError(
             f"{typed_for(weighting)} weighs a pair by its rewards' gap, and labeler {labeler} gives none: it only "

@@ -123,7 +123,7 @@ class Run:
         """Give a slot its selector; a slot that has another one refuses it."""
         refuse_without("prompt_utilities", prompts)
         refuse_without("pair_utilities", pairs)
-        self.learned_reward.refuse_absent(prompts, pairs, reward_gap=self.training.reward_gap)
+        self.learned_reward.refuse_absent(prompts, pairs)
         refuse_second("prompts", self.prompt_selector, prompts)
         refuse_second("pairs", self.pair_selector, pairs)
         self.prompt_selector = prompts or self.prompt_selector
@@ -335,7 +335,7 @@ class Run:
             "seed": self.seed,
             "budget": labels.budget,
             "labels": {"spent": bought.spent, "reused": bought.reused, "evaluation": bought.evaluation},
-            "labels_given": labels.terms.given_only,
+            **{"labels_given": labels.terms.given_only, "labels_per_answer": labels.terms.labels_per_answer},
             **{k: self.counts[k] for k in (*SAMPLED, "pairs_trained")},
             "judged": {"round": dict(self.judged), "run": {name: self.counts[name] for name in COUNTED}},
             "money": {"spent": bought.money, "evaluation": bought.money_evaluation, "budget": labels.budget_money},

@@ -67,7 +67,8 @@ class PreferenceModel:
     two responses are shown.
 
     Raises:
-        ValueError: The shares are not one positive number for each encoder.
+        ValueError: The shares are not one positive number for each encoder, or an encoder's folder or package is not
+            there.
     """
 
     encoder: str | list[str] = "demo:minilm"  # folders or hub ids of transformers with a tokenizer
