@@ -14,7 +14,7 @@ from choosy.capabilities import sentences as of_tasks
 from choosy.data.heldout import AUTO, heldout_source
 from choosy.data.sources import Source, named, refuse_missing_file
 from choosy.files import name_of_paths, replacing
-from choosy.labeling.protocols import NeedsPolicy
+from choosy.labeling.protocols import judges_with_policy
 from choosy.main import built
 from choosy.options.typed import quoted
 from choosy.options.words import Words
@@ -142,7 +142,7 @@ def judge_of(model: TunedModel) -> LabelBuyer | None:
     judge = labels.evaluator
     if judge is None or judge.terms.given_only:
         return None
-    if isinstance(judge.labeler, NeedsPolicy):
+    if judges_with_policy(judge.labeler):
         raise ValueError(
             f"labeler {judge.labeler.name} judges with the policy while it is trained; type another, such as "
             "labeler=vader, or labels.evaluation=none."

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from choosy.labeling.buyer import LabelBuyer
+from choosy.labeling.contrastive import Contrastive
 from choosy.labeling.crowd import Crowd
 from choosy.labeling.dataset import Dataset
 from choosy.labeling.function import Function
-from choosy.labeling.protocols import Compares, Scores, Terms
+from choosy.labeling.noisy import Noisy
+from choosy.labeling.protocols import Compares, Scores, Terms, judges_with_policy
 from choosy.labeling.vader import Vader
 from choosy.labeling.weighted import Weighted
 from choosy.types import Candidates, Prompt, Response
@@ -145,3 +147,10 @@ def test_what_a_part_may_judge_holds_for_the_sum() -> None:
 def test_what_cannot_be_added_up_is_refused(parts, weights, message) -> None:
     with pytest.raises(ValueError, match=message):
         Weighted(parts, weights=weights)
+
+
+def test_a_labeler_judges_with_the_policy_if_one_inside_it_does() -> None:
+    assert judges_with_policy(Contrastive(good="Be kind.", bad="Be rude."))
+    for outer in (Noisy, lambda one: Weighted({"cheerful": Vader(), "other": one})):
+        assert judges_with_policy(outer(Contrastive(good="Be kind.", bad="Be rude.")))
+        assert not judges_with_policy(outer(Vader()))

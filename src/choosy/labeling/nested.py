@@ -67,6 +67,11 @@ class OuterLabeler:
         """Return the fingerprint of an inner labeler's labels."""
         return fingerprint_of(self._inner[name], self._inner_terms[name])
 
+    @property
+    def inside(self) -> list[Labeler]:
+        """The inner labelers."""
+        return [*self._inner.values()]
+
     def use_policy(self, policy: Policy) -> None:
         """Pass the policy to those that judge with it."""
         for labeler in self._inner.values():

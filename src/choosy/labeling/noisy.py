@@ -58,6 +58,11 @@ class Noisy:
     def state(self) -> str:
         return fingerprint_of(self.wrapped, self.terms)
 
+    @property
+    def inside(self) -> list[Labeler]:
+        """The labeler whose judgements are reversed."""
+        return [self.wrapped]
+
     def use_policy(self, policy: Policy) -> None:
         if isinstance(self.wrapped, NeedsPolicy):
             self.wrapped.use_policy(policy)

@@ -151,6 +151,12 @@ class NeedsPolicy(Protocol):
         """Judge with this policy, whose weights may not be loaded yet; called before the first question."""
 
 
+def judges_with_policy(labeler: object) -> bool:
+    """Whether a labeler judges with the policy that is trained, or one inside it does (`inside`)."""
+    inside = getattr(labeler, "inside", None)
+    return isinstance(labeler, NeedsPolicy) if inside is None else any(map(judges_with_policy, inside))
+
+
 @runtime_checkable
 class Measures(Protocol):
     """A labeler that measures itself; what it finds is logged each round as `labeler/NAME`."""
@@ -275,8 +281,8 @@ def fingerprint_of(labeler: Labeler, terms: Terms | None = None) -> str:
 
 # The files of `conf/labeler/`, which a test compares. `noisy` can do what the labeler inside it can.
 SCORE = (
-    *("cheerful_answer", "contrastive", "dataset", "function", "relevance", "reward_model"),
-    *("thumbs_human", "thumbs_judge", "vader", "weighted"),
+    *("contrastive", "dataset", "function", "reward_model", "thumbs_human", "thumbs_judge", "vader", "weighted"),
+    *("relevance", "cheerful_answer"),
 )
 COMPARE = ("crowd", "human", "judge", "predictor", "queue")
 
