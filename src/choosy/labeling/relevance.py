@@ -34,7 +34,9 @@ class Relevance:
                 "the hub id or folder of a sentence-transformers model"
             )
         if not 0 < enough <= 1:
-            raise ValueError(f"labeler relevance: enough={enough} is no similarity to aim at; type a number in (0, 1]")
+            raise ValueError(
+                f"labeler relevance: enough={enough} is not a limit of a similarity; type a number in (0, 1]"
+            )
         refuse_embedder(embedder)
         self.embedder, self.enough = embedder, enough
         self.name = f"relevance:{embedder}@{enough:g}"  # labels of another limit are not reused

@@ -218,8 +218,7 @@ class Run:
         items, new = (len(self._items(number, only_round=only)) for only in (None, True))
         if items:
             form, scored, passes = form_of(self.loss.needs), self.labels.scores, self.training.epochs_per_round
-            bought, reused = now.spent - spent, now.reused - reused
-            counts = {"bought": bought, "reused": reused, "passes": passes}
+            counts = {"bought": now.spent - spent, "reused": now.reused - reused, "passes": passes}
             self.phases.say(made_of(items, new, form, **counts, scored=scored, given=self.labels.terms.given_only))
 
     def _report_empty(self, number: int) -> None:
@@ -335,7 +334,8 @@ class Run:
             "seed": self.seed,
             "budget": labels.budget,
             "labels": {"spent": bought.spent, "reused": bought.reused, "evaluation": bought.evaluation},
-            **{"labels_given": labels.terms.given_only, "labels_per_answer": labels.terms.labels_per_answer},
+            "labels_given": labels.terms.given_only,
+            "labels_per_answer": labels.terms.labels_per_answer,
             **{k: self.counts[k] for k in (*SAMPLED, "pairs_trained")},
             "judged": {"round": dict(self.judged), "run": {name: self.counts[name] for name in COUNTED}},
             "money": {"spent": bought.money, "evaluation": bought.money_evaluation, "budget": labels.budget_money},
