@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
-from choosy.files import replacing
+from choosy.files import files_of_rounds, replacing
 from choosy.resume.checkpoint_files import checkpoints_folder, last_checkpoint
 
 
@@ -63,7 +63,7 @@ class Checkpoints(Checkpoint):
         trainer.save_checkpoint(of_round)
         if trainer.is_global_zero:
             point(last, of_round)
-            for old in sorted(of_round.parent.glob("round_*.ckpt"))[: -self.keep if self.keep > 0 else 0]:
+            for old in files_of_rounds(of_round.parent, "ckpt")[: -self.keep if self.keep > 0 else 0]:
                 old.unlink()
 
 

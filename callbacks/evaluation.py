@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
+from choosy.data.table_files import is_there
 from choosy.reporting.metrics import log_at_once
 from choosy.reporting.summary import OF_JUDGE, OF_PAIRS
 from choosy.rounds.context import Round
@@ -97,12 +98,14 @@ class WinRate(Evaluator):
         self.start: dict[str, Candidates] = {}
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Say what the evaluation will cost before the first label is bought."""
+        """Refuse answers that are too long, and say what the evaluation will cost, before the first label is bought."""
         run, rounds = trainer.datamodule.run, trainer.max_epochs
         looks = sum((number + 1) % self.every == 0 or number + 1 == rounds for number in range(rounds))
         start = run.labels.evaluator is not None and run.labels.evaluator.scores  # the start's answers are scored too
         prompts = trainer.datamodule.heldout_prompts
         tokens = self.sampler.max_new_tokens
+        pl_module.policy.tokens.refuse_long_answers(prompts, tokens, option="evaluation.sampler.max_new_tokens")
+        run.sampler.refuse_evaluation(self.sampler)
         if cost := run.labels.plan_evaluation(prompts, looks + start, response_tokens=tokens):
             run.phases.say(cost)
 
@@ -110,7 +113,7 @@ class WinRate(Evaluator):
         run, prompts = trainer.datamodule.run, trainer.datamodule.heldout_prompts
         if not prompts:
             return
-        if not run.ranks.on_rank_zero(lambda: run.is_there(start_file(run.rounds_folder))):
+        if not run.ranks.on_rank_zero(lambda: is_there(start_file(run.rounds_folder), run.phases.say)):
             at = run.at(-1)
             phase = run.phases("evaluate", total=len(prompts), unit="start answers")
             with pl_module.policy.states.as_start(), phase as tick:

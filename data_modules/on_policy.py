@@ -76,7 +76,7 @@ class OnPolicyData(RoundData):
         return prompts
 
     def play(self, number: int) -> None:
-        prompts = [] if self.run.spent_out(number) else self.prompts_of(number)
+        prompts = [] if self.run.spent_out(number, responses=self.responses) else self.prompts_of(number)
         self.run.play(number, prompts, FreshResponses(self.responses, self.instructions))
         self.run.sample_ahead(number + 1, self.prompts_of(number + 1), responses=self.responses)
 

@@ -12,12 +12,13 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from choosy.data.batches import ItemBatches
 from choosy.data.encode import Reader
-from choosy.data.heldout import AUTO, held_out, heldout_source
+from choosy.data.heldout import AUTO, held_out, heldout_source, question
 from choosy.data.mixture import divided, mixture
 from choosy.data.reading import Promptlike, fingerprint, saying_once
 from choosy.data.sources import Source, named
 from choosy.methods.loss_inputs import Loss
 from choosy.module import WeightedDPO
+from choosy.resume.run_folder import began_with
 from choosy.rounds.evaluate import as_pairs
 from choosy.rounds.needs import check_needs
 from choosy.rounds.reference import refuse_mixed_adapters
@@ -117,25 +118,32 @@ class RoundData(LightningDataModule, ABC):
                 self.heldout, module.policy, limit=self.heldout_limit, judge=self.run.labels.evaluator
             )
             self.warn_of_trained_on()
-        module.policy.tokens.refuse_long_answers(self.heldout_prompts, self.run.sampler.max_new_tokens)
         if self.heldout_pairs:
             given = self.reader.candidates(self.heldout_pairs, module.policy, limit=self.heldout_limit, heldout=True)
             self.labeled_pairs = as_pairs(given, named(self.heldout_pairs))
 
     def hold_out(self) -> None:
-        """Take some of the prompts away from training to evaluate on; none where nobody judges their answers."""
-        judge, count = self.run.labels.evaluator, len(self.prompts)
+        """Take some of the prompts away from training to evaluate on; none where nobody judges their answers.
+
+        A resumed run does as when it began, whoever judges now.
+        """
+        judge, count = self.run.labels.evaluator, len({question(p) for p in self.prompts})
+        began = began_with(self.run.folder).get("data.heldout") if self.run.resuming else None
+        wanted = judge is not None if began is None else began != fingerprint([])
+        if wanted:
+            held = held_out(self.prompts, self.heldout_limit)
+            self.heldout_prompts = [self.reader.as_evaluated(p) for p in held]
         if judge is not None:
-            self.heldout_prompts = held_out(self.prompts, self.heldout_limit)
             judge.check_prompts(self.heldout_prompts)
-        held = {p.id for p in self.heldout_prompts}
-        self.prompts = [p for p in self.prompts if p.id not in held]
-        self.given = {name: c for name, c in self.given.items() if name not in held}
+        out = {question(p) for p in self.heldout_prompts}
+        self.prompts = [p for p in self.prompts if question(p) not in out]
+        kept = {p.id for p in self.prompts}
+        self.given = {name: c for name, c in self.given.items() if name in kept}
         others = "Type data.heldout=FILE to evaluate on others"
-        why = "nobody judges their answers" if judge is None else "they are too few"
+        why = "they are too few" if wanted else "nobody judges their answers" if judge is None else "when the run began"
         said = f"none of its {count} prompts is held out, as {why}: nothing is evaluated. {others}."
-        if held:
-            said = f"held out to evaluate on, and not trained on: {len(held)} of its {count} prompts. {others}, or "
+        if out:
+            said = f"held out to evaluate on, and not trained on: {len(out)} of its {count} prompts. {others}, or "
             said += "data.heldout=null to train on all."
         if self.trainer is not None and self.trainer.is_global_zero:
             log.warning(f"{named(self.source)}: {said}")

@@ -169,7 +169,7 @@ def _set_up(config: Mapping[str, Any]) -> None:
         encode_prompt=lambda *_: (0,),
         encode_response=lambda *_: (0,),
         encode_turns=lambda *_: ((0,), (True,)),
-        refuse_long_answers=lambda *_: None,
+        refuse_long_answers=lambda *_, **__: None,
         refuse_beyond_window=lambda *_, **__: None,
     )
     run.open = lambda policy, loss, prompts, read: run.labels.check_prompts(prompts)
@@ -180,7 +180,7 @@ def _set_up(config: Mapping[str, Any]) -> None:
     for callback in callbacks:
         _known(lambda its=callback: its.on_fit_start(trainer, module))
     if is_read:
-        _known(lambda: run.refuse_slots(data.responses))
+        _known(lambda: run.refuse_slots(data.responses, fresh=not data.given))
         _refuse_unmeasured(config, judged=bool(data.heldout_prompts and run.labels.evaluator))
 
 

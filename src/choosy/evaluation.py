@@ -209,7 +209,11 @@ class Comparison:
         reader = built(config["data"]["reader"])
         if data.prompts and not self.prompts:
             self.prompts = reader.prompts(data.prompts, policy, limit=data.limit, judge=self.judge)
-            policy.tokens.refuse_long_answers(self.prompts, config["evaluation"]["sampler"]["max_new_tokens"])
+            policy.tokens.refuse_long_answers(
+                self.prompts,
+                config["evaluation"]["sampler"]["max_new_tokens"],
+                option="evaluation.sampler.max_new_tokens",
+            )
         pairs = self.read_pairs(policy) if data.pairs else []
         answered = answers(self.model, policy, self.prompts) if prompts else []
         can = capabilities(policy, data.tasks, seed=config["seed"]) if prompts and data.tasks else {}

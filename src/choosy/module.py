@@ -113,7 +113,7 @@ class WeightedDPO(LightningModule):
         """Refuse selectors that do not suit the data; Lightning calls this after the setup of all callbacks."""
         data = getattr(self.trainer, "datamodule", None)  # none where plain batches are trained on
         if data is not None:
-            data.run.refuse_slots(data.responses)
+            data.run.refuse_slots(data.responses, fresh=not data.given)
 
     def configure_model(self) -> None:
         strategy = self.trainer.strategy

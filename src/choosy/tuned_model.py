@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -147,14 +148,16 @@ def overlaid(config: dict[str, Any], words: Sequence[str], *, folder: Path) -> d
     if not words:
         return config
     named = {word.lstrip("+").partition("=")[0]: word for word in words}
-    heads = {name: name if name in PLACES else name.partition(".")[0] for name in named}
+    heads = {name: name if name in PLACES else re.split("[.@]", name)[0] for name in named}
     if other := [word for name, word in named.items() if heads[name] not in TYPED]:
         raise ValueError(f"{other[0]}: nothing is trained here; what may be typed begins with {any_of(TYPED)}.")
     check(cfg := compose([*words, in_folder(folder)]))
     found = OmegaConf.create(config)
     for name, head in heads.items():
-        value = OmegaConf.select(cfg, name.partition("@")[2] or name)
-        OmegaConf.update(found, PLACES.get(head, head) + name.removeprefix(head), value, merge=False, force_add=True)
+        place = name.partition("@")[2] or name  # where the composed configuration has it
+        inside = "" if name == head else place.removeprefix(head)
+        value = OmegaConf.select(cfg, place)
+        OmegaConf.update(found, PLACES.get(head, head) + inside, value, merge=False, force_add=True)
     if "labeler" in heads.values() and not any("labels.evaluation" in name for name in named):
         found.labels.evaluation = "labeler"
     return dict(plain(found))

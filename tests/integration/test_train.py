@@ -752,6 +752,26 @@ def test_a_spent_budget_samples_no_more(play, capsys):
     assert run.summary["tokens_generated"] <= 5 * 2 * 8
 
 
+def test_a_rest_of_the_budget_that_pays_no_prompt_samples_no_more(play, capsys):
+    run = play("labels.budget=10", "data.responses=4", "data.limit=5")
+    assert run.summary["labels"]["spent"] == 8
+    assert "labels.budget=10 is spent; training continues with its pairs" in capsys.readouterr().err
+    assert set(run.round(1)["origin"]) == {"reused"}
+
+
+def test_a_budget_that_pays_no_prompt_is_refused_before_anything_is_sampled(play, tmp_path):
+    with pytest.raises(ValueError, match=r"labels.budget=3 buys nothing: the responses .* take 4 labels"):
+        play("labels.budget=3", "data.responses=4")
+    assert not [*tmp_path.rglob("*.parquet")]
+
+
+def test_a_run_that_trains_on_each_rounds_pairs_ends_as_it_should_when_its_budget_is_spent(play, capsys):
+    run = play("labels.budget=10", "data.limit=5", "train_on=round", "rounds=5")
+    assert "labels.budget=10 is spent; no round trains any more" in capsys.readouterr().err
+    assert run.summary["pairs_trained"] > 0
+    assert (run.run_dir / "summary.json").exists()
+
+
 def test_the_factors_of_an_adapter_are_not_mixed_into_a_reference(play):
     with pytest.raises(ValueError, match=r"reference=0\.6 mixes weights, .*type model=smollm2_full .*previous_round"):
         play("reference=0.6")

@@ -22,7 +22,7 @@ def test_responses_of_a_prompt_are_bought_together_in_the_order_given(buyer: Cal
     assert rewards(got) == [[1.0, 2.0], [1.0, 2.0], [None, None]]
     assert len(labeler.asked) == counter.spent == 4
     assert rewards(counter.score([given("s", "a", "bb"), given("t", "a")])) == [[None, None], [1.0]]
-    assert (counter.spent, counter.exhausted) == (5, True)
+    assert (counter.spent, counter.pays(1)) == (5, False)
     assert rewards(counter.score([given("u", "a")])) == [[None]]
     assert rewards(counter.score([given("t", "a"), given("q", "bb")])) == [[1.0], [2.0]], "the ledger is free"
 
@@ -42,7 +42,7 @@ def test_a_resumed_run_continues_its_counts(buyer: Callable[..., LabelBuyer]) ->
     ]
     assert labeler.asked == ["a"]
     lowered = buyer(budget=1)
-    assert lowered.exhausted
+    assert not lowered.pays(1)
     assert rewards(lowered.score([given("p", "a", "bb")])) == [[1.0, 2.0]]
     assert buyer(run="another", budget=1).spent == 0
 
@@ -79,7 +79,7 @@ def test_a_resumed_run_ends_like_one_that_never_failed(tmp_path: Path, culprit: 
 def test_labels_to_evaluate_are_neither_limited_nor_counted(buyer: Callable[..., LabelBuyer]) -> None:
     counter = buyer(budget=1)
     assert rewards(counter.score([given("p", "a", "bb")], purpose="evaluate")) == [[1.0, 2.0]]
-    assert (counter.spent, counter.counts.evaluation, counter.exhausted) == (0, 2, False)
+    assert (counter.spent, counter.counts.evaluation, counter.pays(1)) == (0, 2, True)
     assert rewards(counter.score([given("q", "a")])) == [[1.0]]
     assert rewards(counter.score([given("q", "a", "bb")], purpose="evaluate")) == [[1.0, 2.0]]
     assert (counter.spent, counter.counts.evaluation) == (1, 3)
@@ -133,7 +133,7 @@ def test_a_budget_of_money_is_exact_with_a_price(path: Path) -> None:
         buyer.open(run)
         assert afford(buyer, 9) == bought, "what another run has bought is free"
         assert buyer.counts.money == pytest.approx(0.3 if run != "c" else 0.0)
-        assert buyer.exhausted
+        assert not buyer.pays(1)
 
 
 def test_without_a_price_a_label_is_expected_to_cost_the_highest_so_far(path: Path) -> None:
@@ -145,7 +145,7 @@ def test_without_a_price_a_label_is_expected_to_cost_the_highest_so_far(path: Pa
     assert buyer.counts.money == pytest.approx(0.8)
     again = LabelBuyer(labeler, ledger=str(path), budget_money=1.0)
     again.open("a")
-    assert (again.counts.money, again.exhausted, afford(again, 20)) == (buyer.counts.money, True, 4)
+    assert (again.counts.money, again.pays(1), afford(again, 20)) == (buyer.counts.money, False, 4)
 
 
 @pytest.mark.parametrize("highest", [0.1, 0.25, 0.4])
@@ -156,8 +156,34 @@ def test_no_budget_is_exceeded_if_no_label_costs_more_than_the_price(path: Path,
     buyer.open("a")
     bought = afford(buyer, 50)
     assert 2.0 - 0.4 < buyer.counts.money <= 2.0
-    assert buyer.exhausted
+    assert not buyer.pays(1)
     assert buyer.spent == bought
+
+
+class Edits(Lengths):
+    """Edits every response, for money."""
+
+    name = "edits"
+    terms = Terms(price=0.1, fingerprint="edits")
+
+    def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> list[Answer]:
+        return [Answer(at, "first", "better", judgements=0, cost=0.1) for at in range(len(items))]
+
+
+def test_money_is_for_edits_too_where_labels_cost_nothing(path: Path) -> None:
+    buyer = LabelBuyer(priced(0.0), ledger=str(path), budget_money=0.35, editor=Edits())  # type: ignore[arg-type]
+    buyer.open("a")
+    assert afford(buyer, 4) == 4
+    pairs = [(Prompt(f"p{n}", f"{n}?"), Response("good"), Response("bad")) for n in range(5)]
+    assert buyer.edits(pairs) == ["better"] * 3 + [None] * 2
+
+
+def test_edits_leave_the_money_that_is_kept_for_held_out_answers(path: Path) -> None:
+    buyer = LabelBuyer(priced(0.0), ledger=str(path), budget_money=0.35, editor=Edits(), evaluation=priced(0.1))  # type: ignore[arg-type]
+    buyer.open("a")
+    buyer.plan_evaluation([Prompt("h0", "0?"), Prompt("h1", "1?")], 1, response_tokens=8)
+    pairs = [(Prompt(f"p{n}", f"{n}?"), Response("good"), Response("bad")) for n in range(5)]
+    assert buyer.edits(pairs) == ["better", *[None] * 4]
 
 
 def test_a_budget_of_money_for_labels_that_cost_nothing_is_refused(path: Path) -> None:

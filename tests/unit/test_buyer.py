@@ -23,7 +23,7 @@ def test_scores_are_returned_in_place_and_stored_as_rows(buyer: Callable[..., La
     assert rewards(asked) == [[None, None], [None]]
     kept = rows(path, "SELECT labeler, kind, prompt_id, prompt, response_first, score, purpose, run, cost FROM labels")
     assert kept[1] == ("lengths", "score", "p", "What about p?", "bbb", 3.0, "train", "a", 0.0)
-    assert (counter.spent, counter.counts.reused, counter.counts.evaluation, counter.exhausted) == (3, 0, 0, False)
+    assert (counter.spent, counter.counts.reused, counter.counts.evaluation, counter.pays(1)) == (3, 0, 0, True)
 
 
 def test_a_label_is_never_bought_twice(buyer: Callable[..., LabelBuyer]) -> None:
@@ -35,7 +35,7 @@ def test_a_label_is_never_bought_twice(buyer: Callable[..., LabelBuyer]) -> None
     other = buyer(second := Lengths(), run="b", budget=1)
     assert rewards(other.score([given("p", "a", "bb", "ccc")])) == [[1.0, 2.0, 3.0]]
     assert second.asked == ["ccc"]
-    assert (other.spent, other.counts.reused, other.exhausted) == (1, 2, True)
+    assert (other.spent, other.counts.reused, other.pays(1)) == (1, 2, False)
     assert buyer(run="b").counts.reused == 2, "a resumed run reports the same"
 
 

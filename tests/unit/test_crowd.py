@@ -13,7 +13,8 @@ import pytest
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.crowd import Crowd, weights_line
 from choosy.labeling.nested import audit_draw
-from choosy.labeling.protocols import Compares, Scores, Terms, fingerprint_of
+from choosy.labeling.protocols import Compares, Postponed, Scores, Terms, fingerprint_of
+from choosy.labeling.queue import Queue
 from choosy.labeling.vader import Vader
 from choosy.methods.aggregation import WorkerRecord
 from choosy.types import MIRRORED, Prompt, Response
@@ -116,7 +117,7 @@ def test_the_budget_counts_votes(buyer_of) -> None:
     buyer.open("run")
     verdicts = buyer.compare(PAIRS)
     assert (buyer.spent, verdicts.count(None)) == (18, 34)
-    assert buyer.exhausted
+    assert not buyer.pays(1)
 
 
 def test_a_resumed_crowd_continues_as_if_uninterrupted(buyer_of, tmp_path: Path) -> None:
@@ -194,3 +195,20 @@ def test_members_and_settings_change_the_fingerprint(buyer_of) -> None:
 def test_the_log_names_the_heaviest_vote_first() -> None:
     line = weights_line({"guesser": WorkerRecord(4, 5), "expert": WorkerRecord(10, 0)})
     assert line == "expert +2.48 (right 10.0, wrong 0.0), guesser +0.00 (right 4.0, wrong 5.0)"
+
+
+def test_where_one_of_a_crowd_is_a_person_nobody_is_asked_about_held_out_answers(buyer_of) -> None:
+    person = Worker("ann")
+    person.terms = Terms(people=True)
+    assert buyer_of(Crowd({"a": Worker("a"), "ann": person})).evaluator is None
+    alone = buyer_of(Crowd({"a": Worker("a"), "b": Worker("b")}))
+    assert alone.evaluator is alone
+
+
+def test_pairs_that_wait_for_one_of_a_crowd_are_exported_once(buyer_of, tmp_path: Path) -> None:
+    buyer = buyer_of(Crowd({"a": Worker("a"), "later": Queue(str(tmp_path), ledger=str(tmp_path / "ledger.sqlite"))}))
+    buyer.open("run")
+    with pytest.raises(Postponed):
+        buyer.compare(PAIRS[:3])
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
+        assert db.execute("SELECT labeler, count(*) FROM wanted GROUP BY labeler").fetchall() == [("queue", 3)]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from choosy.files import SUFFIX, remove_unfinished, replacing, replacing_files
+from choosy.files import SUFFIX, files_of_rounds, remove_unfinished, replacing, replacing_files
 
 WRITE = """
 import os, signal, sys
@@ -176,3 +176,9 @@ def test_the_permissions_of_other_private_files_stay(tmp_path):
         (new / "link.safetensors").symlink_to(tmp_path / "linked.safetensors")
     private = [tmp_path / "secret", tmp_path / "linked.safetensors", tmp_path / "model/own", tmp_path / "adapter/own"]
     assert [stat.S_IMODE(path.stat().st_mode) for path in private] == [0o600] * 4
+
+
+def test_files_of_rounds_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in (1000, 9, 999, 101):
+        (tmp_path / f"round_{number:03d}.ckpt").touch()
+    assert [file.stem for file in files_of_rounds(tmp_path, "ckpt")] == [f"round_{n}" for n in ("009", 101, 999, 1000)]

@@ -9,13 +9,17 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from choosy.data.encode import refuse_unjudged
-from choosy.data.reading import read_prompts, saying_once
+from callbacks.evaluation import WinRate
+from choosy.data.asked_score import AskedScore
+from choosy.data.encode import Reader, refuse_unjudged
+from choosy.data.reading import fingerprint, read_prompts, saying_once
 from choosy.data.table_files import write_table
 from choosy.labeling.function import Function
 from choosy.reporting.report import next_lines
 from choosy.reporting.sweeps import judged_by
-from choosy.types import Prompt
+from choosy.sampling.settings import SamplingSettings
+from choosy.sealed import write_json
+from choosy.types import Candidates, Prompt, Response
 from data_modules.round_data import RoundData
 
 
@@ -29,8 +33,9 @@ class Data(RoundData):
 
 def data_of(count: int, judge: Any, **options: Any) -> Data:
     labels = SimpleNamespace(check_budget=lambda: None, check_heldout=lambda heldout: None, evaluator=judge)
-    run: Any = SimpleNamespace(labels=labels)
-    data = Data(**{"train": "mine.jsonl", "run": run, "reader": None, "heldout": "auto", **options})
+    run: Any = SimpleNamespace(labels=labels, resuming=False)
+    reader = Reader(columns=(), asked_score=options.pop("asked_score", None))
+    data = Data(**{"train": "mine.jsonl", "run": run, "reader": reader, "heldout": "auto", **options})
     data.prompts = [Prompt(str(n), f"{n}?", columns={"answer": n}) for n in range(count)]
     data.trainer: Any = SimpleNamespace(is_global_zero=True)
     return data
@@ -56,6 +61,42 @@ def test_what_is_not_evaluated_is_trained_on(count, judged, why, caplog):
     data.hold_out()
     assert (len(data.prompts), data.heldout_prompts) == (count, [])
     assert f"mine.jsonl: none of its {count} prompts is held out, as {why}: nothing is evaluated." in caplog.text
+
+
+def test_rows_that_ask_the_same_are_held_out_together(caplog):
+    data = data_of(30, SimpleNamespace(check_prompts=list))
+    data.prompts = [Prompt(str(n), f"{n % 10}?") for n in range(30)]
+    data.hold_out()
+    (held,) = data.heldout_prompts
+    assert held.text not in {p.text for p in data.prompts}
+    assert len(data.prompts) == 27
+    assert "1 of its 10 prompts" in caplog.text
+
+
+def test_a_held_out_prompt_asks_for_the_highest_score_under_its_own_id(caplog):
+    asks = AskedScore("Score: {score}.")
+    data = data_of(0, SimpleNamespace(check_prompts=list), asked_score=asks)
+    pairs = [Candidates(Prompt(str(n), f"{n}?"), (Response("a", gold=9.0), Response("b", gold=2.0))) for n in range(10)]
+    data.prompts = [c.prompt for pair in pairs for c in asks.augmented(pair)]
+    data.hold_out()
+    (held,) = data.heldout_prompts
+    assert held.plain is not None
+    assert held == asks.asking_highest(held.plain)
+    assert "Score: 10." in held.text
+    assert len(data.prompts) == 18, "neither of its two rows is trained on"
+
+
+@pytest.mark.parametrize("began_judged", [True, False])
+def test_a_resumed_run_holds_out_what_it_held_out_when_it_began_whoever_judges_now(began_judged, tmp_path, caplog):
+    judge = SimpleNamespace(check_prompts=list)
+    first, again = data_of(30, judge if began_judged else None), data_of(30, None if began_judged else judge)
+    first.hold_out()
+    write_json(tmp_path / "data.json", {"data.heldout": fingerprint(first.heldout_prompts)})
+    again.run.resuming, again.run.folder = True, tmp_path
+    again.hold_out()
+    assert again.heldout_prompts == first.heldout_prompts
+    assert again.prompts == first.prompts
+    assert ("is held out, as when the run began" in caplog.text) == (not began_judged)
 
 
 def test_held_out_prompts_that_are_trained_on_are_counted(caplog):
@@ -98,18 +139,18 @@ def test_a_run_with_a_part_held_out_names_the_file_that_it_is_a_part_of(tmp_path
     assert line == f"choosy eval {tmp_path} mine.jsonl  # type a file of other prompts: this one is trained on"
 
 
-def test_a_prompt_that_is_held_out_and_too_long_to_be_answered_is_refused_like_any_other():
-    def refuse_long_answers(prompts: Any, new_tokens: int) -> None:
-        if [*prompts]:
-            raise ValueError("A prompt and its response may take 9 tokens")
+def test_answers_to_held_out_prompts_that_are_too_long_are_refused_before_a_label_is_bought():
+    def refuse_long_answers(prompts: Any, new_tokens: int, *, option: str) -> None:
+        raise ValueError(f"{len([*prompts])} prompts, {new_tokens} tokens: lower {option}")
 
-    data = data_of(0, SimpleNamespace(check_prompts=list))
-    data.run.reference, data.run.sampler = "initial", SimpleNamespace(max_new_tokens=8, ahead=0)
-    policy = SimpleNamespace(lora=None, tokens=SimpleNamespace(refuse_long_answers=refuse_long_answers))
-    data.trainer.lightning_module = SimpleNamespace(policy=policy)
-    data.read_train = lambda module: [Prompt(str(n), f"{n}?") for n in range(10)]  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match="may take 9 tokens"):
-        data.setup("fit")
+    data: Any = data_of(2, None)
+    data.heldout_prompts, data.run.labels.evaluator = data.prompts, None
+    module: Any = SimpleNamespace(
+        policy=SimpleNamespace(tokens=SimpleNamespace(refuse_long_answers=refuse_long_answers))
+    )
+    trainer = SimpleNamespace(datamodule=data, max_epochs=1)
+    with pytest.raises(ValueError, match=r"2 prompts, 99 tokens: lower evaluation.sampler.max_new_tokens"):
+        WinRate(SamplingSettings(max_new_tokens=99)).on_fit_start(trainer, module)
 
 
 def test_what_is_left_of_a_file_that_is_read_twice_is_said_once(tmp_path, caplog):

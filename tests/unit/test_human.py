@@ -336,6 +336,21 @@ def test_a_saved_click_is_in_the_ledger_and_an_undone_one_is_not(human, buyer, p
     assert "2 pairs to label at http://127.0.0.1:1/?token=secret (training waits)" in printed
 
 
+def test_clicks_under_another_instruction_answer_another_question(human, buyer, page, tmp_path, monkeypatch):
+    verdicts = page.submit(buyer.compare, asked(1))
+    assert wait_until(lambda: bool(human.sitting and human.sitting.screen("ann").question))
+    assert human.sitting.click("ann", human.sitting.screen("ann").question, "tie")
+    assert verdicts.result(5) == ["tie"]
+    safer = Human(str(tmp_path), grace=0.5, instruction="Which answer is safer?")
+    monkeypatch.setattr(safer, "_listen", lambda: "http://127.0.0.1:1/")
+    again = LabelBuyer(safer, ledger=str(tmp_path / "ledger.sqlite"), budget=10)
+    again.open("run")
+    verdicts = page.submit(again.compare, asked(1))
+    assert wait_until(lambda: bool(safer.sitting and safer.sitting.screen("ann").question)), "ann is asked again"
+    assert safer.sitting.click("ann", safer.sitting.screen("ann").question, "skip")
+    assert verdicts.result(5) == ["invalid"]
+
+
 def test_a_thumb_is_a_score_in_the_ledger_until_it_is_undone(page, tmp_path, monkeypatch, capsys):
     human = ThumbsHuman(str(tmp_path), grace=0.5)
     monkeypatch.setattr(human, "_listen", lambda: "http://127.0.0.1:1/")

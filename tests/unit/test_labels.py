@@ -219,7 +219,7 @@ def test_wanted_questions_are_exported_and_answered(
     assert ledger.rows("wanted") == []
     assert {row["annotator"] for row in ledger.rows("labels")} == {"ada"}
     assert waiting.compare(ITEMS) == ["first", "first", "tie", "first"]
-    assert (waiting.spent, waiting.exhausted) == (4, True), "the run has bought them, within its budget"
+    assert (waiting.spent, waiting.pays(1)) == (4, False), "the run has bought them, within its budget"
 
 
 def test_a_row_without_a_key_is_matched_by_its_contents(waiting: LabelBuyer, tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ GOOD = {"labeler": "x", "prompt": "p", "response_first": "a", "response_second":
         ({"cost": 1.7e308}, "cost must be a number, 0 or more, found 1.7e"),
         ("[" * 100_000, r"not JSON \(maximum recursion depth"),
         ({"cost": "free"}, "cost must be a number, 0 or more, found 'free'"),
-        ({"judgements": 1.5}, "judgements must be a whole number, 1 or more, found 1.5"),
+        ({"judgements": 1.5}, "judgements must be a whole number, 0 or more, found 1.5"),
         ({"purpose": "fun"}, "purpose must be train or evaluate, found 'fun'"),
         ({"messages": [["user", "p"]]}, "messages must be a list of objects with a role and a content"),
         ({"messages": [], "key": "k"}, "the key 'k' belongs to other contents, and these have the key '[0-9a-f]{16}'"),

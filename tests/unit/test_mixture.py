@@ -38,7 +38,7 @@ def test_given_answers_are_mixed_as_prompts_are() -> None:
 def test_a_prompt_of_two_sources_counts_once() -> None:
     found = {"a": prompts("a", 4), "b": [*prompts("a", 2), *prompts("b", 2)]}
     assert [prompt.source for prompt in mixture(found, [0.5, 0.5], limit=None)] == ["a", "a", "b", "b"]
-    with pytest.raises(ValueError, match="b: id a0 is taken by a, whose row differs; rename one"):
+    with pytest.raises(ValueError, match="b: id a0 is taken by a, whose row differs; rename or drop one"):
         mixture({"a": prompts("a", 4), "b": [Prompt("a0", "something else")]}, [0.5, 0.5], limit=None)
 
 

@@ -14,6 +14,7 @@ from choosy.labeling.function import Function
 from choosy.labeling.noisy import Noisy
 from choosy.labeling.predictor.labeler import Predictor
 from choosy.labeling.protocols import Terms, terms_of
+from choosy.labeling.queue import Queue
 from choosy.labeling.vader import Vader
 from choosy.types import MIRRORED, Candidates, Prompt, Response, Verdict
 
@@ -118,3 +119,8 @@ def length(response: str) -> float:
 
 def one(response: str) -> float:
     return 1.0
+
+
+def test_verdicts_that_are_imported_cannot_be_made_noisy() -> None:
+    with pytest.raises(ValueError, match="imported under its own name"):
+        Noisy(Queue("run", ledger="labels.sqlite"))

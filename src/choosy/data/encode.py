@@ -100,6 +100,10 @@ class Reader:
         found = self.within_limit(placed, policy, source)
         return with_tokens(found, policy, max_response_tokens=self.max_response_tokens)
 
+    def as_evaluated(self, prompt: Prompt) -> Prompt:
+        """A prompt of the data to train on as a held-out one: it asks for the highest score, if prompts ask for one."""
+        return self.asked_score.asking_highest(prompt.plain or prompt) if self.asked_score is not None else prompt
+
     def within_limit(
         self, placed: Mapping[str, Promptlike], policy: Policy, source: Source
     ) -> Mapping[str, Promptlike]:
@@ -174,7 +178,7 @@ def with_tokens(placed: Mapping[str, Candidates], policy: Policy, *, max_respons
     if refused:
         log.warning(f"{len(refused)} of {len(placed)} prompts with given answers are left out: {refused[0]}.")
     longest = (len(c.prompt_ids) + len(r.ids) for c in result for r in c.responses)
-    policy.tokens.refuse_beyond_window(max(longest, default=0), given=True)
+    policy.tokens.refuse_beyond_window(max(longest, default=0), option="data.reader.max_response_tokens")
     if cut:
         log.warning(
             f"{cut} given responses are longer than data.reader.max_response_tokens={max_response_tokens} and were cut."

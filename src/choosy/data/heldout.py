@@ -24,8 +24,15 @@ def heldout_source(train: Source, heldout: Source | None) -> Source | None:
     return f"{PACKAGED}heldout.jsonl" if train == f"{PACKAGED}train.jsonl" else None
 
 
+def question(prompt: Prompt) -> str:
+    """What a prompt asks, which several rows of the data may have in common."""
+    return (prompt.plain or prompt).text
+
+
 def held_out(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
     """Return the prompts to evaluate on: a tenth, at most `limit` or 64 of them, in any run the same.
+
+    Of rows that ask the same (see `question`) one is returned, and counted.
 
     Example:
         >>> prompts = [Prompt(str(n), f"{n}?") for n in range(30)]
@@ -33,6 +40,11 @@ def held_out(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
         (3, 2, 0)
         >>> held_out(prompts, None) == held_out(prompts[::-1], None)
         True
+        >>> [p.text for p in held_out([Prompt(str(n), f"{n % 10}?") for n in range(30)], None)]
+        ['8?']
     """
-    count = min(len(prompts) // SHARE, MOST if limit is None else limit)
-    return sorted(prompts, key=lambda p: seed_of("held out", p.id))[:count]
+    drawn: dict[str, Prompt] = {}
+    for prompt in sorted(prompts, key=lambda p: seed_of("held out", p.id)):
+        drawn.setdefault(question(prompt), prompt)
+    count = min(len(drawn) // SHARE, MOST if limit is None else limit)
+    return list(drawn.values())[:count]

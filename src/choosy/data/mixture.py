@@ -111,7 +111,7 @@ def _once(found: Mapping[str, Sequence[Promptlike]]) -> dict[str, dict[str, Prom
             name = prompt_of(item).id
             owner, same = first.setdefault(name, (source, item))
             if owner != source and repr(same) != repr(item):
-                raise ValueError(f"{source}: id {name} is taken by {owner}, whose row differs; rename one.")
+                raise ValueError(f"{source}: id {name} is taken by {owner}, whose row differs; rename or drop one.")
     return {source: {name: item for name, (of, item) in first.items() if of == source} for source in found}
 
 

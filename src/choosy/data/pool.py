@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from choosy.data.pool_rows import OWN, POOL_SCHEMA, from_row, null_of
 from choosy.data.table_files import damage, facts_of, read_table, write_table
+from choosy.files import files_of_rounds
 from choosy.types import Candidates, Moments, Pair, Response
 
 Keep = Literal["newest", "all"]
@@ -228,7 +229,7 @@ def about_round(folder: str | Path, round: int) -> dict[str, Any]:
     """What was written about a round; refuse its file if it is missing or damaged, and name the last good one."""
     path = round_file(folder, round)
     if why := damage(path):
-        good = [f.name for f in sorted(Path(folder).glob("round_*.parquet")) if f != path and not damage(f)]
+        good = [f.name for f in files_of_rounds(Path(folder), "parquet") if f != path and not damage(f)]
         last = f"the last good one is {good[-1]}" if good else "no other round is there"
         raise ValueError(
             f"The pool file {path} cannot be read ({why}); {last}. Put the file back, or "

@@ -6,7 +6,7 @@ A crash leaves the old file or the new one, and one that has changed on the disk
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +73,12 @@ def damage(path: Path) -> str | None:
         return {True: None, False: "its bytes are not those that were written", None: NO_CHECKSUM}[whole]
     except OSError as error:
         return str(error).splitlines()[0]
+
+
+def is_there(path: Path, say: Callable[[str], None]) -> bool:
+    """Whether a file of a run is there and whole; one that is damaged is named, and is written again."""
+    if not path.exists():
+        return False
+    if why := damage(path):
+        say(f"{path} is damaged ({why}); what it held is made again, with the same labels.")
+    return why is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Mapping, Sequence, Set
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence, Set
 from numbers import Integral
 from typing import Any
 
@@ -112,3 +112,8 @@ def unusable(answer: Answer, *, compared: bool) -> str | None:
         if not isinstance(text, str):
             return f"wanted texts as raw and annotator, found {text!r}"
     return None
+
+
+def chunks(questions: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
+    """The questions in portions of this size, the last one smaller."""
+    return (questions[start : start + size] for start in range(0, len(questions), size))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from choosy.labeling.asking import LabelerCall
+from choosy.labeling.asking import LabelerCall, chunks
 from choosy.labeling.changed import report_change
 from choosy.labeling.ledger import Counts, Label, Ledger, Question
 from choosy.labeling.limits import MAX_INVALID, Budget, EvaluationPlan, InvalidVerdicts, affordable_groups
@@ -72,6 +72,8 @@ class LabelBuyer:
         editor: Edits rejected responses towards chosen ones (see `edits`); None = they stay as they are.
     """
 
+    payer: LabelBuyer | None = None  # of an editor: the buyer whose money it spends
+
     def __init__(
         self,
         labeler: Labeler,
@@ -108,6 +110,8 @@ class LabelBuyer:
         self.interrupted = False  # another thread sets it to end a purchase after the next answer
         limits: dict[str, Any] = {"budget_money": budget_money, "max_invalid": max_invalid}
         self.editor = None if editor is None else LabelBuyer(editor, ledger=ledger, evaluation="none", **limits)
+        if self.editor is not None:
+            self.editor.payer = self
         self.evaluator = self._evaluator(evaluation)  # buys the labels of held-out answers; None = they are not judged
         most = (None if self.terms.people else MAX_INVALID) if max_invalid == "auto" else max_invalid
         self._verdicts = InvalidVerdicts(labeler.name, most)
@@ -196,10 +200,9 @@ class LabelBuyer:
         """What the labeler has measured about itself; empty if it measures nothing."""
         return self.labeler.knowledge if isinstance(self.labeler, Measures) else {}
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether a budget has no label left."""
-        return self._affordable()[0] < 1
+    def pays(self, answers: int) -> bool:
+        """Whether the budgets still pay so many answers that are bought together."""
+        return answers <= self._affordable()[0]
 
     def covers(self, answers: int) -> bool:
         """Whether the budgets certainly pay so many answers, so that it does not matter which are bought first."""
@@ -208,9 +211,9 @@ class LabelBuyer:
     def _affordable(self, purpose: Purpose = "train") -> tuple[float, float]:
         """How many answers the budgets still pay, and how many to buy before their cost is looked at again."""
         answers, highest = self.ledger.prices(self.run, self.labeler.name)
-        if purpose == "train":
-            other = self.evaluator not in (None, self)  # whose labels cost something, even if these do not
-            left = self.limits.answers_left(self.counts, highest, kept=self._kept(), free=other)
+        if purpose == "train":  # what the others of the run give costs something, even if this does not
+            others = self.payer is not None or self.editor is not None or self.evaluator not in (None, self)
+            left = self.limits.answers_left(self.counts, highest, kept=self._kept(), free=others)
         else:
             left = replace(self.limits, labels=None).answers_left(self.counts, highest, free=True)
         return left, max(1, answers) if self.limits.price_unknown else math.inf
@@ -240,11 +243,12 @@ class LabelBuyer:
 
     def _kept(self) -> float:
         """Money that the rest of the planned evaluation is expected to cost."""
-        judge = self.evaluator
-        if judge is None or self._plan is None:
+        of_run = self.payer or self
+        judge, plan = of_run.evaluator, of_run._plan
+        if judge is None or plan is None:
             return 0.0
         _, highest = self.ledger.prices(self.run, judge.labeler.name)
-        return self._plan.kept(self.counts.evaluation // judge.terms.labels_per_answer, highest)
+        return plan.kept(self.counts.evaluation // judge.terms.labels_per_answer, highest)
 
     # -- purchases -----------------------------------------------------------------------------------------------
 
@@ -350,7 +354,8 @@ class LabelBuyer:
                         self._ask(chunk, purpose)
                     bought += len(mine)
         except Postponed:
-            self.ledger.want(questions, purpose=purpose, run=self.run, judgements=self.terms.labels_per_answer)
+            if not isinstance(self.labeler, BuysLabels):  # else the labeler inside it has said what it wants
+                self.ledger.want(questions, purpose=purpose, run=self.run, judgements=self.terms.labels_per_answer)
             raise
         return bought
 
@@ -393,8 +398,3 @@ class BuysLabels(Protocol):
 
         `buyer.nested` makes the buyers of other labelers, and `buyer.ledger.labels_of` reads earlier labels.
         """
-
-
-def chunks(questions: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
-    """The questions in portions of this size, the last one smaller."""
-    return (questions[start : start + size] for start in range(0, len(questions), size))

@@ -55,6 +55,7 @@ class OuterLabeler:
             fingerprint=fingerprint,
             price=sum(prices) if len(prices) == len(takes) else None,
             labels_per_answer=sum(terms.labels_per_answer * answers for terms, answers in takes),
+            people=any(terms.people for terms in self._inner_terms.values()),
         )
 
     def state(self) -> str:

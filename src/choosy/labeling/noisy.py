@@ -21,6 +21,7 @@ from choosy.labeling.protocols import (
     fingerprint_of,
     terms_of,
 )
+from choosy.labeling.queue import Queue
 from choosy.models.policy import Policy
 from choosy.types import MIRRORED, Prompt, Response, seed_of
 
@@ -51,6 +52,11 @@ class Noisy:
             raise ValueError(
                 f"labeler.wrapped is {self.wrapped.name}, which learns from its own labels, and labeler=noisy gives "
                 "labels of another name; make the labelers inside it noisy, for instance labeler@labeler.paid=noisy"
+            )
+        if isinstance(self.wrapped, Queue):
+            raise ValueError(
+                "labeler.wrapped is queue, whose verdicts are imported under its own name, and labeler=noisy gives "
+                "labels of another one; import noisy verdicts, or wrap a labeler that answers at once"
             )
         self.name = f"{self.wrapped.name} with noise {self.p:g}, seed {self.seed}"
         self.terms = terms_of(self.wrapped)

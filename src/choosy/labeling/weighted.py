@@ -48,9 +48,7 @@ class Weighted(OuterLabeler):
                 f"labeler.parts.{compares[0]} is {parts[compares[0]].name}, which only compares, and rewards are added "
                 f"up; choose one that scores, such as {labelers_able_to('score')}"
             )
-        of_parts = self._inner_terms.values()
-        people, given_only = any(t.people for t in of_parts), any(t.given_only for t in of_parts)
-        self.terms = replace(self.terms, people=people, given_only=given_only)
+        self.terms = replace(self.terms, given_only=any(terms.given_only for terms in self._inner_terms.values()))
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> Iterator[Answer]:
         """Yield the reward of each item, in order; the labels of all parts are bought before the first of them."""

@@ -141,17 +141,19 @@ class Tokens:
         self._model_stops = frozenset([ends] if isinstance(ends, int) else ends or [])
         self.__dict__.pop("stop_ids", None)
 
-    def refuse_long_answers(self, prompts: Iterable[Prompt], new_tokens: int) -> None:
+    def refuse_long_answers(
+        self, prompts: Iterable[Prompt], new_tokens: int, *, option: str = "sampler.max_new_tokens"
+    ) -> None:
         """Raise a ValueError if a prompt with an answer of so many tokens is longer than the context window."""
-        self.refuse_beyond_window(max((len(self.encode_prompt(p)) for p in prompts), default=0) + new_tokens)
+        longest = max((len(self.encode_prompt(p)) for p in prompts), default=0)
+        self.refuse_beyond_window(longest + new_tokens, option=option)
 
-    def refuse_beyond_window(self, tokens: int, *, given: bool = False) -> None:
-        """Raise a ValueError for a given or a sampled sequence that is longer than the context window."""
+    def refuse_beyond_window(self, tokens: int, *, option: str = "sampler.max_new_tokens") -> None:
+        """Raise a ValueError for a sequence that is longer than the context window; `option` limits its response."""
         if self.window is not None and tokens > self.window:
             raise ValueError(
                 f"A prompt and its response may take {tokens} tokens, and the context window of {self.source.name} has "
-                f"{self.window}; lower data.reader.max_prompt_tokens or "
-                f"{'data.reader.max_response_tokens' if given else 'sampler.max_new_tokens'}."
+                f"{self.window}; lower data.reader.max_prompt_tokens or {option}."
             )
 
     def encode_response(self, text: str, prompt: Prompt | None = None) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from choosy.data.table_files import read_about, read_table
+from choosy.files import files_of_rounds
 from choosy.labeling.statistics import as_money, shares
 from choosy.reporting.folders import refuse_sweep
 from choosy.sealed import read_json, write_json
@@ -323,7 +324,7 @@ def read_run(run_dir: str | Path) -> RunSummary:
         ValueError: The folder holds no round files.
     """
     folder = Path(run_dir)
-    files = sorted(folder.glob("rounds/round_*.parquet"))
+    files = files_of_rounds(folder / "rounds", "parquet")
     start = folder / "rounds" / "start.parquet"
     if not files and not start.exists():
         if (folder / "rounds").is_dir():

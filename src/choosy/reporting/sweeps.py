@@ -11,6 +11,7 @@ from typing import Any
 from choosy.data.heldout import heldout_source
 from choosy.data.pool import round_file
 from choosy.data.table_files import read_about, read_table
+from choosy.files import files_of_rounds
 from choosy.options.parts import (
     CLASS,
     collection,
@@ -102,7 +103,7 @@ def judged_by(run_dir: Path) -> str:
     if heldout_source(value_in(config, "data.train"), value_in(config, "data.heldout")) is None:
         names += ["data.train", "data.limit", "data.shares"]  # of which it is a part
     found = {name: value_in(config, name).removeprefix(f"{config.get('run_dir')}/") for name in names}
-    *_, newest = [None, *sorted(run_dir.glob("rounds/round_*.parquet"))]
+    *_, newest = [None, *files_of_rounds(run_dir / "rounds", "parquet")]
     found["judge"] = "" if newest is None else read_about(newest).get("judge", "")  # with its settings and its code
     return " ".join(f"{name}={value}" for name, value in found.items() if value)
 

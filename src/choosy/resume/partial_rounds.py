@@ -93,8 +93,9 @@ def read_begun(
         candidates = read_candidates(path)
         if unknown := [c.prompt.id for c in candidates if c.prompt.id not in known]:
             raise ValueError(
-                f"{path} holds responses to prompt {unknown[0]}, which data.train has not: the prompts of a run must "
-                "stay the same. Resume with the old ones, or choose another name=... or run_dir=..."
+                f"{path} holds responses to prompt {unknown[0]}, which this round does not sample any more: data.train "
+                "or data.prompts_per_round is another. Type the old one to resume, or choose another name=... or "
+                "run_dir=..."
             )
         found |= {
             c.prompt.id: replace(c, prompt=known[c.prompt.id]) for c in candidates if len(c.responses) == responses

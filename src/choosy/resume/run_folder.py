@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from choosy.data.shared_pool import forget_mapped
 from choosy.data.table_files import damage, read_about
-from choosy.files import remove_unfinished
+from choosy.files import files_of_rounds, remove_unfinished
 from choosy.labeling.ledger_check import fault
 from choosy.options.names import file_meant
 from choosy.resume.checkpoint_files import checkpoint_damage, newest_checkpoint
@@ -61,8 +61,7 @@ def refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
         config: The configuration of the resumed run, as Hydra or LightningCLI composed it.
     """
     refuse_lost_identity(folder, "config.yaml")
-    if (file := folder / "data.json").exists():
-        read_json(file)  # here, since open_folder compares it when config.yaml is written already
+    began_with(folder)  # here, since open_folder compares it when config.yaml is written already
     report_changes(folder, config)
     refuse_lost_ledger(folder, config["data"]["run"]["labels"]["ledger"])
 
@@ -96,12 +95,10 @@ def open_folder(folder: Path, labels: LabelBuyer, ranks: Ranks, read: Mapping[st
         nonlocal taken
         taken = hold(folder)  # scripts that build their own Trainer do not prepare
         refuse_used_folder(folder, resuming=resuming)
-        file = folder / "data.json"
         if resuming:
             refuse_lost_identity(folder)
-        if resuming and file.exists():
-            refuse_edited(read_json(file), read)
-        write_json(file, read)
+            refuse_edited(began_with(folder), read)
+        write_json(folder / "data.json", read)
         name = own_id(folder)
         labels.open(name)
         refuse_lost_labels(folder, labels)
@@ -117,6 +114,12 @@ def open_folder(folder: Path, labels: LabelBuyer, ranks: Ranks, read: Mapping[st
             labels.open(name)
         undone.pop_all()
     return taken
+
+
+def began_with(folder: Path) -> Mapping[str, str]:
+    """The fingerprints of the data when a run began, by what is typed for them; empty before it began."""
+    file = folder / "data.json"
+    return read_json(file) if file.exists() else {}
 
 
 def own_id(folder: Path) -> str:
@@ -243,5 +246,5 @@ def _checkpoint(folder: Path, wanted: str | None) -> str | None:
 
 def _newest_round(folder: Path) -> Mapping[str, Any]:
     """Return what was written about the newest round that can be read; empty if there is none."""
-    newest_first = sorted((folder / "rounds").glob("round_*.parquet"), reverse=True)
+    newest_first = reversed(files_of_rounds(folder / "rounds", "parquet"))
     return next((read_about(path) for path in newest_first if not damage(path)), {})

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,13 @@ class Plan:
         round: The number of the round.
         chosen: Its prompts' ids and utilities.
         weights: The weights that sample their responses.
+        counts: What the choice has cost on all ranks, which the round counts.
     """
 
     round: int
     chosen: Sequence[tuple[str, float]]
     weights: Weights
+    counts: Mapping[str, int] = field(default_factory=dict)  # a checkpoint of an earlier version has none
 
     def chosen_of(self, prompts: Sequence[Prompt]) -> list[ChosenPrompt]:
         """The chosen ones among the prompts that the round may sample."""
@@ -100,7 +103,8 @@ class SampleAhead:
                 return
             self._sampling = None
             chosen = [(one.prompt.id, one.utility) for one in choose_prompts(at, prompts, selector)]
-            self._plan = Plan(at.number, chosen, copied_weights(at.policy))
+            counts = sum(at.ranks.gather([at.counts]), Counter[str]())
+            self._plan = Plan(at.number, chosen, copied_weights(at.policy), counts)
         if self._sampling is None:
             self._sampling = self._begun(at, prompts, responses)
 
@@ -162,6 +166,8 @@ class SampleAhead:
         every = at.ranks.gather([(mine, self._engine.waited_seconds + time.perf_counter() - began)])
         tokens, seconds = sum(each.tokens for each, _ in every), max(each.seconds for each, _ in every)
         waited = max(waited for _, waited in every)  # for the rest now, and before by an evaluation
+        if at.ranks.rank == 0:
+            at.counts.update(self._plan.counts)
         if tokens and at.ranks.rank == 0:
             hidden = max(0.0, seconds - waited)
             at.counts["hidden_milliseconds"] += round(1000 * hidden)
@@ -180,7 +186,12 @@ class SampleAhead:
         """What a checkpoint keeps: the plan, if there is one."""
         if self._plan is None:
             return {}
-        return {"round": self._plan.round, "chosen": list(self._plan.chosen), "weights": dict(self._plan.weights)}
+        return {
+            "round": self._plan.round,
+            "chosen": list(self._plan.chosen),
+            "weights": dict(self._plan.weights),
+            "counts": dict(self._plan.counts),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with a checkpoint's plan; another engine was perhaps typed without it."""

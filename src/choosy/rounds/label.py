@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 from choosy.data.pool import with_responses
 from choosy.labeling import statistics
+from choosy.labeling.buyer import LabelBuyer
 from choosy.methods.pairing import PAIRINGS, good_above
 from choosy.methods.selection import ChosenPair, PairChoice, pair_positions, top_pairs
 from choosy.rounds.choose import excluded_pairs, is_scored
-from choosy.rounds.context import Labels, Round
+from choosy.rounds.context import Labels, PairSelector, Round
 from choosy.terminal import counted
 from choosy.types import MIRRORED, Candidates, Pair, Verdict, seed_of
 
@@ -43,6 +44,12 @@ def made_of(
     earlier = f", {items - new} from earlier rounds" if items > new else ""
     things = "single responses" if form == "single" else f"{form}s"
     return f"{counted(items, things)} to train on{times}: {new} from {labels}{earlier}"
+
+
+def together(responses: int, labels: LabelBuyer, selector: PairSelector | None) -> int:
+    """How many answers are bought together: the scores of a pair or of all responses to a prompt, or one verdict."""
+    scores = responses if selector is None else min(2, responses)
+    return scores if labels.scores else 1
 
 
 class Bought(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any
 from choosy.data.batches import ItemBatches, PoolItems
 from choosy.data.pool import Pool, round_file
 from choosy.data.shared_pool import forget_mapped, read_round
-from choosy.data.table_files import damage
+from choosy.data.table_files import damage, is_there
 from choosy.errors import refuse_none
 from choosy.labeling.buyer import LabelBuyer
 from choosy.labeling.statistics import COUNTED
@@ -30,7 +30,7 @@ from choosy.rounds.choose import refuse_second, refuse_without
 from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample
 from choosy.rounds.edit import refuse_several
 from choosy.rounds.empty import refuse_empty, why_empty
-from choosy.rounds.label import buy_labels, made_of, refuse_many
+from choosy.rounds.label import buy_labels, made_of, refuse_many, together
 from choosy.rounds.label_ahead import LabelAhead
 from choosy.rounds.learned_reward import LearnedReward
 from choosy.rounds.reference import Reference, policy_share, refuse_moving
@@ -129,12 +129,14 @@ class Run:
         self.prompt_selector = prompts or self.prompt_selector
         self.pair_selector = pairs or self.pair_selector
 
-    def refuse_slots(self, responses: int) -> None:
-        """Refuse a selector of pairs, or none, that does not suit the most responses that a prompt has."""
+    def refuse_slots(self, responses: int, *, fresh: bool) -> None:
+        """Refuse slots that do not suit the most responses of a prompt, and a budget that pays for no `fresh` ones."""
         if self.pair_selector is None and not self.labels.scores:
             refuse_many(responses, self.labels.labeler.name)
         if self.training.pairing == "all" or (self.pair_selector and self.pair_selector.per_prompt != 1):
             refuse_several(responses, self.labels.editor)
+        if fresh:
+            self.labels.limits.refuse_below(together(responses, self.labels, self.pair_selector))
 
     def open(self, policy: Policy, loss: Loss, prompts: Sequence[Prompt], read: Mapping[str, str]) -> None:
         """Open the run's folder and its ledger once all ranks have met; the policy's weights may not be loaded yet.
@@ -174,7 +176,7 @@ class Run:
         moved = self.reference_share > 0 and number > 0
         if moved:
             self.policy.states.refer_to_current(self.reference_share)
-        if self.ranks.on_rank_zero(lambda: self.is_there(round_file(self.rounds_folder, number))):
+        if self.ranks.on_rank_zero(lambda: is_there(round_file(self.rounds_folder, number), self.phases.say)):
             self._adopt(number)
             return
         self.evaluation, self.heldout_rows, self.trained = None, (), {}
@@ -191,14 +193,16 @@ class Run:
             self.counts["full_labels"] += len(prompts) * labels * self.labels.terms.labels_per_answer
         self.write()
         self._report_items(number)
-        self._report_empty(number)
+        least = 1 if sample.given else together(sample.responses, self.labels, self.pair_selector)
+        self._report_empty(number, is_spent=not self.labels.pays(least))
 
     def sample_ahead(self, number: int, prompts: Sequence[Prompt], *, responses: int) -> None:
         """Begin to sample a round while the one before trains, with sampler.ahead=1, where it may buy labels."""
 
         def is_wanted() -> bool:
             path = round_file(self.rounds_folder, number)
-            return not self.labels.exhausted and not (path.exists() and damage(path) is None)
+            pays = self.labels.pays(together(responses, self.labels, self.pair_selector))
+            return pays and not (path.exists() and damage(path) is None)
 
         if number < self.rounds:
             selector = self.prompt_selector
@@ -221,15 +225,15 @@ class Run:
             counts = {"bought": now.spent - spent, "reused": now.reused - reused, "passes": passes}
             self.phases.say(made_of(items, new, form, **counts, scored=scored, given=self.labels.terms.given_only))
 
-    def _report_empty(self, number: int) -> None:
+    def _report_empty(self, number: int, *, is_spent: bool) -> None:
         """Say that a round has nothing to train on; stop after several in a row, and where no round had anything."""
         self.empty_rounds = 0 if self._items(number) else self.empty_rounds + 1
         if not self.empty_rounds:
             return
         no_item = f"no {form_of(self.loss.needs)} out of {len(self.pool)} prompts"
         found = f"Round {number + 1} of {self.rounds} made {no_item}: {why_empty(self.judged)}"
-        last, has_trained = number + 1 == self.rounds, self.counts["pairs_trained"] > 0
-        refuse_empty(found, self.empty_rounds, is_last=last, has_trained=has_trained, labels=self.labels)
+        so_far = {"is_last": number + 1 == self.rounds, "has_trained": self.counts["pairs_trained"] > 0}
+        refuse_empty(found, self.empty_rounds, **so_far, is_spent=is_spent, labels=self.labels)
         self.phases.say(f"{found} It trains nothing, and the run continues.")
 
     def _count(self, of_round: Counter[str]) -> None:
@@ -273,14 +277,6 @@ class Run:
                 at.counts["labeled_ahead"] += labeled
         return pool
 
-    def is_there(self, path: Path) -> bool:
-        """Whether a file of the run is there and whole; one that is damaged is named, and is written again."""
-        if not path.exists():
-            return False
-        if why := damage(path):
-            self.phases.say(f"{path} is damaged ({why}); what it held is made again, with the same labels.")
-        return why is None
-
     def _adopt(self, number: int) -> None:
         """Take a round from its file, which may have counted the round's training already."""
         self.pool, about = read_round(self.rounds_folder, number, self.ranks)
@@ -296,16 +292,18 @@ class Run:
         self.start_pairs = about.get("start_pairs") or self.start_pairs  # a file of an earlier version has none
         self.phases.resume(about["seconds"])
 
-    def spent_out(self, number: int) -> bool:
-        """Whether fresh responses could get no label any more, so that they are not worth sampling."""
+    def spent_out(self, number: int, *, responses: int) -> bool:
+        """Whether so many fresh responses could get no label any more, so that they are not worth sampling."""
 
         def nothing_left() -> bool:  # a round that was begun before, or whose file is damaged, has bought its labels
             begun = files_of(self.rounds_folder, number) or round_file(self.rounds_folder, number).exists()
-            return self.labels.exhausted and not begun and not self.ahead.plans(number)
+            pays = self.labels.pays(together(responses, self.labels, self.pair_selector))
+            return not (pays or begun or self.ahead.plans(number))
 
         if len(self.pool) == 0 or not self.ranks.on_rank_zero(nothing_left):
             return False
-        self.phases.say(f"{self.labels.limits} is spent; training continues with its pairs.")
+        goes_on = "training continues with its pairs" if self._items(number) else "no round trains any more"
+        self.phases.say(f"{self.labels.limits} is spent; {goes_on}.")
         return True
 
     def loader(self, number: int) -> ItemBatches:

@@ -75,6 +75,9 @@ class Elsewhere(Sampler):
         """The engine in another process, with its settings."""
         return cls(engine=engine, **{f.name: getattr(engine, f.name) for f in fields(Sampler) if f.init})
 
+    def refuse_evaluation(self, settings: SamplingSettings) -> None:
+        self.engine.refuse_evaluation(settings)
+
     def answer(self, request: Request, done: OnComplete) -> list[list[Response]]:
         began = time.perf_counter()
         with self._turn:

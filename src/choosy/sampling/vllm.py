@@ -115,6 +115,13 @@ class Vllm(Sampler):
     def refuse_ranks(self, ranks: int) -> None:
         refuse_ranks(self.tensor_parallel, ranks)
 
+    def refuse_evaluation(self, settings: SamplingSettings) -> None:
+        if settings.max_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"evaluation.sampler.max_new_tokens={settings.max_new_tokens} is wanted and the engine is built for "
+                f"sampler.max_new_tokens={self.max_new_tokens}; type as many there, or fewer for the evaluation."
+            )
+
     def answer(self, request: Request, done: OnComplete) -> list[list[Response]]:
         policy, prompts, seeds, settings = request
         for name, tokens in (

@@ -168,8 +168,8 @@ def check_types(row: LabelRow) -> None:
     for name in ("cost", "time"):
         if isinstance(row[name], bool) or not is_number(row[name]) or row[name] < 0:
             raise ValueError(f"{name} must be a number, 0 or more, found {row[name]!r}")
-    if type(row["judgements"]) is not int or not 1 <= row["judgements"] < 1 << 31:
-        raise ValueError(f"judgements must be a whole number, 1 or more, found {row['judgements']!r}")
+    if type(row["judgements"]) is not int or not 0 <= row["judgements"] < 1 << 31:
+        raise ValueError(f"judgements must be a whole number, 0 or more, found {row['judgements']!r}")
 
 
 def check_answer(row: LabelRow) -> None:

@@ -65,6 +65,8 @@ class People:
             )
         self.name = name
         self.instruction = self.usually if instruction is None else instruction
+        other = "" if self.instruction == self.usually else f" {content_id(self.instruction)}"
+        self._asked_as = name + other  # clicks under another instruction answer another question
         fingerprint = content_id(self.instruction, str(overlap))
         self.terms = Terms(fingerprint=fingerprint, price=0.0, runs_remotely=True, people=True)
         self.folder = Path(folder)
@@ -88,7 +90,7 @@ class People:
         """Yield each answer as soon as it is clicked."""
         self.sitting = Sitting(
             questions,
-            Clicks(self.folder / "clicks.sqlite", self.name),
+            Clicks(self.folder / "clicks.sqlite", self._asked_as),
             purpose=self._purpose,
             budget_left=None if self._budget_left is None else self._budget_left - len(questions),
             overlap=self.overlap,

@@ -11,7 +11,7 @@ from string import Template
 
 from choosy.labeling.judge.endpoint import Endpoint
 from choosy.labeling.judge.settings import Prices
-from choosy.labeling.protocols import Terms
+from choosy.labeling.protocols import ALL, Terms
 from choosy.types import Prompt, content_id
 
 
@@ -85,6 +85,7 @@ def terms_by(
         fingerprint=content_id(*template.values(), fields, *([settings] if settings else [])),
         price=0.0 if price is None and endpoint.settings.prices == Prices() else price,
         labels_per_answer=labels,
+        at_once=ALL,
         runs_remotely=True,
     )
 
