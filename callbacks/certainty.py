@@ -41,6 +41,9 @@ class Certainty(PairChooser):
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
         equal = at.policy.states.is_reference()
-        scored = at.policy, candidates, at.ranks
-        ratios = [[0.0] * len(c.responses) for c in candidates] if equal else log_ratios(*scored, rescore=self.rescore)
+        ratios = (
+            [[0.0] * len(c.responses) for c in candidates]
+            if equal
+            else log_ratios(at.policy, candidates, at.ranks, rescore=self.rescore, stale=at.ahead is not None)
+        )
         return [selection.certainty([at.loss.beta * ratio for ratio in of_prompt]) for of_prompt in ratios]

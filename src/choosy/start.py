@@ -43,7 +43,7 @@ def without_replaced(config: DictConfig, typed: Iterable[str]) -> None:
     """Take away what a group gives to its class where another class was typed that does not take it.
 
     An experiment's settings of a selector's callback are taken away where the selector that was typed brings no such
-    callback.
+    callback, and its settings of a part where the part that was typed does not take them.
 
     Raises:
         ValueError: Settings of a callback that is not there were typed.
@@ -54,14 +54,25 @@ def without_replaced(config: DictConfig, typed: Iterable[str]) -> None:
             there = ", ".join(other for other in config["callbacks"] if other != name)
             raise ValueError(f"This run has no callback {name}: leave out {of_it}. Its callbacks are {there}.")
         del config["callbacks"][name]
-    for name, path in words.items():
+    for name, said in words.items():
         place, _, last = name.rpartition(".")
-        node = OmegaConf.select(config, place) if place and last == "_target_" else None
-        if not isinstance(node, DictConfig):
-            continue
-        for key in not_taken(path, [*map(str, node)]):
-            if not any(f"{word}.".startswith(f"{place}.{key}.") for word in words):
-                del node[key]
+        if place and last == "_target_":
+            without_leftovers(config, place, words)
+        elif not place and "experiment" in words and (left := without_leftovers(config, name, words)):
+            experiment, settings = words["experiment"], ", ".join(left)
+            log.warning("%s=%s takes no %s, which experiment=%s sets: left out.", name, said, settings, experiment)
+
+
+def without_leftovers(config: DictConfig, place: str, typed: Collection[str]) -> list[str]:
+    """Take away the settings at a place that its class does not take and that were not typed; return their names."""
+    node = OmegaConf.select(config, place)
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        return []
+    names = not_taken(node["_target_"], [*map(str, node)])
+    left = [key for key in names if not any(f"{word}.".startswith(f"{place}.{key}.") for word in typed)]
+    for key in left:
+        del node[key]
+    return left
 
 
 def check(as_typed: dict[str, Any], resolve: Callable[[], dict[str, Any]], menu: Mapping[str, Any]) -> dict[str, Any]:

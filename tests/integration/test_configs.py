@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from tiny import CONF
 
-from choosy import cli
-from choosy.main import compose
+from choosy import cli, start
+from choosy.main import compose, menu, plain, unresolved
 from choosy.options.check import blanks
 
 
@@ -19,6 +20,7 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
+RECIPES = sorted((CONF / "experiment").glob("*.yaml"))
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and any(path.glob("*.yaml")))
 DATA = {"on_policy": [], "offline": ["data.train=pairs.jsonl"]}
 EDITOR = ["editor.model=toy", "editor.base_url=http://localhost:8000/v1"]
@@ -178,3 +180,32 @@ def test_a_blank_of_the_menu_is_known_to_this_test():
             missing = blanks(OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml")))
             typed = [line for line in known.get(group, {}).get(name, []) if not line.startswith("+")]
             assert len(missing) == len(typed)
+
+
+def controls() -> list[Any]:
+    """Each command that an experiment names as its control."""
+    found = [(file.stem, re.search(r"[Ii]ts control: ([^\n,;]*)", file.read_text())) for file in RECIPES]
+    return [pytest.param(name, line[1].split(), id=name) for name, line in found if line]
+
+
+@pytest.mark.parametrize(("experiment", "control"), controls())
+def test_the_control_that_an_experiment_names_can_be_typed(experiment: str, control: list[str]) -> None:
+    words = [f"experiment={experiment}", *control, "data.train=pairs.jsonl"]
+    cfg = compose(words)
+    with open_dict(cfg):
+        start.without_nulls(cfg)
+        start.without_replaced(cfg, words)
+    start.check(unresolved(cfg), lambda: plain(cfg), menu())
+
+
+def test_what_an_experiment_sets_of_a_part_that_was_replaced_is_left_out_and_said(caplog) -> None:
+    words = ["experiment=hypo", "loss=sigmoid", "loss.beta=0.2", "data.train=pairs.jsonl"]
+    cfg = compose(words)
+    with open_dict(cfg):
+        start.without_replaced(cfg, words)
+    assert dict(cfg.loss) == {
+        "_target_": "choosy.methods.losses.SigmoidLoss",
+        "beta": 0.2,
+        "label_smoothing": 0.0,
+    }
+    assert "loss=sigmoid takes no parts, shares, which experiment=hypo sets: left out." in caplog.text

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +33,9 @@ from choosy.methods.selection import quota
 from choosy.models.policy import Policy
 from choosy.models.rows import Group
 from choosy.module import WeightedDPO
+from choosy.parallel.ranks import OneRank
 from choosy.reporting.summary import read_run
+from choosy.rounds.evaluate import evaluate_pairs
 from choosy.sampling.generate import Generate
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -618,6 +621,27 @@ def test_reference_decides_whether_reused_responses_are_scored_again(reference, 
     share = {"initial": 0.0, "previous_round": 1.0}.get(reference, 0.6)
     mixed = {name: later[name] if share == 1 else p + share * (later[name] - p) for name, p in start.items()}
     assert_close(run.policy.states.reference, mixed, **EXACTLY)
+
+
+def test_held_out_pairs_are_ranked_beside_the_start_where_the_reference_moves(play):
+    policy = play("reference=previous_round", "lr=0.05").policy
+    assert policy.states.reference is not policy.states.start
+    texts = [("Yes.", "No, never."), ("It rains.", "Snow!")]
+    pairs = [
+        Candidates(
+            Prompt("p", "Why?"),
+            tuple(Response(t, policy.tokens.encode_response(t), gold=g) for t, g in zip(of, (1.0, 0.0), strict=True)),
+            policy.tokens.encode_prompt(Prompt("p", "Why?")),
+        )
+        for of in texts
+    ]
+    at: Any = SimpleNamespace(policy=policy, ranks=OneRank(), loss=SigmoidLoss(beta=1.0))
+    with policy.states.as_start():
+        start = torch.tensor(policy.score(pairs))
+    log_ratios = torch.tensor(policy.score(pairs)) - start
+    wanted = (log_ratios[:, 0] - log_ratios[:, 1]).mean().item()
+    assert abs(wanted) > 1e-3
+    assert evaluate_pairs(at, pairs)["margin"] == pytest.approx(wanted, abs=1e-4)
 
 
 @pytest.mark.parametrize("train_on", ["round", "pool"])

@@ -320,6 +320,13 @@ def test_no_other_scale_costs_less() -> None:
             lambda: ScoredLoss(AOTLoss(), average=True),
             r"loss\.loss \(AOTLoss\) orders pairs by their summed log-probs.*type loss=aot by itself",
         ),
+        (lambda: ScoredLoss(SimPOLoss(), divergence="js"), r"loss\.loss \(SimPOLoss\) takes log-probs without a ref"),
+        (
+            lambda: ScoredLoss(LossSum({"a": SigmoidLoss(), "b": SFTLoss()}, {"a": 1.0, "b": 1.0})),
+            r"loss\.loss \(SFTLoss\) takes log-probs without a reference",
+        ),
+        (lambda: ScoredLoss(LikelihoodWeightedLoss(SigmoidLoss())), r"weighs pairs by their likelihood.*type loss=wpo"),
+        (lambda: LikelihoodWeightedLoss(KTOLoss()), r"loss=wpo weighs pairs, and loss\.loss \(KTOLoss\) takes none"),
         (lambda: ScoredLoss(SigmoidLoss(), divergence="kl"), r"loss\.divergence=kl is none of reverse_kl, forward_kl"),  # type: ignore[arg-type]
         (
             lambda: ScoredLoss(SigmoidLoss(), divergence="js", reference=False),

@@ -103,7 +103,7 @@ def test_every_rank_learns_the_same(policy, candidates, monkeypatch):
 
 def utilities(policy: Policy, candidates: list[Candidates], *rescore: Any) -> list[list[float]]:
     class At:
-        loss, ranks = SigmoidLoss(0.1), OneRank()
+        loss, ranks, ahead = SigmoidLoss(0.1), OneRank(), None
 
     At.policy = policy  # type: ignore[attr-defined]
     chosen = Certainty(rescore=rescore[0]) if rescore else Certainty()
@@ -127,6 +127,17 @@ def test_certainty_warns_or_computes_again(policy, candidates, tiny_policy_dir, 
     caplog.clear()
     utilities(precise, sampled(precise), "never")
     assert not caplog.records
+
+
+def test_responses_that_earlier_weights_have_sampled_are_ranked_by_the_present_ones(policy, candidates, moved):
+    earlier = [replace(c, responses=tuple(replace(r, logp=r.logp_ref) for r in c.responses)) for c in candidates]
+    wanted = [pytest.approx([0.1 * g for g in certainty(of)]) for of in ratios(rescored(policy, candidates))]
+
+    class At:
+        loss, ranks, ahead = SigmoidLoss(0.1), OneRank(), ()
+
+    At.policy = policy  # type: ignore[attr-defined]
+    assert Certainty(rescore="never").pair_utilities(earlier, At()) == wanted  # type: ignore[arg-type]
 
 
 def test_other_ways_to_score_are_refused():

@@ -60,13 +60,29 @@ class LossSum:
         return next(iter(self.parts.values())).rewards(s)
 
 
-def refuse_order(loss: Loss) -> None:
-    """Refuse other scores for a loss of the step's order, which is that of plain log-probs."""
+def refuse_other_scores(loss: Loss) -> None:
+    """Refuse other scores for a loss that needs plain log-probs: for the step's order, or as likelihoods."""
+    name = type(loss).__name__
     if "step" in loss.needs:
         raise ValueError(
-            f"loss.loss ({type(loss).__name__}) orders pairs by their summed log-probs, and is given other scores; "
-            "type loss=aot by itself, or another loss.loss."
+            f"loss.loss ({name}) orders pairs by their summed log-probs, and is given other scores; type loss=aot by "
+            "itself, or another loss.loss."
         )
+    if isinstance(loss, LikelihoodWeightedLoss):
+        raise ValueError(
+            f"loss.loss ({name}) weighs pairs by their likelihood, and is given other scores; type loss=wpo, with this "
+            "loss as its loss.loss."
+        )
+
+
+def refuse_log_ratios(loss: Loss) -> None:
+    """Refuse log-ratios for a loss, or a part of a sum, that takes log-probs without a reference."""
+    for part in loss.parts.values() if isinstance(loss, LossSum) else [loss]:
+        if "reference" not in part.needs:
+            raise ValueError(
+                f"loss.loss ({type(part).__name__}) takes log-probs without a reference, and is given log-ratios; "
+                "choose another, such as a sigmoid one."
+            )
 
 
 def divergence_slope(log_ratio_R: Tensor, divergence: Divergence, alpha: float = 0.5) -> Tensor:
@@ -112,7 +128,9 @@ class ScoredLoss:
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        refuse_order(self.loss)
+        refuse_other_scores(self.loss)
+        if self.reference:
+            refuse_log_ratios(self.loss)
         if self.divergence not in get_args(Divergence):
             raise ValueError(f"loss.divergence={self.divergence} is none of {', '.join(get_args(Divergence))}.")
         if self.divergence != "reverse_kl" and not self.reference:
@@ -166,6 +184,13 @@ class LikelihoodWeightedLoss:
     loss: Loss
     aligned: bool = True
 
+    def __post_init__(self) -> None:
+        if form_of(self.loss.needs) != "pair":
+            raise ValueError(
+                f"loss=wpo weighs pairs, and loss.loss ({type(self.loss).__name__}) takes none; choose another, such "
+                "as a sigmoid one."
+            )
+
     @property
     def beta(self) -> float:
         return self.loss.beta
@@ -200,7 +225,7 @@ class TokenWeightedLoss:
     weighing: TokenWeighing
 
     def __post_init__(self) -> None:
-        refuse_order(self.loss)
+        refuse_other_scores(self.loss)
         if isinstance(self.weighing, DifferenceWeighted) and form_of(self.loss.needs) != "pair":
             raise ValueError(
                 "loss.weighing compares the two responses of a pair, which loss.loss "

@@ -23,18 +23,21 @@ Rescore = Literal["never", "auto", "fp32"]
 Ratios = list[list[float]]  # log pi - log ref of each response of each candidate, in nats
 
 
-def log_ratios(policy: Policy, candidates: Sequence[Candidates], ranks: Ranks, *, rescore: Rescore) -> Ratios:
+def log_ratios(
+    policy: Policy, candidates: Sequence[Candidates], ranks: Ranks, *, rescore: Rescore, stale: bool = False
+) -> Ratios:
     """Return log pi - log ref of each response; every rank must call this.
 
     Args:
         candidates: This rank's, with log-probs under the reference.
+        stale: Whether they were sampled from earlier weights, so that their log-probs are not the policy's.
         rescore: When the log-probs are computed again in fp32 instead of those that sampling gave: `auto` = where the
             gaps of a prompt's responses are smaller than the rounding error of the policy's precision. `never` warns
             of such gaps.
     """
     if rescore == "fp32":
         return log_ratios_in_fp32(policy, candidates)
-    known = all(math.isfinite(r.logp) for c in candidates for r in c.responses)
+    known = not stale and all(math.isfinite(r.logp) for c in candidates for r in c.responses)
     sampled = all(ranks.gather([known]))
     logps = [[r.logp for r in c.responses] for c in candidates] if sampled else policy.score(candidates)
     rounded = _ratios(logps, candidates)

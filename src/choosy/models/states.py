@@ -61,6 +61,15 @@ class States:
         return self._in_state(self.start)
 
     @contextmanager
+    def referring_to_start(self) -> Iterator[None]:
+        """The start of the run as the reference within the block."""
+        moved, self.reference = self.reference, self.start
+        try:
+            yield
+        finally:
+            self.reference = moved
+
+    @contextmanager
     def _in_state(self, state: Mapping[str, Tensor]) -> Iterator[None]:
         pairs = [(p, state[name].to(p.device)) for name, p in trainable(self._model)]
         if not self._sharded:

@@ -35,6 +35,15 @@ def choose_prompts(at: Round, prompts: Sequence[Prompt], selector: PromptSelecto
         return [ChosenPrompt(prompts[i], utilities[i]) for i in sorted(best, key=lambda i: names[i])]
 
 
+def refuse_warmup(selector: PromptSelector | None) -> None:
+    """Refuse a selector of prompts to sample again where responses are given: its first round would take them all."""
+    if selector is not None and selector.warmup_rounds > 0:
+        raise ValueError(
+            f"{typed_for(selector)} chooses among prompts that were sampled before, and data=offline has given "
+            "responses, all of which its first round would take; choose selector=few_prompts or a selector of pairs."
+        )
+
+
 def choose_pairs(at: Round, mine: Sequence[Candidates], selector: PairSelector | None) -> PairChoice | None:
     """Choose the pairs to label (slot 2) among this rank's candidates and those of the others.
 

@@ -279,10 +279,14 @@ def as_pairs(candidates: Sequence[Candidates], source: str) -> list[Candidates]:
 
 
 def evaluate_pairs(at: Round, pairs: Sequence[Candidates]) -> dict[str, float | None]:
-    """Measure how the policy ranks held-out pairs, the chosen response first, by its implicit reward."""
+    """Measure how the policy ranks held-out pairs, the chosen response first, by its implicit reward.
+
+    The reward is that over the start policy, also where the reference of the run moves.
+    """
     mine = shard(pairs, at.ranks)
     if "reference" in at.loss.needs:
-        mine = at.policy.score_reference(mine)
+        with at.policy.states.referring_to_start():
+            mine = at.policy.score_reference(mine)
     return pair_metrics(at.loss, mine, at.policy.score(mine), at.ranks)
 
 

@@ -61,15 +61,20 @@ def check_needs(
             f"{name} needs the rewards of a prompt's responses, and labeler {labeler} gives none: it only compares. "
             f"Choose loss=sigmoid, or {'' if form_of(loss.needs) == 'list' else 'reward_gap=predicted, or '}{scorers}."
         )
-    if form_of(loss.needs) == "single" and run.training.pairing == "all":
+    several = "pairing=all" if run.training.pairing == "all" else ""
+    one = "pairing=best_worst"
+    if pair_selector is not None and pair_selector.per_prompt != 1 and max(responses) > 2:
+        several = f"{typed_for(pair_selector)} with per_prompt={pair_selector.per_prompt or 'null'}"
+        one = "per_prompt=1"
+    if form_of(loss.needs) == "single" and several:
         raise ValueError(
-            f"{name} trains on single responses, and pairing=all would make most of them both good and bad. "
-            "Choose pairing=best_worst, or a loss on pairs (loss=sigmoid)."
+            f"{name} trains on single responses, and {several} would make most of them both good and bad. Choose "
+            f"{one}, or a loss on pairs (loss=sigmoid)."
         )
-    if "own" in loss.needs and run.training.pairing == "all":
+    if "own" in loss.needs and several:
         raise ValueError(
-            f"{name} adds a term of the policy's own samples to each pair, and pairing=all would count some of them "
-            "more often than others. Choose pairing=best_worst, or loss=sigmoid."
+            f"{name} adds a term of the policy's own samples to each pair, and {several} would count some of them more "
+            f"often than others. Choose {one}, or loss=sigmoid."
         )
     sampler = run.sampler
     if "own" in loss.needs and sampler.ahead:

@@ -26,7 +26,7 @@ from choosy.resume.partial_rounds import files_of, forget
 from choosy.resume.run_folder import ledger_copy, open_folder, refuse_edited
 from choosy.resume.run_lock import release
 from choosy.rounds.ahead import SampleAhead
-from choosy.rounds.choose import refuse_second, refuse_without
+from choosy.rounds.choose import refuse_second, refuse_warmup, refuse_without
 from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample
 from choosy.rounds.edit import refuse_several
 from choosy.rounds.empty import refuse_empty, why_empty
@@ -135,7 +135,9 @@ class Run:
             refuse_many(responses, self.labels.labeler.name)
         if self.training.pairing == "all" or (self.pair_selector and self.pair_selector.per_prompt != 1):
             refuse_several(responses, self.labels.editor)
-        if fresh:
+        if not fresh:
+            refuse_warmup(self.prompt_selector)
+        else:
             self.labels.limits.refuse_below(together(responses, self.labels, self.pair_selector))
 
     def open(self, policy: Policy, loss: Loss, prompts: Sequence[Prompt], read: Mapping[str, str]) -> None:
