@@ -37,6 +37,7 @@ from choosy.parallel.ranks import OneRank
 from choosy.reporting.summary import read_run
 from choosy.rounds.evaluate import evaluate_pairs
 from choosy.sampling.generate import Generate
+from choosy.types import Candidates, Prompt, Response
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 EXACTLY = {"rtol": 0.0, "atol": 0.0}
