@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ if TYPE_CHECKING:  # functions import torch and transformers once the words of t
 
 PLACES = {  # where a run's config.yaml has what is typed
     "labeler": "labels.labeler",
-    "labeler@labels.evaluation": "labels.evaluation",
     "sampler": "evaluation.sampler",
     "loss": "module.loss",
     "model": "module.policy",
@@ -148,17 +146,17 @@ def overlaid(config: dict[str, Any], words: Sequence[str], *, folder: Path) -> d
     if not words:
         return config
     named = {word.lstrip("+").partition("=")[0]: word for word in words}
-    heads = {name: name if name in PLACES else re.split("[.@]", name)[0] for name in named}
-    if other := [word for name, word in named.items() if heads[name] not in TYPED]:
+    places = {name.partition("@")[2] or name: word for name, word in named.items()}  # in the composed configuration
+    if other := [word for place, word in places.items() if place.partition(".")[0] not in TYPED]:
         raise ValueError(f"{other[0]}: nothing is trained here; what may be typed begins with {any_of(TYPED)}.")
     check(cfg := compose([*words, in_folder(folder)]))
     found = OmegaConf.create(config)
-    for name, head in heads.items():
-        place = name.partition("@")[2] or name  # where the composed configuration has it
-        inside = "" if name == head else place.removeprefix(head)
+    for place in places:
+        head, dot, rest = place.partition(".")
         value = OmegaConf.select(cfg, place)
-        OmegaConf.update(found, PLACES.get(head, head) + inside, value, merge=False, force_add=True)
-    if "labeler" in heads.values() and not any("labels.evaluation" in name for name in named):
+        OmegaConf.update(found, PLACES.get(head, head) + dot + rest, value, merge=False, force_add=True)
+    typed = {place.partition(".")[0] for place in places}
+    if "labeler" in typed and not any(place.startswith("labels.evaluation") for place in places):
         found.labels.evaluation = "labeler"
     return dict(plain(found))
 

@@ -87,6 +87,20 @@ def test_another_labeler_judges_by_the_words_of_training(tuned, others, tmp_path
     assert all((row["outcome"] == "won") == (len(row["tuned"]) > len(row["start"])) for row in unequal)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["labeler=weighted", "+labeler@labeler.parts.cheer=vader"],
+        ["labeler=noisy", "labeler@labeler.wrapped=function", "labeler.wrapped.path=toy_rewards.toy"],
+        ["labeler@labels.evaluation=noisy", "labeler@labels.evaluation.wrapped=vader"],
+    ],
+)
+def test_a_labeler_that_holds_others_judges_by_the_words_of_training(words, tuned, others):
+    evaluate_model([str(tuned.run_dir), "--limit", "2", str(others), *words])
+    rows = written(tuned.run_dir / "eval" / "others.jsonl")
+    assert all(math.isfinite(reward) for row in rows for reward in row["rewards"])
+
+
 def test_nothing_of_training_may_be_typed(tuned, others):
     with pytest.raises(ValueError, match=r"rounds=3: nothing is trained here; what may be typed begins with labeler, "):
         evaluate_model([str(tuned.run_dir), f"data={others}", "rounds=3"])

@@ -166,6 +166,16 @@ def test_a_batch_scores_like_one_by_one(
     assert RewardModel(folder).score([]) == []
 
 
+def test_labels_of_a_reward_model_that_was_trained_further_in_its_folder_are_not_reused(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(3 << 20))
+    first = RewardModel(str(tmp_path)).terms.fingerprint
+    assert RewardModel(str(tmp_path)).terms.fingerprint == first
+    weights.write_bytes(bytes((3 << 20) - 1) + b"1")
+    assert RewardModel(str(tmp_path)).terms.fingerprint != first
+    assert RewardModel("owner/hub-id").terms.fingerprint == ""
+
+
 def test_the_score_is_the_logit_of_the_text(saved: Callable[..., str]) -> None:
     """Without a template the text is prompt, newline, response; the special tokens are the tokenizer's."""
     folder = saved("bert", pad_token="[PAD]")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch.nn.functional as F
 
 from choosy.labeling.protocols import Terms
 from choosy.models.embeddings import refuse_embedder, sentence_embeddings
+from choosy.models.locate import contents_id
 from choosy.types import Prompt, Response
 
 
@@ -25,8 +25,6 @@ class Relevance:
             gains nothing above this limit; 1 = no limit.
     """
 
-    terms: ClassVar[Terms] = Terms(price=0.0)
-
     def __init__(self, embedder: str = "minilm", *, enough: float = 0.7) -> None:
         if embedder == "policy" or embedder.startswith("lm:"):
             raise ValueError(
@@ -39,6 +37,7 @@ class Relevance:
             )
         refuse_embedder(embedder)
         self.embedder, self.enough = embedder, enough
+        self.terms = Terms(price=0.0, fingerprint=contents_id(embedder))
         self.name = f"relevance:{embedder}@{enough:g}"  # labels of another limit are not reused
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:

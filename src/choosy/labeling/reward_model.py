@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from choosy.console import hide_progress_bars
 from choosy.labeling.protocols import Terms
 from choosy.models.damaged import refusing_damaged
-from choosy.models.locate import resolve_model
+from choosy.models.locate import contents_id, resolve_model
 from choosy.models.trust import loaded
 from choosy.types import Prompt, Response
 
@@ -37,7 +37,8 @@ class RewardModel:
     def __post_init__(self) -> None:
         self.name = f"reward_model:{self.model}@{self.max_length}"  # the length changes the scores
         resolve_model(self.model)  # refuses a folder that is not there
-        self.terms = Terms(price=0.0, at_once=16 * self.batch_size)  # enough that items of similar length share a batch
+        at_once = 16 * self.batch_size  # enough that items of similar length share a batch
+        self.terms = Terms(price=0.0, at_once=at_once, fingerprint=contents_id(self.model))
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
         """Return the reward of each response; items of similar length share a batch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
 import os
@@ -26,6 +27,7 @@ OLD_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai
 NOWHERE = "there is no folder {name}, its files are not in the cache, and "
 UNREACHABLE, UNKNOWN = "the Hugging Face hub cannot be reached", "the hub shows no model of this name"
 CONNECT_SECONDS = 5.0
+ENDS = 1 << 20  # bytes of a file at each of its ends: other weights differ there too
 _COMPLETE = "prepared.txt"  # written last: a folder without it was not converted to the end
 
 
@@ -47,6 +49,18 @@ class ModelSource:
         trusted, option = self.trust_remote_code, "model.trust_remote_code"
         how = {"trusted": trusted, "option": option, "revision": self.revision, **options}
         return loaded(kind.from_pretrained, self.resolved, **how)
+
+
+def contents_id(name: str) -> str:
+    """Name what a model's folder holds, by the size of each file and the megabytes at its ends; empty for a hub id."""
+    folder, hashed = Path(name).expanduser(), hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else ():
+        with file.open("rb") as opened:
+            size = file.stat().st_size
+            hashed.update(f"{file.relative_to(folder)} {size}\n".encode() + opened.read(ENDS))
+            opened.seek(max(0, size - ENDS))
+            hashed.update(opened.read(ENDS))
+    return hashed.hexdigest()[:16] if folder.is_dir() else ""
 
 
 def resolve_model(name: str, *, demo: Literal["demo:smollm2", "demo:minilm"] = "demo:smollm2") -> str:
