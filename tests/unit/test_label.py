@@ -14,7 +14,9 @@ from pools import put
 
 from choosy.data.batches import PoolItems
 from choosy.data.pool import Pool
+from choosy.errors import Stopped
 from choosy.labeling.buyer import LabelBuyer
+from choosy.labeling.protocols import Terms
 from choosy.methods.selection import ChosenPair, PairChoice
 from choosy.parallel.ranks import OneRank, Ranks, shard
 from choosy.reporting.display import Phases
@@ -248,3 +250,39 @@ def test_single_responses_are_good_above_the_threshold_of_the_round(tmp_path, th
     items = PoolItems(pool, {"single"}, round=0)
     assert [items[n].good for n in range(len(items))] == good
     assert [c.responses[0].reward for c in pool.candidates()] == [97, 98, 99, 106]
+
+
+class Thumbs(Score):
+    """Calls a response good (1), bad (-1), or says nothing (0): g, b, and any other letter."""
+
+    name = "thumbs"
+    terms = Terms(neutral=0.0)
+
+    def score(self, items: Sequence[tuple[Prompt, Response]]) -> list[float]:
+        return [{"g": 1.0, "b": -1.0}.get(response.text[0], 0.0) for _, response in items]
+
+
+@pytest.mark.parametrize("chosen", [True, False], ids=["chosen pairs", "all scored"])
+def test_a_score_that_says_nothing_makes_no_pair(buy, chosen) -> None:
+    words = ["gb", "g?", "?b", "??"]
+    pairs = [ChosenPair(p, 0, 1, 1.0) for p in range(4)]
+    choice = PairChoice(pairs, 4, per_prompt=1, top_up=False, score_all=not chosen)
+    labeled, _ = buy(Thumbs(), candidates(*words), choice)
+    assert [[(p.chosen, p.rejected) for p in c.pairs] for c in labeled] == [[(0, 1)], [], [], []]
+
+
+@pytest.mark.parametrize("threshold", [0.0, "mean", -0.5])
+def test_a_lone_response_about_which_nothing_is_said_is_neither_good_nor_bad(buy, threshold) -> None:
+    choice = PairChoice([ChosenPair(p, 0, 0, 1.0) for p in range(4)], 4, per_prompt=1, top_up=False, score_all=True)
+    labeled, _ = buy(Thumbs(), candidates("g", "b", "b", "?"), choice, threshold=threshold)
+    assert [c.labeled for c in labeled] == [True, True, True, False]
+    assert labeled[0].threshold == {"mean": pytest.approx(-1 / 3)}.get(threshold, threshold), (
+        "of those that say something"
+    )
+
+
+def test_a_machine_that_often_says_nothing_is_stopped(tmp_path) -> None:
+    buyer = LabelBuyer(Thumbs(), ledger=str(tmp_path / "ledger.sqlite"))
+    buyer.open("run")
+    with pytest.raises(Stopped, match=r"verdicts of labeler thumbs are invalid"):
+        buyer.score(candidates(*"ggg???" * 5))

@@ -114,7 +114,7 @@ class LabelBuyer:
             self.editor.payer = self
         self.evaluator = self._evaluator(evaluation)  # buys the labels of held-out answers; None = they are not judged
         most = (None if self.terms.people else MAX_INVALID) if max_invalid == "auto" else max_invalid
-        self._verdicts = InvalidVerdicts(labeler.name, most)
+        self._verdicts = InvalidVerdicts(labeler.name, most, neutral=self.terms.neutral)
         self.run = ""
         self._plan: EvaluationPlan | None = None
 

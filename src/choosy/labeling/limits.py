@@ -161,21 +161,23 @@ def affordable_groups(
 class InvalidVerdicts:
     """Counts a labeler's verdicts, and stops the run if too many are invalid: each costs as much as a useful one."""
 
-    def __init__(self, labeler: str, limit: float | None) -> None:
+    def __init__(self, labeler: str, limit: float | None, *, neutral: float | None = None) -> None:
         self.labeler = labeler
         self.limit = limit  # the largest share; None = no limit
+        self.neutral = neutral  # a score that is as invalid; with None, scores are not counted
         self._counts: Counter[str] = Counter()
         self._examples: list[str] = []
 
     def add(self, bought: Sequence[tuple[Question, Answer]]) -> None:
         """Count verdicts that are in the ledger; if too many are invalid, raise an error that quotes the labeler."""
-        self._counts.update(str(answer.value) for question, answer in bought if len(question.responses) == 2)
-        examples = [answer.raw or "nothing" for _, answer in bought if answer.value == "invalid"]
+        words = [(self._word(answer), answer) for question, answer in bought if self._counted(question)]
+        self._counts.update(word for word, _ in words)
+        examples = [answer.raw or "nothing" for word, answer in words if word == "invalid"]
         self._examples = [*self._examples, *examples][-3:]
         invalid, total = self._counts["invalid"], self._counts.total()
         if self.limit is None or total < ENOUGH or invalid <= self.limit * total:
             return
-        quoted = "\n  ".join(repr(scrub(words)[:200]) for words in self._examples)
+        quoted = "\n  ".join(repr(scrub(said)[:200]) for said in self._examples)
         raise Stopped(
             f"{invalid} of the {total} verdicts of labeler {self.labeler} are invalid, and "
             f"labels.max_invalid={self.limit} allows a share of no more. It said, for instance:\n  {quoted}\n"
@@ -184,4 +186,10 @@ class InvalidVerdicts:
 
     def remove(self, answer: Answer) -> None:
         """Uncount a verdict that was taken back."""
-        self._counts[str(answer.value)] -= 1
+        self._counts[self._word(answer)] -= 1
+
+    def _counted(self, question: Question) -> bool:
+        return len(question.responses) == 2 or self.neutral is not None
+
+    def _word(self, answer: Answer) -> str:
+        return "invalid" if self.neutral is not None and answer.value == self.neutral else str(answer.value)

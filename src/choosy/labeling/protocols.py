@@ -197,6 +197,8 @@ class Terms:
             may call as many pairs invalid as they like.
         given_only: Whether it judges only the responses that came with the data, and none that the policy sampled. Its
             scores of two responses are one answer if they are bought together: the verdict of a given pair.
+        neutral: The score that says nothing, of a reply that is no answer or of a question that was skipped: it makes
+            no pair, and its response is neither good nor bad; None = every score says something.
         scores: Whether it gives a response a reward; None = if it has the method.
         compares: Whether it compares two responses itself, not by two scores; None = if it has the method.
     """
@@ -208,6 +210,7 @@ class Terms:
     runs_remotely: bool = False
     people: bool = False
     given_only: bool = False
+    neutral: float | None = None
     scores: bool | None = None
     compares: bool | None = None
 

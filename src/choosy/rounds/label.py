@@ -95,7 +95,7 @@ def label(at: Round, mine: Sequence[Candidates], choice: PairChoice | None, labe
     with at.phases("label", total=total, unit=unit) as tick:
         if choice is None:
             labeled, _ = bought(at, mine, lambda fresh: buy_labels(at, fresh, labels))
-            labeled = with_thresholds(at, labeled) if labels.scores else labeled
+            labeled = with_thresholds(at, labeled, labels.terms.neutral) if labels.scores else labeled
         else:
             labeled = ranked_pairs(at, mine, choice, labels)
         tick(total)
@@ -162,7 +162,7 @@ def ranked_pairs(at: Round, mine: Sequence[Candidates], choice: PairChoice, labe
         pairs = [pair._replace(prompt=asked[names[pair.prompt]]) for pair in some]
         labeled, unpaid = bought(at, labeled, partial(buy, at, asked=pairs, labels=labels), asked=asked)
         if choice.score_all:
-            labeled = with_thresholds(at, labeled)
+            labeled = with_thresholds(at, labeled, labels.terms.neutral)
         if not choice.top_up or unpaid:
             break
         before, made = made, winners(at, labeled, choice)
@@ -193,11 +193,15 @@ def all_scored(at: Round, fresh: Sequence[Candidates], labels: Labels) -> Bought
     return scored_prompts(at, fresh, [ChosenPair(i, 0, 0, math.nan) for i in order], labels)
 
 
-def with_thresholds(at: Round, mine: Sequence[Candidates]) -> list[Candidates]:
-    """Write the reward that parts good lone responses from bad ones; every rank must call this."""
+def with_thresholds(at: Round, mine: Sequence[Candidates], neutral: float | None) -> list[Candidates]:
+    """Write the reward that parts good lone responses from bad ones; every rank must call this.
+
+    A reward that equals it trains nothing, and so does a `neutral` one, which says nothing.
+    """
     alone = at.ranks.gather([c.responses[0].reward for c in mine if len(c.responses) == 1])
-    threshold = good_above([reward for reward in alone if reward is not None], at.threshold)
-    return [replace(c, threshold=threshold) if len(c.responses) == 1 else c for c in mine]
+    threshold = good_above([reward for reward in alone if reward not in (None, neutral)], at.threshold)
+    parting = [neutral if c.responses[0].reward == neutral is not None else threshold for c in mine]
+    return [replace(c, threshold=x) if len(c.responses) == 1 else c for c, x in zip(mine, parting, strict=True)]
 
 
 def scored_prompts(at: Round, fresh: Sequence[Candidates], asked: Sequence[ChosenPair], labels: Labels) -> Bought:
@@ -207,20 +211,25 @@ def scored_prompts(at: Round, fresh: Sequence[Candidates], asked: Sequence[Chose
     for a, scored in zip(asked, labels.score([fresh[a.prompt] for a in asked]), strict=True):
         if len(scored.responses) == 1 and is_scored(scored) and not is_scored(fresh[a.prompt]):
             scored = replace(scored, round=at.number)
-        labeled[a.prompt], judged = with_pairs(scored, at, labels.labeler.name, a.utility)
+        labeled[a.prompt], judged = with_pairs(scored, at, labels, a.utility)
         verdicts += judged
     unpaid = sum(any(r.reward is None for r in labeled[a.prompt].responses) for a in asked)
     return Bought(labeled, unpaid, statistics.count(verdicts, shown=False))
 
 
-def with_pairs(c: Candidates, at: Round, source: str, utility: float) -> tuple[Candidates, list[Verdict | None]]:
-    """Make the pairs of the responses that the run's pairing says, with their verdicts; equals make no pair."""
+def with_pairs(c: Candidates, at: Round, labels: Labels, utility: float) -> tuple[Candidates, list[Verdict | None]]:
+    """Make the pairs of the responses that the run's pairing says, with their verdicts.
+
+    Equal rewards make no pair, nor does a neutral one with any other.
+    """
+    source, neutral = labels.labeler.name, labels.terms.neutral
     rewards = [r.reward for r in c.responses if r.reward is not None]
     if len(rewards) < max(2, len(c.responses)):
         return c, [None]
-    positions = PAIRINGS[at.pairing](rewards)
+    positions = [(i, j) for i, j in PAIRINGS[at.pairing](rewards) if neutral not in (rewards[i], rewards[j])]
     if not positions:
-        return replace(c, undecided=tuple(pair_positions(len(rewards)))), ["tie"]
+        undecided = tuple(pair_positions(len(rewards)))
+        return replace(c, undecided=undecided), ["invalid" if neutral in rewards else "tie"]
     known = excluded_pairs(c)
     new = [(i, j) for i, j in positions if (min(i, j), max(i, j)) not in known]
     pairs = (Pair(i, j, utility=utility, source=source, round=at.number) for i, j in new)
@@ -256,7 +265,8 @@ def scored_pairs(at: Round, fresh: Sequence[Candidates], asked: Sequence[ChosenP
         if first is None or second is None:
             judged.append(None)
             continue
-        judged.append("tie" if first == second else "first" if first > second else "second")
+        verdict: Verdict = "tie" if first == second else "first" if first > second else "second"
+        judged.append("invalid" if labels.terms.neutral in (first, second) else verdict)
         c = with_responses(labeled[a.prompt], dict(zip((a.i, a.j), half.responses, strict=True)))
         labeled[a.prompt] = decided(c, a, judged[-1], labels.labeler.name, at.number)
     return Bought(labeled, judged.count(None), statistics.count(judged, shown=False))

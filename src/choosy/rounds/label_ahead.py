@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 from choosy.labeling.buyer import Interrupted, LabelBuyer
-from choosy.labeling.protocols import Labeler, ResponsePair
+from choosy.labeling.protocols import Labeler, ResponsePair, Terms
 from choosy.types import Candidates, Prompt, Response, Verdict
 
 POLL = 0.2  # seconds between two looks at what has been sampled
@@ -41,6 +41,10 @@ class LabelAhead:
     @property
     def labeler(self) -> Labeler:
         return self._buyer.labeler
+
+    @property
+    def terms(self) -> Terms:
+        return self._buyer.terms
 
     @property
     def scores(self) -> bool:

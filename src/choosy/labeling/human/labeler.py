@@ -42,6 +42,7 @@ class People:
 
     asks: ClassVar[type[Question]]
     usually: ClassVar[str]  # the instruction
+    neutral: ClassVar[float | None] = None  # the score of what was skipped
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class People:
         other = "" if self.instruction == self.usually else f" {content_id(self.instruction)}"
         self._asked_as = name + other  # clicks under another instruction answer another question
         fingerprint = content_id(self.instruction, str(overlap))
-        self.terms = Terms(fingerprint=fingerprint, price=0.0, runs_remotely=True, people=True)
+        self.terms = Terms(fingerprint=fingerprint, price=0.0, runs_remotely=True, people=True, neutral=self.neutral)
         self.folder = Path(folder)
         self.overlap = overlap
         self.hold = hold
@@ -142,6 +143,7 @@ class ThumbsHuman(People):
 
     asks = ResponseQuestion
     usually = "Is this answer good?"
+    neutral = 0.0
 
     def score(self, items: Sequence[tuple[Prompt, Response]]) -> Generator[Answer]:
         """Yield each score as soon as it is clicked."""

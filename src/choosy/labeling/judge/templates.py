@@ -66,7 +66,14 @@ def random_word(*texts: str) -> str:
 
 
 def terms_by(
-    template: dict[str, str], endpoint: Endpoint, price: float | None, *, of: str, settings: str = "", labels: int = 1
+    template: dict[str, str],
+    endpoint: Endpoint,
+    price: float | None,
+    *,
+    of: str,
+    settings: str = "",
+    labels: int = 1,
+    neutral: float | None = None,
 ) -> Terms:
     """Return what a labeler declares that sends such requests.
 
@@ -77,6 +84,7 @@ def terms_by(
         of: What an answer is about, for error messages.
         settings: What else the answers depend on.
         labels: How many labels of a budget one answer takes.
+        neutral: The score that says nothing.
     """
     if price is not None and not price > 0:
         raise ValueError(f"labeler.price={price}: type the most that one {of} may cost, or null")
@@ -87,6 +95,7 @@ def terms_by(
         labels_per_answer=labels,
         at_once=ALL,
         runs_remotely=True,
+        neutral=neutral,
     )
 
 

@@ -49,7 +49,7 @@ class ThumbsJudge:
         self.model = model
         self.template = read_template(template, TEMPLATE, ENDING, BLANKS)
         self.endpoint = Endpoint(model, base_url, key_env, request, endpoint)
-        self.terms = terms_by(self.template, self.endpoint, price, of="response")
+        self.terms = terms_by(self.template, self.endpoint, price, of="response", neutral=0.0)
 
     def estimate(self, prompt: Prompt, response_tokens: int) -> float:
         """Return about what a response costs, at four characters a token and replies as long as they may be."""
