@@ -105,7 +105,7 @@ class WinRate(Evaluator):
         prompts = trainer.datamodule.heldout_prompts
         tokens = self.sampler.max_new_tokens
         pl_module.policy.tokens.refuse_long_answers(prompts, tokens, option="evaluation.sampler.max_new_tokens")
-        run.sampler.refuse_evaluation(self.sampler)
+        run.sampler.expect(self.sampler)
         if cost := run.labels.plan_evaluation(prompts, looks + start, response_tokens=tokens):
             run.phases.say(cost)
 

@@ -6,6 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from choosy.models.adapters import Lora
 from choosy.models.policy import Policy
 from choosy.sampling import vllm, vllm_refusals
 from choosy.sampling.auto import Auto, fastest
-from choosy.sampling.generate import Generate
+from choosy.sampling.generate import Generate, refuse_deterministic
 from choosy.sampling.protocol import Sampler, check_engine
 from choosy.sampling.settings import SamplingSettings
 from choosy.sampling.vllm import Vllm
@@ -352,7 +353,8 @@ def test_vllm_refuses_weights_that_it_cannot_take_as_an_adapter(monkeypatch):
         vllm_refusals.refuse_sync(whole, "adapter")
     vllm_refusals.refuse_sync(whole, "merged")
     with pytest.raises(
-        ValueError, match=r"takes plain LoRA, merged or as an adapter, which x is not; choose sampler=gen"
+        ValueError,
+        match=r"takes plain LoRA on whole weights.*4-bit.*adapter of another kind.*choose sampler=gen",
     ):
         vllm_refusals.refuse_sync(SimpleNamespace(is_mergeable=False, adapter="x"), "merged")
     with pytest.raises(ValueError, match=r"takes ranks up to 512; type sampler\.sync=merged"):
@@ -491,6 +493,45 @@ def test_auto_takes_the_fastest_there_is(device, has_vllm, sharded, chosen):
     name, why = fastest(device, has_vllm=has_vllm, sharded=sharded)
     assert name == chosen
     assert why
+
+
+def test_an_engine_is_built_for_the_longer_of_what_training_and_evaluation_sample(monkeypatch):
+    monkeypatch.setattr(vllm, "is_installed", lambda: True)
+    engine = Vllm(max_new_tokens=8)
+    assert engine._longest == 8
+    engine.expect(SamplingSettings(max_new_tokens=32))
+    assert engine._longest == 32
+    engine.expect(SamplingSettings(max_new_tokens=4))
+    assert engine._longest == 8
+
+
+def test_auto_takes_no_engine_that_could_not_serve_the_policy():
+    assert fastest("cuda", has_vllm=True, mergeable=False)[0] == "generate"
+
+
+def test_on_a_gpu_deterministic_sums_are_refused_before_anything_is_sampled():
+    with deterministic(warn_only=True):
+        refuse_deterministic(torch.device("cuda"))
+    with deterministic(warn_only=False):
+        refuse_deterministic(torch.device("cpu"))
+        with pytest.raises(ValueError, match=r"type trainer\.deterministic=warn"):
+            refuse_deterministic(torch.device("cuda"))
+
+
+@contextmanager
+def deterministic(*, warn_only: bool) -> Iterator[None]:
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_an_engine_of_one_process_is_not_started_on_another_gpu_than_the_policys():
+    for device, ranks in (("cpu", 1), ("cuda:0", 1), ("cuda:1", 2)):
+        vllm_refusals.refuse_place(torch.device(device), ranks)
+    with pytest.raises(ValueError, match="set CUDA_VISIBLE_DEVICES=1 and type"):
+        vllm_refusals.refuse_place(torch.device("cuda:1"), 1)
 
 
 def test_auto_samples_as_what_it_chose_and_says_so_once(policy, caplog):

@@ -66,9 +66,11 @@ def test_sentence_embeddings_do_not_depend_on_the_batch(monkeypatch):
     from choosy.models import embeddings
 
     responses = [Response(text) for text in TEXTS]
-    whole_ND = embeddings.sentence_embeddings(responses, "minilm")
+    whole_ND = embeddings.sentence_embeddings(responses, "minilm", "cpu")
     monkeypatch.setattr(embeddings, "MOST_TOKENS", 512)
-    torch.testing.assert_close(embeddings.sentence_embeddings(responses, "minilm"), whole_ND, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        embeddings.sentence_embeddings(responses, "minilm", "cpu"), whole_ND, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_language_model_embeddings_are_means_of_the_last_layer_over_the_text(tiny_policy_dir):

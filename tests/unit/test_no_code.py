@@ -197,7 +197,7 @@ def test_a_model_with_code_is_refused_without_a_question(with_code: Path) -> Non
     with pytest.raises(ValueError, match=way + "name a model that needs none"):
         _ = RewardModel(str(with_code))._loaded
     with pytest.raises(ValueError, match=way + "name a model that needs none"):
-        sentence_embeddings([], str(with_code))
+        sentence_embeddings([], str(with_code), "cpu")
     for kind in ("AutoTokenizer", "AutoConfig", "AutoModelForCausalLM"):
         with pytest.raises(ValueError, match=way + "read it, and type model.trust_remote_code=true if you trust it"):
             policy(kind)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 
 from choosy.labeling.protocols import Terms
-from choosy.models.embeddings import refuse_embedder, sentence_embeddings
+from choosy.models.embeddings import device_of, refuse_embedder, sentence_embeddings
 from choosy.models.locate import contents_id
 from choosy.types import Prompt, Response
 
@@ -44,6 +44,7 @@ class Relevance:
         """Return the similarity of each response with its prompt, at most `enough`."""
         both = [(p.messages[-1].content if p.messages else p.text, response.text) for p, response in items]
         row_of = {text: n for n, text in enumerate(dict.fromkeys(text for texts in both for text in texts))}
-        embed_ND = F.normalize(sentence_embeddings([Response(text) for text in row_of], self.embedder).float(), dim=-1)
+        texts = [Response(text) for text in row_of]
+        embed_ND = F.normalize(sentence_embeddings(texts, self.embedder, device_of()).float(), dim=-1)
         similar = [float(embed_ND[row_of[asked]] @ embed_ND[row_of[answer]]) for asked, answer in both]
         return [min(one, self.enough) for one in similar]

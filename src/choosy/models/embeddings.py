@@ -34,8 +34,15 @@ def embed(responses: Sequence[Response], embedder: str, policy: Policy) -> Tenso
     if not responses:
         return torch.zeros(0, 0)
     if embedder.startswith("lm:"):
-        return language_model_embeddings(responses, embedder.removeprefix("lm:"))
-    return sentence_embeddings(responses, embedder)
+        return language_model_embeddings(responses, embedder.removeprefix("lm:"), device_of(policy))
+    return sentence_embeddings(responses, embedder, device_of(policy))
+
+
+def device_of(policy: Policy | None = None) -> str:
+    """Where embedders run: on the policy's GPU, else on the CPU; without a policy on any GPU."""
+    if policy is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(policy.device) if policy.device.type == "cuda" else "cpu"
 
 
 def refuse_embedder(name: str) -> None:
@@ -53,9 +60,9 @@ def _encoder(name: str, device: str) -> Any:
         return loaded(SentenceTransformer, source, device=device)
 
 
-def sentence_embeddings(responses: Sequence[Response], name: str) -> Tensor:
+def sentence_embeddings(responses: Sequence[Response], name: str, device: str) -> Tensor:
     """Embeddings (N, D) of the responses' texts by `minilm`, a folder, or a hub id of sentence-transformers."""
-    encoder = _encoder(name, "cuda" if torch.cuda.is_available() else "cpu")
+    encoder = _encoder(name, device)
     texts = [r.text for r in responses]
     rows = max(1, min(MOST_ROWS, MOST_TOKENS // (encoder.max_seq_length or MOST_TOKENS)))
     embed_ND: Tensor = encoder.encode(texts, batch_size=rows, convert_to_tensor=True, show_progress_bar=False)
@@ -102,12 +109,11 @@ def _language_model(name: str, device: str) -> tuple[Any, Any]:
 
 
 @torch.no_grad()
-def language_model_embeddings(responses: Sequence[Response], name: str) -> Tensor:
+def language_model_embeddings(responses: Sequence[Response], name: str, device: str) -> Tensor:
     """Embeddings (N, D) of the responses' texts by a frozen language model: last layer, mean over 512 tokens at most.
 
     This is REAL's embedder (arXiv 2409.17169), where the model is the base model of the policy's family, before SFT.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer, model = _language_model(name, device)
     nothing = [tokenizer.eos_token_id or 0]
     ids = [tokenizer(r.text, add_special_tokens=False).input_ids[:LONGEST] or nothing for r in responses]

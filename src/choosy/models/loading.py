@@ -33,7 +33,7 @@ OWN = {"r": "r", "lora_alpha": "alpha", "target_modules": "targets"}  # of PEFT'
 def auto_dtype(device: torch.device) -> torch.dtype:
     """Choose bf16 where the hardware multiplies it, else fp32."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     cpu = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
     multiplies = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     fast = any(has() for has in multiplies if has is not None) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -121,7 +121,7 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
         with refusing_damaged(folder):
             adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=True)
         adapted.eval()
-        ids_1L = torch.arange(3)[None]
+        ids_1L = torch.arange(3, device=model.device)[None]
         works = torch.equal(adapted(input_ids=ids_1L).logits, adapted.get_base_model()(input_ids=ids_1L).logits)
     except Exception as error:  # a configuration of others may make PEFT raise anything
         why = error if isinstance(error, ValueError | OSError | RuntimeError) else in_a_line(error)

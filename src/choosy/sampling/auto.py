@@ -10,6 +10,7 @@ from choosy.parallel.ranks import current_ranks
 from choosy.parallel.sharding import is_sharded
 from choosy.sampling.generate import Generate
 from choosy.sampling.protocol import OnComplete, Request, Sampler
+from choosy.sampling.settings import SamplingSettings
 from choosy.sampling.vllm import Vllm, is_installed
 from choosy.terminal import logger
 from choosy.types import Response
@@ -19,7 +20,7 @@ log = logger(__name__)
 Engine = Literal["generate", "vllm"]
 
 
-def fastest(device: str, *, has_vllm: bool, sharded: bool = False) -> tuple[Engine, str]:
+def fastest(device: str, *, has_vllm: bool, sharded: bool = False, mergeable: bool = True) -> tuple[Engine, str]:
     """Name the engine that samples fastest, with the reason.
 
     On a CPU vLLM was measured at 1.3 to 1.5 times the speed of `generate`, once it had started (a minute;
@@ -35,6 +36,8 @@ def fastest(device: str, *, has_vllm: bool, sharded: bool = False) -> tuple[Engi
         return "generate", "vLLM, which is faster, is not installed"
     if sharded:
         return "generate", "vLLM keeps whole weights on each device, and these are sharded"
+    if not mergeable:
+        return "generate", "vLLM takes plain LoRA on whole weights, and these are of another kind"
     return "vllm", "it is installed, and worth the minute that it takes to start"
 
 
@@ -48,6 +51,10 @@ class Auto(Sampler):
 
     max_prompt_tokens: int = 512
     _engine: Sampler | None = field(default=None, init=False, repr=False)
+    _expected: SamplingSettings | None = field(default=None, init=False, repr=False)
+
+    def expect(self, settings: SamplingSettings) -> None:
+        self._expected = settings
 
     def answer(self, request: Request, done: OnComplete) -> list[list[Response]]:
         if self._engine is None:
@@ -62,8 +69,14 @@ class Auto(Sampler):
             self._engine.close()
 
     def _choose(self, policy: Policy) -> Sampler:
-        name, why = fastest(policy.device.type, has_vllm=is_installed(), sharded=is_sharded(policy))
+        about = {"has_vllm": is_installed(), "sharded": is_sharded(policy), "mergeable": policy.is_mergeable}
+        name, why = fastest(policy.device.type, **about)
         if current_ranks().rank == 0:
             log.info("sampler=auto samples with %s: %s.", name, why)
         own = {f.name: getattr(self, f.name) for f in fields(Sampler) if f.init}
-        return Vllm(max_prompt_tokens=self.max_prompt_tokens, **own) if name == "vllm" else Generate(**own)
+        if name == "generate":
+            return Generate(**own)
+        engine = Vllm(max_prompt_tokens=self.max_prompt_tokens, **own)
+        if self._expected is not None:
+            engine.expect(self._expected)
+        return engine

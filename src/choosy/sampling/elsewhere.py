@@ -75,8 +75,8 @@ class Elsewhere(Sampler):
         """The engine in another process, with its settings."""
         return cls(engine=engine, **{f.name: getattr(engine, f.name) for f in fields(Sampler) if f.init})
 
-    def refuse_evaluation(self, settings: SamplingSettings) -> None:
-        self.engine.refuse_evaluation(settings)
+    def expect(self, settings: SamplingSettings) -> None:
+        self.engine.expect(settings)
 
     def answer(self, request: Request, done: OnComplete) -> list[list[Response]]:
         began = time.perf_counter()

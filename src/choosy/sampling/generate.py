@@ -46,6 +46,7 @@ class Generate(Sampler):
 
     def answer(self, request: Request, done: OnComplete) -> list[list[Response]]:
         policy, prompts, seeds, settings = request
+        refuse_deterministic(policy.device)
         if not self._checked and any(seeds) and not is_sharded(policy):
             self._checked = True
             brief = replace(settings, max_new_tokens=min(settings.max_new_tokens, 16))
@@ -90,6 +91,16 @@ class Generate(Sampler):
         return [row for half in (batch[:middle], batch[middle:]) for row in self._fitting(request, half)]
 
 
+def refuse_deterministic(device: torch.device) -> None:
+    """Refuse what makes torch refuse the sums by which tokens are chosen on a GPU."""
+    strict = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    if strict and device.type == "cuda":
+        raise ValueError(
+            "trainer.deterministic=true lets torch do nothing on a GPU that it cannot repeat to the bit, and the sums "
+            "by which tokens are chosen are not; type trainer.deterministic=warn."
+        )
+
+
 def _sample_batch(request: Request, batch: Sequence[int]) -> list[_Sampled]:
     policy, prompts, seeds, settings = request
     model, device, last = policy.causal_lm, policy.device, settings.max_new_tokens
@@ -97,7 +108,8 @@ def _sample_batch(request: Request, batch: Sequence[int]) -> list[_Sampled]:
     places = [(p, n) for p in batch for n in range(len(seeds[p]))]  # of each row: its prompt and sample
     draw_RNT = torch.stack([uniforms(seed, last) for p in batch for seed in seeds[p]]).to(device)
     ids_RN = torch.zeros(len(places), last, dtype=torch.long, device=device)
-    logp_R = torch.zeros(len(places), dtype=torch.float64, device=device)
+    exact = torch.float32 if device.type == "mps" else torch.float64  # which Apple's GPUs have not
+    logp_R = torch.zeros(len(places), dtype=exact, device=device)
     stop_S = torch.tensor(sorted(policy.tokens.stop_ids), dtype=torch.long, device=device)
     done: list[_Sampled] = []
     for n in range(last):

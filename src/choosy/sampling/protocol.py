@@ -101,8 +101,8 @@ class Sampler(SamplingSettings, ABC):
     def refuse_ranks(self, ranks: int) -> None:  # most engines work with any number
         """Raise a ValueError for a number of processes that the engine cannot sample in, before weights are loaded."""
 
-    def refuse_evaluation(self, settings: SamplingSettings) -> None:  # most engines work with any
-        """Raise a ValueError for settings of the evaluation that the engine is not built for, before any label."""
+    def expect(self, settings: SamplingSettings) -> None:  # most engines work with any
+        """Learn, before the engine starts, what the evaluation will sample."""
 
     def close(self) -> None:  # an engine that holds nothing has nothing to free
         """Free what the engine holds; the next call starts it again."""

@@ -39,6 +39,7 @@ from choosy.sampling.vllm_refusals import (
     engine_rank,
     refuse_device,
     refuse_group,
+    refuse_place,
     refuse_ranks,
     refuse_shares,
     refuse_sync,
@@ -91,10 +92,12 @@ class Vllm(Sampler):
     _adapter: Any = field(default=None, init=False, repr=False)  # vLLM's name of the one in force
     _adapters: int = field(default=0, init=False, repr=False)  # handed over so far
     _checked: bool = field(default=False, init=False, repr=False)
+    _longest: int = field(default=0, init=False, repr=False)  # response that the engine is built for
     _in_group: bool = field(default=False, init=False, repr=False)  # of the run's, which the engine did not make
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._longest = self.max_new_tokens
         refuse_unknown("sampler.sync", self.sync, get_args(Sync))
         if self.tensor_parallel < 1:
             raise ValueError(f"sampler.tensor_parallel={self.tensor_parallel} makes no engine; choose >= 1.")
@@ -115,20 +118,16 @@ class Vllm(Sampler):
     def refuse_ranks(self, ranks: int) -> None:
         refuse_ranks(self.tensor_parallel, ranks)
 
-    def refuse_evaluation(self, settings: SamplingSettings) -> None:
-        if settings.max_new_tokens > self.max_new_tokens:
-            raise ValueError(
-                f"evaluation.sampler.max_new_tokens={settings.max_new_tokens} is wanted and the engine is built for "
-                f"sampler.max_new_tokens={self.max_new_tokens}; type as many there, or fewer for the evaluation."
-            )
+    def expect(self, settings: SamplingSettings) -> None:
+        self._longest = max(self.max_new_tokens, settings.max_new_tokens)
 
     def answer(self, request: Request, done: OnComplete) -> list[list[Response]]:
         policy, prompts, seeds, settings = request
-        for name, tokens in (
-            ("max_prompt_tokens", max(map(len, prompts), default=0)),
-            ("max_new_tokens", settings.max_new_tokens),
+        for name, tokens, most in (
+            ("max_prompt_tokens", max(map(len, prompts), default=0), self.max_prompt_tokens),
+            ("max_new_tokens", settings.max_new_tokens, self._longest),
         ):
-            if tokens > (most := getattr(self, name)):
+            if tokens > most:
                 raise ValueError(
                     f"{name}={tokens} is wanted and the engine is built for sampler.{name}={most}; type "
                     f"sampler.{name}={tokens} or more."
@@ -219,6 +218,7 @@ class Vllm(Sampler):
         device, place = policy.device, {}
         self._in_group = not isinstance(ranks, OneRank)
         refuse_sync(policy, self.sync)
+        refuse_place(device, ranks.size)
         if self.sleep and device.type == "cpu":
             raise ValueError(
                 "sampler.sleep=true gives a GPU's memory free between the calls, and the policy is on the CPU, where "
@@ -232,7 +232,7 @@ class Vllm(Sampler):
             options["distributed_executor_backend"] = "external_launcher"
             options["tensor_parallel_size"] = self.tensor_parallel
             place = {"RANK": str(ranks.rank), "LOCAL_RANK": str(device.index or 0)}
-        tokens = min(self.max_prompt_tokens + self.max_new_tokens, policy.tokens.window or 1 << 30)
+        tokens = min(self.max_prompt_tokens + self._longest, policy.tokens.window or 1 << 30)
         if device.type == "cpu":
             options["kv_cache_memory_bytes"] = self._cache_bytes(policy, tokens, ranks)
         else:
@@ -268,6 +268,7 @@ class Vllm(Sampler):
     def _hand_over(self, policy: Policy) -> None:
         begun = time.perf_counter()
         if asleep := self._llm.llm_engine.is_sleeping():
+            torch.cuda.empty_cache()  # the engine takes its memory from the driver, and not of what torch holds
             self._llm.wake_up(tags=["weights"])
         if self.sync == "adapter":
             self._load_adapter(policy)
@@ -276,6 +277,7 @@ class Vllm(Sampler):
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._llm.reset_prefix_cache()  # what was computed with the old weights
         if asleep:
+            torch.cuda.empty_cache()
             self._llm.wake_up(tags=["kv_cache"])
         self.sync_seconds += time.perf_counter() - begun
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+
 from choosy.models.policy import Policy
 
 Sync = Literal["merged", "adapter"]
@@ -27,7 +29,8 @@ def refuse_sync(policy: Policy, sync: Sync) -> None:
     """Raise a ValueError for weights that an engine cannot take in this way."""
     if not policy.is_mergeable:
         raise ValueError(
-            f"sampler=vllm takes plain LoRA, merged or as an adapter, which {policy.adapter} is not; choose "
+            "sampler=vllm takes plain LoRA on whole weights, merged or as an adapter, and this policy has 4-bit "
+            "weights (model.dtype=nf4) or an adapter of another kind (model.adapter, model.lora.options); choose "
             "sampler=generate, or a plain LoRA adapter."
         )
     if sync == "adapter" and policy.lora is None:
@@ -68,6 +71,15 @@ def refuse_shares(policy: Policy) -> None:
             "sampler=vllm takes whole weights, and the sharded ones (trainer=fsdp) are not gathered: they take more "
             "than half of a rank's free memory, or model.compute.gather=never. Choose sampler=generate, "
             "model.compute.gather=always, or trainer=ddp."
+        )
+
+
+def refuse_place(device: torch.device, ranks: int) -> None:
+    """Raise a ValueError for another GPU than the first that a single process sees: the engine would take the first."""
+    if ranks == 1 and device.type == "cuda" and device.index:
+        raise ValueError(
+            f"The engine of a single process takes the first GPU that it sees, and the policy is on {device}; set "
+            f"CUDA_VISIBLE_DEVICES={device.index} and type trainer.devices=1, or choose sampler=generate."
         )
 
 

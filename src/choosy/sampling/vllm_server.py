@@ -94,8 +94,8 @@ class VllmServer(Sampler):
     def _answers(self, request: Request, wanted: Sequence[Place]) -> Generator[tuple[str, Place, Response]]:
         """Yield the response at each place with the server that gave it, as they come."""
         policy, prompts, seeds, settings = request
-        limits = httpx2.Timeout(self.timeout, connect=self.patience)
-        with httpx2.Client(headers=self._headers(), timeout=limits, trust_env=False) as client:
+        timeout, limits = httpx2.Timeout(self.timeout, connect=self.patience), httpx2.Limits(max_connections=None)
+        with httpx2.Client(headers=self._headers(), timeout=timeout, limits=limits, trust_env=False) as client:
 
             def ask(server: str, place: Place) -> Response:
                 p, n = place
