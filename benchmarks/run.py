@@ -68,7 +68,7 @@ def of_choosing() -> dict[str, tuple[float, float, float]]:
     def least(task: str, cost: str) -> tuple[float, float, float] | None:
         arms = evidence.get(task, {}).get("beside_random", {})
         paid = [costs[cost]["ratio"] for arm, costs in arms.items() if arm not in CONTROLS]
-        known = [[math.inf if end is None else end for end in ratio] for ratio in paid if ratio[0]]
+        known = [[math.inf if end in (None, "never") else end for end in ratio] for ratio in paid if ratio[0]]
         return min(((share, low, high) for share, low, high in known), default=None)
 
     shares = {f"labels_ratio_{task}": least(task, "labels") for task in ("film", "chat", "pools")}

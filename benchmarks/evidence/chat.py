@@ -19,22 +19,24 @@ def prepare(data: Source) -> Path:
     return data.path
 
 
-LINES = (
-    "trainer=cpu",
-    "data.limit=64",
-    "labeler=vader",
-    "weighting=uniform",
-    "pairing=best_worst",
-    "loss=sigmoid",
-    "sampler=generate",
-    "sampler.temperature=0.8",
-    "sampler.top_p=1.0",
-    "sampler.max_new_tokens=24",
-    "rounds=3",
-    "epochs_per_round=4",
-    "reset_policy=each_round",
-    "pool.keep=all",
-    "batching.batch_size=8",
-    "callbacks.report.console=false",
-    "callbacks.checkpoint.every_n_steps=0",
-)
+def lines(prompts: int, rounds: int, passes: int) -> list[str]:
+    """What is typed for every run on the first so many prompts."""
+    return [
+        "trainer=cpu",
+        f"data.limit={prompts}",
+        "labeler=vader",
+        "weighting=uniform",
+        "pairing=best_worst",
+        "loss=sigmoid",
+        "sampler=generate",
+        "sampler.temperature=0.8",
+        "sampler.top_p=1.0",
+        "sampler.max_new_tokens=24",
+        f"rounds={rounds}",
+        f"epochs_per_round={passes}",
+        "reset_policy=each_round",
+        "pool.keep=all",
+        "batching.batch_size=8",
+        "callbacks.report.console=false",
+        "callbacks.checkpoint.every_n_steps=0",
+    ]

@@ -11,12 +11,13 @@ from choosy.reporting.compare import as_share
 
 INTRO = """\
 Written by `make evidence` from the finished runs in `benchmarks/results/evidence/`; runs on data of your own, `make
-evidence ONLY=film DATA=FILE`, are kept beside them. Every arm buys the same number of
-labels and sees the same prompts with the same seed; unless it says otherwise below, it has the learning rate and the
-beta that were best for it on other seeds. *Labels* is the share of random choice's labels at which the arm has random
+evidence ONLY=film DATA=FILE`, are kept beside them. Unless it says otherwise below, every arm buys the same number of
+labels, sees the same prompts with the same seed, and has the learning rate and the beta that were best for it on other
+seeds. *Labels* is the share of random choice's labels at which the arm has random
 choice's final reward, *seconds* and *tokens* the same for these costs (seconds of the processor, on one thread, for
 choosing, sampling, scoring and training); *area* is the difference of the mean reward over all labels, *at equal KL*
-the difference of the rewards at random choice's final distance from the start; intervals are 95 %, by a bootstrap over
+the difference of the rewards at random choice's final distance from the start (the mean log ratio of sampled answers,
+which is the KL divergence where they are sampled at temperature 1); intervals are 95 %, by a bootstrap over
 seeds and held-out prompts; p is a sign-flip test of the final rewards."""
 ABOUT = {
     "film": """\
@@ -49,10 +50,13 @@ two responses to all 512 prompts, each later one to 30 % of them (`full`: to all
 pair. `few_prompts` samples four responses to a random quarter of the prompts in every round, and trains on all pairs
 of that round. Shares are of what `full` pays for its final reward.""",
     "chat": """\
-SmolLM2-135M-Instruct with LoRA answers 64 of the prompts that come with Choosy in up to 24 tokens; VADER's sentiment is
-the reward. Four responses a prompt, 16 pairs labeled in each of three rounds, or all responses to 8 prompts, trained
-from the start's weights on all labels; 64 held-out prompts. `random` samples only the prompts that it labels. The task
-is a tenth of what a user would run, so that a run takes minutes, and all arms have the same learning rate and beta.""",
+SmolLM2-135M-Instruct with LoRA answers 128 of the prompts that come with Choosy in up to 24 tokens; VADER's sentiment
+is the reward. Four responses a prompt, 32 pairs labeled in each of four rounds, or all responses to 16 prompts, trained
+from the start's weights on all labels; 64 held-out prompts. `random` samples only the prompts that it labels. All arms
+have the same learning rate and beta.""",
+    "chat_small": """\
+The task chat with 64 prompts, three rounds, and 16 pairs labeled in each, or all responses to 8 prompts, trained four
+times instead of two.""",
     "pools": """\
 A Llama of 1.2 million parameters, trained on other models' answers to 200 instructions, learns which of them GPT-4
 scores higher; the quality is the share of held-out pairs, a power of ten of GPT-4's share of wins apart or more, in
@@ -67,8 +71,8 @@ OVERVIEW = """\
 | task | compared with | the best beside it | labels | 95 % interval | p | seeds, arms |
 |---|---|---|---|---|---|---|"""
 HEAD = """\
-| arm | lr, beta | labels | 95 % interval | final reward, difference | p | area | at equal KL | seconds | tokens |
-|---|---|---|---|---|---|---|---|---|---|"""
+| arm | lr, beta | seeds | labels | 95 % interval | difference at the end | p | area | at equal KL | seconds | tokens |
+|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def written(result: Mapping[str, Any]) -> str:
@@ -90,9 +94,12 @@ def in_a_row(name: str, task: Mapping[str, Any]) -> str:
 def of_task(name: str, task: Mapping[str, Any]) -> str:
     """The part of one task: what it is, its picture, its table, its sentence."""
     first = task["baseline"]
-    ranked = sorted(task["beside_random"].items(), key=lambda arm: arm[1]["labels"]["ratio"][0] or math.inf)
+    ranked = sorted(task["beside_random"].items(), key=lambda arm: number(arm[1]["labels"]["ratio"][0]))
     rows = [row(arm, task["settings"][arm], costs) for arm, costs in ranked]
-    table = "\n".join([HEAD, f"| {first} | {tuned(task['settings'][first])} | 100% | | | | | | 100% | 100% |", *rows])
+    others = [costs["tokens"]["ratio"][0] for costs in task["beside_random"].values()]
+    tokens = "–" if all(ratio is None for ratio in others) else "100%"  # given responses have none
+    own = f"| {first} | {tuned(task['settings'][first])} | | 100% | | | | | | 100% | {tokens} |"
+    table = "\n".join([HEAD, own, *rows])
     on = f"chosen on seeds {', '.join(map(str, task['tuned_on']))}" if task["tuned_on"] else "the same for all"
     seeds = sorted({costs["labels"]["seeds"] for costs in task["beside_random"].values()})
     rests = f"{' to '.join(map(str, seeds))} seeds, {task['comparisons']} comparisons; learning rate and beta {on}."
@@ -113,9 +120,14 @@ def of_task(name: str, task: Mapping[str, Any]) -> str:
     )
 
 
-def share(ratio: float | None) -> str:
-    """A ratio as a percentage; null stands for infinity."""
-    return as_share(math.inf if ratio is None else ratio)
+def share(ratio: float | str | None) -> str:
+    """A ratio as a percentage, "never", or a dash where it is not known."""
+    return as_share(number(ratio))
+
+
+def number(found: float | str | None) -> float:
+    """A number that JSON has as a text where it is infinite, and as null where it is not known."""
+    return math.inf if found == "never" else math.nan if found is None else float(found)
 
 
 def tuned(settings: Sequence[str]) -> str:
@@ -127,7 +139,8 @@ def row(arm: str, settings: Sequence[str], costs: Mapping[str, Any]) -> str:
     """One arm's line."""
     found = costs["labels"]
     ratio, low, high = map(share, found["ratio"])
-    cells = [arm, tuned(settings), ratio, f"{low} to {high}", with_interval(found["gain"]), f"{found['p']:.2g}"]
+    cells = [arm, tuned(settings), str(found["seeds"]), ratio, f"{low} to {high}"]
+    cells += [with_interval(found["gain"]), f"{found['p']:.2g}"]
     cells += [with_interval(found[measure]) for measure in ("area", "at_kl")]
     cells += [share(costs[cost]["ratio"][0]) for cost in ("seconds", "tokens")]
     return f"| {' | '.join(cells)} |"

@@ -117,10 +117,12 @@ def wanted(task: Task, settings: Settings, seeds: int) -> list[Job]:
 
 
 def plain(versus: Versus) -> dict[str, Any]:
-    """The numbers as JSON has them; null = the quality is never reached, or not known."""
+    """The numbers as JSON has them; "never" = the quality is not reached, null = not known."""
 
     def finite(value: Any) -> Any:
-        return [finite(x) for x in value] if isinstance(value, tuple) else value if math.isfinite(value) else None
+        if isinstance(value, tuple):
+            return [finite(x) for x in value]
+        return "never" if value == math.inf else value if math.isfinite(value) else None
 
     return {name: finite(value) for name, value in vars(versus).items()}
 

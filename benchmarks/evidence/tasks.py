@@ -172,6 +172,7 @@ def of_pairs(*names: str, responses: int = 4) -> dict[str, list[str]]:
     return {name: [*arms[name], f"data.responses={responses}"] for name in names}
 
 
+CHAT = (chat.source, chat.prepare)
 FILM = (film_sentences, film.prepare)
 FILM_GRID = settings((1e-3,), (0.1, 0.4))  # 5e-4, 2e-3 and 3e-3, and beta 1, were worse for two arms on seed 101
 COMPARING = (
@@ -181,6 +182,7 @@ COMPARING = (
     "dissimilarity",
     "length_matched",
     "predicted_gap",
+    "predicted_gap_random",
     "delta_ucb",
 )
 SCORING = ("random_pairs", "certainty", "dissimilarity", "predicted_gap", "few_prompts")
@@ -212,9 +214,16 @@ TASKS: Mapping[str, Task] = {
         5,
     ),
     "chat": Task(
-        chat.source,
-        chat.prepare,
-        chat.LINES,
+        *CHAT,
+        chat.lines(prompts=128, rounds=4, passes=2),
+        "random",
+        chat_arms(32, 4),
+        settings((5e-4,), (0.1,)),
+        5,
+    ),
+    "chat_small": Task(
+        *CHAT,
+        chat.lines(prompts=64, rounds=3, passes=4),
         "random",
         chat_arms(16, 4),
         settings((5e-4,), (0.1,)),  # 2e-4, 1e-3 and beta 0.4 were worse for random on seed 101

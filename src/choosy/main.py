@@ -32,7 +32,7 @@ from choosy.current_folder import see_current_folder
 from choosy.early import refuse_early
 from choosy.errors import Stopped, full_disk, in_a_line, is_ours, name_typed_keys, raised_at
 from choosy.options.check import options
-from choosy.options.fit_words import START, time_name
+from choosy.options.fit_words import PLAY_SEVERAL, START, time_name
 from choosy.options.menu import help_text, menu
 from choosy.options.typed import (
     NO_GROUP,
@@ -85,7 +85,6 @@ COMMAND = [at_home(word) for word in sys.argv]  # as typed, `choosy train ...` o
 STACKS = "HYDRA_FULL_ERROR"
 PATHS = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)  # of a path that was typed
 BY_SIGNALS = [128 + number for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)]  # callbacks/preemption.py
-PLAY_SEVERAL = ("experiment=compare", "experiment=fewest_labels", "experiment=online_tuning")
 SHOWS_STACKS = os.environ.get(STACKS) == "1"  # of mistakes that a sentence explains
 
 
@@ -154,7 +153,8 @@ def main() -> None:
         if {"-h", "--help"} & {*words}:
             say(train_help([word for word in words if not word.startswith("-")]))
             return
-        if several := not any(word.startswith("-") for word in words) and {*PLAY_SEVERAL} & {*words}:
+        one_run = any(word.startswith(("-", "name=", "run_dir=", "ckpt_path=")) for word in words)  # or -m
+        if several := not one_run and {*PLAY_SEVERAL} & {*words}:
             raise ValueError(f"{(one := several.pop())} plays many runs: type -m, as in choosy train -m {one} ...")
         sweeper.register()
         os.environ[STACKS] = "1"  # Hydra raises its errors instead of printing them

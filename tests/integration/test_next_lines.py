@@ -70,6 +70,14 @@ def test_what_a_sweep_proposes_can_be_typed(tmp_path, tiny_policy_dir, prompts_f
     assert (tmp_path / "my sweep" / "compare.html").exists()
 
 
+def test_one_run_of_an_experiment_that_plays_several_can_be_resumed(tmp_path):
+    (tmp_path / "type.py").write_text("from choosy.__main__ import main\n\nmain()\n")
+    several = ["train", "experiment=compare", "selector=few_prompts", "seed=0"]
+    assert "plays many runs: type -m" in command("type.py", *several, folder=tmp_path).stderr
+    alone = command("type.py", *several, "run_dir=gone", "ckpt_path=last", folder=tmp_path)
+    assert "gone holds no run to resume" in alone.stderr
+
+
 def test_a_menu_of_ones_own_is_proposed_with_more_rounds(tmp_path, tiny_policy_dir, prompts_file):
     (tmp_path / "type.py").write_text("from choosy.__main__ import main\n\nmain()\n")
     (tmp_path / "menu" / "selector").mkdir(parents=True)

@@ -10,7 +10,8 @@ import pytest
 from toy_labelers import Lengths, Longer, given, rewards, rows
 
 from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.protocols import LIST_AT_ONCE
+from choosy.labeling.ledger import Ledger, Question
+from choosy.labeling.protocols import LIST_AT_ONCE, Answer
 from choosy.types import Candidates, Message, Prompt, Response, Verdict
 
 # --- buying and reusing ---
@@ -135,3 +136,17 @@ def test_a_labeler_that_only_compares_cannot_score(buyer: Callable[..., LabelBuy
 def test_a_labeler_that_does_neither_is_refused() -> None:
     with pytest.raises(ValueError, match="score or compare; object has not"):
         LabelBuyer(object(), ledger="unused")  # type: ignore[arg-type]
+
+
+def test_what_others_have_bought_counts_in_labels_also_inside_a_labeler(path: Path) -> None:
+    """A judge in both orders takes two labels a verdict; a part of a sum belongs to the run of the sum."""
+    ledger = Ledger(str(path))
+    ledger.create()
+    prompt, pair = Prompt("p", "?"), (Response("a"), Response("b"))
+    both, part = Question("judge", "", prompt, pair), Question("part", "", prompt, pair[:1])
+    answers = [(both, Answer(0, "first", judgements=2)), (part, Answer(0, 1.0, judgements=1))]
+    ledger.write(answers, purpose="train", run="first")
+    ledger.train_on([both.key], run="second")
+    ledger.train_on([part.key], run="second#weighted:part#part")
+    assert ledger.reused_labels("second") == 3
+    assert ledger.reused_labels("first") == ledger.reused_labels("sec") == 0

@@ -8,7 +8,16 @@ import time
 import numpy as np
 import pytest
 
-from choosy.reporting.courses import Course, cost_to, drawn_quality, seeds_needed, sign_flip, versus
+from choosy.reporting.courses import (
+    Course,
+    area_weights,
+    cost_to,
+    drawn_quality,
+    mean_course,
+    seeds_needed,
+    sign_flip,
+    versus,
+)
 
 LABELS = (0.0, 100.0, 200.0, 400.0)
 
@@ -74,7 +83,7 @@ def test_an_arm_beside_itself_needs_the_same_also_where_seeds_end_at_other_amoun
 
 
 def test_a_run_that_was_cut_short_is_compared_as_far_as_it_came() -> None:
-    whole, short = linear(0.01), Course({"labels": LABELS[:2]}, (0.0, 1.0))
+    whole, short = linear(0.01), Course({"labels": LABELS[:2]}, (0.0, 1.0), finished=False)
     baseline = {0: whole, 1: whole}
     found = versus(baseline, {0: whole, 1: short}, "labels")
     assert (found.ratio.value, found.gain.value) == pytest.approx((1.0, 0.0))
@@ -136,8 +145,29 @@ def test_a_difference_of_chance_is_seldom_called_one() -> None:
 
 def test_seeds_needed() -> None:
     assert seeds_needed(np.array([1.0, -1.0])) == math.inf
-    assert seeds_needed(np.array([0.9, 1.1, 1.0])) < 1
+    clear = np.array([0.9, 1.1, 1.0])
+    assert seeds_needed(clear) == 6, "of five the least p is 1/16"
+    assert seeds_needed(clear, 4) == 8, "2/256 times four is below 0.05, 2/128 is not"
 
 
 def test_no_difference_is_impossible_by_chance() -> None:
     assert sign_flip(np.ones(20), np.random.default_rng(0)) == pytest.approx(1 / 20_001)
+
+
+def test_of_two_finished_runs_each_counts_with_its_own_end() -> None:
+    """An arm that stopped early has ended: it keeps its last quality, and the baseline its own."""
+    early, whole = Course({"labels": (0, 10)}, (0.0, 0.5)), Course({"labels": (0, 10, 20)}, (0.0, 0.4, 0.8))
+    found = versus({0: early}, {0: whole}, "labels")
+    assert found.gain.value == pytest.approx(-0.3)
+    assert found.paid.value == math.inf
+
+
+def test_what_is_reached_after_the_budget_is_spent_costs_the_whole_budget() -> None:
+    spent = Course({"labels": (0, 50, 100, 100, 100)}, (0.0, 0.2, 0.3, 0.6, 0.9))
+    assert cost_to([spent], "labels", 0.25) == pytest.approx(75)
+    assert cost_to([spent], "labels", 0.3) == pytest.approx(100)
+    assert cost_to([spent], "labels", 0.5) == 100
+    amount_G, mean_G = mean_course([spent, Course({"labels": (0, 100)}, (0.0, 1.0))], "labels")
+    assert amount_G.tolist() == [0, 50, 100, 100]
+    assert mean_G == pytest.approx([0.0, 0.35, 0.65, 0.95])
+    assert area_weights(spent.spent["labels"], 100.0) @ np.array(spent.quality) == pytest.approx((0.1 + 0.25) / 2)

@@ -313,6 +313,13 @@ class Ledger:
         (spent, money), (evaluation, money_evaluation) = of.get("train", (0, 0.0)), of.get("evaluate", (0, 0.0))
         return Counts(spent, evaluation, reused, money, money_evaluation)
 
+    def reused_labels(self, run: str) -> int:
+        """What the labels cost that other runs had bought for a run, and for the labelers inside its own, in labels."""
+        inside = "run = ?1 OR substr(run, 1, length(?1) + 1) = ?1 || '#'"
+        query = f"SELECT sum(judgements) FROM labels WHERE key IN (SELECT key FROM reuses WHERE {inside})"
+        with self._transaction() as db:
+            return int(db.execute(query, (run,)).fetchone()[0] or 0)
+
     def prices(self, run: str, labeler: str) -> tuple[int, float | None]:
         """How many answers a run has bought from a labeler, and the highest cost of one; None before the first."""
         with self._transaction() as db:

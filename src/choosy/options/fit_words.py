@@ -33,6 +33,7 @@ Plays what `choosy train ... --cfg job > run.yaml` composed, or the config.yaml 
   --print_config      print the whole configuration and end"""
 CLI = ("config", "print_config", "weights_only", "verbose")  # of LightningCLI itself
 START = {"ckpt_path": None, "overwrite": False}  # options of how a run starts, which do not describe it
+PLAY_SEVERAL = ("experiment=compare", "experiment=fewest_labels", "experiment=online_tuning")  # without a name
 PARTS = ("model", "data", "trainer")
 MENU = {"run_dir": "data.run.folder", "rounds": "data.run.rounds", "lr": "module.optimizer.lr"}  # where they are read
 LINK = re.compile(r"^ *(\w+): '?([\w/]*)\$\{([\w.]+)\}([^'$\s]*)'?(?:  #.*)?$", re.MULTILINE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from choosy.data.pool import round_file
 from choosy.reporting.courses import Z95, Interval
 from choosy.reporting.summary import RunSummary
 
-NUMBERS = ("sampled_in", "prompt_utility", "rewards", "logps", "ref_logps", "pairs", "undecided")
+NUMBERS = ("sampled_in", "prompt_utility", "rewards", "logps", "ref_logps", "pairs")
 FEWEST = 5  # of pairs of numbers, below which no correlation is told
 
 
@@ -30,7 +30,7 @@ class Choice:
         prompts: Prompts that it sampled, or of whose given responses it bought labels.
         rewards: The rewards of their responses, those that were bought.
         gaps: The reward of the chosen response less that of the rejected one, for each pair made in the round.
-        undecided: Pairs of these prompts whose verdict was a tie or invalid.
+        undecided: Judgements of the round that were a tie or invalid; of a prompt whose scores are all equal it is one.
         pairs: Pairs made in the round.
         utilities: What the selector of pairs expected of each of these pairs, else that of prompts of each prompt, with
             what came of it; no other.
@@ -73,10 +73,11 @@ def rank_correlation(values: Sequence[tuple[float, float]]) -> Interval:
 
 def choices_of(run: RunSummary) -> list[Choice]:
     """Read what each round of a run has chosen."""
-    return [choice for played in run.rounds if (choice := _choice(run.folder, played["round"])) is not None]
+    return [choice for played in run.rounds if (choice := _choice(run.folder, played)) is not None]
 
 
-def _choice(folder: Path, number: int) -> Choice | None:
+def _choice(folder: Path, played: Mapping[str, Any]) -> Choice | None:
+    number, judged = played["round"], played["judged"]["round"]
     table = fresh_rows(folder, number, NUMBERS)
     if table is None:
         return None
@@ -103,7 +104,7 @@ def _choice(folder: Path, number: int) -> Choice | None:
         table.num_rows,
         pc.drop_null(pc.list_flatten(table["rewards"].combine_chunks())).to_numpy(zero_copy_only=False),
         gap_X[np.isfinite(gap_X)],
-        pc.sum(pc.list_value_length(table["undecided"])).as_py() or 0,
+        judged.get("ties", 0) + judged.get("invalid", 0),
         len(row_X),
         [*zip(utility_X[known_X].tolist(), outcome_X[known_X].tolist(), strict=True)],
         outcome,

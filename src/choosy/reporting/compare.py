@@ -18,7 +18,7 @@ from rich.table import Table
 
 from choosy.console import Terminal, console
 from choosy.files import replacing
-from choosy.reporting.courses import Arm, Course, Interval, Versus, mean_course, versus
+from choosy.reporting.courses import Arm, Course, Interval, Versus, each_course, versus
 from choosy.reporting.curves import count_axis
 from choosy.reporting.earlier import write_compared
 from choosy.reporting.pages import write_page
@@ -260,10 +260,10 @@ def compared(
     for name, arm in arms.items():
         if other := next((arm[s].judge for s in arm.keys() & its_own if arm[s].judge != its_own[s].judge), None):
             apart[name] = f"judged by {other}, and {baseline} by {next(iter(its_own.values())).judge}"
+    others = {name: arm for name, arm in arms.items() if name != baseline and name not in apart}
     beside = {
-        name: {cost: versus(arm, its_own, cost) for cost in costs}
-        for name, arm in arms.items()
-        if name != baseline and name not in apart
+        name: {cost: versus(arm, its_own, cost, comparisons=len(others)) for cost in costs}
+        for name, arm in others.items()
     }
     itself = {cost: versus(its_own, its_own, cost) for cost in costs}
     return Comparison(arms, baseline, tuple(costs), beside, itself, {**(skipped or {}), **apart})
@@ -376,13 +376,12 @@ def draw(comparison: Comparison, against: Sequence[str] | None = None) -> bytes:
 
 def _draw_arm(axes: Any, courses: Sequence[Course], x: str, name: str, color: str) -> None:
     if x in courses[0].spent:
-        amounts, mean = mean_course(courses, x)
-        each = np.array([np.interp(amounts, one.spent[x], one.quality) for one in courses])
+        amounts, each = each_course(courses, x)
     else:  # KL follows from training: both are means over the runs at each evaluation that all of them have
         n = min(len(one.quality) for one in courses)
         amounts = np.mean([one.kl[:n] for one in courses], axis=0)
         each = np.array([one.quality[:n] for one in courses])
-        mean = each.mean(axis=0)
+    mean = each.mean(axis=0)
     axes.plot(amounts, mean, color=color, linewidth=2, label=name)
     if len(courses) > 1:
         error = each.std(axis=0, ddof=1) / math.sqrt(len(courses))

@@ -10,9 +10,11 @@ held-out prompts; G amounts of a cost.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -95,8 +97,17 @@ class Versus:
     more_seeds: float
 
 
-def versus(arm: Arm, baseline: Arm, cost: str, *, seed: int = 0) -> Versus:
+def versus(arm: Arm, baseline: Arm, cost: str, *, comparisons: int = 1, seed: int = 0) -> Versus:
     """Compare an arm with the baseline: its cost at equal quality, its quality at equal cost.
+
+    Beside a run that has not come to its end, the other counts as far as that one came.
+
+    Args:
+        arm: The arm.
+        baseline: The baseline.
+        cost: The cost.
+        comparisons: How many arms are compared with the baseline, which more seeds must tell apart from chance.
+        seed: Of the draws.
 
     Raises:
         ValueError: They have no seed in common.
@@ -104,8 +115,7 @@ def versus(arm: Arm, baseline: Arm, cost: str, *, seed: int = 0) -> Versus:
     seeds = sorted(arm.keys() & baseline.keys())
     if not seeds:
         raise ValueError("The two arms have no seed in common; run both with the same seed=0,1,2.")
-    reached = {s: min(len(arm[s].quality), len(baseline[s].quality)) for s in seeds}  # evaluations that both have
-    ours, theirs = ([as_far_as(one[s], reached[s]) for s in seeds] for one in (arm, baseline))
+    ours, theirs = zip(*(equally_far(arm[s], baseline[s]) for s in seeds), strict=True)
     generator = np.random.default_rng(seed)
     weight_DS = seed_weights(len(seeds), generator)
     quality = drawn_quality([*ours, *theirs], generator)
@@ -119,7 +129,7 @@ def versus(arm: Arm, baseline: Arm, cost: str, *, seed: int = 0) -> Versus:
         )
         return mean_D
 
-    last = [np.eye(n)[-1] for n in map(len, (course.quality for course in theirs))]
+    our_last, last = ([np.eye(len(course.quality))[-1] for course in side] for side in (ours, theirs))
     ends = [min(a.spent[cost][-1], b.spent[cost][-1]) for a, b in zip(ours, theirs, strict=True)]
     areas = [[area_weights(c.spent[cost], end) for c, end in zip(side, ends, strict=True)] for side in (ours, theirs)]
     target_D = np.einsum("ds,sd->d", weight_DS, [quality_DE[:, -1] for quality_DE in their_quality])
@@ -135,26 +145,34 @@ def versus(arm: Arm, baseline: Arm, cost: str, *, seed: int = 0) -> Versus:
         len(seeds),
         interval(paid_D, len(seeds)),
         interval(ratio_D, len(seeds)),
-        interval(difference(last, last), len(seeds)),
+        interval(difference(our_last, last), len(seeds)),
         interval(difference(*areas), len(seeds)),
         at_kl,
         sign_flip(gains, generator),
-        seeds_needed(gains) - len(seeds),
+        seeds_needed(gains, comparisons) - len(seeds),
     )
 
 
-def mean_course(courses: Sequence[Course], cost: str) -> tuple[np.ndarray, np.ndarray]:
-    """Amounts of a cost, and the mean quality of the runs there.
+def each_course(courses: Sequence[Course], cost: str) -> tuple[np.ndarray, np.ndarray]:
+    """Amounts (G,) of a cost, and the quality (S, G) of each run there.
 
     Each run is interpolated between its evaluations, and keeps its last quality beyond the last of them.
+    """
+    amount_G, before_G = amounts([course.spent[cost] for course in courses])
+    parts = [np.array(c.quality) @ interpolation(amount_G, c.spent[cost], before_G) for c in courses]
+    return amount_G, np.array(parts)
+
+
+def mean_course(courses: Sequence[Course], cost: str) -> tuple[np.ndarray, np.ndarray]:
+    """Amounts of a cost, and the mean quality of the runs there (see `each_course`).
 
     Example:
         >>> one, other = Course({"labels": (0, 10)}, (0.0, 1.0)), Course({"labels": (0, 20)}, (0.0, 4.0))
         >>> [part.tolist() for part in mean_course([one, other], "labels")]
         [[0.0, 10.0, 20.0], [0.0, 1.5, 2.5]]
     """
-    amounts = np.array(sorted({float(x) for course in courses for x in course.spent[cost]}))
-    return amounts, np.mean([np.interp(amounts, course.spent[cost], course.quality) for course in courses], axis=0)
+    amount_G, quality_SG = each_course(courses, cost)
+    return amount_G, quality_SG.mean(axis=0)
 
 
 def cost_to(courses: Sequence[Course], cost: str, target: float) -> float:
@@ -183,10 +201,10 @@ def costs_to(
         cost: The cost.
         target_D: The quality that is wanted.
     """
-    amount_G = np.array(sorted({float(x) for course in courses for x in course.spent[cost]}))
+    amount_G, before_G = amounts([course.spent[cost] for course in courses])
     mean_DG = np.zeros((len(target_D), len(amount_G)))
     for weight_D, quality_DE, course in zip(weight_DS.T, quality, courses, strict=True):
-        mean_DG += weight_D[:, None] * (quality_DE @ interpolation(amount_G, course.spent[cost]))
+        mean_DG += weight_D[:, None] * (quality_DE @ interpolation(amount_G, course.spent[cost], before_G))
     reached_DG = np.maximum.accumulate(mean_DG, axis=1)
     hit_DG = reached_DG >= target_D[:, None] - 1e-9  # sums in another order differ in their last digits
     at_D, draw_D = hit_DG.argmax(axis=1), np.arange(len(target_D))
@@ -198,13 +216,38 @@ def costs_to(
     return np.where(hit_DG.any(axis=1), found_D, math.inf)
 
 
-def interpolation(amount_G: np.ndarray, at: Sequence[float]) -> np.ndarray:
+def amounts(spent: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """The amounts (G,) at which runs were evaluated, and whether each of them stands for the moment before it.
+
+    An amount at which a run was evaluated several times, as when its budget is spent, stands twice: when the run came
+    to it, and when the run left it.
+
+    Example:
+        >>> [part.tolist() for part in amounts([(0, 10, 10), (0, 20)])]
+        [[0.0, 10.0, 10.0, 20.0], [False, True, False, False]]
+    """
+    twice = {float(x) for at in spent for x, number in Counter(at).items() if number > 1}
+    both = sorted({(float(x), True) for x in twice} | {(float(x), False) for at in spent for x in at}, key=_moment)
+    amount_G, before_G = (np.array(part) for part in zip(*both, strict=True))
+    return amount_G, before_G
+
+
+def _moment(amount: tuple[float, bool]) -> tuple[float, bool]:
+    return amount[0], not amount[1]
+
+
+def interpolation(amount_G: np.ndarray, at: Sequence[float], before_G: np.ndarray | None = None) -> np.ndarray:
     """The weights (E, G) with which values at some points make their straight interpolation at other amounts.
+
+    Of several points at one amount the last counts; the first, where `before_G` says the moment before the amount.
 
     Example:
         >>> interpolation(np.array([0.0, 5.0, 30.0]), (0.0, 10.0, 20.0)).T.tolist()
         [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
     """
+    if before_G is not None:
+        twice = [x for x, number in Counter(at).items() if number > 1]
+        amount_G = np.where(before_G & np.isin(amount_G, twice), np.nextafter(amount_G, -math.inf), amount_G)
     return np.array([np.interp(amount_G, at, one) for one in np.eye(len(at))])
 
 
@@ -215,8 +258,9 @@ def area_weights(at: Sequence[float], end: float) -> np.ndarray:
         >>> area_weights((0.0, 10.0, 20.0), 10.0).tolist()
         [0.5, 0.5, 0.0]
     """
-    amount_G = np.array(sorted({*(x for x in at if x < end), end}))
-    values_EG = interpolation(amount_G, at)
+    amount_G, before_G = amounts([[*(x for x in at if x < end), end, end]])
+    amount_G, before_G = amount_G[:-1], before_G[:-1]  # up to the moment before the end
+    values_EG = interpolation(amount_G, at, before_G)
     if len(amount_G) == 1:
         return values_EG[:, 0]
     mean_E: np.ndarray = np.trapezoid(values_EG, amount_G, axis=1) / np.ptp(amount_G)
@@ -231,6 +275,13 @@ def kl_weights(kl: Sequence[float], wanted: float) -> np.ndarray:
         [0.0, 0.0, 0.5, 0.5]
     """
     return interpolation(np.array([wanted]), np.maximum.accumulate(kl).tolist())[:, 0]
+
+
+def equally_far(one: Course, other: Course) -> tuple[Course, Course]:
+    """Two courses up to the last evaluation of one that has not come to its end."""
+    ends = [len(course.quality) for course in (one, other) if not course.finished]
+    end = min(ends, default=max(len(one.quality), len(other.quality)))
+    return as_far_as(one, end), as_far_as(other, end)
 
 
 def as_far_as(course: Course, evaluations: int) -> Course:
@@ -294,14 +345,21 @@ def sign_flip(differences: np.ndarray, generator: np.random.Generator) -> float:
     return float(np.mean(means >= abs(differences.mean()) - 1e-12))
 
 
-def seeds_needed(differences: np.ndarray) -> float:
-    """Seeds that show a mean difference of this size at 5 % with a power of 80 %.
+def seeds_needed(differences: np.ndarray, comparisons: int = 1) -> float:
+    """Seeds that show a mean difference of this size at 5 % with a power of 80 %, as one of several comparisons.
+
+    They are at least so many that a sign-flip test can show it at all.
 
     Example:
-        >>> round(seeds_needed(np.array([1.0, 3.0])), 1)
-        3.9
+        >>> one = np.array([1.0, 3.0, 2.0, 6.0])
+        >>> [round(seeds_needed(one, k), 1) for k in (1, 4)]
+        [6.0, 8.0]
     """
     if len(differences) < 2:
         return math.nan
     mean = abs(differences.mean())
-    return math.inf if mean == 0 else float((2.8 * differences.std(ddof=1) / mean) ** 2)
+    if mean == 0:
+        return math.inf
+    level = 0.05 / comparisons
+    z = NormalDist().inv_cdf(1 - level / 2) + NormalDist().inv_cdf(0.8)
+    return float(max((z * differences.std(ddof=1) / mean) ** 2, math.floor(math.log2(2 / level)) + 1))

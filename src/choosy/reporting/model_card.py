@@ -13,6 +13,7 @@ from typing import Literal
 
 from choosy.data.sources import PACKAGED
 from choosy.files import replacing
+from choosy.options.fit_words import PLAY_SEVERAL
 from choosy.options.typed import in_the_shell
 from choosy.reporting.courses import Interval
 from choosy.reporting.summary import MEASURES, TRAINING, RunSummary
@@ -178,6 +179,8 @@ def repeated(run_dir: Path) -> str:
         names = [(word, word.lstrip("+~").split("=")[0]) for word in words]
         kept = [word for word, name in names if name not in OF_ONE_RUN and name.partition(".")[0] != "logger"]
         found = [without_paths(word) for word in in_the_shell(kept)]
+        if {*PLAY_SEVERAL} & {*kept}:
+            found.append(("name=again", []))  # without a name it would be a sweep
         typed, files = ["train", *(word for word, _ in found)], [name for _, names in found for name in names]
     command = f"```\npip install choosy-tuning=={__version__}\n{shlex.join(['choosy', *typed])}\n```"
     needed = ", ".join(f"`{name}`" for name in dict.fromkeys(files))

@@ -138,7 +138,8 @@ def tiles(run: RunSummary) -> Iterator[Tile]:
     labels, money = numbers["labels"], numbers["money"]
     yield Tile(f"{labels['spent']:,}", f"labels {run.bought}", f"{labels['reused']:,} reused")
     if money.get("spent"):
-        yield Tile(as_money(money["spent"]), "spent on labels", f"{as_money(money['spent'] / labels['spent'])} each")
+        each = f"{as_money(money['spent'] / labels['spent'])} each" if labels["spent"] else ""  # edits alone cost some
+        yield Tile(as_money(money["spent"]), "spent on labels", each)
     if numbers["tokens_generated"]:
         yield Tile(f"{numbers['tokens_generated']:,}", "tokens generated")
     rounds = f"in {len(run.rounds)} of {run.latest['rounds']} rounds"

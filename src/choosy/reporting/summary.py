@@ -173,7 +173,7 @@ class RunSummary:
         values = [measured[name] for measured in self.looks if measured.get(name) is not None]
         if not values:
             return ""
-        values = [values[0], values[-1]]
+        values = [*values[:-1][:1], values[-1]]
         return " → ".join(as_text(value, MEASURES[name][1]) for value in values)
 
     @property
@@ -233,7 +233,7 @@ class RunSummary:
         """What sampling every prompt and labeling all of it would have cost, in one line; empty if this run did so."""
         about, labels = self.latest, self.latest["labels"]
         sampled, full = about.get("responses_sampled"), about.get("full_responses")
-        bought = labels["spent"] + labels["reused"] * about.get("labels_per_answer", 1)
+        bought = labels["spent"] + labels_reused(about)
         if not sampled or not full or (sampled >= full and bought >= about["full_labels"]):
             return ""
         tokens = about["tokens_generated"] * full / sampled
@@ -315,6 +315,12 @@ def costs_of(played: Mapping[str, Any], *, without: Sequence[str] = ()) -> tuple
     """Return the labels, tokens and seconds that a run had spent after a round, without the seconds of some phases."""
     seconds = math.fsum(spent for phase, spent in played["seconds"].items() if phase not in without)
     return played["labels"]["spent"], played["tokens_generated"], seconds
+
+
+def labels_reused(played: Mapping[str, Any]) -> int:
+    """The labels that others had bought for a run; one of an earlier version has only the number of answers."""
+    answers: int = played["labels"]["reused"] * played.get("labels_per_answer", 1)
+    return int(played.get("labels_reused", answers))
 
 
 def read_run(run_dir: str | Path) -> RunSummary:

@@ -23,7 +23,7 @@ from choosy.options.parts import (
 )
 from choosy.reporting.courses import Arm, Course
 from choosy.reporting.folders import run_folders
-from choosy.reporting.summary import RunSummary, costs_of, read_run
+from choosy.reporting.summary import RunSummary, costs_of, labels_reused, read_run
 from choosy.sealed import read_yaml
 from choosy.types import content_id
 
@@ -177,7 +177,8 @@ def named(found: Mapping[tuple[str, ...], Arm]) -> dict[str, Arm]:
     shared = set.intersection(*map(set, found)) if found else set()
     own = {words: sorted((w for w in words if w not in shared), key=lambda w: w[:9] != "selector=") for words in found}
     names = {words: " ".join(word.removeprefix("selector=") for word in some) for words, some in own.items()}
-    return {name or "all runs": found[words] for words, name in sorted(names.items(), key=lambda named: named[1])}
+    plain = "defaults" if len(found) > 1 else "all runs"
+    return {name or plain: found[words] for words, name in sorted(names.items(), key=lambda named: named[1])}
 
 
 def course(run: RunSummary) -> Course:
@@ -192,7 +193,7 @@ def course(run: RunSummary) -> Course:
         raise ValueError("it has no evaluated round yet")
     spent = [(0, 0, 0.0), *(costs_of(played, without=("label", "evaluate")) for played in run.evaluated)]
     bought, tokens, seconds = (tuple(map(float, amounts)) for amounts in zip(*spent, strict=True))
-    reused = [0, *(played["labels"]["reused"] for played in run.evaluated)]
+    reused = [0, *(labels_reused(played) for played in run.evaluated)]
     labels = tuple(b + r for b, r in zip(bought, reused, strict=True))
     measure, quality = quality_of(run)
     numbers = [played["round"] for played in run.evaluated]

@@ -219,8 +219,9 @@ def labels_until(looks: Sequence[tuple[int, float, int]], target: float) -> floa
     """Labels that were bought when the win rate had reached a target to stay.
 
     One look above the target may be luck, and the more looks, the likelier. The target counts as reached at the first
-    look from which on all answers judged to the end of the run, taken together, exceed it with 90 % confidence
-    (Wilson's one-sided bound); if there is none, infinity is returned.
+    look from which on the mean win rate to the end of the run exceeds it with 90 % confidence (Wilson's one-sided
+    bound); if there is none, infinity is returned. All looks are at the same prompts, so that the bound is that of a
+    single one: more looks do not make it tighter.
 
     Args:
         looks: Of each evaluation, in order: labels bought so far, win rate, judged answers.
@@ -235,7 +236,7 @@ def labels_until(looks: Sequence[tuple[int, float, int]], target: float) -> floa
     for first, (labels, _, _) in enumerate(looks):
         judged = sum(n for _, _, n in looks[first:])
         pooled = sum(win_rate * n for _, win_rate, n in looks[first:]) / judged
-        if wilson(pooled, judged, Z90_ONE_SIDED)[0] >= target:
+        if wilson(pooled, max(n for _, _, n in looks[first:]), Z90_ONE_SIDED)[0] >= target:
             return float(labels)
     return math.inf
 

@@ -335,7 +335,7 @@ class Run:
             "budget": labels.budget,
             "labels": {"spent": bought.spent, "reused": bought.reused, "evaluation": bought.evaluation},
             "labels_given": labels.terms.given_only,
-            "labels_per_answer": labels.terms.labels_per_answer,
+            "labels_reused": labels.ledger.reused_labels(labels.run),
             **{k: self.counts[k] for k in (*SAMPLED, "pairs_trained")},
             "judged": {"round": dict(self.judged), "run": {name: self.counts[name] for name in COUNTED}},
             "money": {"spent": bought.money, "evaluation": bought.money_evaluation, "budget": labels.budget_money},
