@@ -10,7 +10,8 @@ from typing import Any
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
-from choosy.files import files_of_rounds, replacing
+from choosy.data.table_files import files_of_rounds
+from choosy.files import replacing
 from choosy.resume.checkpoint_files import checkpoints_folder, last_checkpoint
 
 

@@ -157,8 +157,3 @@ def flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def files_of_rounds(folder: Path, ending: str) -> list[Path]:
-    """The files `round_NUMBER.ENDING` of a folder, in the order of their numbers, also beyond three digits."""
-    return sorted(folder.glob(f"round_*.{ending}"), key=lambda path: (len(path.name), path.name))

@@ -514,7 +514,7 @@ def test_on_a_gpu_deterministic_sums_are_refused_before_anything_is_sampled():
         refuse_deterministic(torch.device("cuda"))
     with deterministic(warn_only=False):
         refuse_deterministic(torch.device("cpu"))
-        with pytest.raises(ValueError, match=r"type trainer\.deterministic=warn"):
+        with pytest.raises(ValueError, match=r"type \+trainer\.deterministic=warn"):
             refuse_deterministic(torch.device("cuda"))
 
 

@@ -784,12 +784,6 @@ def test_a_rest_of_the_budget_that_pays_no_prompt_samples_no_more(play, capsys):
     assert set(run.round(1)["origin"]) == {"reused"}
 
 
-def test_a_budget_that_pays_no_prompt_is_refused_before_anything_is_sampled(play, tmp_path):
-    with pytest.raises(ValueError, match=r"labels.budget=3 buys nothing: the responses .* take 4 labels"):
-        play("labels.budget=3", "data.responses=4")
-    assert not [*tmp_path.rglob("*.parquet")]
-
-
 def test_a_run_that_trains_on_each_rounds_pairs_ends_as_it_should_when_its_budget_is_spent(play, capsys):
     run = play("labels.budget=10", "data.limit=5", "train_on=round", "rounds=5")
     assert "labels.budget=10 is spent; no round trains any more" in capsys.readouterr().err

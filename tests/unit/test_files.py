@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from choosy.files import SUFFIX, files_of_rounds, remove_unfinished, replacing, replacing_files
+from choosy.data.table_files import files_of_rounds
+from choosy.files import SUFFIX, remove_unfinished, replacing, replacing_files
 
 WRITE = """
 import os, signal, sys

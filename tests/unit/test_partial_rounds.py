@@ -80,7 +80,7 @@ def test_damaged_parts_are_named_and_other_rounds_and_prompts_told_apart(
     fed = next(unlabeled(tmp_path, 3, PROMPTS, responses=2))
     assert [c.prompt.id for c in fed] == ["p1"], "nothing is bought for what a damaged file holds"
     assert read_begun(tmp_path, 2, PROMPTS, responses=2) == ({}, {})
-    with pytest.raises(ValueError, match=r"responses to prompt p1, which data.train has not"):
+    with pytest.raises(ValueError, match=r"responses to prompt p1, which this round does not sample any more"):
         read_begun(tmp_path, 3, PROMPTS[:1], responses=2)
 
 

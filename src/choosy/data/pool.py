@@ -19,8 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from choosy.data.pool_rows import OWN, POOL_SCHEMA, from_row, null_of
-from choosy.data.table_files import damage, facts_of, read_table, write_table
-from choosy.files import files_of_rounds
+from choosy.data.table_files import damage, facts_of, files_of_rounds, read_table, write_table
 from choosy.types import Candidates, Moments, Pair, Response
 
 Keep = Literal["newest", "all"]

@@ -82,3 +82,8 @@ def is_there(path: Path, say: Callable[[str], None]) -> bool:
     if why := damage(path):
         say(f"{path} is damaged ({why}); what it held is made again, with the same labels.")
     return why is None
+
+
+def files_of_rounds(folder: Path, ending: str) -> list[Path]:
+    """The files `round_NUMBER.ENDING` of a folder, in the order of their numbers, also beyond three digits."""
+    return sorted(folder.glob(f"round_*.{ending}"), key=lambda path: (len(path.name), path.name))

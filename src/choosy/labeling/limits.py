@@ -37,15 +37,6 @@ class Budget:
         limits = {"labels.budget": self.labels, "labels.budget_money": self.money}
         return " or ".join(f"{name}={limit}" for name, limit in limits.items() if limit is not None)
 
-    def refuse_below(self, answers: int) -> None:
-        """Refuse a budget of labels that never pays so many answers, which are bought together."""
-        least = answers * self.terms.labels_per_answer
-        if self.labels is not None and self.labels < least:
-            raise ValueError(
-                f"labels.budget={self.labels} buys nothing: the responses that are scored together take {least} "
-                f"labels. Type {least} or more, or fewer data.responses."
-            )
-
     def limits_nothing(self) -> str:
         """Say that the labels cost nothing."""
         return (

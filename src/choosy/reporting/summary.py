@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from choosy.data.table_files import read_about, read_table
-from choosy.files import files_of_rounds
+from choosy.data.table_files import files_of_rounds, read_about, read_table
 from choosy.labeling.statistics import as_money, shares
 from choosy.reporting.folders import refuse_sweep
 from choosy.sealed import read_json, write_json

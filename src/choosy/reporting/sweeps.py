@@ -10,8 +10,7 @@ from typing import Any
 
 from choosy.data.heldout import heldout_source
 from choosy.data.pool import round_file
-from choosy.data.table_files import read_about, read_table
-from choosy.files import files_of_rounds
+from choosy.data.table_files import files_of_rounds, read_about, read_table
 from choosy.options.parts import (
     CLASS,
     collection,

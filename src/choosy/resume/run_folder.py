@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from choosy.data.shared_pool import forget_mapped
-from choosy.data.table_files import damage, read_about
-from choosy.files import files_of_rounds, remove_unfinished
+from choosy.data.table_files import damage, files_of_rounds, read_about
+from choosy.files import remove_unfinished
 from choosy.labeling.ledger_check import fault
 from choosy.options.names import file_meant
 from choosy.resume.checkpoint_files import checkpoint_damage, newest_checkpoint

@@ -130,15 +130,13 @@ class Run:
         self.pair_selector = pairs or self.pair_selector
 
     def refuse_slots(self, responses: int, *, fresh: bool) -> None:
-        """Refuse slots that do not suit the most responses of a prompt, and a budget that pays for no `fresh` ones."""
+        """Refuse selectors that do not suit the most responses that a prompt has, or given ones (not `fresh`)."""
         if self.pair_selector is None and not self.labels.scores:
             refuse_many(responses, self.labels.labeler.name)
         if self.training.pairing == "all" or (self.pair_selector and self.pair_selector.per_prompt != 1):
             refuse_several(responses, self.labels.editor)
         if not fresh:
             refuse_warmup(self.prompt_selector)
-        else:
-            self.labels.limits.refuse_below(together(responses, self.labels, self.pair_selector))
 
     def open(self, policy: Policy, loss: Loss, prompts: Sequence[Prompt], read: Mapping[str, str]) -> None:
         """Open the run's folder and its ledger once all ranks have met; the policy's weights may not be loaded yet.

@@ -96,8 +96,8 @@ def refuse_deterministic(device: torch.device) -> None:
     strict = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
     if strict and device.type == "cuda":
         raise ValueError(
-            "trainer.deterministic=true lets torch do nothing on a GPU that it cannot repeat to the bit, and the sums "
-            "by which tokens are chosen are not; type trainer.deterministic=warn."
+            "+trainer.deterministic=true lets torch do nothing on a GPU that it cannot repeat to the bit, and the sums "
+            "by which tokens are chosen are not; type +trainer.deterministic=warn."
         )
 
 
