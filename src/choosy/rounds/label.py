@@ -52,6 +52,15 @@ def together(responses: int, labels: LabelBuyer, selector: PairSelector | None) 
     return scores if labels.scores else 1
 
 
+def is_spent(responses: int, labels: LabelBuyer, selector: PairSelector | None) -> bool:
+    """Whether the budgets pay for no prompt of so many responses any more.
+
+    As long as a run has bought nothing, a small budget is not spent: labels that other runs have bought cost nothing.
+    """
+    least = 1 if labels.spent == 0 else together(responses, labels, selector)
+    return not labels.pays(least)
+
+
 class Bought(NamedTuple):
     """Candidates with their new pairs, how many prompts or pairs the budget could not pay, and verdicts counted."""
 

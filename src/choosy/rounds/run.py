@@ -30,7 +30,7 @@ from choosy.rounds.choose import refuse_second, refuse_warmup, refuse_without
 from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample
 from choosy.rounds.edit import refuse_several
 from choosy.rounds.empty import refuse_empty, why_empty
-from choosy.rounds.label import buy_labels, made_of, refuse_many, together
+from choosy.rounds.label import buy_labels, is_spent, made_of, refuse_many, together
 from choosy.rounds.label_ahead import LabelAhead
 from choosy.rounds.learned_reward import LearnedReward
 from choosy.rounds.reference import Reference, policy_share, refuse_moving
@@ -201,8 +201,8 @@ class Run:
 
         def is_wanted() -> bool:
             path = round_file(self.rounds_folder, number)
-            pays = self.labels.pays(together(responses, self.labels, self.pair_selector))
-            return pays and not (path.exists() and damage(path) is None)
+            spent = is_spent(responses, self.labels, self.pair_selector)
+            return not spent and not (path.exists() and damage(path) is None)
 
         if number < self.rounds:
             selector = self.prompt_selector
@@ -297,8 +297,8 @@ class Run:
 
         def nothing_left() -> bool:  # a round that was begun before, or whose file is damaged, has bought its labels
             begun = files_of(self.rounds_folder, number) or round_file(self.rounds_folder, number).exists()
-            pays = self.labels.pays(together(responses, self.labels, self.pair_selector))
-            return not (pays or begun or self.ahead.plans(number))
+            spent = is_spent(responses, self.labels, self.pair_selector)
+            return spent and not begun and not self.ahead.plans(number)
 
         if len(self.pool) == 0 or not self.ranks.on_rank_zero(nothing_left):
             return False
