@@ -10,6 +10,8 @@ from page import share
 
 BEGIN, END = "<!-- evidence -->", "<!-- end of evidence -->"
 
+FEW = 20  # seeds, below which a figure of the table says how many it has
+
 
 def refreshed(text: str, task: Mapping[str, Any]) -> str:
     """The README with the newest figures: the sentence between the first markers, the last column between the others.
@@ -31,7 +33,7 @@ def sentence(task: Mapping[str, Any]) -> str:
     best = task["best"]
     found = task["beside_random"][best]["labels"]
     ratio, low, high = map(share, found["ratio"])
-    rests = f"95 % interval {low} to {high}, p = {found['p']:.2g}, {task['seeds']} seeds"
+    rests = f"95 % interval {low} to {high}, p = {found['p']:.2g}, {found['seeds']} seeds"
     kept = ("selector", "pairing", "learned_reward.embedder")
     typed = " ".join(word for word in task["typed"][best] if word.partition("=")[0] in kept)
     return (
@@ -51,6 +53,7 @@ def with_figure(row: str, task: Mapping[str, Any]) -> str:
 
 
 def figure(found: Mapping[str, Any]) -> str:
-    """A share with its interval."""
+    """A share with its interval, and its seeds if they are few."""
     ratio, low, high = map(share, found["ratio"])
-    return f"{ratio} ({low} to {high})"
+    few = f"; {found['seeds']} seeds" if found["seeds"] < FEW else ""
+    return f"{ratio} ({low} to {high}{few})"

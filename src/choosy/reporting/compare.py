@@ -356,8 +356,9 @@ def draw(comparison: Comparison, against: Sequence[str] | None = None) -> bytes:
     figure = Figure(figsize=(4.6 * columns, 3.6 * lines), layout="constrained")
     for number, x in enumerate(wanted, 1):
         axes = figure.add_subplot(lines, columns, number)
-        for name, color in colors(comparison).items():
-            _draw_arm(axes, list(comparison.arms[name].values()), x, name, color)
+        for place, (name, color) in enumerate(colors(comparison).items()):
+            style = "-" if place < len(ARM_COLORS) else "--"  # of a color that is used a second time
+            _draw_arm(axes, list(comparison.arms[name].values()), x, name, color, style)
         axes.set_xlabel(x)
         count_axis(axes.xaxis, axes.get_xlim()[1])
         axes.set_ylabel(f"held-out {comparison.measure}")
@@ -374,7 +375,7 @@ def draw(comparison: Comparison, against: Sequence[str] | None = None) -> bytes:
     return drawn.getvalue()
 
 
-def _draw_arm(axes: Any, courses: Sequence[Course], x: str, name: str, color: str) -> None:
+def _draw_arm(axes: Any, courses: Sequence[Course], x: str, name: str, color: str, style: str) -> None:
     if x in courses[0].spent:
         amounts, each = each_course(courses, x)
     else:  # KL follows from training: both are means over the runs at each evaluation that all of them have
@@ -382,7 +383,7 @@ def _draw_arm(axes: Any, courses: Sequence[Course], x: str, name: str, color: st
         amounts = np.mean([one.kl[:n] for one in courses], axis=0)
         each = np.array([one.quality[:n] for one in courses])
     mean = each.mean(axis=0)
-    axes.plot(amounts, mean, color=color, linewidth=2, label=name)
+    axes.plot(amounts, mean, color=color, linestyle=style, linewidth=2, label=name)
     if len(courses) > 1:
         error = each.std(axis=0, ddof=1) / math.sqrt(len(courses))
         axes.fill_between(amounts, mean - error, mean + error, color=color, alpha=0.15, linewidth=0)
