@@ -55,7 +55,7 @@ REFUSED = {  # by the parts of a run themselves, which import torch: what the se
     "loss=kto loss.reference_point=zero selector=certainty callbacks.certainty.per_prompt=2": (
         "per_prompt=2 would make most of them both good and bad"
     ),
-    "data=offline data.train=pairs.jsonl selector=random": "which that round would take",
+    "data=offline data.train=pairs.jsonl selector=random": "where responses are given that round leaves none",
     "selector=none labeler=human": "4 responses to a prompt make many pairs",
     "selector=certainty data.responses=1 loss=kto loss.reference_point=zero": "selector=certainty compares",
     "selector=dissimilarity callbacks.dissimilarity.embedder=/none": "there is no folder '/none'",

@@ -39,8 +39,8 @@ def refuse_warmup(selector: PromptSelector | None) -> None:
     """Refuse a selector of prompts to sample again where responses are given: its first round would take them all."""
     if selector is not None and selector.warmup_rounds > 0:
         raise ValueError(
-            f"{typed_for(selector)} has prompts sampled again, after a round that takes them all, and data=offline has "
-            "given responses, which that round would take. Type selector=few_prompts, or a selector of pairs."
+            f"{typed_for(selector)} has prompts sampled again, after a round that takes them all, and where responses "
+            "are given that round leaves none. Type selector=few_prompts, or a selector of pairs."
         )
 
 
