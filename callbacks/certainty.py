@@ -40,10 +40,9 @@ class Certainty(PairChooser):
             )
 
     def pair_utilities(self, candidates: Sequence[Candidates], at: Round) -> list[list[float]]:
-        equal = at.policy.states.is_reference()
-        ratios = (
-            [[0.0] * len(c.responses) for c in candidates]
-            if equal
-            else log_ratios(at.policy, candidates, at.ranks, rescore=self.rescore, stale=at.ahead is not None)
-        )
+        if at.policy.states.is_reference():
+            ratios = [[0.0] * len(c.responses) for c in candidates]
+        else:
+            stale = at.ahead is not None
+            ratios = log_ratios(at.policy, candidates, at.ranks, rescore=self.rescore, stale=stale)
         return [selection.certainty([at.loss.beta * ratio for ratio in of_prompt]) for of_prompt in ratios]

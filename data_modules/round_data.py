@@ -125,7 +125,7 @@ class RoundData(LightningDataModule, ABC):
     def hold_out(self) -> None:
         """Take some of the prompts away from training to evaluate on; none where nobody judges their answers.
 
-        A resumed run does as when it began, whoever judges now.
+        A resumed run holds out the prompts that it held out when it began, also if another labeler judges now.
         """
         judge, count = self.run.labels.evaluator, len({question(p) for p in self.prompts})
         began = began_with(self.run.folder).get("data.heldout") if self.run.resuming else None

@@ -153,8 +153,8 @@ def main() -> None:
         if {"-h", "--help"} & {*words}:
             say(train_help([word for word in words if not word.startswith("-")]))
             return
-        one_run = any(word.startswith(("-", "name=", "run_dir=", "ckpt_path=")) for word in words)  # or -m
-        if several := not one_run and {*PLAY_SEVERAL} & {*words}:
+        clear = any(word.startswith(("-", "name=", "run_dir=", "ckpt_path=")) for word in words)  # -m, or a run's name
+        if several := not clear and {*PLAY_SEVERAL} & {*words}:
             raise ValueError(f"{(one := several.pop())} plays many runs: type -m, as in choosy train -m {one} ...")
         sweeper.register()
         os.environ[STACKS] = "1"  # Hydra raises its errors instead of printing them

@@ -13,7 +13,7 @@ from choosy.reporting.courses import (
     area_weights,
     cost_to,
     drawn_quality,
-    mean_course,
+    each_course,
     seeds_needed,
     sign_flip,
     versus,
@@ -167,7 +167,7 @@ def test_what_is_reached_after_the_budget_is_spent_costs_the_whole_budget() -> N
     assert cost_to([spent], "labels", 0.25) == pytest.approx(75)
     assert cost_to([spent], "labels", 0.3) == pytest.approx(100)
     assert cost_to([spent], "labels", 0.5) == 100
-    amount_G, mean_G = mean_course([spent, Course({"labels": (0, 100)}, (0.0, 1.0))], "labels")
+    amount_G, quality_SG = each_course([spent, Course({"labels": (0, 100)}, (0.0, 1.0))], "labels")
     assert amount_G.tolist() == [0, 50, 100, 100]
-    assert mean_G == pytest.approx([0.0, 0.35, 0.65, 0.95])
+    assert quality_SG.mean(axis=0) == pytest.approx([0.0, 0.35, 0.65, 0.95])
     assert area_weights(spent.spent["labels"], 100.0) @ np.array(spent.quality) == pytest.approx((0.1 + 0.25) / 2)

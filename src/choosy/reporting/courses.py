@@ -157,22 +157,15 @@ def each_course(courses: Sequence[Course], cost: str) -> tuple[np.ndarray, np.nd
     """Amounts (G,) of a cost, and the quality (S, G) of each run there.
 
     Each run is interpolated between its evaluations, and keeps its last quality beyond the last of them.
+
+    Example:
+        >>> one, other = Course({"labels": (0, 10)}, (0.0, 1.0)), Course({"labels": (0, 20)}, (0.0, 4.0))
+        >>> [part.tolist() for part in each_course([one, other], "labels")]
+        [[0.0, 10.0, 20.0], [[0.0, 1.0, 1.0], [0.0, 2.0, 4.0]]]
     """
     amount_G, before_G = amounts([course.spent[cost] for course in courses])
     parts = [np.array(c.quality) @ interpolation(amount_G, c.spent[cost], before_G) for c in courses]
     return amount_G, np.array(parts)
-
-
-def mean_course(courses: Sequence[Course], cost: str) -> tuple[np.ndarray, np.ndarray]:
-    """Amounts of a cost, and the mean quality of the runs there (see `each_course`).
-
-    Example:
-        >>> one, other = Course({"labels": (0, 10)}, (0.0, 1.0)), Course({"labels": (0, 20)}, (0.0, 4.0))
-        >>> [part.tolist() for part in mean_course([one, other], "labels")]
-        [[0.0, 10.0, 20.0], [0.0, 1.5, 2.5]]
-    """
-    amount_G, quality_SG = each_course(courses, cost)
-    return amount_G, quality_SG.mean(axis=0)
 
 
 def cost_to(courses: Sequence[Course], cost: str, target: float) -> float:
@@ -227,13 +220,10 @@ def amounts(spent: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
         [[0.0, 10.0, 10.0, 20.0], [False, True, False, False]]
     """
     twice = {float(x) for at in spent for x, number in Counter(at).items() if number > 1}
-    both = sorted({(float(x), True) for x in twice} | {(float(x), False) for at in spent for x in at}, key=_moment)
-    amount_G, before_G = (np.array(part) for part in zip(*both, strict=True))
+    moments = {(float(x), False) for at in spent for x in at} | {(x, True) for x in twice}
+    in_order = sorted(moments, key=lambda moment: (moment[0], not moment[1]))
+    amount_G, before_G = (np.array(part) for part in zip(*in_order, strict=True))
     return amount_G, before_G
-
-
-def _moment(amount: tuple[float, bool]) -> tuple[float, bool]:
-    return amount[0], not amount[1]
 
 
 def interpolation(amount_G: np.ndarray, at: Sequence[float], before_G: np.ndarray | None = None) -> np.ndarray:
