@@ -80,8 +80,12 @@ def make_prompts(folder: Path, rows: list[dict[str, Any]]) -> None:
         if len(words) >= 8:
             starts.setdefault(" ".join(words[: draw.randint(3, 6)]))
     chosen = list(starts)
+    if len(chosen) < PROMPTS + HELDOUT:
+        raise SystemExit(
+            f"film needs {PROMPTS + HELDOUT:,} different beginnings of sentences of 8 words or more, a quarter of the "
+            f"file's, and found {len(chosen):,}; type --data FILE with more of them"
+        )
     for name, some in (("train", chosen[:PROMPTS]), ("heldout", chosen[PROMPTS : PROMPTS + HELDOUT])):
-        assert len(some) == (PROMPTS if name == "train" else HELDOUT)
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in some))
 
 

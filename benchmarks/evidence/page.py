@@ -11,14 +11,16 @@ from choosy.reporting.compare import as_share
 
 INTRO = """\
 Written by `make evidence` from the finished runs in `benchmarks/results/evidence/`; runs on data of your own, `make
-evidence ONLY=film DATA=FILE`, are kept beside them. Unless it says otherwise below, every arm buys the same number of
-labels, sees the same prompts with the same seed, and has the learning rate and the beta that were best for it on other
-seeds. *Labels* is the share of random choice's labels at which the arm has random
-choice's final reward, *seconds* and *tokens* the same for these costs (seconds of the processor, on one thread, for
-choosing, sampling, scoring and training); *area* is the difference of the mean reward over all labels, *at equal KL*
-the difference of the rewards at random choice's final distance from the start (the mean log ratio of sampled answers,
-which is the KL divergence where they are sampled at temperature 1); intervals are 95 %, by a bootstrap over
-seeds and held-out prompts; p is a sign-flip test of the final rewards."""
+evidence ONLY=film DATA=FILE`, are kept beside them. Unless it says otherwise below, every arm is set to buy the same
+number of labels, and has the learning rate and the beta that were best for it on other seeds. With the same seed, every
+arm sees the same prompts and begins from the same answers to the held-out prompts, to the last digit: runs that do not
+are left out. *Labels* is the share of random choice's labels at which the arm has random choice's final reward,
+*seconds* and *tokens* the same for these costs (seconds of the processor, on one thread, for choosing, sampling,
+scoring and training); *area* is the difference of the mean reward over all labels, *at equal distance* the difference
+of the rewards at random choice's final distance from the start: the mean log ratio of sampled answers, which is not
+quite the KL divergence, for the tasks sample at temperature 0.7 or 0.8. Intervals are 95 %, by a bootstrap over seeds
+and held-out prompts; p is a sign-flip test of the final rewards. *Never* is a cost at which that reward was not
+reached."""
 ABOUT = {
     "film": """\
 A Llama of 1.2 million parameters, trained from scratch on sentences of film reviews, continues the first words of a
@@ -43,7 +45,7 @@ The task film with the responses to 32 random prompts labeled in each round, and
 arms differ in the weight of a pair.""",
     "film_predictor": """\
 The task film with random pairs: all labels bought, or some given by a small model that learns them from those bought
-(`labeler=predictor`). Labels count where they are bought.""",
+(`labeler=predictor`). Only bought labels are counted.""",
     "film_prompts": """\
 The policy and labeler of the task film, where prompts are chosen instead of pairs: the first of five rounds samples
 two responses to all 512 prompts, each later one to 30 % of them (`full`: to all), and trains on each prompt's newest
@@ -52,17 +54,19 @@ of that round. Shares are of what `full` pays for its final reward.""",
     "chat": """\
 SmolLM2-135M-Instruct with LoRA answers 128 of the prompts that come with Choosy in up to 24 tokens; VADER's sentiment
 is the reward. Four responses a prompt, 32 pairs labeled in each of four rounds, or all responses to 16 prompts, trained
-from the start's weights on all labels; 64 held-out prompts. `random` samples only the prompts that it labels. All arms
-have the same learning rate and beta.""",
+from the start's weights on all labels; 64 held-out prompts. `random` samples only the prompts that it labels. Selectors
+of pairs buy 2 to 15 % more labels, since a pair of equal rewards is replaced by the next one. All arms have the same
+learning rate and beta.""",
     "chat_small": """\
 The task chat with 64 prompts, three rounds, and 16 pairs labeled in each, or all responses to 8 prompts, trained four
 times instead of two.""",
     "pools": """\
 A Llama of 1.2 million parameters, trained on other models' answers to 200 instructions, learns which of them GPT-4
-scores higher; the quality is the share of held-out pairs, a power of ten of GPT-4's share of wins apart or more, in
-which it prefers the answer that GPT-4 prefers. 32 decided pairs of answers of at most 100 words are labeled in each of
-three rounds, or all answers to 9 prompts; it is trained from the start's weights on all labels. Pairs whose answers
-have equal scores are labels too. The quality is known to 2.5 points in a run.""",
+scores higher. The quality is the share of held-out pairs that it ranks as GPT-4 does; in each of them GPT-4's shares of
+wins differ by a factor of ten or more. In each of three rounds 32 pairs with unequal scores are labeled, of answers of
+at most 100 words, or all answers to 9 prompts; the policy is trained from the start's weights on all labels. Pairs with
+equal scores are labels too, so that the arms buy between 124 and 227 labels: the difference at the end is not one at
+equal cost. The error of one run's quality is about 2.5 points.""",
     "harmless": """\
 SmolLM2-135M-Instruct with LoRA learns people's choices between two answers to a conversation; the quality is the share
 of held-out pairs in which it prefers the answer that people preferred.""",
@@ -71,7 +75,7 @@ OVERVIEW = """\
 | task | compared with | the best beside it | labels | 95 % interval | p | seeds, arms |
 |---|---|---|---|---|---|---|"""
 HEAD = """\
-| arm | lr, beta | seeds | labels | 95 % interval | difference at the end | p | area | at equal KL | seconds | tokens |
+| arm | lr, beta | seeds | labels | 95 % interval | difference at the end | p | area | at equal distance | seconds | tokens |
 |---|---|---|---|---|---|---|---|---|---|---|"""
 
 
@@ -102,7 +106,8 @@ def of_task(name: str, task: Mapping[str, Any]) -> str:
     table = "\n".join([HEAD, own, *rows])
     on = f"chosen on seeds {', '.join(map(str, task['tuned_on']))}" if task["tuned_on"] else "the same for all"
     seeds = sorted({costs["labels"]["seeds"] for costs in task["beside_random"].values()})
-    rests = f"{' to '.join(map(str, seeds))} seeds, {task['comparisons']} comparisons; learning rate and beta {on}."
+    beside = f"{task['comparisons']} comparison{'s' if task['comparisons'] > 1 else ''}"
+    rests = f"{' to '.join(map(str, sorted({seeds[0], seeds[-1]})))} seeds, {beside}; learning rate and beta {on}."
     picture = f"![reward against costs](images/evidence_{name}.png)"
     typed = "\n".join(f"- {arm}: `{' '.join(words)}`" for arm, words in task["typed"].items())
     for_all = fill(" ".join(task["typed_for_all"]), 120, break_long_words=False, break_on_hyphens=False)

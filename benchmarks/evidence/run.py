@@ -2,8 +2,9 @@
 
 `make evidence` runs every task; `make evidence ONLY=film SEEDS=5` one of them with fewer seeds. A finished run is kept
 in `benchmarks/results/evidence/` and is not repeated, so that hours of runs survive a kill. Each arm has the learning
-rate and the beta that were best for it on other seeds. Runs on other data than those of the published figures are kept
-apart, and their result does not go into the documentation.
+rate and the beta that were best for it on other seeds. Runs of one seed are compared if they begin from the same
+answers, so a machine that trains another policy for a task plays all its arms again. Runs on other data than those of
+the published figures are kept apart, and their result does not go into the documentation.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import page
 import readme
 from common import RESULTS, ROOT, commit, save
 from sources import Source
-from store import Job, Store
+from store import Job, Store, digest
 from tasks import TASKS, Task, chosen
 
 from choosy.reporting.compare import compared, draw
@@ -36,6 +37,7 @@ from choosy.reporting.courses import Course, Versus
 HERE = Path(__file__).parent
 RUNS = HERE / "cache" / "runs"
 TUNED = (101, 102)  # seeds on which the learning rate and the beta of an arm are chosen
+FEWEST = 3  # seeds of an arm that is compared, unless fewer are typed
 Settings = Mapping[str, Sequence[str]]  # what is typed for each arm's learning rate and beta
 LOADED = multiprocessing.get_context("forkserver")  # a process from which runs are forked, with what they import
 LOADED.set_forkserver_preload(["choosy.main", "choosy.module", "lightning", "torchmetrics", "sentence_transformers"])
@@ -67,6 +69,7 @@ def play(job: Job, task: str, made: Path, store: Store) -> None:
     typed += [f"seed={job.seed}", f"run_dir={folder}"]
     run = LOADED.Process(target=train, args=(typed, environ, log, answers))
     run.start()
+    answers.close()  # so that a run that ends without an answer is noticed
     run.join()
     if run.exitcode:
         raise SystemExit(f"a run failed; see {log}")
@@ -102,7 +105,7 @@ def tuning(task: Task, arm: str) -> list[list[Job]]:
 
 def best(task: Task, arm: str, store: Store) -> Sequence[str]:
     """The settings of an arm with the highest mean final reward on the seeds for tuning."""
-    finals = [[store.course(job).quality[-1] for job in jobs] for jobs in tuning(task, arm)]
+    finals = [[store.courses(job)[0].quality[-1] for job in jobs] for jobs in tuning(task, arm)]
     return max(zip(finals, task.grid, strict=True), key=lambda tried: sum(tried[0]))[1]
 
 
@@ -127,12 +130,38 @@ def plain(versus: Versus) -> dict[str, Any]:
     return {name: finite(value) for name, value in vars(versus).items()}
 
 
+def begun_alike(jobs: Sequence[Job], baseline: str, store: Store) -> dict[str, Course]:
+    """The finished runs of one seed, by arm, that begin from the same answers as the baseline's run.
+
+    Where the baseline was run from several starts, it is the one from which most arms were run.
+    """
+    starts: dict[tuple[float, ...], dict[str, Course]] = {}
+    for job in jobs:
+        for course in store.courses(job):
+            start = (course.quality[0], *(each[0] for each in course.answers.values()))
+            starts.setdefault(start, {}).setdefault(job.arm, course)
+    return max((arms for arms in starts.values() if baseline in arms), key=len, default={})
+
+
+def finished(task: Task, settings: Settings, seeds: int, store: Store) -> dict[str, dict[int, Course]]:
+    """The runs of each arm that can be compared with the baseline's; arms with very few of them are left out."""
+    arms: dict[str, dict[int, Course]] = {}
+    for seed in range(seeds):
+        jobs = [job for arm in settings for job in jobs_of(task, arm, [seed], settings[arm])]
+        alike = begun_alike(jobs, task.baseline, store)
+        for arm, course in alike.items():
+            arms.setdefault(arm, {})[seed] = course
+        if unlike := [job.arm for job in jobs if job in store and job.arm not in alike]:
+            print(f"seed {seed}: left out, for {task.baseline} does not begin like them: {', '.join(unlike)}")
+    fewest = min(FEWEST, seeds)
+    if few := [arm for arm, runs in arms.items() if len(runs) < fewest]:
+        print(f"left out, with less than {fewest} seeds: {', '.join(few)}")
+    return {arm: runs for arm, runs in arms.items() if arm not in few}
+
+
 def evidence(task: Task, settings: Settings, name: str, seeds: int, store: Store, image: Path) -> dict[str, Any]:
     """Compare the arms with the baseline, as far as they were run, and draw them."""
-    arms: dict[str, dict[int, Course]] = {}
-    for job in wanted(task, settings, seeds):
-        if job in store:
-            arms.setdefault(job.arm, {})[job.seed] = store.course(job)
+    arms = finished(task, settings, seeds, store)
     if task.baseline not in arms or len(arms) < 2:
         raise SystemExit(f"{name}: no run of {task.baseline} and of another arm is finished; leave out --as-it-stands")
     found = compared(arms, task.baseline)
@@ -158,9 +187,8 @@ def ready(task: Task, store: Store, arms: Sequence[str]) -> list[str]:
     return [arm for arm in arms if all(job in store for jobs in tuning(task, arm) for job in jobs)]
 
 
-def play_task(task: Task, name: str, data: Source, arms: Sequence[str], seeds: int, store: Store, at_once: int) -> None:
+def play_task(task: Task, name: str, made: Path, arms: Sequence[str], seeds: int, store: Store, at_once: int) -> None:
     """Tune the arms of a task, and run each of them with what was best for it."""
-    made = task.prepare(data)
     play_all([job for arm in arms for jobs in tuning(task, arm) for job in jobs], name, made, store, at_once)
     settings = {arm: best(task, arm, store) for arm in arms}
     play_all(wanted(task, settings, seeds), name, made, store, at_once)
@@ -188,15 +216,19 @@ def main() -> None:
     parser.add_argument("--as-it-stands", action="store_true", help="play nothing, compare the runs that are finished")
     typed = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # of the runs
-    for name, task in chosen(typed.only):
-        data = task.source(typed.data)
+    for name, task, data in [(name, task, task.source(typed.data)) for name, task in chosen(typed.only)]:
         called = f"{name}{data.tag}"
-        store = Store(RESULTS / "evidence" / f"{called}.jsonl")
+        kept = RESULTS / "evidence" / f"{called}.jsonl"
         image = (ROOT / "docs" / "images" if data.published else RESULTS / "evidence") / f"evidence_{called}.png"
-        arms, seeds = typed.arms.split(",") if typed.arms else list(task.arms), typed.seeds or task.seeds
-        if not typed.as_it_stands:
-            play_task(task, called, data, arms, seeds, store, typed.at_once)
+        arms = typed.arms.split(",") if typed.arms else list(task.arms)
+        if typed.as_it_stands:
+            store = Store(kept)
+        else:
+            made = task.prepare(data)
+            store = Store(kept, digest(made))
+            play_task(task, called, made, arms, typed.seeds or task.seeds, store, typed.at_once)
         settings = {arm: best(task, arm, store) for arm in ready(task, store, arms)}
+        seeds = typed.seeds or 1 + max(store.seeds - set(TUNED), default=0)
         result = evidence(task, settings, name, seeds, store, image)
         if data.published:
             write(name, result)

@@ -1,10 +1,12 @@
-"""Finished runs, one a line of a JSON file that is committed: what was typed, the seed, the course."""
+"""Finished runs, one a line of a JSON file that is committed: what was typed, the seed, the start, the course."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -43,20 +45,35 @@ class Job:
 
 @dataclass
 class Store:
-    """The finished runs of a task."""
+    """The finished runs of a task.
+
+    Runs of one seed are compared with each other only if they begin from the same answers. Where a task trains its
+    policy itself, another machine may train another one: so each run says which files it began from.
+
+    Attributes:
+        path: The file that they are kept in.
+        made: Tells the task's files apart (see `digest`); runs with other files count as not finished. None = runs
+            with any files count.
+    """
 
     path: Path
-    rows: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)
+    made: str | None = None
+    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict, init=False)
     _lock: Lock = field(default_factory=Lock, init=False)
 
     def __post_init__(self) -> None:
         if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                row = json.loads(line)
-                self.rows[Job(row["arm"], row["lines"], row["seed"]).key] = row
+            for row in whole_rows(self.path):
+                if self.made in (None, row["made"]):
+                    self.rows.setdefault(Job(row["arm"], row["lines"], row["seed"]).key, []).append(row)
 
     def __contains__(self, job: Job) -> bool:
         return job.key in self.rows
+
+    @property
+    def seeds(self) -> set[int]:
+        """The seeds of the runs."""
+        return {row["seed"] for rows in self.rows.values() for row in rows}
 
     def add(self, job: Job, folder: Path, commit: str, busy: float) -> None:
         """Keep what a finished run in a folder has spent and reached.
@@ -65,23 +82,47 @@ class Store:
         machine does counts for little.
         """
         found = course(read_run(folder))
-        row = {"arm": job.arm, "seed": job.seed, "commit": commit, "lines": list(job.lines)}
+        row = {"arm": job.arm, "seed": job.seed, "commit": commit, "made": self.made, "lines": list(job.lines)}
         row |= {cost: rounded(amounts) for cost, amounts in found.spent.items()}
         row |= {"busy": round(busy, PLACES), "seconds": rounded([busy * seconds for seconds in found.spent["seconds"]])}
         row |= {"measure": found.measure, "quality": rounded(found.quality), "kl": rounded(found.kl)}
-        row["answers"] = [[round(100 * x) for x in each] for _, each in sorted(found.answers.items())]
+        row["answers"] = [[hundredths(x) for x in each] for _, each in sorted(found.answers.items())]
         with self._lock:
-            self.rows[job.key] = row
+            self.rows.setdefault(job.key, []).append(row)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
-    def course(self, job: Job) -> Course:
-        """What a finished run has spent and reached."""
-        row = self.rows[job.key]
-        spent = {cost: tuple(row[cost]) for cost in ("labels", "tokens", "seconds")}
-        answers = {str(n): tuple(x / 100 for x in each) for n, each in enumerate(row["answers"])}
-        return Course(spent, tuple(row["quality"]), tuple(row["kl"]), answers, row["measure"])
+    def courses(self, job: Job) -> list[Course]:
+        """What finished runs have spent and reached, the newest first; there are several if they began differently."""
+        return [course_of(row) for row in reversed(self.rows.get(job.key, []))]
+
+
+def course_of(row: dict[str, Any]) -> Course:
+    """What a row says that its run has spent and reached."""
+    spent = {cost: tuple(row[cost]) for cost in ("labels", "tokens", "seconds")}
+    answers = {str(n): tuple(math.nan if x is None else x / 100 for x in each) for n, each in enumerate(row["answers"])}
+    return Course(spent, tuple(row["quality"]), tuple(row["kl"]), answers, row["measure"])
+
+
+def whole_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file, whose last line may have been cut by a kill: it is taken off."""
+    raw = path.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if whole != raw:
+        os.truncate(path, len(whole))
+    return map(json.loads, whole.splitlines())
+
+
+def digest(made: Path) -> str:
+    """Tells the files of a task apart by its prompts and its policy's weights; "" for a task that makes none."""
+    files = [made / "train.jsonl", *sorted(made.glob("policy/*.safetensors"))] if made != Path() else []
+    return hashlib.sha256(b"".join(map(Path.read_bytes, files))).hexdigest()[:12] if files else ""
+
+
+def hundredths(number: float) -> int | None:
+    """A number times 100, without decimals; None if it is not known."""
+    return None if math.isnan(number) else round(100 * number)
 
 
 def rounded(numbers: Sequence[float]) -> list[float]:

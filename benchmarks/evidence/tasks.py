@@ -211,7 +211,7 @@ TASKS: Mapping[str, Task] = {
         "full",
         prompt_arms(0.3),
         settings((3e-4,), (0.1,)),
-        5,
+        20,
     ),
     "chat": Task(
         *CHAT,
