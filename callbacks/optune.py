@@ -40,6 +40,8 @@ class OPTune(PromptChooser):
 
     def prompt_utilities(self, prompts: Sequence[Prompt], at: Round) -> list[float]:
         reward_PN, scored_PN, sampled_P = map(torch.from_numpy, at.pool.rewards([p.id for p in prompts]))
+        if at.neutral is not None:  # a score that says nothing
+            scored_PN = scored_PN & (reward_PN != at.neutral)
         if self.statistic == "shrunk":
             count_P, mean_P, m2_P = map(torch.from_numpy, at.pool.reward_moments([p.id for p in prompts]))
             score_P, scored_P = shrunk_means(count_P, mean_P, m2_P), count_P > 0

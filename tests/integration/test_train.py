@@ -889,7 +889,7 @@ def test_labels_that_evaluate_never_enter_the_learned_reward(play, prompts_file)
 
 def test_the_learned_reward_says_how_well_it_predicted(play):
     run = play(*GAP)
-    known = run.data.run.learned_reward.knowledge
+    known = run.data.run.learned_reward.knowledge[run.data.run.pool.round]
     assert known["labels"] == 24  # of two rounds: six pairs each, two scores a pair
     assert 0 <= known["accuracy"] <= 1
     assert -1 <= known["correlation"] <= 1
@@ -899,8 +899,9 @@ def test_the_learned_reward_says_how_well_it_predicted(play):
 
 def test_a_learned_reward_of_verdicts(play):
     run = play(*GAP, "labeler._target_=toy_rewards.Longer")
-    assert run.data.run.learned_reward.knowledge["labels"] >= 4
-    assert "correlation" not in run.data.run.learned_reward.knowledge
+    known = run.data.run.learned_reward.knowledge[run.data.run.pool.round]
+    assert known["labels"] >= 4
+    assert "correlation" not in known
 
 
 def test_the_sweet_spot_is_rejected_where_all_responses_are_scored(play, tmp_path, monkeypatch):

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from fake_ranks import FakeRanks
+from pools import put
 from toy_labelers import given
 
+from callbacks.optune import OPTune
 from choosy.data.pool import Pool
 from choosy.methods.selection import PairChoice
 from choosy.parallel.ranks import OneRank, Ranks, shard
@@ -47,3 +49,17 @@ def test_ranks_leave_out_equal_texts_and_what_is_judged(size: int) -> None:
     left = {0: {(0, 2), (1, 2)}, 1: {(0, 1), (1, 2)}, 2: {(0, 1)}, 3: {(0, 1), (0, 2)}}
     assert {(n, i, j) for n, i, j, _ in alone.ranked} == {(n, *pair) for n, pairs in left.items() for pair in pairs}
     assert FakeRanks.play(size, play) == [alone] * size
+
+
+def test_optune_ranks_by_no_score_that_says_nothing() -> None:
+    """A question that a person has skipped is stored as the labeler's neutral score."""
+    rewards = {"p": (1.0, 0.0), "q": (-1.0, 0.0), "r": (0.0, 0.0)}
+    every = [given(name, "a", "bb") for name in rewards]
+    scored = [
+        replace(c, responses=tuple(replace(r, reward=x) for r, x in zip(c.responses, rewards[c.prompt.id], strict=True)))
+        for c in every
+    ]
+    at: Any = SimpleNamespace(pool=put(Pool(), scored, round=0), neutral=0.0)
+    assert OPTune().prompt_utilities([c.prompt for c in every], at) == [-1.0, 1.0, 0.0]
+    at.neutral = None
+    assert OPTune().prompt_utilities([c.prompt for c in every], at) == [-0.5, 0.5, 0.0]

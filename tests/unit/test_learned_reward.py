@@ -194,14 +194,34 @@ def test_new_labels_of_single_responses_tell_how_well_the_head_ranks_good_above_
     parts: Any = (OneRank(), Phases(), None, learned)
     head = learned.head(Round(1, 0, None, None, put(Pool(), first, round=0), *parts))  # type: ignore[arg-type]
     assert head is not None
-    assert "accuracy" not in learned.knowledge, "nothing was predicted yet"
+    assert "accuracy" not in learned.knowledge[1], "nothing was predicted yet"
     learned.head(Round(2, 0, None, None, put(put(Pool(), first, round=0), new, round=1), *parts))  # type: ignore[arg-type]
     embed_7D = torch.cat(learned.embed(new, round_one(learned)))
     reward = head.rewards(embed_7D).tolist()
     right = [reward[good] > reward[bad] for good in (0, 2) for bad in (1, 3, 4)]
-    assert learned.knowledge["accuracy"] == pytest.approx(sum(right) / 6)
-    assert -1 <= learned.knowledge["correlation"] <= 1
-    assert learned.knowledge["labels"] == 12
+    assert learned.knowledge[2]["accuracy"] == pytest.approx(sum(right) / 6)
+    assert -1 <= learned.knowledge[2]["correlation"] <= 1
+    assert learned.knowledge[2]["labels"] == 12
+
+
+def test_a_score_that_says_nothing_is_not_learned(embedded: list[str]) -> None:
+    learned = LearnedReward(min_labels=4)
+    pool = put(Pool(), judged(0, [1.0, -1.0, 0.0, 1.0, 0.0, -1.0], 0.0), round=0)
+    parts: Any = (None, None, pool, OneRank(), Phases(), None, learned)
+    learned.head(Round(1, 0, *parts, neutral=0.0))
+    assert learned.knowledge[1]["labels"] == 4
+    assert sorted(learned._scores.values()) == [-1.0, -1.0, 1.0, 1.0]
+
+
+def test_a_head_fitted_ahead_leaves_what_the_round_before_knew(embedded: list[str]) -> None:
+    """The next round's prompts may be chosen while this one trains; its table is written after that."""
+    first, new = judged(0, [3.0, 5.0, 4.0, 6.0, 1.0], 3.5), judged(1, [4.0, 0.0, 7.0, 3.0], 3.5)
+    learned = LearnedReward(min_labels=4)
+    parts: Any = (OneRank(), Phases(), None, learned)
+    none: Any = (None, None)
+    learned.head(Round(1, 0, *none, put(Pool(), first, round=0), *parts))
+    learned.head(Round(2, 0, *none, put(put(Pool(), first, round=0), new, round=1), *parts))
+    assert [learned.knowledge[number]["labels"] for number in (1, 2)] == [5, 9]
 
 
 def test_differences_know_the_verdicts_of_this_round_on_any_number_of_ranks(embedded: list[str]) -> None:

@@ -54,6 +54,7 @@ class Round:
         folder: Where the rounds' files are.
         pairing: Which responses make pairs where all of a prompt are scored.
         threshold: The reward above which a prompt's single response is good, and below which it is bad.
+        neutral: The score that says nothing; None if there is none.
         ahead: The prompts that were chosen and sampled while the round before trained; None where that was not done.
         importance: Figures of the weights of responses that were sampled ahead, the same on every rank.
     """
@@ -73,6 +74,7 @@ class Round:
     folder: Path = Path()
     pairing: PairingRule = "best_worst"
     threshold: Threshold = 0.0
+    neutral: float | None = None
     ahead: Sequence[ChosenPrompt] | None = None
     importance: dict[str, float] = field(default_factory=dict)
 

@@ -29,17 +29,17 @@ class LearnedReward:
     enter. A round's head knows the labels of all rounds before it, also where the round is played a second time.
 
     Scores are learned by their ranks, so that a predicted reward is in standard deviations of the labeler's scores, and
-    in log odds where the labeler compares.
+    in log odds where the labeler compares. A score that says nothing, as of a skipped question, is not learned.
 
     Args:
-        embedder: `minilm` or another sentence-transformers model, `policy` = the reference's last layer, `lm:NAME` =
-            that of another language model.
+        embedder: `minilm` or another sentence-transformers model, `policy` = the reference's last layer, on the tokens
+            of the response alone, `lm:NAME` = that of another language model.
         min_labels: Labels below which nothing is predicted; a score is one label, a verdict is one.
     """
 
     embedder: str = "minilm"
     min_labels: int = 32
-    knowledge: dict[str, float] = field(default_factory=dict, init=False)  # of the last round, for the loggers
+    knowledge: dict[int, dict[str, float]] = field(default_factory=dict, init=False)  # by round, for the loggers
     _rows: dict[tuple[str, str], int] = field(default_factory=dict, init=False)  # (prompt id, text) -> row of _embed_ND
     _embed_ND: Tensor = field(default_factory=lambda: torch.zeros(0, 0), init=False)
     _fresh: dict[tuple[str, str], Tensor] = field(default_factory=dict, init=False)  # embedded in the round `_fresh_in`
@@ -65,13 +65,13 @@ class LearnedReward:
         while self._known < at.number:  # several times after a resume
             new = pool_after(at, self._known).with_labels()
             self._embed_new(new, at)
-            scores, verdicts = self._labels(new)
-            self.knowledge = self._accuracy_on_new(new, scores, verdicts)
+            scores, verdicts = self._labels(new, at.neutral)
+            known = self._accuracy_on_new(new, scores, verdicts)
             self._scores.update(scores)
             self._verdicts.update(verdicts)
             self._head = self._fitted()
-            self.knowledge["labels"] = float(len(self._scores) or len(self._verdicts))
             self._known += 1
+            self.knowledge[self._known] = known | {"labels": float(len(self._scores) or len(self._verdicts))}
         return self._head
 
     def embed(self, candidates: Sequence[Candidates], at: Round) -> list[Tensor]:
@@ -118,7 +118,7 @@ class LearnedReward:
         self.head(at)  # reads the verdicts of earlier rounds
         paired = [c for c in labeled if c.pairs]
         self._embed_new(paired, at)
-        rows = [*self._verdicts, *self._labels(paired)[1]]
+        rows = [*self._verdicts, *self._labels(paired, at.neutral)[1]]
         if len(rows) < self.min_labels:
             return None
         chosen_K, rejected_K = torch.tensor(rows).T
@@ -142,13 +142,15 @@ class LearnedReward:
             embed_nD = gathered_nD[torch.tensor(by_rank).argsort()]
             self._embed_ND = torch.cat([self._embed_ND, embed_nD]) if len(self._embed_ND) else embed_nD
 
-    def _labels(self, labeled: Sequence[Candidates]) -> tuple[dict[int, float], dict[tuple[int, int], None]]:
+    def _labels(
+        self, labeled: Sequence[Candidates], neutral: float | None
+    ) -> tuple[dict[int, float], dict[tuple[int, int], None]]:
         """Scores and verdicts that are not known yet, by the rows of their embeddings."""
         scores: dict[int, float] = {}
         verdicts: dict[tuple[int, int], None] = {}
         for c in labeled:
             row = [self._rows[c.prompt.id, r.text] for r in c.responses]
-            scores |= {row[n]: r.reward for n, r in enumerate(c.responses) if r.reward is not None}
+            scores |= {row[n]: r.reward for n, r in enumerate(c.responses) if r.reward not in (None, neutral)}
             verdicts |= {(row[p.chosen], row[p.rejected]): None for p in c.pairs}
         return (
             {row: score for row, score in scores.items() if row not in self._scores},

@@ -256,6 +256,7 @@ class Run:
             folder=self.rounds_folder,
             pairing=self.training.pairing_for(self.loss),
             threshold=self.training.threshold,
+            neutral=self.labels.terms.neutral,
         )
 
     def _played(self, at: Round, prompts: Sequence[Prompt], sample: Sample) -> Pool:
@@ -287,7 +288,7 @@ class Run:
         self.judged = Counter(judged["round"])
         self.cut_share = about["responses_cut_share"]
         self.importance = about.get("importance", {})
-        self.learned_reward.knowledge = about["learned_reward"]
+        self.learned_reward.knowledge[number] = about["learned_reward"]
         self.labels_before = about["labels"]["spent"], about["labels"]["reused"]
         self.start_pairs = about.get("start_pairs") or self.start_pairs  # a file of an earlier version has none
         self.phases.resume(about["seconds"])
@@ -340,7 +341,7 @@ class Run:
             "responses_cut_share": self.cut_share,
             "seconds": dict(self.phases.seconds),
             "importance": dict(self.importance),
-            "learned_reward": self.learned_reward.knowledge,
+            "learned_reward": self.learned_reward.knowledge.get(self.pool.round, {}),
             "labeler": labels.knowledge,
             "parts": self.pool.part_means(),
             "sources": self.pool.source_means(),
