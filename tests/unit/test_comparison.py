@@ -120,6 +120,14 @@ def test_where_the_baseline_may_not_rise_the_gain_is_said_and_no_more_seeds_are_
     assert flat.endswith("p = 0.008, 8 seeds).")
 
 
+def test_a_baseline_that_rises_and_spends_nothing_of_the_cost_is_not_said_to_fall() -> None:
+    def free(runs: Arm) -> Arm:
+        return {s: replace(run, spent={**run.spent, "labels": (0.0,) * 4}) for s, run in runs.items()}
+
+    sentence = compared({"random_pairs": free(arm(0.01)), "spread": free(arm(0.02))}).sentence
+    assert sentence.startswith("random_pairs has spent no labels, so that no cost of its quality can be compared; ")
+
+
 def test_no_more_seeds_are_promised_where_there_are_enough_of_them() -> None:
     """Eight seeds could have shown it for one of four arms, and one of the eight is the other way."""
     found = compared({"random_pairs": ending([1.0] * 8), **{f"arm{n}": ending([1.3] * 7 + [0.99]) for n in range(4)}})

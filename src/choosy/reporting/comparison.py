@@ -112,9 +112,11 @@ class Comparison:
         gain_rests = f"95 % interval {as_range(found.gain, as_difference)}, {rests}"
         if math.isnan(ratio.value):
             rest = f"{gain:+.2f}" if few else f"{gain:+.2f} ({gain_rests})"
+            spent = any(run.spent[cost][-1] for run in self.arms[baseline].values())
+            why = "ends no better than it began" if spent else f"has spent no {cost}"
             return (
-                f"{baseline} ends no better than it began, so that no cost of its quality can be compared; the best "
-                f"beside it at the end is {best}, {rest}."
+                f"{baseline} {why}, so that no cost of its quality can be compared; the best beside it at the end is "
+                f"{best}, {rest}."
             )
         if math.isinf(ratio.value):
             return f"No arm reaches the final quality of {baseline}; the nearest is {best} ({gain:+.2f})."
