@@ -68,6 +68,11 @@ def test_the_quality_is_the_mean_over_the_heldout_prompts(sweep):
             assert len(run.kl) == 3
 
 
+def test_a_price_of_nothing_is_refused(sweep, monkeypatch):
+    with pytest.raises(SystemExit, match=r"found 0 for a label and 0 for an hour\. Type --label-price 0.05 or"):
+        choosy(monkeypatch, "compare", str(sweep), "--label-price", "0")
+
+
 def test_a_baseline_that_is_no_arm_is_named(sweep, monkeypatch):
     with pytest.raises(SystemExit, match="baseline=random is none of the arms: certainty, random_pairs"):
         choosy(monkeypatch, "compare", str(sweep), "--baseline", "random")

@@ -1,4 +1,4 @@
-"""The report of a run at the widths of a phone, a tablet and a desk, in light and dark, by mouse and by keyboard."""
+"""The pages of a run and of a sweep from a phone's width to a desk's, in light and dark, by mouse and by keyboard."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 from test_human_page_in_a_browser import Page, page, pytestmark, until
 
+from choosy.reporting.compare import UnitPrices, compare, write_comparison
 from choosy.reporting.report import write_report
 from choosy.reporting.summary import read_run
 
@@ -61,6 +62,45 @@ def test_the_report_is_legible_at_any_width(play: Any, tmp_path: Path, page: Pag
             assert found["bar"] == pytest.approx(found["body"], abs=2)
             paper, ink = (sum(map(int, found[name][4:-1].split(","))) for name in ("paper", "ink"))
             assert (paper < ink) == (scheme == "dark")
+
+
+COMPARED = """
+const bright = (color) => color.match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0);
+const style = (selector) => getComputedStyle(document.querySelector(selector));
+const pictures = [...document.images];
+return {
+  window: document.documentElement.clientWidth, scroll: document.documentElement.scrollWidth,
+  drawn: pictures.map((picture) => picture.complete && picture.naturalWidth > 0 && picture.width > 100),
+  paper: bright(style("body").backgroundColor), ink: bright(style(".lead").color),
+  turned: style("img").filter !== "none", rows: document.querySelectorAll(".arms").length,
+}
+"""
+
+
+def test_the_comparison_is_legible_at_any_width(play: Any, tmp_path: Path, page: Page) -> None:
+    for selector in ("random_pairs", "certainty"):
+        for seed in (0, 1) if selector == "certainty" else (0, 1, 2):
+            words = [f"selector={selector}", "data.responses=3", f"seed={seed}", "rounds=1"]
+            run = play(*words, name=f"sweep/{selector}{seed}").run_dir
+            (run / ".hydra").mkdir(exist_ok=True)
+            more = ", callbacks.certainty.fraction=0.5, labels.budget=500" if selector == "certainty" else ""
+            (run / ".hydra" / "overrides.yaml").write_text(f"[selector={selector}, seed={seed}{more}]")
+    comparison = compare(tmp_path / "sweep", prices=UnitPrices(0.05, 2.0))
+    written = write_comparison(comparison, tmp_path / "sweep")
+    for scheme in ("light", "dark"):
+        for width in (400, 1100):
+            emulate(page, scheme, width)
+            page.open(f"file://{written}")
+            found = page.driver.execute_script(COMPARED)
+            if folder := os.environ.get("CHOOSY_PICTURES"):
+                page.driver.save_screenshot(f"{folder}/compare-{width}-{scheme}.png")
+            assert found["scroll"] <= found["window"], "the page itself is never moved sideways"
+            assert found["drawn"] == [True] * 5, "labels, seconds, tokens, money, KL"
+            assert found["rows"] == 5
+            assert (found["paper"] < found["ink"]) == found["turned"] == (scheme == "dark")
+            assert "labels.budget=500 (2 seeds)" in page.text(".key")
+    assert page.log("browser") == []
+    assert [*page.elsewhere("file:")] == []
 
 
 def test_prompts_are_searched_ordered_and_opened_by_keyboard(play: Any, tmp_path: Path, page: Page) -> None:

@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 from choosy.console import Terminal
-from choosy.reporting.compare import UnitPrices, compared, draw, panels, print_comparison, with_money
+from choosy.reporting.compare import (
+    UnitPrices,
+    draw,
+    drawn,
+    labels,
+    panels,
+    print_comparison,
+    with_money,
+    write_comparison,
+)
+from choosy.reporting.comparison import compared
 from choosy.reporting.courses import Arm, Course
 from choosy.reporting.summary import RunSummary
 from choosy.reporting.sweeps import kl_of, named, quality_of
@@ -57,6 +67,113 @@ def test_a_cheap_labeler_and_a_dear_machine_want_another_arm() -> None:
 
     assert best(1.0, 0.01) == "thrifty"
     assert best(0.0001, 10.0) == "fast"
+
+
+@pytest.mark.parametrize("price", [(0.0, 0.0), (-0.05, 2.0), (0.05, -1.0), (math.nan, 2.0), (math.inf, 0.0)])
+def test_prices_that_compare_nothing_are_refused(price) -> None:
+    with pytest.raises(ValueError, match=r"at least one of them above 0; found .* Type --label-price 0.05 or"):
+        UnitPrices(*price)
+    assert UnitPrices(0.0, 2.0).hour == 2.0
+
+
+@pytest.mark.parametrize(
+    ("names", "baseline"),
+    [
+        (["few_prompts callbacks.random_prompts.fraction=0.1", "random_pairs"], "random_pairs"),
+        (["predicted_gap callbacks.predicted_gap.cold=random", "random_pairs"], "random_pairs"),
+        (["[certainty,random_pairs]", "random", "random_pairs lr=1e-4"], "random_pairs lr=1e-4"),
+        (["certainty", "few_prompts", "random"], "random"),
+        (["certainty", "few_prompts"], "few_prompts"),
+        (["certainty", "predicted_gap callbacks.predicted_gap.cold=random"], "certainty"),
+    ],
+)
+def test_the_baseline_is_the_arm_whose_selector_chooses_by_chance(names, baseline) -> None:
+    assert compared({name: arm(0.01, seeds=1) for name in names}).baseline == baseline
+
+
+def ending(gains: list[float], *, unfinished: int | None = None) -> Arm:
+    """Runs that gain so much by their end; of the unfinished one the last evaluation is missing."""
+    runs = {s: arm(gain / 400, seeds=1)[0] for s, gain in enumerate(gains)}
+    if unfinished is not None:
+        spent = {cost: amounts[:3] for cost, amounts in runs[unfinished].spent.items()}
+        runs[unfinished] = Course(spent, runs[unfinished].quality[:3], kl=(0.0, 1.0, 2.0), finished=False)
+    return runs
+
+
+def test_a_few_draws_in_which_the_baseline_does_not_rise_hide_no_clear_winner() -> None:
+    """Two of its eight seeds fall, and the other arm ends far above it on each of them."""
+    baseline = ending([0.6, -0.2, 0.5, 0.4, -0.1, 0.7, 0.5, 0.3])
+    sentence = compared({"random_pairs": baseline, "spread": ending([1.5 + s / 10 for s in range(8)])}).sentence
+    assert sentence.startswith("spread pays here: it needs 18% of the labels of random_pairs")
+    assert "p = 0.008, 8 seeds" in sentence
+
+
+def test_where_the_baseline_may_not_rise_the_gain_is_said_and_no_more_seeds_are_promised() -> None:
+    baseline = ending([0.6, -0.5, 0.5, 0.4, -0.6, 0.3, -0.2, 0.1])
+    found = compared({"random_pairs": baseline, "spread": ending([1.5 + s / 10 for s in range(8)])})
+    assert found.sentence.startswith("No saving of labels is shown: spread ends 1.78 higher than random_pairs (95 % ")
+    assert "for its final quality (95 % interval " in found.sentence
+    assert "more seeds" not in found.sentence
+    flat = compared({"random_pairs": ending([-0.1] * 8), "spread": ending([1.5 + s / 10 for s in range(8)])}).sentence
+    assert flat.startswith("random_pairs ends no better than it began, so that no cost of its quality can be compared")
+    assert "the best beside it at the end is spread, +1.95 (95 % interval +1.79 to +2.10, " in flat
+    assert flat.endswith("p = 0.008, 8 seeds).")
+
+
+def test_a_baseline_that_rises_and_spends_nothing_of_the_cost_is_not_said_to_fall() -> None:
+    def free(runs: Arm) -> Arm:
+        return {s: replace(run, spent={**run.spent, "labels": (0.0,) * 4}) for s, run in runs.items()}
+
+    sentence = compared({"random_pairs": free(arm(0.01)), "spread": free(arm(0.02))}).sentence
+    assert sentence.startswith("random_pairs has spent no labels, so that no cost of its quality can be compared; ")
+
+
+def test_no_more_seeds_are_promised_where_there_are_enough_of_them() -> None:
+    """Eight seeds could have shown it for one of four arms, and one of the eight is the other way."""
+    found = compared({"random_pairs": ending([1.0] * 8), **{f"arm{n}": ending([1.3] * 7 + [0.99]) for n in range(4)}})
+    versus = found.beside[found.best]["labels"]
+    assert versus.more_seeds <= 0
+    assert not found.pays(versus)
+    assert "more seeds" not in found.sentence
+
+
+def test_a_row_rests_on_the_runs_that_are_compared() -> None:
+    """One run of the baseline was killed, and the other arm has a seed that it has not."""
+    whole, killed = ending([2.0, 2.2, 2.4, 9.0]), ending([1.0, 1.1, 1.2], unfinished=2)
+    found = compared({"random_pairs": killed, "spread": whole, "certainty": ending([1.0, 1.1])})
+    assert found.final("spread") == "1.80 ± 0.53", "2, 2.2 and half of 2.4"
+    assert found.beside["spread"]["labels"].gain.value == pytest.approx(1.8 - 0.9)
+    assert found.uneven == [
+        "certainty is compared on the seeds of both, as far as both came: there random_pairs ends at 1.05 ± 0.07."
+    ]
+    console = Terminal(width=120, record=True, file=io.StringIO())
+    print_comparison(found, console)
+    assert found.uneven[0] in console.export_text()
+    assert compared({"random_pairs": ending([1.0] * 3), "spread": killed}).uneven == [
+        "spread is compared on the seeds of both, as far as both came: there random_pairs ends at 0.83 ± 0.29."
+    ]
+
+
+def test_the_legend_says_how_many_seeds_where_arms_differ() -> None:
+    killed, whole = ending([1.0, 1.1, 1.2], unfinished=2), ending([2.0, 2.2, 2.4, 9.0])
+    late = {s + 100: run for s, run in whole.items()}
+    found = compared({"random_pairs": killed, "spread": whole, "certainty": ending([1.0]), "late": late})
+    legend = ["random_pairs (3 seeds, 1 not finished)", "spread (3 seeds)", "certainty (1 seed)"]
+    assert [*labels(found).values()] == legend
+    assert [run.quality[-1] for run in drawn(found)["spread"]] == pytest.approx([2.0, 2.2, 2.4])
+    even = compared({"random_pairs": arm(0.01), "spread": arm(0.02)})
+    assert labels(even) == {"random_pairs": "random_pairs", "spread": "spread"}
+
+
+def test_the_page_says_over_what_intervals_are(tmp_path) -> None:
+    def page(runs: Arm) -> str:
+        return write_comparison(compared({"random_pairs": runs, "spread": runs}), tmp_path).read_text()
+
+    assert "a bootstrap over seeds; there is none" in page(arm(0.01, seeds=2))
+    answers = {"p": (0.0, 1.0, 2.0, 4.0)}
+    assert "over seeds and held-out prompts; there is none" in page(
+        {s: replace(run, answers=answers) for s, run in arm(0.01, seeds=2).items()}
+    )
 
 
 def test_few_seeds_say_how_many_more_would_tell() -> None:

@@ -95,6 +95,14 @@ def test_nothing_is_compared_where_the_baseline_learns_nothing() -> None:
     assert math.isnan(versus(further, fallen, "labels").ratio.value)
 
 
+def test_a_draw_in_which_the_baseline_does_not_rise_counts_as_no_saving() -> None:
+    """One of four seeds learns, so that three draws in ten have none of it; an arm that starts lower never saves."""
+    baseline = {s: linear(0.01 if s == 0 else 0.0) for s in range(4)}
+    found = versus({s: linear(0.02) for s in range(4)}, baseline, "labels").ratio
+    assert (found.value, found.low, found.high) == pytest.approx((0.125, 0.125, 1.0))
+    assert math.isinf(versus({s: linear(0.02, wobble=-1.0) for s in range(4)}, baseline, "labels").ratio.high)
+
+
 def test_the_quality_at_equal_kl_is_that_where_the_arm_is_as_far_as_the_baseline_ends() -> None:
     arm = {0: Course({"labels": (0.0, 1.0, 2.0)}, (0.0, 2.0, 3.0), kl=(0.0, 4.0, 8.0))}
     baseline = {0: Course({"labels": (0.0, 1.0, 2.0)}, (0.0, 1.0, 1.5), kl=(0.0, 3.0, 6.0))}

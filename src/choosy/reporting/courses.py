@@ -1,7 +1,7 @@
 """Statistics that compare arms of a sweep: the cost at which one reaches another's final quality.
 
 An arm is one configuration, run with several seeds. Runs with the same seed are paired: they see the same prompts.
-Intervals are 95 %, by a bootstrap over seeds and held-out prompts.
+Intervals are 95 %, by a bootstrap over seeds and, where single answers are known, held-out prompts.
 
 Shapes: D draws of the bootstrap, of which the first is the data as they are; S seeds; E evaluations of a run; P
 held-out prompts; G amounts of a cost.
@@ -77,7 +77,9 @@ class Versus:
         seeds: Seeds that both have.
         paid: The arm's cost of the baseline's final quality; infinity if it never reaches it.
         ratio: The same over the baseline's cost of it; below 1 is a saving. It is nan where the baseline ends no better
-            than it began, so that its final quality costs nothing.
+            than it began, so that its final quality costs nothing. Where that is so in some draws only, an arm that has
+            this quality from the start counts in them as equal, 1, which is no saving; any other as infinity. So a
+            saving is shown only where at most one draw in forty is of that kind.
         gain: Mean difference of the final qualities.
         area: Mean difference of the mean quality over the axis of the cost, as far as both came.
         at_kl: Mean difference of the quality at the baseline's final KL divergence; an arm that ends nearer to the
@@ -112,14 +114,12 @@ def versus(arm: Arm, baseline: Arm, cost: str, *, comparisons: int = 1, seed: in
     Raises:
         ValueError: They have no seed in common.
     """
-    seeds = sorted(arm.keys() & baseline.keys())
-    if not seeds:
-        raise ValueError("The two arms have no seed in common; run both with the same seed=0,1,2.")
-    ours, theirs = zip(*(equally_far(arm[s], baseline[s]) for s in seeds), strict=True)
+    ours, theirs = in_common(arm, baseline)
+    seeds = len(ours)
     generator = np.random.default_rng(seed)
-    weight_DS = seed_weights(len(seeds), generator)
+    weight_DS = seed_weights(seeds, generator)
     quality = drawn_quality([*ours, *theirs], generator)
-    our_quality, their_quality = quality[: len(seeds)], quality[len(seeds) :]
+    our_quality, their_quality = quality[:seeds], quality[seeds:]
 
     def difference(our_weights: Sequence[np.ndarray], their_weights: Sequence[np.ndarray]) -> np.ndarray:
         """Mean difference, in each draw, of qualities that are summed over evaluations with these weights."""
@@ -135,22 +135,34 @@ def versus(arm: Arm, baseline: Arm, cost: str, *, comparisons: int = 1, seed: in
     target_D = np.einsum("ds,sd->d", weight_DS, [quality_DE[:, -1] for quality_DE in their_quality])
     paid_D = costs_to(ours, our_quality, weight_DS, cost, target_D)
     whole_D = costs_to(theirs, their_quality, weight_DS, cost, target_D)
-    ratio_D = np.divide(paid_D, whole_D, out=np.full_like(paid_D, math.nan), where=whole_D > 0)
+    ratio_D = np.divide(paid_D, whole_D, out=np.where(paid_D > 0, math.inf, 1.0), where=whole_D > 0)
     gains = np.array([a.quality[-1] - b.quality[-1] for a, b in zip(ours, theirs, strict=True)])
     at_kl = Interval(math.nan)
     if all(course.kl for course in (*ours, *theirs)):
         there = [kl_weights(a.kl, b.kl[-1]) for a, b in zip(ours, theirs, strict=True)]
-        at_kl = interval(difference(there, last), len(seeds))
+        at_kl = interval(difference(there, last), seeds)
     return Versus(
-        len(seeds),
-        interval(paid_D, len(seeds)),
-        interval(ratio_D, len(seeds)),
-        interval(difference(our_last, last), len(seeds)),
-        interval(difference(*areas), len(seeds)),
+        seeds,
+        interval(paid_D, seeds),
+        interval(ratio_D, seeds) if whole_D[0] > 0 else Interval(math.nan),
+        interval(difference(our_last, last), seeds),
+        interval(difference(*areas), seeds),
         at_kl,
         sign_flip(gains, generator),
-        seeds_needed(gains, comparisons) - len(seeds),
+        seeds_needed(gains, comparisons) - seeds,
     )
+
+
+def in_common(arm: Arm, baseline: Arm) -> tuple[list[Course], list[Course]]:
+    """The runs of two arms on the seeds that both have, each pair as far as both came.
+
+    Raises:
+        ValueError: They have no seed in common.
+    """
+    pairs = [equally_far(arm[seed], baseline[seed]) for seed in sorted(arm.keys() & baseline.keys())]
+    if not pairs:
+        raise ValueError("The two arms have no seed in common; run both with the same seed=0,1,2.")
+    return [ours for ours, _ in pairs], [theirs for _, theirs in pairs]
 
 
 def each_course(courses: Sequence[Course], cost: str) -> tuple[np.ndarray, np.ndarray]:
