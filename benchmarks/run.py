@@ -1,8 +1,8 @@
 """Runs the benchmarks and writes what they found into docs/benchmarks.md.
 
-`make bench` runs those of the table, the peer beside us in each run; `make bench ONLY=pool_ranks,kill` those that are
-named, and `ONLY=all` every script. A result that is there already and was not asked for stays in the table, with the
-machine it was measured on.
+`make bench` runs those of `OF_THE_TABLE`, the peer beside us in each run; `make bench ONLY=pool_ranks,kill` those that
+are named, and `ONLY=all` every script. Rows about labels are of `make evidence`. A result that is there already and was
+not asked for stays in the table, with the machine it was measured on.
 """
 
 from __future__ import annotations
@@ -61,21 +61,36 @@ def summary() -> dict[str, float]:
     return ratios | {name: share for name, (share, *_) in of_choosing().items()}
 
 
+def paid(task: str, cost: str) -> dict[str, tuple[float, float, float]]:
+    """What each arm of a task paid, as a share of what the baseline paid for its final quality; interval."""
+    arms = (found("evidence") or {}).get(task, {}).get("beside_random", {})
+    ratios = {arm: costs[cost]["ratio"] for arm, costs in arms.items() if arm not in CONTROLS}
+    return {
+        arm: (ends[0], ends[1], ends[2])
+        for arm, ratio in ratios.items()
+        if ratio[0] and (ends := [math.inf if end in (None, "never") else end for end in ratio])
+    }
+
+
 def of_choosing() -> dict[str, tuple[float, float, float]]:
     """What the best arm of each task paid, as a share of what the baseline paid for its final quality; interval."""
-    evidence = found("evidence") or {}
 
     def least(task: str, cost: str) -> tuple[float, float, float] | None:
-        arms = evidence.get(task, {}).get("beside_random", {})
-        paid = [costs[cost]["ratio"] for arm, costs in arms.items() if arm not in CONTROLS]
-        known = [[math.inf if end in (None, "never") else end for end in ratio] for ratio in paid if ratio[0]]
-        return min(((share, low, high) for share, low, high in known), default=None)
+        return min(paid(task, cost).values(), default=None)
 
     shares = {f"labels_ratio_{task}": least(task, "labels") for task in ("film", "chat", "pools")}
     speedups = {f"optune_{cost}_speedup": least("film_prompts", cost) for cost in ("tokens", "seconds")}
     return {name: share for name, share in shares.items() if share} | {
         name: (1 / share[0], 1 / share[2], 1 / share[1]) for name, share in speedups.items() if share
     }
+
+
+def arms_of(cost: str) -> str:
+    """The best selector of prompts, and what OPTune saves by itself."""
+    arms = paid("film_prompts", cost)
+    best = min(arms, key=lambda arm: arms[arm])
+    own = arms.get("optune", (math.inf,))[0]
+    return f"`{best}`; `optune` itself: {'never' if math.isinf(own) else f'{1 / own:.3g}'}"
 
 
 CONTROLS = ("random", "length_matched")
@@ -86,18 +101,30 @@ GOALS: dict[str, tuple[str, str, Callable[[float], bool] | None]] = {  # None: n
     "flop_share": ("share of the machine's bf16 matrix-product peak, the smaller", ">= 0.35", lambda x: x >= 0.35),
     "online_round": ("online round against TRL's OnlineDPOTrainer", ">= 6", lambda x: x >= 6),
     "online_round_flop_share": ("the round's share of the bf16 matrix-product peak", "", None),
-    "online_round_at_peak": ("the ratio of a round that needs its useful products alone, at that peak", "", None),
+    "online_round_at_peak": ("ratio if only the useful matrix products took time, at the peak rate", "", None),
     "online_round_optune03": ("the same with OPTune at 0.3, rounds after the first", ">= 8", lambda x: x >= 8),
     "online_round_optune03_flop_share": ("its share of the peak", "", None),
-    "online_round_optune03_at_peak": ("its ratio at the peak", "", None),
-    "selection_share": ("choosing's share of a round, the largest but entropy's", "<= 0.05", lambda x: x <= 0.05),
+    "online_round_optune03_at_peak": ("the same ratio for it", "", None),
+    "selection_share": (
+        "time for choosing as a share of a round; the largest of all selectors measured but entropy",
+        "<= 0.05",
+        lambda x: x <= 0.05,
+    ),
     "selection_share_entropy": ("the same for the entropy filter: 8 samples a prompt", "<= 0.05", lambda x: x <= 0.05),
-    "all_pairs": ("time of all pairs of four responses, over that of as many apart", "<= 0.4", lambda x: x <= 0.4),
+    "all_pairs": (
+        "time for all pairs of four responses divided by the time for as many separate pairs",
+        "<= 0.4",
+        lambda x: x <= 0.4,
+    ),
     "labels_ratio_film": ("labels of the best selector over random choice's, on film", "<= 0.4", lambda x: x <= 0.4),
     "labels_ratio_chat": ("the same on chat", "<= 0.6", lambda x: x <= 0.6),
     "labels_ratio_pools": ("the same on pools", "<= 0.6", lambda x: x <= 0.6),
-    "optune_tokens_speedup": ("tokens of full sampling over those of choosing prompts", ">= 1.56", lambda x: x >= 1.56),
-    "optune_seconds_speedup": ("the same for seconds", ">= 1.3", lambda x: x >= 1.3),
+    "optune_tokens_speedup": (
+        "tokens of sampling all prompts divided by those of the best selector of prompts ({arms})",
+        ">= 1.56",
+        lambda x: x >= 1.56,
+    ),
+    "optune_seconds_speedup": ("the same for seconds ({arms})", ">= 1.3", lambda x: x >= 1.3),
     "seconds_to_reward_vs_trl": ("OnlineDPOTrainer's seconds to reward 0.6 over ours", ">= 6", lambda x: x >= 6),
     "top_p": ("price of a token with top_p=0.9, as a share of one without", "<= 0.05", lambda x: x <= 0.05),
 }
@@ -115,6 +142,8 @@ def table(ratios: dict[str, float]) -> str:
                 value += f" ({low:.2g} to {'never' if math.isinf(high) else f'{high:.2g}'})"
                 if is_met == "yes" and low <= 1 <= high:
                     is_met = "not shown"
+            if name.startswith("optune_"):
+                what = what.format(arms=arms_of(cost=name.split("_")[1]))
             lines.append(f"| `{name}`: {what} | {goal} | {value} | {is_met} |")
     if len(lines) == 2:
         return "No ratio has been measured to the end yet; `make bench` takes a quiet hour."

@@ -29,7 +29,7 @@ from choosy.resume.slurm import end_with_slurm
 from choosy.start import check, is_finished, prepare, without_nulls
 from choosy.terminal import exit_with, program_version, say, show_any_letter
 
-USAGE = """choosy train selector=certainty   play a run, with -m several; its --help lists every option
+USAGE = """choosy train selector=certainty   play a run, with -m several; its --help lists the options
 choosy fit --config run.yaml      play what `choosy train ... --cfg job > run.yaml` composed
 choosy report RUN_DIR [OTHERS]    write and print the report of a run, finished or not, with the curves of others
 choosy index SWEEP_DIR            list the runs of a sweep, with means over seeds and the best: index.csv, index.html

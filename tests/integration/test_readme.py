@@ -156,7 +156,7 @@ def messages() -> Iterator[str]:
 def test_every_option_that_a_message_names_is_on_the_menu(menu):
     """Dotted names, and the choices of groups; a plus is before what only a class knows."""
     groups = {choice.split("=")[0] for choice in menu if "=" in choice}
-    option = re.compile(r"(?<![\w.@/{}\[+-])~?([a-z]\w*)((?:\.\w+)*)(?:@[\w.]+)?=([\w|]*)(?![\w.{/])")
+    option = re.compile(r"(?<![\w.@/{}\[+-])~?([a-z]\w*)((?:\.\w+)*)(?:@[\w.]+)?=([\w|]*)(?![\w{/]|\.\w)")
     named = {found for text in messages() for found in option.findall(text)}
     unknown = {first + below for first, below, _ in named if below and first != "hydra"} - menu
     unknown |= {

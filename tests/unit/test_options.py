@@ -77,7 +77,8 @@ TYPED = {  # what is typed: what the sentence says
     "+warmup_ratio=0.1": "warmup_ratio is called warmup_steps here: type warmup_steps=0.1.",
     "+num_train_epochs=3": "called rounds (of fresh responses) or epochs_per_round (over the pairs of a round) here",
     "lr=abc": "lr wants a number, found 'abc'.",
-    "logger=null": "logger=null names no choice of a group; type selector=none, weighting=uniform, ~logger or",
+    "logger=null": "logger=null names no choice of a group; type selector=none, weighting=uniform, labels.",
+    "experiment=bmc editor=null": "editor=null names no choice of a group; type",
     "overwrite=flase": "overwrite wants true or false, found 'flase'.",
     "lr=nan": "lr wants a finite number, found nan.",
     "seed=-1": "seed wants a number of 0 or more, found -1.",
@@ -279,6 +280,17 @@ def test_parts_are_taken_away_in_each_way():
         cfg = compose(words)
         check(cfg)
         assert None not in [*cfg.trainer.logger, *cfg.trainer.callbacks]
+
+
+def test_what_to_type_for_a_group_without_a_choice_composes():
+    with pytest.raises(ValueError, match="names no choice of a group") as refused:
+        compose(["experiment=bmc", "editor=null"])
+    words = re.split(", | or ", str(refused.value).partition("type ")[2].rstrip("."))
+    assert len(words) == 6
+    for word in words:
+        given = ["data.train=pairs.jsonl"] if word == "~editor" else GIVEN["experiment=bmc"]
+        check(cfg := compose(["experiment=bmc", *given, word]))
+        assert (cfg.labels.editor is None) == (word == "~editor")
 
 
 def test_every_mistake_has_its_line():

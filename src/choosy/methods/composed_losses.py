@@ -135,7 +135,8 @@ class ScoredLoss:
             raise ValueError(f"loss.divergence={self.divergence} is none of {', '.join(get_args(Divergence))}.")
         if self.divergence != "reverse_kl" and not self.reference:
             raise ValueError(
-                f"loss.divergence={self.divergence} is one from the reference; leave it out, or loss.reference=false."
+                f"loss.divergence={self.divergence} is one from the reference, which +loss.reference=false leaves "
+                "out; type loss.divergence=reverse_kl."
             )
         if self.divergence == "alpha" and abs(self.alpha - 1) < 1e-6:
             raise ValueError("loss.alpha=1 is the reverse KL divergence: type loss.divergence=reverse_kl.")

@@ -69,7 +69,8 @@ def not_composed(text: str, options: Options, words: Collection[str]) -> str:
     """Return a sentence on an error of Hydra, by its text and the words of the command line."""
     if text.startswith(NO_GROUP):
         nulls = " ".join(word for word in words if word.endswith("=null"))
-        return f"{nulls} names no choice of a group; type selector=none, weighting=uniform, ~logger or ~callbacks."
+        others = "selector=none, weighting=uniform, labels.evaluation=none, ~editor, ~logger or ~callbacks"
+        return f"{nulls} names no choice of a group; type {others}."
     if found := re.search(r"Could not find '([^'/]+)/+(.*)'", text):
         group, option = found.groups()
         choices = [line.strip() for line in text.split("Config search path")[0].splitlines() if line.startswith("\t")]
