@@ -65,7 +65,7 @@ A Llama of 1.2 million parameters, trained on other models' answers to 200 instr
 scores higher. The quality is the share of held-out pairs that it ranks as GPT-4 does; in each of them GPT-4's shares of
 wins differ by a factor of ten or more. In each of three rounds 32 pairs with unequal scores are labeled, of answers of
 at most 100 words, or all answers to 9 prompts; the policy is trained from the start's weights on all labels. Pairs with
-equal scores are labels too, so that the arms buy between 124 and 227 labels: the difference at the end is not one at
+equal scores are labels too, so that the arms buy between 124 and 227 labels: the final difference is not one at
 equal cost. The error of one run's quality is about 2.5 points.""",
     "harmless": """\
 SmolLM2-135M-Instruct with LoRA learns people's choices between two answers to a conversation; the quality is the share
@@ -75,7 +75,7 @@ OVERVIEW = """\
 | task | compared with | the best beside it | labels | 95 % interval | p | seeds, arms |
 |---|---|---|---|---|---|---|"""
 HEAD = """\
-| arm | lr, beta | seeds | labels | 95 % interval | difference at the end | p | area | at equal distance | seconds | tokens |
+| arm | lr, beta | seeds | labels | 95 % interval | final difference | p | area | at equal distance | seconds | tokens |
 |---|---|---|---|---|---|---|---|---|---|---|"""
 
 

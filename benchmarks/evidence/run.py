@@ -27,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import page
 import readme
 from common import RESULTS, ROOT, commit, save
-from sources import Source
 from store import Job, Store, digest
 from tasks import TASKS, Task, chosen
 

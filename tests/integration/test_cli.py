@@ -62,6 +62,7 @@ LEARNED = ["learned_reward.embedder=policy", "learned_reward.min_labels=4", "dat
         [*WEIGHTED, *MIXTURE],
         ["selector=[predicted_gain,thompson]", "callbacks.predicted_gap.explore=0.5", "reward_gap=predicted", *LEARNED],
         ["selector=d_optimal", *LEARNED],
+        ["selector=delta_ucb", "weighting=inverse_gap", *LEARNED],
         ["selector=spread_oversampled", "callbacks.spread.count=2", "pairing=sweet_spot", *LEARNED],
         ["selector=optune", "callbacks.optune.statistic=shrunk", "callbacks.optune.direction=smallest"],
     ],

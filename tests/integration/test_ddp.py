@@ -92,6 +92,7 @@ STOPS = ["sampler.max_new_tokens=12", "sampler.temperature=3"]  # some responses
 FULL = ["model=smollm2_full", "lr=1e-3"]
 
 LEARNED = ["learned_reward.embedder=policy", "learned_reward.min_labels=4", "data.responses=3"]
+OVERSAMPLED = [*LEARNED, "selector=predicted_gap_oversampled", "callbacks.predicted_gap.count=1"]
 SHRUNK = ["selector=optune", "callbacks.optune.statistic=shrunk", "callbacks.optune.direction=smallest"]
 PREDICTED_GAPS = ["labeler._target_=toy.Longer", "weighting=wdpo", "reward_gap=predicted", "rounds=3"]
 PREDICTED_GAPS += [*LEARNED, "selector=random_pairs"]
@@ -109,7 +110,13 @@ WAYS = {
     ),
     "fsdp, two, d-optimal": ("fsdp", 2, [*LEARNED, "selector=d_optimal"]),
     "ddp, two, verdicts weighted by predicted gaps": ("ddp", 2, PREDICTED_GAPS),
-    "ddp, three, predicted gain and spread": ("ddp", 3, [*LEARNED, "selector=[predicted_gain,spread]"]),
+    "ddp, two, thompson, inverse gap": ("ddp", 2, [*LEARNED, "selector=thompson", "weighting=inverse_gap"]),
+    "ddp, two, oversampled, with a bonus": ("ddp", 2, [*OVERSAMPLED, "callbacks.predicted_gap.bonus=1"]),
+    "ddp, three, predicted gain and spread": (
+        "ddp",
+        3,
+        [*LEARNED, "selector=[predicted_gain,spread]", "pairing=sweet_spot"],
+    ),
     "ddp, two, weighted rewards on a mixture": ("ddp", 2, [*WEIGHTED, *MIXTURE]),
     "ddp, two, uneven parts": ("ddp", 2, [*SHRUNK, *SPLIT]),
     "ddp, three, idle rank": ("ddp", 3, [*IDLE, "reference=previous_round"]),

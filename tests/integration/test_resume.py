@@ -71,6 +71,14 @@ SETTINGS = {
         *("+callbacks.predicted_gap.thompson=true", "+callbacks.predicted_gap.fraction=1.0"),
         *("learned_reward.embedder=policy", "learned_reward.min_labels=4", "data.responses=3"),
     ],
+    "d-optimal, oversampled by gain": [
+        *("~callbacks.random_prompts", "+callbacks.predicted_gain._target_=callbacks.predicted_gain.PredictedGain"),
+        *("+callbacks.predicted_gain.oversample=2", "+callbacks.predicted_gain.fraction=null"),
+        "+callbacks.predicted_gain.warmup_rounds=0",
+        *("+callbacks.d_optimal._target_=callbacks.d_optimal.DOptimal", "+callbacks.d_optimal.count=2"),
+        *("+callbacks.d_optimal.fraction=null", "batching.batch_size=1", "weighting=inverse_gap"),
+        *("learned_reward.embedder=policy", "learned_reward.min_labels=4", "data.responses=3"),
+    ],
     "predicted gain and spread": [
         *("~callbacks.random_prompts", "+callbacks.predicted_gain._target_=callbacks.predicted_gain.PredictedGain"),
         *("+callbacks.spread._target_=callbacks.spread.Spread", "+callbacks.spread.explore=0.5"),

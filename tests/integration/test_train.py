@@ -953,6 +953,29 @@ def test_oversampling_without_a_number_of_pairs_says_what_to_type(play):
         play("selector=random", lines[0])
 
 
+@pytest.mark.parametrize(
+    "selectors",
+    ["selector=[random,predicted_gap]", "selector=[optune,spread]", "selector=[predicted_gain,predicted_gap]"],
+)
+def test_oversampling_samples_no_other_prompt_in_any_round(play, selectors):
+    first, second = selectors.removeprefix("selector=[").removesuffix("]").split(",")
+    first = {"random": "random_prompts"}.get(first, first)
+    lines = [
+        f"callbacks.{first}.oversample=2",
+        f"callbacks.{first}.fraction=null",
+        f"callbacks.{first}.warmup_rounds=0",
+    ]
+    lines += [
+        f"callbacks.{second}.count=2",
+        f"callbacks.{second}.fraction=null",
+        *SOON,
+        "rounds=3",
+        "data.heldout=null",
+    ]
+    run = play(selectors, "data.responses=3", *lines)
+    assert [sum(row.sampled_in == n for row in run.round(n).itertuples()) for n in range(3)] == [4, 4, 4]
+
+
 def test_a_response_in_many_pairs_is_computed_once(load_policy):
     """All pairs of four responses give the values and the gradient that they give one by one, with fewer tokens."""
     policy = load_policy()

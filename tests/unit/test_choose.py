@@ -56,7 +56,9 @@ def test_optune_ranks_by_no_score_that_says_nothing() -> None:
     rewards = {"p": (1.0, 0.0), "q": (-1.0, 0.0), "r": (0.0, 0.0)}
     every = [given(name, "a", "bb") for name in rewards]
     scored = [
-        replace(c, responses=tuple(replace(r, reward=x) for r, x in zip(c.responses, rewards[c.prompt.id], strict=True)))
+        replace(
+            c, responses=tuple(replace(r, reward=x) for r, x in zip(c.responses, rewards[c.prompt.id], strict=True))
+        )
         for c in every
     ]
     at: Any = SimpleNamespace(pool=put(Pool(), scored, round=0), neutral=0.0)

@@ -38,7 +38,9 @@ def task(scripts: Any) -> Any:
     def nothing(*_: object) -> Any:
         raise AssertionError("nothing is made")
 
-    return scripts.Task(nothing, nothing, [], "random", {arm: [f"selector={arm}"] for arm in ("random", "gap")}, [[]], 3)
+    return scripts.Task(
+        nothing, nothing, [], "random", {arm: [f"selector={arm}"] for arm in ("random", "gap")}, [[]], 3
+    )
 
 
 def finished(scripts: Any, path: Path, made: str | None = None) -> dict[str, list[int]]:
