@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
-from choosy.reporting.compare import as_share
+from choosy.reporting.figures import as_share
 
 INTRO = """\
 Written by `make evidence` from the finished runs in `benchmarks/results/evidence/`; runs on data of your own, `make

@@ -30,7 +30,8 @@ from common import RESULTS, ROOT, commit, save
 from store import Job, Store, digest
 from tasks import TASKS, Task, chosen
 
-from choosy.reporting.compare import compared, draw
+from choosy.reporting.compare import draw
+from choosy.reporting.comparison import compared
 from choosy.reporting.courses import Course, Versus
 
 HERE = Path(__file__).parent
