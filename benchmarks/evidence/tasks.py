@@ -104,6 +104,7 @@ def pair_arms(pairs: int, responses: int) -> dict[str, list[str]]:
             OWN,
         ],
         "predicted_gap_8": ["selector=predicted_gap", *count("predicted_gap", pairs), OWN, "data.responses=8"],
+        "few_prompts_8": [*score_prompts(pairs // 4)["few_prompts"], "data.responses=8"],
         **score_prompts(2 * pairs // responses),
     }
 
