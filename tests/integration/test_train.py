@@ -976,6 +976,20 @@ def test_oversampling_samples_no_other_prompt_in_any_round(play, selectors):
     assert [sum(row.sampled_in == n for row in run.round(n).itertuples()) for n in range(3)] == [4, 4, 4]
 
 
+def test_arms_of_one_seed_begin_from_the_same_responses(play):
+    """Whatever chooses, to the last digit: only so is a comparison of selectors one of their choices."""
+    arms = ("selector=random_pairs", "selector=predicted_gap", "selector=certainty", "selector=few_prompts")
+    few = ["rounds=1", "data.responses=3", *SOON]
+    runs = [play(arm, *few, name=arm.partition("=")[2]) for arm in arms]
+    texts = [{row.prompt_id: list(row.responses) for row in run.round(0).itertuples()} for run in runs]
+    for found in texts[1:]:
+        assert found
+        assert found.items() <= texts[0].items()
+    starts = [run.summary["reward"]["initial"] for run in runs]
+    assert starts[0] is not None
+    assert len(set(starts)) == 1
+
+
 def test_a_response_in_many_pairs_is_computed_once(load_policy):
     """All pairs of four responses give the values and the gradient that they give one by one, with fewer tokens."""
     policy = load_policy()
