@@ -122,6 +122,7 @@ def chat_arms(pairs: int, responses: int) -> dict[str, list[str]]:
             f"data.responses={responses}",
             "batching.batch_size=24",
         ],
+        "few_prompts_8": [*arms["few_prompts_8"], "batching.batch_size=16"],  # about as many steps as `few_prompts`
     }
 
 

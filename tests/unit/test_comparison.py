@@ -232,8 +232,8 @@ def test_a_long_name_is_whole_in_a_pipe(monkeypatch, capsys) -> None:
 def test_kl_is_a_panel_where_all_runs_measured_it() -> None:
     arms = {"random_pairs": arm(0.01), "spread": arm(0.02)}
     comparison = compared(arms)
-    assert panels(comparison) == ["labels", "seconds", "tokens", "KL from the start"]
-    assert draw(comparison, ["KL from the start"]).startswith(b"\x89PNG")
+    assert panels(comparison) == ["labels", "seconds", "tokens", "distance from the start"]
+    assert draw(comparison, ["distance from the start"]).startswith(b"\x89PNG")
     without = {s: Course(run.spent, run.quality) for s, run in arms["spread"].items()}
     assert panels(compared({**arms, "spread": without})) == ["labels", "seconds", "tokens"]
 

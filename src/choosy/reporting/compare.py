@@ -188,7 +188,7 @@ def panels(comparison: Comparison) -> list[str]:
     """What quality is drawn against: each cost that any run had, and KL where every run measured it."""
     runs = [run for arm in drawn(comparison).values() for run in arm]
     had = [cost for cost in comparison.costs if any(run.spent[cost][-1] for run in runs)]
-    return [*had, *(["KL from the start"] if all(run.kl for run in runs) else [])]
+    return [*had, *(["distance from the start"] if all(run.kl for run in runs) else [])]
 
 
 def draw(comparison: Comparison, against: Sequence[str] | None = None) -> bytes:
