@@ -27,7 +27,8 @@ A Llama of 1.2 million parameters, trained from scratch on sentences of film rev
 review; a classifier of sentiment (tf-idf, logistic regression) gives the reward. Four responses to each of 512 prompts,
 64 pairs labeled in each of four rounds, or all responses to 32 prompts, trained from the start's weights on all labels;
 512 held-out prompts. `few_prompts` trains on all pairs of unequal scores, `best_against_worst` and `spread` on one a
-prompt. The runs were made on more than one machine, so that their shares of seconds are rough.""",
+prompt; `few_prompts_8` is `few_prompts` with eight responses to 16 prompts, for as many labels. The runs were made
+on more than one machine, so that their shares of seconds are rough.""",
     "film_two": """\
 The task film with two responses to each prompt instead of four.""",
     "film_eight": """\
@@ -54,12 +55,12 @@ of that round. Shares are of what `full` pays for its final reward.""",
     "chat": """\
 SmolLM2-135M-Instruct with LoRA answers 128 of the prompts that come with Choosy in up to 24 tokens; VADER's sentiment
 is the reward. Four responses a prompt, 32 pairs labeled in each of four rounds, or all responses to 16 prompts, trained
-from the start's weights on all labels; 64 held-out prompts. `random` samples only the prompts that it labels. Selectors
-of pairs buy 2 to 15 % more labels, since a pair of equal rewards is replaced by the next one. All arms have the same
-learning rate and beta.""",
+from the start's weights on all labels; 64 held-out prompts. `random` samples only the prompts that it labels.
+`predicted_gap` buys 2 to 6 % more labels, since a pair of equal rewards is replaced by the next one. `few_prompts_8`
+samples eight responses to 8 prompts, and makes steps of 16 pairs. All arms have the same learning rate and beta.""",
     "chat_small": """\
 The task chat with 64 prompts, three rounds, and 16 pairs labeled in each, or all responses to 8 prompts, trained four
-times instead of two.""",
+times instead of two. Selectors of pairs buy 2 to 15 % more labels.""",
     "pools": """\
 A Llama of 1.2 million parameters, trained on other models' answers to 200 instructions, learns which of them GPT-4
 scores higher. The quality is the share of held-out pairs that it ranks as GPT-4 does; in each of them GPT-4's shares of

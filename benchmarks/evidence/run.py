@@ -18,7 +18,7 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import page
 import readme
 from common import RESULTS, ROOT, commit, save
-from store import Job, Store, digest
+from sources import Source
+from store import Job, Start, Store, digest
 from tasks import TASKS, Task, chosen
 
 from choosy.reporting.compare import draw
@@ -73,7 +74,11 @@ def play(job: Job, task: str, made: Path, store: Store) -> None:
     run.join()
     if run.exitcode:
         raise SystemExit(f"a run failed; see {log}")
-    store.add(job, folder, commit(), reads.recv())
+    try:
+        busy = reads.recv()
+    except EOFError:
+        raise SystemExit(f"a run ended before its time; see {log}") from None
+    store.add(job, folder, commit(), busy)
     shutil.rmtree(folder)
 
 
@@ -105,8 +110,9 @@ def tuning(task: Task, arm: str) -> list[list[Job]]:
 
 def best(task: Task, arm: str, store: Store) -> Sequence[str]:
     """The settings of an arm with the highest mean final reward on the seeds for tuning."""
-    finals = [[store.courses(job)[0].quality[-1] for job in jobs] for jobs in tuning(task, arm)]
-    return max(zip(finals, task.grid, strict=True), key=lambda tried: sum(tried[0]))[1]
+    newest = [[next(iter(store.courses(job).values())) for job in jobs] for jobs in tuning(task, arm)]
+    finals = [sum(course.quality[-1] for course in courses) for courses in newest]
+    return task.grid[finals.index(max(finals))]
 
 
 def wanted(task: Task, settings: Settings, seeds: int) -> list[Job]:
@@ -135,11 +141,10 @@ def begun_alike(jobs: Sequence[Job], baseline: str, store: Store) -> dict[str, C
 
     Where the baseline was run from several starts, it is the one from which most arms were run.
     """
-    starts: dict[tuple[float, ...], dict[str, Course]] = {}
+    starts: dict[Start, dict[str, Course]] = {}
     for job in jobs:
-        for course in store.courses(job):
-            start = (course.quality[0], *(each[0] for each in course.answers.values()))
-            starts.setdefault(start, {}).setdefault(job.arm, course)
+        for start, course in store.courses(job).items():
+            starts.setdefault(start, {})[job.arm] = course
     return max((arms for arms in starts.values() if baseline in arms), key=len, default={})
 
 
@@ -152,8 +157,9 @@ def finished(task: Task, settings: Settings, seeds: int, store: Store) -> dict[s
         for arm, course in alike.items():
             arms.setdefault(arm, {})[seed] = course
         if unlike := [job.arm for job in jobs if job in store and job.arm not in alike]:
-            print(f"seed {seed}: left out, for {task.baseline} does not begin like them: {', '.join(unlike)}")
-    fewest = min(FEWEST, seeds)
+            why = "does not begin like them" if alike else "is not finished"
+            print(f"seed {seed}: left out, for {task.baseline} {why}: {', '.join(unlike)}")
+    fewest = min(FEWEST, len(arms.get(task.baseline, {})))
     if few := [arm for arm, runs in arms.items() if len(runs) < fewest]:
         print(f"left out, with less than {fewest} seeds: {', '.join(few)}")
     return {arm: runs for arm, runs in arms.items() if arm not in few}
@@ -163,7 +169,10 @@ def evidence(task: Task, settings: Settings, name: str, seeds: int, store: Store
     """Compare the arms with the baseline, as far as they were run, and draw them."""
     arms = finished(task, settings, seeds, store)
     if task.baseline not in arms or len(arms) < 2:
-        raise SystemExit(f"{name}: no run of {task.baseline} and of another arm is finished; leave out --as-it-stands")
+        raise SystemExit(
+            f"{name}: nothing is compared yet, for that takes finished runs of {task.baseline} and of another arm, "
+            "which begin alike; leave out --as-it-stands and --arms"
+        )
     found = compared(arms, task.baseline)
     image.write_bytes(draw(found))
     return {
@@ -206,9 +215,20 @@ def write(name: str, found: dict[str, Any]) -> None:
         readme_path.write_text(readme.refreshed(readme_path.read_text(), found))
 
 
+def with_data(only: str | None, typed: Path | None) -> Iterator[tuple[str, Task, Source]]:
+    """The tasks with their data; one whose data are not there is left out if it was not named."""
+    for name, task in chosen(only or ",".join(TASKS)):
+        try:
+            yield name, task, task.source(typed)
+        except SystemExit as error:
+            if only:
+                raise
+            print(f"{name} is left out: {error}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default=",".join(TASKS), help="tasks, with commas between them")
+    parser.add_argument("--only", help="tasks, with commas between them (default: all whose data are there)")
     parser.add_argument("--seeds", type=int, help="seeds of each arm (default: as many as each task says)")
     parser.add_argument("--arms", help="arms, with commas between them (default: all)")
     parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1)
@@ -216,7 +236,7 @@ def main() -> None:
     parser.add_argument("--as-it-stands", action="store_true", help="play nothing, compare the runs that are finished")
     typed = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # of the runs
-    for name, task, data in [(name, task, task.source(typed.data)) for name, task in chosen(typed.only)]:
+    for name, task, data in list(with_data(typed.only, typed.data)):  # before hours are spent
         called = f"{name}{data.tag}"
         kept = RESULTS / "evidence" / f"{called}.jsonl"
         image = (ROOT / "docs" / "images" if data.published else RESULTS / "evidence") / f"evidence_{called}.png"

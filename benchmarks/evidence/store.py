@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -17,6 +17,7 @@ from choosy.reporting.summary import read_run
 from choosy.reporting.sweeps import course
 
 PLACES = 4  # decimals that are kept
+Start = tuple[object, ...]  # the digest of the task's files, and the qualities of the held-out answers at the start
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class Store:
 
     def __post_init__(self) -> None:
         if self.path.exists():
-            for row in whole_rows(self.path):
-                if self.made in (None, row["made"]):
+            for row in map(json.loads, whole_lines(self.path).splitlines()):
+                if self.made in (None, row.get("made")):
                     self.rows.setdefault(Job(row["arm"], row["lines"], row["seed"]).key, []).append(row)
 
     def __contains__(self, job: Job) -> bool:
@@ -90,12 +91,19 @@ class Store:
         with self._lock:
             self.rows.setdefault(job.key, []).append(row)
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists():
+                os.truncate(self.path, len(whole_lines(self.path)))
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
-    def courses(self, job: Job) -> list[Course]:
-        """What finished runs have spent and reached, the newest first; there are several if they began differently."""
-        return [course_of(row) for row in reversed(self.rows.get(job.key, []))]
+    def courses(self, job: Job) -> dict[Start, Course]:
+        """What finished runs have spent and reached, by what they began from, the newest first."""
+        courses = {}
+        for row in reversed(self.rows.get(job.key, [])):
+            found = course_of(row)
+            start = (row.get("made"), found.quality[0], *(each[0] for each in found.answers.values()))
+            courses.setdefault(start, found)
+        return courses
 
 
 def course_of(row: dict[str, Any]) -> Course:
@@ -105,13 +113,10 @@ def course_of(row: dict[str, Any]) -> Course:
     return Course(spent, tuple(row["quality"]), tuple(row["kl"]), answers, row["measure"])
 
 
-def whole_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file, whose last line may have been cut by a kill: it is taken off."""
+def whole_lines(path: Path) -> bytes:
+    """A file without what is behind its last line, which a kill may have cut."""
     raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if whole != raw:
-        os.truncate(path, len(whole))
-    return map(json.loads, whole.splitlines())
+    return raw[: raw.rfind(b"\n") + 1]
 
 
 def digest(made: Path) -> str:

@@ -103,7 +103,7 @@ class SafeSweeper(Sweeper):
             raise ValueError(f"hydra.sweeper.allowed_loss={allowed_loss:g}: with no loss allowed nothing can be tried.")
         if not 0.5 <= confidence < 1:
             raise ValueError(f"hydra.sweeper.confidence={confidence:g} is not in the range from 0.5 to below 1.")
-        if min(label_price, hour_price) < 0 or label_price == hour_price == 0:
+        if not all(0 <= price < math.inf for price in (label_price, hour_price)) or label_price == hour_price == 0:
             raise ValueError("Type what a run costs: hydra.sweeper.label_price=... or hydra.sweeper.hour_price=...")
         self.params, self.allowed_loss, self.confidence = params or {}, allowed_loss, confidence
         self.n_trials, self.budget, self.prices = n_trials, budget, (label_price, hour_price)

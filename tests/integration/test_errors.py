@@ -331,6 +331,12 @@ def test_optune_with_a_labeler_that_only_compares(selector, refused):
     refused(f"selector={selector}", "weighting=uniform", message=message)
 
 
+def test_optune_by_all_rewards_with_a_labeler_that_may_say_nothing(refused):
+    judge = ["labeler=thumbs_judge", "labeler.model=toy", "labeler.base_url=http://localhost:9/v1"]
+    message = r"statistic=shrunk counts every reward.*Type callbacks\.optune\.statistic=mean"
+    refused(*judge, "selector=optune", "callbacks.optune.statistic=shrunk", message=message)
+
+
 @pytest.mark.usefixtures("only_compares")
 def test_many_responses_without_a_pair_selector_for_a_labeler_that_only_compares(refused):
     message = "longer only compares, and 3 responses.*selector=certainty, or data.responses=2"

@@ -147,6 +147,7 @@ def test_a_search_stops_where_nothing_promises_enough(lines, tmp_path):
         (["hydra.sweeper.allowed_loss=0"], "hydra.sweeper.allowed_loss=0: with no loss allowed nothing can be tried."),
         (["hydra.sweeper.confidence=1"], "hydra.sweeper.confidence=1 is not in the range"),
         (["hydra.sweeper.label_price=0"], "Type what a run costs"),
+        (["hydra.sweeper.label_price=inf"], "Type what a run costs"),
         (["hydra.sweeper.params=null"], "Nothing is searched"),
         (["hydra.sweeper.earlier=[compare.csv]"], "there is no file compare.csv. Type choosy compare DIR"),
         (["hydra.sweeper.earlier=[other.csv]"], "other.csv has no column typed, seed"),

@@ -157,13 +157,21 @@ def test_interrupted_in_whatever_way_it_ends_as_if_never_interrupted(play, monke
             pd.testing.assert_frame_equal(resumed.round(number), whole.round(number))
 
 
+CERTAINTY = ["selector=optune_certainty"]
+GAIN = ["selector=predicted_gain", "learned_reward.embedder=policy", "learned_reward.min_labels=4"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("point", "count"), [("sampling ahead", 11), ("training", 4)])
+@pytest.mark.parametrize(
+    ("point", "count", "selector"),
+    [("sampling ahead", 11, CERTAINTY), ("training", 4, CERTAINTY), ("training", 4, GAIN)],
+    ids=["sampling ahead", "training", "training, with a learned reward"],
+)
 def test_killed_while_it_samples_ahead_it_ends_as_if_never_killed(
-    point, count, tmp_path, tiny_policy_dir, prompts_file
+    point, count, selector, tmp_path, tiny_policy_dir, prompts_file
 ):
     lines = typed(tmp_path, tiny_policy_dir, prompts_file)
-    lines += ["rounds=3", "sampler.ahead=1", "sampler.batch_size=2", "lr=1e-2", "selector=optune_certainty"]
+    lines += ["rounds=3", "sampler.ahead=1", "sampler.batch_size=2", "lr=1e-2", *selector]
     lines += ["data.responses=3", "callbacks.checkpoint.every_n_steps=1", "labeler.fingerprint=toy"]
     whole, run = tmp_path / "whole", tmp_path / "run"
     done = command(HERE / "killed.py", "nowhere", 0, *lines, f"run_dir={whole}", folder=tmp_path)

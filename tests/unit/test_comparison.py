@@ -120,6 +120,15 @@ def test_where_the_baseline_may_not_rise_the_gain_is_said_and_no_more_seeds_are_
     assert flat.endswith("p = 0.008, 8 seeds).")
 
 
+def test_an_arm_whose_cost_is_not_known_hides_no_arm_whose_cost_is() -> None:
+    """The baseline rises on average, and not on the seeds of one of the arms."""
+    baseline = ending([-0.1] * 8 + [3.0] * 12)
+    few, whole = ending([1.5] * 8), ending([-0.05] * 8 + [3.1] * 12)
+    found = compared({"random_pairs": baseline, "few": few, "whole": whole})
+    assert found.best == "whole"
+    assert "no cost of its quality can be compared" not in found.sentence
+
+
 def test_a_baseline_that_rises_and_spends_nothing_of_the_cost_is_not_said_to_fall() -> None:
     def free(runs: Arm) -> Arm:
         return {s: replace(run, spent={**run.spent, "labels": (0.0,) * 4}) for s, run in runs.items()}

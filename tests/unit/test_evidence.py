@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from choosy.reporting.courses import Course
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = ("chat", "common", "film", "harmless", "page", "pools", "readme", "run", "sources", "store", "tasks")
 
@@ -56,6 +58,9 @@ def test_runs_that_begin_from_other_answers_are_not_compared(scripts, tmp_path, 
     path.write_text("".join(begun))
     assert finished(scripts, path) == {"random": [0, 1, 2]}, "the arm has two seeds"
     assert "seed 2: left out, for random does not begin like them: gap" in capsys.readouterr().out
+    path.write_text("".join(begun[:2] + begun[3:5] + [row("gap", 2, 0.2, 1.0)]))
+    assert finished(scripts, path) == {"random": [0, 1], "gap": [0, 1]}, "an interrupted seed hides no others"
+    assert "seed 2: left out, for random is not finished: gap" in capsys.readouterr().out
     path.write_text("".join([*begun, row("gap", 2, 0.2, 1.5)]))
     assert finished(scripts, path) == {"random": [0, 1, 2], "gap": [0, 1, 2]}
 
@@ -76,12 +81,22 @@ def test_another_policy_is_another_task(scripts, tmp_path):
     assert scripts.digest(Path()) == "", "a task that makes nothing"
 
 
-def test_a_line_that_a_kill_has_cut_is_taken_off(scripts, tmp_path):
+def test_a_line_that_a_kill_has_cut_is_taken_off(scripts, tmp_path, monkeypatch):
     path = tmp_path / "film.jsonl"
     whole = row("random", 0, 0.1, 1.0)
-    path.write_text(whole + row("random", 1, 0.1, 1.0)[:30])
-    assert scripts.Store(path).seeds == {0}
-    assert path.read_text() == whole
+    cut = whole + row("random", 1, 0.1, 1.0)[:30]
+    path.write_text(cut)
+    store = scripts.Store(path, "here")
+    assert store.seeds == {0}
+    assert path.read_text() == cut, "to read it changes nothing: another process may be writing"
+
+    found = Course({"labels": (0.0,), "tokens": (0.0,), "seconds": (0.0,)}, (0.1,), (0.0,), {"p": (0.1,)})
+    monkeypatch.setattr("store.read_run", lambda folder: None)
+    monkeypatch.setattr("store.course", lambda run: found)
+    (job,) = scripts.jobs_of(task(scripts), "random", [2], [])
+    store.add(job, tmp_path, "commit", 1.0)
+    assert path.read_text().startswith(whole + '{"arm": "random", "seed": 2')
+    assert scripts.Store(path).seeds == {0, 2}
 
 
 def test_published_runs_of_one_seed_begin_alike(scripts, capsys):

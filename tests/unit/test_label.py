@@ -217,6 +217,17 @@ def test_a_cut_response_is_less_worth_in_training_but_not_in_the_ledger(tmp_path
     assert sorted(row["score"] for row in buyer.ledger.rows("labels")) == [97.0, 98.0]
 
 
+def test_a_score_that_says_nothing_says_no_more_where_the_response_was_cut(tmp_path: Path) -> None:
+    class Silent(Score):
+        terms = Terms(fingerprint="silent", neutral=98.0)
+
+    buyer = LabelBuyer(Silent(), ledger=str(tmp_path / "ledger.sqlite"), missing_eos_penalty=1.5)
+    buyer.open("run")
+    (c,) = candidates("ab")
+    (trained,) = buyer.score([replace(c, responses=tuple(replace(r, finished=False) for r in c.responses))])
+    assert [r.reward for r in trained.responses] == [95.5, 98.0]
+
+
 def test_a_penalty_needs_rewards(tmp_path: Path) -> None:
     for labeler, penalty in ((FirstLetter(), 1.0), (Score(), -1.0)):
         with pytest.raises(

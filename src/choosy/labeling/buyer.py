@@ -268,8 +268,8 @@ class LabelBuyer:
             )
         groups = [[(f"response {i}", c.prompt, (one,)) for i, one in enumerate(c.responses)] for c in candidates]
         served = zip(candidates, self._serve(groups, purpose), strict=True)
-        penalty = (self.missing_eos_penalty or 0.0) if purpose == "train" else 0.0
-        return [c if labels is None else rewarded(c, labels, penalty, self.labeler) for c, labels in served]
+        cut = (self.missing_eos_penalty or 0.0) if purpose == "train" else 0.0, self.terms.neutral
+        return [c if labels is None else rewarded(c, labels, self.labeler, *cut) for c, labels in served]
 
     def compare(self, questions: Sequence[ResponsePair], *, purpose: Purpose = "train") -> list[Verdict | None]:
         """Buy a verdict on each pair, in the order given (most useful first).

@@ -10,13 +10,19 @@ from choosy.labeling.protocols import Labeler, SumsParts
 from choosy.types import MIRRORED, Candidates, Response, Verdict
 
 
-def rewarded(candidates: Candidates, labels: Sequence[Label], penalty: float, labeler: Labeler) -> Candidates:
-    """The candidates with their scores, less the penalty where a response was cut, and with the parts of the scores."""
+def rewarded(
+    candidates: Candidates, labels: Sequence[Label], labeler: Labeler, penalty: float, neutral: float | None
+) -> Candidates:
+    """The candidates with their scores, less the penalty where a response was cut, and with the parts of the scores.
+
+    A `neutral` score, which says nothing, stays what it is.
+    """
     scored = []
     for response, label in zip(candidates.responses, labels, strict=True):
         assert label.score is not None
         parts = tuple(labeler.parts_in(label.raw).items()) if isinstance(labeler, SumsParts) else ()
-        scored.append(replace(response, reward=label.score - (0.0 if response.finished else penalty), parts=parts))
+        whole = response.finished or label.score == neutral
+        scored.append(replace(response, reward=label.score - (0.0 if whole else penalty), parts=parts))
     return replace(candidates, responses=tuple(scored))
 
 

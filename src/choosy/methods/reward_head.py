@@ -9,7 +9,6 @@ Axes: N responses, M pairs, D embedding width.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -126,7 +125,7 @@ def fit_verdicts(chosen_MD: Tensor, rejected_MD: Tensor, strengths: Sequence[flo
 
     The posterior is Laplace's approximation; the strength of the prior is the one under which each verdict is most
     probable given the others (approximate leave-one-out: one Newton step from the fit). Of more than 500 verdicts,
-    evenly spaced ones choose it.
+    500 drawn by lot choose it.
 
     Args:
         chosen_MD: Embeddings of the preferred responses of M pairs.
@@ -172,7 +171,9 @@ def _fitted(chosen_MD: Tensor, rejected_MD: Tensor, strengths: Sequence[float]) 
     _refuse_broken(chosen_MD, rejected_MD)
     centre_D, scale = _standard(torch.cat([chosen_MD, rejected_MD]))
     gap_MD = (chosen_MD.double() - rejected_MD.double()) / scale
-    some_MD = gap_MD[:: max(1, math.ceil(len(gap_MD) / TUNED_ON))]
+    some_MD = gap_MD
+    if len(gap_MD) > TUNED_ON:
+        some_MD = gap_MD[torch.randperm(len(gap_MD), generator=torch.Generator().manual_seed(0))[:TUNED_ON]]
     strongest, *weaker = sorted(strengths, reverse=True)
     best, best_strength = _laplace(some_MD, strongest, torch.zeros_like(centre_D)), strongest
     for strength in weaker:

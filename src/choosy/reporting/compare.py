@@ -185,7 +185,7 @@ def colors(comparison: Comparison) -> dict[str, str]:
 
 
 def panels(comparison: Comparison) -> list[str]:
-    """What quality is drawn against: each cost that any run had, and KL where every run measured it."""
+    """What quality is drawn against: each cost that any run had, and the distance where every run knows it."""
     runs = [run for arm in drawn(comparison).values() for run in arm]
     had = [cost for cost in comparison.costs if any(run.spent[cost][-1] for run in runs)]
     return [*had, *(["distance from the start"] if all(run.kl for run in runs) else [])]
@@ -229,7 +229,7 @@ def draw(comparison: Comparison, against: Sequence[str] | None = None) -> bytes:
 def _draw_arm(axes: Any, courses: Sequence[Course], x: str, name: str, color: str, style: str) -> None:
     if x in courses[0].spent:
         amounts, each = each_course(courses, x)
-    else:  # KL follows from training: both are means over the runs at each evaluation that all of them have
+    else:  # the distance follows from training: both are means over the runs at each evaluation that all of them have
         n = min(len(one.quality) for one in courses)
         amounts = np.mean([one.kl[:n] for one in courses], axis=0)
         each = np.array([one.quality[:n] for one in courses])

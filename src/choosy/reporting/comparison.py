@@ -41,12 +41,12 @@ class Comparison:
         return next(iter(self.arms[self.baseline].values())).measure.replace("_", " ")
 
     def final(self, name: str) -> str:
-        """The mean final quality, with its standard deviation, of the runs of an arm that the baseline is beside."""
+        """The mean final quality, with its standard deviation, of an arm on the seeds that the baseline has too."""
         return final_of(in_common(self.arms[name], self.arms[self.baseline])[0])
 
     @property
     def uneven(self) -> list[str]:
-        """What the baseline ends at beside each arm that is not compared with all of its runs as far as they came."""
+        """For each arm that has other seeds than the baseline, or runs cut short: where the baseline ends beside it."""
         its_own = self.arms[self.baseline]
         beside = {name: in_common(self.arms[name], its_own)[1] for name in self.beside}
         whole = in_common(its_own, its_own)[1]
@@ -81,7 +81,8 @@ class Comparison:
     def best(self) -> str:
         """The cheapest of the arms that are shown to pay; if none is, of those that end higher; else of all."""
         _, *others = self.rows(self.headline_cost)
-        shown = (name for is_so in (self.pays, self.ends_higher) for name, found in others if is_so(found))
+        known = [one for one in others if not math.isnan(one[1].ratio.value)] or others
+        shown = (name for is_so in (self.pays, self.ends_higher) for name, found in known if is_so(found))
         return next(shown, others[0][0])
 
     def pays(self, found: Versus) -> bool:

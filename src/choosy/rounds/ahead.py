@@ -105,6 +105,8 @@ class SampleAhead:
             chosen = [(one.prompt.id, one.utility) for one in choose_prompts(at, prompts, selector)]
             counts = sum(at.ranks.gather([at.counts]), Counter[str]())
             self._plan = Plan(at.number, chosen, copied_weights(at.policy), counts)
+        elif getattr(selector, "learns", False):
+            at.learned.head(at)  # as the choice did before the run was interrupted: what it knew is reported
         if self._sampling is None:
             self._sampling = self._begun(at, prompts, responses)
 

@@ -78,5 +78,5 @@ def refuse_several(responses: int, editor: LabelBuyer | None) -> None:
     if editor is not None and responses > 2:
         raise ValueError(
             f"{editor.labeler.name} edits one pair of a prompt, and {responses} responses to each may make several; "
-            "type pairing=best_worst, per_prompt=1 of the selector, or ~editor."
+            "type pairing=best_worst, per_prompt=1 of the selector, or ~editor instead of what is typed for the editor."
         )

@@ -50,11 +50,14 @@ def check_needs(
             f"compares. Choose weighting=uniform, or reward_gap=predicted, or {scorers}."
         )
     if labels.editor is not None and form_of(loss.needs) == "list":
-        raise ValueError(f"{name} ranks all responses to a prompt, and an editor edits a pair; type ~editor.")
+        raise ValueError(
+            f"{name} ranks all responses to a prompt, and an editor edits a pair; type ~editor instead of "
+            "what is typed for the editor."
+        )
     if labels.editor is not None and run.training.pairing_for(loss) == "all" and max(responses) > 2:
         raise ValueError(
             "An editor replaces the chosen response of a pair, which is in several pairs with pairing=all; type "
-            "pairing=best_worst, or ~editor."
+            "pairing=best_worst, or ~editor instead of what is typed for the editor."
         )
     if "reward" in loss.needs and not (gaps if form_of(loss.needs) == "pair" else labels.scores):
         raise ValueError(
