@@ -34,7 +34,7 @@ def sentence(task: Mapping[str, Any]) -> str:
     found = task["beside_random"][best]["labels"]
     ratio, low, high = map(share, found["ratio"])
     rests = f"95 % interval {low} to {high}, p = {found['p']:.2g}, {found['seeds']} seeds"
-    kept = ("selector", "pairing", "learned_reward.embedder")
+    kept = ("selector", "data.responses", "pairing", "learned_reward.embedder")
     typed = " ".join(word for word in task["typed"][best] if word.partition("=")[0] in kept)
     return (
         f"A Llama of 1.2 million parameters continues short film reviews, and a classifier of sentiment labels them:\n"

@@ -332,9 +332,9 @@ def test_optune_with_a_labeler_that_only_compares(selector, refused):
 
 
 def test_optune_by_all_rewards_with_a_labeler_that_may_say_nothing(refused):
-    judge = ["labeler=thumbs_judge", "labeler.model=toy", "labeler.base_url=http://localhost:9/v1"]
     message = r"statistic=shrunk counts every reward.*Type callbacks\.optune\.statistic=mean"
-    refused(*judge, "selector=optune", "callbacks.optune.statistic=shrunk", message=message)
+    lines = ["labeler=thumbs_human", "labeler.port=0", "labels.evaluation=none", "data.heldout=null"]
+    refused(*lines, "selector=optune", "callbacks.optune.statistic=shrunk", message=message)
 
 
 @pytest.mark.usefixtures("only_compares")
