@@ -37,16 +37,9 @@ class OPTune(PromptChooser):
                 f"compares. Type selector=certainty, selector=entropy or selector=random, or another labeler: "
                 f"{labelers_able_to('score')}."
             )
-        if self.statistic == "shrunk" and labels.terms.neutral is not None:
-            raise ValueError(
-                f"statistic=shrunk counts every reward that a prompt ever had, and labeler {labels.labeler.name} gives "
-                f"{labels.terms.neutral} where it says nothing. Type callbacks.optune.statistic=mean."
-            )
 
     def prompt_utilities(self, prompts: Sequence[Prompt], at: Round) -> list[float]:
-        reward_PN, scored_PN, sampled_P = map(torch.from_numpy, at.pool.rewards([p.id for p in prompts]))
-        if at.neutral is not None:  # a score that says nothing
-            scored_PN = scored_PN & (reward_PN != at.neutral)
+        reward_PN, scored_PN, sampled_P = map(torch.from_numpy, at.pool.rewards([p.id for p in prompts], at.neutral))
         if self.statistic == "shrunk":
             count_P, mean_P, m2_P = map(torch.from_numpy, at.pool.reward_moments([p.id for p in prompts]))
             score_P, scored_P = shrunk_means(count_P, mean_P, m2_P), count_P > 0

@@ -99,8 +99,14 @@ class Pool:
         found = pc.index_in(pa.array(prompt_ids, pa.string()), value_set=newest_first)
         return pc.subtract(pa.scalar(len(self) - 1, pa.int64()), found)
 
-    def rewards(self, prompt_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def rewards(
+        self, prompt_ids: Sequence[str], neutral: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Stored rewards of each prompt's newest responses.
+
+        Args:
+            prompt_ids: The prompts.
+            neutral: A score that says nothing, and counts as none.
 
         Returns:
             (P, N) rewards; (P, N) whether there is one; (P,) whether the prompt was ever sampled.
@@ -113,6 +119,7 @@ class Pool:
         given = pc.list_flatten(rewards)
         reward_PN[scored_PN] = given.to_numpy(zero_copy_only=False)
         scored_PN[scored_PN] = given.is_valid().to_numpy(zero_copy_only=False)
+        scored_PN &= reward_PN != neutral
         return reward_PN, scored_PN, row_P.is_valid().to_numpy(zero_copy_only=False)
 
     def response_tokens(self, prompt_ids: Sequence[str]) -> np.ndarray:

@@ -9,6 +9,7 @@ from math import comb
 from numbers import Real
 from typing import Any
 
+from choosy.labeling.buyer import LabelBuyer
 from choosy.methods import selection
 from choosy.methods.selection import ChosenPair, PairChoice
 from choosy.options.parts import typed_for
@@ -41,6 +42,15 @@ def refuse_warmup(selector: PromptSelector | None) -> None:
         raise ValueError(
             f"{typed_for(selector)} has prompts sampled again, after a round that takes them all, and where responses "
             "are given that round leaves none. Type selector=few_prompts, or a selector of pairs."
+        )
+
+
+def refuse_silent(selector: PromptSelector | None, labels: LabelBuyer) -> None:
+    """Refuse a selector that ranks by all rewards of a prompt, where some of them say nothing."""
+    if getattr(selector, "statistic", "") == "shrunk" and labels.terms.neutral is not None:
+        raise ValueError(
+            f"statistic=shrunk counts every reward that a prompt ever had, and labeler {labels.labeler.name} gives "
+            f"{labels.terms.neutral} where it says nothing. Type callbacks.optune.statistic=mean."
         )
 
 

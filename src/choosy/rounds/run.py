@@ -26,7 +26,7 @@ from choosy.resume.partial_rounds import files_of, forget
 from choosy.resume.run_folder import ledger_copy, open_folder, refuse_edited
 from choosy.resume.run_lock import release
 from choosy.rounds.ahead import SampleAhead
-from choosy.rounds.choose import refuse_second, refuse_warmup, refuse_without
+from choosy.rounds.choose import refuse_second, refuse_silent, refuse_warmup, refuse_without
 from choosy.rounds.context import PairSelector, Parts, PromptSelector, Round, Sample
 from choosy.rounds.edit import refuse_several
 from choosy.rounds.empty import refuse_empty, why_empty
@@ -124,6 +124,7 @@ class Run:
         refuse_without("prompt_utilities", prompts)
         refuse_without("pair_utilities", pairs)
         self.learned_reward.refuse_absent(prompts, pairs)
+        refuse_silent(prompts, self.labels)
         refuse_second("prompts", self.prompt_selector, prompts)
         refuse_second("pairs", self.pair_selector, pairs)
         self.prompt_selector = prompts or self.prompt_selector
