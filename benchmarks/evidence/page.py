@@ -13,14 +13,14 @@ INTRO = """\
 Written by `make evidence` from the finished runs in `benchmarks/results/evidence/`; runs on data of your own, `make
 evidence ONLY=film DATA=FILE`, are kept beside them. Unless it says otherwise below, every arm is set to buy the same
 number of labels, and has the learning rate and the beta that were best for it on other seeds. With the same seed, every
-arm sees the same prompts and begins from the same answers to the held-out prompts, to the last digit: runs that do not
-are left out. *Labels* is the share of random choice's labels at which the arm has random choice's final reward,
-*seconds* and *tokens* the same for these costs (seconds of the processor, on one thread, for choosing, sampling,
-scoring and training); *area* is the difference of the mean reward over all labels, *at equal distance* the difference
-of the rewards at random choice's final distance from the start: the mean log ratio of sampled answers, which is not
-quite the KL divergence, for the tasks sample at temperature 0.7 or 0.8. Intervals are 95 %, by a bootstrap over seeds
-and held-out prompts; p is a sign-flip test of the final rewards. *Never* is a cost at which that reward was not
-reached."""
+arm sees the same prompts and begins from the same policy; where answers are sampled, those to the held-out prompts are
+the same at the start, to the last digit. Runs that begin otherwise are left out. *Labels* is the share of random
+choice's labels at which the arm has random choice's final reward, *seconds* and *tokens* the same for these costs
+(seconds of the processor, on one thread, for choosing, sampling, scoring and training); *area* is the difference of the
+mean reward over all labels, *at equal distance* the difference of the rewards at random choice's final distance from
+the start: the mean log ratio of sampled answers, which is not quite the KL divergence, for the tasks sample at
+temperature 0.7 or 0.8. Intervals are 95 %, by a bootstrap over seeds and held-out prompts; p is a sign-flip test of the
+final rewards. *Never* is a cost at which that reward was not reached."""
 ABOUT = {
     "film": """\
 A Llama of 1.2 million parameters, trained from scratch on sentences of film reviews, continues the first words of a
