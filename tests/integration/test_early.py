@@ -84,7 +84,7 @@ REFUSED = {  # by the parts of a run themselves, which import torch: what the se
     f"{EDITED} editor.request.max_tokens=0": "\neditor.request.max_tokens=0: type 1 or more",
     f"{EDITED} loss=pro": "and an editor edits a pair; type ~editor instead of what is typed for the editor.",
     f"{EDITED} pairing=all": "type pairing=best_worst, or ~editor instead of what is typed for the editor.",
-    f"{EDITED} pairing=best_worst selector=random_pairs callbacks.random_pairs.per_prompt=null": "or ~editor instead of what is typed for the editor.",
+    f"{EDITED} pairing=best_worst selector=random_pairs callbacks.random_pairs.per_prompt=null": "or ~editor instead",
     f"{EDITED} editor.key_env=NO_SUCH_KEY": "\neditor.key_env must be the name of an environment variable",
     "labeler@labels.evaluation=judge labels.evaluation.model=toy labels.evaluation.base_url=ftp://me": (
         "\nlabels.evaluation.base_url='ftp://me' is no http address; type for instance labels.evaluation.base_url=http"
