@@ -95,7 +95,7 @@ def test_the_comparison_is_legible_at_any_width(play: Any, tmp_path: Path, page:
             if folder := os.environ.get("CHOOSY_PICTURES"):
                 page.driver.save_screenshot(f"{folder}/compare-{width}-{scheme}.png")
             assert found["scroll"] <= found["window"], "the page itself is never moved sideways"
-            assert found["drawn"] == [True] * 5, "labels, seconds, tokens, money, KL"
+            assert found["drawn"] == [True] * 5, "labels, seconds, tokens, money, distance"
             assert found["rows"] == 5
             assert (found["paper"] < found["ink"]) == found["turned"] == (scheme == "dark")
             assert "labels.budget=500 (2 seeds)" in page.text(".key")

@@ -100,7 +100,7 @@ def test_a_line_that_a_kill_has_cut_is_taken_off(scripts, tmp_path, monkeypatch)
 
 
 def test_published_runs_of_one_seed_begin_alike(scripts, capsys):
-    """What the documentation compares: whoever adds runs from another start must play the others again."""
+    """The documentation compares these runs; a run from another start cannot be added to them."""
     results = BENCHMARKS / "results" / "evidence"
     for name, one in scripts.TASKS.items():
         if (results / f"{name}.jsonl").exists():

@@ -195,7 +195,7 @@ class _Laplace(NamedTuple):
 def _laplace(gap_MD: Tensor, strength: float, weight_D: Tensor) -> _Laplace:
     """Newton's method on the penalised likelihood, begun at the given weights.
 
-    The curvature, which costs the most, is computed anew only where a step is not much shorter than the one before.
+    The curvature takes most of the time. It is kept while each step is less than a quarter of the one before.
     """
     identity_DD = torch.eye(gap_MD.shape[1], dtype=torch.float64)
 
@@ -204,8 +204,8 @@ def _laplace(gap_MD: Tensor, strength: float, weight_D: Tensor) -> _Laplace:
         factor_DD: Tensor = torch.linalg.cholesky(gap_MD.T @ (bend_M[:, None] * gap_MD) + strength * identity_DD)
         return factor_DD
 
-    def surprise(weight_D: Tensor) -> Tensor:
-        """What is minimised: minus the log-likelihood, and the prior."""
+    def penalised(weight_D: Tensor) -> Tensor:
+        """The loss that is minimised: minus the log-likelihood, plus the prior's penalty."""
         return strength / 2 * weight_D @ weight_D - F.logsigmoid(gap_MD @ weight_D).sum()
 
     factor_DD, before = None, 0.0
@@ -216,7 +216,7 @@ def _laplace(gap_MD: Tensor, strength: float, weight_D: Tensor) -> _Laplace:
         if step_D is None or step_D.norm() > before / 4:
             factor_DD = curvature(margin_M)
             step_D = torch.cholesky_solve(gradient_D[:, None], factor_DD)[:, 0]
-        while step_D.norm() > 1e-9 and surprise(weight_D + step_D) > surprise(weight_D):
+        while step_D.norm() > 1e-9 and penalised(weight_D + step_D) > penalised(weight_D):
             step_D = step_D / 2
         weight_D, before = weight_D + step_D, step_D.norm()
         if before <= 1e-6 * (1 + weight_D.norm()):
