@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,16 @@ def emulate(page: Page, scheme: str, width: int) -> None:
     page.widen(width)
 
 
+def looks(page: Page, path: Path, measure: str, widths: Sequence[int]) -> Iterator[tuple[str, Any]]:
+    """What a script finds on a page in light and dark, at each width; pictures go where CHOOSY_PICTURES says."""
+    for scheme, width in product(("light", "dark"), widths):
+        emulate(page, scheme, width)
+        page.open(f"file://{path}")
+        if folder := os.environ.get("CHOOSY_PICTURES"):
+            page.driver.save_screenshot(f"{folder}/{path.stem}-{width}-{scheme}.png")
+        yield scheme, page.driver.execute_script(measure)
+
+
 def test_the_report_is_legible_at_any_width(play: Any, tmp_path: Path, page: Page) -> None:
     """Pictures of each width and scheme go to the folder that CHOOSY_PICTURES names."""
     rows = [{"prompt": f"Day {n}?", "chosen": "Good and long.", "rejected": "Bad!"} for n in range(6)]
@@ -46,22 +58,16 @@ def test_the_report_is_legible_at_any_width(play: Any, tmp_path: Path, page: Pag
     given = ["data=offline", "labeler=dataset"]
     given += [f"data.{name}={tmp_path}/pairs.jsonl" for name in ("train", "heldout_pairs")]
     run = play(*given, "data.heldout=null", "rounds=1").run_dir
-    for scheme in ("light", "dark"):
-        for width in (400, 800, 1100, 1600):
-            emulate(page, scheme, width)
-            page.open(f"file://{run}/report.html")
-            found = page.driver.execute_script(MEASURE)
-            if folder := os.environ.get("CHOOSY_PICTURES"):
-                page.driver.save_screenshot(f"{folder}/report-{width}-{scheme}.png")
-            assert found["scroll"] <= found["window"], "the page itself is never moved sideways"
-            assert len(found["lines"]) >= 5
-            assert found["lines"] == [pytest.approx(1, abs=0.1)] * len(found["lines"]), "a number takes one line"
-            assert found["outside"] == 0
-            assert found["writing"] >= 11, "the writing in the charts can be read"
-            assert found["charts"] >= 4
-            assert found["bar"] == pytest.approx(found["body"], abs=2)
-            paper, ink = (sum(map(int, found[name][4:-1].split(","))) for name in ("paper", "ink"))
-            assert (paper < ink) == (scheme == "dark")
+    for scheme, found in looks(page, run / "report.html", MEASURE, (400, 800, 1100, 1600)):
+        assert found["scroll"] <= found["window"], "the page itself is never moved sideways"
+        assert len(found["lines"]) >= 5
+        assert found["lines"] == [pytest.approx(1, abs=0.1)] * len(found["lines"]), "a number takes one line"
+        assert found["outside"] == 0
+        assert found["writing"] >= 11, "the writing in the charts can be read"
+        assert found["charts"] >= 4
+        assert found["bar"] == pytest.approx(found["body"], abs=2)
+        paper, ink = (sum(map(int, found[name][4:-1].split(","))) for name in ("paper", "ink"))
+        assert (paper < ink) == (scheme == "dark")
 
 
 COMPARED = """
@@ -87,18 +93,12 @@ def test_the_comparison_is_legible_at_any_width(play: Any, tmp_path: Path, page:
             (run / ".hydra" / "overrides.yaml").write_text(f"[selector={selector}, seed={seed}{more}]")
     comparison = compare(tmp_path / "sweep", prices=UnitPrices(0.05, 2.0))
     written = write_comparison(comparison, tmp_path / "sweep")
-    for scheme in ("light", "dark"):
-        for width in (400, 1100):
-            emulate(page, scheme, width)
-            page.open(f"file://{written}")
-            found = page.driver.execute_script(COMPARED)
-            if folder := os.environ.get("CHOOSY_PICTURES"):
-                page.driver.save_screenshot(f"{folder}/compare-{width}-{scheme}.png")
-            assert found["scroll"] <= found["window"], "the page itself is never moved sideways"
-            assert found["drawn"] == [True] * 5, "labels, seconds, tokens, money, distance"
-            assert found["rows"] == 5
-            assert (found["paper"] < found["ink"]) == found["turned"] == (scheme == "dark")
-            assert "labels.budget=500 (2 seeds)" in page.text(".key")
+    for scheme, found in looks(page, written, COMPARED, (400, 1100)):
+        assert found["scroll"] <= found["window"], "the page itself is never moved sideways"
+        assert found["drawn"] == [True] * 5, "labels, seconds, tokens, money, distance"
+        assert found["rows"] == 5
+        assert (found["paper"] < found["ink"]) == found["turned"] == (scheme == "dark")
+        assert "labels.budget=500 (2 seeds)" in page.text(".key")
     assert page.log("browser") == []
     assert [*page.elsewhere("file:")] == []
 
