@@ -18,16 +18,16 @@ from choosy.labeling.relevance import Relevance
 from choosy.models import locate
 from choosy.models.adapters import Lora
 from choosy.models.compute import Compute
-from choosy.models.embeddings import embed, policy_embeddings
+from choosy.models.embeddings import embed, embed_with_prompts, policy_embeddings
 from choosy.models.policy import Policy
 from choosy.rounds.learned_reward import LearnedReward
-from choosy.types import Response
+from choosy.types import Candidates, Prompt, Response
 
 TEXTS = ["", "Tea.", "Tea is hot, and so is soup.", "No.", "Rain falls on the plain." * 4, "x" * 33, "Yes, of course."]
 
 
-def loaded(folder, tokens_per_step: int) -> Policy:
-    compute = Compute(tokens_per_step=tokens_per_step)
+def loaded(folder, tokens_per_step: int, *, share_prompt: bool = True) -> Policy:
+    compute = Compute(tokens_per_step=tokens_per_step, share_prompt=share_prompt)
     policy = Policy(str(folder), lora=Lora(r=4), dtype="float32", compute=compute)
     policy.load(device=torch.device("cpu"), seed=0)
     return policy
@@ -58,6 +58,38 @@ def test_policy_embeddings_are_means_of_the_references_last_layer(tiny_policy_di
     embed_ND = policy_embeddings([Response("", ids)], policy)
     torch.testing.assert_close(embed_ND, wanted_LD.mean(0, keepdim=True), rtol=1e-5, atol=1e-5)
     assert policy_embeddings([], policy).shape == (0, 32)
+    assert embed_with_prompts([], "policy", policy).shape == (0, 32)
+
+
+def test_the_reference_reads_a_response_behind_its_prompt(tiny_policy_dir):
+    """By hand: the prompt's last place and the response's first two predict its three tokens."""
+    policy = loaded(tiny_policy_dir, 2048)
+    asked = Candidates(Prompt("p", "?"), (), (8, 9, 4))
+    with torch.no_grad():
+        wanted_LD = policy.causal_lm.model(input_ids=torch.tensor([[8, 9, 4, 5, 6, 7]])).last_hidden_state[0]
+        for _, p in policy.trainable():
+            p.add_(0.1)
+    answers = Response("", (5, 6, 7)), Response("", (5, 6, 7), mask=(False, False, True)), Response("")
+    found_ND = embed_with_prompts([(asked, r) for r in answers], "policy", policy)
+    wanted_ND = torch.stack([wanted_LD[2:5].mean(0), wanted_LD[4], wanted_LD[2]])
+    torch.testing.assert_close(found_ND, wanted_ND, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("share_prompt", [True, False])
+def test_embeddings_behind_prompts_keep_their_order_in_any_passes(tiny_policy_dir, share_prompt):
+    """The prompts alternate, and their lengths pack them in another order than that of the responses."""
+    asked = [Candidates(Prompt(name, "?"), (), tuple(range(5, 5 + n))) for name, n in (("a", 3), ("b", 30), ("c", 9))]
+    answered = [(asked[n % 3], Response(text, tuple(text.encode()))) for n, text in enumerate(TEXTS)]
+    policy = loaded(tiny_policy_dir, 64, share_prompt=share_prompt)
+    alone = [embed_with_prompts([one], "policy", policy) for one in answered]
+    torch.testing.assert_close(embed_with_prompts(answered, "policy", policy), torch.cat(alone), rtol=1e-5, atol=1e-5)
+
+
+def test_other_embedders_read_the_end_of_the_prompt(tiny_policy_dir):
+    name = f"lm:{tiny_policy_dir}"
+    asked = Candidates(Prompt("p", "x" * 1000 + "y" * 400), ())
+    found_ND = embed_with_prompts([(asked, Response("Yes."))], name, None)
+    torch.testing.assert_close(found_ND, embed([Response("y" * 400 + "\nYes.")], name, None))
 
 
 @pytest.mark.slow

@@ -31,12 +31,12 @@ def embedded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The texts that were embedded, in order; each embedding is drawn by its text."""
     texts: list[str] = []
 
-    def embed(responses: Sequence[Response], embedder: str, policy: Any) -> torch.Tensor:
-        texts.extend(r.text for r in responses)
-        drawn = [torch.Generator().manual_seed(seed_of(r.text)) for r in responses]
+    def embed(answered: Sequence[tuple[Candidates, Response]], embedder: str, policy: Any) -> torch.Tensor:
+        texts.extend(r.text for _, r in answered)
+        drawn = [torch.Generator().manual_seed(seed_of(r.text)) for _, r in answered]
         return torch.stack([torch.randn(WIDTH, generator=g) for g in drawn]) if drawn else torch.zeros(0, 0)
 
-    monkeypatch.setattr(learned_reward, "embed", embed)
+    monkeypatch.setattr(learned_reward, "embed_with_prompts", embed)
     return texts
 
 
@@ -94,9 +94,7 @@ def test_before_enough_labels_dissimilarity_or_chance_chooses(embedded: list[str
     ]
     before = len(embedded)
     assert utilities(min_labels=9, cold="random") == [[0.0] * 3] * 7
-    assert not any(text.startswith("?\n1 ") for text in embedded[before:]), (
-        "chance needs no embedding of fresh responses"
-    )
+    assert not any(text.startswith("1 ") for text in embedded[before:]), "chance needs no embedding of fresh responses"
     warm = utilities(min_labels=8, cold="random")
     assert warm == utilities(min_labels=8, cold="dissimilarity")
     assert min(map(min, warm)) > 0

@@ -1,8 +1,9 @@
-"""Embeddings of responses, by the frozen policy, another language model or sentence-transformers."""
+"""Embeddings of responses, alone or behind their prompts: by the reference, another model, sentence-transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -12,14 +13,15 @@ from transformers import AutoModel, AutoTokenizer
 
 from choosy.models.damaged import refusing_damaged
 from choosy.models.locate import resolve_model
-from choosy.models.logprobs import last_hidden
+from choosy.models.logprobs import last_hidden, mean_states
 from choosy.models.policy import Policy
 from choosy.models.rows import Group, Ids, Rows, packed, share_prompt
 from choosy.models.trust import loaded
-from choosy.types import Response
+from choosy.types import Candidates, Response
 
 MOST_ROWS, MOST_TOKENS = 32, 16_384  # of one forward pass of another model than the policy
 LONGEST = 512  # tokens of a response that another language model embeds, as in REAL's code
+LONGEST_PROMPT = 400  # characters of a prompt that another embedder than the reference reads
 
 
 def embed(responses: Sequence[Response], embedder: str, policy: Policy) -> Tensor:
@@ -36,6 +38,18 @@ def embed(responses: Sequence[Response], embedder: str, policy: Policy) -> Tenso
     if embedder.startswith("lm:"):
         return language_model_embeddings(responses, embedder.removeprefix("lm:"), device_of(policy))
     return sentence_embeddings(responses, embedder, device_of(policy))
+
+
+def embed_with_prompts(answered: Sequence[tuple[Candidates, Response]], embedder: str, policy: Policy) -> Tensor:
+    """Embeddings (N, D) of responses behind their prompts.
+
+    The reference reads the whole prompt, another embedder the end of its text: it cuts what is too long at its end, so
+    that a long prompt would push the response out. The arguments are those of `embed`.
+    """
+    if embedder == "policy":
+        return policy_embeddings_with_prompts(answered, policy)
+    texts = [replace(r, text=f"{c.prompt.text[-LONGEST_PROMPT:]}\n{r.text}") for c, r in answered]
+    return embed(texts, embedder, policy)
 
 
 def device_of(policy: Policy | None = None) -> str:
@@ -76,13 +90,42 @@ def policy_embeddings(responses: Sequence[Response], policy: Policy) -> Tensor:
     A response is embedded without its prompt, as in REAL's code (arXiv 2409.17169). With sharded weights every rank
     must call this.
     """
-    ids = [r.ids or (policy.tokens.tokenizer.eos_token_id,) for r in responses]
+    ids = [_ids(r, policy) for r in responses]
 
     def hidden(rows: Rows, own_BL: Tensor) -> Tensor:
         return last_hidden(policy.causal_lm, rows)
 
     with policy.states.as_reference(), policy.weights_gathered(), policy.precision():
         return _means(ids, hidden, policy.compute.tokens_per_step, policy.causal_lm.config.hidden_size, policy.device)
+
+
+@torch.no_grad()
+def policy_embeddings_with_prompts(answered: Sequence[tuple[Candidates, Response]], policy: Policy) -> Tensor:
+    """Embeddings (N, D) by the reference: last layer, mean over the places that predict the response's tokens.
+
+    A prompt is computed once for all its responses. With sharded weights every rank must call this.
+    """
+    of_prompt: dict[Ids, list[int]] = {}
+    for n, (c, _) in enumerate(answered):
+        of_prompt.setdefault(c.prompt_ids, []).append(n)
+    asked = [[answered[n][1] for n in own] for own in of_prompt.values()]
+    groups = [
+        Group(prompt_ids, [_ids(r, policy) for r in own], [r.mask for r in own])
+        for prompt_ids, own in zip(of_prompt, asked, strict=True)
+    ]
+    embed_ND = torch.zeros(len(answered), policy.causal_lm.config.hidden_size)
+    places = list(of_prompt.values())
+    with policy.states.as_reference(), policy.weights_gathered(), policy.precision():
+        share = policy.shares(groups)
+        for batch in packed(groups, policy.compute.tokens_per_step, one_row=share and policy.one_row):
+            embed_nD = mean_states(policy.causal_lm, [groups[g] for g in batch], share=share)
+            embed_ND[[n for g in batch for n in places[g]]] = embed_nD.cpu()
+    return embed_ND
+
+
+def _ids(response: Response, policy: Policy) -> Ids:
+    """The token ids of a response; of an empty one the end of the sequence."""
+    return response.ids or (policy.tokens.tokenizer.eos_token_id,)
 
 
 def _means(

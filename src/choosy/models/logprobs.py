@@ -208,26 +208,47 @@ def group_logps(
     return token_logps(model, rows, collisions=collisions, recompute=recompute)
 
 
-def final_states(model: nn.Module, groups: Sequence[Group], *, share: bool) -> Tensor:
-    """Last hidden state (S, D) of every response of the groups at the place that predicts its last token."""
+def predicting_states(model: nn.Module, groups: Sequence[Group], *, share: bool) -> Tensor:
+    """Last hidden state (T, D) at the place that predicts each token that the assistant says, response by response."""
     device = next(model.parameters()).device
     if share:
         rows = share_prompt(groups, one_row=takes_one_row(model)).to(device)
-        last_S = torch.tensor([len(places) for group in groups for places in group.places]).cumsum(0) - 1
-        return last_hidden(model, rows)[rows.row_T[last_S], rows.column_T[last_S]]
-    alone = [torch.tensor([*group.prompt_ids, *ids[:-1]]) for group in groups for ids in group.response_ids]
-    end_S = torch.tensor([len(ids) for ids in alone])
-    ids_SL = nn.utils.rnn.pad_sequence(alone, batch_first=True)
-    real_SL = (torch.arange(ids_SL.shape[1]) < end_S[:, None]).long()
+        return last_hidden(model, rows)[rows.row_T, rows.column_T]
+    alone = [
+        (group.prompt_ids, *response)
+        for group in groups
+        for response in zip(group.response_ids, group.places, strict=True)
+    ]
+    ids_SL = nn.utils.rnn.pad_sequence([torch.tensor([*prompt, *ids[:-1]]) for prompt, ids, _ in alone], True)
+    end_S1 = torch.tensor([[len(prompt) + max(len(ids) - 1, 0)] for prompt, ids, _ in alone])
     get_decoder: Any = model.get_decoder
     hidden_SLD: Tensor = get_decoder()(
-        input_ids=ids_SL.to(device), attention_mask=real_SL.to(device), use_cache=False
+        input_ids=ids_SL.to(device),
+        attention_mask=(torch.arange(ids_SL.shape[1]) < end_S1).long().to(device),
+        use_cache=False,
     ).last_hidden_state
-    return hidden_SLD[torch.arange(len(alone)), end_S - 1]
+    row_T = [s for s, (_, _, places) in enumerate(alone) for _ in places]
+    column_T = [len(prompt) - 1 + place for prompt, _, places in alone for place in places]
+    return hidden_SLD[row_T, column_T]
+
+
+def final_states(model: nn.Module, groups: Sequence[Group], *, share: bool) -> Tensor:
+    """Last hidden state (S, D) of every response of the groups at the place that predicts its last token."""
+    last_S = torch.tensor([len(places) for group in groups for places in group.places]).cumsum(0) - 1
+    return predicting_states(model, groups, share=share)[last_S]
+
+
+def mean_states(model: nn.Module, groups: Sequence[Group], *, share: bool) -> Tensor:
+    """Mean (S, D) in fp32 of the last hidden states at the places that predict the tokens of every response."""
+    state_TD = predicting_states(model, groups, share=share).float()
+    length_S = [len(places) for group in groups for places in group.places]
+    return sum_by_response(state_TD, groups) / torch.tensor(length_S, device=state_TD.device)[:, None]
 
 
 def sum_by_response(logp_T: Tensor, groups: Sequence[Group]) -> Tensor:
-    """Summed log-probability (S,) of every response of the groups, from those of its tokens.
+    """Sum over the tokens of every response of the groups: its log-probability (S,), from those of its tokens.
+
+    Each token may have several numbers (T, ...), which are summed apart.
 
     Example:
         >>> sum_by_response(torch.tensor([-1.0, -2.0, -4.0]), [Group([5], [[6, 7], [8]])])
@@ -235,7 +256,7 @@ def sum_by_response(logp_T: Tensor, groups: Sequence[Group]) -> Tensor:
     """
     length_S = torch.tensor([len(places) for group in groups for places in group.places], dtype=torch.long)
     response_T = torch.repeat_interleave(length_S).to(logp_T.device)
-    return torch.zeros(len(length_S), device=logp_T.device).index_add(0, response_T, logp_T)
+    return torch.zeros(len(length_S), *logp_T.shape[1:], device=logp_T.device).index_add(0, response_T, logp_T)
 
 
 def can_share_prompt(model: nn.Module, vocabulary: int) -> bool:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from choosy.data.pool import Pool
 from choosy.methods.reward_head import RewardHead, fit_scores, fit_verdicts, left_out_gaps, normal_scores
-from choosy.models.embeddings import embed, refuse_embedder
+from choosy.models.embeddings import embed_with_prompts, refuse_embedder
 from choosy.parallel.ranks import gather_rows, shard
 from choosy.rounds.context import PairTexts, Round, pair_texts
 from choosy.rounds.evaluate import good_against_bad
 from choosy.types import Candidates, Response
 
-LONGEST_PROMPT = 400  # characters
 LENGTH_SHARE = 0.25  # of a unit of log length, beside an embedding of length 1
 
 
@@ -32,8 +31,8 @@ class LearnedReward:
     in log odds where the labeler compares. A score that says nothing, as of a skipped question, is not learned.
 
     Args:
-        embedder: `minilm` or another sentence-transformers model, `policy` = the reference's last layer, on the tokens
-            of the response alone, `lm:NAME` = that of another language model.
+        embedder: `minilm` or another sentence-transformers model, `policy` = the reference's last layer, `lm:NAME` =
+            that of another language model.
         min_labels: Labels below which nothing is predicted; a score is one label, a verdict is one.
     """
 
@@ -75,22 +74,22 @@ class LearnedReward:
         return self._head
 
     def embed(self, candidates: Sequence[Candidates], at: Round) -> list[Tensor]:
-        """Embeddings (N, D) of the responses to each prompt, each behind the end of the prompt; each once in a round.
+        """Embeddings (N, D) of the responses to each prompt, each behind the prompt; each once in a round.
 
         The last number is the length of the response, which many labelers favour (see `without_length`).
         """
         if self._fresh_in != at.number:
             self._fresh, self._fresh_in = {}, at.number
-        texts = {(c.prompt.id, r.text): with_prompt(c, r) for c in candidates for r in c.responses}
-        new = {name: r for name, r in texts.items() if name not in self._rows and name not in self._fresh}
+        every = {(c.prompt.id, r.text): (c, r) for c in candidates for r in c.responses}
+        new = {name: one for name, one in every.items() if name not in self._rows and name not in self._fresh}
         self._fresh |= zip(new, self._features(list(new.values()), at), strict=True)
         return [torch.stack([self._embedding((c.prompt.id, r.text)) for r in c.responses]) for c in candidates]
 
-    def _features(self, responses: Sequence[Response], at: Round) -> Tensor:
-        """The embedding of each response, and its length."""
-        length_N1 = torch.tensor([[LENGTH_SHARE * math.log1p(len(r.text))] for r in responses])
-        embed_ND = embed(responses, self.embedder, at.policy)
-        return torch.cat([embed_ND, length_N1.to(embed_ND)], dim=1) if responses else embed_ND
+    def _features(self, answered: Sequence[tuple[Candidates, Response]], at: Round) -> Tensor:
+        """The embedding of each response behind its prompt, and its length."""
+        length_N1 = torch.tensor([[LENGTH_SHARE * math.log1p(len(r.text))] for _, r in answered])
+        embed_ND = embed_with_prompts(answered, self.embedder, at.policy)
+        return torch.cat([embed_ND, length_N1.to(embed_ND)], dim=1) if answered else embed_ND
 
     def _embedding(self, name: tuple[str, str]) -> Tensor:
         row = self._rows.get(name)
@@ -132,7 +131,7 @@ class LearnedReward:
 
     def _embed_new(self, labeled: Sequence[Candidates], at: Round) -> None:
         """Embed what has no embedding yet, each response on one rank."""
-        new = {(c.prompt.id, r.text): with_prompt(c, r) for c in labeled for r in c.responses}
+        new = {(c.prompt.id, r.text): (c, r) for c in labeled for r in c.responses}
         names = [name for name in new if name not in self._rows]
         mine_nD = self._features([new[name] for name in shard(names, at.ranks)], at)
         gathered_nD = gather_rows(mine_nD, at.ranks)
@@ -199,11 +198,3 @@ def pool_after(at: Round, number: int) -> Pool:
 def without_length(embed_ND: Tensor) -> Tensor:
     """The embeddings alone, for a similarity of meanings."""
     return embed_ND[:, :-1]
-
-
-def with_prompt(c: Candidates, response: Response) -> Response:
-    """The response behind the end of its prompt, as text; the policy embeds the response's tokens alone.
-
-    An embedder cuts what is too long at its end, so a long prompt must not push the response out.
-    """
-    return replace(response, text=f"{c.prompt.text[-LONGEST_PROMPT:]}\n{response.text}")
