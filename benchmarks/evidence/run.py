@@ -1,10 +1,11 @@
 """Does choosing pay? Runs the arms of a task over many seeds, and compares them with random choice at equal cost.
 
 `make evidence` runs every task; `make evidence ONLY=film SEEDS=5` one of them with fewer seeds. A finished run is kept
-in `benchmarks/results/evidence/` and is not repeated, so that hours of runs survive a kill. Each arm has the learning
-rate and the beta that were best for it on other seeds. Runs of one seed are compared if they begin from the same
-answers, so a machine that trains another policy for a task plays all its arms again. Runs on other data than those of
-the published figures are kept apart, and their result does not go into the documentation.
+in `benchmarks/results/evidence/` and is not repeated, so that hours of runs survive a kill; without the file of a task
+all its runs are made again. Each arm has the learning rate and the beta that were best for it on other seeds. A run is
+compared with the baseline's run of the same seed that begins from the same answers: a machine that trains another
+policy for a task plays the baseline again beside the arms that it adds. Runs on other data than those of the published
+figures are kept apart, and their result does not go into the documentation.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,10 @@ def play(job: Job, task: str, made: Path, store: Store) -> None:
     shutil.rmtree(folder)
 
 
-def play_all(jobs: Sequence[Job], task: str, made: Path, store: Store, at_once: int) -> None:
-    """Play the runs that are not finished, so many at once, and say after each how long the rest will take."""
-    left = [job for job in jobs if job not in store]
+def play_all(left: Sequence[Job], task: str, made: Path, store: Store, at_once: int) -> None:
+    """Play runs, so many at once, and say after each how long the rest will take."""
     began = time.monotonic()
-    print(f"{task}: {len(jobs) - len(left)} of {len(jobs)} runs are finished", flush=True)
+    print(f"{task}: {len(left)} runs to make", flush=True)
     with ThreadPoolExecutor(at_once) as pool:
         for done, _ in enumerate(pool.map(lambda job: play(job, task, made, store), left), 1):
             per_run = (time.monotonic() - began) / done
@@ -115,14 +115,21 @@ def best(task: Task, arm: str, store: Store) -> Sequence[str]:
     return task.grid[finals.index(max(finals))]
 
 
-def wanted(task: Task, settings: Settings, seeds: int) -> list[Job]:
-    """The runs of all arms, seed after seed, the arms of a seed in an order drawn by lot."""
-    jobs = []
+def wanted(task: Task, settings: Settings, seeds: int, store: Store) -> list[Job]:
+    """The runs that are not finished beside the baseline's, seed after seed, those of a seed in an order drawn by lot.
+
+    With a run of another arm the baseline's is wanted too, unless it was run with the same files.
+    """
+    left = []
     for seed in range(seeds):
-        arms = list(settings)
+        jobs = {arm: job for arm in settings for job in jobs_of(task, arm, [seed], settings[arm])}
+        paired = {arm for alike in begun_alike(jobs.values(), store) if task.baseline in alike for arm in alike}
+        arms = [arm for arm in settings if arm not in paired and arm != task.baseline]
+        if arms or task.baseline not in paired:
+            arms.append(task.baseline)
         random.Random(seed).shuffle(arms)
-        jobs += [job for arm in arms for job in jobs_of(task, arm, [seed], settings[arm])]
-    return jobs
+        left += [jobs[arm] for arm in arms if jobs[arm] not in store]
+    return left
 
 
 def plain(versus: Versus) -> dict[str, Any]:
@@ -136,29 +143,32 @@ def plain(versus: Versus) -> dict[str, Any]:
     return {name: finite(value) for name, value in vars(versus).items()}
 
 
-def begun_alike(jobs: Sequence[Job], baseline: str, store: Store) -> dict[str, Course]:
-    """The finished runs of one seed, by arm, that begin from the same answers as the baseline's run.
-
-    Where the baseline was run from several starts, it is the one from which most arms were run.
-    """
+def begun_alike(jobs: Iterable[Job], store: Store) -> list[dict[str, Course]]:
+    """The finished runs of one seed by arm, those that begin from the same answers together."""
     starts: dict[Start, dict[str, Course]] = {}
     for job in jobs:
         for start, course in store.courses(job).items():
             starts.setdefault(start, {})[job.arm] = course
-    return max((arms for arms in starts.values() if baseline in arms), key=len, default={})
+    return list(starts.values())
 
 
 def finished(task: Task, settings: Settings, seeds: int, store: Store) -> dict[str, dict[int, Course]]:
-    """The runs of each arm that can be compared with the baseline's; arms with very few of them are left out."""
+    """The runs of each arm that can be compared with the baseline's, for they begin like it; by a number.
+
+    A seed that was run from the policies of two machines counts as two, each with a baseline's run of its own. Arms
+    with very few runs are left out.
+    """
     arms: dict[str, dict[int, Course]] = {}
+    pairs = 0
     for seed in range(seeds):
         jobs = [job for arm in settings for job in jobs_of(task, arm, [seed], settings[arm])]
-        alike = begun_alike(jobs, task.baseline, store)
-        for arm, course in alike.items():
-            arms.setdefault(arm, {})[seed] = course
-        if unlike := [job.arm for job in jobs if job in store and job.arm not in alike]:
-            why = "does not begin like them" if alike else "is not finished"
-            print(f"seed {seed}: left out, for {task.baseline} {why}: {', '.join(unlike)}")
+        for alike in begun_alike(jobs, store):
+            if task.baseline in alike:
+                for arm, course in alike.items():
+                    arms.setdefault(arm, {})[pairs] = course
+                pairs += 1
+            else:
+                print(f"seed {seed}: left out, for no run of {task.baseline} begins like them: {', '.join(alike)}")
     fewest = min(FEWEST, len(arms.get(task.baseline, {})))
     if few := [arm for arm, runs in arms.items() if len(runs) < fewest]:
         print(f"left out, with less than {fewest} seeds: {', '.join(few)}")
@@ -193,14 +203,20 @@ def evidence(task: Task, settings: Settings, name: str, seeds: int, store: Store
 
 def ready(task: Task, store: Store, arms: Sequence[str]) -> list[str]:
     """The arms whose runs for tuning are finished."""
-    return [arm for arm in arms if all(job in store for jobs in tuning(task, arm) for job in jobs)]
+    return [arm for arm in arms if not untried(task, arm, store)]
+
+
+def untried(task: Task, arm: str, store: Store) -> list[Job]:
+    """The runs for tuning an arm that are not finished, with whichever files."""
+    return [job for jobs in tuning(task, arm) for job in jobs if not store.courses(job)]
 
 
 def play_task(task: Task, name: str, made: Path, arms: Sequence[str], seeds: int, store: Store, at_once: int) -> None:
     """Tune the arms of a task, and run each of them with what was best for it."""
-    play_all([job for arm in arms for jobs in tuning(task, arm) for job in jobs], name, made, store, at_once)
+    arms = list(dict.fromkeys([task.baseline, *arms]))
+    play_all([job for arm in arms for job in untried(task, arm, store)], name, made, store, at_once)
     settings = {arm: best(task, arm, store) for arm in arms}
-    play_all(wanted(task, settings, seeds), name, made, store, at_once)
+    play_all(wanted(task, settings, seeds, store), name, made, store, at_once)
 
 
 def write(name: str, found: dict[str, Any]) -> None:

@@ -53,8 +53,8 @@ class Store:
 
     Attributes:
         path: The file that they are kept in.
-        made: Tells the task's files apart (see `digest`); runs with other files count as not finished. None = runs
-            with any files count.
+        made: Tells the task's files apart (see `digest`): a job is in the store if it was run with these files. None =
+            with any files.
     """
 
     path: Path
@@ -65,11 +65,10 @@ class Store:
     def __post_init__(self) -> None:
         if self.path.exists():
             for row in map(json.loads, whole_lines(self.path).splitlines()):
-                if self.made in (None, row.get("made")):
-                    self.rows.setdefault(Job(row["arm"], row["lines"], row["seed"]).key, []).append(row)
+                self.rows.setdefault(Job(row["arm"], row["lines"], row["seed"]).key, []).append(row)
 
     def __contains__(self, job: Job) -> bool:
-        return job.key in self.rows
+        return any(self.made in (None, row.get("made")) for row in self.rows.get(job.key, []))
 
     @property
     def seeds(self) -> set[int]:

@@ -91,6 +91,7 @@ def pair_arms(pairs: int, responses: int) -> dict[str, list[str]]:
         ],
         "entropy_certainty": ["selector=entropy_certainty", *count("certainty", pairs)],
         "delta_ucb": ["selector=delta_ucb", *count("predicted_gap", pairs)],
+        "predicted_gap_oversampled": ["selector=predicted_gap_oversampled", *count("predicted_gap", pairs)],
         "predicted_gap_policy": ["selector=predicted_gap", *count("predicted_gap", pairs), OWN],
         "dissimilarity_policy": [
             "selector=dissimilarity",
