@@ -12,9 +12,10 @@ from choosy.reporting.figures import as_share
 INTRO = """\
 Written by `make evidence` from the finished runs in `benchmarks/results/evidence/`; runs on data of your own, `make
 evidence ONLY=film DATA=FILE`, are kept beside them. Unless it says otherwise below, every arm is set to buy the same
-number of labels, and has the learning rate and the beta that were best for it on other seeds. With the same seed, every
-arm sees the same prompts and begins from the same policy; where answers are sampled, those to the held-out prompts are
-the same at the start, to the last digit. Runs that begin otherwise are left out. *Labels* is the share of random
+number of labels, and has the learning rate and the beta that were best for it on other seeds. With the same seed, an
+arm and the one it is compared with see the same prompts and begin from the same policy; where answers are sampled,
+those to the held-out prompts are the same at the start, to the last digit. A seed that was run from two policies, on
+two machines, counts as two. *Labels* is the share of random
 choice's labels at which the arm has random choice's final reward, *seconds* and *tokens* the same for these costs
 (seconds of the processor, on one thread, for choosing, sampling, scoring and training); *area* is the difference of the
 mean reward over all labels, *at equal distance* the difference of the rewards at random choice's final distance from
@@ -28,7 +29,8 @@ review; a classifier of sentiment (tf-idf, logistic regression) gives the reward
 64 pairs labeled in each of four rounds, or all responses to 32 prompts, trained from the start's weights on all labels;
 512 held-out prompts. `few_prompts` trains on all pairs of unequal scores, `best_against_worst` and `spread` on one a
 prompt; `few_prompts_8` is `few_prompts` with eight responses to 16 prompts, for as many labels. The runs were made
-on more than one machine, so that their shares of seconds are rough.""",
+on several machines, each of which trained the policy from the same data for itself, so that the shares of seconds are
+rough; learning rate and beta were chosen on one of them.""",
     "film_two": """\
 The task film with two responses to each prompt instead of four.""",
     "film_eight": """\
