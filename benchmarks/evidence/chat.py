@@ -19,6 +19,14 @@ def prepare(data: Source) -> Path:
     return data.path
 
 
+DEFAULTS = [
+    "trainer=cpu",
+    "data.limit=128",
+    "callbacks.report.console=false",
+    "callbacks.checkpoint.every_n_steps=0",
+]
+
+
 def lines(prompts: int, rounds: int, passes: int) -> list[str]:
     """What is typed for every run on the first so many prompts."""
     return [

@@ -63,6 +63,11 @@ samples eight responses to 8 prompts, and makes steps of 16 pairs. All arms have
     "chat_small": """\
 The task chat with 64 prompts, three rounds, and 16 pairs labeled in each, or all responses to 8 prompts, trained four
 times instead of two. Selectors of pairs buy 2 to 15 % more labels.""",
+    "chat_defaults": """\
+The task chat with what Choosy does if nothing is typed: temperature 1, up to 32 tokens, one pass over each round's
+pairs, steps of 16 pairs, the policy trained on from round to round. In each of four rounds as many labels are bought:
+two responses to half of 128 prompts (`random`), four to a quarter, or eight to an eighth, and all pairs of unequal
+rewards are trained on.""",
     "pools": """\
 A Llama of 1.2 million parameters, trained on other models' answers to 200 instructions, learns which of them GPT-4
 scores higher. The quality is the share of held-out pairs that it ranks as GPT-4 does; in each of them GPT-4's shares of

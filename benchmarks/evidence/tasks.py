@@ -127,6 +127,15 @@ def chat_arms(pairs: int, responses: int) -> dict[str, list[str]]:
     }
 
 
+def default_arms() -> dict[str, list[str]]:
+    """As many labels of as many responses, to many prompts or to few; all their pairs are trained on."""
+    shares = {"random": (2, 0.5), "few_prompts": (4, 0.25), "few_prompts_8": (8, 0.125)}
+    return {
+        arm: ["selector=few_prompts", f"data.responses={responses}", f"callbacks.random_prompts.fraction={share}"]
+        for arm, (responses, share) in shares.items()
+    }
+
+
 def given_arms(pairs: int, answers: int) -> dict[str, list[str]]:
     """Selectors of given pairs; `spread` labels all answers, of which a prompt has about so many."""
     own = ("random_pairs", "certainty", "dissimilarity", "similarity", "d_optimal", "predicted_gap", "length_matched")
@@ -232,6 +241,7 @@ TASKS: Mapping[str, Task] = {
         settings((5e-4,), (0.1,)),  # 2e-4, 1e-3 and beta 0.4 were worse for random on seed 101
         5,
     ),
+    "chat_defaults": Task(*CHAT, chat.DEFAULTS, "random", default_arms(), settings((2e-4,), (0.1,)), 5),
     "pools": Task(
         scored_answers,
         pools.prepare,
