@@ -35,7 +35,7 @@ def weigh(at: Round, mine: Sequence[Candidates], weighting: Weighting, reward_ga
 
 def differences(at: Round, mine: Sequence[Candidates]) -> Gaps | None:
     """Predict the gaps of all ranks' pairs from the verdicts on all others; every rank must call this."""
-    paired = at.ranks.gather([replace(c, prompt_ids=(), own=()) for c in mine if c.pairs])
+    paired = at.ranks.gather([replace(c, own=()) for c in mine if c.pairs])
     return at.learned.differences(sorted(paired, key=lambda c: c.prompt.id), at)
 
 
