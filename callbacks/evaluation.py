@@ -45,7 +45,7 @@ class Evaluator(Callback):
         if (number + 1) % self.every and number + 1 != trainer.max_epochs:
             return
         if found := self.evaluate(data, data.run.at(number)):
-            data.run.record_evaluation(found.metrics, found.rows)
+            data.run.record.evaluated(found.metrics, found.rows)
             known = {f"heldout/{name}": value for name, value in found.metrics.items() if value is not None}
             log_at_once(pl_module, known, step=trainer.global_step - 1)
 
@@ -61,10 +61,10 @@ class HeldoutPairs(Evaluator):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Measure the start policy, unless the run has done so before it was interrupted."""
         run = trainer.datamodule.run
-        if not run.start_pairs and trainer.datamodule.labeled_pairs:
+        if not run.record.start_pairs and trainer.datamodule.labeled_pairs:
             with pl_module.policy.states.as_start():
                 found = self.evaluate(trainer.datamodule, run.at(-1))
-            run.start_pairs = found.metrics if found else {}
+            run.record.start_pairs = found.metrics if found else {}
 
     def evaluate(self, data: Any, at: Round) -> Evaluation | None:
         if not (pairs := data.labeled_pairs):

@@ -346,7 +346,7 @@ class Rounds(Callback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         run = trainer.datamodule.run
-        phases, tokens = dict(run.phases.seconds), run.counts["tokens_generated"]
+        phases, tokens = dict(run.phases.seconds), run.record.counts["tokens_generated"]
         spent = {name: seconds - self.before.get(name, 0.0) for name, seconds in phases.items()}
         self.found.append(
             {

@@ -359,7 +359,7 @@ class WeightedDPO(LightningModule):
             trained = {"train_loss": self.loss_epoch, "train_accuracy": self.accuracy_epoch}
             means = {name: mean.compute().item() for name, mean in trained.items() if float(mean.weight)}
             log_at_once(self, data.run.end_round(means), step=self.global_step - 1)
-            log_round(self.trainer.loggers, data.run.pool, data.run.heldout_rows, step=self.global_step - 1)
+            log_round(self.trainer.loggers, data.run.pool, data.run.record.heldout_rows, step=self.global_step - 1)
 
     # -- checkpoints hold what is trained, and what cannot be loaded again -------------------------------------
 

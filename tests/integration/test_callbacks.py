@@ -183,7 +183,7 @@ def test_a_round_is_written_and_counted_without_callbacks(lines, tmp_path):
     trainer = train(compose([*without, *(f"~callbacks.{name}" for name in optional)]), tmp_path / "run")
     facts = [about(tmp_path / "run", number) for number in (0, 1)]
     pairs = [written["pairs_trained"] for written in facts]
-    assert 0 < pairs[0] < pairs[1] == trainer.datamodule.run.counts["pairs_trained"]
+    assert 0 < pairs[0] < pairs[1] == trainer.datamodule.run.record.counts["pairs_trained"]
     assert facts[1]["evaluation"] is None
     assert "seconds/sync" in (tmp_path / "run" / "metrics.csv").read_text()
 
@@ -198,4 +198,4 @@ def test_each_round_says_of_which_labels_its_pairs_are_made(lines, tmp_path, cap
     (first, new), (later, newer) = [[*map(int, each)] for each in counts]
     assert first == new
     assert said[1].endswith(f", {later - newer} from earlier rounds") == (later > newer)
-    assert 2 * (first + later) == trainer.datamodule.run.counts["pairs_trained"]
+    assert 2 * (first + later) == trainer.datamodule.run.record.counts["pairs_trained"]

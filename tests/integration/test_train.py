@@ -123,7 +123,7 @@ def test_a_selector_plays_two_rounds(overrides, play):
                 assert sum(len(pairs) for pairs in fresh["pairs"]) == by_pair.count
         else:
             assert scored(fresh) == 3 * labeled == 3 * len(fresh)
-    assert run.data.run.counts["prompts_sampled"] == sampled_in_all
+    assert run.data.run.record.counts["prompts_sampled"] == sampled_in_all
     leaves_what_is_promised(run)
     trains_only_what_it_may(run)
 
@@ -923,7 +923,7 @@ def test_all_pairs_of_scored_responses_are_trained_on(play):
     rows = [row for row in run.round(0).itertuples() if scored(run.round(0).loc[[row.Index]]) == 3]
     made = [[(pair["chosen"], pair["rejected"]) for pair in row.pairs] for row in rows]
     assert made == [all_unequal(list(row.rewards)) for row in rows]
-    assert run.data.run.counts["pairs_trained"] == sum(map(len, made)) > len(made)
+    assert run.data.run.record.counts["pairs_trained"] == sum(map(len, made)) > len(made)
 
 
 @pytest.mark.parametrize("reader", ["weighting=wdpo", "loss=dlma"])

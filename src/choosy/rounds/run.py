@@ -15,7 +15,6 @@ from choosy.data.shared_pool import forget_mapped, read_round
 from choosy.data.table_files import damage, is_there
 from choosy.errors import refuse_none
 from choosy.labeling.buyer import LabelBuyer
-from choosy.labeling.statistics import COUNTED
 from choosy.methods.loss_inputs import Loss, form_of
 from choosy.methods.weighting import Weighting
 from choosy.models.policy import Policy
@@ -33,6 +32,7 @@ from choosy.rounds.empty import refuse_empty, why_empty
 from choosy.rounds.label import buy_labels, is_spent, made_of, refuse_many, together
 from choosy.rounds.label_ahead import LabelAhead
 from choosy.rounds.learned_reward import LearnedReward
+from choosy.rounds.record import Record
 from choosy.rounds.reference import Reference, policy_share, refuse_moving
 from choosy.rounds.round import play_round
 from choosy.rounds.sample import Resumable, many_cut
@@ -43,12 +43,6 @@ from choosy.terminal import logger
 from choosy.types import Prompt
 
 log = logger(__name__)
-
-SAMPLED = (
-    *("tokens_generated", "prompts_sampled", "responses_sampled", "responses_cut", "responses_empty"),
-    *("sync_milliseconds", "hidden_milliseconds", "labeled_ahead"),
-    *("full_responses", "full_labels"),  # of sampling all prompts, and scoring all responses or comparing all pairs
-)
 
 
 class Run:
@@ -101,15 +95,8 @@ class Run:
         self.pair_selector: PairSelector | None = None
         self.pool = Pool()
         self.phases = Phases()
-        self.counts: Counter[str] = Counter()
-        self.judged: Counter[str] = Counter()
-        self.cut_share: float | None = None  # of the round's fresh responses
-        self.importance: Mapping[str, float] = {}  # of the round's weights
+        self.record = Record()
         self.ranks: Ranks = OneRank()
-        self.heldout_rows: Sequence[Mapping[str, Any]] = ()
-        self.evaluation: Mapping[str, float | None] | None = None
-        self.trained: Mapping[str, float] = {}  # means over the round's training
-        self.start_pairs: Mapping[str, float | None] = {}  # how the start policy ranks held-out pairs
         self.read: dict[str, str] = {}  # the fingerprints of the data
         self.empty_rounds = 0  # in a row
         self.labels_before = 0, 0  # bought and reused in earlier rounds
@@ -180,22 +167,29 @@ class Run:
         if self.ranks.on_rank_zero(lambda: is_there(round_file(self.rounds_folder, number), self.phases.say)):
             self._adopt(number)
             return
-        self.evaluation, self.heldout_rows, self.trained = None, (), {}
+        self.record.begin_round()
         at = replace(self.at(number), given=sample.given)
         at = replace(at, ahead=self.ahead.finish(at, prompts, responses=sample.responses))
         if moved and len(self.pool) and "reference" in self.loss.needs:
             at = replace(at, pool=rescore_pool(at))
         self.pool = self._played(at, prompts, sample)
-        self._count(sum(self.ranks.gather([at.counts]), Counter[str]()))
-        self.importance = at.importance
+        counts = sum(self.ranks.gather([at.counts]), Counter[str]())
         if not sample.given:
-            self.counts["full_responses"] += len(prompts) * sample.responses
-            labels = sample.responses if self.labels.scores else comb(sample.responses, 2)
-            self.counts["full_labels"] += len(prompts) * labels * self.labels.terms.labels_per_answer
+            counts += self._full(len(prompts), sample.responses)
+        self.record.count(counts, at.importance)
+        if cut := many_cut(self.record.cut_share or 0.0, self.sampler.max_new_tokens):
+            self.phases.say(cut)
         self.write()
         self._report_items(number)
         least = 1 if sample.given else together(sample.responses, self.labels, self.pair_selector)
         self._report_empty(number, is_spent=not self.labels.pays(least))
+
+    def _full(self, prompts: int, responses: int) -> Counter[str]:
+        """What a round would take that samples all prompts and labels all responses, or all their pairs."""
+        labels = responses if self.labels.scores else comb(responses, 2)
+        return Counter(
+            full_responses=prompts * responses, full_labels=prompts * labels * self.labels.terms.labels_per_answer
+        )
 
     def sample_ahead(self, number: int, prompts: Sequence[Prompt], *, responses: int) -> None:
         """Begin to sample a round while the one before trains, with sampler.ahead=1, where it may buy labels."""
@@ -232,19 +226,10 @@ class Run:
         if not self.empty_rounds:
             return
         no_item = f"no {form_of(self.loss.needs)} out of {len(self.pool)} prompts"
-        found = f"Round {number + 1} of {self.rounds} made {no_item}: {why_empty(self.judged)}"
-        so_far = {"is_last": number + 1 == self.rounds, "has_trained": self.counts["pairs_trained"] > 0}
+        found = f"Round {number + 1} of {self.rounds} made {no_item}: {why_empty(self.record.judged)}"
+        so_far = {"is_last": number + 1 == self.rounds, "has_trained": self.record.counts["pairs_trained"] > 0}
         refuse_empty(found, self.empty_rounds, **so_far, is_spent=is_spent, labels=self.labels)
         self.phases.say(f"{found} It trains nothing, and the run continues.")
-
-    def _count(self, of_round: Counter[str]) -> None:
-        """Add a round's counts to the run's, and say so if many of its responses were cut."""
-        self.counts.update(of_round)
-        self.judged = Counter({name: of_round[name] for name in COUNTED})
-        sampled = of_round["responses_sampled"]
-        self.cut_share = of_round["responses_cut"] / sampled if sampled else None
-        if cut := many_cut(self.cut_share or 0.0, self.sampler.max_new_tokens):
-            self.phases.say(cut)
 
     def at(self, number: int) -> Round:
         """Return the context of a round; -1 is the start."""
@@ -282,16 +267,9 @@ class Run:
     def _adopt(self, number: int) -> None:
         """Take a round from its file, which may have counted the round's training already."""
         self.pool, about = read_round(self.rounds_folder, number, self.ranks)
-        trained = Counter(pairs_trained=self.counts["pairs_trained"])
-        self.counts = Counter({k: about.get(k, 0) for k in SAMPLED}) + trained
-        judged = about["judged"]
-        self.counts.update(judged["run"])
-        self.judged = Counter(judged["round"])
-        self.cut_share = about["responses_cut_share"]
-        self.importance = about.get("importance", {})
+        self.record.read(about)
         self.learned_reward.knowledge[number] = about["learned_reward"]
         self.labels_before = about["labels"]["spent"], about["labels"]["reused"]
-        self.start_pairs = about.get("start_pairs") or self.start_pairs  # a file of an earlier version has none
         self.phases.resume(about["seconds"])
 
     def spent_out(self, number: int, *, responses: int) -> bool:
@@ -336,41 +314,30 @@ class Run:
             "labels": {"spent": bought.spent, "reused": bought.reused, "evaluation": bought.evaluation},
             "labels_given": labels.terms.given_only,
             "labels_reused": labels.ledger.reused_labels(labels.run),
-            **{k: self.counts[k] for k in (*SAMPLED, "pairs_trained")},
-            "judged": {"round": dict(self.judged), "run": {name: self.counts[name] for name in COUNTED}},
+            **self.record.as_written(),
             "money": {"spent": bought.money, "evaluation": bought.money_evaluation, "budget": labels.budget_money},
-            "responses_cut_share": self.cut_share,
             "seconds": dict(self.phases.seconds),
-            "importance": dict(self.importance),
             "learned_reward": self.learned_reward.knowledge.get(self.pool.round, {}),
             "labeler": labels.knowledge,
             "parts": self.pool.part_means(),
             "sources": self.pool.source_means(),
-            "evaluation": self.evaluation,
-            "trained": self.trained,
             "judge": "" if judge is None else f"{judge.labeler.name} {judge.terms.fingerprint}",  # with its settings
-            "start_pairs": self.start_pairs,
         }
-
-    def record_evaluation(self, metrics: Mapping[str, float | None], rows: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Take held-out results of the round, which are written with its table when the round ends."""
-        self.evaluation = {**(self.evaluation or {}), **metrics}
-        self.heldout_rows = [*self.heldout_rows, *rows]
 
     def end_round(self, trained: Mapping[str, float]) -> dict[str, float]:
         """Count the round's training, write its table with the evaluation, and return the costs for the loggers.
 
         `trained` has means over the round's training, by the names of `reporting.summary.MEASURES`.
         """
-        self.trained = trained
-        self.counts["pairs_trained"] += self.pairs_this_round
+        self.record.trained = trained
+        self.record.counts["pairs_trained"] += self.pairs_this_round
         self.write()
         return cost_metrics(self.ranks.on_rank_zero(self.about))
 
     def write(self) -> None:
         """Write the round's file on rank 0, delete the parts that it replaces, and copy a ledger of this run alone."""
         if self.ranks.rank == 0:
-            self.pool.save(self.rounds_folder, self.about(), self.heldout_rows)
+            self.pool.save(self.rounds_folder, self.about(), self.record.heldout_rows)
             forget(self.rounds_folder, self.pool.round)
             if Path(self.labels.ledger.path).resolve().parent == self.folder.resolve():
                 self.labels.ledger.copy(ledger_copy(self.folder))
@@ -380,7 +347,7 @@ class Run:
         return {
             "round": self.pool.round,
             "phases": self.phases.seconds,
-            "pairs_trained": self.counts["pairs_trained"],
+            "pairs_trained": self.record.counts["pairs_trained"],
             "data": self.read,
             "ahead": self.ahead.state_dict(),
         }
@@ -392,7 +359,7 @@ class Run:
                 f"{state['round'] + 1} rounds of the run are played, and rounds={self.rounds} plans fewer; type "
                 f"rounds={state['round'] + 2} or more to train on, or the same number to write its results again."
             )
-        self.counts["pairs_trained"] = state["pairs_trained"]
+        self.record.counts["pairs_trained"] = state["pairs_trained"]
         if state["round"] >= 0:
             self._adopt(state["round"])
         self.ahead.load_state_dict(state.get("ahead", {}))  # one of an earlier version has none
