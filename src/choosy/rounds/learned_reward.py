@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from choosy.data.pool import Pool
@@ -86,9 +87,9 @@ class LearnedReward:
         return [torch.stack([self._embedding((c.prompt.id, r.text)) for r in c.responses]) for c in candidates]
 
     def _features(self, answered: Sequence[tuple[Candidates, Response]], at: Round) -> Tensor:
-        """The embedding of each response behind its prompt, and its length."""
+        """The embedding of each response behind its prompt, of length 1, and the length of the response."""
         length_N1 = torch.tensor([[LENGTH_SHARE * math.log1p(len(r.text))] for _, r in answered])
-        embed_ND = embed_with_prompts(answered, self.embedder, at.policy)
+        embed_ND = F.normalize(embed_with_prompts(answered, self.embedder, at.policy), dim=-1)
         return torch.cat([embed_ND, length_N1.to(embed_ND)], dim=1) if answered else embed_ND
 
     def _embedding(self, name: tuple[str, str]) -> Tensor:
