@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from choosy.models.logprobs import (
     can_share_prompt,
     chosen_token_logps,
     final_states,
+    fits_window,
     group_logps,
     padded_token_logps,
     sum_by_response,
@@ -56,6 +58,10 @@ CONFIGS: dict[str, Callable[..., Any]] = {
     "mpt": lambda: transformers.MptConfig(
         vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=64, initializer_range=0.2
     ),
+    "bamba": lambda: transformers.BambaConfig(
+        **SMALL, mamba_d_state=8, mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=1, attn_layer_indices=[1]
+    ),
+    "lfm2": lambda: transformers.Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]),
     "mamba": lambda: transformers.MambaConfig(
         vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4, initializer_range=0.2
     ),
@@ -250,6 +256,42 @@ def test_an_ordinary_architecture_can_share(implementation: str) -> None:
 )
 def test_what_cannot_share_is_found_out(architecture: str, more: dict[str, Any]) -> None:
     assert not can_share_prompt(tiny(architecture, **more), VOCABULARY)
+
+
+@pytest.mark.parametrize("architecture", ["bamba", "lfm2", "mamba"])
+def test_a_state_that_runs_through_the_row_is_found_out_in_bf16_too(architecture: str) -> None:
+    """Rounding hides the difference of the sums there, but not what one response does to the next."""
+    assert not can_share_prompt(tiny(architecture).to(torch.bfloat16), VOCABULARY)
+
+
+def test_an_ordinary_architecture_can_share_in_bf16() -> None:
+    assert all(can_share_prompt(tiny("llama", how).to(torch.bfloat16), VOCABULARY) for how in ("grouped", "sdpa"))
+
+
+def test_the_text_part_of_a_composite_model_says_its_window_and_its_capped_logits() -> None:
+    """Gemma 3 keeps both inside the configuration of its text part."""
+    inner = transformers.LlamaConfig(**SMALL, sliding_window=64)
+    model = nn.Module()
+    model.config = SimpleNamespace(get_text_config=lambda: inner)
+    assert fits_window(model, 64)
+    assert not fits_window(model, 65)
+    inner.final_logit_softcapping = 30.0
+    assert not can_share_prompt(model, VOCABULARY)
+
+
+def test_padded_logits_exist_only_where_a_response_is_predicted() -> None:
+    """Prompts of 9 and 7 tokens: of rows of up to 12 tokens the last 6 places have logits."""
+    model, shapes = tiny("llama"), []
+    model.lm_head.register_forward_hook(lambda _, args, out: shapes.append(tuple(out.shape)))
+    with torch.no_grad():
+        padded(model, [group(9, 4), group(7, 3)])
+    assert shapes == [(2, 6, VOCABULARY)]
+
+
+def test_a_prompt_without_tokens_is_refused_on_both_paths() -> None:
+    for path in (shared, padded):
+        with pytest.raises(ValueError, match="A prompt has no tokens"):
+            path(tiny("llama"), [Group([], [[5, 6]])])
 
 
 def test_a_head_with_a_bias_takes_the_padded_path() -> None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from choosy.models.damaged import refusing_damaged
 from choosy.models.locate import resolve_model
-from choosy.models.logprobs import last_hidden, mean_states
+from choosy.models.logprobs import decoded, mean_states, text_config
 from choosy.models.policy import Policy
-from choosy.models.rows import Group, Ids, Rows, packed, share_prompt
+from choosy.models.rows import Group, Ids, packed
 from choosy.models.trust import loaded
 from choosy.types import Candidates, Response
 
@@ -91,12 +91,8 @@ def policy_embeddings(responses: Sequence[Response], policy: Policy) -> Tensor:
     must call this.
     """
     ids = [_ids(r, policy) for r in responses]
-
-    def hidden(rows: Rows, own_BL: Tensor) -> Tensor:
-        return last_hidden(policy.causal_lm, rows)
-
     with policy.states.as_reference(), policy.weights_gathered(), policy.precision():
-        return _means(ids, hidden, policy.compute.tokens_per_step, policy.causal_lm.config.hidden_size, policy.device)
+        return _means(ids, policy.causal_lm, policy.compute.tokens_per_step)
 
 
 @torch.no_grad()
@@ -113,7 +109,7 @@ def policy_embeddings_with_prompts(answered: Sequence[tuple[Candidates, Response
         Group(prompt_ids, [_ids(r, policy) for r in own], [r.mask for r in own])
         for prompt_ids, own in zip(of_prompt, asked, strict=True)
     ]
-    embed_ND = torch.zeros(len(answered), policy.causal_lm.config.hidden_size)
+    embed_ND = torch.zeros(len(answered), text_config(policy.causal_lm).hidden_size)
     places = list(of_prompt.values())
     with policy.states.as_reference(), policy.weights_gathered(), policy.precision():
         share = policy.shares(groups)
@@ -128,17 +124,17 @@ def _ids(response: Response, policy: Policy) -> Ids:
     return response.ids or (policy.tokens.tokenizer.eos_token_id,)
 
 
-def _means(
-    ids: Sequence[Ids], hidden: Callable[[Rows, Tensor], Tensor], budget: int, width: int, device: torch.device
-) -> Tensor:
-    """Means (N, D) over the tokens of N texts of hidden states (B, L, D), in passes of `budget` tokens."""
-    groups = [Group(of_text, []) for of_text in ids]
-    embed_ND = torch.zeros(len(ids), width)
-    for batch in packed(groups, budget):
-        rows = share_prompt([groups[n] for n in batch]).to(device)
-        length_B1 = torch.tensor([[len(ids[n])] for n in batch], device=device)
-        own_BL = torch.arange(rows.ids_BL.shape[1], device=device) < length_B1
-        embed_ND[batch] = ((hidden(rows, own_BL).float() * own_BL[..., None]).sum(1) / length_B1).cpu()
+def _means(ids: Sequence[Ids], model: nn.Module, budget: int) -> Tensor:
+    """Means (N, D) over the tokens of N texts of a model's last hidden states, in passes of `budget` tokens."""
+    device = next(model.parameters()).device
+    embed_ND = torch.zeros(len(ids), text_config(model).hidden_size)
+    for batch in packed([Group(of_text, []) for of_text in ids], budget):
+        rows = [torch.tensor(ids[n]) for n in batch]
+        length_B1 = torch.tensor([[len(row)] for row in rows])
+        ids_BL = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+        own_BL = (torch.arange(ids_BL.shape[1]) < length_B1).to(device)
+        hidden_BLD = decoded(model, ids_BL, own_BL.long()).float()
+        embed_ND[batch] = (hidden_BLD * own_BL[..., None]).sum(1).cpu() / length_B1
     return embed_ND
 
 
@@ -160,9 +156,4 @@ def language_model_embeddings(responses: Sequence[Response], name: str, device: 
     tokenizer, model = _language_model(name, device)
     nothing = [tokenizer.eos_token_id or 0]
     ids = [tokenizer(r.text, add_special_tokens=False).input_ids[:LONGEST] or nothing for r in responses]
-
-    def hidden(rows: Rows, own_BL: Tensor) -> Tensor:
-        hidden_BLD: Tensor = model(input_ids=rows.ids_BL, attention_mask=own_BL.long()).last_hidden_state
-        return hidden_BLD
-
-    return _means(ids, hidden, MOST_TOKENS, model.config.hidden_size, torch.device(device))
+    return _means(ids, model, MOST_TOKENS)

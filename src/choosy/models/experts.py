@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from choosy.models.logprobs import text_config
 from choosy.models.rows import Group, Rows, share_prompt
 from choosy.terminal import logger
 
@@ -104,8 +104,7 @@ def recorded(model: nn.Module, *, wanted: bool = True) -> Iterator[list[Tensor]]
 
 def experts_per_token(model: nn.Module) -> int:
     """How many experts a token goes to; 0 for a model without experts."""
-    config: Any = model.config
-    return next((n for name in PER_TOKEN if isinstance(n := getattr(config, name, None), int)), 0)
+    return next((n for name in PER_TOKEN if isinstance(n := getattr(text_config(model), name, None), int)), 0)
 
 
 def say_what_is_frozen(model: nn.Module, name: str) -> None:
@@ -146,8 +145,7 @@ def times_of(groups: Sequence[Group], distinct: Sequence[Group]) -> Tensor:
 
 
 def _keys(group: Group) -> list[tuple[Any, ...]]:
-    masked = zip_longest(group.response_ids, group.masks, fillvalue=())
-    return [(tuple(group.prompt_ids), tuple(ids), tuple(mask)) for ids, mask in masked]
+    return [(tuple(group.prompt_ids), tuple(ids), tuple(mask)) for ids, mask in group.responses]
 
 
 def token_weights(groups: Sequence[Group], times_S: Tensor, *, share: bool, one_row: bool) -> Tensor:
@@ -165,8 +163,7 @@ def _shared(rows: Rows, groups: Sequence[Group], times_S: Tensor) -> Tensor:
 
 
 def _padded(groups: Sequence[Group], times_S: Tensor) -> Tensor:
-    """One padded row a response, whose last token is only ever a target."""
-    length_S = [len(group.prompt_ids) + len(ids) for group in groups for ids in group.response_ids]
+    """One padded row a response (see `padded_rows`)."""
+    length_S = [len(group.prompt_ids) + max(len(ids) - 1, 0) for group in groups for ids in group.response_ids]
     width = max(length_S)
-    rows = [F.pad(times.expand(n - 1), (0, width - n + 1)) for times, n in zip(times_S, length_S, strict=True)]
-    return torch.cat(rows)
+    return torch.cat([F.pad(times.expand(n), (0, width - n)) for times, n in zip(times_S, length_S, strict=True)])

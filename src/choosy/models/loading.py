@@ -171,12 +171,12 @@ def refuse_unknown_targets(model: nn.Module, targets: str | Sequence[str]) -> No
 
 def switch_off_dropout(model: nn.Module) -> None:
     """Set every dropout, and every router's noise, to 0, so that training and scoring give equal log-probs."""
+    noises = ("jitter_noise", "router_jitter_noise", "input_jitter_noise")
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        noises = ("jitter_noise", "router_jitter_noise", "input_jitter_noise")
-        for name in ("attention_dropout", "dropout_p", "attn_dropout_p", *noises):
-            if isinstance(getattr(module, name, None), float):
+        for name, value in list(vars(module).items()):  # layers that call a function keep its rate as a number
+            if isinstance(value, float) and ("drop" in name or name in noises):
                 setattr(module, name, 0.0)
         for name in ("rank_dropout", "module_dropout"):  # of LoHa and its like, by adapter
             if isinstance(of_adapter := getattr(module, name, None), dict):

@@ -262,7 +262,7 @@ class Policy(nn.Module):
 
     @contextmanager
     def in_fp32(self) -> Iterator[None]:
-        """Compute in fp32 within the block, with the same weights; they take twice the memory meanwhile."""
+        """Compute in fp32 within the block, with the same weights, of which copies in fp32 are kept meanwhile."""
         if is_sharded(self) and self.compute_dtype != torch.float32:
             raise ValueError("Sharded weights (trainer=fsdp) have one precision; set model.dtype=float32.")
         dtype = self.compute_dtype

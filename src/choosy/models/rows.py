@@ -39,10 +39,14 @@ class Group(NamedTuple):
     masks: Sequence[Sequence[bool]] = ()
 
     @property
+    def responses(self) -> list[tuple[Ids, Sequence[bool]]]:
+        """The token ids of each response with its mask, which is empty where the assistant says all."""
+        return list(zip_longest(self.response_ids, self.masks, fillvalue=()))
+
+    @property
     def places(self) -> list[list[int]]:
         """Of each response the positions of the tokens that the assistant says, whose log-probs are computed."""
-        masked = zip_longest(self.response_ids, self.masks, fillvalue=())
-        return [[at for at in range(len(ids)) if not mask or mask[at]] for ids, mask in masked]
+        return [[at for at in range(len(ids)) if not mask or mask[at]] for ids, mask in self.responses]
 
     @property
     def longest(self) -> int:
@@ -135,6 +139,12 @@ def common_prefix(prompts: Sequence[Ids]) -> Ids:
     return list(shortest[:length])
 
 
+def refuse_no_prompt(groups: Sequence[Group]) -> None:
+    """Refuse a prompt without tokens, of which none predicts the response's first."""
+    if not all(group.prompt_ids for group in groups):
+        raise ValueError("A prompt has no tokens; give it text, or a tokenizer with a beginning-of-sequence token.")
+
+
 def share_prompt(groups: Sequence[Group], *, one_row: bool = False) -> Rows:
     """The prompt of each group once, then its responses; a response's last token is only ever a target.
 
@@ -142,6 +152,7 @@ def share_prompt(groups: Sequence[Group], *, one_row: bool = False) -> Rows:
         groups: What the rows hold; a prompt without tokens raises a ValueError.
         one_row: All groups one behind the other, after what all their prompts begin with; else a row each.
     """
+    refuse_no_prompt(groups)
     prefix = common_prefix([group.prompt_ids for group in groups]) if one_row else []
     if len(prefix) < SHORTEST_PREFIX:
         prefix = []
@@ -150,8 +161,6 @@ def share_prompt(groups: Sequence[Group], *, one_row: bool = False) -> Rows:
         laid[0].append(prefix, 0, -1)
     rows, columns, targets = [], [], []
     for group in groups:
-        if not group.prompt_ids:
-            raise ValueError("A prompt has no tokens; give it text, or a tokenizer with a beginning-of-sequence token.")
         if not one_row:
             laid.append(_Row())
         row = laid[-1]
@@ -208,7 +217,7 @@ def deduplicated(groups: Sequence[Group]) -> tuple[list[Group], Tensor]:
     place_of: dict[Ids, dict[tuple[Ids, Sequence[bool]], int]] = {}
     for group in groups:
         responses = place_of.setdefault(tuple(group.prompt_ids), {})
-        for ids, mask in zip_longest(group.response_ids, group.masks, fillvalue=()):
+        for ids, mask in group.responses:
             responses.setdefault((tuple(ids), tuple(mask)), 0)
     distinct = [Group(prompt, [ids for ids, _ in own], [mask for _, mask in own]) for prompt, own in place_of.items()]
     start = 0
@@ -219,8 +228,7 @@ def deduplicated(groups: Sequence[Group]) -> tuple[list[Group], Tensor]:
     tokens: list[int] = []
     for group in groups:
         own = place_of[tuple(group.prompt_ids)]
-        masked = zip_longest(group.response_ids, group.masks, fillvalue=())
-        for (ids, mask), places in zip(masked, group.places, strict=True):
+        for (ids, mask), places in zip(group.responses, group.places, strict=True):
             first = own[tuple(ids), tuple(mask)]
             tokens += range(first, first + len(places))
     return distinct, torch.tensor(tokens, dtype=torch.long)
@@ -254,7 +262,7 @@ def cut(group: Group, tokens_per_step: int) -> list[Group]:
         [[[6, 7, 8]], [[9, 4], [3, 2]]]
     """
     pieces: list[Group] = []
-    for ids, mask in zip_longest(group.response_ids, group.masks, fillvalue=()):
+    for ids, mask in group.responses:
         alone = Group(group.prompt_ids, [ids], [mask])
         if pieces:
             _, before, masks = pieces[-1]
