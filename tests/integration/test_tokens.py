@@ -185,6 +185,23 @@ def test_the_end_counts_where_padding_is_the_same_token(share_prompt, variant, l
         assert token_by_token(policy, c.prompt_ids, given[0].ids[:-1]) > expected[0] + 0.1
 
 
+def test_a_response_at_a_time_is_scored_within_the_token_budget_where_prompts_are_not_shared(load_policy):
+    """Eight responses bring a prompt of 30 tokens eight times; progress counts each candidate once."""
+    policy = load_policy()
+    given = [tuple(range(5, 7 + n)) for n in range(8)]
+    candidates = [Candidates(CHAT, tuple(Response("", ids) for ids in given), tuple(range(5, 5 + n))) for n in (30, 20)]
+    wanted = policy.score(candidates)
+    policy.compute = replace(policy.compute, share_prompt=False, tokens_per_step=80)
+    del policy.shares_prompts  # found once for a model
+    passes, ticks = [], []
+    policy.causal_lm.get_decoder().register_forward_pre_hook(
+        lambda _, args, kwargs: passes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    assert policy.score(candidates, ticks.append) == [pytest.approx(logps, abs=1e-3) for logps in wanted]
+    assert max(passes) <= 80
+    assert sum(ticks) == 2
+
+
 @pytest.mark.parametrize("change", [pads_with_eos, adds_bos], ids=["pad is eos", "bos added"])
 def test_what_was_sampled_is_scored_the_same(change, variant, load_policy):
     policy = load_policy(variant(change))

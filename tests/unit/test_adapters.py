@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, PromptTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM
 
 from choosy.models.adapters import Lora
+from choosy.models.loading import switch_off_dropout
 from choosy.models.policy import Policy
 from choosy.models.rows import Group
 from choosy.sampling.generate import Generate
@@ -224,6 +225,18 @@ def test_muon_leaves_out_the_trained_copy_of_the_head(tiny_policy_dir: Path) -> 
 def test_a_configured_adapter_that_makes_no_sense(lora: Any, message: str, tiny_policy_dir: Path) -> None:
     with pytest.raises(ValueError, match=message):
         Policy(str(tiny_policy_dir), lora=Lora(**lora), dtype="float32").load(device=torch.device("cpu"), seed=0)
+
+
+def test_every_dropout_is_off_also_one_that_a_layer_keeps_as_a_number() -> None:
+    """OPT calls a function with its rate, and skips whole layers."""
+    size = {"vocab_size": 50, "hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = OPTForCausalLM(OPTConfig(**size, word_embed_proj_dim=16, dropout=0.5, attention_dropout=0.5, layerdrop=0.5))
+    switch_off_dropout(model)
+    ids_1L = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        wanted, *found = (model.train(mode)(input_ids=ids_1L).logits for mode in (False, True, True))
+    for logits in found:
+        torch.testing.assert_close(logits, wanted)
 
 
 def test_a_dtype_that_is_none_is_refused_before_anything_is_loaded() -> None:

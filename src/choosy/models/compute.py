@@ -27,7 +27,8 @@ class Compute:
     """How the passes of a model are computed: their speed and memory, never their values.
 
     Args:
-        tokens_per_step: Tokens of a forward pass, padding included.
+        tokens_per_step: Tokens of a forward pass, padding included; a model that cannot share prompts between responses
+            takes more in training, where each response of an item brings the prompt again.
         attention: Attention implementation of transformers, or `grouped`; auto = grouped on a CPU, if the model takes
             it, else what transformers chooses: sdpa where it can.
         share_prompt: Compute a prompt once for all its responses, where the architecture allows it.

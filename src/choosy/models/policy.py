@@ -6,6 +6,7 @@ swaps in merged weights in the same way, so the exact weights are back afterward
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -45,7 +46,7 @@ from choosy.models.logprobs import (
     takes_one_row,
 )
 from choosy.models.optimizers import mark_vocabulary
-from choosy.models.rows import Group, deduplicated, packed
+from choosy.models.rows import Group, cut, deduplicated, packed
 from choosy.models.saving import write_policy
 from choosy.models.states import States, can_merge, merged, swapped_in, trainable, unadapted
 from choosy.models.tokens import Tokens
@@ -267,12 +268,15 @@ class Policy(nn.Module):
             raise ValueError("Sharded weights (trainer=fsdp) have one precision; set model.dtype=float32.")
         dtype = self.compute_dtype
         coarse = [p for p in self.parameters() if p.is_floating_point() and p.dtype != torch.float32]
+        casting: list[Any] = [m for m in self.modules() if getattr(m, "compute_dtype", None) == dtype]  # 4 bits too
         with swapped_in([(p, p.data.float()) for p in coarse]):
-            self.compute_dtype = torch.float32
+            for module in casting:
+                module.compute_dtype = torch.float32
             try:
                 yield
             finally:
-                self.compute_dtype = dtype
+                for module in casting:
+                    module.compute_dtype = dtype
 
     @cached_property
     def shares_prompts(self) -> bool:
@@ -368,9 +372,12 @@ class Policy(nn.Module):
                 groups = [Group(ids, [r.ids for r in of], [r.mask for r in of]) for ids, of in every]
                 self.tokens.refuse_beyond_window(max((group.longest for group in groups), default=0))
                 share = self.shares(groups)
-                scored: list[list[Scored]] = [[] for _ in groups]
-                for batch in packed(groups, self.compute.tokens_per_step, one_row=share and self.one_row):
-                    chosen = [groups[n] for n in batch]
+                laid = groups if share else [piece for group in groups for piece in cut(group, 0)]  # a response each
+                group_of = range(len(groups)) if share else [g for g, of in enumerate(groups) for _ in of.response_ids]
+                left = Counter(group_of)
+                scored: list[list[Scored]] = [[] for _ in laid]
+                for batch in packed(laid, self.compute.tokens_per_step, one_row=share and self.one_row):
+                    chosen = [laid[n] for n in batch]
                     with torch.no_grad(), self.precision():
                         logp_T = group_logps(self.causal_lm, chosen, share=share).cpu()
                     logp_T_of = torch.split(logp_T, [len(places) for group in chosen for places in group.places])
@@ -378,8 +385,11 @@ class Policy(nn.Module):
                     found = zip(sum_by_response(logp_T, chosen).tolist(), of_tokens, strict=True)
                     for n, group in zip(batch, chosen, strict=True):
                         scored[n] = [*islice(found, len(group.response_ids))]
-                    tick(len(batch))
-                yield scored
+                    touched = [group_of[n] for n in batch]
+                    left.subtract(touched)
+                    tick(sum(left[g] == 0 for g in set(touched)))
+                in_order = (one for of in scored for one in of)
+                yield [[*islice(in_order, len(group.response_ids))] for group in groups]
         self.train(was_training)
 
     def write_adapter(self, folder: str) -> None:
