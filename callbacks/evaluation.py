@@ -12,7 +12,16 @@ from choosy.data.table_files import is_there
 from choosy.reporting.metrics import log_at_once
 from choosy.reporting.summary import OF_JUDGE, OF_PAIRS
 from choosy.rounds.context import Round
-from choosy.rounds.evaluate import Evaluation, answer, evaluate, evaluate_pairs, read_start, start_file, write_start
+from choosy.rounds.evaluate import (
+    Evaluation,
+    answer,
+    evaluate,
+    evaluate_pairs,
+    read_start,
+    scored,
+    start_file,
+    write_start,
+)
 from choosy.sampling.settings import SamplingSettings
 from choosy.types import Candidates
 
@@ -120,9 +129,9 @@ class WinRate(Evaluator):
                 answers = answer(at, prompts, self.sampler, tick)
                 judge = run.labels.evaluator
                 scores = judge is not None and judge.scores
-                scored = at.ranks.on_rank_zero(lambda: judge.score(answers, purpose="evaluate") if scores else answers)
+                judged = at.ranks.on_rank_zero(lambda: scored(answers, judge) if scores else answers)
             if at.ranks.rank == 0:
-                write_start(run.rounds_folder, scored, run.about())
+                write_start(run.rounds_folder, judged, run.about())
             at.ranks.gather([])  # no rank reads the file before it is there
         self.start = {c.prompt.id: c for c in read_start(run.rounds_folder, prompts)}
 

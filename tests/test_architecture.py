@@ -103,7 +103,7 @@ def test_no_file_reaches_torch_distributed_without_importing_it() -> None:
         ("methods/composed_losses.py", {"torch", "choosy.methods"}),
         ("methods/losses.py", {"torch", "choosy.methods"}),
         ("methods/loss_inputs.py", {"torch"}),
-        ("methods/pairing.py", set()),
+        ("methods/pairing.py", {"choosy.types"}),
         ("methods/weighting.py", {"torch"}),
         ("parallel/ranks.py", {"torch", "choosy.terminal"}),
         ("parallel/sharding.py", {"torch", "choosy.parallel"}),

@@ -245,16 +245,16 @@ class Comparison:
 
     def judged(self, now: Seen, beside: Seen | None) -> tuple[Mapping[str, float | None], list[dict[str, Any]]]:
         """Judge the answers, each against the other's to the same prompt, if there is another."""
-        from choosy.rounds.evaluate import OUTCOME, answer_metrics, evaluate
+        from choosy.rounds.evaluate import OUTCOME, answer_metrics, evaluate, scored
 
         names = {1.0: "won", OUTCOME["tie"]: "tied", OUTCOME["second"]: "lost"}
         mine = now.answers
         if beside is None:
-            scored = self.judge.score(mine, purpose="evaluate") if self.judge else mine
+            judged = scored(mine, self.judge) if self.judge else mine
             rows = [
-                {"prompt": c.prompt.text, "tuned": c.responses[0].text, "reward": c.responses[0].reward} for c in scored
+                {"prompt": c.prompt.text, "tuned": c.responses[0].text, "reward": c.responses[0].reward} for c in judged
             ]
-            return answer_metrics(scored), rows
+            return answer_metrics(judged), rows
         if self.other is None:
             mine = with_logps(mine, "logp_ref", beside.other_logps)
         is_policy = self.model.sampler.is_policy

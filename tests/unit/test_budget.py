@@ -190,8 +190,17 @@ def test_a_budget_of_money_for_labels_that_cost_nothing_is_refused(path: Path) -
     buyer = LabelBuyer(Paid(lambda text: 0.0), ledger=str(path), budget_money=1.0)
     buyer.open("a")
     with pytest.raises(ValueError, match=r"budget_money=1.0 limits nothing: the labels of lengths cost nothing"):
-        afford(buyer, 9)
-    assert buyer.spent == 1
+        afford(buyer, 30)
+    assert buyer.spent == 20, "so many say that none costs anything"
+
+
+def test_a_first_answer_that_costs_nothing_says_nothing_of_the_next(path: Path) -> None:
+    """As where a judge refuses a pair; a purchase is as large as those that cost something."""
+    labeler = Paid(lambda text: 0.0 if text == "r00" else 0.1)
+    buyer = LabelBuyer(labeler, ledger=str(path), budget_money=0.45)
+    buyer.open("a")
+    assert afford(buyer, 20) == 5
+    assert labeler.asked == ["r00", "r01", "r02", "r03", "r04"]
 
 
 @pytest.mark.parametrize("money", [0, -1, math.inf, math.nan])

@@ -197,6 +197,17 @@ def test_few_seeds_say_how_many_more_would_tell() -> None:
     assert "interval" not in two
 
 
+def test_an_arm_with_one_seed_does_not_hide_those_with_enough() -> None:
+    sweep = {"random_pairs": arm(0.01, seeds=8), "gap": arm(0.02, seeds=8), "spread": arm(0.08, seeds=1)}
+    assert compared(sweep).sentence.startswith("gap pays here")
+
+
+def test_an_arm_is_left_out_with_the_judges_of_the_seed_in_which_they_differ() -> None:
+    by_a = {s: replace(run, judge="A") for s, run in arm(0.01, seeds=2).items()}
+    found = compared({"random_pairs": by_a | {1: replace(by_a[1], judge="B")}, "gap": by_a})
+    assert found.skipped == {"gap": "judged by A, and random_pairs by B"}
+
+
 def test_an_arm_that_is_sooner_there_and_ends_lower_is_said_to() -> None:
     """It is past the baseline's end at first, and falls back."""
     early = {s: replace(run, quality=(0.0, 5.0, 4.0, 3.0)) for s, run in arm(0.0, seeds=1).items()}

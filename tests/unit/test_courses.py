@@ -179,3 +179,10 @@ def test_what_is_reached_after_the_budget_is_spent_costs_the_whole_budget() -> N
     assert amount_G.tolist() == [0, 50, 100, 100]
     assert quality_SG.mean(axis=0) == pytest.approx([0.0, 0.35, 0.65, 0.95])
     assert area_weights(spent.spent["labels"], 100.0) @ np.array(spent.quality) == pytest.approx((0.1 + 0.25) / 2)
+
+
+def test_large_differences_are_no_less_likely_than_small_ones() -> None:
+    """Of three that are all positive, two patterns of eight are as far from 0, in whatever unit they are."""
+    ones = np.array([0.1, 0.7, 0.3])
+    for unit in (1.0, 1e5, 1e9):
+        assert sign_flip(ones * unit, np.random.default_rng(0)) == 0.25

@@ -187,7 +187,7 @@ def test_settings_out_of_range_are_refused(buyer_of, options: dict[str, Any], wo
 def test_members_and_settings_change_the_fingerprint(buyer_of) -> None:
     """The fingerprint is part of the key, so that another crowd's verdicts are not reused."""
     members = {name: Worker(name) for name in "ab"}
-    prints = {fingerprint_of(Crowd(members, **options)) for options in ({}, {"memory": 9.0}, {"expert": members["a"]})}
+    prints = {fingerprint_of(Crowd(members, **options)) for options in ({}, {"memory": 9.0}, {"expert": Worker("c")})}
     assert len(prints) == 3
     assert fingerprint_of(Crowd(members)) == fingerprint_of(Crowd(members))
 
@@ -212,3 +212,10 @@ def test_pairs_that_wait_for_one_of_a_crowd_are_exported_once(buyer_of, tmp_path
         buyer.compare(PAIRS[:3])
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
         assert db.execute("SELECT labeler, count(*) FROM wanted GROUP BY labeler").fetchall() == [("queue", 3)]
+
+
+def test_two_members_that_the_ledger_cannot_tell_apart_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"members one and two are one labeler for the ledger, ann, .*give two another"
+    ):
+        Crowd({"one": Worker("ann"), "other": Worker("bob"), "two": Worker("ann")})

@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 from scipy.stats import binomtest
 
-from choosy.rounds.evaluate import WinShare, answer_metrics, as_pairs, evaluate, labels_until, wilson
+from choosy.rounds.evaluate import (
+    WinShare,
+    answer_metrics,
+    as_pairs,
+    by_comparison,
+    by_reward,
+    evaluate,
+    labels_until,
+    telling,
+    wilson,
+)
 from choosy.types import Candidates, Prompt, Response
 
 
@@ -40,6 +50,37 @@ def test_rewards_have_an_interval_where_there_are_two() -> None:
     expected = {f"{name}{end}": value for name in ("reward", "length") for end, value in mean.items()}
     assert answer_metrics([one, three]) == pytest.approx(expected)
     assert answer_metrics([one]) == {name: None if "_" in name else 1.0 for name in expected}
+
+
+def test_a_reward_that_says_nothing_decides_nothing_and_is_in_no_mean() -> None:
+    """As of a judge whose reply could not be read."""
+
+    def judged(now: float | None, start: float | None) -> Candidates:
+        return Candidates(Prompt("p", "?"), (Response("now", reward=now), Response("start", reward=start)))
+
+    found = [by_reward(judged(*rewards), 0.0) for rewards in ((1, -1), (0, -1), (-1, 0), (1, 1), (None, 1))]
+    assert found == ["first", "invalid", "invalid", "tie", None]
+    assert by_reward(judged(0, -1), None) == "first", "where 0 is a score as any other"
+    assert answer_metrics([telling(judged(*rewards), 0.0) for rewards in ((1, 0), (0, 1))])["reward"] == 1.0
+    assert answer_metrics([telling(judged(*rewards), None) for rewards in ((1, 0), (0, 1))])["reward"] == 0.5
+
+
+def test_no_one_is_asked_about_two_equal_answers() -> None:
+    asked: list[Any] = []
+
+    class Judge:
+        def compare(self, items: Any, *, purpose: str) -> list[str]:
+            asked.extend(items)
+            return ["first"] * len(items)
+
+    both = [
+        Candidates(Prompt(name, "?"), (Response("a"), Response(other)))
+        for name, other in zip("pqr", "aba", strict=True)
+    ]
+    verdicts = by_comparison(both, Judge())  # type: ignore[arg-type]
+    assert [prompt.id for prompt, *_ in asked] == ["q"]
+    assert (verdicts[0], verdicts[2]) == ("tie", "tie")
+    assert verdicts[1] in ("first", "second")
 
 
 def looks(rate: float, rng: random.Random, n: int = 64) -> list[tuple[int, float, int]]:

@@ -155,6 +155,19 @@ def test_a_taken_port_is_named_with_what_to_type(human):
             serve("", PairQuestion, lambda: None, token=human.token, host="127.0.0.1", port=port)
 
 
+def test_a_second_page_of_a_process_takes_the_place_of_the_first(human):
+    """As of the next run of a sweep, or of another member of a crowd."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    first, second = (
+        serve("", PairQuestion, lambda: None, token=human.token, host="127.0.0.1", port=port) for _ in range(2)
+    )
+    try:
+        assert (first.is_open, second.is_open) == (False, True)
+    finally:
+        second.close()
+
+
 # -- requests of the page's script -----------------------------------------------------------------------------
 
 
@@ -172,7 +185,7 @@ def test_a_name_has_no_control_characters(client):
 
 def test_the_address_opens_whatever_the_token_holds():
     token = "q+R/abc&def;ghi#jkl"
-    address = serve("", PairQuestion, lambda: None, token=token, host="127.0.0.1", port=0)
+    address = serve("", PairQuestion, lambda: None, token=token, host="127.0.0.1", port=0).address
     assert parse_qs(urlsplit(address).query) == {"token": [token]}
 
 
@@ -220,9 +233,9 @@ def test_rapid_clicks_from_eight_tabs_make_one_label_a_pair(clicks, tmp_path):
     labels = []
     run = threading.Thread(target=lambda: labels.extend(human.compare(items)), daemon=True)
     run.start()
-    while human.sitting is None or human._address is None:
+    while human.sitting is None or human._served is None:
         time.sleep(0.01)
-    address = urlsplit(human._address)
+    address = urlsplit(human._served.address)
     headers = {"X-Choosy-Token": human.token, "Content-Type": "application/json"}
     questions = [question.id for question in (PairQuestion.of(*item) for item in items)]
     statuses = []

@@ -21,7 +21,7 @@ from choosy.methods.selection import ChosenPair, PairChoice
 from choosy.parallel.ranks import OneRank, Ranks, shard
 from choosy.reporting.display import Phases
 from choosy.rounds.context import Round
-from choosy.rounds.label import label, to_label
+from choosy.rounds.label import label, to_label, with_thresholds
 from choosy.types import Candidates, Prompt, Response, Verdict
 
 
@@ -280,6 +280,36 @@ def test_a_score_that_says_nothing_makes_no_pair(buy, chosen) -> None:
     choice = PairChoice(pairs, 4, per_prompt=1, top_up=False, score_all=not chosen)
     labeled, _ = buy(Thumbs(), candidates(*words), choice)
     assert [[(p.chosen, p.rejected) for p in c.pairs] for c in labeled] == [[(0, 1)], [], [], []]
+
+
+def test_pairs_are_made_of_the_responses_about_which_something_is_said(buy) -> None:
+    """The best is `g`; of the rest one says nothing, and the other is the worst."""
+    choice = PairChoice([ChosenPair(0, 0, 1, 1.0)], 1, per_prompt=1, top_up=False, score_all=True)
+    labeled, _ = buy(Thumbs(), candidates("?gb"), choice)
+    assert [(p.chosen, p.rejected) for p in labeled[0].pairs] == [(1, 2)]
+    (item,) = PoolItems(put(Pool(), labeled, round=0), {"list"}, round=0, neutral=0.0)
+    assert item.rewards == [1.0, -1.0], "a list leaves it out"
+
+
+def test_a_cut_response_keeps_saying_something_where_the_penalty_makes_it_neutral(tmp_path: Path) -> None:
+    buyer = LabelBuyer(Thumbs(), ledger=str(tmp_path / "ledger.sqlite"), missing_eos_penalty=1.0)
+    buyer.open("run")
+    (c,) = candidates("gg")
+    cut = replace(c, responses=(c.responses[0], replace(c.responses[1], text="g cut", finished=False)))
+    (scored,) = buyer.score([cut])
+    ended, less = (r.reward for r in scored.responses)
+    assert ended == 1.0
+    assert less != 0.0
+    assert less == pytest.approx(0.0)
+
+
+def test_thresholds_of_earlier_rounds_stay(tmp_path: Path) -> None:
+    at = Round(1, 0, None, None, Pool(), OneRank(), Phases(), None, None, threshold="mean")  # type: ignore[arg-type]
+    old, new = (
+        Candidates(Prompt(name, "?"), (Response("r", reward=reward),), round=round, threshold=0.5)
+        for name, reward, round in (("old", 1.0, 0), ("new", 5.0, 1))
+    )
+    assert [c.threshold for c in with_thresholds(at, [old, new], None)] == [0.5, 5.0]
 
 
 @pytest.mark.parametrize("threshold", [0.0, "mean", -0.5])

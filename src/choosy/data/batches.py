@@ -69,12 +69,22 @@ class PoolItems:
         needs: What the loss needs: it decides the form of the items, and what they hold.
         round: The present round, whose responses are samples of the present policy.
         only_round: Leave out items that were labeled in earlier rounds.
+        neutral: The reward that says nothing; a list leaves it out.
     """
 
-    def __init__(self, pool: Pool, needs: Collection[Need], *, round: int, only_round: bool = False) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        needs: Collection[Need],
+        *,
+        round: int,
+        only_round: bool = False,
+        neutral: float | None = None,
+    ) -> None:
         self.pool = pool
         self.needs = needs
         self.round = round
+        self.neutral = neutral
         self.form = form_of(needs)
         labeled_in = round if only_round else None
         pairs = pool.pair_rows(round=labeled_in)
@@ -100,7 +110,7 @@ class PoolItems:
     def __getitem__(self, n: int) -> Item:
         row, position = self.places[n]
         (c,) = self.pool.candidates([row])
-        order, good = _order(c, self.form, position)
+        order, good = _order(c, self.form, position, self.neutral)
         responses = [c.responses[i] for i in order]
         rewards = [math.nan if r.reward is None else r.reward for r in responses]
         if self.form == "pair" and not math.isnan(gap := c.pairs[position].predicted_gap):
@@ -131,10 +141,10 @@ def _labeled(c: Candidates) -> set[int]:
     return in_pairs or {i for i, r in enumerate(c.responses) if r.reward is not None}
 
 
-def _order(c: Candidates, form: Need, position: int) -> tuple[Sequence[int], bool]:
+def _order(c: Candidates, form: Need, position: int, neutral: float | None) -> tuple[Sequence[int], bool]:
     """Positions of an item's responses, the best first, and whether it is good."""
     if form == "list":
-        return ranked([r.reward for r in c.responses]), True
+        return ranked([r.reward for r in c.responses], neutral), True
     if not c.pairs:
         return (0,), (c.responses[0].reward or 0.0) > c.threshold
     if form == "pair":

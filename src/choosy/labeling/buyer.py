@@ -210,13 +210,13 @@ class LabelBuyer:
 
     def _affordable(self, purpose: Purpose = "train") -> tuple[float, float]:
         """How many answers the budgets still pay, and how many to buy before their cost is looked at again."""
-        answers, highest = self.ledger.prices(self.run, self.labeler.name)
+        answers, paid, highest = self.ledger.prices(self.run, self.labeler.name)
+        left = replace(self.limits, labels=None).answers_left(self.counts, highest, free=True)
         if purpose == "train":  # what the others of the run give costs something, even if this does not
             others = self.payer is not None or self.editor is not None or self.evaluator not in (None, self)
-            left = self.limits.answers_left(self.counts, highest, kept=self._kept(), free=others)
-        else:
-            left = replace(self.limits, labels=None).answers_left(self.counts, highest, free=True)
-        return left, max(1, answers) if self.limits.price_unknown else math.inf
+            free = others or self.limits.may_be_free(answers, inner=isinstance(self.labeler, BuysLabels))
+            left = self.limits.answers_left(self.counts, highest, kept=self._kept(), free=free)
+        return left, max(1, paid) if self.limits.price_unknown else math.inf
 
     def plan_evaluation(self, prompts: Sequence[Prompt], times: int, *, response_tokens: int) -> str | None:
         """Keep the money for judging answers to held-out prompts so many times, and say what it will be.
@@ -235,7 +235,7 @@ class LabelBuyer:
         judge = self.evaluator
         if judge is None or not prompts:
             return None
-        _, estimate = self.ledger.prices(self.run, judge.labeler.name)
+        *_, estimate = self.ledger.prices(self.run, judge.labeler.name)
         if estimate is None and isinstance(judge.labeler, Estimates):
             estimate = sum(judge.labeler.estimate(p, response_tokens) for p in prompts) / len(prompts)
         self._plan = EvaluationPlan(judge.labeler.name, len(prompts) * times, judge.terms.price, estimate)
@@ -247,7 +247,7 @@ class LabelBuyer:
         judge, plan = of_run.evaluator, of_run._plan
         if judge is None or plan is None:
             return 0.0
-        _, highest = self.ledger.prices(self.run, judge.labeler.name)
+        *_, highest = self.ledger.prices(self.run, judge.labeler.name)
         return plan.kept(self.counts.evaluation // judge.terms.labels_per_answer, highest)
 
     # -- purchases -----------------------------------------------------------------------------------------------
@@ -284,7 +284,8 @@ class LabelBuyer:
             asked = [tuple(both)] if self.terms.compares else [(response,) for response in both]
             groups.append([(f"question {i}", prompt, responses) for responses in asked])
         served = zip(questions, self._serve(groups, purpose), strict=True)
-        return [None if labels is None else verdict_of(labels, first) for (_, first, _), labels in served]
+        silent = self.terms.neutral
+        return [None if labels is None else verdict_of(labels, first, silent) for (_, first, _), labels in served]
 
     def edits(self, pairs: Sequence[ResponsePair]) -> list[str | None]:
         """Buy edits of each pair's rejected response towards its chosen one, which comes first.
@@ -309,8 +310,8 @@ class LabelBuyer:
                 known = self.ledger.find(q.key for group in groups for q in group)
                 owed = {key for key, label in known.items() if label.run == self.run and label.purpose == "evaluate"}
                 free = known.keys() - owed if train else known.keys()
-                left, at_once = self._affordable(purpose)
-                served = affordable_groups(groups, free, left, at_once=at_once, pair_is_one=self.terms.given_only)
+                one = self.terms.given_only and not isinstance(self.labeler, BuysLabels)
+                served = affordable_groups(groups, free, *self._affordable(purpose), pair_is_one=one)
                 wanted: dict[str, Question] = {}
                 for question in (q for group in served for q in group or ()):
                     wanted.setdefault(question.key, question)  # of two equal questions, the first is asked
@@ -394,7 +395,6 @@ class BuysLabels(Protocol):
     """A labeler that makes its answers of what it buys from other labelers, or that learns from earlier labels."""
 
     def use_buyer(self, buyer: LabelBuyer) -> None:
-        """Judge for this buyer's run from now on; called before the first question.
+        """Judge for this buyer's run from now on, before the first question.
 
-        `buyer.nested` makes the buyers of other labelers, and `buyer.ledger.labels_of` reads earlier labels.
-        """
+        `buyer.nested` makes buyers of other labelers, and `buyer.ledger.labels_of` reads earlier labels."""

@@ -70,6 +70,7 @@ class Crowd(OuterLabeler):
         fingerprint = content_id(str(audit if expert else 0), str(self.memory))
         inner = {**members, **({"expert": expert} if expert else {})}
         super().__init__(f"crowd:{'+'.join(members)}", inner, budgets, fingerprint=fingerprint)
+        self._refuse_copies()
 
     def use_buyer(self, buyer: LabelBuyer) -> None:
         super().use_buyer(buyer)
@@ -93,6 +94,17 @@ class Crowd(OuterLabeler):
             yield self._answer(at, votes, audited.get(at), charges[at])
             self._update(votes, audited.get(at))
         log.info("%s: %s", self.name, weights_line(self.records))
+
+    def _refuse_copies(self) -> None:
+        """Refuse two labelers that the ledger cannot tell apart: the votes of one would be copies of the other's."""
+        known: dict[tuple[str, object], str] = {}
+        for name, one in self._inner.items():
+            first = known.setdefault((one.name, self._inner_terms[name].fingerprint), name)
+            if first != name:
+                raise ValueError(
+                    f"labeler.members {first} and {name} are one labeler for the ledger, {one.name}, so that the votes "
+                    f"of one would be copies of the other's; give {name} another name, seed or model"
+                )
 
     def _audited(self, items: Sequence[ResponsePair]) -> dict[int, Verdict]:
         """Return the expert's verdicts on the audited items, by position."""

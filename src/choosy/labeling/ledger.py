@@ -320,12 +320,12 @@ class Ledger:
         with self._transaction() as db:
             return int(db.execute(query, (run,)).fetchone()[0] or 0)
 
-    def prices(self, run: str, labeler: str) -> tuple[int, float | None]:
-        """How many answers a run has bought from a labeler, and the highest cost of one; None before the first."""
+    def prices(self, run: str, labeler: str) -> tuple[int, int, float | None]:
+        """How many answers a run has from a labeler, how many cost something, and the highest cost; None before any."""
+        query = "SELECT count(*), total(cost > 0), max(cost) FROM labels WHERE run = ? AND labeler = ?"
         with self._transaction() as db:
-            row = db.execute("SELECT count(*), max(cost) FROM labels WHERE run = ? AND labeler = ?", (run, labeler))
-            count, highest = row.fetchone()
-        return count, highest
+            answers, paid, highest = db.execute(query, (run, labeler)).fetchone()
+        return answers, int(paid), highest
 
     def labels_of(self, labeler: str, *, fingerprint: str | None = None, run: str | None = None) -> list[Label]:
         """All labels of a labeler, the earliest first: of all runs or one, under any fingerprint or one."""

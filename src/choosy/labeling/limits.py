@@ -14,7 +14,7 @@ from choosy.labeling.statistics import as_money
 from choosy.redaction import scrub
 
 MAX_INVALID = 0.2  # the share of invalid verdicts that a machine may give, unless the run says otherwise
-ENOUGH = 20  # verdicts, before their share of invalid ones says anything
+ENOUGH = 20  # answers, before the share of invalid or free ones says anything
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,10 @@ class Budget:
         """Whether there is a budget of money, and only answers that are bought show what the next one may cost."""
         return self.money is not None and self.terms.price is None
 
+    def may_be_free(self, answers: int, *, inner: bool) -> bool:
+        """Whether it says little that so many answers cost nothing: one that failed does, or one of reused labels."""
+        return self.price_unknown and (inner or answers < ENOUGH)
+
     def expected(self, highest: float | None) -> float | None:
         """What an answer is expected to cost: the price, or the most expensive one so far (`highest`) if that is more.
 
@@ -57,7 +61,7 @@ class Budget:
         """
         return max((float(cost) for cost in (self.terms.price, highest) if cost is not None), default=None)
 
-    def answers_left(self, bought: Counts, highest: float | None, *, kept: float = 0.0, free: bool = False) -> float:
+    def answers_left(self, bought: Counts, highest: float | None, *, kept: float = 0.0, free: bool) -> float:
         """How many answers the budgets still pay; infinite if there is no limit.
 
         Args:
@@ -119,8 +123,8 @@ def affordable_groups(
     groups: Iterable[Sequence[Question]],
     free: Set[str],
     left: float,
-    *,
     at_once: float = math.inf,
+    *,
     pair_is_one: bool = False,
 ) -> list[Sequence[Question] | None]:
     """Each group of questions if the budgets pay all of its labels, in the order given; else None.

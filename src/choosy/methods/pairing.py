@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, median
 from typing import Literal
 
+from choosy.types import Verdict
+
 PairingRule = Literal["all", "best_worst", "sweet_spot"]
 Threshold = float | Literal["mean", "median"]
 Positions = list[tuple[int, int]]  # of the chosen and the rejected response of each pair
@@ -67,6 +69,18 @@ PAIRINGS: Mapping[PairingRule, Callable[[Sequence[float]], Positions]] = {
 }
 
 
+def verdict_of_scores(first: float, second: float, neutral: float | None = None) -> Verdict:
+    """Which of two scores is the larger; where one of them is `neutral`, which says nothing, the verdict is invalid.
+
+    Example:
+        >>> verdict_of_scores(2.0, 1.0), verdict_of_scores(1.0, 1.0), verdict_of_scores(0.0, -1.0, neutral=0.0)
+        ('first', 'tie', 'invalid')
+    """
+    if neutral is not None and neutral in (first, second):
+        return "invalid"
+    return "tie" if first == second else "first" if first > second else "second"
+
+
 def good_above(rewards: Sequence[float], threshold: Threshold) -> float:
     """The reward above which a single response is good, and below which it is bad.
 
@@ -85,12 +99,14 @@ def good_above(rewards: Sequence[float], threshold: Threshold) -> float:
     return fmean(rewards) if threshold == "mean" else float(median(rewards))
 
 
-def ranked(rewards: Sequence[float | None]) -> list[int]:
+def ranked(rewards: Sequence[float | None], neutral: float | None = None) -> list[int]:
     """Positions of the responses that have a reward, the highest first, equals in their order (PRO's ranking).
+
+    A `neutral` reward, which says nothing, counts as none.
 
     Example:
         >>> ranked([0.5, None, 2.0, 0.5])
         [2, 0, 3]
     """
-    known = [(-reward, i) for i, reward in enumerate(rewards) if reward is not None]
+    known = [(-reward, i) for i, reward in enumerate(rewards) if reward is not None and reward != neutral]
     return [i for _, i in sorted(known)]

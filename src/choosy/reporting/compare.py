@@ -26,6 +26,7 @@ from choosy.reporting.figures import as_amount, as_difference, as_p, as_range, a
 from choosy.reporting.pages import write_page
 from choosy.reporting.sweeps import read_sweep
 
+MOST_SAID = 5  # runs that are left out, on the terminal
 ARM_COLORS = (
     "#6b7280",
     "#2563eb",
@@ -124,7 +125,9 @@ def print_comparison(comparison: Comparison, out: Terminal | None = None) -> Non
         )
     out.print(f"{cost} to the final {comparison.measure} of {comparison.baseline}:", soft_wrap=True)
     out.print(table)
-    out.print("\n".join([*comparison.uneven, comparison.sentence]), soft_wrap=True)
+    left = [f"{name} is left out: {why}" for name, why in comparison.skipped.items()]
+    more = [f"{len(left) - MOST_SAID} more are left out: see compare.html"] if len(left) > MOST_SAID else []
+    out.print("\n".join([*left[:MOST_SAID], *more, *comparison.uneven, comparison.sentence]), soft_wrap=True)
 
 
 def write_comparison(comparison: Comparison, sweep_dir: str | Path) -> Path:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from choosy.reporting.courses import Arm, Course, Versus, in_common, versus
 from choosy.reporting.figures import as_amount, as_difference, as_p, as_range, as_share
 from choosy.reporting.summary import MEASURES, as_spread
-from choosy.reporting.sweeps import warn_of_few_seeds
+from choosy.reporting.sweeps import FEWEST_SEEDS, warn_of_few_seeds
 
 COSTS = ("labels", "seconds", "tokens")
 BY_CHANCE = ("random_pairs", "random", "few_prompts")  # selectors, the first of which is the baseline
@@ -79,11 +79,15 @@ class Comparison:
 
     @property
     def best(self) -> str:
-        """The cheapest of the arms that are shown to pay; if none is, of those that end higher; else of all."""
+        """The cheapest of the arms that are shown to pay; if none is, of those that end higher; else of all.
+
+        Arms with few seeds count only beside no others.
+        """
         _, *others = self.rows(self.headline_cost)
         known = [one for one in others if not math.isnan(one[1].ratio.value)] or others
-        shown = (name for is_so in (self.pays, self.ends_higher) for name, found in known if is_so(found))
-        return next(shown, others[0][0])
+        enough = [one for one in known if one[1].seeds >= FEWEST_SEEDS] or known
+        shown = (name for is_so in (self.pays, self.ends_higher) for name, found in enough if is_so(found))
+        return next(shown, enough[0][0])
 
     def pays(self, found: Versus) -> bool:
         """Whether an arm is shown to need less than the baseline for its final quality."""
@@ -193,8 +197,9 @@ def compared(
     its_own = arms[baseline]
     apart = {name: f"no seed in common with {baseline}" for name, arm in arms.items() if not arm.keys() & its_own}
     for name, arm in arms.items():
-        if other := next((arm[s].judge for s in arm.keys() & its_own if arm[s].judge != its_own[s].judge), None):
-            apart[name] = f"judged by {other}, and {baseline} by {next(iter(its_own.values())).judge}"
+        judges = [(arm[seed].judge, its_own[seed].judge) for seed in sorted(arm.keys() & its_own)]
+        if other := next((pair for pair in judges if pair[0] != pair[1]), None):
+            apart[name] = f"judged by {other[0]}, and {baseline} by {other[1]}"
     others = {name: arm for name, arm in arms.items() if name != baseline and name not in apart}
     beside = {
         name: {cost: versus(arm, its_own, cost, comparisons=len(others)) for cost in costs}

@@ -69,6 +69,7 @@ llama-server -m {file}
 LIBRARY = {"adapter": "peft", "model": "transformers", "merged": "transformers", "gguf": "gguf"}
 RELATION = {"adapter": "adapter", "model": "finetune", "merged": "finetune", "gguf": "quantized"}  # as the hub has it
 WORD = re.compile(rf"""(?:{PACKAGED}|\w+://|[A-Za-z]:(?=[/\\]))?[^\s'"\[\]{{}},:=]+""")
+DIVIDED = re.compile(r"""(?:(?<=^)|(?<=['"]))(?:~?/|[A-Za-z]:[/\\])[^'"\[\]{},]*""")  # from the start or a quote on
 ELSEWHERE = re.compile(r"(?!file:)\w+://[^/]")  # an address with a host; file:///a and sqlite:////a have a path here
 
 
@@ -193,6 +194,8 @@ def without_paths(word: str) -> tuple[str, list[str]]:
     Example:
         >>> without_paths("data.train=[/data/a.jsonl,owner/set:train,./b.csv]")
         ('data.train=[a.jsonl,owner/set:train,b.csv]', ['a.jsonl', 'b.csv'])
+        >>> without_paths("data.train='/home/ann lee/a.jsonl'")
+        ("data.train='a.jsonl'", ['a.jsonl'])
         >>> without_paths("labeler.base_url=http://localhost:8000/v1")
         ('labeler.base_url=http://localhost:8000/v1', [])
         >>> without_paths("labels.ledger=sqlite:////data/x.db")
@@ -202,8 +205,27 @@ def without_paths(word: str) -> tuple[str, list[str]]:
     """
     name, equals, value = word.partition("=") if "=" in word else ("", "", word)
     folders = not equals or name.startswith("model.")  # elsewhere a choice may be called like a folder that is here
-    text, names = by_name(value, folders=folders)
-    return name + equals + text, names
+    text, of_whole = by_last_part(value)
+    text, names = by_name(text, folders=folders)
+    return name + equals + text, of_whole + names
+
+
+def by_last_part(value: str) -> tuple[str, list[str]]:
+    """Return a text with each whole path that a blank or an equals sign divides by its last part, and these parts.
+
+    Example:
+        >>> by_last_part("['/home/ann lee/a.jsonl',/b/c.jsonl]")
+        ("['a.jsonl',/b/c.jsonl]", ['a.jsonl'])
+    """
+    names: list[str] = []
+
+    def named(found: re.Match[str]) -> str:
+        if not re.search(r"[\s=]", found[0]):
+            return found[0]
+        names.append(re.split(r"[/\\]", found[0].rstrip("/\\"))[-1])
+        return names[-1]
+
+    return DIVIDED.sub(named, value), names
 
 
 def by_name(value: str, *, folders: bool) -> tuple[str, list[str]]:

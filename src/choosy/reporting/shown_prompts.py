@@ -58,7 +58,7 @@ class ShownPrompt:
         rewards = [reward for reward in row["rewards"] if reward is not None]
         utilities = [u for u in (*(pair["utility"] for pair in pairs), row["prompt_utility"]) if u is not None]
         if self.reward is None and rewards:
-            self.reward = rewards[0] if self.split == "heldout" else max(rewards)
+            self.reward = row["rewards"][0] if self.split == "heldout" else max(rewards)
         if self.utility is None and utilities:
             self.utility = utilities[0]
         gaps = [gap for pair in pairs if (gap := _gap(row, pair)) is not None]

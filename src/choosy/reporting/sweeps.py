@@ -55,24 +55,35 @@ def read_sweep(
     """
     folder = Path(sweep_dir)
     found: dict[tuple[str, ...], dict[int, Course]] = defaultdict(dict)
+    folder_of: dict[tuple[tuple[str, ...], int], str] = {}
     skipped: dict[str, str] = {}
     for run_dir in run_folders(folder):
-        if not any(run_dir.glob("rounds/round_*.parquet")) or (words := (arm_of or typed)(run_dir)) is None:
+        if not any(run_dir.glob("rounds/round_*.parquet")):
             continue
+        name = str(run_dir.relative_to(folder))
         try:
+            if (words := (arm_of or typed)(run_dir)) is None:
+                continue
             run = read_run(run_dir)
             its, seed = course(run), int(run.latest["seed"])
-            if seed in found[words]:
+            if (other := found[words].get(seed)) and not farther(its, other):
                 raise ValueError(f"another run of its arm has its seed, {seed}")
-            found[words][seed] = its
+            if other:
+                skipped[folder_of[words, seed]] = f"another run of its arm and its seed, {seed}, came farther"
+            found[words][seed], folder_of[words, seed] = its, name
         except (ValueError, OSError) as error:
-            skipped[str(run_dir.relative_to(folder))] = str(error)
+            skipped[name] = str(error)
     arms = named({words: arm for words, arm in found.items() if arm})
     if not arms:
         raise ValueError(
             f"Wanted runs with evaluated rounds below {folder}; found none. First type choosy train -m ..."
         )
     return arms, skipped
+
+
+def farther(one: Course, other: Course) -> bool:
+    """Whether a run came farther than another of its arm and seed, which a kill may have ended early."""
+    return (one.finished, len(one.quality)) > (other.finished, len(other.quality))
 
 
 def words_of(run_dir: Path) -> list[str] | None:

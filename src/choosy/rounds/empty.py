@@ -10,21 +10,21 @@ IN_A_ROW = 3  # rounds with nothing to train on, after which a run stops
 
 
 def refuse_empty(
-    found: str, in_a_row: int, *, is_last: bool, has_trained: bool, is_spent: bool, labels: LabelBuyer
+    found: str, in_a_row: int, *, is_last: bool, has_trained: bool, is_over: bool, labels: LabelBuyer
 ) -> None:
     """Raise a ValueError after several such rounds in a row, and where no round of the run had anything.
 
-    A run that has trained until its budget was spent ends as it should.
+    A run that has trained until nothing more could be labeled ends as it should.
 
     Args:
         found: What is said of the round.
         in_a_row: Rounds with nothing to train on so far.
         is_last: Whether it is the run's last round.
         has_trained: Whether a round before had something.
-        is_spent: Whether the budgets pay nothing more.
+        is_over: Whether nothing more can be labeled: the budgets pay nothing, or all given responses have their labels.
         labels: Where labels are bought.
     """
-    if (in_a_row < IN_A_ROW and not (is_last and not has_trained)) or (has_trained and is_spent):
+    if (in_a_row < IN_A_ROW and not (is_last and not has_trained)) or (has_trained and is_over):
         return
     stops = (
         "The run has trained nothing."
@@ -33,13 +33,15 @@ def refuse_empty(
     )
     again = "" if is_last else "; ckpt_path=last continues with the next round"
     check = "Check the labeler, and that the sampler gives different responses"
-    if is_spent:
+    if is_over and not labels.pays(1):
         unless = "" if labels.budget_money is None else ", or labels.evaluation=none"
         check = f"{labels.limits} pays no further label: type a larger one{unless}"
     raise ValueError(f"{found} {stops} {check}{again}.")
 
 
-def why_empty(judged: Mapping[str, int]) -> str:
+def why_empty(judged: Mapping[str, int], all_labeled: bool = False) -> str:
     """Say why a round has nothing to train on, by its counts of judgements."""
+    if all_labeled:
+        return "every pair that could be labeled has its label from an earlier round."
     ties, invalid = judged["ties"], judged["invalid"]
     return f"every verdict was a tie, invalid, or beyond the label budget ({ties} ties, {invalid} invalid)."

@@ -19,6 +19,7 @@ from choosy.data.table_files import write_table
 from choosy.labeling.buyer import LabelBuyer
 from choosy.methods.length_control import Z95, length_controlled
 from choosy.methods.loss_inputs import Loss, LossInputs, form_of
+from choosy.methods.pairing import verdict_of_scores
 from choosy.parallel.ranks import Ranks, shard
 from choosy.reporting.summary import RunSummary
 from choosy.reporting.sweeps import quality_of
@@ -93,7 +94,8 @@ def evaluate(
     verdicts: list[Verdict | None] = []
     if judge is not None and judge.scores:
         both = judge.score(both, purpose="evaluate")
-        verdicts = [*map(by_reward, both)]
+        verdicts = [by_reward(c, judge.terms.neutral) for c in both]
+        both = [telling(c, judge.terms.neutral) for c in both]
     elif judge is not None:
         verdicts = by_comparison(both, judge)
     outcomes = [verdict and OUTCOME[verdict] for verdict in verdicts] or [None] * len(both)
@@ -117,8 +119,15 @@ def evaluate(
 def by_comparison(both: Sequence[Candidates], judge: LabelBuyer) -> list[Verdict | None]:
     """Compare the first response of each with the second; a seed draws which is shown first, for judges favour one.
 
-    None is a verdict that the budget of money does not pay.
+    Equal texts tie, and no one is asked. None is a verdict that the budget of money does not pay.
     """
+    differ = [c for c in both if c.responses[0].text != c.responses[1].text]
+    said = dict(zip([c.prompt.id for c in differ], of_different(differ, judge), strict=True))
+    return [said.get(c.prompt.id, "tie") for c in both]
+
+
+def of_different(both: Sequence[Candidates], judge: LabelBuyer) -> list[Verdict | None]:
+    """The verdicts on two different responses of each."""
     turned = [seed_of("shown", c.prompt.id) % 2 == 1 for c in both]
     shown = [c.responses[:: -1 if turn else 1] for c, turn in zip(both, turned, strict=True)]
     asked = [(c.prompt, first, second) for c, (first, second) in zip(both, shown, strict=True)]
@@ -126,12 +135,21 @@ def by_comparison(both: Sequence[Candidates], judge: LabelBuyer) -> list[Verdict
     return [MIRRORED[verdict] if turn and verdict else verdict for verdict, turn in zip(said, turned, strict=True)]
 
 
-def by_reward(c: Candidates) -> Verdict | None:
-    """The verdict of two rewards; None if the budget of money does not pay them."""
+def scored(answers: Sequence[Candidates], judge: LabelBuyer) -> list[Candidates]:
+    """The held-out answers with their scores."""
+    return [telling(c, judge.terms.neutral) for c in judge.score(answers, purpose="evaluate")]
+
+
+def telling(c: Candidates, neutral: float | None) -> Candidates:
+    """The candidates without the rewards that say nothing, which are in no mean."""
+    responses = (replace(r, reward=None) if r.reward == neutral else r for r in c.responses)
+    return replace(c, responses=tuple(responses))
+
+
+def by_reward(c: Candidates, neutral: float | None) -> Verdict | None:
+    """The verdict of two rewards, of which one may be neutral; None if the budget of money does not pay them."""
     now, start = (r.reward for r in c.responses)
-    if now is None or start is None:
-        return None
-    return "tie" if now == start else "first" if now > start else "second"
+    return None if now is None or start is None else verdict_of_scores(now, start, neutral)
 
 
 # -- numbers with their uncertainty ----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from choosy.data.pool import with_responses
 from choosy.labeling import statistics
 from choosy.labeling.buyer import LabelBuyer
-from choosy.methods.pairing import PAIRINGS, good_above
+from choosy.methods.pairing import PAIRINGS, good_above, verdict_of_scores
 from choosy.methods.selection import ChosenPair, PairChoice, pair_positions, top_pairs
 from choosy.rounds.choose import excluded_pairs, is_scored
 from choosy.rounds.context import Labels, PairSelector, Round
@@ -48,7 +48,7 @@ def made_of(
 
 def together(responses: int, labels: LabelBuyer, selector: PairSelector | None) -> int:
     """How many answers are bought together: the scores of a pair or of all responses to a prompt, or one verdict."""
-    scores = responses if selector is None else min(2, responses)
+    scores = responses if selector is None or selector.score_all else min(2, responses)
     return scores if labels.scores else 1
 
 
@@ -198,19 +198,22 @@ def winners(at: Round, mine: Sequence[Candidates], choice: PairChoice) -> Counte
 
 def all_scored(at: Round, fresh: Sequence[Candidates], labels: Labels) -> Bought:
     """Buy a score for every response; the seed decides which prompts are scored first."""
-    order = sorted(range(len(fresh)), key=lambda i: seed_of(at.seed, "label", at.number, fresh[i].prompt.id))
+    unscored = [i for i, c in enumerate(fresh) if not is_scored(c)]
+    order = sorted(unscored, key=lambda i: seed_of(at.seed, "label", at.number, fresh[i].prompt.id))
     return scored_prompts(at, fresh, [ChosenPair(i, 0, 0, math.nan) for i in order], labels)
 
 
 def with_thresholds(at: Round, mine: Sequence[Candidates], neutral: float | None) -> list[Candidates]:
-    """Write the reward that parts good lone responses from bad ones; every rank must call this.
+    """Write the reward that parts the round's good lone responses from bad ones; every rank must call this.
 
     A reward that equals it trains nothing, and so does a `neutral` one, which says nothing.
     """
-    alone = at.ranks.gather([c.responses[0].reward for c in mine if len(c.responses) == 1])
+    of_round = [len(c.responses) == 1 and c.round == at.number for c in mine]
+    alone = at.ranks.gather([c.responses[0].reward for c, new in zip(mine, of_round, strict=True) if new])
     threshold = good_above([reward for reward in alone if reward not in (None, neutral)], at.threshold)
     parting = [neutral if c.responses[0].reward == neutral is not None else threshold for c in mine]
-    return [replace(c, threshold=x) if len(c.responses) == 1 else c for c, x in zip(mine, parting, strict=True)]
+    known = zip(mine, of_round, parting, strict=True)
+    return [replace(c, threshold=x) if new else c for c, new, x in known]
 
 
 def scored_prompts(at: Round, fresh: Sequence[Candidates], asked: Sequence[ChosenPair], labels: Labels) -> Bought:
@@ -235,7 +238,9 @@ def with_pairs(c: Candidates, at: Round, labels: Labels, utility: float) -> tupl
     rewards = [r.reward for r in c.responses if r.reward is not None]
     if len(rewards) < max(2, len(c.responses)):
         return c, [None]
-    positions = [(i, j) for i, j in PAIRINGS[at.pairing](rewards) if neutral not in (rewards[i], rewards[j])]
+    telling = [i for i, reward in enumerate(rewards) if reward != neutral]
+    found = PAIRINGS[at.pairing]([rewards[i] for i in telling]) if telling else []
+    positions = [(telling[i], telling[j]) for i, j in found]
     if not positions:
         undecided = tuple(pair_positions(len(rewards)))
         return replace(c, undecided=undecided), ["invalid" if neutral in rewards else "tie"]
@@ -274,8 +279,7 @@ def scored_pairs(at: Round, fresh: Sequence[Candidates], asked: Sequence[ChosenP
         if first is None or second is None:
             judged.append(None)
             continue
-        verdict: Verdict = "tie" if first == second else "first" if first > second else "second"
-        judged.append("invalid" if labels.terms.neutral in (first, second) else verdict)
+        judged.append(verdict_of_scores(first, second, labels.terms.neutral))
         c = with_responses(labeled[a.prompt], dict(zip((a.i, a.j), half.responses, strict=True)))
         labeled[a.prompt] = decided(c, a, judged[-1], labels.labeler.name, at.number)
     return Bought(labeled, judged.count(None), statistics.count(judged, shown=False))

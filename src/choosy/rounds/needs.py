@@ -59,6 +59,11 @@ def check_needs(
             "An editor replaces the chosen response of a pair, which is in several pairs with pairing=all; type "
             "pairing=best_worst, or ~editor instead of what is typed for the editor."
         )
+    if labels.editor is not None and "own" in loss.needs:
+        raise ValueError(
+            f"{name} needs samples of the policy beside each pair, and an edited response is none; type loss=sigmoid, "
+            "or ~editor instead of what is typed for the editor."
+        )
     if "reward" in loss.needs and not (gaps if form_of(loss.needs) == "pair" else labels.scores):
         raise ValueError(
             f"{name} needs the rewards of a prompt's responses, and labeler {labeler} gives none: it only compares. "

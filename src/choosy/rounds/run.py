@@ -164,10 +164,10 @@ class Run:
         moved = self.reference_share > 0 and number > 0
         if moved:
             self.policy.states.refer_to_current(self.reference_share)
+        self.record.begin_round()
         if self.ranks.on_rank_zero(lambda: is_there(round_file(self.rounds_folder, number), self.phases.say)):
             self._adopt(number)
             return
-        self.record.begin_round()
         at = replace(self.at(number), given=sample.given)
         at = replace(at, ahead=self.ahead.finish(at, prompts, responses=sample.responses))
         if moved and len(self.pool) and "reference" in self.loss.needs:
@@ -182,7 +182,7 @@ class Run:
         self.write()
         self._report_items(number)
         least = 1 if sample.given else together(sample.responses, self.labels, self.pair_selector)
-        self._report_empty(number, is_spent=not self.labels.pays(least))
+        self._report_empty(number, is_spent=not self.labels.pays(least), given=bool(sample.given))
 
     def _full(self, prompts: int, responses: int) -> Counter[str]:
         """What a round would take that samples all prompts and labels all responses, or all their pairs."""
@@ -206,7 +206,7 @@ class Run:
     def _items(self, number: int, *, only_round: bool | None = None) -> PoolItems:
         """The items that a round trains on."""
         only = self.training.train_on == "round" if only_round is None else only_round
-        return PoolItems(self.pool, self.loss.needs, round=number, only_round=only)
+        return PoolItems(self.pool, self.loss.needs, round=number, only_round=only, neutral=self.labels.terms.neutral)
 
     def _report_items(self, number: int) -> None:
         """Say of which labels the round's items are made."""
@@ -220,15 +220,19 @@ class Run:
             counts = {"bought": now.spent - spent, "reused": now.reused - reused, "passes": passes}
             self.phases.say(made_of(items, new, form, **counts, scored=scored, given=self.labels.terms.given_only))
 
-    def _report_empty(self, number: int, *, is_spent: bool) -> None:
-        """Say that a round has nothing to train on; stop after several in a row, and where no round had anything."""
+    def _report_empty(self, number: int, *, is_spent: bool, given: bool) -> None:
+        """Say that a round has nothing to train on; stop after several in a row, and where no round had anything.
+
+        With given responses a round may find that all of them are labeled, which is no fault either.
+        """
         self.empty_rounds = 0 if self._items(number) else self.empty_rounds + 1
         if not self.empty_rounds:
             return
         no_item = f"no {form_of(self.loss.needs)} out of {len(self.pool)} prompts"
-        found = f"Round {number + 1} of {self.rounds} made {no_item}: {why_empty(self.record.judged)}"
+        all_labeled = given and not any(self.record.judged.values()) and not is_spent
+        found = f"Round {number + 1} of {self.rounds} made {no_item}: {why_empty(self.record.judged, all_labeled)}"
         so_far = {"is_last": number + 1 == self.rounds, "has_trained": self.record.counts["pairs_trained"] > 0}
-        refuse_empty(found, self.empty_rounds, **so_far, is_spent=is_spent, labels=self.labels)
+        refuse_empty(found, self.empty_rounds, **so_far, is_over=is_spent or all_labeled, labels=self.labels)
         self.phases.say(f"{found} It trains nothing, and the run continues.")
 
     def at(self, number: int) -> Round:

@@ -178,7 +178,7 @@ def check_answer(row: LabelRow) -> None:
         if row["verdict"] is not None or isinstance(row["score"], bool) or not is_number(row["score"]):
             found = row["score"] if row["verdict"] is None else row["verdict"]
             raise ValueError(f"one response needs a score that is a finite number, found {found!r}")
-    elif row["score"] is not None or row["verdict"] not in MIRRORED:
+    elif row["score"] is not None or row["verdict"] not in tuple(MIRRORED):
         found = row["verdict"] if row["score"] is None else row["score"]
         raise ValueError(f"two responses need a verdict, one of {', '.join(MIRRORED)}, found {found!r}")
 

@@ -11,7 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlsplit
 
 from choosy.labeling.human.questions import PairQuestion, Question, ResponseQuestion
@@ -19,6 +19,9 @@ from choosy.labeling.human.sitting import Clicks, Sitting
 from choosy.labeling.protocols import Answer, Purpose, ResponsePair, Terms
 from choosy.terminal import counted, say
 from choosy.types import Prompt, Response, content_id
+
+if TYPE_CHECKING:
+    from choosy.labeling.human.page import Served
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TOKEN = "CHOOSY_LABELING_TOKEN"
@@ -80,7 +83,7 @@ class People:
         self.sitting: Sitting | None = None
         self._purpose: Purpose = "train"
         self._budget_left: int | None = None
-        self._address: str | None = None
+        self._served: Served | None = None
 
     def inform(self, *, purpose: Purpose, budget: int | None, spent: int) -> None:
         """Remember what the labels are for, to show it with the questions."""
@@ -111,20 +114,20 @@ class People:
         tell(f"Labeled {what}, thank you. More may be asked for to replace ties: keep the page open")
 
     def _listen(self) -> str:
-        """Serve the page, once, and return its address."""
-        if self._address is None:
+        """Serve the page, unless it is, and return its address."""
+        if self._served is None or not self._served.is_open:
             from choosy.labeling.human.page import serve  # needs packages that only this labeler needs
 
-            self._address = serve(
+            self._served = serve(
                 self.instruction, self.asks, lambda: self.sitting, token=self.token, host=self.host, port=self.port
             )
             if self.host not in LOOPBACK:
-                port = urlsplit(self._address).port
+                port = urlsplit(self._served.address).port
                 tell(
                     f"The page listens on {self.host}, not only on this machine, and sends texts and its token "
                     f"unencrypted; safer is the default with a tunnel: ssh -L {port}:127.0.0.1:{port} THIS_MACHINE"
                 )
-        return self._address
+        return self._served.address
 
 
 class Human(People):

@@ -9,7 +9,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import CancelledError
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -46,8 +46,36 @@ HEADERS = {
 }
 
 
-def serve(instruction: str, kind: type[Question], sitting: SittingNow, *, token: str, host: str, port: int) -> str:
-    """Serve the page in a thread of this process, and return its address, token included."""
+@dataclass(frozen=True)
+class Served:
+    """A page that is served in a thread of this process.
+
+    Attributes:
+        address: With the token.
+    """
+
+    address: str
+    server: uvicorn.Server
+    thread: threading.Thread
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it still listens."""
+        return self.thread.is_alive() and not self.server.should_exit
+
+    def close(self) -> None:
+        """Stop to listen."""
+        self.server.should_exit = True
+        self.thread.join()
+
+
+SERVED: dict[tuple[str, int], Served] = {}  # by host and port; another labeler's page takes the place of one before
+
+
+def serve(instruction: str, kind: type[Question], sitting: SittingNow, *, token: str, host: str, port: int) -> Served:
+    """Serve the page in a thread of this process, in the place of one that it has served at this port before."""
+    if before := SERVED.pop((host, port), None):
+        before.close()
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family)
@@ -56,12 +84,17 @@ def serve(instruction: str, kind: type[Question], sitting: SittingNow, *, token:
             f"The page for labeling cannot listen on {host} port {port} ({error.strerror}); "
             "type another port, such as labeler.port=0 for any that is free"
         ) from error
-    port = listening.getsockname()[1]
+    wanted, port = port, listening.getsockname()[1]
     app = application(instruction, kind, sitting, token=token, host=host)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
-    threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="labeling page", daemon=True).start()
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="labeling page", daemon=True)
+    thread.start()
     name = socket.gethostname() if host in ("0.0.0.0", "::") else host
-    return f"http://{f'[{name}]' if ':' in name else name}:{port}/?token={quote(token, safe='')}"
+    address = f"http://{f'[{name}]' if ':' in name else name}:{port}/?token={quote(token, safe='')}"
+    served = Served(address, server, thread)
+    if wanted:  # with port 0 each page has a port of its own
+        SERVED[host, wanted] = served
+    return served
 
 
 def application(instruction: str, kind: type[Question], sitting: SittingNow, *, token: str, host: str) -> Starlette:

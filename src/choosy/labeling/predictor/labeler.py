@@ -91,7 +91,7 @@ class Predictor(OuterLabeler):
         self._threshold = math.inf  # the confidence from which the model is sure
         self.knowledge: dict[str, float] = {}
         of_paid = buyer.ledger.labels_of(self.paid.name, fingerprint=self._fingerprint("paid"))
-        self._add(earlier_preferences(of_paid, self.buyers["paid"].run))
+        self._add(earlier_preferences(of_paid, self.buyers["paid"].run, self._inner_terms["paid"].neutral))
         for label in self.earlier_answers():
             assert label.second is not None
             assert label.verdict
@@ -200,10 +200,11 @@ def preferences_in(prompt: str, first: str, second: str, verdict: Verdict) -> li
     return [Preference(prompt, first, second) if verdict == "first" else Preference(prompt, second, first)]
 
 
-def earlier_preferences(labels: Sequence[Label], run: str) -> list[Preference]:
+def earlier_preferences(labels: Sequence[Label], run: str, neutral: float | None = None) -> list[Preference]:
     """Return the preferences in labels, oldest first, from before a run bought its first.
 
-    The scores of one prompt are paired: the best over the worst, the second best over the second worst.
+    The scores of one prompt are paired: the best over the worst, the second best over the second worst. A `neutral`
+    score, which says nothing, is left out.
     """
     runs = [label.run for label in labels]
     earlier = labels[: runs.index(run)] if run in runs else labels
@@ -212,7 +213,7 @@ def earlier_preferences(labels: Sequence[Label], run: str) -> list[Preference]:
     for label in earlier:
         if label.second is not None and label.verdict:
             found += preferences_in(label.prompt, label.first, label.second, label.verdict)
-        elif label.score is not None:
+        elif label.score not in (None, neutral):
             scores[label.prompt][label.first] = label.score
     for prompt, score_of in scores.items():
         texts = sorted(score_of, key=lambda text: (-score_of[text], text))
