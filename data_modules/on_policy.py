@@ -55,6 +55,13 @@ class OnPolicyData(RoundData):
                 "under data.instructions; type sampler.ahead=0, or data.instructions=null."
             )
         super().__post_init__()
+        greedy = self.run.sampler.temperature == 0 or self.run.sampler.top_k == 1
+        if greedy and self.responses > 1 and self.instructions is None:
+            raise ValueError(
+                f"sampler.temperature={self.run.sampler.temperature} sampler.top_k={self.run.sampler.top_k} gives "
+                f"{self.responses} equal responses to a prompt, of which no pair is made; type sampler.temperature=1 "
+                "sampler.top_k=0, and evaluation.sampler.temperature=0 for held-out answers."
+            )
 
     def read_train(self, module: WeightedDPO) -> list[Prompt]:
         self.check_needs(module.loss, [self.responses], source=f"data.responses={self.responses}")

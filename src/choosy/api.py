@@ -327,10 +327,18 @@ def given(name: str, *, shown: str = "") -> Any:
 
 def as_lines(rows: Iterable[Any]) -> str:
     """Return prompts, or rows of data, as JSON lines."""
+    if isinstance(rows, Mapping) or hasattr(rows, "columns") or not isinstance(rows, Iterable):
+        raise ValueError(
+            f"Data of Python are a list of prompts or of dicts, found a {type(rows).__name__}; give "
+            "frame.to_dict('records') of a table, dataset['train'] of several splits, and a file's path as a str."
+        )
     whole = [{"prompt": row} if isinstance(row, str) else row for row in rows]
     if wrong := [row for row in whole if not isinstance(row, Mapping)]:
         raise ValueError(f"A row of the data is {wrong[0]!r:.80}; rows are strings, the prompts, or dicts of columns.")
-    return "".join(f"{json.dumps(dict(row))}\n" for row in whole)
+    try:
+        return "".join(f"{json.dumps(dict(row))}\n" for row in whole)
+    except TypeError as error:
+        raise ValueError(f"A row of the data has a value that JSON has no form for: {error}") from error
 
 
 def write(path: Path, lines: str) -> None:

@@ -49,7 +49,10 @@ def without_replaced(config: DictConfig, typed: Iterable[str]) -> None:
         ValueError: Settings of a callback that is not there were typed.
     """
     words = dict(word.lstrip("+").partition("=")[::2] for word in typed)
-    for name in [name for name, part in config["callbacks"].items() if "_target_" not in part]:
+    no_parts = {name: part for name, part in config["callbacks"].items() if not isinstance(part, DictConfig | None)}
+    for name, part in no_parts.items():
+        raise ValueError(f"callbacks.{name}={part} is no callback; type ~callbacks.{name} to leave it out.")
+    for name in [name for name, part in config["callbacks"].items() if part is not None and "_target_" not in part]:
         if of_it := next((word for word in words if word.startswith(f"callbacks.{name}.")), None):
             there = ", ".join(other for other in config["callbacks"] if other != name)
             raise ValueError(f"This run has no callback {name}: leave out {of_it}. Its callbacks are {there}.")
@@ -174,6 +177,9 @@ def refuse_objective(config: Mapping[str, Any]) -> None:
     """Refuse an unknown objective, and one that nothing will measure."""
     objective = config.get("objective", "win_rate")
     refuse_unknown("objective", objective, ("win_rate", "labels_to_win_rate", "quality"))
+    target = config.get("target_win_rate", 0.8)
+    if isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target < 1:
+        raise ValueError(f"target_win_rate={target} is no share of wins; type a number between 0 and 1, such as 0.8.")
     data, callbacks = config["data"], config.get("callbacks") or {}
     measured = data.get("heldout") and callbacks.get("win_rate")
     if objective == "labels_to_win_rate" and not measured:

@@ -66,6 +66,10 @@ REFUSED = {  # by the parts of a run themselves, which import torch: what the se
         "objective=quality needs"
     ),
     "objective=labels_to_win_rate labels.evaluation=none": "and no held-out answers are judged",
+    "callbacks.win_rate=false": "callbacks.win_rate=False is no callback; type ~callbacks.win_rate to leave it out",
+    "target_win_rate=80": "target_win_rate=80 is no share of wins",
+    "sampler.temperature=0": "gives 4 equal responses to a prompt",
+    "sampler.top_k=1 data.responses=2": "gives 2 equal responses to a prompt",
     "callbacks.win_rate.every=0": "callbacks.win_rate.every=0 never evaluates",
     "selector=spread_oversampled callbacks.spread.count=null": "multiplies the pairs of a round",
     "trainer.devices=0": "trainer.devices wants a number of 1 or more",

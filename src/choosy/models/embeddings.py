@@ -61,8 +61,10 @@ def device_of(policy: Policy | None = None) -> str:
 
 def refuse_embedder(name: str) -> None:
     """Refuse an embedder whose folder or package is not there."""
-    if name != "policy":
-        resolve_model("demo:minilm" if name == "minilm" else name.removeprefix("lm:"), demo="demo:minilm")
+    if name.startswith("lm:"):
+        resolve_model(name.removeprefix("lm:"))
+    elif name != "policy":
+        resolve_model("demo:minilm" if name == "minilm" else name, demo="demo:minilm")
 
 
 @cache
