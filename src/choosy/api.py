@@ -146,7 +146,7 @@ def tune(
                 f"weighting={weighting!r:.80} has no {lacks[0]}, which a weighting has; see CONTRIBUTING.md."
             )
         put(cfg, "weighting", weighting)
-    check(cfg)  # before anything is written
+    check(cfg, typed)  # before anything is written
     replaced = cfg.overwrite or (run_dir / MARK).exists()
     refuse_used_folder(run_dir, resuming=cfg.ckpt_path is not None or replaced)
     try:
@@ -156,7 +156,7 @@ def tune(
             if model is not None and not isinstance(model, str):
                 cfg.model.name = str(save_model(model, run_dir / "given" / "model"))
             if cfg.ckpt_path != "auto" or not is_finished(plain(cfg), run_dir):
-                train(cfg, run_dir)
+                train(cfg, run_dir, typed=typed)
     except Exception as error:
         cause = innermost(error)
         name_arguments(cause, arguments)

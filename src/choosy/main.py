@@ -174,7 +174,7 @@ def report_refusal(typed: Namespace) -> None:
     folders = [own_menu(typed.config_dir)] if typed.config_dir else []
     GlobalHydra.instance().clear()
     try:
-        check(cfg := compose([*folders, *typed.overrides]))
+        check(cfg := compose(words := [*folders, *typed.overrides]), words)
         refuse_early(plain(cfg))
     except (ValueError, OmegaConfBaseException) as error:
         say(f"\nA run refuses this configuration: {explained(error)}", file=sys.stderr)
@@ -237,20 +237,20 @@ def of_sweep() -> str:
     return f"{number} of {len(jobs)}: {' '.join(differ) or ' '.join(words)}"
 
 
-def train(cfg: DictConfig, run_dir: Path, *, callbacks: Sequence[Callback] = ()) -> Trainer:
+def train(cfg: DictConfig, run_dir: Path, *, callbacks: Sequence[Callback] = (), typed: Sequence[str] = ()) -> Trainer:
     """Play all rounds of a run, and return the trainer with the tuned module and the data.
 
-    Further callbacks are called before those of the configuration.
+    Further callbacks are called before those of the configuration; `typed` is as in `check`.
     """
     with holding(run_dir), leaving_no_failed_start(run_dir):
-        return play(cfg, run_dir, callbacks)
+        return play(cfg, run_dir, callbacks, typed)
 
 
-def play(cfg: DictConfig, run_dir: Path, callbacks: Sequence[Callback]) -> Trainer:
+def play(cfg: DictConfig, run_dir: Path, callbacks: Sequence[Callback], typed: Sequence[str]) -> Trainer:
     """Build what the configuration names, and play the run."""
     cfg.run_dir = os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
-    check(cfg)
-    words = typed_words() if HydraConfig.initialized() else []
+    words = typed_words() if HydraConfig.initialized() else typed
+    check(cfg, words)
     begin = start.prepare(plain(cfg), run_dir, typed=[word.lstrip("+").partition("=")[0] for word in words])
     from lightning.pytorch import seed_everything
 
@@ -273,17 +273,17 @@ def built(config: Any) -> Any:
     return instantiate(config, _convert_="all")
 
 
-def check(cfg: DictConfig) -> None:
-    """Refuse a configuration that no run can be built from; it imports no library of training."""
-    without_nulls(cfg)
+def check(cfg: DictConfig, typed: Sequence[str] = ()) -> None:
+    """Refuse what no run can be built from, without a library of training; `typed` = the words, if Hydra has none."""
+    without_nulls(cfg, typed)
     start.check(unresolved(cfg), lambda: plain(cfg), menu())
 
 
-def without_nulls(cfg: DictConfig) -> None:
+def without_nulls(cfg: DictConfig, typed: Sequence[str] = ()) -> None:
     """Take away the callbacks and loggers that were set to null, and what a class that was typed does not take."""
     with open_dict(cfg):
         start.without_nulls(cfg)
-        start.without_replaced(cfg, typed_words() if HydraConfig.initialized() else [])
+        start.without_replaced(cfg, typed_words() if HydraConfig.initialized() else typed)
 
 
 def plain(cfg: DictConfig) -> Any:

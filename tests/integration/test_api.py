@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import choosy
 from callbacks.random import RandomPairs
+from choosy.main import check, compose
 from choosy.methods.losses import SigmoidLoss
 from choosy.methods.weighting import Uniform
 from choosy.sealed import read_json
@@ -172,6 +173,9 @@ def test_a_finished_run_is_read_and_a_longer_one_continued(tune):
         ({"loss": {"betta": 1}}, "There is no option loss.betta. Did you mean loss.beta?"),
         ({"weighting": object()}, "has no normalize, which a weighting has"),
         ({"config_dir": "nowhere"}, "config_dir=nowhere: there is no such folder"),
+        ({"prompts": {"prompt": ["tea"]}}, "Data of Python are a list of prompts or of dicts, found a dict"),
+        ({"heldout": False}, "found a bool; give frame.to_dict"),
+        ({"prompts": [{"prompt": "tea", "when": {1}}]}, "has a value that JSON has no form for: .*set"),
         ({"prompts": []}, r"^prompts has no rows; give a source with at least one\.$"),
         ({"heldout": [{"nothing": 1}]}, r"^heldout, "),
         ({"rewrd": letters}, "choosy.tune has no argument rewrd. Did you mean reward?"),
@@ -185,6 +189,15 @@ def test_what_cannot_run_is_refused_in_a_sentence_and_leaves_no_folder(given, me
     with pytest.raises(ValueError, match=message):
         tune(**given)
     assert not [*tmp_path.glob("runs/*/*")]
+
+
+def test_what_an_experiment_sets_of_another_loss_is_left_out_here_too():
+    words = ["experiment=wpo", "loss=sigmoid"]
+    with pytest.raises(ValueError, match=r"There is no option loss\."):
+        check(compose(words))
+    cfg = compose(words)
+    check(cfg, words)
+    assert cfg.loss.beta == 0.1
 
 
 def test_a_reward_that_fails_costs_a_sentence_and_the_mended_call_runs(tune):
