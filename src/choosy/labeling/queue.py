@@ -27,7 +27,7 @@ class Queue:
     folder: str  # the run's folder
     _: KW_ONLY
     ledger: str  # the ledger's file, for the command that imports the verdicts
-    name: str = "queue"  # of the labels in the ledger; with another labeler's name, its labels are reused
+    name: str = "queue"  # of the labels in the ledger, which runs with a queue of the same name reuse
     terms: ClassVar[Terms] = Terms(at_once=ALL, people=True)  # all pairs of a round go into one file
 
     def compare(self, items: Sequence[tuple[Prompt, Response, Response]]) -> list[Verdict]:

@@ -308,4 +308,5 @@ def compared_pairs(at: Round, fresh: Sequence[Candidates], asked: Sequence[Chose
     for a, turn, verdict in zip(asked, turned, verdicts, strict=True):
         of_pair = MIRRORED[verdict] if turn and verdict else verdict
         labeled[a.prompt] = decided(labeled[a.prompt], a, of_pair, labels.labeler.name, at.number)
-    return Bought(labeled, verdicts.count(None), statistics.count(verdicts, shown=True))
+    turned_again = labels.terms.people  # their page draws the sides for each of them
+    return Bought(labeled, verdicts.count(None), statistics.count(verdicts, shown=not turned_again))
