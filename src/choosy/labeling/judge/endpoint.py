@@ -224,6 +224,8 @@ class Session:
         status = response.status_code
         if 200 <= status < 300:
             return
+        message = " ".join(self._without_key(error_message(content)).split())[:200]
+        message = f" ({message})" if message and status not in MAY_REPEAT_KEY else ""
         if status >= 500 or status in RETRIED:
             after = retry_after(response.headers.get("Retry-After"))
             longest = self._settings.retries.longest_wait
@@ -234,10 +236,8 @@ class Session:
                     tries=self._settings.retries.count + 1,
                 )
             self._limiter.pause(after)
-            raise FailedAttempt(f"status {status}")
+            raise FailedAttempt(f"status {status}{message}")
         check = WHAT_TO_CHECK.get(status, CHECK_REDIRECT if status < 400 else CHECK_REQUEST)
-        message = " ".join(self._without_key(error_message(content)).split())[:200]
-        message = f" ({message})" if message and status not in MAY_REPEAT_KEY else ""
         refusal = Refused if status in OF_ONE_REQUEST else Unanswered
         raise refusal(
             f"{self._endpoint.address} answered the request for model {self._endpoint.model!r} "
