@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # functions import torch and transformers once the words of t
 
 WIDEST = 132  # characters of two columns
 LONGEST = 1024  # tokens of an answer
+ALONE = "each line is continued by itself, for the model has no chat template"
 HELP = """/system TEXT  instruct the model; without TEXT no more
 /undo         take back your last words and the answer
 /clear        begin another conversation
@@ -47,13 +48,15 @@ def chat(words: list[str]) -> None:
     policies = {"start": start, "tuned": policy} if start else {"tuned": policy}
     turns: list[Message] = []
     whom = "the tuned model and the start" if start else "the tuned model"
-    say(f"Type to {whom}; an empty line ends it, /help lists what else there is.")
+    talks = policy.tokens.chat is not None
+    more = "/help lists what else there is" if talks else ALONE
+    say(f"Type to {whom}; an empty line ends it, {more}.")
     with ExitStack() as sampling:
         for one in policies.values():
             sampling.enter_context(one.for_sampling())
         while text := read_line():
             if text.startswith("/"):
-                say(command(text, turns))
+                say(command(text, turns) if talks else f"It is not done: {ALONE}.")
                 continue
             try:
                 said = (in_columns if start else in_lines)(policies, settings, turns, text)

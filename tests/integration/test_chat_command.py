@@ -109,6 +109,14 @@ def test_words_are_taken_back_and_the_model_instructed(talk, asked):
     assert chat.HELP in pieces
 
 
+def test_without_a_chat_template_nothing_is_remembered_and_that_is_said(talk, asked, monkeypatch):
+    monkeypatch.setattr(Tokens, "chat", None)
+    pieces = "".join(talk("One", "/system Be brief.", "Two"))
+    assert asked == [[], []]
+    assert f"an empty line ends it, {chat.ALONE}." in pieces
+    assert f"It is not done: {chat.ALONE}." in pieces
+
+
 def test_a_full_window_is_named_and_the_chat_goes_on(talk, asked):
     pieces = talk("x" * 2000, "Hello!")
     assert "The conversation fills the context window of 1024 tokens; type /undo or /clear." in pieces

@@ -487,9 +487,9 @@ def test_nothing_listens_at_the_address() -> None:
 
 def test_what_an_endpoint_says_is_shown_also_where_it_was_asked_again() -> None:
     """As of a quota that is spent, which has the status of too many requests."""
-    with FaultyJudge(fault=lambda asked: "429", retry_after="0") as server:
-        with pytest.raises(ItemFailed, match=r"gives no answer: status 429 \(slow down\), at the last of"):
-            list(judge(server, retries=quick(1)).compare(items(1)))
+    words = r"gives no answer: status 429 \(slow down\), at the last of"
+    with FaultyJudge(fault=lambda asked: "429", retry_after="0") as server, pytest.raises(ItemFailed, match=words):
+        list(judge(server, retries=quick(1)).compare(items(1)))
 
 
 def test_an_address_that_was_never_reached_is_tried_three_times() -> None:
