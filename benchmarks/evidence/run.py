@@ -213,7 +213,6 @@ def untried(task: Task, arm: str, store: Store) -> list[Job]:
 
 def play_task(task: Task, name: str, made: Path, arms: Sequence[str], seeds: int, store: Store, at_once: int) -> None:
     """Tune the arms of a task, and run each of them with what was best for it."""
-    arms = list(dict.fromkeys([task.baseline, *arms]))
     play_all([job for arm in arms for job in untried(task, arm, store)], name, made, store, at_once)
     settings = {arm: best(task, arm, store) for arm in arms}
     play_all(wanted(task, settings, seeds, store), name, made, store, at_once)
@@ -256,7 +255,7 @@ def main() -> None:
         called = f"{name}{data.tag}"
         kept = RESULTS / "evidence" / f"{called}.jsonl"
         image = (ROOT / "docs" / "images" if data.published else RESULTS / "evidence") / f"evidence_{called}.png"
-        arms = typed.arms.split(",") if typed.arms else list(task.arms)
+        arms = list(dict.fromkeys([task.baseline, *(typed.arms.split(",") if typed.arms else task.arms)]))
         if typed.as_it_stands:
             store = Store(kept)
         else:
