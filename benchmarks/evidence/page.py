@@ -30,7 +30,7 @@ review; a classifier of sentiment (tf-idf, logistic regression) gives the reward
 512 held-out prompts. `few_prompts` trains on all pairs of unequal scores, `best_against_worst` and `spread` on one a
 prompt; `few_prompts_8` is `few_prompts` with eight responses to 16 prompts, for as many labels. The runs were made
 on several machines, each of which trained the policy from the same data for itself, so that the shares of seconds are
-rough; learning rate and beta were chosen on one of them.""",
+rough; learning rate and beta were chosen on one of them. The picture leaves out arms with less than ten seeds.""",
     "film_two": """\
 The task film with two responses to each prompt instead of four.""",
     "film_eight": """\

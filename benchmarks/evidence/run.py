@@ -39,6 +39,7 @@ from choosy.reporting.courses import Course, Versus
 HERE = Path(__file__).parent
 RUNS = HERE / "cache" / "runs"
 TUNED = (101, 102)  # seeds on which the learning rate and the beta of an arm are chosen
+MANY = 10  # arms, beyond which a picture leaves out those with few seeds
 FEWEST = 3  # seeds of an arm that is compared, unless fewer are typed
 Settings = Mapping[str, Sequence[str]]  # what is typed for each arm's learning rate and beta
 LOADED = multiprocessing.get_context("forkserver")  # a process from which runs are forked, with what they import
@@ -175,6 +176,13 @@ def finished(task: Task, settings: Settings, seeds: int, store: Store) -> dict[s
     return {arm: runs for arm, runs in arms.items() if arm not in few}
 
 
+def drawn(arms: Mapping[str, Mapping[int, Course]], baseline: str) -> dict[str, Mapping[int, Course]]:
+    """The arms of a picture: of many only those with at least half as many runs as any beside the baseline."""
+    most = max(len(runs) for arm, runs in arms.items() if arm != baseline)
+    fewest = most / 2 if len(arms) > MANY else 0
+    return {arm: runs for arm, runs in arms.items() if arm == baseline or len(runs) >= fewest}
+
+
 def evidence(task: Task, settings: Settings, name: str, seeds: int, store: Store, image: Path) -> dict[str, Any]:
     """Compare the arms with the baseline, as far as they were run, and draw them."""
     arms = finished(task, settings, seeds, store)
@@ -184,7 +192,7 @@ def evidence(task: Task, settings: Settings, name: str, seeds: int, store: Store
             "which begin alike; leave out --as-it-stands and --arms"
         )
     found = compared(arms, task.baseline)
-    image.write_bytes(draw(found))
+    image.write_bytes(draw(compared(drawn(arms, task.baseline), task.baseline)))
     return {
         "baseline": task.baseline,
         "seeds": min(map(len, arms.values())),
