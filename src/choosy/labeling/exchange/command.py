@@ -135,7 +135,7 @@ def stats_table(title: str, by: tuple[str, str], labels: Sequence[LabelRow]) -> 
         compared, decided = len(group) - said[None], said["first"] + said["second"]
         undecided = [f"{said[verdict]:,}" if compared else "–" for verdict in ("tie", "invalid")]
         shown = f"{said['first'] / decided:.0%}" if decided else "–"
-        people = len({name for row in group for name in row["annotator"].split(", ")} - {""})
+        people = len({name for row in group for name in (row["annotator"] or "").split(", ")} - {""})
         money = sum(row["cost"] for row in group)
         what = what[:8]  # enough of a fingerprint, and all of a purpose
         table.add_row(who, what, f"{len(group):,}", *undecided, shown, f"{people:,}", f"{money:,.4f}")
