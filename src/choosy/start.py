@@ -178,8 +178,8 @@ def refuse_objective(config: Mapping[str, Any]) -> None:
     objective = config.get("objective", "win_rate")
     refuse_unknown("objective", objective, ("win_rate", "labels_to_win_rate", "quality"))
     target = config.get("target_win_rate", 0.8)
-    if isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target < 1:
-        raise ValueError(f"target_win_rate={target} is no share of wins; type a number between 0 and 1, such as 0.8.")
+    if isinstance(target, bool) or not isinstance(target, int | float) or not 0 <= target <= 1:
+        raise ValueError(f"target_win_rate={target} is no share of wins; type a number from 0 to 1, such as 0.8.")
     data, callbacks = config["data"], config.get("callbacks") or {}
     measured = data.get("heldout") and callbacks.get("win_rate")
     if objective == "labels_to_win_rate" and not measured:

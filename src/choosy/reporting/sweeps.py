@@ -58,12 +58,10 @@ def read_sweep(
     folder_of: dict[tuple[tuple[str, ...], int], str] = {}
     skipped: dict[str, str] = {}
     for run_dir in run_folders(folder):
-        if not any(run_dir.glob("rounds/round_*.parquet")):
+        if not any(run_dir.glob("rounds/round_*.parquet")) or (words := (arm_of or typed)(run_dir)) is None:
             continue
         name = str(run_dir.relative_to(folder))
         try:
-            if (words := (arm_of or typed)(run_dir)) is None:
-                continue
             run = read_run(run_dir)
             its, seed = course(run), int(run.latest["seed"])
             if (other := found[words].get(seed)) and not farther(its, other):
