@@ -23,7 +23,7 @@ from choosy.reporting.compare import (
 from choosy.reporting.comparison import compared
 from choosy.reporting.courses import Arm, Course
 from choosy.reporting.summary import RunSummary
-from choosy.reporting.sweeps import kl_of, named, quality_of
+from choosy.reporting.sweeps import farther, kl_of, named, quality_of
 
 
 def arm(slope: float, *, seconds: float = 100.0, seeds: int = 8, measure: str = "reward") -> Arm:
@@ -195,6 +195,14 @@ def test_few_seeds_say_how_many_more_would_tell() -> None:
     two = compared({name: {0: runs[0], 1: runs[1]} for name, runs in arms.items()}).sentence
     assert two.startswith("With 2 seeds of each arm nothing can be said: type seed=0,1,")
     assert "interval" not in two
+
+
+def test_of_two_runs_of_a_seed_the_finished_or_the_longer_one_counts() -> None:
+    (whole,) = arm(0.01, seeds=1).values()
+    cut = replace(whole, quality=whole.quality[:2], finished=False)
+    assert farther(whole, cut)
+    assert not farther(cut, whole)
+    assert not farther(whole, whole), "the first one stays"
 
 
 def test_an_arm_with_one_seed_does_not_hide_those_with_enough() -> None:

@@ -18,7 +18,7 @@ from choosy.labeling.relevance import Relevance
 from choosy.models import locate
 from choosy.models.adapters import Lora
 from choosy.models.compute import Compute
-from choosy.models.embeddings import embed, embed_with_prompts, policy_embeddings
+from choosy.models.embeddings import embed, embed_with_prompts, policy_embeddings, refuse_embedder
 from choosy.models.policy import Policy
 from choosy.rounds.learned_reward import LearnedReward
 from choosy.types import Candidates, Prompt, Response
@@ -116,6 +116,13 @@ def test_language_model_embeddings_are_means_of_the_last_layer_over_the_text(tin
         expected_D = model(**ids).last_hidden_state[0].mean(0)
         torch.testing.assert_close(embed_D, expected_D, rtol=1e-4, atol=1e-5)
     assert embed([Response("")], f"lm:{tiny_policy_dir}", None).isfinite().all()
+
+
+def test_the_demos_policy_is_a_language_model_that_embeds():
+    """As experiment=real without a model of one's own."""
+    refuse_embedder("lm:demo:smollm2")
+    with pytest.raises(ValueError, match="the demo's name in this place is demo:minilm"):
+        refuse_embedder("demo:smollm2")
 
 
 def test_an_embedder_that_is_not_installed_is_refused_before_anything_is_sampled(monkeypatch):
