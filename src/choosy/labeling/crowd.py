@@ -96,9 +96,9 @@ class Crowd(OuterLabeler):
         log.info("%s: %s", self.name, weights_line(self.records))
 
     def _refuse_copies(self) -> None:
-        """Refuse two labelers that the ledger cannot tell apart: the votes of one would be copies of the other's."""
+        """Refuse two members that the ledger cannot tell apart: the votes of one would be copies of the other's."""
         known: dict[tuple[str, object], str] = {}
-        for name, one in self._inner.items():
+        for name, one in self.members.items():
             first = known.setdefault((one.name, self._inner_terms[name].fingerprint), name)
             if first != name:
                 raise ValueError(
