@@ -48,7 +48,7 @@ from choosy.models.logprobs import (
 from choosy.models.optimizers import mark_vocabulary
 from choosy.models.rows import Group, cut, deduplicated, packed
 from choosy.models.saving import write_policy
-from choosy.models.states import States, can_merge, merged, swapped_in, trainable, unadapted
+from choosy.models.states import States, can_merge, computing_in, merged, swapped_in, trainable, unadapted
 from choosy.models.tokens import Tokens
 from choosy.parallel.ranks import current_ranks
 from choosy.parallel.sharding import gathered, is_sharded, lockstep, shard_weights
@@ -266,17 +266,10 @@ class Policy(nn.Module):
         """Compute in fp32 within the block, with the same weights, of which copies in fp32 are kept meanwhile."""
         if is_sharded(self) and self.compute_dtype != torch.float32:
             raise ValueError("Sharded weights (trainer=fsdp) have one precision; set model.dtype=float32.")
-        dtype = self.compute_dtype
         coarse = [p for p in self.parameters() if p.is_floating_point() and p.dtype != torch.float32]
-        casting: list[Any] = [m for m in self.modules() if getattr(m, "compute_dtype", None) == dtype]  # 4 bits too
-        with swapped_in([(p, p.data.float()) for p in coarse]):
-            for module in casting:
-                module.compute_dtype = torch.float32
-            try:
-                yield
-            finally:
-                for module in casting:
-                    module.compute_dtype = dtype
+        casting = [m for m in self.modules() if getattr(m, "compute_dtype", None) == self.compute_dtype]  # 4 bits too
+        with swapped_in([(p, p.data.float()) for p in coarse]), computing_in(casting, torch.float32):
+            yield
 
     @cached_property
     def shares_prompts(self) -> bool:
@@ -385,8 +378,7 @@ class Policy(nn.Module):
                     found = zip(sum_by_response(logp_T, chosen).tolist(), of_tokens, strict=True)
                     for n, group in zip(batch, chosen, strict=True):
                         scored[n] = [*islice(found, len(group.response_ids))]
-                    touched = [group_of[n] for n in batch]
-                    left.subtract(touched)
+                    left.subtract(touched := [group_of[n] for n in batch])
                     tick(sum(left[g] == 0 for g in set(touched)))
                 in_order = (one for of in scored for one in of)
                 yield [[*islice(in_order, len(group.response_ids))] for group in groups]

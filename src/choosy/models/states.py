@@ -109,6 +109,19 @@ def on_rank_0(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
+def computing_in(modules: Sequence[Any], dtype: torch.dtype) -> Iterator[None]:
+    """Let modules that keep the precision of their products as `compute_dtype` have another one within the block."""
+    before = [module.compute_dtype for module in modules]
+    for module in modules:
+        module.compute_dtype = dtype
+    try:
+        yield
+    finally:
+        for module, own in zip(modules, before, strict=True):
+            module.compute_dtype = own
+
+
+@contextmanager
 def swapped_in(weights: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
     """Let parameters point to other tensors within the block."""
     before = [(p, p.data) for p, _ in weights]

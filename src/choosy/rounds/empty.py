@@ -10,7 +10,14 @@ IN_A_ROW = 3  # rounds with nothing to train on, after which a run stops
 
 
 def refuse_empty(
-    found: str, in_a_row: int, *, is_last: bool, has_trained: bool, is_over: bool, labels: LabelBuyer
+    found: str,
+    in_a_row: int,
+    *,
+    is_last: bool,
+    has_trained: bool,
+    is_spent: bool,
+    all_labeled: bool,
+    labels: LabelBuyer,
 ) -> None:
     """Raise a ValueError after several such rounds in a row, and where no round of the run had anything.
 
@@ -21,10 +28,11 @@ def refuse_empty(
         in_a_row: Rounds with nothing to train on so far.
         is_last: Whether it is the run's last round.
         has_trained: Whether a round before had something.
-        is_over: Whether nothing more can be labeled: the budgets pay nothing, or all given responses have their labels.
+        is_spent: Whether the budgets pay nothing more.
+        all_labeled: Whether all given responses have their labels.
         labels: Where labels are bought.
     """
-    if (in_a_row < IN_A_ROW and not (is_last and not has_trained)) or (has_trained and is_over):
+    if (in_a_row < IN_A_ROW and not (is_last and not has_trained)) or (has_trained and (is_spent or all_labeled)):
         return
     stops = (
         "The run has trained nothing."
@@ -33,7 +41,7 @@ def refuse_empty(
     )
     again = "" if is_last else "; ckpt_path=last continues with the next round"
     check = "Check the labeler, and that the sampler gives different responses"
-    if is_over and not labels.pays(1):
+    if is_spent:
         unless = "" if labels.budget_money is None else ", or labels.evaluation=none"
         check = f"{labels.limits} pays no further label: type a larger one{unless}"
     raise ValueError(f"{found} {stops} {check}{again}.")

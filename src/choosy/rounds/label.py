@@ -308,5 +308,5 @@ def compared_pairs(at: Round, fresh: Sequence[Candidates], asked: Sequence[Chose
     for a, turn, verdict in zip(asked, turned, verdicts, strict=True):
         of_pair = MIRRORED[verdict] if turn and verdict else verdict
         labeled[a.prompt] = decided(labeled[a.prompt], a, of_pair, labels.labeler.name, at.number)
-    turned_again = labels.terms.people  # their page draws the sides for each of them
-    return Bought(labeled, verdicts.count(None), statistics.count(verdicts, shown=not turned_again))
+    in_order = not labels.terms.people  # the page for people draws the order anew
+    return Bought(labeled, verdicts.count(None), statistics.count(verdicts, shown=in_order))

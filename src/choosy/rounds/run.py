@@ -232,7 +232,7 @@ class Run:
         all_labeled = given and not any(self.record.judged.values()) and not is_spent
         found = f"Round {number + 1} of {self.rounds} made {no_item}: {why_empty(self.record.judged, all_labeled)}"
         so_far = {"is_last": number + 1 == self.rounds, "has_trained": self.record.counts["pairs_trained"] > 0}
-        refuse_empty(found, self.empty_rounds, **so_far, is_over=is_spent or all_labeled, labels=self.labels)
+        refuse_empty(found, self.empty_rounds, **so_far, is_spent=is_spent, all_labeled=all_labeled, labels=self.labels)
         self.phases.say(f"{found} It trains nothing, and the run continues.")
 
     def at(self, number: int) -> Round:
